@@ -1,0 +1,17 @@
+"""Records from files, packed batches, and the order in which a model sees them."""
+
+from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection
+from pretune.data.read import Records, read
+from pretune.data.sample import batches_by_length, epoch_batches
+
+__all__ = [
+    "Feature",
+    "FeatureSet",
+    "Layout",
+    "PackedBatch",
+    "Records",
+    "Selection",
+    "batches_by_length",
+    "epoch_batches",
+    "read",
+]

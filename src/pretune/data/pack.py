@@ -1,0 +1,281 @@
+"""`PackedBatch`: sequences laid end to end, so that nothing is ever computed for a pad token.
+
+Instead of a `[B, L]` matrix filled up with padding, a batch is one line of `T` tokens and the places
+where each sequence begins (`cu_seqlens`, the convention of FlashAttention's varlen kernels):
+
+    tokens      [CLS] a b [SEP] [CLS] c [SEP]
+    positions     0   1 2   3     0   1   2
+    cu_seqlens    0               4           7
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sequences of a packed batch begin and end.
+
+    Attributes:
+        lengths: tokens of each sequence, on the host, so that planning never waits for a GPU.
+        cu_seqlens: `[B + 1]` int32, on the batch's device: `cu_seqlens[i]` is where sequence i begins.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    # Plans derived from the lengths (see models/attention.py) are kept as long as the layout is:
+    # every layer of a model asks for the same one.
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
+        """The layout of sequences of these lengths."""
+        ends = np.cumsum([0, *lengths], dtype=np.int32)
+        return cls(tuple(int(n) for n in lengths), torch.from_numpy(ends).to(device))
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest sequence, in tokens."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def total(self) -> int:
+        """T, the number of tokens."""
+        return sum(self.lengths)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each sequence begins, on the host."""
+        return tuple(int(n) for n in np.cumsum([0, *self.lengths[:-1]])) if self.lengths else ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of the tokens of a packed batch: those whose last hidden state somebody reads.
+
+    Attributes:
+        rows: `[R]` int64: which rows of the batch, in ascending order.
+        layout: how many of them belong to each sequence.
+    """
+
+    rows: Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Several sequences without padding. Everything that trains or predicts takes one.
+
+    Attributes:
+        tokens: `[T]` int64 token ids.
+        layout: where the sequences begin and end.
+        positions: `[T]` int64, counted from 0 in each sequence.
+        segments: `[T]` int64 segment ids (BERT's token types), or None.
+        targets: named tensors, `[B]` (one value a sequence) or `[T]` (one a token).
+        index: `[B]` int64 on the host: which feature each sequence is, since packing sorts by length.
+    """
+
+    tokens: Tensor
+    layout: Layout
+    positions: Tensor
+    segments: Tensor | None = None
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """`[B + 1]` int32: where each sequence begins, and at the end T."""
+        return self.layout.cu_seqlens
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.layout.max_seqlen
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return len(self.layout.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.layout.total
+
+    @cached_property
+    def first(self) -> Selection:
+        """The first token of each sequence (`[CLS]`)."""
+        ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
+        return Selection(self.cu_seqlens[:-1].long(), ones)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device; copies overlap with work on CUDA."""
+        device = torch.device(device)
+        if self.tokens.device == device:
+            return self
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            tokens=move(self.tokens),
+            layout=Layout(self.layout.lengths, move(self.layout.cu_seqlens)),
+            positions=move(self.positions),
+            segments=None if self.segments is None else move(self.segments),
+            targets={name: move(value) for name, value in self.targets.items()},
+        )
+
+    @classmethod
+    def of(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        segments: Sequence[Sequence[int]] | None = None,
+        targets: Mapping[str, Sequence[Any]] | None = None,
+    ) -> PackedBatch:
+        """Pack token ids as they come, without sorting: for tests, notebooks and single requests."""
+        features = [
+            Feature(
+                tokens=ids,
+                segments=None if segments is None else segments[i],
+                targets={name: values[i] for name, values in (targets or {}).items()},
+                record=i,
+            )
+            for i, ids in enumerate(sequences)
+        ]
+        return FeatureSet.of(features).batch(np.arange(len(features)), sort=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One sequence as a model reads it, with what it should learn from it.
+
+    Attributes:
+        tokens: token ids.
+        segments: segment id of each token, or None.
+        targets: named values: a number (one for the sequence) or a list as long as `tokens`.
+        record: which record (0-based) this came from; long records may give several features.
+        truncated: whether text was cut to make it fit.
+    """
+
+    tokens: Sequence[int]
+    segments: Sequence[int] | None = None
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    record: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Many features in a handful of flat arrays: 4 bytes a token, no Python object per feature.
+
+    Attributes:
+        tokens: all token ids, end to end, int32.
+        starts: `[N + 1]` int64: where each feature begins.
+        segments: one byte a token, or None.
+        targets: by name: `[N]`, or as long as `tokens`.
+        records: `[N]`: the record each feature came from.
+        truncated: how many features had text cut.
+    """
+
+    tokens: Array
+    starts: Array
+    segments: Array | None
+    targets: dict[str, Array]
+    records: Array
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def lengths(self) -> Array:
+        """`[N]` int64: tokens of each feature."""
+        return np.diff(self.starts)
+
+    @classmethod
+    def of(cls, features: Iterable[Feature]) -> FeatureSet:
+        """Gather features. All must agree on which targets they have and whether they have segments.
+
+        Raises:
+            ValueError: they do not agree, or a per-token target has another length than its tokens.
+        """
+        tokens: list[Array] = []
+        segments: list[Array] = []
+        columns: dict[str, list[Array]] = {}
+        records: list[int] = []
+        truncated = 0
+        for feature in features:
+            ids = np.asarray(feature.tokens, dtype=np.int32)
+            tokens.append(ids)
+            if feature.segments is not None:
+                segments.append(np.asarray(feature.segments, dtype=np.uint8))
+            for name, value in feature.targets.items():
+                column = np.atleast_1d(np.asarray(value))
+                if np.ndim(value) and len(column) != len(ids):
+                    raise ValueError(f"target '{name}': {len(column)} values for {len(ids)} tokens")
+                columns.setdefault(name, []).append(column)
+            records.append(feature.record)
+            truncated += feature.truncated
+        uneven = [name for name, column in columns.items() if len(column) != len(records)]
+        if uneven or len(segments) not in (0, len(records)):
+            raise ValueError(f"only some features have {', '.join(uneven) or 'segments'}")
+        return cls(
+            tokens=_join(tokens, np.int32),
+            starts=np.cumsum([0, *(len(ids) for ids in tokens)], dtype=np.int64),
+            segments=_join(segments, np.uint8) if segments else None,
+            targets={name: np.concatenate(column) for name, column in columns.items()},
+            records=np.asarray(records, dtype=np.int64),
+            truncated=truncated,
+        )
+
+    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
+        """Pack some features, shortest first (neighbours of like length make attention cheap).
+
+        Args:
+            which: `[B]` indices of features.
+            sort: keep the given order if False.
+        """
+        lengths = self.lengths[which]
+        if sort:
+            ascending = np.argsort(lengths, kind="stable")
+            which, lengths = which[ascending], lengths[ascending]
+        layout = Layout.of(lengths.tolist())
+        positions = _ranges(np.zeros_like(lengths), lengths)
+        rows = _ranges(self.starts[:-1][which], lengths)
+        targets = {
+            name: torch.from_numpy(column[which if len(column) == len(self) else rows])
+            for name, column in self.targets.items()
+        }
+        segments = None
+        if self.segments is not None:
+            segments = torch.from_numpy(self.segments[rows].astype(np.int64))
+        return PackedBatch(
+            tokens=torch.from_numpy(self.tokens[rows].astype(np.int64)),
+            layout=layout,
+            positions=torch.from_numpy(positions),
+            segments=segments,
+            targets=targets,
+            index=torch.from_numpy(np.asarray(which, dtype=np.int64)),
+        )
+
+
+def _join(arrays: list[Array], dtype: Any) -> Array:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+
+
+def _ranges(starts: Array, lengths: Array) -> Array:
+    """`[start, start + 1, ..., start + length - 1]` of each pair, end to end."""
+    offsets = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - offsets, lengths)

@@ -1,0 +1,338 @@
+"""Records from files and from the Hugging Face Hub; every error names the file, line and column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pretune.errors import DataError, did_you_mean
+
+Record = dict[str, Any]
+
+#: A text longer than this is an error: it is nearly always a mistake (a file in place of a text, a
+#: lost line break), and would be cut to a few hundred tokens anyway. `data.max_chars` changes it.
+MAX_CHARS = 100_000
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows with a memory of where they came from.
+
+    Attributes:
+        rows: one dict a record.
+        origin: the file or the Hub dataset.
+        lines: for each row its line in the file (1-based), or None where rows have no lines.
+        columns: the names of all columns.
+        categories: for columns that the source itself declares as categories, their names by number.
+    """
+
+    rows: Sequence[Record]
+    origin: str
+    lines: Sequence[int] | None = None
+    columns: tuple[str, ...] = ()
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, row: int, column: str | None = None) -> str:
+        """A place to name in an error: `train.tsv, line 7, column 'label'`."""
+        place = f"line {self.lines[row]}" if self.lines is not None else f"row {row + 1}"
+        return f"{self.origin}, {place}" + (f", column '{column}'" if column else "")
+
+    def head(self, count: int | None) -> Records:
+        """The first `count` records, or all."""
+        if count is None or count >= len(self.rows):
+            return self
+        lines = None if self.lines is None else self.lines[:count]
+        return replace(self, rows=self.rows[:count], lines=lines)
+
+    def mapped(self, mapping: Mapping[str, str], needed: Sequence[str]) -> Records:
+        """Rename columns to the names a task knows them by.
+
+        Args:
+            mapping: task's name -> this source's name; columns not named keep theirs.
+            needed: the names that must be there afterwards.
+
+        Raises:
+            DataError: one is not; names the columns there are and how to map one.
+        """
+        for name in needed:
+            wanted = mapping.get(name, name)
+            if wanted not in self.columns:
+                raise DataError(
+                    f"{self.origin}: no column '{wanted}'"
+                    + (f" (for '{name}')" if wanted != name else "")
+                    + f"; it has {', '.join(repr(c) for c in self.columns)}",
+                    f"{did_you_mean(wanted, self.columns)} "
+                    f"Say which one it is with data.columns.{name}=COLUMN",
+                )
+        renames = {theirs: ours for ours, theirs in mapping.items() if theirs in self.columns}
+        if all(theirs == ours for theirs, ours in renames.items()):
+            return self
+        # A column that already bears a name that another is now given must make way.
+        taken = set(renames.values())
+        rows = [
+            {
+                renames.get(key, key): value
+                for key, value in row.items()
+                if key in renames or key not in taken
+            }
+            for row in self.rows
+        ]
+        kept = [c for c in self.columns if c in renames or c not in taken]
+        categories = {renames.get(c, c): names for c, names in self.categories.items()}
+        columns = tuple(renames.get(c, c) for c in kept)
+        return replace(self, rows=rows, columns=columns, categories=categories)
+
+    def text(self, row: int, column: str, max_chars: int = MAX_CHARS) -> str:
+        """The text in a column; numbers are written out.
+
+        Raises:
+            DataError: it is missing, null, a list or an object, or over `max_chars` characters.
+        """
+        value = self.rows[row].get(column)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            kind = "nothing" if value is None else f"a {type(value).__name__}"
+            raise DataError(
+                f"{self.where(row, column)}: expected a text, found {kind}",
+                "Give every record a text there, or remove the record.",
+            )
+        text = value if isinstance(value, str) else str(value)
+        if len(text) > max_chars:
+            raise DataError(
+                f"{self.where(row, column)}: a text of {len(text):,} characters "
+                f"(the limit is {max_chars:,})",
+                "Split the text, or allow it with data.max_chars=N if that is what you mean.",
+            )
+        return text
+
+
+def read(source: str | Path, *, encoding: str = "utf-8", quoting: str = "auto") -> Records:
+    """Read records.
+
+    Args:
+        source: a local `.jsonl`/`.json`, `.csv`, `.tsv` or `.parquet` file, or a dataset on the
+            Hugging Face Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+        encoding: of a text file, e.g. `gb18030`.
+        quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
+            is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
+            datasets do it.
+
+    Raises:
+        DataError: missing, empty, broken or unknown, with the line where there is one.
+    """
+    path = Path(source)
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_file():
+        if reader is None:
+            raise DataError(
+                f"{path}: cannot tell the format from the name",
+                f"Name it with one of {', '.join(_READERS)}.",
+            )
+        records = reader(path, encoding, quoting)
+    elif (match := _HUB.fullmatch(str(source))) and reader is None and not path.exists():
+        records = _read_hub(**match.groupdict())
+    else:
+        raise DataError(_missing(path), "Check the path; relative paths start at the current folder.")
+    if not records.rows:
+        raise DataError(f"{records.origin}: no records in it", "Give a file with at least one record.")
+    return records
+
+
+def _missing(path: Path) -> str:
+    if path.is_dir():
+        return f"{path}: is a folder, expected a file"
+    siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    suggestion = f" {did_you_mean(path.name, siblings)}" if siblings and len(siblings) < 50 else ""
+    return f"{path}: no such file.{suggestion}"
+
+
+def decode(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: not in that encoding; names the line, and the encoding it looks like.
+    """
+    raw = path.read_bytes()
+    if raw.startswith(b"\xef\xbb\xbf") and encoding.lower().replace("-", "") == "utf8":
+        raw = raw[3:]
+    try:
+        return raw.decode(encoding)
+    except LookupError:
+        raise DataError(f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16.") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: not valid {encoding.upper()} (byte 0x{raw[error.start]:02x})",
+            _encoding_hint(raw),
+        ) from None
+
+
+def _encoding_hint(raw: bytes) -> str:
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "It looks like UTF-16: set data.encoding=utf-16"
+    try:
+        text = raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return "Repair that line, or set data.encoding to what the file is in."
+    if any("\u4e00" <= character <= "\u9fff" for character in text):
+        return "It may be Chinese text in GB18030: set data.encoding=gb18030"
+    return "Repair that line, or set data.encoding to what the file is in (such as latin-1)."
+
+
+def _read_jsonl(path: Path, encoding: str, quoting: str) -> Records:
+    text = decode(path, encoding)
+    if text.lstrip().startswith("["):
+        return _read_json_array(path, text)
+    rows: list[Record] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: not valid JSON ({error})",
+                'Each line is one object, such as {"text": "...", "label": "..."}.',
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number}: expected an object, found {type(row).__name__}",
+                'Each line is one object, such as {"text": "...", "label": "..."}.',
+            )
+        rows.append(row)
+        lines.append(number)
+    return Records(rows, str(path), lines, _all_columns(rows))
+
+
+def _read_json_array(path: Path, text: str) -> Records:
+    try:
+        rows = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})", "Repair it at that place.") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, row {number}: expected an object, found {type(row).__name__}",
+                'Each element is one object, such as {"text": "...", "label": "..."}.',
+            )
+    return Records(rows, str(path), None, _all_columns(rows))
+
+
+def _all_columns(rows: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key for row in rows for key in row))
+
+
+def _read_csv(path: Path, encoding: str, quoting: str) -> Records:
+    return _read_table(path, encoding, ",", quoted=quoting != "none")
+
+
+def _read_tsv(path: Path, encoding: str, quoting: str) -> Records:
+    return _read_table(path, encoding, "\t", quoted=quoting == "standard")
+
+
+def _read_table(path: Path, encoding: str, delimiter: str, *, quoted: bool) -> Records:
+    text = decode(path, encoding)
+    header: list[str] = []
+    rows: list[Record] = []
+    lines: list[int] = []
+    for number, fields in _fields(path, text, delimiter, quoted=quoted):
+        if not header:
+            header = [name.strip() for name in fields]
+            if len(set(header)) < len(header) or "" in header:
+                raise DataError(
+                    f"{path}, line {number}: the header has empty or repeated names: {header}",
+                    "The first line must name every column once.",
+                )
+            continue
+        if len(fields) != len(header):
+            raise DataError(
+                f"{path}, line {number}: {len(fields)} fields, but the header names {len(header)} "
+                f"({', '.join(header)})",
+                f"Repair the line, or change how quotes are read: data.quoting="
+                f"{'none' if quoted else 'standard'}",
+            )
+        rows.append(dict(zip(header, fields, strict=True)))
+        lines.append(number)
+    return Records(rows, str(path), lines, tuple(header))
+
+
+def _fields(
+    path: Path, text: str, delimiter: str, *, quoted: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of each line that is not blank."""
+    if not quoted:
+        for number, line in enumerate(text.split("\n"), start=1):
+            line = line.removesuffix("\r")
+            if line:
+                yield number, line.split(delimiter)
+        return
+    # The limit is one for the whole process and guards other programs against memory; texts over
+    # our own limit are reported later, with their line and column.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    number = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {number}: {error}",
+            "A double quote inside a quoted field is written twice; if quotes mean nothing in this "
+            "file, set data.quoting=none",
+        ) from None
+
+
+def _read_parquet(path: Path, encoding: str, quoting: str) -> Records:
+    import pyarrow.parquet as parquet
+    from pyarrow.lib import ArrowException
+
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read ({error})", "Write it again.") from None
+    return Records(table.to_pylist(), str(path), None, tuple(table.column_names))
+
+
+_READERS: dict[str, Callable[[Path, str, str], Records]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+
+_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.+-]+))??(?::(?P<split>[\w.+\[\]%-]+))")
+
+
+def _read_hub(name: str, config: str | None, split: str) -> Records:
+    """Load a split from the Hub through `datasets` (cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`)."""
+    import datasets
+
+    origin = ":".join(part for part in (name, config, split) if part)
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the library raises its own, requests', and plain ValueErrors
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{origin}: could not be loaded from the Hugging Face Hub ({type(error).__name__}: {reason})",
+            "If the Hub cannot be reached, use a local file instead: data.train=FILE "
+            "data.validation=FILE; HF_ENDPOINT names a mirror.",
+        ) from error
+    categories = {
+        column: feature.names
+        for column, feature in table.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return Records(table.to_list(), origin, None, tuple(table.column_names), categories)

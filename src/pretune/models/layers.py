@@ -1,0 +1,166 @@
+"""The parts every Transformer here is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretune.data import Layout, Selection
+from pretune.models import ops
+from pretune.models.attention import attention, attention_maps
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+#: Activation functions by the names `config.json` files use.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # x * Phi(x), exact (erf): BERT
+    "gelu_new": _gelu_tanh,  # the tanh approximation: GPT-2
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a backbone gives back, under the names transformers uses.
+
+    Attributes:
+        last_hidden_state: `[T, hidden]`, or `[R, hidden]` where only some rows were asked for.
+        pooler_output: `[B, hidden]`, for models with a pooler.
+        hidden_states: 1 + L tensors `[T, hidden]`: the embeddings, then each layer's output.
+        attentions: for each of the L layers, for each sequence, the map `[H, length, length]`.
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[list[Tensor], ...] | None = None
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` for `[rows, in]`, through the fastest matrix product this machine has."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
+        """`[rows, in]` to `[rows, out]`."""
+        return ops.linear(input, self.weight, self.bias)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` with a mask that is cheap to draw on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Dropout's own name
+        """Same shape out."""
+        return ops.dropout(input, self.p, self.training)
+
+
+def sinusoidal_positions(count: int, hidden_size: int) -> Tensor:
+    """`[count, hidden]` fixed position vectors (Vaswani et al. 2017, section 3.5).
+
+    PE(pos, 2i) = sin(pos / 10000^(2i / hidden)), PE(pos, 2i + 1) = cos(the same).
+    """
+    rate = torch.exp(torch.arange(0, hidden_size, 2) * (-math.log(10000.0) / hidden_size))
+    angle = torch.arange(count)[:, None] * rate
+    table = torch.zeros(count, hidden_size)
+    table[:, 0::2] = angle.sin()
+    table[:, 1::2] = angle.cos()[:, : hidden_size // 2]
+    return table
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2).
+
+    Query, key and value share one matrix `[3 * hidden, hidden]`, in that order: one product
+    instead of three.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.output = Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, x: Tensor, layout: Layout, *, select: Selection | None = None, causal: bool = False
+    ) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`, or `[R, hidden]`: only the selected queries."""
+        dropout = self.dropout if self.training else 0.0
+        if select is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+            mixed = attention(q, k, v, layout, layout, causal=causal, dropout_p=dropout)
+        else:
+            size = x.shape[1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q,) = self._heads(ops.linear(x[select.rows], weight[:size], bias[:size]), 1)
+            k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
+            mixed = attention(q, k, v, select.layout, layout, causal=causal, dropout_p=dropout)
+        projected: Tensor = self.output(mixed.reshape(len(mixed), -1))
+        return projected
+
+    def maps(self, x: Tensor, layout: Layout, *, causal: bool = False) -> list[Tensor]:
+        """The attention weights of each sequence, `[H, length, length]`, without dropout."""
+        q, k, _ = self._heads(self.qkv(x), 3)
+        return attention_maps(q, k, layout, layout, causal=causal)
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """`[T, parts * hidden]` to `parts` tensors `[T, H, D]`."""
+        return projected.view(len(projected), parts, self.num_heads, -1).unbind(1)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between (Vaswani et al. 2017, equation 2)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.up = Linear(hidden_size, intermediate_size)
+        self.down = Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`."""
+        down: Tensor = self.down(self.activation(self.up(x)))
+        return down
+
+
+class PostNormLayer(nn.Module):
+    """One encoder layer as the original Transformer and BERT have it: LayerNorm after each sum.
+
+        x = LayerNorm(x + Dropout(SelfAttention(x)))
+        x = LayerNorm(x + Dropout(FeedForward(x)))
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        activation: str,
+        *,
+        dropout: float,
+        attention_dropout: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, layout: Layout, *, select: Selection | None = None) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone."""
+        attended = self.dropout(self.attention(x, layout, select=select))
+        x = self.attention_norm((x if select is None else x[select.rows]) + attended)
+        normed: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return normed

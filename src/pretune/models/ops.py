@@ -1,0 +1,159 @@
+"""`linear` and `dropout` as this machine does them fastest; the numbers are the textbook's.
+
+On CUDA both are PyTorch's own. On a CPU two things are worth doing by hand:
+
+- PyTorch sends float32 matrix products to MKL, which on processors that are not Intel's takes an
+  AVX2 path; oneDNN, which PyTorch ships too, uses AVX-512 there and is about twice as fast.
+- `torch.nn.functional.dropout` draws one random number an element. Four 16-bit comparisons fit in
+  one 64-bit draw.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Rows are rounded up to a multiple of this inside a model on the oneDNN path: oneDNN compiles a
+#: kernel for each shape it meets (about 10 ms for a layer), and packed batches rarely repeat T.
+ROW_TILE = 64
+
+
+@lru_cache(maxsize=1)
+def uses_onednn() -> bool:
+    """Whether float32 products on this CPU go to oneDNN (`PRETUNE_MATMUL=onednn|mkl` decides)."""
+    available = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    choice = os.environ.get("PRETUNE_MATMUL", "auto")
+    if choice in ("onednn", "mkl"):
+        return available and choice == "onednn"
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return available and x86 and not _is_intel()
+
+
+def _is_intel() -> bool:
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        described = platform.processor()
+    return "GenuineIntel" in described
+
+
+def padded_rows(rows: int, device: torch.device) -> int:
+    """How many rows a model should carry for `rows` tokens (see `ROW_TILE`); small ones as they are."""
+    if device.type != "cpu" or not uses_onednn() or rows < 4 * ROW_TILE:
+        return rows
+    return -(-rows // ROW_TILE) * ROW_TILE
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`.
+
+    Args:
+        x: `[rows, in]`.
+        weight: `[out, in]`.
+        bias: `[out]`.
+    """
+    plain = (
+        x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or x.dim() != 2
+        or len(x) == 0
+        or not uses_onednn()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    )
+    if plain:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        product: Tensor = _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return product
+    return _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _product(grad, weight.t())
+        if ctx.needs_input_grad[1]:
+            # Both give grad.T @ x; the kernel is faster with the smaller side first.
+            if grad.shape[1] <= x.shape[1]:
+                grad_weight = _product(grad.t(), x.t())
+            else:
+                grad_weight = _product(x.t(), grad.t()).t()
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_x, grad_weight, grad_bias
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero each element with probability `p` and divide the rest by `1 - p`.
+
+    On a CPU the probability is rounded to 1/65536 and the scale is that of the rounded one, so the
+    expectation is exact. All randomness comes from torch's CPU generator, one draw a call.
+
+    Raises:
+        ValueError: `p` is not in [0, 1).
+    """
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout probability must be in [0, 1), not {p}")
+    if not training or p == 0.0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p, training=True)
+    dropped: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        keep, scale = keep_mask(x.numel(), p)
+        ctx.save_for_backward(keep.view(x.shape))
+        ctx.scale = scale
+        return torch.mul(x, keep.view(x.shape)).mul_(scale)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return torch.mul(grad, keep).mul_(ctx.scale), None
+
+
+def keep_mask(count: int, p: float) -> tuple[Tensor, float]:
+    """`[count]` uint8 ones where an element stays, and what to multiply those with."""
+    dropped = round(p * 65536)
+    seed = int(torch.randint(2**63 - 1, (1,)))
+    generator = np.random.Generator(np.random.SFC64(seed))
+    words = generator.integers(0, 2**64 - 1, size=-(-count // 4), dtype=np.uint64, endpoint=True)
+    halves = torch.from_numpy(words.view(np.int16))[:count]
+    # As a signed 16-bit number is uniform on [-32768, 32767], `dropped` of 65536 values are below.
+    # One byte, not bool: multiplying by a byte is vectorized, by a bool it is not.
+    keep = (halves >= dropped - 32768).view(torch.uint8)
+    return keep, 65536 / (65536 - dropped)

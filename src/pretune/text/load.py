@@ -1,0 +1,135 @@
+"""Loading tokenizers: a Hugging Face folder, a `tokenizer.json`, or a bare WordPiece `vocab.txt`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+
+from pretune.errors import CheckpointError
+from pretune.text.tokenizer import SPECIAL_NAMES, Tokenizer
+
+BERT_SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+
+
+def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+        source: a folder with `tokenizer.json` or `vocab.txt`, or one of those two files.
+        lowercase: for a bare `vocab.txt` only: whether the model is uncased. Default: what
+            `tokenizer_config.json` beside it says (`do_lower_case`); without one, uncased unless
+            the vocabulary itself has words with capital letters.
+
+    Raises:
+        CheckpointError: nothing there that could be read as a tokenizer.
+    """
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    settings = _read_json(folder / "tokenizer_config.json")
+    if path.is_file():
+        if path.suffix == ".json":
+            return _from_json(path, settings)
+        return _from_vocabulary(path, settings, lowercase)
+    if (path / "tokenizer.json").is_file():
+        return _from_json(path / "tokenizer.json", settings)
+    if (path / "vocab.txt").is_file():
+        return _from_vocabulary(path / "vocab.txt", settings, lowercase)
+    raise CheckpointError(
+        f"{path}: no tokenizer here",
+        "Expected tokenizer.json (Hugging Face layout) or vocab.txt (WordPiece) in that folder.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
+    return value
+
+
+def _special_tokens(folder: Path, settings: dict[str, Any], engine: RustTokenizer) -> dict[str, str]:
+    """The special tokens by name: as the files say, else BERT's where the vocabulary has them."""
+    said = {**_read_json(folder / "special_tokens_map.json"), **settings}
+    special = {}
+    for name in SPECIAL_NAMES:
+        token = said.get(name, BERT_SPECIAL[name])
+        if isinstance(token, dict):  # the long form: {"content": "[CLS]", "lstrip": false, ...}
+            token = token.get("content")
+        if isinstance(token, str) and engine.token_to_id(token) is not None:
+            special[name] = token
+    return special
+
+
+def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    try:
+        engine = RustTokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises a bare Exception
+        raise CheckpointError(
+            f"{path}: not a tokenizer.json that can be read ({error})",
+            "Copy the file again, or remove it if a vocab.txt stands beside it.",
+        ) from None
+    return Tokenizer(engine, _special_tokens(path.parent, settings, engine), settings)
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 ({error.reason})", "Copy the file again.") from None
+    if lines and lines[-1] == "":
+        lines.pop()
+    vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocabulary]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a BERT vocabulary: no line {' or '.join(missing)}",
+            "A WordPiece vocab.txt has one token a line, with [PAD], [UNK], [CLS], [SEP], [MASK] among them.",
+        )
+    return vocabulary
+
+
+def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
+    vocabulary = _read_vocabulary(path)
+    if lowercase is None:
+        lowercase = settings.get("do_lower_case")
+    if lowercase is None:
+        words = (token for token in vocabulary if not token.startswith("["))
+        lowercase = not any(token != token.lower() for token in words)
+    # max_input_chars_per_word as in Google's tokenization.py (WordpieceTokenizer: 200 there, but
+    # 100 in every published tokenizer.json and in transformers, which is what models are used with).
+    engine = RustTokenizer(
+        WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106
+    )
+    engine.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=lowercase,
+    )
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    engine.decoder = decoders.WordPiece(prefix="##")
+    engine.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    special = _special_tokens(path.parent, settings, engine)
+    engine.add_special_tokens(list(special.values()))
+    settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer", **settings}
+    return Tokenizer(engine, special, settings)

@@ -1,0 +1,122 @@
+"""`Tokenizer`: the Rust `tokenizers` engine with the few things a model needs to know about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding
+from tokenizers import Tokenizer as RustTokenizer
+
+SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One encoded text or pair.
+
+    Attributes:
+        ids: token ids, special tokens included.
+        segments: 0 for the first text and its special tokens, 1 for the second (BERT's
+            `token_type_ids`); as long as `ids`.
+        offsets: for each token the (start, end) characters of its own text; (0, 0) for special tokens.
+        truncated: whether tokens were cut to fit the maximum length.
+    """
+
+    ids: list[int]
+    segments: list[int]
+    offsets: list[tuple[int, int]]
+    truncated: bool
+
+
+@dataclass(slots=True)
+class Tokenizer:
+    """A tokenizer with its special tokens and the settings it was published with.
+
+    Attributes:
+        engine: the Rust tokenizer; never pads or truncates by itself.
+        special: the special tokens by their Hugging Face names, e.g. `{"cls_token": "[CLS]"}`.
+        settings: what `tokenizer_config.json` said; written back by `save`.
+    """
+
+    engine: RustTokenizer
+    special: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A published tokenizer.json often carries the padding and truncation of its demo
+        # (MiniLM's pads everything to 128). Those are decisions of a task, not of a vocabulary.
+        self.engine.no_padding()
+        self.engine.no_truncation()
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id: the number of embedding rows this tokenizer needs."""
+        return max(self.engine.get_vocab(with_added_tokens=True).values()) + 1
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token by its Hugging Face name (`cls_token`), if it has one."""
+        token = self.special.get(name)
+        return None if token is None else self.engine.token_to_id(token)
+
+    def encode(
+        self,
+        first: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> list[Encoded]:
+        """Encode texts, or pairs of texts, in parallel.
+
+        BERT layout: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]` with segments 0 and 1.
+
+        Args:
+            first: the texts.
+            second: where given, the second text of each pair; as many as `first`.
+            max_length: the most tokens of a result, special tokens included. What is over it is
+                cut token by token from the longer of the two texts ("longest first").
+
+        Raises:
+            ValueError: `second` is not as long as `first`.
+        """
+        if max_length is None:
+            self.engine.no_truncation()
+        else:
+            self.engine.enable_truncation(max_length, strategy="longest_first")
+        try:
+            if second is None:
+                encodings = self.engine.encode_batch(list(first))
+            else:
+                encodings = self.engine.encode_batch(list(zip(first, second, strict=True)))
+        finally:
+            self.engine.no_truncation()
+        return [_encoded(encoding) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids, as the tokenizer's decoder joins them."""
+        text: str = self.engine.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary entries of token ids, e.g. `["[CLS]", "un", "##aff", "##able", "[SEP]"]`."""
+        return [self.engine.id_to_token(index) or f"<{index}>" for index in ids]
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout."""
+        self.engine.save(str(folder / "tokenizer.json"))
+        settings = {**self.settings, **self.special}
+        settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _encoded(encoding: Encoding) -> Encoded:
+    return Encoded(
+        ids=encoding.ids,
+        segments=encoding.type_ids,
+        offsets=encoding.offsets,
+        truncated=bool(encoding.overflowing),
+    )
