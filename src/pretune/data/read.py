@@ -30,6 +30,7 @@ class Records:
         lines: for each row its line in the file (1-based), or None where rows have no lines.
         columns: the names of all columns.
         categories: for columns that the source itself declares as categories, their names by number.
+        max_chars: the longest text that is not taken for a mistake.
     """
 
     rows: Sequence[Record]
@@ -37,6 +38,7 @@ class Records:
     lines: Sequence[int] | None = None
     columns: tuple[str, ...] = ()
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    max_chars: int = MAX_CHARS
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,7 +93,7 @@ class Records:
         columns = tuple(renames.get(c, c) for c in kept)
         return replace(self, rows=rows, columns=columns, categories=categories)
 
-    def text(self, row: int, column: str, max_chars: int = MAX_CHARS) -> str:
+    def text(self, row: int, column: str) -> str:
         """The text in a column; numbers are written out.
 
         Raises:
@@ -105,10 +107,10 @@ class Records:
                 "Give every record a text there, or remove the record.",
             )
         text = value if isinstance(value, str) else str(value)
-        if len(text) > max_chars:
+        if len(text) > self.max_chars:
             raise DataError(
                 f"{self.where(row, column)}: a text of {len(text):,} characters "
-                f"(the limit is {max_chars:,})",
+                f"(the limit is {self.max_chars:,})",
                 "Split the text, or allow it with data.max_chars=N if that is what you mean.",
             )
         return text

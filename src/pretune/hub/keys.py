@@ -45,6 +45,10 @@ class Family:
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
+    def head_names(self, head: str) -> tuple[str, ...]:
+        """Our parameter names of a head."""
+        return tuple(expand(self.heads[head].rules, 1))
+
     @property
     def config_class(self) -> type[BertConfig]:
         """The configuration class of the backbone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def load_into(
     family: Family,
     head: str,
     initialise: Callable[[nn.Module, nn.Module], None],
+    *,
+    fresh: AbstractSet[str] = frozenset(),
 ) -> tuple[nn.Module, LoadReport]:
     """Build a model and fill it from `model.safetensors` (or the shards its index names).
 
@@ -86,6 +89,7 @@ def load_into(
         family: gives the names.
         head: which of the family's heads the model has.
         initialise: `(model, part)`: gives fresh weights to a part that the file lacks.
+        fresh: our names to initialise even if the file has them.
 
     Raises:
         CheckpointError: missing or damaged file, a tensor of another shape, part of the backbone
@@ -97,7 +101,7 @@ def load_into(
     layers = model.get_submodule("backbone.layers" if head != "backbone" else "layers")
     table = name_table(family, head, len(list(layers.children())))
     weights.use_prefix(family.prefix, wanted=head != "backbone")
-    plan, missing = _match(model, weights, table)
+    plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, family, head, folder)
     state = {ours: weights.tensor(theirs) for ours, theirs in plan.items()}
     model.load_state_dict(state, strict=False, assign=True)

@@ -1,0 +1,45 @@
+"""What a model can be trained to do: one file a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretune.errors import RecipeError, did_you_mean
+from pretune.tasks.base import (
+    Loss,
+    Metrics,
+    Prediction,
+    Task,
+    TaskOptions,
+    featurize,
+)
+from pretune.tasks.classify import ClassPrediction, Classify, ClassifyOptions
+
+#: Every task by the name recipes know it by.
+TASKS: dict[str, type[Task[Any, Any]]] = {task.name: task for task in (Classify,)}
+
+
+def task_class(name: str) -> type[Task[Any, Any]]:
+    """The task of that name.
+
+    Raises:
+        RecipeError: there is none; names the nearest.
+    """
+    if name not in TASKS:
+        raise RecipeError(f"no task is called '{name}'", did_you_mean(str(name), TASKS))
+    return TASKS[name]
+
+
+__all__ = [
+    "TASKS",
+    "ClassPrediction",
+    "Classify",
+    "ClassifyOptions",
+    "Loss",
+    "Metrics",
+    "Prediction",
+    "Task",
+    "TaskOptions",
+    "featurize",
+    "task_class",
+]

@@ -1,0 +1,267 @@
+"""Classification of single texts and of pairs, into two or more classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from pretune.data import Feature, PackedBatch, Records
+from pretune.errors import DataError, did_you_mean
+from pretune.models import BertModel, SequenceClassifier
+from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
+from pretune.text import Tokenizer
+
+
+class ClassifyOptions(TaskOptions):
+    """Options of `classify`."""
+
+    name: Literal["classify"] = Field("classify", description="One label for a text or a pair.")
+    pair: bool = Field(
+        False,
+        description="Two texts a record (columns sentence1, sentence2) instead of one (text).",
+    )
+    labels: dict[str, str] | list[str] | None = Field(
+        None,
+        description="The labels in order, or a map from what the data says to what to show "
+        "(0: negative). Default: those found in the training data, sorted.",
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Before the last layer. Default: the model's own."
+    )
+
+
+@dataclass(frozen=True)
+class ClassPrediction(Prediction):
+    """The answer of a classifier.
+
+    Attributes:
+        label: the most probable one.
+        score: its probability.
+        scores: the probability of every label, in the model's order.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class Classify(Task[ClassifyOptions, ClassPrediction]):
+    """See `ClassifyOptions`; the head is `SequenceClassifier`."""
+
+    name: ClassVar[str] = "classify"
+    options_type: ClassVar[type[TaskOptions]] = ClassifyOptions
+    head: ClassVar[str] = "sequence_classification"
+    best_by: ClassVar[str] = "accuracy"
+
+    def __init__(self, options: ClassifyOptions, labels: Iterable[str] = ()) -> None:
+        super().__init__(options)
+        self.labels = list(labels)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """`text`, or `sentence1` and `sentence2`."""
+        if self.options.pair:
+            return {"sentence1": "the first text", "sentence2": "the second text"}
+        return {"text": "the text"}
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """`label`."""
+        return {"label": "its label"}
+
+    def fit(self, records: Records) -> None:
+        """Find the labels: those of the options, else the source's own, else all that occur.
+
+        Raises:
+            DataError: fewer than two, or one not among those of the options.
+        """
+        given = self.options.labels
+        declared = records.categories.get("label")
+        if given is not None:
+            shown = list(given.values()) if isinstance(given, dict) else list(given)
+            self.labels = list(dict.fromkeys(shown))
+        elif declared is not None:
+            self.labels = list(declared)
+        else:
+            found = {self._raw_label(records, row) for row in range(len(records))}
+            self.labels = sorted(found, key=_numbers_first)
+        if len(self.labels) < 2:
+            raise DataError(
+                f"{records.origin}, column 'label': only one label, {self.labels[0]!r}",
+                "A classifier needs at least two; is it the right column? (data.columns.label=...)",
+            )
+        if len(self.labels) > 0.5 * len(records) and len(self.labels) > 20:
+            raise DataError(
+                f"{records.origin}, column 'label': {len(self.labels)} different labels in "
+                f"{len(records)} records",
+                "That looks like a column of texts: data.columns.label=COLUMN says which to use.",
+            )
+
+    def _raw_label(self, records: Records, row: int) -> str:
+        """The label of a record as text; the name where the source numbers its categories."""
+        value = records.rows[row].get("label")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None or value == "" or isinstance(value, float | list | dict):
+            raise DataError(
+                f"{records.where(row, 'label')}: no label there ({value!r})",
+                "Give every record a label, or remove the record.",
+            )
+        names = records.categories.get("label")
+        if names is not None and isinstance(value, int) and 0 <= value < len(names):
+            return str(names[value])
+        return str(value)
+
+    def _label_id(self, records: Records, row: int, ids: Mapping[str, int]) -> int:
+        raw = self._raw_label(records, row)
+        given = self.options.labels
+        shown = given.get(raw, raw) if isinstance(given, dict) else raw
+        if shown not in ids:
+            raise DataError(
+                f"{records.where(row, 'label')}: unknown label '{raw}'",
+                f"{did_you_mean(raw, self.labels)} The model knows: {', '.join(self.labels)}. "
+                "Repair the data, or train with data that has it.",
+            )
+        return ids[shown]
+
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature]:
+        """One feature a record: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+        columns = list(self.inputs)
+        texts = [[records.text(row, column) for row in rows] for column in columns]
+        encoded = tokenizer.encode(
+            texts[0],
+            texts[1] if self.options.pair else None,
+            max_length=self.options.max_length,
+        )
+        ids = {label: i for i, label in enumerate(self.labels)}
+        for row, one in zip(rows, encoded, strict=True):
+            label = {"label": self._label_id(records, row, ids)} if with_targets else {}
+            yield Feature(one.ids, one.segments, label, row, one.truncated)
+
+    def build(self, backbone: BertModel) -> nn.Module:
+        """Dropout and a linear map on the pooled output."""
+        return SequenceClassifier(backbone, len(self.labels), self.options.dropout)
+
+    def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
+        """Cross-entropy, counted in sequences."""
+        labels = batch.targets["label"]
+        total = F.cross_entropy(outputs.float(), labels, reduction="sum")
+        return Loss(total, len(labels))
+
+    def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ClassPrediction]:
+        """Softmax over the labels."""
+        answers = []
+        for row in outputs.float().softmax(-1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            scores = dict(zip(self.labels, row, strict=True))
+            answers.append(ClassPrediction(self.labels[best], row[best], scores))
+        return answers
+
+    def metrics(self) -> ClassificationMetrics:
+        """Accuracy, F1, Matthews correlation."""
+        return ClassificationMetrics(self.labels)
+
+    def config_entries(self) -> dict[str, Any]:
+        """`id2label`, `label2id`, `problem_type`."""
+        return {
+            "id2label": {str(i): label for i, label in enumerate(self.labels)},
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": self.labels}
+
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """With the labels of an earlier training."""
+        return type(self)(self.options, [str(label) for label in state["labels"]])
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """A transformers `...ForSequenceClassification`, with the labels of its `id2label`."""
+        architectures = config.get("architectures") or [""]
+        if not str(architectures[0]).endswith("ForSequenceClassification"):
+            return None
+        names = config.get("id2label") or {}
+        count = len(names) or int(config.get("num_labels", 2))
+        labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
+        length = min(512, int(config.get("max_position_embeddings", 512)))
+        return cls(ClassifyOptions(max_length=length), labels)
+
+
+def _numbers_first(label: str) -> tuple[int, float, str]:
+    """Sort 2 before 10, and numbers before words."""
+    try:
+        return (0, float(label), label)
+    except ValueError:
+        return (1, 0.0, label)
+
+
+class ClassificationMetrics:
+    """Everything follows from the confusion matrix: memory is the square of the number of labels."""
+
+    def __init__(self, labels: list[str]) -> None:
+        self.labels = labels
+        self.confusion: NDArray[np.int64] = np.zeros((len(labels), len(labels)), dtype=np.int64)
+
+    def update(self, outputs: Tensor, batch: PackedBatch) -> None:
+        """Count one batch of logits `[B, labels]`; rows of the matrix are the truth."""
+        guess = outputs.argmax(-1)
+        pairs = batch.targets["label"] * len(self.labels) + guess
+        counts = torch.bincount(pairs, minlength=self.confusion.size)
+        self.confusion += counts.cpu().numpy().reshape(self.confusion.shape)
+
+    def _per_class(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Precision, recall and F1 of each class; 0 where undefined, as scikit-learn has it."""
+        right = np.diag(self.confusion).astype(float)
+        precision = right / np.maximum(self.confusion.sum(0), 1)
+        recall = right / np.maximum(self.confusion.sum(1), 1)
+        f1 = 2 * right / np.maximum(self.confusion.sum(0) + self.confusion.sum(1), 1)
+        return precision, recall, f1
+
+    def result(self) -> dict[str, float]:
+        """Accuracy; F1 (of class 1 where there are two, as GLUE has it, else the macro average);
+        Matthews correlation (Gorodkin's for several classes)."""
+        total = int(self.confusion.sum())
+        f1 = self._per_class()[2]
+        seen = self.confusion.sum(0) + self.confusion.sum(1) > 0
+        return {
+            "accuracy": float(np.trace(self.confusion)) / max(total, 1),
+            "f1": float(f1[1] if len(f1) == 2 else f1[seen].mean() if seen.any() else 0.0),
+            "mcc": self._matthews(),
+        }
+
+    def _matthews(self) -> float:
+        matrix = self.confusion.astype(float)
+        truth, guess, total = matrix.sum(1), matrix.sum(0), matrix.sum()
+        above = np.trace(matrix) * total - truth @ guess
+        below = np.sqrt((total**2 - guess @ guess) * (total**2 - truth @ truth))
+        return float(above / below) if below > 0 else 0.0
+
+    def details(self) -> dict[str, Any]:
+        """The confusion matrix and the figures of each class."""
+        precision, recall, f1 = self._per_class()
+        return {
+            "labels": self.labels,
+            "confusion": self.confusion.tolist(),
+            "per_class": {
+                label: {
+                    "precision": float(precision[i]),
+                    "recall": float(recall[i]),
+                    "f1": float(f1[i]),
+                    "support": int(self.confusion[i].sum()),
+                }
+                for i, label in enumerate(self.labels)
+            },
+        }
