@@ -1,10 +1,12 @@
 """Records from files, packed batches, and the order in which a model sees them."""
 
 from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection
-from pretune.data.read import Records, read
-from pretune.data.sample import batches_by_length, epoch_batches
+from pretune.data.read import MAX_CHARS, TABLE_SUFFIXES, Records, read
+from pretune.data.sample import batches_by_length, epoch_batches, epoch_order
 
 __all__ = [
+    "MAX_CHARS",
+    "TABLE_SUFFIXES",
     "Feature",
     "FeatureSet",
     "Layout",
@@ -13,5 +15,6 @@ __all__ = [
     "Selection",
     "batches_by_length",
     "epoch_batches",
+    "epoch_order",
     "read",
 ]

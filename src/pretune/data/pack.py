@@ -1,7 +1,7 @@
 """`PackedBatch`: sequences laid end to end, so that nothing is ever computed for a pad token.
 
-Instead of a `[B, L]` matrix filled up with padding, a batch is one line of `T` tokens and the places
-where each sequence begins (`cu_seqlens`, the convention of FlashAttention's varlen kernels):
+Instead of a `[B, L]` matrix filled up with padding, a batch is one line of `T` tokens and the
+places where each sequence begins (`cu_seqlens`, the convention of FlashAttention's varlen kernels):
 
     tokens      [CLS] a b [SEP] [CLS] c [SEP]
     positions     0   1 2   3     0   1   2
@@ -29,7 +29,7 @@ class Layout:
 
     Attributes:
         lengths: tokens of each sequence, on the host, so that planning never waits for a GPU.
-        cu_seqlens: `[B + 1]` int32, on the batch's device: `cu_seqlens[i]` is where sequence i begins.
+        cu_seqlens: `[B + 1]` int32, on the batch's device: where sequence i begins, and then T.
     """
 
     lengths: tuple[int, ...]
@@ -83,7 +83,7 @@ class PackedBatch:
         positions: `[T]` int64, counted from 0 in each sequence.
         segments: `[T]` int64 segment ids (BERT's token types), or None.
         targets: named tensors, `[B]` (one value a sequence) or `[T]` (one a token).
-        index: `[B]` int64 on the host: which feature each sequence is, since packing sorts by length.
+        index: `[B]` int64 on the host: which feature each sequence is, as packing sorts by length.
     """
 
     tokens: Tensor
@@ -144,7 +144,7 @@ class PackedBatch:
         segments: Sequence[Sequence[int]] | None = None,
         targets: Mapping[str, Sequence[Any]] | None = None,
     ) -> PackedBatch:
-        """Pack token ids as they come, without sorting: for tests, notebooks and single requests."""
+        """Pack token ids as they come, unsorted: for tests, notebooks and single requests."""
         features = [
             Feature(
                 tokens=ids,
@@ -206,7 +206,7 @@ class FeatureSet:
 
     @classmethod
     def of(cls, features: Iterable[Feature]) -> FeatureSet:
-        """Gather features. All must agree on which targets they have and whether they have segments.
+        """Gather features. All must agree on which targets they have, and whether on segments.
 
         Raises:
             ValueError: they do not agree, or a per-token target has another length than its tokens.
@@ -214,6 +214,7 @@ class FeatureSet:
         tokens: list[Array] = []
         segments: list[Array] = []
         columns: dict[str, list[Array]] = {}
+        kinds: dict[str, int] = {}
         records: list[int] = []
         truncated = 0
         for feature in features:
@@ -225,6 +226,8 @@ class FeatureSet:
                 column = np.atleast_1d(np.asarray(value))
                 if np.ndim(value) and len(column) != len(ids):
                     raise ValueError(f"target '{name}': {len(column)} values for {len(ids)} tokens")
+                if kinds.setdefault(name, np.ndim(value)) != np.ndim(value):
+                    raise ValueError(f"target '{name}': now one a sequence, now one a token")
                 columns.setdefault(name, []).append(column)
             records.append(feature.record)
             truncated += feature.truncated
@@ -267,7 +270,7 @@ class FeatureSet:
             positions=torch.from_numpy(positions),
             segments=segments,
             targets=targets,
-            index=torch.from_numpy(np.asarray(which, dtype=np.int64)),
+            index=torch.from_numpy(np.array(which, dtype=np.int64, order="C")),
         )
 
 
@@ -278,4 +281,6 @@ def _join(arrays: list[Array], dtype: Any) -> Array:
 def _ranges(starts: Array, lengths: Array) -> Array:
     """`[start, start + 1, ..., start + length - 1]` of each pair, end to end."""
     offsets = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - offsets, lengths)
+    ranges: Array = np.repeat(starts - offsets, lengths)
+    ranges += np.arange(len(ranges), dtype=np.int64)
+    return ranges

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,9 @@ Record = dict[str, Any]
 #: lost line break), and would be cut to a few hundred tokens anyway. `data.max_chars` changes it.
 MAX_CHARS = 100_000
 
+#: JSON can spell one half of a pair that makes up a character; tokenizers refuse it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True)
 class Records:
@@ -29,8 +33,9 @@ class Records:
         origin: the file or the Hub dataset.
         lines: for each row its line in the file (1-based), or None where rows have no lines.
         columns: the names of all columns.
-        categories: for columns that the source itself declares as categories, their names by number.
+        categories: for columns that the source itself declares as categories, their names in order.
         max_chars: the longest text that is not taken for a mistake.
+        numbers: for each row its number in the source (1-based), where only some were taken.
     """
 
     rows: Sequence[Record]
@@ -39,21 +44,32 @@ class Records:
     columns: tuple[str, ...] = ()
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_chars: int = MAX_CHARS
+    numbers: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, row: int, column: str | None = None) -> str:
         """A place to name in an error: `train.tsv, line 7, column 'label'`."""
-        place = f"line {self.lines[row]}" if self.lines is not None else f"row {row + 1}"
+        if self.lines is not None:
+            place = f"line {self.lines[row]}"
+        else:
+            place = f"row {row + 1 if self.numbers is None else self.numbers[row]}"
         return f"{self.origin}, {place}" + (f", column '{column}'" if column else "")
+
+    def take(self, which: Sequence[int]) -> Records:
+        """The records at these places (0-based), in this order."""
+        rows = [self.rows[i] for i in which]
+        if self.lines is not None:
+            return replace(self, rows=rows, lines=[self.lines[i] for i in which])
+        numbers = range(1, len(self) + 1) if self.numbers is None else self.numbers
+        return replace(self, rows=rows, numbers=[numbers[i] for i in which])
 
     def head(self, count: int | None) -> Records:
         """The first `count` records, or all."""
         if count is None or count >= len(self.rows):
             return self
-        lines = None if self.lines is None else self.lines[:count]
-        return replace(self, rows=self.rows[:count], lines=lines)
+        return self.take(range(count))
 
     def mapped(self, mapping: Mapping[str, str], needed: Sequence[str]) -> Records:
         """Rename columns to the names a task knows them by.
@@ -75,29 +91,30 @@ class Records:
                     f"{did_you_mean(wanted, self.columns)} "
                     f"Say which one it is with data.columns.{name}=COLUMN",
                 )
-        renames = {theirs: ours for ours, theirs in mapping.items() if theirs in self.columns}
-        if all(theirs == ours for theirs, ours in renames.items()):
+        renames = {ours: theirs for ours, theirs in mapping.items() if theirs in self.columns}
+        if all(theirs == ours for ours, theirs in renames.items()):
             return self
-        # A column that already bears a name that another is now given must make way.
-        taken = set(renames.values())
-        rows = [
-            {
-                renames.get(key, key): value
-                for key, value in row.items()
-                if key in renames or key not in taken
-            }
-            for row in self.rows
-        ]
-        kept = [c for c in self.columns if c in renames or c not in taken]
-        categories = {renames.get(c, c): names for c, names in self.categories.items()}
-        columns = tuple(renames.get(c, c) for c in kept)
-        return replace(self, rows=rows, columns=columns, categories=categories)
+        # What is renamed leaves its old name; what bears a name that is given anew makes way.
+        gone = {*renames.values(), *renames}
+
+        def rename(values: Mapping[str, Any]) -> dict[str, Any]:
+            kept = {name: value for name, value in values.items() if name not in gone}
+            given = {ours: values[theirs] for ours, theirs in renames.items() if theirs in values}
+            return kept | given
+
+        return replace(
+            self,
+            rows=[rename(row) for row in self.rows],
+            columns=tuple(rename(dict.fromkeys(self.columns))),
+            categories=rename(self.categories),
+        )
 
     def text(self, row: int, column: str) -> str:
         """The text in a column; numbers are written out.
 
         Raises:
-            DataError: it is missing, null, a list or an object, or over `max_chars` characters.
+            DataError: it is missing, null, a list or an object, over `max_chars` characters, or no
+                valid Unicode.
         """
         value = self.rows[row].get(column)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -113,10 +130,22 @@ class Records:
                 f"(the limit is {self.max_chars:,})",
                 "Split the text, or allow it with data.max_chars=N if that is what you mean.",
             )
+        if (half := _SURROGATE.search(text)) is not None:
+            raise DataError(
+                f"{self.where(row, column)}: half a character, \\u{ord(half[0]):04x}, "
+                f"at character {half.start() + 1}",
+                "A text was cut inside a surrogate pair (an emoji, often): repair or remove it.",
+            )
         return text
 
 
-def read(source: str | Path, *, encoding: str = "utf-8", quoting: str = "auto") -> Records:
+def read(
+    source: str | Path,
+    *,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    max_chars: int = MAX_CHARS,
+) -> Records:
     """Read records.
 
     Args:
@@ -126,32 +155,37 @@ def read(source: str | Path, *, encoding: str = "utf-8", quoting: str = "auto") 
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
             datasets do it.
+        max_chars: the longest text that is not taken for a mistake (see `Records.text`).
 
     Raises:
         DataError: missing, empty, broken or unknown, with the line where there is one.
     """
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
-    if path.is_file():
+    if os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
         if reader is None:
             raise DataError(
                 f"{path}: cannot tell the format from the name",
                 f"Name it with one of {', '.join(_READERS)}.",
             )
         records = reader(path, encoding, quoting)
-    elif (match := _HUB.fullmatch(str(source))) and reader is None and not path.exists():
+    elif (match := _HUB.fullmatch(str(source))) and reader is None and not os.path.exists(path):
         records = _read_hub(**match.groupdict())
     else:
-        raise DataError(_missing(path), "Check the path; relative paths start at the current folder.")
+        raise DataError(
+            _missing(path), "Check the path; relative paths start at the current folder."
+        )
     if not records.rows:
-        raise DataError(f"{records.origin}: no records in it", "Give a file with at least one record.")
-    return records
+        raise DataError(
+            f"{records.origin}: no records in it", "Give a file with at least one record."
+        )
+    return replace(records, max_chars=max_chars)
 
 
 def _missing(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{path}: is a folder, expected a file"
-    siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    siblings = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
     suggestion = f" {did_you_mean(path.name, siblings)}" if siblings and len(siblings) < 50 else ""
     return f"{path}: no such file.{suggestion}"
 
@@ -160,15 +194,23 @@ def decode(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file.
 
     Raises:
-        DataError: not in that encoding; names the line, and the encoding it looks like.
+        DataError: not to be read, or not in that encoding; names the line, and the encoding it
+            looks like.
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror})", "Check its owner and mode."
+        ) from None
     if raw.startswith(b"\xef\xbb\xbf") and encoding.lower().replace("-", "") == "utf8":
         raw = raw[3:]
     try:
         return raw.decode(encoding)
     except LookupError:
-        raise DataError(f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16.") from None
+        raise DataError(
+            f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."
+        ) from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -302,7 +344,9 @@ def _read_parquet(path: Path, encoding: str, quoting: str) -> Records:
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({error})", "Write it again.") from None
+        raise DataError(
+            f"{path}: not a Parquet file that can be read ({error})", "Write it again."
+        ) from None
     return Records(table.to_pylist(), str(path), None, tuple(table.column_names))
 
 
@@ -314,7 +358,14 @@ _READERS: dict[str, Callable[[Path, str, str], Records]] = {
     ".parquet": _read_parquet,
 }
 
-_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.+-]+))??(?::(?P<split>[\w.+\[\]%-]+))")
+#: Names of files that `read` knows how to read end like this.
+TABLE_SUFFIXES = tuple(_READERS)
+
+_HUB = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?::(?P<config>[\w.+-]+))?"
+    r":(?P<split>[\w.+-]+(?:\[[\d%:-]+\])?)"  # a split may be cut: train[:10%]
+)
 
 
 def _read_hub(name: str, config: str | None, split: str) -> Records:
@@ -328,7 +379,8 @@ def _read_hub(name: str, config: str | None, split: str) -> Records:
     except Exception as error:  # the library raises its own, requests', and plain ValueErrors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
-            f"{origin}: could not be loaded from the Hugging Face Hub ({type(error).__name__}: {reason})",
+            f"{origin}: could not be loaded from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason})",
             "If the Hub cannot be reached, use a local file instead: data.train=FILE "
             "data.validation=FILE; HF_ENDPOINT names a mirror.",
         ) from error

@@ -1,4 +1,4 @@
-"""Which examples make up which batch: pure functions of (seed, epoch), so that resuming is a seek."""
+"""Which examples make up which batch: functions of (seed, epoch) alone: resuming is a seek."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Array = NDArray[Any]
 def epoch_order(count: int, seed: int, epoch: int) -> Array:
     """`[count]` int64: a permutation that depends on nothing but its arguments."""
     # Philox is counter-based: the key alone decides the stream, with no state to carry along.
-    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    # An explicit dtype: of a list with a number over 2^63 (a negative seed) numpy makes floats.
+    key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
     return generator.permutation(count)
 
 

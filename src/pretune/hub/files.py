@@ -1,4 +1,4 @@
-"""Writing so that a reader, or a crash, sees either the old state or the new one and nothing between."""
+"""Writing so that a reader, or a crash, sees the old state or the new one and nothing between."""
 
 from __future__ import annotations
 
@@ -62,9 +62,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to `target`, replacing what it pointed to in one step."""
+    """Make `link` a relative symbolic link to `target`, replacing an older one in one step."""
     aside = _aside(link)
     aside.unlink(missing_ok=True)
-    aside.symlink_to(os.path.relpath(target, link.parent))
-    os.replace(aside, link)
+    try:
+        aside.symlink_to(os.path.relpath(target, link.parent))
+        os.replace(aside, link)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     _sync(link.parent)

@@ -1,8 +1,8 @@
 """What the parameters are called here and in the published layout: data, used in both directions.
 
 A rule pairs one of our names with theirs; several of theirs are concatenated along the first
-dimension (query, key and value share one matrix here). `{i}` stands for a layer's number, and a name
-without `.weight` or `.bias` means both.
+dimension (query, key and value share one matrix here). `{i}` stands for a layer's number, and a
+name without `.weight` or `.bias` means both.
 """
 
 from __future__ import annotations

@@ -103,16 +103,17 @@ def load_into(
     weights.use_prefix(family.prefix, wanted=head != "backbone")
     plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, family, head, folder)
+    # First what is fresh: of a part that the file has half of, the weights of the file must stay.
+    _initialise_missing(model, missing, initialise)
     state = {ours: weights.tensor(theirs) for ours, theirs in plan.items()}
     model.load_state_dict(state, strict=False, assign=True)
-    _initialise_missing(model, missing, initialise)
     used = {name for theirs in plan.values() for name in theirs}
     ignored = {family.prefix + name for name in family.ignored} | set(family.ignored)
     return model, LoadReport(
         source=str(folder),
         loaded=len(used),
         missing=tuple(missing),
-        unexpected=tuple(sorted(weights.names - used - ignored)),
+        unexpected=tuple(sorted(weights.stored(name) for name in weights.names - used - ignored)),
         converted=weights.converted,
     )
 
@@ -128,15 +129,14 @@ def _match(
         if theirs is None or not weights.names.issuperset(theirs):
             missing.append(ours)
             continue
-        shapes = [weights.shape(name) for name in theirs]
-        rows = sum(shape[0] if shape else 0 for shape in shapes)
-        joined = (rows, *shapes[0][1:]) if len(theirs) > 1 else shapes[0]
-        if joined != tuple(tensor.shape):
-            raise CheckpointError(
-                f"{weights.file_of(theirs[0])}: '{theirs[0]}' is {list(joined)}, but config.json "
-                f"makes it {list(tensor.shape)}",
-                "The weights and config.json are not of the same model.",
-            )
+        wanted = [tensor.shape[0] // len(theirs), *tensor.shape[1:]]  # of each part: they are alike
+        for name in theirs:
+            if weights.shape(name) != wanted:
+                raise CheckpointError(
+                    f"{weights.file_of(name)}: '{weights.stored(name)}' is {weights.shape(name)}, "
+                    f"but config.json makes it {wanted}",
+                    "The weights and config.json are not of the same model.",
+                )
         plan[ours] = theirs
     return plan, missing
 
@@ -171,7 +171,7 @@ class _Weights:
     def __init__(self, folder: Path) -> None:
         self._files = _weight_files(folder)
         self._where: dict[str, tuple[Path, str]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, list[int]] = {}
         self.converted = 0
         for path in self._files:
             try:
@@ -179,7 +179,7 @@ class _Weights:
                     for stored in handle.keys():  # noqa: SIM118 - not a dict
                         name = _modern(stored)
                         self._where[name] = (path, stored)
-                        self._shapes[name] = tuple(handle.get_slice(stored).get_shape())
+                        self._shapes[name] = list(handle.get_slice(stored).get_shape())
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{path}: damaged or not a safetensors file ({error})", "Copy the file again."
@@ -189,11 +189,15 @@ class _Weights:
     def names(self) -> set[str]:
         return set(self._where)
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> list[int]:
         return self._shapes[name]
 
     def file_of(self, name: str) -> Path:
         return self._where[name][0]
+
+    def stored(self, name: str) -> str:
+        """What the file itself calls it."""
+        return self._where[name][1]
 
     def use_prefix(self, prefix: str, *, wanted: bool) -> None:
         """Published backbones come with and without their prefix: add or remove it as wanted."""
@@ -203,7 +207,7 @@ class _Weights:
         for table in (self._where, self._shapes):
             for name in list(table):
                 renamed = prefix + name if wanted else name.removeprefix(prefix)
-                table[renamed] = table.pop(name)  # type: ignore[index, assignment]
+                table[renamed] = table.pop(name)  # type: ignore[assignment]
 
     def tensor(self, names: tuple[str, ...]) -> Tensor:
         """A float32 copy; several are concatenated along the first dimension."""
@@ -214,6 +218,11 @@ class _Weights:
         path, stored = self._where[name]
         with safe_open(path, framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(stored)
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{path}: '{stored}' holds {str(tensor.dtype).removeprefix('torch.')}, not floats",
+                "Quantised checkpoints cannot be used: get the float32, float16 or bfloat16 one.",
+            )
         if tensor.dtype != torch.float32:
             self.converted += 1
             tensor = tensor.to(torch.float32)
@@ -222,7 +231,7 @@ class _Weights:
             count = int((~tensor.isfinite()).sum())
             raise CheckpointError(
                 f"{path}: '{stored}' holds {count} values that are not finite (NaN or infinity)",
-                "The checkpoint is broken, perhaps by a training that diverged: use an earlier one.",
+                "The checkpoint is broken, perhaps by a training that diverged: use an older one.",
             )
         return tensor
 
@@ -253,7 +262,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{index}: not a weight index", "Copy the file again.") from None
     files = []
     for name in sorted(map(str, names)):

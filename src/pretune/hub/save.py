@@ -14,7 +14,11 @@ from pretune.hub.keys import Family, name_table
 
 
 def save_model(
-    model: nn.Module, folder: Path, family: Family, head: str, extra: Mapping[str, Any] | None = None
+    model: nn.Module,
+    folder: Path,
+    family: Family,
+    head: str,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `config.json` and `model.safetensors`.
 

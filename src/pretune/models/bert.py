@@ -29,10 +29,21 @@ from pretune.models.ops import padded_rows
 #: Names of `position_embedding_type` in config.json; "absolute" is what transformers calls learned.
 POSITIONS = ("absolute", "sinusoidal")
 
+#: The largest sizes believed: a broken or hostile config.json must not cost memory or minutes.
+LARGEST = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 65_536,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 65_536,
+    "intermediate_size": 1_000_000,
+    "max_position_embeddings": 1_000_000,
+    "type_vocab_size": 256,
+}
+
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The sizes of a BERT, under the names of Hugging Face's `config.json`; defaults: BERT-base uncased."""
+    """The sizes of a BERT, under the names of `config.json`; the defaults are BERT-base's."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -50,49 +61,65 @@ class BertConfig:
     position_embedding_type: str = "absolute"
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 10**7:
-                raise CheckpointError(f"config: {name} must be a positive whole number, not {value!r}")
+        for name, most in LARGEST.items():
+            self._check(name, int, 1, most)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self._check(name, float, 0, 1)
+            if getattr(self, name) == 1:
+                raise CheckpointError(f"config: {name} must be in [0, 1): 1 leaves nothing")
+        self._check("layer_norm_eps", float, 0, 1)
+        self._check("initializer_range", float, 0, 100)
+        self._check("pad_token_id", int, -1, LARGEST["vocab_size"])
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
                 f"config: hidden_size {self.hidden_size} is not divisible by "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise CheckpointError(f"config: {name} must be in [0, 1), not {value!r}")
-        if self.hidden_act not in ACTIVATIONS:
+        if str(self.hidden_act) not in ACTIVATIONS:
             raise CheckpointError(
                 f"config: unknown hidden_act '{self.hidden_act}'",
                 did_you_mean(str(self.hidden_act), ACTIVATIONS),
             )
+        self._check_positions()
+
+    def _check(self, name: str, kind: type, least: int, most: int) -> None:
+        value = getattr(self, name)
+        kinds = (int, float) if kind is float else (int,)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+            number = "number" if kind is float else "whole number"
+            raise CheckpointError(
+                f"config: {name} must be a {number} from {least} to {most:,}, not {value!r}"
+            )
+
+    def _check_positions(self) -> None:
         if self.position_embedding_type not in POSITIONS:
             raise CheckpointError(
-                f"config: position_embedding_type '{self.position_embedding_type}' is not supported",
+                f"config: position_embedding_type '{self.position_embedding_type}' is unknown here",
                 f"Supported: {', '.join(POSITIONS)}.",
+            )
+        # The table of sinusoids is the one thing that is computed, not read from a file.
+        size = self.max_position_embeddings * self.hidden_size
+        if self.position_embedding_type == "sinusoidal" and size > 2**28:
+            raise CheckpointError(
+                f"config: {self.max_position_embeddings:,} sinusoidal positions of "
+                f"{self.hidden_size:,} numbers are more than a gigabyte"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BertConfig:
-        """From the contents of a `config.json`; keys that do not concern the backbone are passed over.
+        """From the contents of a `config.json`; keys about other things are passed over.
 
         Raises:
-            CheckpointError: a value makes no sense (not positive, heads that do not divide, ...).
+            CheckpointError: a value makes no sense (not positive, heads that do not divide, ...),
+                or it describes a decoder.
         """
+        if values.get("is_decoder"):
+            raise CheckpointError(
+                "config: is_decoder is set: every token of this model sees only those before it",
+                "Only encoders are supported.",
+            )
         known = {item.name for item in fields(cls)}
-        chosen = {
-            key: value for key, value in values.items() if key in known and value is not None
-        }
+        chosen = {key: value for key, value in values.items() if key in known and value is not None}
         return cls(**chosen)
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,7 +226,8 @@ class BertModel(nn.Module):
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
             if output_attentions:
-                attentions.append(layer.attention.maps(x, batch.layout))
+                maps = layer.attention.maps  # type: ignore[union-attr]
+                attentions.append(maps(x, batch.layout))  # type: ignore[operator]
             last = i == len(self.layers) - 1
             x = layer(x, batch.layout, select=select if last else None)
             hidden_states.append(x)

@@ -14,10 +14,15 @@ class SequenceClassifier(nn.Module):
     """One label for the whole sequence: dropout and a linear map on the pooled output.
 
     The head of BERT's section 4.1 and of transformers' `BertForSequenceClassification`.
+
+    Raises:
+        ValueError: the backbone has no pooler.
     """
 
     def __init__(self, backbone: BertModel, num_labels: int, dropout: float | None = None) -> None:
         super().__init__()
+        if backbone.pooler is None:
+            raise ValueError("a sequence classifier reads the pooled output: pooler=True")
         config = backbone.config
         self.backbone = backbone
         self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout)

@@ -68,10 +68,15 @@ def sinusoidal_positions(count: int, hidden_size: int) -> Tensor:
     """`[count, hidden]` fixed position vectors (Vaswani et al. 2017, section 3.5).
 
     PE(pos, 2i) = sin(pos / 10000^(2i / hidden)), PE(pos, 2i + 1) = cos(the same).
+
+    On the CPU whatever the default device: no checkpoint holds the table, so a model that is built
+    on the meta device would never get it. In float64 until the end: an angle of thousands of
+    radians has few digits left behind the point in float32.
     """
-    rate = torch.exp(torch.arange(0, hidden_size, 2) * (-math.log(10000.0) / hidden_size))
-    angle = torch.arange(count)[:, None] * rate
-    table = torch.zeros(count, hidden_size)
+    even = torch.arange(0, hidden_size, 2, dtype=torch.float64, device="cpu")
+    rate = torch.exp(even * (-math.log(10000.0) / hidden_size))
+    angle = torch.arange(count, device="cpu")[:, None] * rate
+    table = torch.empty(count, hidden_size, device="cpu")
     table[:, 0::2] = angle.sin()
     table[:, 1::2] = angle.cos()[:, : hidden_size // 2]
     return table
@@ -105,7 +110,7 @@ class SelfAttention(nn.Module):
             (q,) = self._heads(ops.linear(x[select.rows], weight[:size], bias[:size]), 1)
             k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
             mixed = attention(q, k, v, select.layout, layout, causal=causal, dropout_p=dropout)
-        projected: Tensor = self.output(mixed.reshape(len(mixed), -1))
+        projected: Tensor = self.output(mixed.flatten(1))
         return projected
 
     def maps(self, x: Tensor, layout: Layout, *, causal: bool = False) -> list[Tensor]:
@@ -115,7 +120,8 @@ class SelfAttention(nn.Module):
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """`[T, parts * hidden]` to `parts` tensors `[T, H, D]`."""
-        return projected.view(len(projected), parts, self.num_heads, -1).unbind(1)
+        size = projected.shape[1] // (parts * self.num_heads)
+        return projected.view(len(projected), parts, self.num_heads, size).unbind(1)
 
 
 class FeedForward(nn.Module):
@@ -136,8 +142,8 @@ class FeedForward(nn.Module):
 class PostNormLayer(nn.Module):
     """One encoder layer as the original Transformer and BERT have it: LayerNorm after each sum.
 
-        x = LayerNorm(x + Dropout(SelfAttention(x)))
-        x = LayerNorm(x + Dropout(FeedForward(x)))
+    x = LayerNorm(x + Dropout(SelfAttention(x)))
+    x = LayerNorm(x + Dropout(FeedForward(x)))
     """
 
     def __init__(

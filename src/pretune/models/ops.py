@@ -30,9 +30,8 @@ ROW_TILE = 64
 @lru_cache(maxsize=1)
 def uses_onednn() -> bool:
     """Whether float32 products on this CPU go to oneDNN (`PRETUNE_MATMUL=onednn|mkl` decides)."""
-    available = torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    )
+    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    available = built_in and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     choice = os.environ.get("PRETUNE_MATMUL", "auto")
     if choice in ("onednn", "mkl"):
         return available and choice == "onednn"
@@ -49,7 +48,7 @@ def _is_intel() -> bool:
 
 
 def padded_rows(rows: int, device: torch.device) -> int:
-    """How many rows a model should carry for `rows` tokens (see `ROW_TILE`); small ones as they are."""
+    """How many rows a model should carry for `rows` tokens (see `ROW_TILE`); few: as many."""
     if device.type != "cpu" or not uses_onednn() or rows < 4 * ROW_TILE:
         return rows
     return -(-rows // ROW_TILE) * ROW_TILE
@@ -63,25 +62,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: `[out, in]`.
         bias: `[out]`.
     """
+    given = (x, weight) if bias is None else (x, weight, bias)
     plain = (
-        x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or weight.dtype != torch.float32
+        # The kernel does not look: of a weight elsewhere (CUDA, meta) it would read any memory.
+        any(t.device.type != "cpu" or t.dtype != torch.float32 for t in given)
         or x.dim() != 2
         or len(x) == 0
+        or (bias is not None and bias.shape != weight.shape[:1])
         or not uses_onednn()
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
     if plain:
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         product: Tensor = _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return _product(x, weight, bias)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if bias is not None:
+        bias = bias.contiguous()  # the kernel reads its memory whatever the strides are
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
@@ -94,7 +96,7 @@ class _OneDnnLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
@@ -140,7 +142,7 @@ class _Dropout(torch.autograd.Function):
         return torch.mul(x, keep.view(x.shape)).mul_(scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
         return torch.mul(grad, keep).mul_(ctx.scale), None
@@ -148,8 +150,8 @@ class _Dropout(torch.autograd.Function):
 
 def keep_mask(count: int, p: float) -> tuple[Tensor, float]:
     """`[count]` uint8 ones where an element stays, and what to multiply those with."""
-    dropped = round(p * 65536)
-    seed = int(torch.randint(2**63 - 1, (1,)))
+    dropped = min(round(p * 65536), 65535)  # p < 1: something must be able to stay
+    seed = int(torch.randint(2**63 - 1, (1,), device="cpu"))
     generator = np.random.Generator(np.random.SFC64(seed))
     words = generator.integers(0, 2**64 - 1, size=-(-count // 4), dtype=np.uint64, endpoint=True)
     halves = torch.from_numpy(words.view(np.int16))[:count]

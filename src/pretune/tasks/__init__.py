@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pretune.errors import RecipeError, did_you_mean
 from pretune.tasks.base import (
+    AnyTask,
     Loss,
     Metrics,
     Prediction,
@@ -13,13 +12,13 @@ from pretune.tasks.base import (
     TaskOptions,
     featurize,
 )
-from pretune.tasks.classify import ClassPrediction, Classify, ClassifyOptions
+from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 
 #: Every task by the name recipes know it by.
-TASKS: dict[str, type[Task[Any, Any]]] = {task.name: task for task in (Classify,)}
+TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify,)}
 
 
-def task_class(name: str) -> type[Task[Any, Any]]:
+def task_class(name: str) -> type[AnyTask]:
     """The task of that name.
 
     Raises:
@@ -32,6 +31,7 @@ def task_class(name: str) -> type[Task[Any, Any]]:
 
 __all__ = [
     "TASKS",
+    "AnyTask",
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",

@@ -21,7 +21,7 @@ from pretune.text import Tokenizer
 class TaskOptions(BaseModel):
     """The `task:` section of a recipe; each task adds its own keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     name: str = Field(description="Which task; `pretune init` knows them all.")
     max_length: int = Field(
@@ -74,7 +74,7 @@ P = TypeVar("P", bound=Prediction)
 
 
 class Task(ABC, Generic[O, P]):
-    """A job: from records to features, from a backbone to a model, from outputs to a loss and answers.
+    """A job: records to features, a backbone to a model, outputs to a loss and answers.
 
     Class attributes:
         name: as recipes call it.
@@ -150,11 +150,14 @@ class Task(ABC, Generic[O, P]):
     @classmethod
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """The task a published checkpoint was trained for, if its `config.json` says it is this one."""
+        """The task a checkpoint was trained for, if its `config.json` says it is this one."""
+
+
+AnyTask = Task[Any, Any]
 
 
 def featurize(
-    task: Task[Any, Any],
+    task: AnyTask,
     records: Records,
     tokenizer: Tokenizer,
     *,

@@ -11,9 +11,17 @@ from typing import Any
 from torch import nn
 
 from pretune.errors import CheckpointError, did_you_mean
-from pretune.hub import FAMILIES, Family, LoadReport, find_source, load_into, read_config, save_model
+from pretune.hub import (
+    FAMILIES,
+    Family,
+    LoadReport,
+    find_source,
+    load_into,
+    read_config,
+    save_model,
+)
 from pretune.models import BertModel
-from pretune.tasks import TASKS, Task, task_class
+from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.text import Tokenizer, load_tokenizer
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
@@ -36,7 +44,7 @@ class Bundle:
     model: nn.Module
     tokenizer: Tokenizer
     family: Family
-    task: Task[Any, Any] | None
+    task: AnyTask | None
     columns: dict[str, str] = field(default_factory=dict)
     report: LoadReport | None = None
 
@@ -48,19 +56,25 @@ class Bundle:
         return backbone
 
 
-def load(source: str | Path, *, task: Task[Any, Any] | None = None) -> Bundle:
+def load(
+    source: str | Path,
+    *,
+    task: AnyTask | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Bundle:
     """Load a model with its tokenizer.
 
     Args:
         source: a run of ours, a folder in the Hugging Face layout, `minilm`, or a Hub id.
         task: load for this task: where the checkpoint has no such head (or one for other labels),
             it gets a fresh one. Default: the task the checkpoint was trained for.
+        overrides: entries of `config.json` to change, such as dropout.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
     folder = find_source(source)
-    config = read_config(folder)
+    config = {**read_config(folder), **(overrides or {})}
     family = _family(config, folder)
     model_config = family.config_class.from_dict(config)
     tokenizer = load_tokenizer(folder)
@@ -95,7 +109,7 @@ def load(source: str | Path, *, task: Task[Any, Any] | None = None) -> Bundle:
     return Bundle(model, tokenizer, family, wanted, columns, report)
 
 
-def _same_head(trained: Task[Any, Any], wanted: Task[Any, Any]) -> bool:
+def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     """Whether the checkpoint's head answers the very question that is asked."""
     return type(trained) is type(wanted) and trained.state() == wanted.state()
 
@@ -110,9 +124,7 @@ def _family(config: Mapping[str, Any], folder: Path) -> Family:
     return FAMILIES[kind]
 
 
-def _trained_task(
-    folder: Path, config: Mapping[str, Any]
-) -> tuple[Task[Any, Any] | None, dict[str, str]]:
+def _trained_task(folder: Path, config: Mapping[str, Any]) -> tuple[AnyTask | None, dict[str, str]]:
     path = folder / TASK_FILE
     if not path.is_file():
         found = (kind.from_config(config) for kind in TASKS.values())

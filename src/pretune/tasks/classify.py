@@ -209,7 +209,7 @@ def _numbers_first(label: str) -> tuple[int, float, str]:
 
 
 class ClassificationMetrics:
-    """Everything follows from the confusion matrix: memory is the square of the number of labels."""
+    """Everything follows from the confusion matrix: memory is labels times labels."""
 
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels

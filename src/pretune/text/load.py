@@ -1,4 +1,4 @@
-"""Loading tokenizers: a Hugging Face folder, a `tokenizer.json`, or a bare WordPiece `vocab.txt`."""
+"""Loading tokenizers: a Hugging Face folder, a `tokenizer.json` or a bare WordPiece `vocab.txt`."""
 
 from __future__ import annotations
 
@@ -56,14 +56,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
     return value
 
 
-def _special_tokens(folder: Path, settings: dict[str, Any], engine: RustTokenizer) -> dict[str, str]:
+def _special_tokens(
+    folder: Path, settings: dict[str, Any], engine: RustTokenizer
+) -> dict[str, str]:
     """The special tokens by name: as the files say, else BERT's where the vocabulary has them."""
     said = {**_read_json(folder / "special_tokens_map.json"), **settings}
     special = {}
@@ -89,9 +91,11 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 ({error.reason})", "Copy the file again.") from None
+        raise CheckpointError(
+            f"{path}: not UTF-8 ({error.reason})", "Copy the file again."
+        ) from None
     if lines and lines[-1] == "":
         lines.pop()
     vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
@@ -99,27 +103,39 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     if missing:
         raise CheckpointError(
             f"{path}: not a BERT vocabulary: no line {' or '.join(missing)}",
-            "A WordPiece vocab.txt has one token a line, with [PAD], [UNK], [CLS], [SEP], [MASK] among them.",
+            "A WordPiece vocab.txt has one token a line, among them [PAD], [UNK], [CLS], [SEP] and "
+            "[MASK].",
         )
     return vocabulary
+
+
+def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
+    value = settings.get(name)
+    if value is None or isinstance(value, bool):
+        return value
+    raise CheckpointError(
+        f"{path.parent / 'tokenizer_config.json'}: {name} must be true or false, not {value!r}",
+        "Repair it there.",
+    )
 
 
 def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
     vocabulary = _read_vocabulary(path)
     if lowercase is None:
-        lowercase = settings.get("do_lower_case")
+        lowercase = _flag(path, settings, "do_lower_case")
     if lowercase is None:
-        words = (token for token in vocabulary if not token.startswith("["))
-        lowercase = not any(token != token.lower() for token in words)
-    # max_input_chars_per_word as in Google's tokenization.py (WordpieceTokenizer: 200 there, but
-    # 100 in every published tokenizer.json and in transformers, which is what models are used with).
+        # Words only: [CLS] says nothing, nor do the <S> and <T> of the uncased Chinese vocabulary.
+        words = (token for token in vocabulary if token.removeprefix("##").isalpha())
+        lowercase = all(word == word.lower() for word in words)
+    # max_input_chars_per_word: 200 in Google's tokenization.py, but 100 in every published
+    # tokenizer.json and in transformers, which is what models are used with.
     engine = RustTokenizer(
         WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106
     )
     engine.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=_flag(path, settings, "tokenize_chinese_chars") is not False,
+        strip_accents=_flag(path, settings, "strip_accents"),
         lowercase=lowercase,
     )
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

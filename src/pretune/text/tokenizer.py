@@ -22,7 +22,7 @@ class Encoded:
         ids: token ids, special tokens included.
         segments: 0 for the first text and its special tokens, 1 for the second (BERT's
             `token_type_ids`); as long as `ids`.
-        offsets: for each token the (start, end) characters of its own text; (0, 0) for special tokens.
+        offsets: for each token its (start, end) characters in its text; (0, 0) for special tokens.
         truncated: whether tokens were cut to fit the maximum length.
     """
 
@@ -80,20 +80,14 @@ class Tokenizer:
                 cut token by token from the longer of the two texts ("longest first").
 
         Raises:
-            ValueError: `second` is not as long as `first`.
+            ValueError: `second` is not as long as `first`, or `max_length` has no room for the
+                special tokens.
         """
-        if max_length is None:
-            self.engine.no_truncation()
+        if second is None:
+            encodings = self.engine.encode_batch(list(first))
         else:
-            self.engine.enable_truncation(max_length, strategy="longest_first")
-        try:
-            if second is None:
-                encodings = self.engine.encode_batch(list(first))
-            else:
-                encodings = self.engine.encode_batch(list(zip(first, second, strict=True)))
-        finally:
-            self.engine.no_truncation()
-        return [_encoded(encoding) for encoding in encodings]
+            encodings = self.engine.encode_batch(list(zip(first, second, strict=True)))
+        return [_encoded(encoding, max_length) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids, as the tokenizer's decoder joins them."""
@@ -101,7 +95,7 @@ class Tokenizer:
         return text
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entries of token ids, e.g. `["[CLS]", "un", "##aff", "##able", "[SEP]"]`."""
+        """The vocabulary entries of token ids, e.g. `["[CLS]", "un", "##affable", "[SEP]"]`."""
         return [self.engine.id_to_token(index) or f"<{index}>" for index in ids]
 
     def save(self, folder: Path) -> None:
@@ -113,10 +107,40 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _encoded(encoding: Encoding) -> Encoded:
+def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
+    ids, segments, offsets = encoding.ids, encoding.type_ids, encoding.offsets
+    if max_length is None or len(ids) <= max_length:
+        return Encoded(ids, segments, offsets, truncated=False)
+    # We cut ourselves. The engine also builds all that it cuts off as encodings of their own, and
+    # for a pair every combination of the two texts' pieces: two long texts take gigabytes.
+    kept = _kept(encoding.sequence_ids, max_length)
     return Encoded(
-        ids=encoding.ids,
-        segments=encoding.type_ids,
-        offsets=encoding.offsets,
-        truncated=bool(encoding.overflowing),
+        ids=[ids[i] for i in kept],
+        segments=[segments[i] for i in kept],
+        offsets=[offsets[i] for i in kept],
+        truncated=True,
     )
+
+
+def _kept(sources: list[int | None], max_length: int) -> list[int]:
+    """Which tokens stay: all special ones (source None) and the first ones of texts 0 and 1."""
+    special = sources.count(None)
+    room = max_length - special
+    if room < 0:
+        raise ValueError(f"max_length={max_length} has no room for {special} special tokens")
+    first, second = sources.count(0), sources.count(1)
+    if first <= second:
+        first = min(first, room // 2)
+        second = min(second, room - first)
+    else:
+        second = min(second, room // 2)
+        first = min(first, room - second)
+    left = [first, second]
+    kept = []
+    for i, source in enumerate(sources):
+        if source is None:
+            kept.append(i)
+        elif left[source]:
+            left[source] -= 1
+            kept.append(i)
+    return kept

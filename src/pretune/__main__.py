@@ -1,0 +1,5 @@
+"""`python -m pretune`."""
+
+from pretune.cli import main
+
+main()

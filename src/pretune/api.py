@@ -1,0 +1,136 @@
+"""The public functions: `load`, `train`, `evaluate`, `predict`.
+
+import pretune
+run = pretune.train("train.tsv", {"train.epochs": 2})
+model = pretune.load(run.folder)
+print(pretune.evaluate(model, "test.tsv").metrics)
+print(pretune.predict(model, ["Where is my parcel?"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pretune.data import MAX_CHARS, Records
+from pretune.infer.predict import Predictor, the_task
+from pretune.recipe import Recipe
+from pretune.tasks import Prediction, featurize
+from pretune.tasks.bundle import Bundle, load
+from pretune.training import (
+    Evaluation,
+    RunResult,
+    choose_device,
+    evaluate_features,
+    read_for,
+    train_recipe,
+)
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Train as a recipe says.
+
+    Args:
+        recipe: a `Recipe`, its values as a mapping, the name of a built-in one, a YAML file, or a
+            labelled data file (`.jsonl`, `.csv`, `.tsv`, `.parquet`).
+        overrides: values to change, by their keys: `{"train.epochs": 2}` or `["train.epochs=2"]`.
+        overwrite: delete an earlier run in the output folder.
+        quiet: show no progress.
+
+    Returns:
+        the outcome; `.folder` is what `load` takes, `.metrics` those of the best model.
+
+    Raises:
+        PretuneError: bad recipe, data, model or folder; the message says what to do.
+    """
+    if isinstance(recipe, Recipe):
+        chosen = recipe.changed(overrides)
+    elif isinstance(recipe, Mapping):
+        chosen = Recipe.of(recipe).changed(overrides)
+    else:
+        chosen = Recipe.load(recipe, overrides)
+    return train_recipe(chosen, overwrite=overwrite, quiet=quiet)
+
+
+def evaluate(
+    model: Bundle | str | Path,
+    data: str | Path | Records,
+    *,
+    columns: Mapping[str, str] | None = None,
+    device: str = "auto",
+    batch_tokens: int = 8192,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    max_chars: int = MAX_CHARS,
+) -> Evaluation:
+    """How well a trained model does on labelled data.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        data: a file, a Hub dataset `owner/name[:config]:split`, or records.
+        columns: what the data calls the task's columns; default: as in the training data.
+        device: `auto`, `cpu`, `cuda`, ...
+        batch_tokens: tokens at a time; changes memory and speed only.
+        encoding: of a text file.
+        quoting: of a CSV or TSV file: `auto`, `standard` or `none`.
+        max_chars: a longer text is taken for a mistake.
+
+    Raises:
+        PretuneError: bad data or model; the message says what to do.
+    """
+    bundle = model if isinstance(model, Bundle) else load(model)
+    task = the_task(bundle)
+    target = choose_device(device)
+    records = data
+    if not isinstance(records, Records):
+        records = read_for(
+            task,
+            records,
+            columns={**bundle.columns, **(columns or {})},
+            encoding=encoding,
+            quoting=quoting,
+            max_chars=max_chars,
+        )
+    features = featurize(task, records, bundle.tokenizer)
+    bundle.model.to(target)
+    return evaluate_features(task, bundle.model, features, device=target, batch_tokens=batch_tokens)
+
+
+def predict(
+    model: Bundle | str | Path, inputs: Sequence[Any] | str, *, device: str = "auto"
+) -> list[Prediction]:
+    """Answers for some inputs, in their order.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        inputs: texts; for models of pairs, two texts each: `[("a", "b"), ...]`; or mappings with
+            the task's column names. One text by itself works too.
+        device: `auto`, `cpu`, `cuda`, ...
+
+    Raises:
+        PretuneError: bad input or model; the message says what to do.
+    """
+    bundle = model if isinstance(model, Bundle) else load(model)
+    predictor = Predictor(bundle, device=device)
+    rows = [inputs] if isinstance(inputs, str) else list(inputs)
+    return predictor.predict(predictor.records(rows)) if rows else []
+
+
+__all__ = [
+    "Bundle",
+    "Evaluation",
+    "Prediction",
+    "Recipe",
+    "RunResult",
+    "evaluate",
+    "load",
+    "predict",
+    "train",
+]

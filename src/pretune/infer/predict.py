@@ -1,0 +1,216 @@
+"""Answers for texts: many at once, no padding, in the order they came."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records, batches_by_length
+from pretune.errors import DataError, RunError
+from pretune.tasks import AnyTask, Prediction, featurize
+from pretune.tasks.bundle import Bundle
+from pretune.training import choose_device, precision_context, read_for
+
+
+class Predictor:
+    """A model that answers.
+
+    Args:
+        bundle: from `pretune.tasks.bundle.load`; must have a task.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto`, `float32` or `bf16`.
+        batch_tokens: tokens at a time; changes memory and speed only.
+
+    Raises:
+        RunError: the model was not trained for a task, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_tokens: int = 8192,
+    ) -> None:
+        self.task = the_task(bundle)
+        self.bundle = bundle
+        self.device = choose_device(device)
+        self._precision = precision
+        self._batch_tokens = batch_tokens
+        self._model = bundle.model.to(self.device).eval()
+
+    def records(self, rows: Sequence[Any], origin: str = "input") -> Records:
+        """What a person hands over as records of the task.
+
+        Args:
+            rows: of each one a text (for tasks that read one), a sequence of texts, or a mapping
+                with the task's column names.
+            origin: where they come from, for errors.
+
+        Raises:
+            DataError: a row has another form than the task reads.
+        """
+        return records_of(self.task, rows, origin)
+
+    @torch.inference_mode()
+    def predict(
+        self, records: Records, *, progress: Callable[[int], None] | None = None
+    ) -> list[Prediction]:
+        """One answer a record, in their order.
+
+        Raises:
+            DataError: a record cannot be used; names its file, line and column.
+        """
+        features = featurize(self.task, records, self.bundle.tokenizer, with_targets=False)
+        answers: dict[int, Prediction] = {}
+        for which in batches_by_length(features.lengths, self._batch_tokens):
+            batch = features.batch(which).to(self.device)
+            with precision_context(self.device, self._precision):
+                outputs = self.task.forward(self._model, batch)
+            found = self.task.predict(outputs, batch)
+            answers.update(zip(batch.index.tolist(), found, strict=True))
+            if progress is not None:
+                progress(len(answers))
+        return [answers[i] for i in range(len(features))]
+
+
+def the_task(bundle: Bundle) -> AnyTask:
+    """The task of a model.
+
+    Raises:
+        RunError: it has none.
+    """
+    if bundle.task is None:
+        where = bundle.report.source if bundle.report else "this model"
+        raise RunError(
+            f"{where}: a bare {bundle.family.model_type} model, not trained for a task",
+            "Fine-tune it first: pretune train RECIPE model.from=...",
+        )
+    return bundle.task
+
+
+def records_of(task: AnyTask, rows: Sequence[Any], origin: str = "input") -> Records:
+    """See `Predictor.records`."""
+    columns = list(task.inputs)
+    made = []
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, dict):
+            missing = [name for name in columns if name not in row]
+            if missing:
+                raise DataError(
+                    f"{origin}, row {number}: no '{missing[0]}'; it has {', '.join(map(str, row))}",
+                    f"Give {' and '.join(columns)}.",
+                )
+            made.append({name: row[name] for name in columns})
+            continue
+        values = [row] if isinstance(row, str) else list(row)
+        if len(values) != len(columns):
+            raise DataError(
+                f"{origin}, row {number}: {_texts(len(values))}, but the model reads "
+                f"{_texts(len(columns))} ({', '.join(columns)})",
+                "Separate the texts of a pair by a tab on one line."
+                if len(columns) > 1
+                else "Give one text a row.",
+            )
+        made.append(dict(zip(columns, values, strict=True)))
+    return Records(made, origin, range(1, len(made) + 1), tuple(columns))
+
+
+def _texts(count: int) -> str:
+    return "one text" if count == 1 else f"{count} texts"
+
+
+def read_inputs(
+    bundle: Bundle,
+    source: Path,
+    *,
+    columns: dict[str, str] | None = None,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+) -> Records:
+    """The records of a file to predict on: a table, or plain text with one input a line.
+
+    Raises:
+        DataError: missing, empty or broken, or without the task's columns.
+    """
+    task = the_task(bundle)
+    if source.suffix.lower() in TABLE_SUFFIXES or not source.is_file():
+        mapping = {**bundle.columns, **(columns or {})}
+        inputs = {ours: theirs for ours, theirs in mapping.items() if ours in task.inputs}
+        return read_for(
+            task,
+            source,
+            columns=inputs,
+            encoding=encoding,
+            quoting=quoting,
+            max_chars=MAX_CHARS,
+            with_targets=False,
+        )
+    from pretune.data.read import decode
+
+    lines = decode(source, encoding).splitlines()
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
+    return lines_to_records(task, list(enumerate(lines, start=1)), str(source))
+
+
+def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:
+    """One record a line that is not blank; the texts of a pair are separated by a tab."""
+    kept = [(number, line) for number, line in lines if line.strip()]
+    several = len(task.inputs) > 1
+    rows = []
+    for number, line in kept:
+        fields = line.split("\t") if several else [line]
+        if len(fields) != len(task.inputs):
+            raise DataError(
+                f"{origin}, line {number}: {_texts(len(fields))}, but the model reads "
+                f"{_texts(len(task.inputs))} ({', '.join(task.inputs)})",
+                "Separate them by one tab.",
+            )
+        rows.append(dict(zip(task.inputs, fields, strict=True)))
+    return Records(rows, origin, [number for number, _ in kept], tuple(task.inputs))
+
+
+def stream_lines(descriptor: int, *, most: int = 1 << 20) -> Iterator[list[tuple[int, str]]]:
+    """Numbered lines from a pipe, handed over as soon as they are there.
+
+    Args:
+        descriptor: of the open pipe.
+        most: bytes to read at a time.
+
+    Raises:
+        DataError: not UTF-8, or a line without end; names the line.
+    """
+    rest, number = b"", 0
+    while True:
+        chunk = os.read(descriptor, most)
+        whole = (rest + chunk).split(b"\n")
+        rest = whole.pop() if chunk else b""
+        if not chunk and whole[-1] == b"":
+            whole.pop()
+        if len(rest) > 8 * MAX_CHARS:
+            line = number + len(whole) + 1
+            raise DataError(
+                f"input, line {line}: over {8 * MAX_CHARS:,} bytes without a line end",
+                "Give one text a line.",
+            )
+        if whole:
+            yield [(number + i, _decode_line(raw, number + i)) for i, raw in enumerate(whole, 1)]
+        number += len(whole)
+        if not chunk:
+            return
+
+
+def _decode_line(raw: bytes, number: int) -> str:
+    try:
+        return raw.decode("utf-8").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"input, line {number}: not valid UTF-8 (byte 0x{raw[error.start]:02x})",
+            "Convert it first, e.g. with iconv -f gb18030 -t utf-8.",
+        ) from None

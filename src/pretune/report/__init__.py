@@ -1,0 +1,11 @@
+"""Results for people to look at."""
+
+from pretune.report.tables import (
+    answer_text,
+    confusion_table,
+    evaluation_table,
+    run_table,
+    seeds_table,
+)
+
+__all__ = ["answer_text", "confusion_table", "evaluation_table", "run_table", "seeds_table"]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+
+# Before anything imports huggingface_hub, which reads it once: no test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from pretune.errors import CheckpointError
+from pretune.hub import find_source
+
+torch.set_num_threads(2)
+
+settings.register_profile(
+    "pretune",
+    deadline=None,
+    max_examples=40,
+    # Machines shared with others are slow at times; that says nothing about a test.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", settings.get_profile("pretune"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "pretune")
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def tiny_vocabulary() -> list[str]:
+    """Letters and digits in both positions, so that any ASCII word can be spelled; some words."""
+    characters = string.ascii_lowercase + string.digits
+    return [
+        *SPECIAL,
+        *characters,
+        *("##" + character for character in characters),
+        *("the", "good", "bad", "film", "un", "##ing", "##able", "##aff"),
+        *".,!?-'",
+        *"好坏电影看不中国",
+    ]
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the model that the dev extra installs."""
+    try:
+        return find_source("minilm")
+    except CheckpointError as error:
+        pytest.fail(f"the dev extra installs MiniLM, but {error}")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Public data sets, where somebody has them."""
+    folder = os.environ.get("PRETUNE_DATA")
+    if not folder:
+        pytest.skip("PRETUNE_DATA does not name a folder of data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_vocab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare `vocab.txt`, uncased."""
+    folder = tmp_path_factory.mktemp("vocab")
+    (folder / "vocab.txt").write_text("\n".join(tiny_vocabulary()) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_vocab_folder: Path) -> Path:
+    """A small random BERT as transformers saves it, with a bare `vocab.txt`. Not to be changed."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    config = BertConfig(
+        vocab_size=len(tiny_vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(config)
+        for parameter in model.parameters():
+            # transformers starts biases at 0 and LayerNorm at 1: a mix-up of those would not show.
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_bytes((tiny_vocab_folder / "vocab.txt").read_bytes())
+    return folder

@@ -1,0 +1,283 @@
+"""Reading files; every error names its file and, where there is one, the line and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretune.data import read
+from pretune.errors import DataError
+
+ROWS = [{"text": "good film", "label": "1"}, {"text": "电影不好看", "label": "0"}]
+
+
+def write(folder: Path, name: str, content: str | bytes, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+def refused(source: str | Path, **options: str) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read(source, **options)
+    return caught.value
+
+
+CONTENTS = {
+    "a.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    "a.json": json.dumps(ROWS, indent=1),
+    "a.csv": "text,label\ngood film,1\n电影不好看,0\n",
+    "a.tsv": "text\tlabel\ngood film\t1\n电影不好看\t0\n",
+    "A.TSV": "text\tlabel\ngood film\t1\n电影不好看\t0\n",
+}
+
+
+class TestFormats:
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_rows(self, tmp_path, name):
+        assert list(read(write(tmp_path, name, CONTENTS[name])).rows) == ROWS
+
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_columns(self, tmp_path, name):
+        assert read(write(tmp_path, name, CONTENTS[name])).columns == ("text", "label")
+
+    def test_parquet(self, tmp_path):
+        parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+        records = read(tmp_path / "a.parquet")
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_windows_line_ends(self, tmp_path, name):
+        content = CONTENTS[name].replace("\n", "\r\n")
+        assert list(read(write(tmp_path, name, content)).rows) == ROWS
+
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_byte_order_mark(self, tmp_path, name):
+        records = read(write(tmp_path, name, CONTENTS[name], "utf-8-sig"))
+        assert list(records.rows) == ROWS
+
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_no_line_end_at_the_end(self, tmp_path, name):
+        assert list(read(write(tmp_path, name, CONTENTS[name].rstrip("\n"))).rows) == ROWS
+
+    @pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_other_encodings(self, tmp_path, name, encoding):
+        path = write(tmp_path, name, CONTENTS[name], encoding)
+        assert list(read(path, encoding=encoding).rows) == ROWS
+
+    def test_columns_of_uneven_json_rows_are_all_of_them(self, tmp_path):
+        path = write(tmp_path, "a.jsonl", '{"a": 1}\n{"b": 2, "a": 3}\n')
+        assert read(path).columns == ("a", "b")
+
+    def test_spaces_around_header_names_are_dropped(self, tmp_path):
+        assert read(write(tmp_path, "a.csv", "text, label\na,1\n")).columns == ("text", "label")
+
+    @given(
+        rows=st.lists(
+            st.tuples(*[st.text(st.characters(exclude_characters="\t\n\r", codec="utf-8"))] * 2),
+            min_size=1,
+        )
+    )
+    def test_any_text_comes_back_from_a_tsv(self, tmp_path_factory, rows):
+        lines = ["text\tlabel", *("\t".join(row) for row in rows)]
+        path = write(tmp_path_factory.getbasetemp(), "any.tsv", "\n".join(lines))
+        assert [tuple(row.values()) for row in read(path).rows] == rows
+
+
+class TestLines:
+    @pytest.mark.parametrize(
+        ("name", "content", "lines"),
+        [
+            ("a.jsonl", '\n{"a": 1}\n\n  \n{"a": 2}\n', [2, 5]),
+            ("a.csv", "a,b\n1,2\n\n3,4\n", [2, 4]),
+            ("a.tsv", "a\tb\n1\t2\n\n3\t4\n", [2, 4]),
+            ("a.csv", 'a,b\n"two\nlines",2\n3,4\n', [2, 4]),
+            ("a.csv", 'a,b\r\n"two\r\nlines",2\r\n3,4\r\n', [2, 4]),
+        ],
+    )
+    def test_are_remembered(self, tmp_path, name, content, lines):
+        assert list(read(write(tmp_path, name, content)).lines) == lines
+
+
+class TestQuotes:
+    def test_are_plain_characters_in_tsv(self, tmp_path):
+        path = write(tmp_path, "a.tsv", 'text\tlabel\n"Well, he said\t1\nit\'s 5" long\t0\n')
+        assert [row["text"] for row in read(path).rows] == ['"Well, he said', "it's 5\" long"]
+
+    def test_enclose_fields_in_csv(self, tmp_path):
+        path = write(tmp_path, "a.csv", 'text,label\n"a, ""b""\nc",1\n')
+        assert read(path).rows[0]["text"] == 'a, "b"\nc'
+
+    def test_enclose_fields_in_tsv_where_told(self, tmp_path):
+        path = write(tmp_path, "a.tsv", 'text\tlabel\n"a\tb"\t1\n')
+        assert read(path, quoting="standard").rows[0]["text"] == "a\tb"
+
+    def test_are_plain_characters_in_csv_where_told(self, tmp_path):
+        path = write(tmp_path, "a.csv", 'text,label\n"a,1\n')
+        assert read(path, quoting="none").rows[0]["text"] == '"a'
+
+    @pytest.mark.parametrize("content", ['a,b\n1,2\n"x"y,3\n4,5\n', 'a,b\n1,2\n"x,3\n4,5\n'])
+    def test_that_do_not_match_name_the_line_where_the_record_begins(self, tmp_path, content):
+        path = write(tmp_path, "a.csv", content)
+        error = refused(path)
+        assert error.message.startswith(f"{path}, line 3: ")
+        assert "data.quoting=none" in error.hint
+
+
+class TestEncodingErrors:
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_name_the_line_and_the_byte(self, tmp_path, name):
+        path = write(tmp_path, name, b"first\nsecond\nthi\xffrd\n")
+        error = refused(path)
+        assert error.message == f"{path}, line 3: not valid UTF-8 (byte 0xff)"
+
+    def test_chinese_in_gb18030_is_told(self, tmp_path):
+        path = write(tmp_path, "a.tsv", CONTENTS["a.tsv"], "gb18030")
+        assert "data.encoding=gb18030" in refused(path).hint
+
+    def test_utf16_is_told(self, tmp_path):
+        path = write(tmp_path, "a.tsv", CONTENTS["a.tsv"], "utf-16")
+        assert "data.encoding=utf-16" in refused(path).hint
+
+    def test_unknown_encoding(self, tmp_path):
+        path = write(tmp_path, "a.tsv", CONTENTS["a.tsv"])
+        assert refused(path, encoding="utf-99").message == "no encoding is called 'utf-99'"
+
+    def test_wrong_encoding_is_named(self, tmp_path):
+        path = write(tmp_path, "a.tsv", b"text\n\x81\x20\n")
+        assert refused(path, encoding="gb18030").message.startswith(
+            f"{path}, line 2: not valid GB18030"
+        )
+
+
+class TestEmpty:
+    @pytest.mark.parametrize("name", CONTENTS)
+    @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+    def test_file(self, tmp_path, name, content):
+        path = write(tmp_path, name, content)
+        assert refused(path).message == f"{path}: no records in it"
+
+    @pytest.mark.parametrize(
+        ("name", "content"), [("a.csv", "a,b\n"), ("a.tsv", "a\tb"), ("a.json", "[]")]
+    )
+    def test_header_only(self, tmp_path, name, content):
+        path = write(tmp_path, name, content)
+        assert refused(path).message == f"{path}: no records in it"
+
+    def test_parquet_table(self, tmp_path):
+        parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+        assert "no records" in refused(tmp_path / "a.parquet").message
+
+
+class TestTableErrors:
+    @pytest.mark.parametrize(
+        ("name", "line"), [("a.csv", "x,y,z"), ("a.csv", "x"), ("a.tsv", "x\ty\tz"), ("a.tsv", "x")]
+    )
+    def test_wrong_number_of_fields(self, tmp_path, name, line):
+        between = "," if name == "a.csv" else "\t"
+        path = write(tmp_path, name, f"text{between}label\na{between}1\n\n{line}\n")
+        fields = line.count(between) + 1
+        assert refused(path).message == (
+            f"{path}, line 4: {fields} fields, but the header names 2 (text, label)"
+        )
+
+    @pytest.mark.parametrize(("name", "other"), [("a.csv", "none"), ("a.tsv", "standard")])
+    def test_wrong_number_of_fields_suggests_the_other_quoting(self, tmp_path, name, other):
+        path = write(tmp_path, name, "text\nx\ty,z\n")
+        assert refused(path).hint.endswith(f"data.quoting={other}")
+
+    @pytest.mark.parametrize("header", ["text,text", "text,", " text,text "])
+    def test_header_with_repeated_or_empty_names(self, tmp_path, header):
+        path = write(tmp_path, "a.csv", f"\n{header}\na,b\n")
+        assert refused(path).message.startswith(f"{path}, line 2: the header has")
+
+
+class TestJsonErrors:
+    @pytest.mark.parametrize("broken", ['{"a": 1', "{'a': 1}", '{"a": 1} {"a": 2}', "[" * 100_000])
+    def test_broken_line(self, tmp_path, broken):
+        path = write(tmp_path, "a.jsonl", f'{{"a": 1}}\n\n{broken}\n{{"a": 2}}\n')
+        assert refused(path).message.startswith(f"{path}, line 3: not valid JSON")
+
+    @pytest.mark.parametrize(
+        ("value", "kind"), [("1", "int"), ('"a"', "str"), ("null", "NoneType")]
+    )
+    def test_line_that_is_no_object(self, tmp_path, value, kind):
+        path = write(tmp_path, "a.jsonl", f'{{"a": 1}}\n{value}\n')
+        assert refused(path).message == f"{path}, line 2: expected an object, found {kind}"
+
+    def test_broken_array(self, tmp_path):
+        path = write(tmp_path, "a.json", '[{"a": 1},\n{"a" 2}]')
+        error = refused(path)
+        assert error.message.startswith(f"{path}: not valid JSON")
+        assert "line 2" in error.message
+
+    @pytest.mark.parametrize("broken", ["[" * 100_000, '[{"a": 1}', "[1}"])
+    def test_other_broken_arrays(self, tmp_path, broken):
+        path = write(tmp_path, "a.json", broken)
+        assert refused(path).message.startswith(f"{path}: not valid JSON")
+
+    def test_element_that_is_no_object(self, tmp_path):
+        path = write(tmp_path, "a.json", '[{"a": 1}, ["b"]]')
+        assert refused(path).message == f"{path}, row 2: expected an object, found list"
+
+
+class TestParquetErrors:
+    @pytest.mark.parametrize("content", [b"", b"not parquet", b"PAR1" + b"\x00" * 64 + b"PAR1"])
+    def test_not_parquet(self, tmp_path, content):
+        path = write(tmp_path, "a.parquet", content)
+        assert refused(path).message.startswith(f"{path}: not a Parquet file")
+
+    def test_cut_in_half(self, tmp_path):
+        parquet.write_table(pa.Table.from_pylist(ROWS * 100), tmp_path / "a.parquet")
+        raw = (tmp_path / "a.parquet").read_bytes()
+        path = write(tmp_path, "b.parquet", raw[: len(raw) // 2])
+        assert refused(path).message.startswith(f"{path}: not a Parquet file")
+
+
+class TestMissing:
+    def test_file_suggests_the_nearest(self, tmp_path):
+        write(tmp_path, "train.tsv", "a")
+        error = refused(tmp_path / "trian.tsv")
+        assert error.message == f"{tmp_path / 'trian.tsv'}: no such file. Did you mean 'train.tsv'?"
+
+    def test_folder_of_the_file(self, tmp_path):
+        assert refused(tmp_path / "no" / "a.tsv").message.endswith("no such file.")
+
+    @pytest.mark.parametrize("name", ["folder", "folder.tsv"])
+    def test_a_folder_is_no_file(self, tmp_path, name):
+        (tmp_path / name).mkdir()
+        assert (
+            refused(tmp_path / name).message == f"{tmp_path / name}: is a folder, expected a file"
+        )
+
+    def test_unknown_suffix(self, tmp_path):
+        path = write(tmp_path, "a.xlsx", "a")
+        assert refused(path).message == f"{path}: cannot tell the format from the name"
+
+    @pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".csv", "a\0b.tsv"])
+    def test_impossible_names(self, name):
+        assert "no such file" in refused(name).message
+
+    def test_unreadable_file(self, tmp_path, monkeypatch):
+        path = write(tmp_path, "a.tsv", "a\nb\n")
+
+        def refuse(self: Path) -> bytes:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        assert refused(path).message == f"{path}: cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize(
+    "name", ["mrpc/train.tsv", "chnsenticorp/dev.tsv", "tatoeba-zh-en/train.tsv"]
+)
+def test_public_data_read_without_loss(data_folder, name):
+    lines = (data_folder / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert ["\t".join(row.values()) for row in read(data_folder / name).rows] == lines[1:]

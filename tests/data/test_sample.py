@@ -1,0 +1,140 @@
+"""Orders and batches: pure functions of (seed, epoch)."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretune.data import batches_by_length, epoch_batches
+from pretune.data.sample import epoch_order
+
+SEEDS = st.integers(-(2**63), 2**64 - 1)
+# Few different lengths, so that sums often meet a budget exactly.
+LENGTHS = st.lists(st.integers(1, 6), max_size=40).map(lambda n: np.array(n, dtype=np.int64))
+
+
+def everything(batches: list) -> list[int]:
+    return [int(i) for batch in batches for i in batch]
+
+
+class TestEpochOrder:
+    @given(count=st.integers(0, 200), seed=SEEDS, epoch=st.integers(0, 1000))
+    def test_is_a_permutation(self, count, seed, epoch):
+        assert sorted(epoch_order(count, seed, epoch)) == list(range(count))
+
+    @given(seed=SEEDS, epoch=st.integers(0, 1000))
+    def test_is_the_same_again(self, seed, epoch):
+        assert epoch_order(50, seed, epoch).tolist() == epoch_order(50, seed, epoch).tolist()
+
+    @given(seed=SEEDS, epoch=st.integers(0, 1000))
+    def test_differs_in_the_next_epoch(self, seed, epoch):
+        assert epoch_order(50, seed, epoch).tolist() != epoch_order(50, seed, epoch + 1).tolist()
+
+    @given(seed=st.integers(-(2**63), 2**63 - 1), epoch=st.integers(0, 1000))
+    def test_differs_with_the_next_seed(self, seed, epoch):
+        assert epoch_order(50, seed, epoch).tolist() != epoch_order(50, seed + 1, epoch).tolist()
+
+    @pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1])
+    def test_large_seeds_do_not_warn(self, seed):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            epoch_order(5, seed, 0)
+
+    def test_does_not_touch_the_global_generator(self):
+        np.random.seed(0)  # noqa: NPY002 - the global one is what this is about
+        before = np.random.get_state()[1].tolist()  # noqa: NPY002
+        epoch_order(50, 0, 0)
+        assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+    def test_is_what_it_was_when_runs_were_saved(self):
+        # A run that is resumed under another numpy must go on in the order it began with.
+        assert epoch_order(10, 42, 3).tolist() == [8, 4, 7, 1, 6, 3, 0, 2, 9, 5]
+
+    def test_places_are_evenly_spread(self):
+        first = [epoch_order(5, 0, epoch)[0] for epoch in range(2000)]
+        assert np.bincount(first, minlength=5).min() > 320  # 400 expected, sd 18
+
+
+class TestEpochBatches:
+    @given(lengths=LENGTHS, seed=SEEDS, size=st.integers(1, 50), shuffle=st.booleans())
+    def test_by_size_every_feature_comes_once(self, lengths, seed, size, shuffle):
+        batches = epoch_batches(lengths, seed=seed, epoch=0, batch_size=size, shuffle=shuffle)
+        assert sorted(everything(batches)) == list(range(len(lengths)))
+
+    @given(lengths=LENGTHS, seed=SEEDS, tokens=st.integers(1, 20), shuffle=st.booleans())
+    def test_by_tokens_every_feature_comes_once(self, lengths, seed, tokens, shuffle):
+        batches = epoch_batches(lengths, seed=seed, epoch=0, batch_tokens=tokens, shuffle=shuffle)
+        assert sorted(everything(batches)) == list(range(len(lengths)))
+
+    @given(lengths=LENGTHS, size=st.integers(1, 50))
+    def test_all_but_the_last_are_full(self, lengths, size):
+        batches = epoch_batches(lengths, seed=0, epoch=0, batch_size=size)
+        assert all(len(batch) == size for batch in batches[:-1])
+        assert all(0 < len(batch) <= size for batch in batches)
+
+    @given(lengths=LENGTHS, tokens=st.integers(1, 20))
+    def test_token_budget_is_kept_but_for_a_longer_feature_alone(self, lengths, tokens):
+        batches = epoch_batches(lengths, seed=0, epoch=0, batch_tokens=tokens)
+        assert all(len(batch) == 1 or lengths[batch].sum() <= tokens for batch in batches)
+
+    @given(lengths=LENGTHS, tokens=st.integers(1, 20))
+    def test_no_batch_ends_before_it_must(self, lengths, tokens):
+        batches = epoch_batches(lengths, seed=0, epoch=0, batch_tokens=tokens)
+        for batch, following in pairwise(batches):
+            assert lengths[batch].sum() + lengths[following[0]] > tokens
+
+    @given(lengths=LENGTHS, seed=SEEDS)
+    def test_order_is_that_of_the_epoch(self, lengths, seed):
+        batches = epoch_batches(lengths, seed=seed, epoch=3, batch_size=4)
+        assert everything(batches) == epoch_order(len(lengths), seed, 3).tolist()
+
+    @pytest.mark.parametrize("size", [{"batch_size": 2}, {"batch_tokens": 7}])
+    def test_without_shuffling_the_order_is_that_of_the_data(self, size):
+        batches = epoch_batches(np.array([3, 1, 4, 1, 5]), seed=0, epoch=0, shuffle=False, **size)
+        assert everything(batches) == [0, 1, 2, 3, 4]
+
+    def test_exact_fit_is_one_batch(self):
+        batches = epoch_batches(np.array([2, 3, 1]), seed=0, epoch=0, batch_tokens=5, shuffle=False)
+        assert [batch.tolist() for batch in batches] == [[0, 1], [2]]
+
+    @given(lengths=LENGTHS, tokens=st.integers(1, 20))
+    def test_no_batch_is_empty(self, lengths, tokens):
+        batches = epoch_batches(lengths, seed=0, epoch=0, batch_tokens=tokens)
+        assert all(len(batch) > 0 for batch in batches)
+
+    def test_longer_feature_is_alone(self):
+        batches = epoch_batches(np.array([2, 9, 2]), seed=0, epoch=0, batch_tokens=5, shuffle=False)
+        assert [batch.tolist() for batch in batches] == [[0], [1], [2]]
+
+    @pytest.mark.parametrize(
+        "sizes",
+        [{}, {"batch_size": 2, "batch_tokens": 2}, {"batch_size": 0}, {"batch_tokens": 0}],
+    )
+    def test_wrong_sizes_are_refused(self, sizes):
+        with pytest.raises(ValueError, match="batch_"):
+            epoch_batches(np.array([1, 2]), seed=0, epoch=0, **sizes)
+
+
+class TestBatchesByLength:
+    @given(lengths=LENGTHS, tokens=st.integers(1, 20))
+    def test_every_feature_comes_once(self, lengths, tokens):
+        assert sorted(everything(batches_by_length(lengths, tokens))) == list(range(len(lengths)))
+
+    @given(lengths=LENGTHS, tokens=st.integers(1, 20))
+    def test_longest_come_first(self, lengths, tokens):
+        order = everything(batches_by_length(lengths, tokens))
+        assert lengths[order].tolist() == sorted(lengths.tolist(), reverse=True)
+
+    @given(lengths=LENGTHS, tokens=st.integers(1, 20))
+    def test_token_budget_is_kept_but_for_a_longer_feature_alone(self, lengths, tokens):
+        batches = batches_by_length(lengths, tokens)
+        assert all(len(batch) == 1 or lengths[batch].sum() <= tokens for batch in batches)
+
+    def test_budget_must_be_positive(self):
+        with pytest.raises(ValueError, match="batch_tokens"):
+            batches_by_length(np.array([1]), 0)

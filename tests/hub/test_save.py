@@ -1,0 +1,98 @@
+"""What we save, transformers opens, with the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from pretune.data import PackedBatch
+from pretune.hub import FAMILIES, save_model
+
+BERT = FAMILIES["bert"]
+IDS = [2, 5, 9, 33, 11, 3]
+LABELS = {"id2label": {"0": "bad", "1": "good", "2": "so-so"}}
+
+
+@pytest.fixture
+def classifier(load, tiny_folder):
+    model, _ = load(tiny_folder, labels=3)
+    torch.nn.init.normal_(model.classifier.bias)
+    return model
+
+
+@pytest.fixture
+def saved(classifier, tmp_path) -> Path:
+    save_model(classifier, tmp_path, BERT, "sequence_classification", LABELS)
+    return tmp_path
+
+
+def test_transformers_gives_the_same_logits(classifier, saved):
+    theirs = AutoModelForSequenceClassification.from_pretrained(saved).eval()
+    with torch.no_grad():
+        expected = classifier(PackedBatch.of([IDS], [[0] * len(IDS)]))
+        found = theirs(torch.tensor([IDS])).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_transformers_misses_nothing_and_finds_nothing_odd(saved):
+    _, info = AutoModelForSequenceClassification.from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+def test_transformers_knows_the_labels(saved):
+    theirs = AutoModelForSequenceClassification.from_pretrained(saved)
+    assert theirs.config.id2label == {0: "bad", 1: "good", 2: "so-so"}
+
+
+def test_backbone_opens_in_transformers(load, tiny_folder, tmp_path):
+    model, _ = load(tiny_folder)
+    save_model(model, tmp_path, BERT, "backbone")
+    with torch.no_grad():
+        expected = model(PackedBatch.of([IDS], [[0] * len(IDS)])).last_hidden_state
+        found = AutoModel.from_pretrained(tmp_path).eval()(torch.tensor([IDS])).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_tensors_of_a_backbone_are_those_it_was_loaded_from(load, tiny_folder, tmp_path):
+    save_model(load(tiny_folder)[0], tmp_path, BERT, "backbone")
+    before = load_file(tiny_folder / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_loads_again_bit_by_bit(load, classifier, saved):
+    again, report = load(saved, labels=3)
+    assert (report.missing, report.unexpected) == ((), ())
+    for name, value in classifier.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_config_keeps_the_sizes(saved, tiny_folder):
+    before = json.loads((tiny_folder / "config.json").read_text())
+    after = json.loads((saved / "config.json").read_text())
+    names = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act")
+    assert {n: after[n] for n in names} == {n: before[n] for n in names}
+
+
+@pytest.mark.parametrize(
+    ("head", "architecture"),
+    [("backbone", "BertModel"), ("sequence_classification", "BertForSequenceClassification")],
+)
+def test_architecture(classifier, tmp_path, head, architecture):
+    model = classifier.backbone if head == "backbone" else classifier
+    save_model(model, tmp_path, BERT, head)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [architecture]
+
+
+def test_file_says_it_is_of_pytorch(saved):
+    with safe_open(saved / "model.safetensors", framework="pt") as handle:
+        assert handle.metadata() == {"format": "pt"}
