@@ -4,6 +4,9 @@ import os
 
 # Before anything imports huggingface_hub, which reads it once: no test may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The models here are tiny: a second thread costs more than it brings, and very much more where
+# other programs compete for the cores. Processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import string
 from pathlib import Path
@@ -15,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from pretune.errors import CheckpointError
 from pretune.hub import find_source
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 settings.register_profile(
     "pretune",

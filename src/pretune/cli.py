@@ -207,9 +207,7 @@ def predict(
     if texts and file:
         raise PretuneError("give either TEXT or --file, not both")
     if not texts and file is None and sys.stdin.isatty():
-        raise click.UsageError(
-            "nothing to predict: give TEXT, --file FILE, or lines through a pipe"
-        )
+        raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
     predictor = Predictor(load(run), device=device)
     if texts:
         batches: Iterable[Records] = [_texts_as_records(predictor, texts)]

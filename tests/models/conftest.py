@@ -3,9 +3,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretune.hub import find_source
 from pretune.models import ops
+
+DEFAULT_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """These tensors are tiny: on a busy machine more threads would only wait for each other."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(DEFAULT_THREADS)
+
+
+@pytest.fixture
+def all_threads():
+    """For the few tests with tensors as large as a real model's."""
+    torch.set_num_threads(DEFAULT_THREADS)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["onednn", "mkl"])

@@ -280,6 +280,13 @@ def test_each_dropout_counts_in_training_only(which):
     assert torch.equal(first, model(batch).last_hidden_state)
 
 
+def test_each_dropout_is_where_the_configuration_says():
+    model = build(hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
+    assert model.embeddings.dropout.p == 0.25
+    assert [layer.dropout.p for layer in model.layers] == [0.25, 0.25]
+    assert [layer.attention.dropout for layer in model.layers] == [0.5, 0.5]
+
+
 # Sizes and fresh weights
 
 

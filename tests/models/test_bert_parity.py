@@ -115,7 +115,7 @@ def encode(folder: Path, first: list[str], second: list[str] | None = None) -> E
 
 @pytest.mark.parametrize("second", [None, PAIRS])
 @torch.no_grad()
-def test_minilm_gives_transformers_numbers(matmul, minilm, second):
+def test_minilm_gives_transformers_numbers(matmul, all_threads, minilm, second):
     folder, theirs = minilm
     ours = bundle.load(folder).model.eval()
     example = encode(folder, SENTENCES, second)

@@ -52,7 +52,7 @@ def test_linear_is_the_formula(matmul, rows, inner, outer, with_bias, seed):
 
 @pytest.mark.parametrize("rows", [1, 2, 63, 64, 257])
 @pytest.mark.parametrize(("inner", "outer"), [(384, 1536), (1536, 384), (384, 2), (64, 64)])
-def test_linear_at_the_sizes_of_models(matmul, rows, inner, outer):
+def test_linear_at_the_sizes_of_models(matmul, all_threads, rows, inner, outer):
     agree(random(rows, inner), random(outer, inner, seed=1) / inner**0.5, random(outer, seed=2))
 
 

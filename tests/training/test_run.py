@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretune import yaml12
+from pretune.errors import DataError, RunError
+from pretune.recipe import Recipe
+from pretune.tasks.bundle import load
+from pretune.training import read_data, train_recipe, train_seeds
+from pretune.training.folder import RunFolder
+
+Make = Callable[..., Recipe]
+
+
+class TestFolder:
+    def test_holds_everything(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe()
+        result = train_recipe(recipe, quiet=True)
+        folder = Path(recipe.output)
+        assert Recipe.load(folder / "recipe.yaml") == recipe
+        saved = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        assert saved == json.loads(json.dumps(result.to_dict()))
+        assert saved["environment"]["torch"]
+        for name in ("best", "last"):
+            assert load(folder / name).task is not None
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        assert {"train/loss", "validation/accuracy"} <= {k for line in lines for k in json.loads(line)}
+
+    def test_tensorboard_reads_the_events(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(train__log_every=3)
+        train_recipe(recipe, quiet=True)
+        events = EventAccumulator(str(Path(recipe.output) / "events"))
+        events.Reload()
+        assert [e.step for e in events.Scalars("train/loss")] == [3, 6, 9, 12]
+        assert [e.step for e in events.Scalars("validation/accuracy")] == [6, 12]
+
+    def test_keeps_only_the_best_and_the_last_model(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(train__epochs=5)
+        train_recipe(recipe, quiet=True)
+        folder = Path(recipe.output)
+        kept = {path.name for path in (folder / "checkpoints").iterdir()}
+        assert kept == {(folder / name).resolve().name for name in ("best", "last")}
+
+    def test_loads_by_its_name_as_the_best(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe()
+        train_recipe(recipe, quiet=True)
+        found = load(recipe.output).report
+        assert found is not None
+        assert Path(found.source) == Path(recipe.output) / "best"
+
+    def test_repeats_bit_for_bit_from_its_recipe(self, toy_recipe: Make, tmp_path: Path) -> None:
+        recipe = toy_recipe()
+        train_recipe(recipe, quiet=True)
+        again = Recipe.load(
+            Path(recipe.output) / "recipe.yaml", {"output": str(tmp_path / "again")}
+        )
+        train_recipe(again, quiet=True)
+        one, two = (
+            (Path(r.output) / "last" / "model.safetensors").read_bytes() for r in (recipe, again)
+        )
+        assert one == two
+
+
+class TestOccupiedFolder:
+    def test_with_another_run_names_the_differences(self, toy_recipe: Make) -> None:
+        train_recipe(toy_recipe(train__max_steps=1), quiet=True)
+        with pytest.raises(RunError) as caught:
+            train_recipe(toy_recipe(train__max_steps=2), quiet=True)
+        assert "already holds a finished run of another recipe" in str(caught.value)
+        assert "train.max_steps: 1 there, 2 now" in str(caught.value)
+        assert "--overwrite" in str(caught.value)
+
+    def test_with_the_same_run_says_so(self, toy_recipe: Make) -> None:
+        train_recipe(toy_recipe(train__max_steps=1), quiet=True)
+        with pytest.raises(RunError, match="of this very recipe"):
+            train_recipe(toy_recipe(train__max_steps=1), quiet=True)
+
+    def test_is_not_touched_by_the_refused_run(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(train__max_steps=1)
+        train_recipe(recipe, quiet=True)
+        folder = Path(recipe.output)
+        before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+        with pytest.raises(RunError):
+            train_recipe(toy_recipe(train__max_steps=2), quiet=True)
+        assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+    def test_can_be_overwritten(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(train__max_steps=1)
+        train_recipe(recipe, quiet=True)
+        (Path(recipe.output) / "notes.txt").write_text("mine", encoding="utf-8")
+        result = train_recipe(toy_recipe(train__max_steps=2), overwrite=True, quiet=True)
+        assert result.steps == 2
+        assert (Path(recipe.output) / "notes.txt").read_text(encoding="utf-8") == "mine"
+        kept = [path.name for path in (Path(recipe.output) / "checkpoints").iterdir()]
+        assert kept == ["step-000002"]
+
+    def test_with_foreign_files_is_refused_even_then(self, toy_recipe: Make) -> None:
+        folder = Path(toy_recipe().output)
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("mine", encoding="utf-8")
+        with pytest.raises(RunError, match="not a run of pretune"):
+            train_recipe(toy_recipe(), overwrite=True, quiet=True)
+        assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
+
+    def test_that_is_a_file_is_refused(self, toy_recipe: Make) -> None:
+        Path(toy_recipe().output).write_text("x", encoding="utf-8")
+        with pytest.raises(RunError, match="is a file"):
+            train_recipe(toy_recipe(), quiet=True)
+
+    def test_whose_recipe_is_broken_is_an_error(self, toy_recipe: Make) -> None:
+        folder = Path(toy_recipe().output)
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text("{", encoding="utf-8")
+        with pytest.raises(RunError, match="cannot be read"):
+            train_recipe(toy_recipe(), quiet=True)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_that_cannot_be_written_is_an_error(self, toy_recipe: Make, tmp_path: Path) -> None:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(RunError, match="cannot be written"):
+            train_recipe(toy_recipe(output=str(tmp_path / "closed" / "run")), quiet=True)
+
+
+def test_bad_data_leaves_no_folder(toy_recipe: Make, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("text\tlabel\ngood\tgood\nx\tugly\n", encoding="utf-8")
+    recipe = toy_recipe(data__validation=str(bad))
+    with pytest.raises(DataError, match=r"bad\.tsv, line 3, column 'label': unknown label 'ugly'"):
+        train_recipe(recipe, quiet=True)
+    assert not Path(recipe.output).exists()
+
+
+def test_a_checkpoint_is_dropped_only_after_its_successor_is_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.checkpoint(1, lambda p: (p / "a").write_text("one") and None, best=True)
+
+    def fail(path: Path) -> None:
+        (path / "a").write_text("two")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        folder.checkpoint(2, fail, best=True)
+    assert (folder.path / "last" / "a").read_text() == "one"
+    assert [p.name for p in (folder.path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+class TestSplit:
+    def test_holds_back_a_share_and_loses_nothing(self, toy_recipe: Make) -> None:
+        train, held_out = read_data(toy_recipe())
+        assert held_out is not None
+        assert (len(train), len(held_out)) == (48, 12)
+        assert sorted([*(train.lines or ()), *(held_out.lines or ())]) == list(range(2, 62))
+
+    def test_is_the_same_for_every_seed(self, toy_recipe: Make) -> None:
+        one, two = (read_data(toy_recipe(seed=seed))[1] for seed in (0, 7))
+        assert one is not None
+        assert two is not None
+        assert one.lines == two.lines
+
+    def test_of_too_few_records_is_an_error(self, toy_recipe: Make, tmp_path: Path) -> None:
+        path = tmp_path / "few.tsv"
+        path.write_text("text\tlabel\na\tx\nb\ty\n", encoding="utf-8")
+        with pytest.raises(DataError, match="too few to hold back"):
+            read_data(toy_recipe(data__train=str(path)))
+
+    def test_none_is_possible(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(data__validation=None, train__max_steps=2)
+        result = train_recipe(recipe, quiet=True)
+        assert result.metrics == {}
+        assert load(recipe.output).task is not None
+
+    def test_a_limit_takes_the_first_records(self, toy_recipe: Make) -> None:
+        train, held_out = read_data(toy_recipe(data__limit=10))
+        assert held_out is not None
+        assert (len(train), len(held_out)) == (10, 12)
+
+
+def test_several_seeds_give_mean_and_spread(toy_recipe: Make) -> None:
+    recipe = toy_recipe(train__max_steps=4)
+    result = train_seeds(recipe, 3, quiet=True)
+    assert [run.seed for run in result.runs] == [0, 1, 2]
+    values = [run.metrics["loss"] for run in result.runs]
+    assert len(set(values)) == 3
+    mean = sum(values) / 3
+    spread = (sum((v - mean) ** 2 for v in values) / 2) ** 0.5
+    assert result.summary()["loss"] == pytest.approx((mean, spread))
+    for seed in range(3):
+        assert (Path(recipe.output) / f"seed-{seed}" / "result.json").is_file()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def long_run(toy_recipe: Make, tmp_path: Path) -> Any:
+    """A training in a process of its own that would take hours; and its folder."""
+    recipe = toy_recipe(train__max_steps=10**6, train__eval_every=20, train__log_every=1)
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml12.dump(recipe.to_dict()), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretune", "train", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = Path(recipe.output)
+    wait_for(lambda: (folder / "last").exists(), process)
+    yield process, folder
+    process.kill()
+    process.wait()
+
+
+class TestStopping:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_by_a_signal_saves_and_says_where(self, long_run: Any, number: signal.Signals) -> None:
+        process, folder = long_run
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert f"the last checkpoint is {folder / 'last'}" in err
+        assert "Traceback" not in err
+        step = int((folder / "last").resolve().name.removeprefix("step-"))
+        assert f"stopped after {step} updates" in err
+        assert load(folder / "last").task is not None
+        assert not (folder / "result.json").exists()
+
+    def test_by_force_leaves_a_whole_model(self, long_run: Any) -> None:
+        process, folder = long_run
+        for _ in range(5):  # meet it at different moments, saving among them
+            time.sleep(0.05)
+            process.send_signal(signal.SIGSTOP)
+            assert load(folder / "last").task is not None
+            assert load(folder / "best").task is not None
+            process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+        assert load(folder / "last").task is not None
+        assert load(folder / "best").task is not None
