@@ -59,6 +59,7 @@ def small(model: Path) -> list[str]:
         "train.epochs=10",
         "train.batch_size=8",
         "train.learning_rate=5e-3",
+        "train.best=loss",
     ]
 
 

@@ -62,5 +62,43 @@ def test_steps_agree_with_adamw_written_out(clip: float | None) -> None:
         assert all(p.grad is None for p in model.parameters())
 
 
+class Bag(nn.Module):
+    """Looks words up and adds them."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.out = nn.Linear(4, 9, bias=False)
+        if tied:
+            self.out.weight = self.table.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.out(self.table(words).sum(1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_lookup_tables_get_the_dense_update(tied: bool, clip: float | None) -> None:
+    """Against torch's own dense AdamW: rows not looked up decay and keep their momentum."""
+    torch.manual_seed(0)
+    ours, theirs = Bag(tied), Bag(tied)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = optimizer_of(ours, clip)
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=(0.9, 0.99), weight_decay=0.1)
+    for words in ([[1, 2, 2], [2, 0, 1]], [[5, 5, 5], [8, 5, 5]], [[1, 8, 3], [4, 4, 0]]):
+        batch = torch.tensor(words)
+        for part in batch.split(1):  # accumulated
+            (ours(part) ** 2).sum().backward()
+        norm = optimizer.gradient_norm()
+        (theirs(batch) ** 2).sum().div(2).backward()
+        expected = nn.utils.clip_grad_norm_(theirs.parameters(), clip or 1e9)
+        assert float(norm) / 2 == pytest.approx(float(expected), rel=1e-5)
+        optimizer.step(0.1, 2, norm)
+        adamw.step()
+        adamw.zero_grad()
+        for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(one, two, atol=2e-6)
+
+
 def test_without_gradients_the_norm_is_zero() -> None:
     assert float(optimizer_of(make_model(), 1.0).gradient_norm()) == 0

@@ -26,6 +26,7 @@ from pretune.recipe import TrainSection
 from pretune.tasks import AnyTask
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
 from pretune.training.log import Reporter, Step
+from pretune.training.memory import reusing_memory
 from pretune.training.optim import Optimizer
 from pretune.training.schedule import rate_factor, warmup_updates
 
@@ -147,6 +148,11 @@ class Trainer:
         """
         self.model.train()
         self.reporter.begin(self.total)
+        with reusing_memory(self.device.type == "cpu"):
+            self._run()
+        return self.course
+
+    def _run(self) -> None:
         epoch = 0
         while self.course.steps < self.total:
             batches = self._batches(epoch)
@@ -164,7 +170,6 @@ class Trainer:
                 if step == self.total:
                     break
             epoch += 1
-        return self.course
 
     def _updates_in(self, epochs: float) -> int:
         """With a token budget, not every epoch has equally many batches."""

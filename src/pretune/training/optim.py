@@ -23,6 +23,11 @@ class Optimizer:
     The division by the count and the clipping are one factor, applied inside the fused kernel: no
     extra pass over the gradients.
 
+    On a CPU the lookup tables get their gradients as the rows that were looked up. They are laid
+    into a table of zeros that is kept from step to step and cleared only where it was written:
+    allocating and clearing 47 MB for MiniLM's vocabulary is a tenth of a step. The update is the
+    dense one all the same; rows that were not looked up decay and keep their momentum.
+
     Args:
         model: whose trainable parameters to update.
         weight_decay: of matrices.
@@ -44,14 +49,22 @@ class Optimizer:
         groups = parameter_groups(model, weight_decay)
         self._fused = all(p.device.type in ("cpu", "cuda") for p in _all(groups))
         self.adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=self._fused)
+        self._tables = _want_sparse_gradients(model)
+        self._touched: dict[nn.Parameter, Tensor] = {}
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of the raw sums, a scalar tensor (on the parameters' device)."""
-        grads = self._grads()
+        self._spread_sparse()
+        grads = []
+        for parameter in _all(self.adamw.param_groups):
+            if parameter in self._touched:
+                grads.append(self._tables[parameter][self._touched[parameter]])
+            elif parameter.grad is not None:
+                grads.append(parameter.grad)
         if not grads:
             return torch.zeros(())
-        norms: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        return norms
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return norm
 
     def step(self, learning_rate: float, count: int, norm: Tensor) -> None:
         """Update the parameters with the mean gradient, clipped, and forget the gradients.
@@ -61,6 +74,7 @@ class Optimizer:
             count: what the sums are divided by.
             norm: what `gradient_norm` gave.
         """
+        self._spread_sparse()
         # As torch.nn.utils.clip_grad_norm_ has it, 1e-6 included.
         divisor = torch.full_like(norm, float(count))
         if self.clip is not None:
@@ -71,12 +85,42 @@ class Optimizer:
             # The kernel divides by this; it is how torch.amp.GradScaler unscales.
             self.adamw.grad_scale = divisor.to(torch.float32)  # type: ignore[attr-defined]
         else:
-            torch._foreach_div_(self._grads(), divisor)
+            dense = [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
+            torch._foreach_div_(dense, divisor)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        for parameter, rows in self._touched.items():
+            self._tables[parameter][rows] = 0.0
+        self._touched.clear()
 
-    def _grads(self) -> list[Tensor]:
-        return [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
+    def _spread_sparse(self) -> None:
+        """Lay sparse gradients into their tables of zeros and make those the gradients."""
+        for parameter, table in self._tables.items():
+            grad = parameter.grad
+            if grad is None or not grad.is_sparse:
+                continue
+            rows = grad._indices()[0]
+            table.index_add_(0, rows, grad._values())
+            parameter.grad = table
+            self._touched[parameter] = rows.unique()
+
+
+def _want_sparse_gradients(model: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Ask the lookup tables on a CPU for sparse gradients; gives a table of zeros for each."""
+    owners: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter] = owners.get(parameter, 0) + 1
+    tables = {}
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding):
+            continue
+        weight = module.weight
+        # A table that is also an output layer gets a dense gradient from there.
+        if weight.requires_grad and weight.device.type == "cpu" and owners[weight] == 1:
+            module.sparse = True
+            tables[weight] = torch.zeros_like(weight)
+    return tables
 
 
 def _all(groups: Iterable[dict[str, object]]) -> list[nn.Parameter]:

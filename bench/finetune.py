@@ -1,0 +1,176 @@
+"""The same fine-tuning by pretune and by transformers' Trainer: examples a second, and memory.
+
+MRPC, MiniLM (22M parameters), batch 32, at most 128 tokens, float32, AdamW, dropout 0.1: the same
+work in the same process, in turns. The Trainer runs three ways: every example padded to 128 tokens
+(`max`, the way of most tutorials), to the longest of its batch (`dynamic`), and in batches of
+similar length (`length`).
+
+    PRETUNE_DATA=FOLDER python bench/finetune.py [--steps 115] [--rounds 2]
+
+Memory is measured in a process of its own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peer import PADDINGS, build_trainer
+
+OURS = "pretune"
+ENGINES = (OURS, *PADDINGS)
+#: Updates before the clock starts: first touches of memory, kernels compiled for new shapes.
+WARM_UP = 4
+
+
+def run_ours(data: Path, steps: int) -> Callable[[], float]:
+    """Prepare our trainer; what is returned trains `steps` updates and gives examples a second."""
+    from pretune.recipe import Recipe
+    from pretune.tasks import featurize, task_class
+    from pretune.tasks.bundle import load
+    from pretune.training import Trainer, read_data, seed_everything
+
+    recipe = Recipe.load(
+        "mrpc",
+        {
+            "data.train": str(data / "train.tsv"),
+            "data.validation": None,
+            "model.from": "minilm",
+            "train.max_steps": WARM_UP + steps,
+        },
+    )
+    records, _ = read_data(recipe)
+    task = task_class(recipe.task.name)(recipe.task)
+    task.fit(records)
+    seed_everything(0)
+    bundle = load(recipe.model.source, task=task)
+    features = featurize(task, records, bundle.tokenizer)
+
+    def run() -> float:
+        clock = _Clock()
+        trainer = Trainer(
+            task, bundle.model, features, options=recipe.train, should_stop=clock.tick
+        )
+        trainer.fit()
+        return clock.rate(trainer.total)
+
+    return run
+
+
+class _Clock:
+    """Notes when each update ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def tick(self) -> bool:
+        self.times.append(time.perf_counter())
+        return False
+
+    def rate(self, steps: int) -> float:
+        """Examples a second after the warm-up; every batch but an epoch's last has 32."""
+        examples = 32 * (steps - WARM_UP)
+        return examples / (self.times[steps - 1] - self.times[WARM_UP - 1])
+
+
+def run_peer(data: Path, padding: str, steps: int) -> Callable[[], float]:
+    """The same for transformers' Trainer."""
+    from transformers import TrainerCallback
+
+    class Ticks(TrainerCallback):
+        def __init__(self, clock: _Clock) -> None:
+            self.clock = clock
+
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            self.clock.tick()
+
+    trainer = build_trainer(data, padding, max_steps=WARM_UP + steps)
+
+    def run() -> float:
+        clock = _Clock()
+        ticks = Ticks(clock)
+        trainer.add_callback(ticks)
+        trainer.train()
+        trainer.remove_callback(ticks)
+        return clock.rate(WARM_UP + steps)
+
+    return run
+
+
+def prepare(engine: str, data: Path, steps: int) -> Callable[[], float]:
+    return run_ours(data, steps) if engine == OURS else run_peer(data, engine, steps)
+
+
+def measure_speed(data: Path, steps: int, rounds: int) -> dict[str, list[float]]:
+    """Examples a second of each engine in each round; the order alternates."""
+    runs = {engine: prepare(engine, data, steps) for engine in ENGINES}
+    found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for number in range(rounds):
+        order = ENGINES if number % 2 == 0 else ENGINES[::-1]
+        for engine in order:
+            found[engine].append(runs[engine]())
+            print(f"round {number + 1}  {engine:<8} {found[engine][-1]:7.1f} examples/s", flush=True)
+    return found
+
+
+def measure_memory(data: Path, steps: int) -> dict[str, float]:
+    """The peak resident memory of each engine's process, in MiB."""
+    found = {}
+    for engine in ENGINES:
+        command = [sys.executable, __file__, "--steps", str(steps), "--only", engine]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[engine] = float(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
+        print(f"memory   {engine:<8} {found[engine]:7,.0f} MiB", flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=111, help="updates timed; 111 + 4 is an epoch")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", choices=ENGINES, help="run one engine once and print its memory")
+    options = parser.parse_args()
+    if "PRETUNE_DATA" not in os.environ:
+        sys.exit("set PRETUNE_DATA to a folder with mrpc/train.tsv and mrpc/dev.tsv")
+    data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"
+    if options.only:
+        prepare(options.only, data, options.steps)()
+        from pretune.training.run import peak_memory_mb
+
+        peak = peak_memory_mb(torch.device("cpu"))
+        print(json.dumps({"engine": options.only, "peak_mib": peak}))
+        return
+    import transformers
+
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    )
+    speed = measure_speed(data, options.steps, options.rounds)
+    memory = measure_memory(data, min(options.steps, 40))
+    ours = statistics.median(speed[OURS])
+    print(f"\n{'engine':<22} {'examples/s':>10} {'pretune is':>12} {'peak memory':>13}")
+    for engine in ENGINES:
+        rate = statistics.median(speed[engine])
+        name = engine if engine == OURS else f"Trainer, {engine}"
+        ratio = "" if engine == OURS else f"{ours / rate:.2f}x"
+        print(f"{name:<22} {rate:>10.1f} {ratio:>12} {memory[engine]:>9,.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
