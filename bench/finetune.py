@@ -123,7 +123,9 @@ def measure_speed(data: Path, steps: int, rounds: int) -> dict[str, list[float]]
         order = ENGINES if number % 2 == 0 else ENGINES[::-1]
         for engine in order:
             found[engine].append(runs[engine]())
-            print(f"round {number + 1}  {engine:<8} {found[engine][-1]:7.1f} examples/s", flush=True)
+            print(
+                f"round {number + 1}  {engine:<8} {found[engine][-1]:7.1f} examples/s", flush=True
+            )
     return found
 
 

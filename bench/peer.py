@@ -125,11 +125,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--padding", choices=PADDINGS, default="dynamic")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=3)
     options = parser.parse_args()
     data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"
     results = []
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         trainer = build_trainer(data, options.padding, seed=seed, epochs=options.epochs)
         start = time.perf_counter()
         trainer.train()

@@ -188,7 +188,9 @@ def recipes() -> st.SearchStrategy[dict[str, Any]]:
         {"name": st.just("classify")},
         optional={
             "pair": st.booleans(),
-            "labels": st.none() | st.lists(names, max_size=4) | st.dictionaries(names, names, max_size=4),
+            "labels": st.none()
+            | st.lists(names, max_size=4)
+            | st.dictionaries(names, names, max_size=4),
         },
     )
     data = st.fixed_dictionaries(

@@ -17,7 +17,9 @@ from pretune.tasks.bundle import Bundle, load, save
 @pytest.fixture
 def saved(tiny_folder: Path, tmp_path: Path) -> tuple[Bundle, Path]:
     torch.manual_seed(0)
-    bundle = load(tiny_folder, task=Classify(ClassifyOptions(max_length=16), ["no", "yes", "maybe"]))
+    bundle = load(
+        tiny_folder, task=Classify(ClassifyOptions(max_length=16), ["no", "yes", "maybe"])
+    )
     folder = tmp_path / "saved"
     folder.mkdir()
     save(bundle, folder)

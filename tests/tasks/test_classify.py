@@ -89,7 +89,14 @@ class TestFeatures:
         data = records([{"sentence1": "good film", "sentence2": "bad", "label": "a"}])
         task = Classify(ClassifyOptions(pair=True), ["a", "b"])
         (feature,) = task.features(data, range(1), tokenizer, with_targets=True)
-        assert tokenizer.tokens(feature.tokens) == ["[CLS]", "good", "film", "[SEP]", "bad", "[SEP]"]
+        assert tokenizer.tokens(feature.tokens) == [
+            "[CLS]",
+            "good",
+            "film",
+            "[SEP]",
+            "bad",
+            "[SEP]",
+        ]
         assert list(feature.segments or ()) == [0, 0, 0, 0, 1, 1]
 
     def test_long_texts_are_cut_and_counted(self, tiny_vocab_folder: Any) -> None:

@@ -17,7 +17,9 @@ def toy_data(tmp_path: Path) -> Path:
     lines = ["text\tlabel"]
     for _ in range(60):
         word = chance.choice(["good", "bad"])
-        others = [chance.choice(["the", "film", "un", "x1", "z"]) for _ in range(chance.randint(0, 9))]
+        others = [
+            chance.choice(["the", "film", "un", "x1", "z"]) for _ in range(chance.randint(0, 9))
+        ]
         others.insert(chance.randint(0, len(others)), word)
         lines.append(f"{' '.join(others)}\t{word}")
     path = tmp_path / "films.tsv"

@@ -285,5 +285,7 @@ def test_bf16_on_the_cpu_learns_too(make_trainer: Callable[..., Trainer]) -> Non
 def test_trains_on_cuda(toy_recipe: Callable[..., Any], tmp_path: Path) -> None:
     from pretune.training import train_recipe
 
-    result = train_recipe(toy_recipe(train__device="cuda", train__epochs=10, train__learning_rate=5e-3), quiet=True)
+    result = train_recipe(
+        toy_recipe(train__device="cuda", train__epochs=10, train__learning_rate=5e-3), quiet=True
+    )
     assert result.metrics["accuracy"] > 0.9

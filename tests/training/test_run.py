@@ -35,7 +35,9 @@ class TestFolder:
         for name in ("best", "last"):
             assert load(folder / name).task is not None
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        assert {"train/loss", "validation/accuracy"} <= {k for line in lines for k in json.loads(line)}
+        assert {"train/loss", "validation/accuracy"} <= {
+            k for line in lines for k in json.loads(line)
+        }
 
     def test_tensorboard_reads_the_events(self, toy_recipe: Make) -> None:
         recipe = toy_recipe(train__log_every=3)
@@ -221,7 +223,7 @@ def long_run(toy_recipe: Make, tmp_path: Path) -> Any:
         text=True,
     )
     folder = Path(recipe.output)
-    wait_for(lambda: (folder / "last").exists(), process)
+    wait_for((folder / "last").exists, process)
     yield process, folder
     process.kill()
     process.wait()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -19,8 +20,8 @@ def test_rises_to_one_then_never_rises_again(
     factors = [rate_factor(step, total, warmup, shape, floor) for step in range(total)]
     assert all(0 < f <= 1 or floor == 0 for f in factors)
     rise, fall = factors[:warmup], factors[warmup:]
-    assert all(a < b for a, b in zip(rise, rise[1:], strict=False))
-    assert all(a >= b for a, b in zip(fall, fall[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(rise))
+    assert all(a >= b for a, b in itertools.pairwise(fall))
     if fall:
         assert fall[0] == 1
         assert min(fall) >= floor - 1e-12

@@ -219,6 +219,8 @@ class FeatureSet:
         truncated = 0
         for feature in features:
             ids = np.asarray(feature.tokens, dtype=np.int32)
+            if len(ids) == 0:
+                raise ValueError(f"the feature of record {feature.record} has no tokens")
             tokens.append(ids)
             if feature.segments is not None:
                 segments.append(np.asarray(feature.segments, dtype=np.uint8))

@@ -107,6 +107,9 @@ def load_into(
     _initialise_missing(model, missing, initialise)
     state = {ours: weights.tensor(theirs) for ours, theirs in plan.items()}
     model.load_state_dict(state, strict=False, assign=True)
+    hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if hollow:  # not a user's mistake: a name in no table and no `initialise`
+        raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
     used = {name for theirs in plan.values() for name in theirs}
     ignored = {family.prefix + name for name in family.ignored} | set(family.ignored)
     return model, LoadReport(

@@ -19,6 +19,7 @@ from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.layers import (
     ACTIVATIONS,
     Dropout,
+    Embedding,
     Linear,
     ModelOutput,
     PostNormLayer,
@@ -133,11 +134,11 @@ class BertEmbeddings(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.tokens = nn.Embedding(config.vocab_size, size)
-        self.segments = nn.Embedding(config.type_vocab_size, size)
-        self.positions: nn.Embedding | None = None
+        self.tokens = Embedding(config.vocab_size, size)
+        self.segments = Embedding(config.type_vocab_size, size)
+        self.positions: Embedding | None = None
         if config.position_embedding_type == "absolute":
-            self.positions = nn.Embedding(config.max_position_embeddings, size)
+            self.positions = Embedding(config.max_position_embeddings, size)
         else:
             table = sinusoidal_positions(config.max_position_embeddings, size)
             self.register_buffer("sinusoids", table, persistent=False)
@@ -181,14 +182,18 @@ class BertModel(nn.Module):
             for _ in range(config.num_hidden_layers)
         )
         self.pooler = Linear(config.hidden_size, config.hidden_size) if pooler else None
+        self.init_weights()
 
     def init_weights(self, module: nn.Module | None = None) -> None:
         """Fresh weights as BERT's: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
 
         Args:
-            module: only this part (a new head, say); default: all of the model.
+            module: only this part (a new head, say); default: all of the model. Parts on the meta
+                device, which hold no values, are passed over.
         """
         for part in (module or self).modules():
+            if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+                continue
             if isinstance(part, nn.Linear | nn.Embedding):
                 nn.init.normal_(part.weight, std=self.config.initializer_range)
                 if isinstance(part, nn.Linear) and part.bias is not None:

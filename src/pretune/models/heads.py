@@ -27,6 +27,7 @@ class SequenceClassifier(nn.Module):
         self.backbone = backbone
         self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout)
         self.classifier = Linear(config.hidden_size, num_labels)
+        backbone.init_weights(self.classifier)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits `[B, num_labels]`, in the order of the batch's sequences."""

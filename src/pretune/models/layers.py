@@ -56,6 +56,15 @@ class Linear(nn.Linear):
         return ops.linear(input, self.weight, self.bias)
 
 
+class Embedding(nn.Embedding):
+    """`nn.Embedding` that is quick to make on the meta device."""
+
+    def reset_parameters(self) -> None:
+        """PyTorch's own; on the meta device, where that would import its compiler, nothing."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Dropout(nn.Dropout):
     """`nn.Dropout` with a mask that is cheap to draw on a CPU."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -15,12 +16,12 @@ from pretune.training import Evaluation, RunResult, SeedsResult
 MOST_CLASSES = 12
 
 
-def run_table(result: RunResult) -> Table:
+def run_table(result: RunResult) -> Group:
     """The outcome of a training."""
     title = "result"
     if result.metrics:
         title = f"best model on the validation data (after {result.best_step} updates)"
-    table = _plain(title, "", "value")
+    table = _plain("", "value")
     for name, value in result.metrics.items():
         table.add_row(name, f"{value:.4f}")
     table.add_row("updates", f"{result.steps:,}")
@@ -28,13 +29,14 @@ def run_table(result: RunResult) -> Table:
     table.add_row("examples per second", f"{result.examples_per_second:.1f}")
     table.add_row("peak memory", f"{result.peak_memory_mb:,.0f} MiB")
     table.add_row("folder", Text(result.folder, overflow="fold"))
-    return table
+    return Group(Text(title, "bold"), table)
 
 
-def seeds_table(result: SeedsResult) -> Table:
+def seeds_table(result: SeedsResult) -> Group:
     """Each run, then mean ± standard deviation."""
     names = list(result.runs[0].metrics)
-    table = _plain(f"{len(result.runs)} seeds", "seed", *names, "seconds")
+    title = f"{len(result.runs)} seeds"
+    table = _plain("seed", *names, "seconds")
     for run in result.runs:
         figures = [f"{run.metrics[name]:.4f}" for name in names]
         table.add_row(str(run.seed), *figures, f"{run.seconds:.1f}")
@@ -42,31 +44,32 @@ def seeds_table(result: SeedsResult) -> Table:
     summary = [f"{mean:.4f} ± {sd:.4f}" for mean, sd in result.summary().values()]
     seconds = sum(run.seconds for run in result.runs) / len(result.runs)
     table.add_row("mean ± sd", *summary, f"{seconds:.1f}")
-    return table
+    return Group(Text(title, "bold"), table)
 
 
-def evaluation_table(result: Evaluation) -> Table:
+def evaluation_table(result: Evaluation) -> Group:
     """All figures of an evaluation; figures per class where there are any."""
     classes: Mapping[str, Mapping[str, float]] = result.details.get("per_class", {})
     overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     title = f"{result.count:,} examples in {result.seconds:.1f} s:  {overall}"
-    table = _plain(title, "label", "precision", "recall", "f1", "support")
+    table = _plain("label", "precision", "recall", "f1", "support")
     for label, figures in classes.items():
         shown = [f"{figures[name]:.4f}" for name in ("precision", "recall", "f1")]
         table.add_row(Text(label), *shown, f"{figures['support']:.0f}")
-    return table
+    return Group(Text(title, "bold"), table)
 
 
-def confusion_table(details: Mapping[str, Any]) -> Table | None:
+def confusion_table(details: Mapping[str, Any]) -> Group | None:
     """The confusion matrix, if there is one and it fits."""
     labels: Sequence[str] = details.get("labels", ())
     if not 1 < len(labels) <= MOST_CLASSES:
         return None
-    table = _plain("rows: the truth; columns: the model's answer", "", *map(Text, labels))
+    title = "rows: the truth; columns: the model's answer"
+    table = _plain("", *map(Text, labels))
     for i, (label, row) in enumerate(zip(labels, details["confusion"], strict=True)):
         shown = [Text(str(n) if n else "·", "bold" if i == j else "") for j, n in enumerate(row)]
         table.add_row(Text(label), *shown)
-    return table
+    return Group(Text(title, "bold"), table)
 
 
 def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 6) -> Text:
@@ -84,8 +87,8 @@ def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 6) ->
     return text
 
 
-def _plain(title: str, first: str | Text, *others: str | Text) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+def _plain(first: str | Text, *others: str | Text) -> Table:
+    table = Table(pad_edge=False)
     table.add_column(first)
     for name in others:
         table.add_column(name, justify="right")

@@ -102,7 +102,7 @@ class Optimizer:
             rows = grad._indices()[0]
             table.index_add_(0, rows, grad._values())
             parameter.grad = table
-            self._touched[parameter] = rows.unique()
+            self._touched[parameter] = torch.unique(rows)
 
 
 def _want_sparse_gradients(model: nn.Module) -> dict[nn.Parameter, Tensor]:
@@ -115,7 +115,7 @@ def _want_sparse_gradients(model: nn.Module) -> dict[nn.Parameter, Tensor]:
     for module in model.modules():
         if not isinstance(module, nn.Embedding):
             continue
-        weight = module.weight
+        weight = module.get_parameter("weight")
         # A table that is also an output layer gets a dense gradient from there.
         if weight.requires_grad and weight.device.type == "cpu" and owners[weight] == 1:
             module.sparse = True
