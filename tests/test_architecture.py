@@ -27,6 +27,7 @@ ORDER = (
     "training",
     "infer",
     "report",
+    "publish",
     "serve",
     "api",
     "cli",

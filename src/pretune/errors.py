@@ -43,6 +43,10 @@ class RunError(PretuneError):
     """A run folder that cannot be used, or a training that cannot go on."""
 
 
+class HubError(PretuneError):
+    """The Hugging Face Hub refused, could not be reached, or holds something else there."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like `word`, if any is like it at all."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

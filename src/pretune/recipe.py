@@ -61,6 +61,14 @@ class ModelSection(Section):
     attention_dropout: float | None = Field(
         None, ge=0, lt=1, description="On the attention weights. Default: the model's own."
     )
+    new_tokens: list[str] = Field(
+        default_factory=list,
+        description="Words to add to the vocabulary, each one whole; their embeddings start at the "
+        "mean of the others.",
+    )
+    vocab_multiple: int = Field(
+        1, ge=1, description="Pad the vocabulary to a multiple of this (64 suits GPUs)."
+    )
 
 
 class DataSection(Section):
@@ -121,6 +129,14 @@ class TrainSection(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: memory of the gradient.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: memory of its square.")
     eps: float = Field(1e-8, gt=0, description="AdamW: added to the root.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Each layer learns at this times the rate of the one above it."
+    )
+    freeze: Literal["none", "embeddings", "backbone"] | dict[Literal["layers"], int] | str = Field(
+        "none",
+        description="What does not learn: none, embeddings, backbone, {layers: N} (the embeddings "
+        "and the first N layers), or a pattern of parameter names (backbone.layers.*.attention.*).",
+    )
     clip: float | None = Field(
         1.0, gt=0, description="Longest gradient (Euclidean norm); null: no clipping."
     )

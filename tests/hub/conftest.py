@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from pretune.hub import FAMILIES, LoadReport, load_into, read_config
+from pretune.hub import FAMILIES, LoadReport, load_into, open_weights, read_config
 from pretune.models import BertConfig, BertModel, SequenceClassifier
 
 Change = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]
@@ -31,7 +31,9 @@ def load() -> Callable[..., tuple[nn.Module, LoadReport]]:
             (model.backbone if labels else model).init_weights(part)
 
         head = "sequence_classification" if labels else "backbone"
-        model, report = load_into(build, folder, FAMILIES["bert"], head, initialise, fresh=fresh)
+        model, report = load_into(
+            build, open_weights(folder), folder, FAMILIES["bert"], head, initialise, fresh=fresh
+        )
         return model.eval(), report
 
     return load

@@ -46,7 +46,7 @@ def test_answers_are_those_of_each_text_alone_in_order(single: Bundle, batch_tok
 def test_no_dropout_in_prediction(tiny_folder: Path) -> None:
     torch.manual_seed(0)
     task = Classify(ClassifyOptions(max_length=16, dropout=0.9), ["bad", "good"])
-    bundle = load(tiny_folder, task=task, overrides={"hidden_dropout_prob": 0.5})
+    bundle = load(tiny_folder, task=task, dropout=0.5)
     one, two = (pretune.predict(bundle, ["good film"] * 3) for _ in range(2))
     assert one == two
 

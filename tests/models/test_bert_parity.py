@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pretune.data import PackedBatch
-from pretune.hub import FAMILIES, load_into, read_config
+from pretune.hub import FAMILIES, load_into, open_weights, read_config
 from pretune.hub.keys import name_table
 from pretune.models import BertModel, SequenceClassifier
 from pretune.tasks import bundle
@@ -90,8 +90,9 @@ def compare_gradients(ours: nn.Module, theirs: nn.Module, losses, head: str) -> 
     table = name_table(BERT, head, len(layers))
     mine, others = dict(ours.named_parameters()), dict(theirs.named_parameters())
     assert mine.keys() == table.keys()
-    assert {name for names in table.values() for name in names} == others.keys()
-    for name, parts in table.items():
+    assert {name for names in table.values() for name in names.parts} == others.keys()
+    for name, names in table.items():
+        parts = names.parts
         got = [p.grad for p in (mine[name], *(others[part] for part in parts))]
         got = [torch.zeros(()) if g is None else g for g in got]
         wanted = torch.cat(got[1:]) if len(parts) > 1 else got[1]
@@ -202,7 +203,7 @@ def ours_of(theirs: nn.Module, head: str) -> nn.Module:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         theirs.save_pretrained(folder)
-        config = BERT.config_class.from_dict(read_config(folder))
+        config = BERT.backbone.config_class.from_dict(read_config(folder))
 
         def build() -> nn.Module:
             backbone = BertModel(config)
@@ -210,7 +211,9 @@ def ours_of(theirs: nn.Module, head: str) -> nn.Module:
                 return backbone
             return SequenceClassifier(backbone, theirs.config.num_labels)
 
-        model, report = load_into(build, folder, BERT, head, lambda *_: pytest.fail("missing"))
+        model, report = load_into(
+            build, open_weights(folder), folder, BERT, head, lambda *_: pytest.fail("missing")
+        )
     assert report.missing == ()
     assert report.unexpected == ()
     return model.eval()

@@ -103,5 +103,5 @@ def test_a_damaged_task_file_is_an_error(saved: tuple[Bundle, Path], text: str) 
 
 
 def test_dropout_can_be_changed(tiny_folder: Path) -> None:
-    bundle = load(tiny_folder, overrides={"hidden_dropout_prob": 0.5})
+    bundle = load(tiny_folder, dropout=0.5)
     assert bundle.backbone.config.hidden_dropout_prob == 0.5

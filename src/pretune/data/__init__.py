@@ -1,10 +1,11 @@
 """Records from files, packed batches, and the order in which a model sees them."""
 
 from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection
-from pretune.data.read import MAX_CHARS, TABLE_SUFFIXES, Records, read
+from pretune.data.read import HUB_DATASET, MAX_CHARS, TABLE_SUFFIXES, Records, read
 from pretune.data.sample import batches_by_length, epoch_batches, epoch_order
 
 __all__ = [
+    "HUB_DATASET",
     "MAX_CHARS",
     "TABLE_SUFFIXES",
     "Feature",

@@ -119,6 +119,12 @@ class PackedBatch:
         ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
         return Selection(self.cu_seqlens[:-1].long(), ones)
 
+    @cached_property
+    def last(self) -> Selection:
+        """The last token of each sequence."""
+        ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
+        return Selection(self.cu_seqlens[1:].long() - 1, ones)
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device; copies overlap with work on CUDA."""
         device = torch.device(device)

@@ -162,6 +162,7 @@ def read(
     """
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
+    hub = HUB_DATASET.fullmatch(str(source))
     if os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
         if reader is None:
             raise DataError(
@@ -169,8 +170,8 @@ def read(
                 f"Name it with one of {', '.join(_READERS)}.",
             )
         records = reader(path, encoding, quoting)
-    elif (match := _HUB.fullmatch(str(source))) and reader is None and not os.path.exists(path):
-        records = _read_hub(**match.groupdict())
+    elif hub and reader is None and not os.path.exists(path):
+        records = _read_hub(**hub.groupdict())
     else:
         raise DataError(
             _missing(path), "Check the path; relative paths start at the current folder."
@@ -361,7 +362,8 @@ _READERS: dict[str, Callable[[Path, str, str], Records]] = {
 #: Names of files that `read` knows how to read end like this.
 TABLE_SUFFIXES = tuple(_READERS)
 
-_HUB = re.compile(
+#: A dataset on the Hub, as recipes name it.
+HUB_DATASET = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)"
     r"(?::(?P<config>[\w.+-]+))?"
     r":(?P<split>[\w.+-]+(?:\[[\d%:-]+\])?)"  # a split may be cut: train[:10%]

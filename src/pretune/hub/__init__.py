@@ -3,18 +3,31 @@
 from pretune.hub.files import atomic_folder, atomic_text, point
 from pretune.hub.keys import FAMILIES, Family
 from pretune.hub.load import LoadReport, load_into, read_config
+from pretune.hub.publish import Published, StagedFile, check_name, hub_token, staged_files, upload
 from pretune.hub.save import save_model
-from pretune.hub.source import find_source
+from pretune.hub.source import EMBEDDED, HUB_ID, find_source
+from pretune.hub.weights import Safetensors, WeightSource, open_weights
 
 __all__ = [
+    "EMBEDDED",
     "FAMILIES",
+    "HUB_ID",
     "Family",
     "LoadReport",
+    "Published",
+    "Safetensors",
+    "StagedFile",
+    "WeightSource",
     "atomic_folder",
     "atomic_text",
+    "check_name",
     "find_source",
+    "hub_token",
     "load_into",
+    "open_weights",
     "point",
     "read_config",
     "save_model",
+    "staged_files",
+    "upload",
 ]

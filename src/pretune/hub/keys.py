@@ -3,6 +3,7 @@
 A rule pairs one of our names with theirs; several of theirs are concatenated along the first
 dimension (query, key and value share one matrix here). `{i}` stands for a layer's number, and a
 name without `.weight` or `.bias` means both.
+In a `transposed` rule, their matrices are `[in, out]` (GPT-2's Conv1D).
 """
 
 from __future__ import annotations
@@ -10,17 +11,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretune.models import BertConfig, BertModel
+from pretune.models import Backbone, BertModel, DistilBertModel, Gpt2Model
 
-Rule = tuple[str, str | tuple[str, ...]]
+
+@dataclass(frozen=True)
+class Rule:
+    """One of our names and theirs."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    transposed: bool = False
+
+
+def _rules(*pairs: tuple[str, str | tuple[str, ...]], transposed: bool = False) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(ours, (theirs,) if isinstance(theirs, str) else theirs, transposed)
+        for ours, theirs in pairs
+    )
 
 
 @dataclass(frozen=True)
 class Head:
-    """A kind of model: the class transformers has for it, and the names of what the head adds."""
+    """A kind of model: the class transformers has for it, and the names of what the head adds.
+
+    Attributes:
+        architecture: transformers' class.
+        rules: names of what the head adds.
+        tied: their names for what is the vocabulary's table (or the bias) a second time.
+    """
 
     architecture: str
     rules: tuple[Rule, ...] = ()
+    tied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,13 +55,13 @@ class Family:
         backbone: our class; its `config_class` reads `config.json`.
         rules: names of the backbone.
         heads: by our name of the head; "backbone" is the model without one.
-        ignored: names in published files that carry nothing to load.
+        ignored: names in published files that carry nothing to load; `{i}` as in rules.
         optional: our names that may be missing from a file (they are then initialised, and said).
     """
 
     model_type: str
     prefix: str
-    backbone: type[BertModel]
+    backbone: type[Backbone]
     rules: tuple[Rule, ...]
     heads: Mapping[str, Head]
     ignored: tuple[str, ...] = ()
@@ -49,17 +71,19 @@ class Family:
         """Our parameter names of a head."""
         return tuple(expand(self.heads[head].rules, 1))
 
-    @property
-    def config_class(self) -> type[BertConfig]:
-        """The configuration class of the backbone."""
-        return self.backbone.config_class
 
+BERT_MLM = _rules(
+    ("transform", "cls.predictions.transform.dense"),
+    ("norm", "cls.predictions.transform.LayerNorm"),
+    ("bias", "cls.predictions.bias"),
+)
+BERT_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
 BERT = Family(
     model_type="bert",
     prefix="bert.",
     backbone=BertModel,
-    rules=(
+    rules=_rules(
         ("embeddings.tokens.weight", "embeddings.word_embeddings.weight"),
         ("embeddings.segments.weight", "embeddings.token_type_embeddings.weight"),
         ("embeddings.positions.weight", "embeddings.position_embeddings.weight"),
@@ -82,37 +106,140 @@ BERT = Family(
     heads={
         "backbone": Head("BertModel"),
         "sequence_classification": Head(
-            "BertForSequenceClassification", (("classifier", "classifier"),)
+            "BertForSequenceClassification", _rules(("classifier", "classifier"))
+        ),
+        "token_classification": Head(
+            "BertForTokenClassification", _rules(("classifier", "classifier"))
+        ),
+        "question_answering": Head(
+            "BertForQuestionAnswering", _rules(("classifier", "qa_outputs"))
+        ),
+        "masked_lm": Head("BertForMaskedLM", BERT_MLM, BERT_TIED),
+        "pretraining": Head(
+            "BertForPreTraining",
+            (*BERT_MLM, *_rules(("relationship", "cls.seq_relationship"))),
+            BERT_TIED,
         ),
     },
     ignored=("embeddings.position_ids", "embeddings.sinusoids"),
     optional=("pooler",),
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+DISTILBERT = Family(
+    model_type="distilbert",
+    prefix="distilbert.",
+    backbone=DistilBertModel,
+    rules=_rules(
+        ("embeddings.tokens.weight", "embeddings.word_embeddings.weight"),
+        ("embeddings.positions.weight", "embeddings.position_embeddings.weight"),
+        ("embeddings.norm", "embeddings.LayerNorm"),
+        (
+            "layers.{i}.attention.qkv",
+            (
+                "transformer.layer.{i}.attention.q_lin",
+                "transformer.layer.{i}.attention.k_lin",
+                "transformer.layer.{i}.attention.v_lin",
+            ),
+        ),
+        ("layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
+        ("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
+        ("layers.{i}.feed_forward.up", "transformer.layer.{i}.ffn.lin1"),
+        ("layers.{i}.feed_forward.down", "transformer.layer.{i}.ffn.lin2"),
+        ("layers.{i}.feed_forward_norm", "transformer.layer.{i}.output_layer_norm"),
+    ),
+    heads={
+        "backbone": Head("DistilBertModel"),
+        "sequence_classification": Head(
+            "DistilBertForSequenceClassification",
+            _rules(("dense", "pre_classifier"), ("classifier", "classifier")),
+        ),
+        "token_classification": Head(
+            "DistilBertForTokenClassification", _rules(("classifier", "classifier"))
+        ),
+        "question_answering": Head(
+            "DistilBertForQuestionAnswering", _rules(("classifier", "qa_outputs"))
+        ),
+        "masked_lm": Head(
+            "DistilBertForMaskedLM",
+            _rules(
+                ("transform", "vocab_transform"),
+                ("norm", "vocab_layer_norm"),
+                ("bias", "vocab_projector.bias"),
+            ),
+            ("vocab_projector.weight",),
+        ),
+    },
+)
+
+GPT2 = Family(
+    model_type="gpt2",
+    prefix="transformer.",
+    backbone=Gpt2Model,
+    rules=(
+        *_rules(
+            ("embeddings.tokens.weight", "wte.weight"),
+            ("embeddings.positions.weight", "wpe.weight"),
+            ("layers.{i}.attention_norm", "h.{i}.ln_1"),
+            ("layers.{i}.feed_forward_norm", "h.{i}.ln_2"),
+            ("final_norm", "ln_f"),
+        ),
+        *_rules(
+            ("layers.{i}.attention.qkv", "h.{i}.attn.c_attn"),
+            ("layers.{i}.attention.output", "h.{i}.attn.c_proj"),
+            ("layers.{i}.feed_forward.up", "h.{i}.mlp.c_fc"),
+            ("layers.{i}.feed_forward.down", "h.{i}.mlp.c_proj"),
+            transposed=True,
+        ),
+    ),
+    heads={
+        "backbone": Head("GPT2Model"),
+        "sequence_classification": Head(
+            "GPT2ForSequenceClassification", _rules(("classifier.weight", "score.weight"))
+        ),
+        "causal_lm": Head("GPT2LMHeadModel", (), ("lm_head.weight",)),
+    },
+    # The causal mask, which older files carry along.
+    ignored=("h.{i}.attn.bias", "h.{i}.attn.masked_bias"),
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, DISTILBERT, GPT2)}
 
 
-def expand(rules: tuple[Rule, ...], layers: int) -> dict[str, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Names:
+    """Where one of our tensors is in a published file: its parts, and whether they lie across."""
+
+    parts: tuple[str, ...]
+    transposed: bool = False
+
+
+def expand(rules: tuple[Rule, ...], layers: int, prefix: str = "") -> dict[str, Names]:
     """Full parameter names: ours -> theirs, for a model of `layers` layers."""
-    table: dict[str, tuple[str, ...]] = {}
-    for ours, theirs in rules:
-        parts = (theirs,) if isinstance(theirs, str) else theirs
-        for i in range(layers) if "{i}" in ours else (0,):
-            for kind in ("",) if ours.endswith((".weight", ".bias")) else (".weight", ".bias"):
-                table[ours.format(i=i) + kind] = tuple(part.format(i=i) + kind for part in parts)
+    table: dict[str, Names] = {}
+    for rule in rules:
+        whole = rule.ours.endswith((".weight", ".bias")) or rule.ours == "bias"
+        for i in range(layers) if "{i}" in rule.ours else (0,):
+            for kind in ("",) if whole else (".weight", ".bias"):
+                parts = tuple(prefix + part.format(i=i) + kind for part in rule.theirs)
+                table[rule.ours.format(i=i) + kind] = Names(
+                    parts, rule.transposed and kind == ".weight"
+                )
     return table
 
 
-def name_table(family: Family, head: str, layers: int) -> dict[str, tuple[str, ...]]:
+def name_table(family: Family, head: str, layers: int) -> dict[str, Names]:
     """Every parameter of a model with this head: our full name -> theirs.
 
     Our models with a head hold their backbone as `backbone`.
     """
-    inner = expand(family.rules, layers)
     if head == "backbone":
-        return inner
-    table = {
-        f"backbone.{ours}": tuple(family.prefix + name for name in theirs)
-        for ours, theirs in inner.items()
-    }
+        return expand(family.rules, layers)
+    inner = expand(family.rules, layers, family.prefix)
+    table = {f"backbone.{ours}": names for ours, names in inner.items()}
     return table | expand(family.heads[head].rules, layers)
+
+
+def ignored_names(family: Family, head: str, layers: int) -> set[str]:
+    """Their names that carry nothing of their own, with and without the family's prefix."""
+    plain = {name.format(i=i) for name in family.ignored for i in range(layers)}
+    return plain | {family.prefix + name for name in plain} | set(family.heads[head].tied)

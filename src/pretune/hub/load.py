@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
-from pretune.hub.keys import Family, name_table
+from pretune.hub.keys import Family, Names, ignored_names, name_table
+from pretune.hub.weights import WeightSource, use_prefix
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def load_into(
     build: Callable[[], nn.Module],
+    weights: WeightSource,
     folder: Path,
     family: Family,
     head: str,
@@ -85,7 +85,8 @@ def load_into(
 
     Args:
         build: makes the model (called on the meta device: it costs no memory).
-        folder: with the weights.
+        weights: what to fill it with.
+        folder: where they came from, for errors.
         family: gives the names.
         head: which of the family's heads the model has.
         initialise: `(model, part)`: gives fresh weights to a part that the file lacks.
@@ -97,21 +98,21 @@ def load_into(
     """
     with torch.device("meta"):
         model = build()
-    weights = _Weights(folder)
     layers = model.get_submodule("backbone.layers" if head != "backbone" else "layers")
-    table = name_table(family, head, len(list(layers.children())))
-    weights.use_prefix(family.prefix, wanted=head != "backbone")
+    count = len(list(layers.children()))
+    table = name_table(family, head, count)
+    use_prefix(weights, family.prefix, wanted=head != "backbone")
     plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, family, head, folder)
     # First what is fresh: of a part that the file has half of, the weights of the file must stay.
     _initialise_missing(model, missing, initialise)
-    state = {ours: weights.tensor(theirs) for ours, theirs in plan.items()}
+    state = {ours: _tensor(weights, names) for ours, names in plan.items()}
     model.load_state_dict(state, strict=False, assign=True)
     hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if hollow:  # not a user's mistake: a name in no table and no `initialise`
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
-    used = {name for theirs in plan.values() for name in theirs}
-    ignored = {family.prefix + name for name in family.ignored} | set(family.ignored)
+    used = {name for names in plan.values() for name in names.parts}
+    ignored = ignored_names(family, head, count)
     return model, LoadReport(
         source=str(folder),
         loaded=len(used),
@@ -122,26 +123,41 @@ def load_into(
 
 
 def _match(
-    model: nn.Module, weights: _Weights, table: dict[str, tuple[str, ...]]
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    model: nn.Module, weights: WeightSource, table: dict[str, Names]
+) -> tuple[dict[str, Names], list[str]]:
     """Which of the file's tensors make up each of ours, and which of ours have none."""
-    plan: dict[str, tuple[str, ...]] = {}
+    plan: dict[str, Names] = {}
     missing = []
     for ours, tensor in model.state_dict().items():
-        theirs = table.get(ours)
-        if theirs is None or not weights.names.issuperset(theirs):
+        names = table.get(ours)
+        if names is None or not weights.names.issuperset(names.parts):
             missing.append(ours)
             continue
-        wanted = [tensor.shape[0] // len(theirs), *tensor.shape[1:]]  # of each part: they are alike
-        for name in theirs:
+        wanted = [tensor.shape[0] // len(names.parts), *tensor.shape[1:]]  # the parts are alike
+        if names.transposed:
+            wanted.reverse()
+        for name in names.parts:
             if weights.shape(name) != wanted:
                 raise CheckpointError(
                     f"{weights.file_of(name)}: '{weights.stored(name)}' is {weights.shape(name)}, "
                     f"but config.json makes it {wanted}",
                     "The weights and config.json are not of the same model.",
                 )
-        plan[ours] = theirs
+        plan[ours] = names
     return plan, missing
+
+
+def _tensor(weights: WeightSource, names: Names) -> Tensor:
+    """One of our tensors, put together from the file's."""
+    parts = [weights.read(name) for name in names.parts]
+    if names.transposed:
+        parts = [part.t() for part in parts]
+    # A copy in every case: what was read may still be the file's own memory.
+    return (
+        torch.cat(parts)
+        if len(parts) > 1
+        else parts[0].clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path) -> None:
@@ -166,113 +182,3 @@ def _initialise_missing(
         part = model.get_submodule(owner)
         part.to_empty(device="cpu", recurse=False)
         initialise(model, part)
-
-
-class _Weights:
-    """The tensors of a folder, found by name, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = _weight_files(folder)
-        self._where: dict[str, tuple[Path, str]] = {}
-        self._shapes: dict[str, list[int]] = {}
-        self.converted = 0
-        for path in self._files:
-            try:
-                with safe_open(path, framework="pt") as handle:
-                    for stored in handle.keys():  # noqa: SIM118 - not a dict
-                        name = _modern(stored)
-                        self._where[name] = (path, stored)
-                        self._shapes[name] = list(handle.get_slice(stored).get_shape())
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    f"{path}: damaged or not a safetensors file ({error})", "Copy the file again."
-                ) from None
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._where)
-
-    def shape(self, name: str) -> list[int]:
-        return self._shapes[name]
-
-    def file_of(self, name: str) -> Path:
-        return self._where[name][0]
-
-    def stored(self, name: str) -> str:
-        """What the file itself calls it."""
-        return self._where[name][1]
-
-    def use_prefix(self, prefix: str, *, wanted: bool) -> None:
-        """Published backbones come with and without their prefix: add or remove it as wanted."""
-        has = any(name.startswith(prefix) for name in self._where)
-        if has == wanted:
-            return
-        for table in (self._where, self._shapes):
-            for name in list(table):
-                renamed = prefix + name if wanted else name.removeprefix(prefix)
-                table[renamed] = table.pop(name)  # type: ignore[assignment]
-
-    def tensor(self, names: tuple[str, ...]) -> Tensor:
-        """A float32 copy; several are concatenated along the first dimension."""
-        tensors = [self._read(name) for name in names]
-        return torch.cat(tensors) if len(tensors) > 1 else tensors[0].clone()
-
-    def _read(self, name: str) -> Tensor:
-        path, stored = self._where[name]
-        with safe_open(path, framework="pt") as handle:
-            tensor: Tensor = handle.get_tensor(stored)
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{path}: '{stored}' holds {str(tensor.dtype).removeprefix('torch.')}, not floats",
-                "Quantised checkpoints cannot be used: get the float32, float16 or bfloat16 one.",
-            )
-        if tensor.dtype != torch.float32:
-            self.converted += 1
-            tensor = tensor.to(torch.float32)
-        # A finite sum proves that all are finite; only a doubtful one is looked at closely.
-        if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-            count = int((~tensor.isfinite()).sum())
-            raise CheckpointError(
-                f"{path}: '{stored}' holds {count} values that are not finite (NaN or infinity)",
-                "The checkpoint is broken, perhaps by a training that diverged: use an older one.",
-            )
-        return tensor
-
-
-def _modern(name: str) -> str:
-    """Google's first releases called LayerNorm's weight gamma and its bias beta."""
-    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _shards(index)
-    if any(folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(
-            f"{folder}: only pytorch_model.bin here, a pickle, which can run code when opened",
-            "Get the model as model.safetensors (most Hub repositories have it, on main or in a "
-            "pull request by the conversion bot).",
-        )
-    raise CheckpointError(
-        f"{folder}: no weights here", "Expected model.safetensors or model.safetensors.index.json."
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise CheckpointError(f"{index}: not a weight index", "Copy the file again.") from None
-    files = []
-    for name in sorted(map(str, names)):
-        path = index.parent / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(
-                f"{index}: names the shard '{name}', which is not there", "Copy all shards."
-            )
-        files.append(path)
-    return files

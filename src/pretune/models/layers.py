@@ -153,6 +153,16 @@ class PostNormLayer(nn.Module):
 
     x = LayerNorm(x + Dropout(SelfAttention(x)))
     x = LayerNorm(x + Dropout(FeedForward(x)))
+
+    Args:
+        hidden_size: of the residual stream.
+        num_heads: of the attention.
+        intermediate_size: between the two maps of the feed-forward part.
+        activation: a name of `ACTIVATIONS`.
+        dropout: on what is added to the residual stream.
+        attention_dropout: on the attention weights.
+        eps: of the LayerNorms.
+        dropout_attended: on the attention's output; default: `dropout`.
     """
 
     def __init__(
@@ -165,17 +175,66 @@ class PostNormLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         eps: float,
+        dropout_attended: float | None = None,
     ) -> None:
         super().__init__()
         self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
         self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout_attended = Dropout(dropout if dropout_attended is None else dropout_attended)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout, *, select: Selection | None = None) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone."""
-        attended = self.dropout(self.attention(x, layout, select=select))
+        attended = self.dropout_attended(self.attention(x, layout, select=select))
         x = self.attention_norm((x if select is None else x[select.rows]) + attended)
         normed: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return normed
+
+    def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
+        """The weights with which this layer attends, `[H, length, length]` a sequence."""
+        return self.attention.maps(x, layout)
+
+
+class PreNormLayer(nn.Module):
+    """One layer as GPT-2 has it: LayerNorm before each part, on the way into it.
+
+    x = x + Dropout(SelfAttention(LayerNorm(x)))
+    x = x + Dropout(FeedForward(LayerNorm(x)))
+
+    Args: as `PostNormLayer`'s, and
+        causal: whether a token sees only those before it.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        activation: str,
+        *,
+        dropout: float,
+        attention_dropout: float,
+        eps: float,
+        causal: bool,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, layout: Layout, *, select: Selection | None = None) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone."""
+        normed = self.attention_norm(x)
+        attended = self.attention(normed, layout, select=select, causal=self.causal)
+        x = (x if select is None else x[select.rows]) + self.dropout(attended)
+        added: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return added
+
+    def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
+        """The weights with which this layer attends, `[H, length, length]` a sequence."""
+        return self.attention.maps(self.attention_norm(x), layout, causal=self.causal)

@@ -72,18 +72,16 @@ def confusion_table(details: Mapping[str, Any]) -> Group | None:
     return Group(Text(title, "bold"), table)
 
 
-def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 6) -> Text:
+def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 20) -> Text:
     """An input and its answer; for classes their scores as bars."""
     text = Text("  |  ".join(str(value) for value in inputs.values()) + "\n", "bold")
-    found = answer.to_dict()
-    scores: Mapping[str, float] = found.get("scores", {})
-    ordered = sorted(scores.items(), key=lambda item: -item[1])
-    width = max((len(label) for label in scores), default=0)
+    ordered = answer.ranked()
+    width = max((len(label) for label, _ in ordered), default=0)
     for label, score in ordered[:most]:
         bar = "█" * round(30 * score)
         text.append(f"  {label:<{width}}  {score:6.1%}  {bar}\n")
-    if not scores:
-        text.append(f"  {found}\n")
+    if not ordered:
+        text.append(f"  {answer.to_dict()}\n")
     return text
 
 

@@ -13,9 +13,10 @@ from pretune.tasks.base import (
     featurize,
 )
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
+from pretune.tasks.mask_lm import MaskLm, MaskLmOptions, MaskPrediction
 
 #: Every task by the name recipes know it by.
-TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify,)}
+TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify, MaskLm)}
 
 
 def task_class(name: str) -> type[AnyTask]:
@@ -36,6 +37,9 @@ __all__ = [
     "Classify",
     "ClassifyOptions",
     "Loss",
+    "MaskLm",
+    "MaskLmOptions",
+    "MaskPrediction",
     "Metrics",
     "Prediction",
     "Task",

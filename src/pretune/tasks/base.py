@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, FeatureSet, PackedBatch, Records
-from pretune.models import BertModel
+from pretune.models import Backbone
 from pretune.text import Tokenizer
 
 
@@ -54,6 +54,10 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """The possible answers with their scores, for people to look at, best first."""
+        return []
 
 
 class Metrics(Protocol):
@@ -101,6 +105,9 @@ class Task(ABC, Generic[O, P]):
     def targets(self) -> dict[str, str]:
         """The columns that training and evaluation need besides, and what they mean."""
 
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Be told the model's tokenizer, for answers that are made of tokens."""
+
     @abstractmethod
     def fit(self, records: Records) -> None:
         """Learn from the training records what must be known beforehand, such as the labels."""
@@ -116,7 +123,7 @@ class Task(ABC, Generic[O, P]):
         """
 
     @abstractmethod
-    def build(self, backbone: BertModel) -> nn.Module:
+    def build(self, backbone: Backbone) -> nn.Module:
         """The backbone with this task's head; holds it as `backbone`."""
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Any:

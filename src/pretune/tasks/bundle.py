@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pretune.errors import CheckpointError, did_you_mean
@@ -15,14 +16,16 @@ from pretune.hub import (
     FAMILIES,
     Family,
     LoadReport,
+    WeightSource,
     find_source,
     load_into,
+    open_weights,
     read_config,
     save_model,
 )
-from pretune.models import BertConfig, BertModel
+from pretune.models import SIZES, Backbone, ModelConfig, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
-from pretune.text import Tokenizer, load_tokenizer
+from pretune.text import Tokenizer, extend, load_tokenizer
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
 TASK_FILE = "pretune.json"
@@ -49,10 +52,10 @@ class Bundle:
     report: LoadReport | None = None
 
     @property
-    def backbone(self) -> BertModel:
+    def backbone(self) -> Backbone:
         """The model without its head."""
         backbone = self.model if self.task is None else self.model.get_submodule("backbone")
-        assert isinstance(backbone, BertModel)  # noqa: S101 - for the type checker
+        assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
         return backbone
 
 
@@ -60,66 +63,168 @@ def load(
     source: str | Path,
     *,
     task: AnyTask | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    bare: bool = False,
+    tokenizer: str | Path | None = None,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    allow_pickle: bool = False,
 ) -> Bundle:
     """Load a model with its tokenizer.
 
     Args:
-        source: a run of ours, a folder in the Hugging Face layout, `minilm`, or a Hub id.
+        source: a run of ours, a folder in the Hugging Face layout, Google's TensorFlow release of a
+            BERT, `minilm`, a Hub id (`owner/name[@revision]`), or the name of a size, such as
+            `bert-base`, for random weights.
         task: load for this task: where the checkpoint has no such head (or one for other labels),
             it gets a fresh one. Default: the task the checkpoint was trained for.
-        overrides: entries of `config.json` to change, such as dropout.
+        bare: load the backbone alone, whatever the checkpoint was trained for.
+        tokenizer: a folder with another one than the source's.
+        dropout: of the hidden layers; default: as the checkpoint says.
+        attention_dropout: of the attention weights; default: as the checkpoint says.
+        allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    folder = find_source(source)
-    config = {**read_config(folder), **(overrides or {})}
-    family = _family(config, folder)
-    model_config = family.config_class.from_dict(config)
-    tokenizer = load_tokenizer(folder)
-    trained, columns = _trained_task(folder, config)
-    wanted = task or trained
-    head = "backbone" if wanted is None else wanted.head
-    _check_sizes(folder, model_config, tokenizer, wanted)
-    same = trained is not None and wanted is not None and _same_head(trained, wanted)
+    folder = None if str(source) in SIZES else find_source(source)
+    config = _size_config(str(source)) if folder is None else read_config(folder)
+    place = Path(source) if folder is None else folder
+    family = _family(config, place)
+    config_class = family.backbone.config_class
+    changed = config_class.dropout_entries(dropout, attention_dropout)
+    model_config = config_class.from_dict({**config, **changed})
+    found = load_tokenizer(tokenizer or folder or _vocabulary_of(family, str(source)))
+    trained, columns = (None, {}) if folder is None else _trained_task(folder, config)
+    wanted = None if bare else task or trained
+    _check_sizes(place, model_config, found, wanted)
+    built = _Building(family, model_config, wanted)
+    if folder is None:
+        model, report = built.build(), LoadReport(f"random weights of the size {source}", 0)
+    else:
+        same = trained is not None and wanted is not None and _same_head(trained, wanted)
+        weights = open_weights(folder, allow_pickle=allow_pickle)
+        model, report = built.fill(weights, folder, keep_head=same)
+    if wanted is not None:
+        wanted.bind(found)
+    return Bundle(model, found, family, wanted, columns, report)
 
-    def build() -> nn.Module:
-        backbone = family.backbone(model_config)
-        return backbone if wanted is None else wanted.build(backbone)
 
-    def initialise(model: nn.Module, part: nn.Module) -> None:
-        backbone = model if wanted is None else model.get_submodule("backbone")
-        assert isinstance(backbone, BertModel)  # noqa: S101 - for the type checker
+@dataclass(frozen=True)
+class _Building:
+    """A model in the making: its family, its sizes, and what it is for."""
+
+    family: Family
+    config: ModelConfig
+    task: AnyTask | None
+
+    @property
+    def head(self) -> str:
+        return "backbone" if self.task is None else self.task.head
+
+    def build(self) -> nn.Module:
+        backbone = self.family.backbone(self.config)  # type: ignore[call-arg, arg-type]
+        if self.task is None:
+            return backbone
+        if self.head not in self.family.heads:
+            raise CheckpointError(
+                f"a {self.family.model_type} model cannot be used for the task {self.task.name}",
+                f"It has heads for: {', '.join(h for h in self.family.heads if h != 'backbone')}.",
+            )
+        return self.task.build(backbone)
+
+    def initialise(self, model: nn.Module, part: nn.Module) -> None:
+        backbone = model if self.task is None else model.get_submodule("backbone")
+        assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
         backbone.init_weights(part)
 
-    fresh: set[str] = set() if same or wanted is None else set(family.head_names(head))
-    model, report = load_into(build, folder, family, head, initialise, fresh=fresh)
-    headless = set(family.head_names(head)) & set(report.missing) - fresh
-    if headless:
-        raise CheckpointError(
-            f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
-            f"head are not in the file: {', '.join(sorted(headless))}",
-            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
+    def fill(
+        self, weights: WeightSource, folder: Path, *, keep_head: bool
+    ) -> tuple[nn.Module, LoadReport]:
+        names = set(self.family.head_names(self.head)) if self.head in self.family.heads else set()
+        fresh: set[str] = set() if keep_head or self.task is None else names
+        model, report = load_into(
+            self.build, weights, folder, self.family, self.head, self.initialise, fresh=fresh
         )
-    return Bundle(model, tokenizer, family, wanted, columns, report)
+        headless = names & set(report.missing) - fresh
+        if headless:
+            raise CheckpointError(
+                f"{folder}: config.json says {self.family.heads[self.head].architecture}, but the "
+                f"weights of its head are not in the file: {', '.join(sorted(headless))}",
+                "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
+            )
+        return model, report
+
+
+def _size_config(name: str) -> dict[str, Any]:
+    kind, entries = SIZES[name]
+    return {"model_type": kind, **entries}
+
+
+def _vocabulary_of(family: Family, name: str) -> Path:
+    """A tokenizer for random weights: the uncased English one that comes with `minilm`."""
+    if family.model_type not in ("bert", "distilbert"):
+        raise CheckpointError(
+            f"{name}: random weights need a tokenizer",
+            "Name a folder that has one: model.tokenizer=FOLDER",
+        )
+    return find_source("minilm")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without its weights.
+
+    Attributes:
+        name: its folder, or the name of its size.
+        folder: where it is; None where only a size was named.
+        family: how the published layout names its parts.
+        model: the backbone, or the backbone with the task's head, on the meta device.
+        task: what it was trained for, or None for a bare backbone.
+    """
+
+    name: str
+    folder: Path | None
+    family: Family
+    model: nn.Module
+    task: AnyTask | None
+
+
+def outline(source: str | Path) -> Outline:
+    """What `load` would load, by `config.json` alone: quick, and in no memory.
+
+    Args:
+        source: as for `load`.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or of an unknown kind.
+    """
+    folder = None if str(source) in SIZES else find_source(source)
+    config = _size_config(str(source)) if folder is None else read_config(folder)
+    place = Path(source) if folder is None else folder
+    family = _family(config, place)
+    task = None if folder is None else _trained_task(folder, config)[0]
+    sizes = family.backbone.config_class.from_dict(config)
+    with torch.device("meta"):
+        model = _Building(family, sizes, task).build()
+    return Outline(str(place), folder, family, model, task)
 
 
 def _check_sizes(
-    folder: Path, config: BertConfig, tokenizer: Tokenizer, task: AnyTask | None
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer, task: AnyTask | None
 ) -> None:
     """Whether no token id and no position can be beyond the model's tables."""
-    if tokenizer.vocab_size > config.vocab_size:
+    vocabulary, positions = config.size("vocab_size"), config.size("max_position_embeddings")
+    if tokenizer.vocab_size > vocabulary:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
-            f"{config.vocab_size:,}",
+            f"{vocabulary:,}",
             "They are not of the same model: copy both from one place.",
         )
-    if task is not None and task.options.max_length > config.max_position_embeddings:
+    if task is not None and task.options.max_length > positions:
         raise CheckpointError(
-            f"{folder}: the model has {config.max_position_embeddings} positions, "
+            f"{folder}: the model has {positions} positions, "
             f"fewer than task.max_length={task.options.max_length}",
-            f"Set task.max_length={config.max_position_embeddings} or less.",
+            f"Set task.max_length={positions} or less.",
         )
 
 
@@ -153,6 +258,26 @@ def _trained_task(folder: Path, config: Mapping[str, Any]) -> tuple[AnyTask | No
             f"{path}: not readable ({type(error).__name__}: {error})",
             "It was written by another version, or damaged: train again, or copy it again.",
         ) from None
+
+
+def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) -> int:
+    """Teach a model new tokens: tokenizer, embeddings and output layer together, in place.
+
+    Args:
+        bundle: to change.
+        tokens: as they occur in text; those already known are passed over.
+        multiple: pad the embeddings to a multiple of this.
+
+    Returns:
+        how many tokens were new.
+
+    Raises:
+        DataError: a token is empty.
+    """
+    added = extend(bundle.tokenizer, tokens)
+    rows = max(bundle.tokenizer.vocab_size, bundle.backbone.config.size("vocab_size"))
+    resize_vocabulary(bundle.model, -(-rows // multiple) * multiple)
+    return added
 
 
 def save(bundle: Bundle, folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretune.data import Feature, PackedBatch, Records
 from pretune.errors import CheckpointError, DataError, did_you_mean
-from pretune.models import BertModel, SequenceClassifier
+from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
 from pretune.text import Tokenizer
 
@@ -54,6 +54,10 @@ class ClassPrediction(Prediction):
     label: str
     score: float
     scores: dict[str, float]
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Every label with its score, best first."""
+        return sorted(self.scores.items(), key=lambda item: -item[1])
 
 
 class Classify(Task[ClassifyOptions, ClassPrediction]):
@@ -151,9 +155,9 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
             label = {"label": self._label_id(records, row, ids)} if with_targets else {}
             yield Feature(one.ids, one.segments, label, row, one.truncated)
 
-    def build(self, backbone: BertModel) -> nn.Module:
+    def build(self, backbone: Backbone) -> nn.Module:
         """Dropout and a linear map on the pooled output."""
-        return SequenceClassifier(backbone, len(self.labels), self.options.dropout)
+        return sequence_classifier(backbone, len(self.labels), self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in sequences."""

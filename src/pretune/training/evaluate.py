@@ -89,7 +89,7 @@ def evaluate_features(
     """
     device = device or torch.device("cpu")
     start = time.perf_counter()
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # parts may be frozen
     model.eval()
     metrics = task.metrics()
     total, count, done = 0.0, 0, 0
@@ -106,7 +106,8 @@ def evaluate_features(
             if progress is not None:
                 progress(done)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     figures = {"loss": total / max(count, 1), **metrics.result()}
     seconds = time.perf_counter() - start
     return Evaluation(figures, len(features), seconds, metrics.details(), features.truncated)

@@ -14,17 +14,20 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretune.data import FeatureSet, epoch_batches
+from pretune.data import FeatureSet, PackedBatch, batches_by_length, epoch_batches
 from pretune.errors import RunError, did_you_mean
+from pretune.models import PooledHead
 from pretune.recipe import TrainSection
-from pretune.tasks import AnyTask
+from pretune.tasks import AnyTask, Task
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
+from pretune.training.freeze import backbone_is_frozen, train_mode
 from pretune.training.log import Reporter, Step
 from pretune.training.memory import reusing_memory
 from pretune.training.optim import Optimizer
@@ -132,7 +135,9 @@ class Trainer:
             betas=(options.beta1, options.beta2),
             eps=options.eps,
             clip=options.clip,
+            layer_decay=options.layer_decay,
         )
+        self._kept: Tensor | None = None
         self.total = options.max_steps or self._updates_in(options.epochs)
         self.warmup = warmup_updates(options.warmup, self.total)
         self.epoch = 0.0
@@ -146,7 +151,8 @@ class Trainer:
             Stopped: `should_stop` said so; the model was saved.
             RunError: the loss is not finite. Nothing of that update is applied.
         """
-        self.model.train()
+        train_mode(self.model)
+        self._kept = self._read_once()
         self.reporter.begin(self.total)
         with reusing_memory(self.device.type == "cpu"):
             self._run()
@@ -219,7 +225,7 @@ class Trainer:
         for part in np.array_split(which, min(self.options.accumulate, len(which))):
             batch = self.train.batch(part).to(self.device)
             with precision_context(self.device, self.options.precision):
-                loss = self.task.loss(self.task.forward(self.model, batch), batch)
+                loss = self.task.loss(self._outputs(batch), batch)
             loss.sum.backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sum.detach())
             count += loss.count
@@ -230,6 +236,40 @@ class Trainer:
         self._window.sum += total
         self._window.count += count
         return total, count
+
+    def _outputs(self, batch: PackedBatch) -> Any:
+        if self._kept is None:
+            return self.task.forward(self.model, batch)
+        assert isinstance(self.model, PooledHead)  # noqa: S101 - for the type checker
+        return self.model.answer(self._kept[batch.index.to(self.device)])
+
+    @torch.no_grad()
+    def _read_once(self) -> Tensor | None:
+        """`[N, hidden]`: what a frozen backbone gives for each feature, the same in every epoch.
+
+        None where it learns, where the head reads more than one vector a sequence, or where each
+        feature is seen only once anyway.
+        """
+        usual = type(self.task).forward is Task.forward
+        worth = self.total > self._updates_in(1)
+        if not (isinstance(self.model, PooledHead) and usual and worth):
+            return None
+        if not backbone_is_frozen(self.model):
+            return None
+        kept: Tensor | None = None
+        with self.reporter.working("reading once", len(self.train)) as done:
+            seen = 0
+            for which in batches_by_length(self.train.lengths, self.options.eval_batch_tokens):
+                batch = self.train.batch(which).to(self.device)
+                with precision_context(self.device, self.options.precision):
+                    read = self.model.read(batch)
+                if kept is None:
+                    kept = read.new_empty(len(self.train), read.shape[1])
+                kept[batch.index.to(self.device)] = read
+                seen += len(which)
+                if done is not None:
+                    done(seen)
+        return kept
 
     def _diverged(self, total: float, norm: float) -> RunError:
         what = "the loss" if not math.isfinite(total) else "the gradient"

@@ -8,13 +8,51 @@ import torch
 from torch import Tensor, nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; vectors (biases, LayerNorm) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, object]]:
+    """What is trained, by how: matrices decay, vectors (biases, LayerNorm) do not.
+
+    Args:
+        model: a backbone, or a model that holds one as `backbone`.
+        weight_decay: of matrices.
+        layer_decay: each layer learns at this times the rate of the one above it, the embeddings
+            being the lowest (Howard & Ruder 2018, section 3.2); `scale` in the groups.
+    """
+    depths = _depths(model)
+    top = max(depths.values(), default=0)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            depth = depths[name] if layer_decay != 1.0 else top
+            groups.setdefault((depth, parameter.ndim >= 2), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if matrices else 0.0,
+            "scale": layer_decay ** (top - depth),
+        }
+        for (depth, matrices), parameters in groups.items()
     ]
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """0 for the embeddings, then each layer one more; above all the rest."""
+    layers = 1 + max((_layer_of(name) for name, _ in model.named_parameters()), default=0)
+    depths = {}
+    for name, _ in model.named_parameters():
+        if ".embeddings." in f".{name}":
+            depths[name] = 0
+        else:
+            number = _layer_of(name)
+            depths[name] = number if number >= 1 else layers
+    return depths
+
+
+def _layer_of(name: str) -> int:
+    """1 for the first layer's parameters, and so on; 0 for those of no layer."""
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1]) + 1 if "layers" in parts else 0
 
 
 class Optimizer:
@@ -34,6 +72,7 @@ class Optimizer:
         betas: memory of the gradient and of its square.
         eps: added to the root.
         clip: the longest mean gradient (Euclidean norm over all parameters), or None.
+        layer_decay: see `parameter_groups`.
     """
 
     def __init__(
@@ -44,9 +83,10 @@ class Optimizer:
         betas: tuple[float, float],
         eps: float,
         clip: float | None,
+        layer_decay: float = 1.0,
     ) -> None:
         self.clip = clip
-        groups = parameter_groups(model, weight_decay)
+        groups = parameter_groups(model, weight_decay, layer_decay)
         self._fused = all(p.device.type in ("cpu", "cuda") for p in _all(groups))
         self.adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=self._fused)
         self._tables = _want_sparse_gradients(model)
@@ -80,7 +120,7 @@ class Optimizer:
         if self.clip is not None:
             divisor = divisor * ((norm / count + 1e-6) / self.clip).clamp(min=1.0)
         for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         if self._fused:
             # The kernel divides by this; it is how torch.amp.GradScaler unscales.
             self.adamw.grad_scale = divisor.to(torch.float32)  # type: ignore[attr-defined]

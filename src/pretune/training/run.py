@@ -19,9 +19,10 @@ from pretune.errors import DataError
 from pretune.models import ops
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
-from pretune.tasks.bundle import Bundle, load, save
+from pretune.tasks.bundle import Bundle, grow_vocabulary, load, save
 from pretune.training.evaluate import choose_device
 from pretune.training.folder import EVENTS, METRICS, RunFolder
+from pretune.training.freeze import freeze
 from pretune.training.log import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Course, Stopped, Trainer, seed_everything
 from pretune.training.stop import StopRequest
@@ -120,8 +121,15 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
     task = task_class(recipe.task.name)(recipe.task)
     task.fit(records)
     seed_everything(recipe.seed)
-    bundle = load(recipe.model.source, task=task, overrides=_model_overrides(recipe))
+    bundle = load(
+        recipe.model.source,
+        task=task,
+        dropout=recipe.model.dropout,
+        attention_dropout=recipe.model.attention_dropout,
+    )
     bundle.columns = dict(recipe.data.columns)
+    grow_vocabulary(bundle, recipe.model.new_tokens, recipe.model.vocab_multiple)
+    freeze(bundle.model, recipe.train.freeze)
     with Reporter(quiet=quiet) as reporter:
         # All data is checked before the folder is touched.
         train = _features("train", task, records, bundle, reporter)
@@ -240,23 +248,16 @@ def _features(
     return features
 
 
-def _model_overrides(recipe: Recipe) -> dict[str, Any]:
-    """Under the names of `config.json`."""
-    given = {
-        "hidden_dropout_prob": recipe.model.dropout,
-        "attention_probs_dropout_prob": recipe.model.attention_dropout,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def _save(folder: RunFolder, bundle: Bundle, step: int, *, best: bool) -> None:
     folder.checkpoint(step, lambda path: save(bundle, path), best=best)
 
 
 def _plan(trainer: Trainer, device: torch.device) -> str:
+    everything = sum(p.numel() for p in trainer.model.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    share = "" if trained == everything else f" of {everything:,} ({trained / everything:.1%})"
     return (
-        f"training {trained:,} parameters on {device} for {trainer.total:,} updates "
+        f"training {trained:,}{share} parameters on {device} for {trainer.total:,} updates "
         f"({trainer.warmup:,} of them warming up)"
     )
 

@@ -1,0 +1,14 @@
+"""The command line: parse, call, print. `pretune --help` starts without importing torch."""
+
+from pretune.cli.app import app, main
+
+# Importing a module adds its commands to `app`, in the order in which `pretune --help` lists them.
+# isort: off
+from pretune.cli import train  # noqa: F401
+from pretune.cli import use  # noqa: F401
+from pretune.cli import inspect  # noqa: F401
+from pretune.cli import push  # noqa: F401
+from pretune.cli import recipes  # noqa: F401
+# isort: on
+
+__all__ = ["app", "main"]

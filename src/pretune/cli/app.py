@@ -1,0 +1,96 @@
+"""What the commands share: the application, errors as sentences, options of several commands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from pretune import __version__
+from pretune.errors import PretuneError
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Our errors as a sentence and an exit code, never as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except PretuneError as error:
+            fail(f"error: {error}", USER_MISTAKE)
+        except KeyboardInterrupt:
+            fail("stopped; nothing more was saved", INTERRUPTED)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """End the command: say why on standard error, exit with `code`."""
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From raw text to a served language model.",
+    epilog="Start with: [bold]pretune train train.tsv[/] (a file with the columns text and label), "
+    "then [bold]pretune predict runs/train 'some text'[/]",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"pretune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="What the data calls a column, e.g. --column text=body."),
+]
+Encoding = Annotated[str, typer.Option(help="Of text files, e.g. gb18030.")]
+Quoting = Annotated[
+    str, typer.Option(help="Of CSV and TSV: auto, standard (fields in double quotes) or none.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, a model folder or a Hub id.")
+]
+
+
+def column_pairs(given: list[str] | None) -> dict[str, str]:
+    """The values of `--column` as our names -> the data's.
+
+    Raises:
+        PretuneError: one is not of the form name=column.
+    """
+    pairs = {}
+    for text in given or []:
+        ours, equals, theirs = text.partition("=")
+        if not equals or not ours or not theirs:
+            raise PretuneError(f"--column '{text}': expected name=column", "For example text=body.")
+        pairs[ours] = theirs
+    return pairs
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="pretune")

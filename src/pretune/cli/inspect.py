@@ -1,0 +1,109 @@
+"""`pretune inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AsJson, app
+from pretune.errors import PretuneError
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune inspect minilm\n\n"
+    "pretune inspect runs/tickets --batch 64 --length 256 --json\n\n"
+    "pretune inspect minilm --tokens 'unaffable films'\n\n"
+    "pretune inspect minilm --attention 'The cat sat on the mat.' --layer 2 --head 5 -o map.png"
+)
+def inspect(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A model folder, a run folder, a Hub id, or minilm."),
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, for the memory.")] = 32,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of each, for memory and FLOPs. Default: 128, or all positions."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Show what the tokenizer makes of a text.")
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Draw how the tokens of a text look at each other."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture that --attention writes.")
+    ] = Path("attention.png"),
+    layer: Annotated[
+        int | None, typer.Option(help="Draw this layer only; the first is 0. Default: all.")
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option(help="Draw this head only; the first is 0. Default: all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model is made of and what it costs; or look at its tokens or its attention.
+
+    Modules with their shapes, parameters, FLOPs, memory for inference and training, and the
+    vocabulary come from config.json: only --attention loads the weights.
+    """
+    if attention is None and (layer is not None or head is not None):
+        raise PretuneError("--layer and --head choose what --attention draws", "Add it.")
+    out = Console(highlight=False)
+    shown: dict[str, Any] = {}
+    if tokens is not None:
+        shown["tokens"] = _tokens(source, tokens, None if as_json else out)
+    if attention is not None:
+        shown["attention"] = _attention(source, attention, output, layer, head)
+        if not as_json:
+            out.print(f"wrote {output}", markup=False, soft_wrap=True)
+    if not shown:
+        shown = _model(source, batch, length, None if as_json else out)
+    if as_json:
+        out.print_json(data=shown)
+
+
+def _model(source: str, batch: int, length: int | None, out: Console | None) -> dict[str, Any]:
+    from pretune.report.inspect import inspect_model
+    from pretune.report.inspect_tables import inspection_view
+    from pretune.tasks.bundle import outline
+
+    found = inspect_model(outline(source), batch, length)
+    if out is not None:
+        out.print(inspection_view(found))
+    return found.to_dict()
+
+
+def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from pretune.report.inspect import needed_tokenizer, pieces_of
+    from pretune.report.inspect_tables import pieces_view
+    from pretune.tasks.bundle import outline
+
+    pieces = pieces_of(needed_tokenizer(outline(source)), text)
+    if out is not None:
+        out.print(pieces_view(pieces))
+    return [asdict(piece) for piece in pieces]
+
+
+def _attention(
+    source: str, text: str, output: Path, layer: int | None, head: int | None
+) -> dict[str, Any]:
+    from pretune.report.inspect import attention_of, chosen
+    from pretune.report.plots import draw_attention
+    from pretune.tasks.bundle import load
+
+    tokens, maps = attention_of(load(source), text)
+    layers = chosen("layer", layer, maps.shape[0])
+    heads = chosen("head", head, maps.shape[1])
+    picked = maps[layers][:, heads]
+    draw_attention(picked, tokens, layers, heads, output)
+    return {"file": str(output), "tokens": tokens, "layers": layers, "heads": heads}

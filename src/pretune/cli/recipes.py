@@ -1,0 +1,58 @@
+"""`pretune init` and `pretune recipes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import app
+
+
+@app.command(epilog="Example: pretune init classify > my-recipe.yaml")
+def init(
+    task: Annotated[str, typer.Argument(help="The task, e.g. classify.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here instead of to the terminal.")
+    ] = None,
+) -> None:
+    """Write a recipe to start from: every key, what it means, and its default."""
+    from pretune.errors import RecipeError
+    from pretune.hub import atomic_text
+    from pretune.recipe_text import commented_recipe
+
+    text = commented_recipe(task)
+    if output is None:
+        print(text, end="")
+        return
+    if output.exists():
+        raise RecipeError(f"{output}: exists already", "Choose another name, or remove it first.")
+    try:
+        atomic_text(output, text)
+    except OSError as error:
+        raise RecipeError(f"{output}: cannot be written ({error.strerror})") from None
+    print(f"wrote {output}; run it with: pretune train {output}")
+
+
+@app.command(epilog="Example: pretune recipes mrpc")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one.")] = None,
+) -> None:
+    """List the built-in recipes, or show one."""
+    from rich.table import Table
+
+    from pretune.errors import RecipeError, did_you_mean
+    from pretune.recipe import Recipe, builtin_recipes
+
+    known = builtin_recipes()
+    if name is not None:
+        if name not in known:
+            raise RecipeError(f"no built-in recipe is called '{name}'", did_you_mean(name, known))
+        print(known[name], end="")
+        return
+    table = Table("recipe", "what it does", pad_edge=False)
+    for key in known:
+        table.add_row(key, Recipe.load(key).description)
+    Console(highlight=False).print(table)

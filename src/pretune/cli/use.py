@@ -1,0 +1,142 @@
+"""`pretune evaluate` and `pretune predict`: what one does with a trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AsJson, Columns, Device, Encoding, Model, Quoting, app, column_pairs
+from pretune.errors import PretuneError
+
+if TYPE_CHECKING:
+    from pretune.data import Records
+    from pretune.infer import Predictor
+    from pretune.tasks import Prediction
+
+#: Rows of a file predicted before anything is printed.
+CHUNK = 4096
+
+
+@app.command(epilog="Example: pretune evaluate runs/tickets test.tsv")
+def evaluate(
+    run: Model,
+    data: Annotated[str, typer.Argument(help="A labelled file, or a Hub dataset.")],
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
+    quoting: Quoting = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained model on labelled data."""
+    from pretune import api
+    from pretune.report import confusion_table, evaluation_table
+
+    found = api.evaluate(
+        run,
+        data,
+        columns=column_pairs(columns),
+        device=device,
+        encoding=encoding,
+        quoting=quoting,
+    )
+    out = Console()
+    if as_json:
+        out.print_json(data=found.to_dict())
+        return
+    out.print(evaluation_table(found))
+    confusion = confusion_table(found.details)
+    if confusion is not None:
+        out.print(confusion)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune predict runs/tickets 'Where is my parcel?' 'I want my money back'\n\n"
+    "pretune predict runs/tickets --file inbox.csv --column text=body --json > answers.jsonl\n\n"
+    "tail -f messages.txt | pretune predict runs/tickets --json"
+)
+def predict(
+    run: Model,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="The texts; for pairs: first, second, first, ..."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="A table with the task's columns, or plain text with one input a line."),
+    ] = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
+    quoting: Quoting = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a trained model. Without TEXT and --file, lines are read from standard input.
+
+    Answers come in the order of the input. For models of pairs, the two texts of a line are
+    separated by a tab.
+    """
+    from pretune.infer import Predictor, read_inputs
+    from pretune.tasks.bundle import load
+
+    if texts and file:
+        raise PretuneError("give either TEXT or --file, not both")
+    if not texts and file is None and sys.stdin.isatty():
+        raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
+    predictor = Predictor(load(run), device=device)
+    if texts:
+        batches: Iterable[Records] = [_texts_as_records(predictor, texts)]
+    elif file is not None:
+        records = read_inputs(
+            predictor.bundle,
+            file,
+            columns=column_pairs(columns),
+            encoding=encoding,
+            quoting=quoting,
+        )
+        starts = range(0, len(records), CHUNK)
+        batches = (records.take(range(i, min(i + CHUNK, len(records)))) for i in starts)
+    else:
+        batches = _piped(predictor)
+    show = _print_json if as_json else _print_answer
+    for batch in batches:
+        for row, answer in zip(batch.rows, predictor.predict(batch), strict=True):
+            show({name: row[name] for name in predictor.task.inputs}, answer)
+        sys.stdout.flush()
+
+
+def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
+    width = len(predictor.task.inputs)
+    if len(texts) % width:
+        raise PretuneError(
+            f"the model reads {width} texts at a time ({', '.join(predictor.task.inputs)}), "
+            f"but there are {len(texts)}",
+            "Put each text in quotes.",
+        )
+    return predictor.records([texts[i : i + width] for i in range(0, len(texts), width)], "TEXT")
+
+
+def _piped(predictor: Predictor) -> Iterator[Records]:
+    from pretune.infer import stream_lines
+    from pretune.infer.predict import lines_to_records
+
+    for lines in stream_lines(sys.stdin.fileno()):
+        records = lines_to_records(predictor.task, lines, "input")
+        if len(records):
+            yield records
+
+
+def _print_json(inputs: dict[str, Any], answer: Prediction) -> None:
+    print(json.dumps({**inputs, **answer.to_dict()}, ensure_ascii=False))
+
+
+def _print_answer(inputs: dict[str, Any], answer: Prediction) -> None:
+    from pretune.report import answer_text
+
+    Console(highlight=False).print(answer_text(inputs, answer), soft_wrap=True)

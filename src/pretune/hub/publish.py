@@ -1,0 +1,223 @@
+"""Sending a folder to the Hugging Face Hub: all of it or nothing, private unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretune import __version__
+from pretune.errors import HubError, PretuneError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+#: What a repository may hold without being somebody's model.
+_HARMLESS = {".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"}
+#: What says that a repository holds a model of ours, which may be replaced by a newer one.
+_OURS = "pretune.json"
+
+_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN (https://huggingface.co/settings/tokens)."
+_HINTS = {
+    401: f"The token was refused. {_LOG_IN}",
+    403: "The token may not write there: take one with write access "
+    "(https://huggingface.co/settings/tokens), and check the owner's name.",
+    404: "Check the owner's name; if HF_ENDPOINT is set, it must name a Hub.",
+    409: "It exists already, but this token cannot see it: choose another name or another token.",
+    429: "Too many requests: try again in a while.",
+}
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file that is to be sent: its name in the repository, and its bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """What lies on the Hub now.
+
+    Attributes:
+        url: of the repository.
+        commit: of the commit that holds the files.
+        private: whether only those with access see it.
+        files: what was sent.
+    """
+
+    url: str
+    commit: str
+    private: bool
+    files: tuple[StagedFile, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def check_name(repo: str) -> None:
+    """Whether the Hub takes this name.
+
+    Raises:
+        HubError: it does not; says why.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    hint = "Write owner/name: your user name or organization, then the model's name."
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise HubError(f"'{repo}': not a name on the Hugging Face Hub", hint)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise HubError(f"'{repo}': not a name on the Hugging Face Hub ({error})", hint) from None
+
+
+def hub_token() -> str:
+    """The token to write with.
+
+    Raises:
+        HubError: nobody is logged in; says how to.
+    """
+    from huggingface_hub import get_token
+
+    try:
+        token = get_token()
+    except Exception as error:  # a token from a CI's identity may not be had
+        raise HubError(f"no token for the Hugging Face Hub ({_reason(error)})", _LOG_IN) from error
+    if not token:
+        raise HubError("no token for the Hugging Face Hub", _LOG_IN)
+    return token
+
+
+def staged_files(folder: Path) -> tuple[StagedFile, ...]:
+    """Every file of a folder, by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(StagedFile(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files)
+
+
+def upload(folder: Path, repo: str, *, token: str, public: bool, message: str) -> Published:
+    """Put the files of a folder into a model repository, in one commit.
+
+    The repository is made where there is none. Files that it has and the folder has not stay.
+
+    Args:
+        folder: complete, with a README.md; nothing is added to it.
+        repo: `owner/name`.
+        token: from `hub_token`.
+        public: let everybody see a new repository; an existing one stays as it is.
+        message: of the commit.
+
+    Raises:
+        HubError: the Hub refused or could not be reached, or the repository holds something else,
+            or it is public already and `public` is not given.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+    api = HfApi(token=token, library_name="pretune", library_version=__version__)
+    files = staged_files(folder)
+    with _explained(repo):
+        _check_card(folder, repo)
+        found = _existing(api, repo)
+        if found is not None:
+            _check_existing(found, repo, public=public)
+            private = bool(found.private)
+        else:
+            api.create_repo(repo, private=not public, repo_type="model")
+            private = not public
+    # Not `upload_folder`: with hf_xet installed, that sends a folder in several commits.
+    additions = [CommitOperationAdd(file.name, folder / file.name) for file in files]
+    created = "; the repository was created and is still empty" if found is None else ""
+    with _explained(repo, created):
+        commit = api.create_commit(repo, additions, commit_message=message, repo_type="model")
+    return Published(f"{constants.ENDPOINT}/{repo}", str(commit.oid), private, files)
+
+
+def _check_card(folder: Path, repo: str) -> None:
+    """Whether the Hub reads the card's metadata; asked before anything is made there."""
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard.load(folder / "README.md").validate()
+    except ValueError as error:
+        raise HubError(
+            f"{repo}: the Hub does not accept the model card ({_reason(error)})",
+            "Give --license and --language as the Hub knows them, e.g. apache-2.0 and en.",
+        ) from None
+
+
+def _existing(api: HfApi, repo: str) -> ModelInfo | None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return api.model_info(repo)
+    except RepositoryNotFoundError:  # a token that is refused is another error
+        return None
+
+
+def _check_existing(found: ModelInfo, repo: str, *, public: bool) -> None:
+    names = {file.rfilename for file in found.siblings or ()}
+    others = sorted(names - _HARMLESS)
+    if others and _OURS not in names:
+        raise HubError(
+            f"{repo}: holds files that are not a model of pretune ({', '.join(others[:4])}"
+            f"{', ...' if len(others) > 4 else ''}); nothing is written there",
+            "Choose another name, or remove those files on the Hub first.",
+        )
+    if not found.private and not public:
+        raise HubError(
+            f"{repo}: exists already, and everybody can see it",
+            "Add --public if everybody may have this model, or choose another name.",
+        )
+
+
+@contextmanager
+def _explained(repo: str, state: str = "") -> Iterator[None]:
+    """Whatever the Hub's library raises, as a `HubError`."""
+    try:
+        yield
+    except PretuneError:
+        raise
+    except Exception as error:  # its own, its HTTP client's (which differs by version), hf_xet's
+        raise _explain(error, repo, state) from error
+
+
+def _explain(error: Exception, repo: str, state: str) -> HubError:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    what = f"{repo}: could not be sent to the Hugging Face Hub"
+    status = _status(error)
+    if status is not None:
+        hint = _HINTS.get(status)
+        if hint is None:
+            hint = "The Hub has trouble: try again later." if status >= 500 else None
+        return HubError(f"{what} (HTTP {status}: {_reason(error)}){state}", hint)
+    if isinstance(error, OfflineModeIsEnabled):
+        hint = "HF_HUB_OFFLINE is set: unset it; or see what would be sent with --dry-run FOLDER."
+    else:
+        hint = (
+            "Check the connection (HF_ENDPOINT names a mirror); --dry-run FOLDER writes what would "
+            "be sent."
+        )
+    return HubError(f"{what} ({type(error).__name__}: {_reason(error)}){state}", hint)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error; an upload's is wrapped in another error."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, on one line."""
+    said = getattr(error, "server_message", None) or str(error)
+    return " ".join(str(said).split())[:300] or type(error).__name__

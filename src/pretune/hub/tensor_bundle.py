@@ -1,0 +1,391 @@
+"""TensorFlow's checkpoint format, the tensor bundle, read without TensorFlow.
+
+`<prefix>.index` is a sorted string table as LevelDB has it: blocks of prefix-compressed keys, each
+with a checksum, found by an index block, found by a footer. Its values are protocol buffers that
+say where in `<prefix>.data-00000-of-00001` the bytes of a tensor lie. Sources: LevelDB's
+`doc/table_format.md`; TensorFlow's `core/protobuf/tensor_bundle.proto` and
+`core/util/tensor_bundle/tensor_bundle.cc`.
+
+Nothing in the files is believed: no size leads to an allocation larger than the file itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretune.errors import CheckpointError
+
+Bytes = NDArray[np.uint8]
+
+#: An index has about a hundred bytes a tensor: BERT-large with its optimizer has some 200 KB.
+LARGEST_INDEX = 2**24
+
+_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
+_FOOTER = 48
+_TRAILER = 5  # after a block: how it is compressed (one byte), and its checksum
+_COMPRESSION = {0: "none", 1: "snappy"}
+#: A full key comes at least every 16 entries, so all keys are at most 16 times what is stored.
+_KEY_GROWTH = 16
+_MOST_AXES = 8
+_FORMAT_VERSION = 1
+
+
+class _MalformedError(ValueError):
+    """What is wrong; the file's name is added where it is known."""
+
+
+# CRC32C (RFC 3720, appendix B.4). Polynomials are over GF(2), highest power first in a stream.
+
+#: The multiple x^n + x^a + x^b + 1 of the CRC's polynomial, as (n - a, n - b, n). Its powers of
+#: two, the Frobenius map, have four terms as well, with exponents that many times as large.
+_GAPS = (5685 - 1362, 5685 - 426, 5685)
+#: Powers that fold, in turn: exponents times so many bytes.
+_UNITS = (8, 1)
+_BLOCK = 2**18
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for crc in range(256):
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        table.append(crc)
+    return tuple(table)
+
+
+_TABLE = _crc_table()
+
+
+def crc32c(data: bytes | Bytes) -> int:
+    """The checksum of bytes (`[n]`, uint8), at gigabytes a second for large ones.
+
+    A byte far from the end may be replaced by itself further on, at the distances of `_GAPS`,
+    without a change of the remainder. So whole blocks are folded into what follows them, by
+    exclusive or alone, until a few thousand bytes are left for the table.
+    """
+    values = np.frombuffer(data, np.uint8)
+    crc = 0xFFFFFFFF
+    for unit in _UNITS:
+        if values.size > 2 * unit * _GAPS[-1]:
+            values, crc = _fold(values, unit, crc), 0
+    for byte in values.tobytes():
+        crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _fold(values: Bytes, unit: int, start: int) -> Bytes:
+    """Fewer bytes (`[n]` to `[unit * _GAPS[-1]]`) of the same remainder.
+
+    Args:
+        values: the bytes; read only.
+        unit: which power of the polynomial's multiple.
+        start: the state to begin with, here added to the first bytes; the remainder is of state 0.
+    """
+    gaps = [gap * unit for gap in _GAPS]
+    near, far = gaps[0], gaps[-1]
+    total = values.size - far
+    work = np.zeros(far + _BLOCK, np.uint8)  # what was folded last, and the block to fold
+    for begin in range(0, total, _BLOCK):
+        size = min(_BLOCK, total - begin)
+        work[far : far + size] = values[begin : begin + size]
+        if begin == 0:
+            work[far : far + 4] ^= np.frombuffer(start.to_bytes(4, "little"), np.uint8)
+        for at in range(far, far + size, near):
+            end = min(at + near, far + size)
+            for gap in gaps:
+                work[at:end] ^= work[at - gap : end - gap]
+        work[:far] = work[size : size + far]
+    rest = values[total:].copy()
+    for gap in gaps:
+        rest[:gap] ^= work[far - gap : far]
+    return rest
+
+
+def masked_crc(data: bytes | Bytes) -> int:
+    """The checksum as LevelDB stores it: turned and shifted, as checksums of checksums are weak."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# Protocol buffers.
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of up to 64 bits, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise _MalformedError("a number is cut off")
+        value |= (data[at] & 0x7F) << shift
+        at += 1
+        if data[at - 1] < 0x80:
+            return value & 2**64 - 1, at
+    raise _MalformedError("a number of more than 64 bits")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message: number, and a whole number or bytes."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise _MalformedError(f"a field of the unknown kind {kind}")
+        if size > len(data) - at:
+            raise _MalformedError("a field is cut off")
+        piece, at = data[at : at + size], at + size
+        yield tag >> 3, piece if kind == 2 else int.from_bytes(piece, "little")
+
+
+def _number(value: int | bytes) -> int:
+    """A whole number that may not be negative."""
+    if isinstance(value, bytes) or value >= 2**63:
+        raise _MalformedError("not a whole number where one belongs")
+    return value
+
+
+def _message(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise _MalformedError("a number where a message belongs")
+    return value
+
+
+# The table.
+
+
+def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """The keys and values of a block."""
+    if offset + size + _TRAILER > len(raw) - _FOOTER or size < 4:
+        raise _MalformedError("a block lies outside the file")
+    stored = int.from_bytes(raw[offset + size + 1 : offset + size + _TRAILER], "little")
+    if masked_crc(raw[offset : offset + size + 1]) != stored:
+        raise _MalformedError("the checksum of a block is wrong")
+    if raw[offset + size] != 0:
+        kind = _COMPRESSION.get(raw[offset + size], "an unknown way")
+        raise _MalformedError(f"a block is compressed ({kind}), which TensorFlow never writes here")
+    data = raw[offset : offset + size]
+    end = size - 4 - 4 * int.from_bytes(data[-4:], "little")  # restart points: not needed
+    if end < 0:
+        raise _MalformedError("a block has more restart points than bytes")
+    at, key, budget = 0, b"", _KEY_GROWTH * size
+    while at < end:
+        shared, at = _varint(data, at)
+        own, at = _varint(data, at)
+        length, at = _varint(data, at)
+        budget -= shared + own
+        if shared > len(key) or own + length > end - at or budget < 0:
+            raise _MalformedError("a key or value lies outside its block")
+        key = key[:shared] + data[at : at + own]
+        at += own + length
+        yield key, data[at - length : at]
+
+
+def _handle(data: bytes, at: int) -> tuple[int, int, int]:
+    """Where a block lies, its size, and the end of this handle."""
+    offset, at = _varint(data, at)
+    size, at = _varint(data, at)
+    return offset, size, at
+
+
+def _table(raw: bytes) -> dict[bytes, bytes]:
+    """All keys and values of a sorted string table."""
+    if len(raw) < _FOOTER or raw[-8:] != _MAGIC:
+        raise _MalformedError("not the index of a TensorFlow checkpoint, or cut off")
+    footer = raw[-_FOOTER:-8]  # a block of extras, always empty, and the one of blocks
+    *extras, at = _handle(footer, 0)
+    offset, size, at = _handle(footer, at)
+    if any(footer[at:]) or any(_block(raw, *extras)):
+        raise _MalformedError("its footer is not TensorFlow's")
+    found: dict[bytes, bytes] = {}
+    last, used = None, 0
+    for _, handle in _block(raw, offset, size):
+        offset, size, _ = _handle(handle, 0)
+        # Blocks follow each other, as do keys: none is read twice, however often it is named.
+        if offset < used:
+            raise _MalformedError("blocks are not in order")
+        used = offset + size + _TRAILER
+        for key, value in _block(raw, offset, size):
+            if last is not None and key <= last:
+                raise _MalformedError("keys are not in order")
+            found[key] = value
+            last = key
+    return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies.
+
+    Attributes:
+        dtype: TensorFlow's number for it.
+        shape: of the whole tensor.
+        shard: the number of the data file.
+        offset: in that file.
+        size: in bytes.
+        crc: masked checksum of the bytes.
+        sliced: it is stored in several pieces (a partitioned variable), each an entry of its own.
+    """
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc: int
+    sliced: bool
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def _shape(data: bytes) -> tuple[int, ...]:
+    shape = []
+    for number, value in _fields(data):
+        if number == 2:
+            sizes = [_number(size) for key, size in _fields(_message(value)) if key == 1]
+            shape.append(sizes[-1] if sizes else 0)
+            if len(shape) > _MOST_AXES:
+                raise _MalformedError(f"a tensor of more than {_MOST_AXES} axes")
+    # Zeros set aside: torch cannot hold an empty tensor of absurd sizes either.
+    if math.prod(max(size, 1) for size in shape) >= 2**60:
+        raise _MalformedError("a tensor of absurd size")
+    return tuple(shape)
+
+
+def _entry(data: bytes) -> Entry:
+    """From a BundleEntryProto."""
+    shape: tuple[int, ...] = ()
+    sliced = False
+    numbers = dict.fromkeys((1, 3, 4, 5, 6), 0)
+    for number, value in _fields(data):
+        if number == 2:
+            shape = _shape(_message(value))
+        elif number == 7:
+            sliced = True
+        elif number in numbers:
+            numbers[number] = _number(value)
+    return Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], sliced=sliced)
+
+
+def _header(data: bytes) -> int:
+    """From a BundleHeaderProto: the number of data files."""
+    fields = dict(_fields(data))
+    if _number(fields.get(2, 0)) != 0:
+        raise _MalformedError("written on a big-endian machine, which cannot be read")
+    version = dict(_fields(_message(fields.get(3, b""))))
+    if _number(version.get(2, 0)) > _FORMAT_VERSION:
+        raise _MalformedError("of a newer format than is known")
+    return _number(fields.get(1, 0))
+
+
+class TensorBundle:
+    """A TensorFlow checkpoint: `entries` by name, and their bytes.
+
+    Args:
+        prefix: the files' common start, e.g. `folder/bert_model.ckpt`.
+
+    Raises:
+        CheckpointError: missing, damaged, or cut off; names the file.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self.index = prefix.with_name(prefix.name + ".index")
+        try:
+            self._shards, self.entries = _parse(_read_index(self.index))
+        except ValueError as error:  # ours, or a key that is not UTF-8
+            raise CheckpointError(f"{self.index}: damaged: {error}", "Copy it again.") from None
+        self._prefix = prefix
+        sizes: dict[int, int] = {}
+        for name, entry in self.entries.items():
+            self._check_extent(name, entry, sizes)
+
+    def file_of(self, name: str) -> Path:
+        """The data file of a tensor."""
+        shard = self.entries[name].shard
+        end = f".data-{shard:05d}-of-{self._shards:05d}"
+        return self._prefix.with_name(self._prefix.name + end)
+
+    def read(self, name: str) -> Bytes:
+        """The bytes of a tensor (`[size]`), in memory of their own.
+
+        Raises:
+            CheckpointError: damaged, or cut off meanwhile; names file and tensor.
+        """
+        entry, path = self.entries[name], self.file_of(name)
+        # Not a map of the file: one that is cut short while it is read would end the process.
+        data = np.empty(entry.size, np.uint8)
+        try:
+            with path.open("rb") as file:
+                file.seek(entry.offset)
+                whole = file.readinto(data.data) == entry.size
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})", "Copy it again.") from None
+        if not whole or masked_crc(data) != entry.crc:
+            raise CheckpointError(
+                f"{path}: '{name}' is damaged (its checksum is wrong)", "Copy the file again."
+            )
+        return data
+
+    def _check_extent(self, name: str, entry: Entry, sizes: dict[int, int]) -> None:
+        """Whether the tensor lies in its file; `sizes` are those of the files seen so far."""
+        if entry.sliced:
+            return
+        if entry.shard >= self._shards:
+            raise CheckpointError(
+                f"{self.index}: damaged: '{name}' is in data file {entry.shard + 1} of "
+                f"{self._shards}",
+                "Copy it again.",
+            )
+        path = self.file_of(name)
+        if entry.shard not in sizes:
+            try:
+                sizes[entry.shard] = path.stat().st_size
+            except OSError:
+                raise CheckpointError(
+                    f"{self.index}: names {path.name}, which is not there", "Copy all files."
+                ) from None
+        if entry.offset + entry.size > sizes[entry.shard]:
+            raise CheckpointError(
+                f"{path}: cut off: '{name}' ends after the file's end", "Copy the file again."
+            )
+
+
+def _read_index(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST_INDEX:
+            raise _MalformedError(f"larger than {LARGEST_INDEX:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        reason: Any = error.strerror or error
+        raise CheckpointError(f"{path}: cannot be read ({reason})", "Copy it again.") from None
+
+
+def _parse(raw: bytes) -> tuple[int, dict[str, Entry]]:
+    """The number of data files, and the entries by name."""
+    table = _table(raw)
+    if b"" not in table:
+        raise _MalformedError("has no header")
+    shards = _header(table.pop(b""))
+    # Keys that begin with a zero byte are pieces of partitioned variables.
+    return shards, {
+        key.decode("utf-8"): _entry(value)
+        for key, value in table.items()
+        if not key.startswith(b"\0")
+    }

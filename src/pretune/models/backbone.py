@@ -1,0 +1,124 @@
+"""`Backbone`: embeddings and a stack of layers over a packed batch; each family is a subclass."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretune.data import PackedBatch, Selection
+from pretune.models.config import ModelConfig
+from pretune.models.layers import Embedding, ModelOutput, PostNormLayer, PreNormLayer
+from pretune.models.ops import padded_rows
+
+
+class Embeddings(nn.Module):
+    """What turns a packed batch into `[T, hidden]`; `tokens` is the table of the vocabulary."""
+
+    tokens: Embedding
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """`[T, hidden]`."""
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """A model without a head.
+
+    Class attributes:
+        config_class: reads the family's `config.json`.
+        causal: whether a token sees only those before it.
+
+    Args:
+        config: the sizes.
+        embeddings: of the family.
+        layers: its L layers.
+        final_norm: a LayerNorm after the last layer, for pre-norm models.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    causal: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embeddings: Embeddings,
+        layers: list[PostNormLayer] | list[PreNormLayer],
+        final_norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = embeddings
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = final_norm
+
+    def init_weights(self, module: nn.Module | None = None) -> None:
+        """Fresh weights: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
+
+        Args:
+            module: only this part (a new head, say); default: all of the model. Parts on the meta
+                device, which hold no values, are passed over.
+        """
+        for part in (module or self).modules():
+            if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+                continue
+            if isinstance(part, nn.Linear | nn.Embedding):
+                nn.init.normal_(part.weight, std=self.config.initializer_range)
+                if isinstance(part, nn.Linear) and part.bias is not None:
+                    nn.init.zeros_(part.bias)
+            elif isinstance(part, nn.LayerNorm):
+                nn.init.ones_(part.weight)
+                nn.init.zeros_(part.bias)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> ModelOutput:
+        """Run the model.
+
+        Args:
+            batch: token ids with their layout.
+            select: compute the last layer for these rows only: what the head does not read need
+                not exist. Best `batch.first` or `batch.last`; other rows of a causal model are
+                computed in full and then picked.
+            output_hidden_states: also give the 1 + L hidden states (excludes `select`).
+            output_attentions: also give the L attention maps (excludes `select`).
+
+        Raises:
+            ValueError: `select` together with an output that needs all rows.
+        """
+        if select is not None and (output_hidden_states or output_attentions):
+            raise ValueError("hidden states and attention maps are of all rows: leave out `select`")
+        total = batch.num_tokens
+        x = self.embeddings(batch)
+        x = F.pad(x, (0, 0, 0, padded_rows(total, x.device) - total))
+        # Attention counts causal positions from the end of the sequence, where `last` is.
+        early = select is None or (self.causal and select is not batch.last)
+        hidden_states, attentions = [x], []
+        for i, layer in enumerate(self.layers):
+            if output_attentions:
+                attentions.append(layer.attention_maps(x, batch.layout))
+            last = i == len(self.layers) - 1
+            x = layer(x, batch.layout, select=select if last and not early else None)
+            if last and self.final_norm is not None:
+                x = self.final_norm(x)
+            hidden_states.append(x)
+        if select is None:
+            x = x[:total]
+        elif early:
+            x = x[select.rows]
+        return ModelOutput(
+            last_hidden_state=x,
+            pooler_output=self.pool(x, batch, select),
+            hidden_states=tuple(h[:total] for h in hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def pool(self, x: Tensor, batch: PackedBatch, select: Selection | None) -> Tensor | None:
+        """`[B, hidden]`: one vector a sequence, for families that have a pooler."""
+        return None

@@ -1,0 +1,131 @@
+"""What every family's configuration has in common: names, checks, `config.json` in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.models.layers import ACTIVATIONS
+
+#: The largest sizes believed: a broken or hostile config.json must not cost memory or minutes.
+LARGEST = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 65_536,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 65_536,
+    "intermediate_size": 1_000_000,
+    "max_position_embeddings": 1_000_000,
+    "type_vocab_size": 256,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a model, under the names its family's `config.json` uses.
+
+    Class attributes:
+        model_type: as `config.json` names the family.
+        names: this project's names of the sizes and the family's own, where they differ.
+        dropout_names: the family's names for the dropout of the hidden layers.
+        attention_dropout_name: the family's name for the dropout of the attention weights.
+    """
+
+    model_type: ClassVar[str]
+    names: ClassVar[Mapping[str, str]] = {}
+    dropout_names: ClassVar[tuple[str, ...]]
+    attention_dropout_name: ClassVar[str]
+    activation_name: ClassVar[str]
+    eps_name: ClassVar[str] = ""
+
+    #: Standard deviation of fresh weights.
+    initializer_range: float = 0.02
+
+    def size(self, name: str) -> int:
+        """A size by this project's name, e.g. `hidden_size`, whatever the family calls it."""
+        value = getattr(self, self.names.get(name, name))
+        assert isinstance(value, int)  # noqa: S101 - checked when it was made
+        return value
+
+    @classmethod
+    def dropout_entries(
+        cls, dropout: float | None, attention_dropout: float | None
+    ) -> dict[str, float]:
+        """Entries of the family's `config.json` that set these dropouts; none for None."""
+        given = {} if dropout is None else dict.fromkeys(cls.dropout_names, dropout)
+        if attention_dropout is not None:
+            given[cls.attention_dropout_name] = attention_dropout
+        return given
+
+    def check_common(self) -> None:
+        """Check the sizes, the dropouts and the activation.
+
+        Raises:
+            CheckpointError: one makes no sense; names it.
+        """
+        own = {item.name for item in fields(self)}
+        for name, most in LARGEST.items():
+            if self.names.get(name, name) in own:
+                self.check(self.names.get(name, name), int, 1, most)
+        for name in (*self.dropout_names, self.attention_dropout_name):
+            self.check(name, float, 0, 1)
+            if getattr(self, name) == 1:
+                raise CheckpointError(f"config: {name} must be in [0, 1): 1 leaves nothing")
+        if self.eps_name in own:
+            self.check(self.eps_name, float, 0, 1)
+        self.check("initializer_range", float, 0, 100)  # every family calls it so
+        size, heads = (self.names.get(n, n) for n in ("hidden_size", "num_attention_heads"))
+        if getattr(self, size) % getattr(self, heads):
+            raise CheckpointError(
+                f"config: {size} {getattr(self, size)} is not divisible by "
+                f"{heads} {getattr(self, heads)}"
+            )
+        found = str(getattr(self, self.activation_name))
+        if found not in ACTIVATIONS:
+            raise CheckpointError(
+                f"config: unknown {self.activation_name} '{found}'",
+                did_you_mean(found, ACTIVATIONS),
+            )
+
+    def check(self, name: str, kind: type, least: int, most: int) -> None:
+        """Whether an entry is a number in a range.
+
+        Raises:
+            CheckpointError: it is not; names it.
+        """
+        value = getattr(self, name)
+        kinds = (int, float) if kind is float else (int,)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+            number = "number" if kind is float else "whole number"
+            raise CheckpointError(
+                f"config: {name} must be a {number} from {least} to {most:,}, not {value!r}"
+            )
+
+    def check_sinusoids(self) -> None:
+        """The table of sinusoids is the one thing that is computed, not read from a file.
+
+        Raises:
+            CheckpointError: it would be larger than a gigabyte.
+        """
+        positions, size = self.size("max_position_embeddings"), self.size("hidden_size")
+        if positions * size > 2**28:
+            raise CheckpointError(
+                f"config: {positions:,} sinusoidal positions of {size:,} numbers are more than a "
+                "gigabyte"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From the contents of a `config.json`; keys about other things are passed over.
+
+        Raises:
+            CheckpointError: a value makes no sense (not positive, heads that do not divide, ...).
+        """
+        known = {item.name for item in fields(cls)}
+        chosen = {key: value for key, value in values.items() if key in known and value is not None}
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `config.json`, with `model_type`."""
+        return {"model_type": self.model_type, **asdict(self)}

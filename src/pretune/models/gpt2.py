@@ -1,0 +1,127 @@
+"""GPT-2 (Radford et al. 2019): a pre-norm decoder in which each token sees those before it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pretune.data import PackedBatch
+from pretune.errors import CheckpointError
+from pretune.models.backbone import Backbone, Embeddings
+from pretune.models.config import ModelConfig
+from pretune.models.layers import Dropout, Embedding, PreNormLayer
+
+
+@dataclass(frozen=True)
+class Gpt2Config(ModelConfig):
+    """The sizes of a GPT-2, under the names of `config.json`; the defaults are GPT-2 small's."""
+
+    model_type: ClassVar[str] = "gpt2"
+    names: ClassVar[dict[str, str]] = {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    }
+    dropout_names: ClassVar[tuple[str, ...]] = ("resid_pdrop", "embd_pdrop")
+    attention_dropout_name: ClassVar[str] = "attn_pdrop"
+    activation_name: ClassVar[str] = "activation_function"
+    eps_name: ClassVar[str] = "layer_norm_epsilon"
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        self.check_common()
+        if self.n_inner is not None:
+            self.check("n_inner", int, 1, 1_000_000)
+        odd: dict[str, Any] = {
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        }
+        for name, usual in odd.items():
+            if getattr(self, name) != usual:
+                raise CheckpointError(
+                    f"config: {name} is {getattr(self, name)!r}",
+                    f"Only GPT-2 as published is supported: {name} {usual}.",
+                )
+
+    @property
+    def inner(self) -> int:
+        """The width between the two maps of the feed-forward part."""
+        return self.n_inner or 4 * self.n_embd
+
+    def size(self, name: str) -> int:
+        """As `ModelConfig.size`."""
+        return self.inner if name == "intermediate_size" else super().size(name)
+
+
+class Gpt2Embeddings(Embeddings):
+    """Token + position, then dropout."""
+
+    def __init__(self, config: Gpt2Config) -> None:
+        super().__init__()
+        self.tokens = Embedding(config.vocab_size, config.n_embd)
+        self.positions = Embedding(config.n_positions, config.n_embd)
+        self.dropout = Dropout(config.embd_pdrop)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """`[T, hidden]`."""
+        x = self.tokens(batch.tokens) + self.positions(batch.positions)
+        embedded: Tensor = self.dropout(x)
+        return embedded
+
+
+class Gpt2Model(Backbone):
+    """The decoder: packed batch in, hidden states out; the last one after the final LayerNorm."""
+
+    config_class = Gpt2Config
+    config: Gpt2Config
+    causal = True
+
+    def __init__(self, config: Gpt2Config) -> None:
+        layers = [
+            PreNormLayer(
+                config.n_embd,
+                config.n_head,
+                config.inner,
+                config.activation_function,
+                dropout=config.resid_pdrop,
+                attention_dropout=config.attn_pdrop,
+                eps=config.layer_norm_epsilon,
+                causal=True,
+            )
+            for _ in range(config.n_layer)
+        ]
+        norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        super().__init__(config, Gpt2Embeddings(config), layers, norm)
+        self.init_weights()
+
+    def init_weights(self, module: nn.Module | None = None) -> None:
+        """As `Backbone`'s; what is added to the residual stream starts smaller (section 2.3)."""
+        super().init_weights(module)
+        std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+        for layer in self.layers:
+            for part in (layer.attention.output, layer.feed_forward.down):  # type: ignore[union-attr]
+                weight = part.get_parameter("weight")
+                if not weight.is_meta and module in (None, part):
+                    nn.init.normal_(weight, std=std)

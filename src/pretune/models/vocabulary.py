@@ -1,0 +1,58 @@
+"""A larger vocabulary for a model that has one: embeddings and output layer together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pretune.models.backbone import Backbone
+from pretune.models.heads import MaskedLM
+from pretune.models.layers import Embedding
+
+
+def resize_vocabulary(model: nn.Module, size: int) -> None:
+    """Give a model `size` token embeddings, in place.
+
+    New rows are drawn around the mean of the old ones, in the directions in which those vary
+    (a normal distribution with their mean and 1e-9 of their covariance): new tokens start with an
+    average probability instead of crowding out the old (Hewitt 2021, "Initializing New Word
+    Embeddings for Pretrained Language Models"). A tied output layer follows by itself; its bias
+    gets the mean of the old biases.
+
+    Args:
+        model: a backbone, or a model that holds one as `backbone`.
+        size: rows; not fewer than there are.
+
+    Raises:
+        ValueError: fewer rows than there are.
+    """
+    backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    old = backbone.embeddings.tokens.weight
+    added = size - len(old)
+    if added < 0:
+        raise ValueError(f"{len(old)} token embeddings cannot become {size}")
+    if added == 0:
+        return
+    with torch.no_grad():
+        table = torch.cat([old, _around(old, added)])
+    embedding = Embedding(1, table.shape[1])
+    embedding.num_embeddings = size
+    embedding.weight = nn.Parameter(table, requires_grad=old.requires_grad)
+    backbone.embeddings.tokens = embedding
+    backbone.config = replace(backbone.config, vocab_size=size)  # type: ignore[call-arg]
+    if isinstance(model, MaskedLM):
+        bias = model.bias.detach()
+        model.bias = nn.Parameter(torch.cat([bias, bias.mean().expand(added)]))
+
+
+def _around(rows: Tensor, count: int) -> Tensor:
+    """`[count, hidden]` drawn from a normal distribution with the rows' mean and little of their
+    covariance."""
+    mean = rows.mean(0)
+    centred = rows - mean
+    # A sum of the centred rows with normal weights has their covariance (times the weights').
+    weights = torch.randn(count, len(rows), device=rows.device, dtype=rows.dtype)
+    return mean + weights @ centred * (1e-9 / len(rows)) ** 0.5

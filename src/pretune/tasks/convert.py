@@ -1,0 +1,87 @@
+"""Any checkpoint that can be read, written in the Hugging Face layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.hub import (
+    FAMILIES,
+    Family,
+    LoadReport,
+    atomic_folder,
+    find_source,
+    load_into,
+    open_weights,
+    read_config,
+    save_model,
+)
+from pretune.models import HEADS, Backbone
+from pretune.text import load_tokenizer
+
+#: Entries of config.json that say what a head's outputs mean; they go along.
+_KEPT = ("id2label", "label2id", "problem_type")
+
+
+def convert(source: str | Path, target: Path, *, allow_pickle: bool = False) -> LoadReport:
+    """Read a checkpoint, with the head it has, and write it as safetensors.
+
+    Args:
+        source: what `pretune.load` takes.
+        target: a folder that does not exist yet.
+        allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
+
+    Raises:
+        CheckpointError: nothing there, damaged, of an unknown kind; or the target exists.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target}: exists already", "Choose another folder.")
+    folder = find_source(source)
+    config = read_config(folder)
+    family, head = head_of(config, folder)
+    model_config = family.backbone.config_class.from_dict(config)
+    kept = {name: config[name] for name in _KEPT if name in config}
+    labels = len(kept.get("id2label", ())) or int(config.get("num_labels", 2))
+
+    def build() -> nn.Module:
+        backbone = family.backbone(model_config)  # type: ignore[call-arg, arg-type]
+        return backbone if head == "backbone" else HEADS[head](backbone, labels)
+
+    def initialise(model: nn.Module, part: nn.Module) -> None:
+        backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
+        assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+        backbone.init_weights(part)
+
+    weights = open_weights(folder, allow_pickle=allow_pickle)
+    model, report = load_into(build, weights, folder, family, head, initialise)
+    tokenizer = load_tokenizer(folder)
+    with atomic_folder(target) as place:
+        save_model(model, place, family, head, kept)
+        tokenizer.save(place)
+    return report
+
+
+def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
+    """The family of a checkpoint and the name of its head, by its `config.json`.
+
+    Raises:
+        CheckpointError: either is unknown.
+    """
+    kind = str(config.get("model_type", ""))
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
+            did_you_mean(kind, FAMILIES),
+        )
+    family = FAMILIES[kind]
+    architecture = str((config.get("architectures") or [""])[0])
+    known = {head.architecture: name for name, head in family.heads.items()}
+    if architecture and architecture not in known:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: a {architecture} is not supported",
+            did_you_mean(architecture, known),
+        )
+    return family, known.get(architecture, "backbone")

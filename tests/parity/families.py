@@ -1,0 +1,184 @@
+"""Every family with every head, ours beside transformers', both ways.
+
+Run it for the table:
+
+python tests/parity/families.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pretune.data import PackedBatch
+from pretune.hub import FAMILIES, load_into, open_weights, read_config, save_model
+from pretune.models import HEADS, BertPreTraining
+
+LABELS = 5
+LENGTHS = (7, 1, 12, 3)
+
+#: Small, and odd enough that a mix-up of sizes shows.
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": {
+        "vocab_size": 53,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "max_position_embeddings": 20,
+        "type_vocab_size": 3,
+    },
+    "distilbert": {
+        "vocab_size": 53,
+        "dim": 24,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 40,
+        "max_position_embeddings": 20,
+    },
+    "gpt2": {"vocab_size": 53, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 20},
+}
+
+CASES = [(name, head) for name, family in FAMILIES.items() for head in family.heads]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest absolute differences of one family and head.
+
+    Attributes:
+        reading: our model of their checkpoint against theirs.
+        writing: their model of our checkpoint against ours.
+    """
+
+    family: str
+    head: str
+    reading: float
+    writing: float
+
+
+def published(family: str, head: str, **more: Any) -> nn.Module:
+    """Transformers' model with random weights, biases and LayerNorms too."""
+    architecture = FAMILIES[family].heads[head].architecture
+    config = transformers.AutoConfig.for_model(
+        family, **SIZES[family], num_labels=LABELS, pad_token_id=0, **more
+    )
+    if head == "question_answering":
+        config.num_labels = 2
+    config._attn_implementation = "eager"
+    model = getattr(transformers, architecture)(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def ours_of(folder: Path, family: str, head: str) -> nn.Module:
+    """Our model from a folder; nothing may be missing or left over."""
+    known = FAMILIES[family]
+    config = known.backbone.config_class.from_dict(read_config(folder))
+
+    def build() -> nn.Module:
+        backbone = known.backbone(config)
+        return backbone if head == "backbone" else HEADS[head](backbone, LABELS)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("something is missing")
+
+    model, report = load_into(build, open_weights(folder), folder, known, head, refuse)
+    assert report.missing == ()
+    assert report.unexpected == ()
+    return model.eval()
+
+
+def their_logits(model: nn.Module, head: str, ids: list[list[int]]) -> list[Tensor]:
+    """One sequence at a time: no padding, no mask."""
+    outputs = []
+    for one in ids:
+        found = model(torch.tensor([one]))
+        if head == "question_answering":
+            outputs.append(torch.stack([found.start_logits[0], found.end_logits[0]], -1))
+        elif head == "pretraining":
+            outputs += [found.prediction_logits[0], found.seq_relationship_logits[0]]
+        elif head == "backbone":
+            outputs.append(found.last_hidden_state[0])
+            if getattr(found, "pooler_output", None) is not None:
+                outputs.append(found.pooler_output[0])
+        else:
+            outputs.append(found.logits[0])
+    return outputs
+
+
+def our_logits(model: nn.Module, head: str, ids: list[list[int]]) -> list[Tensor]:
+    """All sequences in one packed batch, taken apart."""
+    batch = PackedBatch.of(ids)
+    lengths = batch.layout.lengths
+    if head == "backbone":
+        output = model(batch)
+        hidden = output.last_hidden_state.split(lengths)
+        if output.pooler_output is None:
+            return list(hidden)
+        return [x for pair in zip(hidden, output.pooler_output, strict=True) for x in pair]
+    if isinstance(model, BertPreTraining):
+        both = model.both(batch)
+        tokens = both.prediction_logits.split(lengths)
+        return [x for pair in zip(tokens, both.seq_relationship_logits, strict=True) for x in pair]
+    logits = model(batch)
+    return list(logits) if head == "sequence_classification" else list(logits.split(lengths))
+
+
+def difference(one: list[Tensor], two: list[Tensor]) -> float:
+    assert len(one) == len(two)
+    assert all(a.shape == b.shape for a, b in zip(one, two, strict=True))
+    return max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True))
+
+
+@torch.no_grad()
+def compare(family: str, head: str, seed: int = 0) -> Parity:
+    """Read what they wrote, write what they read."""
+    torch.manual_seed(seed)
+    ids = [torch.randint(1, 53, (length,)).tolist() for length in LENGTHS]
+    theirs = published(family, head)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs.save_pretrained(folder)
+        ours = ours_of(folder, family, head)
+    reading = difference(our_logits(ours, head, ids), their_logits(theirs, head, ids))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        labels = {"id2label": {i: str(i) for i in range(LABELS)}, "pad_token_id": 0}
+        save_model(
+            ours, folder, FAMILIES[family], head, {} if head == "question_answering" else labels
+        )
+        kind = getattr(transformers, FAMILIES[family].heads[head].architecture)
+        again, info = kind.from_pretrained(
+            folder, output_loading_info=True, attn_implementation="eager"
+        )
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        with safe_open(folder / "model.safetensors", "pt") as handle:
+            names = handle.keys()
+            shapes = {name: list(handle.get_slice(name).get_shape()) for name in names}
+    tables = [name for name, shape in shapes.items() if shape == [53, 24]]
+    assert len(tables) == 1, "the tied table is stored once"
+    writing = difference(our_logits(ours, head, ids), their_logits(again.eval(), head, ids))
+    return Parity(family, head, reading, writing)
+
+
+def main() -> None:
+    """Print the table."""
+    print("| family | head | our model of their checkpoint | their model of ours |")
+    print("|---|---|---:|---:|")
+    for family, head in CASES:
+        found = compare(family, head)
+        name = FAMILIES[family].heads[head].architecture
+        print(f"| {family} | {name} | {found.reading:.1e} | {found.writing:.1e} |")
+
+
+if __name__ == "__main__":
+    main()
