@@ -166,7 +166,7 @@ class TestPredict:
         lines = "good\n" * 5000
         (place / "many.txt").write_text(lines, encoding="utf-8")
         process = subprocess.Popen(
-            [sys.executable, "-m", "pretune", "predict", "runs/films", "--file", "many.txt", "--json"],
+            [sys.executable, *"-m pretune predict runs/films --file many.txt --json".split()],
             cwd=place,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
