@@ -165,8 +165,9 @@ class TestPredict:
     def test_into_a_closed_pipe_is_quiet(self, place: Path) -> None:
         lines = "good\n" * 5000
         (place / "many.txt").write_text(lines, encoding="utf-8")
+        arguments = ["predict", "runs/films", "--file", "many.txt", "--json"]
         process = subprocess.Popen(
-            [sys.executable, *"-m pretune predict runs/films --file many.txt --json".split()],
+            [sys.executable, "-m", "pretune", *arguments],
             cwd=place,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
