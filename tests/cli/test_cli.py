@@ -110,8 +110,8 @@ class TestTrain:
             cwd=place,
         )
         assert done.returncode == 0
-        assert "mean ± sd" in done.stdout
-        assert "±" in done.stdout
+        assert "mean" in done.stdout
+        assert "± sd" in done.stdout
         assert done.stderr == ""
 
     def test_the_resolved_recipe_repeats_it(self, place: Path) -> None:
@@ -165,17 +165,9 @@ class TestPredict:
     def test_into_a_closed_pipe_is_quiet(self, place: Path) -> None:
         lines = "good\n" * 5000
         (place / "many.txt").write_text(lines, encoding="utf-8")
+        arguments = ["predict", "runs/films", "--file", "many.txt", "--json"]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pretune",
-                "predict",
-                "runs/films",
-                "--file",
-                "many.txt",
-                "--json",
-            ],
+            [sys.executable, "-m", "pretune", *arguments],
             cwd=place,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -41,9 +41,11 @@ def seeds_table(result: SeedsResult) -> Group:
         figures = [f"{run.metrics[name]:.4f}" for name in names]
         table.add_row(str(run.seed), *figures, f"{run.seconds:.1f}")
     table.add_section()
-    summary = [f"{mean:.4f} ± {sd:.4f}" for mean, sd in result.summary().values()]
+    mean = [f"{value:.4f}" for value, _ in result.summary().values()]
+    spread = [f"{value:.4f}" for _, value in result.summary().values()]
     seconds = sum(run.seconds for run in result.runs) / len(result.runs)
-    table.add_row("mean ± sd", *summary, f"{seconds:.1f}")
+    table.add_row("mean", *mean, f"{seconds:.1f}")
+    table.add_row("± sd", *spread, "")
     return Group(Text(title, "bold"), table)
 
 
