@@ -174,6 +174,7 @@ def test_hidden_dropout_is_applied_to_both_sums():
     layout, x = Layout.of([5]), torch.randn(5, 8)
     layer = PostNormLayer(8, 2, 16, "gelu", dropout=0.9, attention_dropout=0.0, eps=1e-5)
     calls = []
-    layer.dropout.register_forward_hook(lambda *_: calls.append(1))
+    for dropout in (layer.dropout_attended, layer.dropout):
+        dropout.register_forward_hook(lambda *_: calls.append(1))
     assert not torch.equal(layer(x, layout), layer(x, layout))
     assert len(calls) == 4

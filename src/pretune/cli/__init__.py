@@ -8,6 +8,7 @@ from pretune.cli import train  # noqa: F401
 from pretune.cli import use  # noqa: F401
 from pretune.cli import inspect  # noqa: F401
 from pretune.cli import push  # noqa: F401
+from pretune.cli import convert  # noqa: F401
 from pretune.cli import recipes  # noqa: F401
 # isort: on
 

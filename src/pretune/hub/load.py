@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
 from pretune.hub.keys import Family, Names, ignored_names, name_table
+from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow, read_bert_config
 from pretune.hub.weights import WeightSource, use_prefix
 
 
@@ -52,12 +53,14 @@ def _some(names: tuple[str, ...], most: int = 6) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The contents of `config.json`.
+    """The contents of `config.json`, or what Google's `bert_config.json` says in its words.
 
     Raises:
         CheckpointError: missing or not a JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / "bert_config.json").is_file():
+        return _google_config(folder)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,6 +70,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
     return values
+
+
+def _google_config(folder: Path) -> dict[str, Any]:
+    config = read_bert_config(folder)
+    prefix = find_tensorflow(folder)
+    names = TensorFlowCheckpoint(prefix).names if prefix is not None else set()
+    if "cls.predictions.bias" in names:
+        both = "cls.seq_relationship.weight" in names
+        config.setdefault("architectures", ["BertForPreTraining" if both else "BertForMaskedLM"])
+    return config
 
 
 def load_into(

@@ -43,14 +43,15 @@ def find_source(source: str | Path) -> Path:
         return _embedded(text)
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / "bert_config.json").is_file():
             return path
         for name in ("best", "last"):
             if (path / name / "config.json").is_file():
                 return path / name
         raise CheckpointError(
             f"{path}: no model here (no config.json, and no run's best/ or last/ either)",
-            "Point at a folder with config.json and model.safetensors, or at a finished run.",
+            "Point at a folder with config.json and model.safetensors, at a finished run, or at "
+            "Google's release of a BERT (bert_config.json, vocab.txt, bert_model.ckpt.*).",
         )
     match = HUB_ID.fullmatch(text)
     if match and not os.path.exists(path):

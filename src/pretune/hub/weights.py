@@ -213,7 +213,8 @@ def open_weights(folder: Path, *, allow_pickle: bool = False) -> WeightSource:
     """The weights of a folder, whatever their format.
 
     Args:
-        folder: with `model.safetensors` or an index of its shards; or `pytorch_model.bin`.
+        folder: with `model.safetensors` or an index of its shards; Google's `bert_model.ckpt.*`;
+            or `pytorch_model.bin`.
         allow_pickle: read `pytorch_model.bin` too, by torch's restricted unpickler.
 
     Raises:
@@ -226,6 +227,11 @@ def open_weights(folder: Path, *, allow_pickle: bool = False) -> WeightSource:
     single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     pickles = _shards(index) if index.is_file() else [single] if single.is_file() else []
     if not pickles:
+        from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow
+
+        prefix = find_tensorflow(folder)
+        if prefix is not None:
+            return TensorFlowCheckpoint(prefix)
         raise CheckpointError(
             f"{folder}: no weights here",
             "Expected model.safetensors or model.safetensors.index.json.",

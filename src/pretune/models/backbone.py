@@ -101,13 +101,15 @@ class Backbone(nn.Module):
         early = select is None or (self.causal and select is not batch.last)
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, PostNormLayer | PreNormLayer)  # noqa: S101 - for mypy
             if output_attentions:
                 attentions.append(layer.attention_maps(x, batch.layout))
             last = i == len(self.layers) - 1
             x = layer(x, batch.layout, select=select if last and not early else None)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
-            hidden_states.append(x)
+            if output_hidden_states:  # else nobody but autograd should hold on to them
+                hidden_states.append(x)
         if select is None:
             x = x[:total]
         elif early:

@@ -121,7 +121,8 @@ class Gpt2Model(Backbone):
         super().init_weights(module)
         std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
         for layer in self.layers:
-            for part in (layer.attention.output, layer.feed_forward.down):  # type: ignore[union-attr]
+            for name in ("attention.output", "feed_forward.down"):
+                part = layer.get_submodule(name)
                 weight = part.get_parameter("weight")
                 if not weight.is_meta and module in (None, part):
                     nn.init.normal_(weight, std=std)

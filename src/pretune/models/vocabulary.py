@@ -55,4 +55,5 @@ def _around(rows: Tensor, count: int) -> Tensor:
     centred = rows - mean
     # A sum of the centred rows with normal weights has their covariance (times the weights').
     weights = torch.randn(count, len(rows), device=rows.device, dtype=rows.dtype)
-    return mean + weights @ centred * (1e-9 / len(rows)) ** 0.5
+    drawn: Tensor = mean + weights @ centred * (1e-9 / len(rows)) ** 0.5
+    return drawn

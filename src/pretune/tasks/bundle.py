@@ -122,7 +122,7 @@ class _Building:
         return "backbone" if self.task is None else self.task.head
 
     def build(self) -> nn.Module:
-        backbone = self.family.backbone(self.config)  # type: ignore[call-arg, arg-type]
+        backbone = self.family.backbone(self.config)  # type: ignore[call-arg]
         if self.task is None:
             return backbone
         if self.head not in self.family.heads:

@@ -47,7 +47,7 @@ def convert(source: str | Path, target: Path, *, allow_pickle: bool = False) -> 
     labels = len(kept.get("id2label", ())) or int(config.get("num_labels", 2))
 
     def build() -> nn.Module:
-        backbone = family.backbone(model_config)  # type: ignore[call-arg, arg-type]
+        backbone = family.backbone(model_config)  # type: ignore[call-arg]
         return backbone if head == "backbone" else HEADS[head](backbone, labels)
 
     def initialise(model: nn.Module, part: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         """Logits `[masked tokens, vocab]`: nothing is computed for the others in the last layer."""
         masked = batch.targets[TARGET] != -1
         rows = masked.nonzero()[:, 0]
-        parts = masked.cpu().split(batch.layout.lengths)
+        parts = torch.split(masked.cpu(), list(batch.layout.lengths))
         layout = Layout.of([int(part.sum()) for part in parts], rows.device)
         logits: Tensor = model(batch, select=Selection(rows, layout))
         return logits
@@ -142,7 +143,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             )
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-        masked = (batch.targets[TARGET] != -1).cpu().split(batch.layout.lengths)
+        masked = torch.split((batch.targets[TARGET] != -1).cpu(), list(batch.layout.lengths))
         answers, start = [], 0
         for count in (int(part.sum()) for part in masked):
             answers.append(MaskPrediction(tuple(gaps[start : start + count])))

@@ -10,6 +10,11 @@ from pretune.errors import DataError
 from pretune.text.tokenizer import Tokenizer
 
 
+def _has_ideograph(token: str) -> bool:
+    """BERT's normalizer sets these apart with spaces, so such a token must be found before it."""
+    return any("\u3400" <= character <= "\u9fff" for character in token)
+
+
 def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
     """Add whole tokens that are never split, in place; those already known are passed over.
 
@@ -30,6 +35,9 @@ def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
     known = tokenizer.engine.get_vocab(with_added_tokens=True)
     fresh = [token for token in dict.fromkeys(tokens) if token not in known]
     added: int = tokenizer.engine.add_tokens(
-        [AddedToken(token, single_word=False, normalized=True) for token in fresh]
+        [
+            AddedToken(token, single_word=False, normalized=not _has_ideograph(token))
+            for token in fresh
+        ]
     )
     return added

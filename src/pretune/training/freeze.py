@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from pretune.errors import RunError
 from pretune.models import Backbone
 
 #: What `train.freeze` may say: a word, `{layers: N}`, or a pattern of parameter names.
-Freeze = str | Mapping[str, int]
+Freeze = str | Mapping[Literal["layers"], int]
 
 
 def freeze(model: nn.Module, what: Freeze) -> int:
