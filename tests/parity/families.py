@@ -74,8 +74,9 @@ def published(family: str, head: str, **more: Any) -> nn.Module:
         config.num_labels = 2
     config._attn_implementation = "eager"
     model = getattr(transformers, architecture)(config)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    for name, parameter in model.named_parameters():
+        norm = name.endswith("weight") and ("norm" in name.lower() or ".ln_" in name)
+        nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.2)
     return model.eval()
 
 

@@ -152,7 +152,9 @@ class Trainer:
             RunError: the loss is not finite. Nothing of that update is applied.
         """
         train_mode(self.model)
+        start = time.perf_counter()
         self._kept = self._read_once()
+        self.course.seconds += time.perf_counter() - start
         self.reporter.begin(self.total)
         with reusing_memory(self.device.type == "cpu"):
             self._run()
