@@ -55,6 +55,9 @@ class ModelSection(Section):
         alias="from",
         description="A folder in the Hugging Face layout, a run folder, a Hub id, or minilm.",
     )
+    tokenizer: str | None = Field(
+        None, description="A folder with another tokenizer than the model's own."
+    )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="In the hidden layers. Default: the model's own."
     )

@@ -124,6 +124,7 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
     bundle = load(
         recipe.model.source,
         task=task,
+        tokenizer=recipe.model.tokenizer,
         dropout=recipe.model.dropout,
         attention_dropout=recipe.model.attention_dropout,
     )
