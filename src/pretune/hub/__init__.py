@@ -2,7 +2,7 @@
 
 from pretune.hub.files import atomic_folder, atomic_text, point
 from pretune.hub.keys import FAMILIES, Family
-from pretune.hub.load import LoadReport, load_into, read_config
+from pretune.hub.load import LoadReport, family_of, load_into, read_config
 from pretune.hub.publish import Published, StagedFile, check_name, hub_token, staged_files, upload
 from pretune.hub.save import save_model
 from pretune.hub.source import EMBEDDED, HUB_ID, find_source
@@ -21,6 +21,7 @@ __all__ = [
     "atomic_folder",
     "atomic_text",
     "check_name",
+    "family_of",
     "find_source",
     "hub_token",
     "load_into",

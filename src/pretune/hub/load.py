@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretune.errors import CheckpointError
-from pretune.hub.keys import Family, Names, ignored_names, name_table
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.hub.keys import FAMILIES, Family, Names, ignored_names, name_table
 from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow, read_bert_config
 from pretune.hub.weights import WeightSource, use_prefix
 
@@ -70,6 +70,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
     return values
+
+
+def family_of(config: Mapping[str, Any], folder: Path) -> Family:
+    """The family that a `config.json` names.
+
+    Raises:
+        CheckpointError: an unknown one; gives the nearest.
+    """
+    kind = str(config.get("model_type", ""))
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
+            did_you_mean(kind, FAMILIES),
+        )
+    return FAMILIES[kind]
 
 
 def _google_config(folder: Path) -> dict[str, Any]:

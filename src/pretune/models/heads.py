@@ -17,7 +17,7 @@ from pretune.data import PackedBatch, Selection
 from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.bert import BertModel
-from pretune.models.distilbert import DistilBertModel
+from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
 from pretune.models.layers import ACTIVATIONS, Dropout, Linear
 
@@ -229,7 +229,9 @@ def sequence_classifier(
         DistilBertModel: DistilBertClassifier,
         Gpt2Model: Gpt2Classifier,
     }
-    return _made(makers, backbone, "sequence classifier")(backbone, num_labels, dropout)
+    if type(backbone) not in makers:
+        raise ValueError(f"a {backbone.config.model_type} has no sequence classifier")
+    return makers[type(backbone)](backbone, num_labels, dropout)
 
 
 def masked_lm(backbone: Backbone) -> MaskedLM:
@@ -242,7 +244,7 @@ def masked_lm(backbone: Backbone) -> MaskedLM:
         backbone.pooler = None  # as transformers' class has none
         return MaskedLM(backbone, backbone.config.hidden_act, backbone.config.layer_norm_eps)
     if isinstance(backbone, DistilBertModel):
-        return MaskedLM(backbone, backbone.config.activation, 1e-12)
+        return MaskedLM(backbone, backbone.config.activation, EPS)
     raise ValueError(f"a {backbone.config.model_type} has no masked-LM head")
 
 
@@ -309,11 +311,3 @@ HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "pretraining": lambda backbone, _: pretraining(backbone),
     "causal_lm": lambda backbone, _: causal_lm(backbone),
 }
-
-
-def _made(
-    makers: dict[type[Backbone], Callable[..., nn.Module]], backbone: Backbone, what: str
-) -> Callable[..., nn.Module]:
-    if type(backbone) not in makers:
-        raise ValueError(f"a {backbone.config.model_type} has no {what}")
-    return makers[type(backbone)]

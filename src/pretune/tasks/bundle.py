@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.errors import CheckpointError, did_you_mean
+from pretune.errors import CheckpointError
 from pretune.hub import (
-    FAMILIES,
     Family,
     LoadReport,
     WeightSource,
+    family_of,
     find_source,
     load_into,
     open_weights,
@@ -86,10 +86,8 @@ def load(
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    folder = None if str(source) in SIZES else find_source(source)
-    config = _size_config(str(source)) if folder is None else read_config(folder)
-    place = Path(source) if folder is None else folder
-    family = _family(config, place)
+    folder, place, config = _described(source)
+    family = family_of(config, place)
     config_class = family.backbone.config_class
     changed = config_class.dropout_entries(dropout, attention_dropout)
     model_config = config_class.from_dict({**config, **changed})
@@ -155,9 +153,13 @@ class _Building:
         return model, report
 
 
-def _size_config(name: str) -> dict[str, Any]:
-    kind, entries = SIZES[name]
-    return {"model_type": kind, **entries}
+def _described(source: str | Path) -> tuple[Path | None, Path, dict[str, Any]]:
+    """The folder of a source (None for a size), what to call it in errors, and its config."""
+    if str(source) in SIZES:
+        kind, entries = SIZES[str(source)]
+        return None, Path(source), {"model_type": kind, **entries}
+    folder = find_source(source)
+    return folder, folder, read_config(folder)
 
 
 def _vocabulary_of(family: Family, name: str) -> Path:
@@ -198,10 +200,8 @@ def outline(source: str | Path) -> Outline:
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    folder = None if str(source) in SIZES else find_source(source)
-    config = _size_config(str(source)) if folder is None else read_config(folder)
-    place = Path(source) if folder is None else folder
-    family = _family(config, place)
+    folder, place, config = _described(source)
+    family = family_of(config, place)
     task = None if folder is None else _trained_task(folder, config)[0]
     sizes = family.backbone.config_class.from_dict(config)
     with torch.device("meta"):
@@ -231,16 +231,6 @@ def _check_sizes(
 def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     """Whether the checkpoint's head answers the very question that is asked."""
     return type(trained) is type(wanted) and trained.state() == wanted.state()
-
-
-def _family(config: Mapping[str, Any], folder: Path) -> Family:
-    kind = str(config.get("model_type", ""))
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
-            did_you_mean(kind, FAMILIES),
-        )
-    return FAMILIES[kind]
 
 
 def _trained_task(folder: Path, config: Mapping[str, Any]) -> tuple[AnyTask | None, dict[str, str]]:

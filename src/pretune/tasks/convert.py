@@ -9,10 +9,10 @@ from torch import nn
 
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.hub import (
-    FAMILIES,
     Family,
     LoadReport,
     atomic_folder,
+    family_of,
     find_source,
     load_into,
     open_weights,
@@ -70,13 +70,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
     Raises:
         CheckpointError: either is unknown.
     """
-    kind = str(config.get("model_type", ""))
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
-            did_you_mean(kind, FAMILIES),
-        )
-    family = FAMILIES[kind]
+    family = family_of(config, folder)
     architecture = str((config.get("architectures") or [""])[0])
     known = {head.architecture: name for name, head in family.heads.items()}
     if architecture and architecture not in known:
