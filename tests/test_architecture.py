@@ -22,6 +22,8 @@ ORDER = (
     "hub",
     "tasks",
     "recipe_errors",
+    "recipe_sections",
+    "recipe_train",
     "recipe",
     "recipe_text",
     "training",

@@ -17,161 +17,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from pretune import yaml12
-from pretune.data import MAX_CHARS, TABLE_SUFFIXES, read
+from pretune.data import TABLE_SUFFIXES, read
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe_errors import explain
+from pretune.recipe_sections import DataSection, ModelSection, Section
+from pretune.recipe_train import TrainSection
 from pretune.tasks import TaskOptions, task_class
 
 Overrides = Sequence[str] | Mapping[str, Any]
-
-
-class Section(BaseModel):
-    """Unknown keys are refused, values are checked, nothing changes afterwards."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
-
-
-class ModelSection(Section):
-    """Where the weights come from."""
-
-    source: str = Field(
-        "minilm",
-        alias="from",
-        description="A folder in the Hugging Face layout, a run folder, a Hub id, or minilm.",
-    )
-    tokenizer: str | None = Field(
-        None, description="A folder with another tokenizer than the model's own."
-    )
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="In the hidden layers. Default: the model's own."
-    )
-    attention_dropout: float | None = Field(
-        None, ge=0, lt=1, description="On the attention weights. Default: the model's own."
-    )
-    new_tokens: list[str] = Field(
-        default_factory=list,
-        description="Words to add to the vocabulary, each one whole; their embeddings start at the "
-        "mean of the others.",
-    )
-    vocab_multiple: int = Field(
-        1, ge=1, description="Pad the vocabulary to a multiple of this (64 suits GPUs)."
-    )
-
-
-class DataSection(Section):
-    """What is learned from."""
-
-    train: str = Field(
-        description="A .jsonl, .csv, .tsv or .parquet file, or a Hub dataset "
-        "owner/name[:config]:split."
-    )
-    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        0.1,
-        description="A file or Hub dataset; or a share of the training data to hold back (0.1); "
-        "or null.",
-    )
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="What the data calls the task's columns, e.g. {text: body, label: intent}.",
-    )
-    encoding: str = Field("utf-8", description="Of text files, e.g. gb18030.")
-    quoting: Literal["auto", "standard", "none"] = Field(
-        "auto", description="Whether double quotes enclose fields; auto: in CSV yes, in TSV no."
-    )
-    max_chars: int = Field(
-        MAX_CHARS, ge=1, description="A longer text is taken for a mistake and refused."
-    )
-    limit: int | None = Field(
-        None, ge=1, description="Use only the first N training records: for a quick try."
-    )
-
-
-class TrainSection(Section):
-    """How it is learned."""
-
-    epochs: float = Field(3, gt=0, description="Passes over the training data.")
-    max_steps: int | None = Field(
-        None, ge=1, description="Stop after so many updates, whatever the epochs."
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="Examples an update. Default: 32 where batch_tokens is not given."
-    )
-    batch_tokens: int | None = Field(
-        None, ge=1, description="Tokens an update, at most; instead of batch_size."
-    )
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="Compute each batch in so many parts: the same update with less memory.",
-    )
-    learning_rate: float = Field(5e-5, gt=0, description="At its peak.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="How it falls after the warm-up."
-    )
-    warmup: float | int = Field(
-        0.1, ge=0, description="Updates until the peak; below 1: a share of all updates."
-    )
-    floor: float = Field(0.0, ge=0, le=1, description="Where it ends, as a share of the peak.")
-    weight_decay: float = Field(0.01, ge=0, description="Of matrices; not of biases and LayerNorm.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: memory of the gradient.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: memory of its square.")
-    eps: float = Field(1e-8, gt=0, description="AdamW: added to the root.")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="Each layer learns at this times the rate of the one above it."
-    )
-    freeze: Literal["none", "embeddings", "backbone"] | dict[Literal["layers"], int] | str = Field(
-        "none",
-        description="What does not learn: none, embeddings, backbone, {layers: N} (the embeddings "
-        "and the first N layers), or a pattern of parameter names (backbone.layers.*.attention.*).",
-    )
-    clip: float | None = Field(
-        1.0, gt=0, description="Longest gradient (Euclidean norm); null: no clipping."
-    )
-    eval_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
-        "epoch", description="Evaluate and save after each epoch, or every N updates."
-    )
-    eval_batch_tokens: int = Field(
-        8192, ge=1, description="Tokens at a time in evaluation; changes memory and speed only."
-    )
-    best: str | None = Field(
-        None, description="The metric that picks the best checkpoint. Default: the task's own."
-    )
-    log_every: int = Field(10, ge=1, description="Updates between two entries in the logs.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on CUDA, float32 elsewhere."
-    )
-
-    @field_validator("warmup")
-    @classmethod
-    def _share_or_count(cls, warmup: float) -> float:
-        if warmup > 1 and warmup != int(warmup):
-            raise ValueError("below 1 it is a share, from 1 on a whole number of updates")
-        return warmup
-
-    @model_validator(mode="after")
-    def _one_batch_size(self) -> Self:
-        if self.batch_size is not None and self.batch_tokens is not None:
-            raise ValueError("give batch_size or batch_tokens, and set the other to null")
-        if self.batch_size is None and self.batch_tokens is None:
-            object.__setattr__(self, "batch_size", 32)  # frozen: this is still construction
-        return self
 
 
 def _task_options(value: Any) -> Any:

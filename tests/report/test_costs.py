@@ -172,7 +172,7 @@ import numpy as np
 import torch
 from pathlib import Path
 from pretune.data import Feature, FeatureSet
-from pretune.recipe import TrainSection
+from pretune.recipe_train import TrainSection
 from pretune.tasks import Classify, ClassifyOptions
 from pretune.tasks.bundle import load
 from pretune.training import Trainer, evaluate_features

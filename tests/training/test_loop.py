@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretune.data import FeatureSet, PackedBatch
 from pretune.errors import RunError
-from pretune.recipe import TrainSection
+from pretune.recipe_train import TrainSection
 from pretune.tasks import Classify, ClassifyOptions, Loss, featurize
 from pretune.tasks.bundle import load
 from pretune.training import Stopped, Trainer, read_data, seed_everything

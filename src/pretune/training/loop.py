@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pretune.data import FeatureSet, PackedBatch, batches_by_length, epoch_batches
 from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
-from pretune.recipe import TrainSection
+from pretune.recipe_train import TrainSection
 from pretune.tasks import AnyTask, Task
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
 from pretune.training.freeze import backbone_is_frozen, train_mode

@@ -1,0 +1,72 @@
+"""The sections of a recipe that say what is trained, on what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretune.data import MAX_CHARS
+
+
+class Section(BaseModel):
+    """Unknown keys are refused, values are checked, nothing changes afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class ModelSection(Section):
+    """Where the weights come from."""
+
+    source: str = Field(
+        "minilm",
+        alias="from",
+        description="A folder in the Hugging Face layout, a run folder, a Hub id, or minilm.",
+    )
+    tokenizer: str | None = Field(
+        None, description="A folder with another tokenizer than the model's own."
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="In the hidden layers. Default: the model's own."
+    )
+    attention_dropout: float | None = Field(
+        None, ge=0, lt=1, description="On the attention weights. Default: the model's own."
+    )
+    new_tokens: list[str] = Field(
+        default_factory=list,
+        description="Words to add to the vocabulary, each one whole; their embeddings start at the "
+        "mean of the others.",
+    )
+    vocab_multiple: int = Field(
+        1, ge=1, description="Pad the vocabulary to a multiple of this (64 suits GPUs)."
+    )
+
+
+class DataSection(Section):
+    """What is learned from."""
+
+    train: str = Field(
+        description="A .jsonl, .csv, .tsv or .parquet file, or a Hub dataset "
+        "owner/name[:config]:split."
+    )
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.1,
+        description="A file or Hub dataset; or a share of the training data to hold back (0.1); "
+        "or null.",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="What the data calls the task's columns, e.g. {text: body, label: intent}.",
+    )
+    encoding: str = Field("utf-8", description="Of text files, e.g. gb18030.")
+    quoting: Literal["auto", "standard", "none"] = Field(
+        "auto", description="Whether double quotes enclose fields; auto: in CSV yes, in TSV no."
+    )
+    max_chars: int = Field(
+        MAX_CHARS, ge=1, description="A longer text is taken for a mistake and refused."
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Use only the first N training records: for a quick try."
+    )
