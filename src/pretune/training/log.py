@@ -87,12 +87,17 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard event files."""
+    """TensorBoard event files.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they go.
+        purge_step: what earlier files there say of this update and later ones is void.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder))
+        self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Add a point to each curve."""
@@ -127,6 +132,7 @@ class Reporter:
         self._bar_task: TaskID | None = None
         self._said = 0.0
         self._started = 0.0
+        self._first = 0
 
     def __enter__(self) -> Self:
         return self
@@ -159,12 +165,12 @@ class Reporter:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)
 
-    def begin(self, total: int) -> None:
-        """The training starts."""
-        self._started = time.monotonic()
+    def begin(self, total: int, done: int = 0) -> None:
+        """The training starts, after so many updates that were done before."""
+        self._started, self._first = time.monotonic(), done
         if self._live:
             self._bar = self._stack.enter_context(_bar(self.console, "[dim]{task.fields[figures]}"))
-            self._bar_task = self._bar.add_task("training", total=total, figures="")
+            self._bar_task = self._bar.add_task("training", total=total, completed=done, figures="")
 
     def step(self, entry: Step, total: int) -> None:
         """An entry of the log."""
@@ -180,7 +186,8 @@ class Reporter:
         now = time.monotonic()
         if now - self._said >= self.PLAIN_SECONDS or entry.step == total:
             self._said = now
-            left = (now - self._started) / entry.step * (total - entry.step)
+            each = (now - self._started) / max(entry.step - self._first, 1)
+            left = each * (total - entry.step)
             place = f"step {entry.step}/{total}  epoch {entry.epoch:.2f}"
             self.say(f"{place}  {text}  {_duration(left)} left")
 
