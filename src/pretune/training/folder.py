@@ -134,21 +134,6 @@ class RunFolder:
             ) from None
         return found
 
-    def forget_after(self, step: int) -> None:
-        """Drop what the log says of updates after `step`: they will be made again."""
-        path = self.path / METRICS
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                known = json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):  # half a line, where the process was killed
-                continue
-            if known:
-                kept.append(line + "\n")
-        atomic_text(path, "".join(kept))
-
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the outcome."""
         text = json.dumps(result, ensure_ascii=False, indent=2)

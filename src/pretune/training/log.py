@@ -23,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pretune.hub import atomic_text
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -66,6 +68,9 @@ class Sink(Protocol):
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Keep some figures of a moment."""
 
+    def rewind(self, step: int) -> None:
+        """What came of updates after this one is void: they will be made again."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
@@ -74,6 +79,7 @@ class JsonLines:
     """One JSON object a line, flushed at once: readable during the run and after a crash."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
@@ -81,28 +87,43 @@ class JsonLines:
         self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **figures}) + "\n")
         self._file.flush()
 
+    def rewind(self, step: int) -> None:
+        """Keep the lines up to that update; half a line, left by a killed process, goes too."""
+        self._file.close()
+        kept = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                known = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                continue
+            if known:
+                kept.append(line + "\n")
+        atomic_text(self._path, "".join(kept))
+        self._file = self._path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
 class TensorBoard:
-    """TensorBoard event files.
+    """TensorBoard event files."""
 
-    Args:
-        folder: where they go.
-        purge_step: what earlier files there say of this update and later ones is void.
-    """
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=purge_step)
+        self._folder, self._kind = str(folder), SummaryWriter
+        self._writer: SummaryWriter = SummaryWriter(self._folder)
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Add a point to each curve."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """A new file that tells TensorBoard to forget the later points of the earlier ones."""
+        self._writer.close()
+        self._writer = self._kind(self._folder, purge_step=step + 1)
 
     def close(self) -> None:
         """Flush and close."""
@@ -146,6 +167,11 @@ class Reporter:
         self._stack.close()
         for sink in self._sinks:
             sink.close()
+
+    def rewind(self, step: int) -> None:
+        """Updates after this one will be made again."""
+        for sink in self._sinks:
+            sink.rewind(step)
 
     def add(self, *sinks: Sink) -> None:
         """Keep the figures there too, from now on."""

@@ -121,6 +121,7 @@ def _roll_back(trainer: Trainer, job: Job) -> str:
             "Were files of the run removed while it ran? train.guard=skip needs none.",
         )
     trainer.restore(saved)
+    trainer.reporter.rewind(trainer.course.steps)
     since = max(since, trainer.cursor)
     trainer.skips = {**skips, since: job.after}
     trainer.cursor = trainer.past(trainer.cursor)

@@ -144,13 +144,17 @@ class _Run:
             data = train.fingerprint()
             if start is not None:
                 _check_data(read_state(start).values.get("data"), data, start)
-            self._open_folder(bundle, start)
+            self._open_folder(bundle)
             stop = stack.enter_context(StopRequest(self.reporter.say))
             keeper = self._keeper(bundle, {"data": data})
             trainer = self._trainer(bundle, train, validation, keeper, stop, records)
             if start is not None:
                 trainer.restore(keeper.read(start))
-                self.reporter.say(f"resumed from {start}: update {trainer.course.steps}")
+            if self.resumed:
+                self.reporter.rewind(trainer.course.steps)
+                self.reporter.say(
+                    f"resumed from {start or 'the beginning'}: update {trainer.course.steps}"
+                )
             self.reporter.say(_plan(trainer, self.world))
             try:
                 course = trainer.fit()
@@ -183,24 +187,23 @@ class _Run:
         freeze(bundle.model, self.recipe.train.freeze)
         return bundle
 
-    def _open_folder(self, bundle: Bundle, start: Path | None) -> None:
+    def _open_folder(self, bundle: Bundle) -> None:
         if self.world.main:
             if not self.resumed:
                 self.folder.create(self.recipe)
                 self.reporter.say(str(bundle.report))
-            step = 0 if start is None else int(read_state(start).values["course"]["steps"])
-            if self.resumed:
-                self.folder.forget_after(step)
-            events = TensorBoard(self.folder.path / EVENTS, purge_step=step + 1)
-            self.reporter.add(JsonLines(self.folder.path / METRICS), events)
+            path = self.folder.path
+            self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
         self.world.wait()
 
     def _keeper(self, bundle: Bundle, extra: dict[str, Any]) -> Checkpoints:
         options = self.recipe.train
+        # The newest may be from within the trouble that is to be undone.
+        least = 2 if options.guard.action == "rollback" else 1
         return Checkpoints(
             self.folder.path,
             bundle,
-            keep=options.keep,
+            keep=max(options.keep, least),
             background=options.background_save,
             world=self.world,
             extra=extra,
