@@ -14,6 +14,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from torch import Tensor, nn
 from pretune.errors import CheckpointError, PretuneError, RunError
 from pretune.hub import atomic_folder, find_damage, point, write_manifest
 from pretune.tasks.bundle import Bundle, load, save
-from pretune.training.distributed import World
+from pretune.training.distributed import World, is_sharded, is_share, whole
 from pretune.training.state import Saved, State
 
-TENSORS, VALUES = "trainer.safetensors", "trainer.json"
+TENSORS, VALUES, SHARDS = "trainer.safetensors", "trainer.json", "shards"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 #: From so many bytes of weights on, checkpoints are written beside the training.
@@ -74,7 +75,8 @@ def read_state(path: Path) -> State:
     """
     try:
         values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-        return State(load_file(path / TENSORS), values)
+        shards = path / SHARDS
+        return State(load_file(path / TENSORS), values, shards if shards.is_dir() else None)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: holds a model but not the state of a run ({Path(error.filename).name})",
@@ -113,6 +115,7 @@ class Checkpoints:
     ) -> None:
         self.run, self.bundle, self.keep, self.say = run, bundle, keep, say
         self.world, self.extra = world or World(), extra or {}
+        self._skeleton = _skeleton(bundle.model)  # as it is before it is spread
         weights = list(bundle.model.parameters())
         size = sum(p.numel() * p.element_size() for p in weights)
         on_gpu = any(p.device.type != "cpu" for p in weights)
@@ -130,15 +133,18 @@ class Checkpoints:
             RunError: it, or the one before, cannot be written; the earlier ones are intact.
         """
         self.flush()
+        values = json.dumps({**state.values, **self.extra}, ensure_ascii=False)
+        if is_sharded(self.bundle.model):
+            self._save_sharded(step, state, values, best=best)
+            return
         if not self.world.main:
             return
-        values = json.dumps({**state.values, **self.extra}, ensure_ascii=False)
         if not self._background:
             tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
             self._write(step, self.bundle, tensors, values, best)
             return
         tensors = {name: _copied(value) for name, value in state.tensors.items()}
-        bundle = replace(self.bundle, model=_model_copy(self.bundle.model))
+        bundle = self._snapshot(_copied)
 
         def work() -> None:
             try:
@@ -149,6 +155,35 @@ class Checkpoints:
         # A daemon: who asks twice to stop does not wait for it, and what is half-written goes.
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _snapshot(self, of: Callable[[Tensor], Tensor]) -> Bundle:
+        """What is trained, with weights of its own."""
+        model = self.bundle.model
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        weights = {name: of(tensor) for name, tensor in tensors}
+        return replace(self.bundle, model=_fleshed(self._skeleton, weights))
+
+    def _save_sharded(self, step: int, state: State, values: str, *, best: bool) -> None:
+        """All processes write their shares of the state; the main one the whole model."""
+        from pretune.training.sharded import write_shards  # slow to import
+
+        bundle = self._snapshot(lambda tensor: whole(tensor.detach()).cpu())
+        shares = {k: v for k, v in state.tensors.items() if is_share(v)}
+        tensors = {k: v for k, v in state.tensors.items() if k not in shares}
+        target = self.world.gather(self._free_name(step))[0]
+        opened = atomic_folder(target) if self.world.main else nullcontext()
+        try:
+            with opened as aside:
+                folder = self.world.gather(aside)[0]
+                assert folder is not None  # noqa: S101 - the main process has it
+                write_shards(folder / SHARDS, shares)
+                if self.world.main:
+                    self._fill(folder, bundle, tensors, values)
+            if self.world.main:
+                self._publish(target, best=best)
+            self.world.wait()
+        except (OSError, SafetensorError) as error:
+            raise self._unwritten(target, error) from None
 
     def flush(self) -> None:
         """Wait until everything is written.
@@ -192,17 +227,25 @@ class Checkpoints:
         target = self._free_name(step)
         try:
             with atomic_folder(target) as folder:
-                save(bundle, folder)
-                save_file(tensors, folder / TENSORS)
-                (folder / VALUES).write_text(values, encoding="utf-8")
-                write_manifest(folder)
-            self._whole[target] = _signature(target)
-            point(self.run / "last", target)
-            if best:
-                point(self.run / "best", target)
-            self._prune()
+                self._fill(folder, bundle, tensors, values)
+            self._publish(target, best=best)
         except (OSError, SafetensorError) as error:
             raise self._unwritten(target, error) from None
+
+    @staticmethod
+    def _fill(folder: Path, bundle: Bundle, tensors: dict[str, Tensor], values: str) -> None:
+        save(bundle, folder)
+        save_file(tensors, folder / TENSORS)
+        (folder / VALUES).write_text(values, encoding="utf-8")
+        write_manifest(folder)
+
+    def _publish(self, target: Path, *, best: bool) -> None:
+        """It is whole and under its name: make it the last (and the best), and drop old ones."""
+        self._whole[target] = _signature(target)
+        point(self.run / "last", target)
+        if best:
+            point(self.run / "best", target)
+        self._prune()
 
     def _unwritten(self, target: Path, error: Exception) -> PretuneError:
         known = [path for _, path in checkpoints(self.run)]
@@ -265,10 +308,14 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _model_copy(model: nn.Module) -> nn.Module:
-    """The same model with weights of its own, in host memory."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        copied = _copied(tensor)
-        memo[id(tensor)] = nn.Parameter(copied) if isinstance(tensor, nn.Parameter) else copied
+def _skeleton(model: nn.Module) -> nn.Module:
+    """The same model without weights."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return _fleshed(model, {name: tensor.detach().to("meta") for name, tensor in tensors})
+
+
+def _fleshed(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """A copy of a model with other weights; those that are shared stay shared."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(weights[n]) for n, p in model.named_parameters()}
+    memo |= {id(buffer): weights[name] for name, buffer in model.named_buffers()}
     return copy.deepcopy(model, memo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ class World:
         """Whether this is the one that writes and talks."""
         return self.rank == 0
 
-    def spread(self, model: nn.Module, parallel: str) -> None:
+    def spread(self, model: nn.Module, parallel: str, trial: Callable[[], Tensor]) -> None:
         """Make a model, the same in all processes, train in all of them.
 
         Gradients are *summed* over the processes: the loss is a sum, and who knows the count of the
@@ -46,15 +45,21 @@ class World:
         Args:
             model: on this process's device.
             parallel: "ddp": each keeps all of it; "fsdp": each keeps a share of every tensor.
+            trial: gives the loss of anything: parameters that it does not reach cost a search of
+                the graph in every update.
         """
         if self.size == 1:
             return
         if parallel == "ddp":
-            self._replica = DistributedDataParallel(
-                model, broadcast_buffers=False, find_unused_parameters=True
-            )
+            trial().backward()  # type: ignore[no-untyped-call]
+            trained = [p for p in model.parameters() if p.requires_grad]
+            unreached = any(parameter.grad is None for parameter in trained)
+            model.zero_grad()
+            self._replica = DistributedDataParallel(model, find_unused_parameters=unreached)
             self._replica.register_comm_hook(None, _sum_gradients)
             return
+        from torch.distributed.fsdp import fully_shard  # slow to import
+
         layers = model.get_submodule("backbone.layers")
         for module in (*layers.children(), model):
             shard = fully_shard(module)
@@ -71,8 +76,8 @@ class World:
         quiet: AbstractContextManager[Any] = nullcontext()
         if self._replica is not None and not last:
             quiet = self._replica.no_sync()
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(last)
+        if is_sharded(model):
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]
         with quiet:
             yield
 
@@ -99,8 +104,52 @@ class World:
             dist.barrier()
 
 
-def _sum_gradients(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
-    """DDP's own hook takes the mean. `bucket` is a `torch.distributed.GradBucket`."""
+def is_share(tensor: Tensor) -> bool:
+    """Whether it is one process's share of a larger one: a DTensor, whose import is slow."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds only a share of the parameters."""
+    return any(is_share(parameter) for parameter in model.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, or the tensor if it is not shared out."""
+    share: Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return share
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; where it is shared out, every process must ask."""
+    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copy values into a tensor that may be shared out, from one that is not or likewise."""
+    if is_share(target) and not is_share(value):
+        from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+
+        assert isinstance(target, DTensor)  # noqa: S101 - for the type checker
+        mesh, placements = target.device_mesh, target.placements
+        value = distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
+    target.copy_(value)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights by name into a model, however it is spread.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    for name, target in model.state_dict().items():
+        assign(target, weights[name])
+
+
+def _sum_gradients(state, bucket):  # type: ignore[no-untyped-def]
+    """DDP's own hook takes the mean; and it refuses hooks whose annotations are texts."""
     summed: torch.futures.Future[Any] = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return summed.then(lambda done: done.value()[0])
 

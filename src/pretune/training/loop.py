@@ -27,7 +27,7 @@ from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
 from pretune.recipe_train import TrainSection
 from pretune.tasks import AnyTask
-from pretune.training.distributed import World
+from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
 from pretune.training.freeze import read_once, train_mode
@@ -38,7 +38,14 @@ from pretune.training.memory import reusing_memory
 from pretune.training.optim import Optimizer
 from pretune.training.rescue import rescue
 from pretune.training.schedule import BatchSize, Schedule
-from pretune.training.state import Course, Saved, State, Window, generators, restore_generators
+from pretune.training.state import (
+    Course,
+    Saved,
+    State,
+    Window,
+    all_generators,
+    restore_all_generators,
+)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -110,7 +117,7 @@ class Trainer:
     ) -> None:
         if len(train) == 0:
             raise RunError("there is nothing to train on", "Give data.train more records.")
-        self.task, self.model, self.options = task, model, options
+        self.task, self.model, self.options, self.seed = task, model, options, seed
         self.train, self.validation = train, validation
         self.device = device or torch.device("cpu")
         self.reporter = reporter or Reporter(quiet=True)
@@ -163,11 +170,16 @@ class Trainer:
 
     def state(self) -> State:
         """Everything besides the model that the rest of the run depends on."""
-        found = generators()
+        found = all_generators(self.world)
         found.tensors |= self.optimizer.state()
         if self.average is not None:  # then the model that is saved is the average
-            raw = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-            found.tensors |= {f"raw.{name}": p.detach() for name, p in raw}
+            # A copy of shares: evaluating the average puts its values in their place.
+            shared = is_sharded(self.model)
+            found.tensors |= {
+                f"raw.{name}": p.detach().clone() if shared else p.detach()
+                for name, p in self.model.named_parameters()
+                if p.requires_grad
+            }
         found.values |= {
             "course": self.course.to_dict(),
             "window": vars(self._window),
@@ -181,15 +193,16 @@ class Trainer:
 
     def restore(self, saved: Saved) -> None:
         """Go on from a checkpoint as if nothing had happened since."""
-        self.model.load_state_dict(saved.weights)
+        load_weights(self.model, saved.weights)
         state = saved.state
         if self.average is not None:
             weights = self.model.state_dict()
             averages = {name: weights[name] for name in self.average.tensors}
             self.average.load(averages, state.values["averaged"])
-            self.model.load_state_dict({**saved.weights, **state.under("raw.")})
+            raw = {f"raw.{name}": weights[name] for name in self.average.tensors}
+            state.fill(raw)
         self.optimizer.restore(state)
-        restore_generators(state)
+        restore_all_generators(state, self.world, self.seed)
         values = state.values
         self.course = Course.from_dict(values["course"])
         self._window = Window(**values["window"])

@@ -8,9 +8,9 @@ from typing import Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pretune.recipe_train import TrainSection
+from pretune.training.distributed import is_sharded, local
 from pretune.training.state import State
 
 
@@ -96,7 +96,7 @@ class Optimizer:
         self.clip = clip
         groups = parameter_groups(model, weight_decay, layer_decay)
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self._sharded = any(isinstance(p, DTensor) for p in self._names)
+        self._sharded = is_sharded(model)
         known = all(p.device.type in ("cpu", "cuda") for p in self._names)
         self._fused = known and not self._sharded
         self.adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=self._fused)
@@ -125,23 +125,22 @@ class Optimizer:
         }
 
     def restore(self, state: State) -> None:
-        """Go back to what `state` gave."""
+        """Go back to what `state` gave, in this process or in however many others."""
         self.forget()
         self.adamw.state.clear()
+        moments: dict[str, Tensor] = {}
         for parameter, name in self._names.items():
-            moments = {
-                kind: found
-                for kind in ("step", "exp_avg", "exp_avg_sq")
-                if (found := state.tensors.get(f"optimizer.{kind}.{name}")) is not None
-            }
-            if moments:
-                # The count of steps belongs where the kernel reads it.
-                where = parameter.device if self._fused else torch.device("cpu")
-                moments = {
-                    kind: value.to(where if kind == "step" else parameter.device, copy=True)
-                    for kind, value in moments.items()
-                }
-                self.adamw.state[parameter] = moments
+            count = state.tensors.get(f"optimizer.step.{name}")
+            if count is None:
+                continue
+            # The count of steps belongs where the kernel reads it.
+            where = parameter.device if self._fused else torch.device("cpu")
+            found = {"step": count.to(where, copy=True)}
+            for kind in ("exp_avg", "exp_avg_sq"):
+                found[kind] = torch.zeros_like(parameter, requires_grad=False)
+                moments[f"optimizer.{kind}.{name}"] = found[kind]
+            self.adamw.state[parameter] = found
+        state.fill(moments)
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of the raw sums, a scalar tensor (on the parameters' device)."""
@@ -154,8 +153,8 @@ class Optimizer:
                 grads.append(parameter.grad)
         if not grads:
             return torch.zeros(())
-        local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(local)))
+        norms = torch._foreach_norm([local(grad) for grad in grads])
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         if self._sharded:
             square = norm.square()
             dist.all_reduce(square)
@@ -182,8 +181,7 @@ class Optimizer:
             self.adamw.grad_scale = divisor.to(torch.float32)  # type: ignore[attr-defined]
         else:
             grads = [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
-            local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
-            torch._foreach_div_(local, divisor)
+            torch._foreach_div_([local(grad) for grad in grads], divisor)
         self.adamw.step()
         self.forget()
 

@@ -7,12 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from pretune.data import FeatureSet, Records
 from pretune.errors import RunError
 from pretune.recipe import Overrides, Recipe
-from pretune.tasks import task_class
+from pretune.tasks import AnyTask, task_class
 from pretune.tasks.bundle import Bundle, grow_vocabulary, load
 from pretune.training.checkpoint import Checkpoints, newest_whole, read_state
 from pretune.training.distributed import World, joined
@@ -23,7 +25,7 @@ from pretune.training.inputs import read_data, read_features
 from pretune.training.log import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Stopped, Trainer
 from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
-from pretune.training.state import Course, seed_everything
+from pretune.training.state import Course, seed_everything, seed_process
 from pretune.training.stop import StopRequest
 
 #: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
@@ -220,7 +222,13 @@ class _Run:
         records: Records,
     ) -> Trainer:
         bundle.model.to(self.device)
-        self.world.spread(bundle.model, self.recipe.train.parallel)
+        if self.world.size > 1:
+            self.world.spread(
+                bundle.model,
+                self.recipe.train.parallel,
+                lambda: first_loss(self.task, bundle.model, train, self.device),
+            )
+            seed_process(self.recipe.seed, self.world)
         return Trainer(
             self.task,
             bundle.model,
@@ -235,6 +243,14 @@ class _Run:
             name_record=records.where,
             world=self.world,
         )
+
+
+def first_loss(
+    task: AnyTask, model: nn.Module, features: FeatureSet, device: torch.device
+) -> Tensor:
+    """The sum of the loss of the first feature, with its graph."""
+    batch = features.batch(np.array([0])).to(device)
+    return task.loss(task.forward(model, batch), batch).sum
 
 
 def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:

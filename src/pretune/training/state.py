@@ -8,12 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretune.training.distributed import World, assign
 from pretune.training.evaluate import Evaluation
 
 
@@ -24,10 +26,12 @@ class State:
     Attributes:
         tensors: optimizer moments, averaged or raw weights, generators.
         values: JSON-ready: counters, history, the place in the data.
+        shards: a folder with the tensors that were shared out over processes; else None.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    shards: Path | None = None
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, without that beginning."""
@@ -36,6 +40,20 @@ class State:
             for name, tensor in self.tensors.items()
             if name.startswith(prefix)
         }
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the values of these names into tensors, shared out or not.
+
+        Raises:
+            CheckpointError: some are not there, or in another shape.
+        """
+        if self.shards is not None:
+            from pretune.training.sharded import read_shards  # slow to import
+
+            read_shards(self.shards, tensors)
+            return
+        for name, target in tensors.items():
+            assign(target, self.tensors[name])
 
 
 @dataclass
@@ -147,6 +165,39 @@ def restore_generators(state: State) -> None:
         for i in range(torch.cuda.device_count()):
             if (known := state.tensors.get(f"generator.cuda.{i}")) is not None:
                 torch.cuda.set_rng_state(known, i)
+
+
+def all_generators(world: World) -> State:
+    """Where the generators of every process stand."""
+    if world.size == 1:
+        return generators()
+    found = State()
+    for rank, state in enumerate(world.gather(generators())):
+        found.tensors |= {f"rank{rank}.{name}": value for name, value in state.tensors.items()}
+        found.values[f"rank{rank}"] = state.values
+    return found
+
+
+def restore_all_generators(state: State, world: World, seed: int) -> None:
+    """Set this process's generators to where they stood.
+
+    With another number of processes than then, what each of them draws is new, and a function of
+    the seed and the place.
+    """
+    known = sum(name.startswith("rank") for name in state.values) or 1
+    if known != world.size:
+        seed_process(seed, world, int(state.values["course"]["steps"]))
+    elif world.size == 1:
+        restore_generators(state)
+    else:
+        own = f"rank{world.rank}"
+        restore_generators(State(state.under(f"{own}."), state.values[own]))
+
+
+def seed_process(seed: int, world: World, steps: int = 0) -> None:
+    """Other dropout in each process, from the same seed."""
+    mixed = np.random.SeedSequence([seed, world.rank, world.size, steps])
+    seed_everything(int(mixed.generate_state(1, np.uint64)[0] >> 1))
 
 
 def seed_everything(seed: int) -> None:
