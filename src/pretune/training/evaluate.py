@@ -21,7 +21,7 @@ class Evaluation:
     """How well a model does on some data.
 
     Attributes:
-        metrics: the figures, `loss` among them.
+        metrics: the figures: `loss`, the means of its parts if it has any, the task's own.
         count: how many sequences were looked at.
         seconds: of wall-clock time.
         details: more than figures, e.g. the confusion matrix.
@@ -93,6 +93,7 @@ def evaluate_features(
     model.eval()
     metrics = task.metrics()
     total, count, done = 0.0, 0, 0
+    parts: dict[str, float] = {}
     try:
         for which in batches_by_length(features.lengths, batch_tokens):
             batch = features.batch(which).to(device)
@@ -102,12 +103,15 @@ def evaluate_features(
             metrics.update(outputs, batch)
             total += float(loss.sum)
             count += loss.count
+            for name, value in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + float(value)
             done += len(which)
             if progress is not None:
                 progress(done)
     finally:
         for module, training in modes:
             module.training = training
-    figures = {"loss": total / max(count, 1), **metrics.result()}
+    means = {name: value / max(count, 1) for name, value in {"loss": total, **parts}.items()}
+    figures = {**means, **metrics.result()}
     seconds = time.perf_counter() - start
     return Evaluation(figures, len(features), seconds, metrics.details(), features.truncated)

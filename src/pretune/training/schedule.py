@@ -1,41 +1,161 @@
-"""The learning rate over a run: a linear rise, then a fall to a floor."""
+"""The course of a run: how many updates it has, and the learning rate and the batch of each."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretune.data import epoch_order
+from pretune.recipe_train import TrainSection, Updates
 
 
+def updates_of(value: Updates, total: int) -> int:
+    """How many updates are meant: `value` itself, at most all; or that share of all if below 1."""
+    return min(total, round(value * total) if value < 1 else int(value))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the peak learning rate is multiplied by in each update.
+
+    During the rise it is `(step + 1) / (warmup + 1)`, so that no update is wasted on a rate of 0;
+    at `step == warmup` it is 1. After that, by `kind`:
+
+    - `linear`: falls evenly, to `floor` at `step == total` (one past the last update).
+    - `cosine`: half a period, to `floor` at `total` (Loshchilov & Hutter 2017, equation 5).
+    - `constant`: stays.
+    - `inverse_sqrt`: falls as `1 / sqrt(step + 1)` (Vaswani et al. 2017, equation 3, whose
+      constant the peak rate replaces), never below `floor`; it does not depend on `total`.
+    - `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM): stays, then falls evenly in the last
+      `decay` updates, to `floor` at `total`; the even fall is that of Hägele et al. 2024.
+
+    Attributes:
+        kind: its name.
+        total: all updates of the run.
+        warmup: how many of them the rise takes.
+        decay: how many of them the fall of `wsd` takes; where the rise leaves fewer, those.
+        floor: the share of the peak it falls to.
+    """
+
+    kind: str
+    total: int
+    warmup: int = 0
+    decay: int = 0
+    floor: float = 0.0
+
+    @classmethod
+    def of(cls, options: TrainSection, total: int) -> Self:
+        """The schedule of a run of `total` updates."""
+        warmup = updates_of(options.warmup, total)
+        return cls(options.schedule, total, warmup, updates_of(options.decay, total), options.floor)
+
+    @property
+    def fall(self) -> int:
+        """The first update from which the rate may fall."""
+        return max(self.warmup, self.total - self.decay) if self.kind == "wsd" else self.warmup
+
+    def factor(self, step: int) -> float:
+        """What the peak rate is multiplied by in update `step`, counted from 0.
+
+        Raises:
+            ValueError: no schedule is called `kind`.
+        """
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = min(1.0, max(0, step - self.fall) / max(1, self.total - self.fall))
+        if self.kind == "constant":
+            return 1.0
+        if self.kind == "inverse_sqrt":
+            return max(self.floor, math.sqrt((self.warmup + 1) / (step + 1)))
+        if self.kind in ("linear", "wsd"):
+            left = 1.0 - done
+        elif self.kind == "cosine":
+            left = (1.0 + math.cos(math.pi * done)) / 2
+        else:
+            raise ValueError(f"no schedule is called '{self.kind}'")
+        return self.floor + (1.0 - self.floor) * left
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How large the batch of each update is: constant, or growing evenly to the whole.
+
+    Attributes:
+        whole: examples, or tokens where the recipe gives `batch_tokens`.
+        start: the first batch, in the same unit.
+        updates: how many updates are smaller than the whole.
+    """
+
+    whole: int
+    start: int
+    updates: int = 0
+
+    @classmethod
+    def of(cls, options: TrainSection, total: int) -> Self:
+        """The batch sizes of a run of `total` updates."""
+        whole = options.batch_size or options.batch_tokens
+        assert whole is not None  # noqa: S101 - the section checks that one is given
+        ramp = options.batch_ramp
+        if ramp is None:
+            return cls(whole, whole)
+        return cls(whole, ramp.start, updates_of(ramp.updates, total))
+
+    def at(self, step: int) -> int:
+        """The size in update `step`, counted from 0, rounded down."""
+        if step >= self.updates:
+            return self.whole
+        return self.start + (self.whole - self.start) * step // self.updates
+
+
+def updates_in(lengths: NDArray[Any], options: TrainSection, seed: int) -> int:
+    """How many updates `options.epochs` passes over the data are, `max_steps` left aside.
+
+    A batch ends where an epoch ends. Of a last, partial epoch the same share of its batches
+    counts, rounded up.
+
+    Args:
+        lengths: `[N]` tokens of each feature.
+        options: how to train.
+        seed: of the data order; with a token budget the count depends on it.
+    """
+    ramp = options.batch_ramp
+    total = _count(lengths, options, seed, BatchSize.of(options, 0))
+    if ramp is None:
+        return total
+    # Where the ramp is a share of all updates, a longer ramp makes more updates and those a longer
+    # ramp. Each round grows by less than half of what the one before did, so this ends.
+    while (found := _count(lengths, options, seed, BatchSize.of(options, total))) > total:
+        total = found
+    return total
+
+
+def _count(lengths: NDArray[Any], options: TrainSection, seed: int, sizes: BatchSize) -> int:
+    units = np.ones_like(lengths) if options.batch_size is not None else lengths
+    whole, part = int(options.epochs), options.epochs - int(options.epochs)
+    step = 0
+    for epoch in range(whole + bool(part)):
+        used = np.cumsum(units[epoch_order(len(units), seed, epoch)])
+        before, start, taken = step, 0, 0
+        while start < len(used):
+            end = int(np.searchsorted(used, taken + sizes.at(step), side="right"))
+            start = max(end, start + 1)  # a feature beyond the budget is a batch of its own
+            taken = int(used[start - 1])
+            step += 1
+        if epoch == whole:
+            step = before + math.ceil(part * (step - before))
+    return step
+
+
+# For the loop as it is; it moves to `Schedule`.
 def warmup_updates(warmup: float, total: int) -> int:
-    """How many updates the rise takes: `warmup` itself, or that share of `total` if below 1."""
-    return min(total, round(warmup * total) if warmup < 1 else int(warmup))
+    """`updates_of`."""
+    return updates_of(warmup, total)
 
 
 def rate_factor(step: int, total: int, warmup: int, schedule: str, floor: float = 0.0) -> float:
-    """What the peak learning rate is multiplied by in one update.
-
-    During the rise it is `(step + 1) / (warmup + 1)`, so that no update is wasted on a rate of 0;
-    at `step == warmup` it is 1, and at `step == total` it would be `floor`.
-
-    Args:
-        step: the update, counted from 0.
-        total: all updates of the run.
-        warmup: how many of them the rise takes.
-        schedule: "linear", "cosine" (half a period; Loshchilov & Hutter 2017, equation 5) or
-            "constant".
-        floor: the share of the peak it falls to.
-
-    Raises:
-        ValueError: no such schedule.
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        left = 1.0 - done
-    elif schedule == "cosine":
-        left = (1.0 + math.cos(math.pi * done)) / 2
-    else:
-        raise ValueError(f"no schedule is called '{schedule}'")
-    return floor + (1.0 - floor) * left
+    """`Schedule.factor`."""
+    return Schedule(schedule, total, warmup, floor=floor).factor(step)

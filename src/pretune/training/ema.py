@@ -1,0 +1,80 @@
+"""A moving average of the weights, to evaluate and to save instead of the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pretune.errors import CheckpointError
+
+
+class MovingAverage:
+    """An exponential moving average of what is trained (Polyak & Juditsky 1992).
+
+    After update `t`, counted from 1, `average = d * average + (1 - d) * weight` with
+    `d = min(decay, (1 + t) / (10 + t))`: early averages forget the random start sooner, as
+    TensorFlow's `ExponentialMovingAverage` documents it for `num_updates`. The averages have the
+    weights' type and device; a weight that several modules share is averaged once.
+
+    Args:
+        model: whose trainable parameters to average, beginning with their present values.
+        decay: the memory, at least 0 and below 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        #: How many times `update` was called.
+        self.updates = 0
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [parameter for _, parameter in named]
+        #: The averages by the parameters' names, for checkpoints.
+        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in named}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the present weights; to be called after each optimizer step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.tensors.values()), self._parameters, 1.0 - decay)
+
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from an earlier average.
+
+        Args:
+            tensors: what `tensors` was then.
+            updates: what `updates` was then.
+
+        Raises:
+            CheckpointError: they are of another model; nothing is changed.
+        """
+        for name in sorted({*tensors, *self.tensors}):
+            shapes = [tuple(s[name].shape) if name in s else None for s in (tensors, self.tensors)]
+            if shapes[0] != shapes[1]:
+                there, here = (shape or "nothing" for shape in shapes)
+                raise CheckpointError(
+                    f"the moving average is of another model: {name} is {there} there, {here} here",
+                    "Resume with the recipe it was saved with, or train anew.",
+                )
+        for name, average in self.tensors.items():
+            average.copy_(tensors[name])
+        self.updates = updates
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averages as its weights; afterwards its own again.
+
+        The storages change places, so it takes no time and no memory. Whoever trains inside would
+        train the averages. A model wrapped by `fully_shard` keeps its own pointers to the weights
+        and would not see the change.
+        """
+        own = [parameter.data for parameter in self._parameters]
+        try:
+            for parameter, average in zip(self._parameters, self.tensors.values(), strict=True):
+                parameter.data = average
+            yield
+        finally:
+            for parameter, data in zip(self._parameters, own, strict=True):
+                parameter.data = data
