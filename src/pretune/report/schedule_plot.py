@@ -139,8 +139,8 @@ def plan_view(plan: Plan, *, unicode: bool = True) -> Group:
         figures = (f"{point.update:,}", f"{point.learning_rate:.3e}", f"{point.batch:,}")
         table.add_row(point.name, *figures)
     total = plan.schedule.total
-    title = Text(f"{plan.schedule.kind} over {total:,} updates", "bold")
-    parts: list[Text | Table] = [title, table]
+    heading = Text(f"{plan.schedule.kind} over {total:,} updates", "bold")
+    parts: list[Text | Table] = [heading, table]
     steps = _sampled(total, 2 * WIDTH)
     rates = [plan.rate(step) for step in steps]
     parts.append(_chart("learning rate", rates, f"{plan.peak:.2e}", total, unicode))
