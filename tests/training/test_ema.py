@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from pretune.errors import CheckpointError
 from pretune.training.ema import MovingAverage
@@ -123,6 +126,39 @@ def test_using_the_averages_does_not_change_the_course(model: Tied) -> None:
     train(model, 8, after)
     for name, value in model.state_dict().items():
         assert torch.equal(value, twin.state_dict()[name])
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of one process, as torchrun would make it."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_sharded_model_sees_them_too() -> None:
+    """With weights in the outermost module, which stays gathered after a forward pass."""
+    torch.manual_seed(0)
+    inner, outer = nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)
+    weights = [layer.weight.detach().clone() for layer in (inner, outer)]
+    model = nn.Sequential(inner, outer)
+    mesh = init_device_mesh("cpu", (1,))
+    fully_shard(inner, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    average = MovingAverage(model, 0.9)
+    x = torch.randn(4, 3)
+    expected = x @ weights[0].T @ weights[1].T
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+        for tensor in average.tensors.values():
+            tensor.mul_(2)
+        with average.applied():
+            torch.testing.assert_close(model(x), 4 * expected)
+        torch.testing.assert_close(model(x), expected)
+    average.update()
+    weight = average.tensors["0.weight"].full_tensor()  # type: ignore[attr-defined]
+    torch.testing.assert_close(weight, weights[0] * (1 + 2 / 11))
 
 
 def test_what_does_not_learn_is_not_averaged(model: Tied) -> None:

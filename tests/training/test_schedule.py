@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretune import yaml12
 from pretune.data import epoch_batches
+from pretune.recipe import Recipe
 from pretune.recipe_train import TrainSection
 from pretune.training.schedule import BatchSize, Schedule, updates_in, updates_of
 
 KINDS = ["linear", "cosine", "constant", "inverse_sqrt", "wsd"]
 kinds = st.sampled_from(KINDS)
+#: The cosine after 5 and 9 of 20 updates; in degrees.
+COS_45, COS_81 = math.cos(math.pi / 4), math.cos(0.45 * math.pi)
 
 
 @st.composite
@@ -72,11 +77,7 @@ class TestSchedule:
         ("kind", "expected"),
         [  # at updates 0, 3 (the peak), 8, 12, 23 (one past the end), 99; 20 updates after the peak
             ("linear", [1 / 4, 1, 0.2 + 0.8 * 15 / 20, 0.2 + 0.8 * 11 / 20, 0.2, 0.2]),
-            (
-                "cosine",
-                [1 / 4, 1, 0.6 + 0.4 * math.sqrt(0.5), 0.6 + 0.4 * math.cos(0.45 * math.pi)]
-                + [0.2, 0.2],
-            ),
+            ("cosine", [1 / 4, 1, 0.6 + 0.4 * COS_45, 0.6 + 0.4 * COS_81, 0.2, 0.2]),
             ("constant", [1 / 4, 1, 1, 1, 1, 1]),
             ("inverse_sqrt", [1 / 4, 1, 2 / 3, 2 / math.sqrt(13), 2 / math.sqrt(24), 0.2]),
             ("wsd", [1 / 4, 1, 1, 1, 0.2, 0.2]),
@@ -235,3 +236,21 @@ class TestUpdatesIn:
 
     def test_nothing(self) -> None:
         assert updates_in(np.ones(0, dtype=int), TrainSection(), 0) == 0
+
+
+def test_the_recipe_of_the_docs_is_that_of_gpt3() -> None:
+    """Brown et al. 2020, appendix B and the first row of table 2.1."""
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    (block,) = text.split("```yaml\n")[1:]
+    options = Recipe.of(yaml12.parse(block.split("```")[0], "docs")).train
+    assert (options.beta1, options.beta2, options.eps) == (0.9, 0.95, 1e-8)
+    assert (options.weight_decay, options.clip) == (0.1, 1.0)
+    assert options.learning_rate == 6e-4
+    assert options.max_steps is not None
+    schedule = Schedule.of(options, options.max_steps)
+    assert 0.001 <= schedule.warmup / schedule.total <= 0.005
+    assert schedule.factor(schedule.warmup) == 1
+    assert schedule.factor(schedule.total) == pytest.approx(0.1)
+    sizes = BatchSize.of(options, options.max_steps)
+    assert sizes.at(0) == 2**15
+    assert sizes.at(schedule.total) == 2**19
