@@ -81,7 +81,7 @@ class TestSchedule:
 
     @pytest.mark.parametrize(
         ("kind", "expected"),
-        [  # at updates 0, 3 (the peak), 8, 12, 23 (one past the end), 299; 20 updates after the peak
+        [  # at updates 0, 3 (the peak), 8, 12, 23 (one past the end), 299
             ("linear", [1 / 4, 1, 0.2 + 0.8 * 15 / 20, 0.2 + 0.8 * 11 / 20, 0.2, 0.2]),
             ("cosine", [1 / 4, 1, 0.6 + 0.4 * COS_45, 0.6 + 0.4 * COS_81, 0.2, 0.2]),
             ("constant", [1 / 4, 1, 1, 1, 1, 1]),
