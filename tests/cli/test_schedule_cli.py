@@ -58,7 +58,8 @@ def test_the_updates_are_those_of_the_run(place: Path, tiny_folder: Path) -> Non
     assert by_size.returncode == 0, by_size.stderr
     total = json.loads(by_size.stdout)["schedule"]["total"]
     assert total == 5 + 3, "36 films, 4 being held back"
-    by_tokens = [*common, "train.batch_tokens=20", "--json"]
+    ramp = "train.batch_ramp={start: 5, updates: 0.5}"
+    by_tokens = [*common, "train.batch_tokens=20", ramp, "--json"]
     planned = pretune("plot-schedule", *by_tokens, cwd=place)
     run = pretune("train", *by_tokens, "--quiet", cwd=place)
     assert run.returncode == 0, run.stderr

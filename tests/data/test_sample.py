@@ -1,7 +1,8 @@
-"""Orders and batches: pure functions of (seed, epoch)."""
+"""Orders and batches: functions of the seed and a place alone."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data import batches_by_length, epoch_batches
+from pretune.data import Cursor, DataOrder, batches_by_length
 from pretune.data.sample import epoch_order
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)
@@ -20,6 +21,19 @@ LENGTHS = st.lists(st.integers(1, 6), max_size=40).map(lambda n: np.array(n, dty
 
 def everything(batches: list) -> list[int]:
     return [int(i) for batch in batches for i in batch]
+
+
+def epoch_batches(lengths, *, seed=0, epoch=0, batch_size=None, batch_tokens=None, shuffle=True):
+    """All batches of one epoch."""
+    if len(lengths) == 0:
+        return []
+    in_tokens = batch_tokens is not None
+    order = DataOrder(lengths, seed=seed, in_tokens=in_tokens, shuffle=shuffle)
+    batches, at = [], Cursor(epoch)
+    while at.epoch == epoch:
+        which, at = order.take(at, batch_tokens if in_tokens else batch_size)
+        batches.append(which)
+    return batches
 
 
 class TestEpochOrder:
@@ -111,13 +125,65 @@ class TestEpochBatches:
         batches = epoch_batches(np.array([2, 9, 2]), seed=0, epoch=0, batch_tokens=5, shuffle=False)
         assert [batch.tolist() for batch in batches] == [[0], [1], [2]]
 
-    @pytest.mark.parametrize(
-        "sizes",
-        [{}, {"batch_size": 2, "batch_tokens": 2}, {"batch_size": 0}, {"batch_tokens": 0}],
-    )
+    @pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_tokens": 0}])
     def test_wrong_sizes_are_refused(self, sizes):
-        with pytest.raises(ValueError, match="batch_"):
-            epoch_batches(np.array([1, 2]), seed=0, epoch=0, **sizes)
+        with pytest.raises(ValueError, match="positive"):
+            epoch_batches(np.array([1, 2]), **sizes)
+
+    def test_there_must_be_something_to_order(self):
+        with pytest.raises(ValueError, match="no examples"):
+            DataOrder(np.array([], dtype=np.int64), seed=0)
+
+
+class TestSeeking:
+    @given(
+        lengths=LENGTHS.filter(len),
+        sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+        in_tokens=st.booleans(),
+        data=st.data(),
+    )
+    def test_from_any_place_the_batches_are_those_of_the_whole_way(
+        self, lengths, sizes, in_tokens, data
+    ):
+        """Sizes that change on the way, and a fresh order in the middle of it."""
+        order = DataOrder(lengths, seed=7, in_tokens=in_tokens)
+        places, batches = [Cursor()], []
+        for size in sizes:
+            which, after = order.take(places[-1], size)
+            batches.append(which.tolist())
+            places.append(after)
+        start = data.draw(st.integers(0, len(sizes) - 1))
+        fresh = DataOrder(lengths, seed=7, in_tokens=in_tokens)
+        at = places[start]
+        for size, expected in zip(sizes[start:], batches[start:], strict=True):
+            which, at = fresh.take(at, size)
+            assert which.tolist() == expected
+        assert at == places[-1]
+
+    @given(
+        lengths=LENGTHS.filter(len),
+        whole=st.integers(0, 3),
+        size=st.integers(1, 9),
+        in_tokens=st.booleans(),
+    )
+    def test_updates_counts_the_batches(self, lengths, whole, size, in_tokens):
+        order = DataOrder(lengths, seed=1, in_tokens=in_tokens)
+        key = "batch_tokens" if in_tokens else "batch_size"
+        each = [
+            len(epoch_batches(lengths, seed=1, epoch=epoch, **{key: size}))
+            for epoch in range(whole + 1)
+        ]
+        assert order.updates(whole, lambda step: size) == sum(each[:whole])
+        half = order.updates(whole + 0.5, lambda step: size)
+        assert half == sum(each[:whole]) + math.ceil(each[whole] / 2)
+
+    def test_updates_follow_a_growing_batch(self):
+        order = DataOrder(np.ones(20, dtype=np.int64), seed=0)
+        # 1 + 2 + 3 + 4 + 5 = 15 of 20, and the 5 that are left.
+        assert order.updates(1, lambda step: step + 1) == 6
+
+    def test_places_compare_by_which_comes_first(self):
+        assert Cursor(0, 9) < Cursor(1, 0) < Cursor(1, 3)
 
 
 class TestBatchesByLength:

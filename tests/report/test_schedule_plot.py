@@ -18,8 +18,12 @@ from pretune.report.schedule_plot import DOTS, Plan, draw_plan, line_chart, plan
 
 
 def plan(updates: int, **train: Any) -> Plan:
-    values = {"task": "classify", "data": {"train": "nowhere.tsv"}, "train": train}
-    return Plan.of(Recipe.of(values), updates)
+    values = {
+        "task": "classify",
+        "data": {"train": "nowhere.tsv"},
+        "train": {**train, "max_steps": updates},
+    }
+    return Plan.of(Recipe.of(values))
 
 
 def shown(plan: Plan, *, unicode: bool = True) -> str:

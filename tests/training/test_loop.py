@@ -4,17 +4,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pretune.data import FeatureSet, PackedBatch
+from pretune.data import Cursor, FeatureSet, PackedBatch
 from pretune.errors import RunError
 from pretune.recipe_train import TrainSection
 from pretune.tasks import Classify, ClassifyOptions, Loss, featurize
 from pretune.tasks.bundle import load
 from pretune.training import Stopped, Trainer, read_data, seed_everything
 from pretune.training.log import Reporter
+from pretune.training.state import State
 
 
 class Recorder:
@@ -26,8 +28,33 @@ class Recorder:
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         self.entries.append((step, epoch, dict(figures)))
 
+    def rewind(self, step: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
+
+
+class Memory:
+    """A keeper that remembers what it was told to keep."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[int, bool]] = []
+
+    def save(self, step: int, state: State, *, best: bool) -> None:
+        self.saved.append((step, best))
+
+    def newest(self, at_most: int | None = None) -> None:
+        return None
+
+
+def epoch_rows(trainer: Trainer, epoch: int) -> list[list[int]]:
+    """The features of each batch of an epoch."""
+    at, found = Cursor(epoch), []
+    while at.epoch == epoch:
+        which, at = trainer.order.take(at, trainer.sizes.whole)
+        found.append(which.tolist())
+    return found
 
 
 @pytest.fixture
@@ -94,8 +121,7 @@ def test_an_update_is_the_mean_over_all_sequences(make_trainer: Callable[..., Tr
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = False  # as the optimizer of a trainer asks for
-    (which, *_) = trainer._batches(0)
-    batch = trainer.train.batch(which)
+    batch = trainer.train.batch(np.array(epoch_rows(trainer, 0)[0]))
     logits = model(batch)
     nn.functional.cross_entropy(logits, batch.targets["label"]).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -119,14 +145,14 @@ def test_the_same_seed_gives_the_same_bits(make_trainer: Callable[..., Trainer])
 
 def test_another_seed_gives_another_order(make_trainer: Callable[..., Trainer]) -> None:
     one, two = make_trainer(), make_trainer(more={"seed": 1})
-    assert one._batches(0)[0].tolist() != two._batches(0)[0].tolist()
+    assert epoch_rows(one, 0)[0] != epoch_rows(two, 0)[0]
 
 
 def test_epochs_have_other_orders_and_each_example_once(
     make_trainer: Callable[..., Trainer],
 ) -> None:
     trainer = make_trainer()
-    orders = [[i for b in trainer._batches(epoch) for i in b.tolist()] for epoch in (0, 1)]
+    orders = [[i for rows in epoch_rows(trainer, epoch) for i in rows] for epoch in (0, 1)]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(48))
 
@@ -154,7 +180,7 @@ def test_a_token_budget_counts_the_batches_of_each_epoch(
     make_trainer: Callable[..., Trainer],
 ) -> None:
     trainer = make_trainer(validation=False, epochs=3, batch_tokens=40)
-    counts = [len(trainer._batches(epoch)) for epoch in range(3)]
+    counts = [len(epoch_rows(trainer, epoch)) for epoch in range(3)]
     assert trainer.total == sum(counts)
     course = trainer.fit()
     assert course.steps == sum(counts)
@@ -176,9 +202,9 @@ class TestEvaluation:
     def test_saves_each_time_and_says_which_is_best(
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
-        saved: list[tuple[int, bool]] = []
-        trainer = make_trainer(epochs=4, more={"save": lambda s, b: saved.append((s, b))})
-        course = trainer.fit()
+        memory = Memory()
+        course = make_trainer(epochs=4, more={"keeper": memory}).fit()
+        saved = memory.saved
         assert [step for step, _ in saved] == [6, 12, 18, 24]
         assert max(step for step, best in saved if best) == course.best_step
         accuracies = {step: metrics["accuracy"] for step, _, metrics in course.evaluations}
@@ -198,10 +224,9 @@ class TestEvaluation:
     def test_without_validation_the_last_is_saved(
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
-        saved: list[tuple[int, bool]] = []
-        more = {"save": lambda s, b: saved.append((s, b))}
-        make_trainer(validation=False, max_steps=4, more=more).fit()
-        assert saved[-1] == (4, False)
+        memory = Memory()
+        make_trainer(validation=False, max_steps=4, more={"keeper": memory}).fit()
+        assert memory.saved[-1] == (4, False)
 
     def test_does_not_disturb_the_training(self, make_trainer: Callable[..., Trainer]) -> None:
         one, two = make_trainer(eval_every=1), make_trainer(eval_every="epoch")
@@ -236,13 +261,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 
 
 def test_a_request_to_stop_saves_and_leaves(make_trainer: Callable[..., Trainer]) -> None:
-    saved: list[int] = []
+    memory = Memory()
     asked = iter([False, False, True])
-    more = {"save": lambda s, b: saved.append(s), "should_stop": lambda: next(asked)}
+    more = {"keeper": memory, "should_stop": lambda: next(asked)}
     with pytest.raises(Stopped) as caught:
         make_trainer(more=more).fit()
     assert caught.value.step == 3
-    assert saved == [3]
+    assert memory.saved == [(3, False)]
 
 
 def test_nothing_to_train_on_is_an_error(make_trainer: Callable[..., Trainer]) -> None:
@@ -265,7 +290,7 @@ def test_the_log_has_means_and_rates(make_trainer: Callable[..., Trainer]) -> No
     assert [step for step, _, _ in recorder.entries] == [2, 4, 5]
     # The rate is so small that the loss of a step is that of the model as it was.
     _, epoch, figures = recorder.entries[0]
-    rows = [i for b in trainer._batches(0)[:2] for i in b.tolist()]
+    rows = [i for rows in epoch_rows(trainer, 0)[:2] for i in rows]
     batch = trainer.train.batch(torch.tensor(rows).numpy())
     with torch.no_grad():
         loss = nn.functional.cross_entropy(trainer.model(batch), batch.targets["label"])

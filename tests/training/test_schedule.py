@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune import yaml12
-from pretune.data import epoch_batches
 from pretune.recipe import Recipe
 from pretune.recipe_train import TrainSection
-from pretune.training.schedule import BatchSize, Schedule, updates_in, updates_of
+from pretune.training.schedule import BatchSize, Schedule, updates_of
 
 KINDS = ["linear", "cosine", "constant", "inverse_sqrt", "wsd"]
 #: The cosine after 5 and 9 of 20 updates; in degrees.
@@ -197,51 +196,6 @@ class TestBatchSize:
         assert (found > line - 1 - 1e-6).all()
         assert sizes.at(0) == start
         assert sizes.at(updates) == start + more
-
-
-class TestUpdatesIn:
-    @given(
-        st.lists(st.integers(1, 30), min_size=1, max_size=50),
-        st.integers(1, 40),
-        st.booleans(),
-        st.integers(1, 3),
-        st.integers(0, 5),
-    )
-    def test_without_a_ramp_it_counts_the_batches(
-        self, lengths: list[int], size: int, by_tokens: bool, epochs: int, seed: int
-    ) -> None:
-        key = "batch_tokens" if by_tokens else "batch_size"
-        array = np.array(lengths)
-        options = TrainSection(**{key: size, "epochs": epochs})
-        batches = [epoch_batches(array, seed=seed, epoch=e, **{key: size}) for e in range(epochs)]
-        assert updates_in(array, options, seed) == sum(map(len, batches))
-
-    def test_a_part_of_an_epoch(self) -> None:
-        lengths = np.ones(70, dtype=int)
-        assert updates_in(lengths, TrainSection(batch_size=10, epochs=2.5), 0) == 14 + 4
-        assert updates_in(lengths, TrainSection(batch_size=10, epochs=0.01), 0) == 1
-
-    def test_a_ramp_by_hand(self) -> None:
-        """4 + 5 + 7 + 8 + 10 + 10 + 6: the last batch of the epoch is what is left."""
-        options = TrainSection(batch_size=10, epochs=1, batch_ramp={"start": 4, "updates": 4})
-        assert updates_in(np.ones(50, dtype=int), options, 0) == 7
-
-    @given(st.integers(1, 3000), st.integers(1, 64), st.floats(0.01, 0.99))
-    def test_a_ramp_that_is_a_share_is_that_share_of_what_it_makes(
-        self, count: int, start: int, share: float
-    ) -> None:
-        options = TrainSection(
-            batch_size=64, epochs=1, batch_ramp={"start": start, "updates": share}
-        )
-        total = updates_in(np.ones(count, dtype=int), options, 0)
-        ramp = round(share * total)
-        rise = [start + (64 - start) * i // ramp for i in range(ramp)]
-        taken = np.cumsum([*rise, *[64] * (total - ramp)])
-        assert taken[-1] >= count
-        assert total == 1 or taken[-2] < count
-
-    def test_nothing(self) -> None:
-        assert updates_in(np.ones(0, dtype=int), TrainSection(), 0) == 0
 
 
 def test_the_recipe_of_the_docs_is_that_of_gpt3() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -12,7 +13,8 @@ from pretune import __version__
 from pretune.errors import PretuneError
 
 USER_MISTAKE = 2
-INTERRUPTED = 130
+#: Exit codes of a program that a signal ended, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+STOPPED_BY = 128
 
 
 class _Commands(TyperGroup):
@@ -25,7 +27,7 @@ class _Commands(TyperGroup):
         except PretuneError as error:
             fail(f"error: {error}", USER_MISTAKE)
         except KeyboardInterrupt:
-            fail("stopped; nothing more was saved", INTERRUPTED)
+            fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -42,10 +42,12 @@ def plot_schedule(
 ) -> None:
     """Show the learning rate and the batch size over a run, before it is run."""
     from pretune.recipe import Recipe
-    from pretune.report.schedule_plot import Plan, draw_plan, plan_view, planned_updates
+    from pretune.report.schedule_plot import Plan, draw_plan, plan_view
 
     chosen = Recipe.load(recipe, overrides or [])
-    plan = Plan.of(chosen, updates if updates is not None else planned_updates(chosen))
+    if updates is not None:
+        chosen = chosen.changed({"train.max_steps": updates})
+    plan = Plan.of(chosen)
     if png is not None:
         draw_plan(plan, png)
     out = Console(highlight=False)

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from pretune.cli.app import INTERRUPTED, AsJson, app, fail
+from pretune.cli.app import STOPPED_BY, AsJson, app, fail
+from pretune.errors import PretuneError
+
+if TYPE_CHECKING:
+    from pretune.training import RunResult
 
 
 @app.command(
     epilog="Examples:\n\n"
     "pretune train tickets.tsv\n\n"
     "pretune train mrpc model.from=minilm train.epochs=2\n\n"
-    "pretune train my-recipe.yaml output=runs/second --seeds 3"
+    "pretune train my-recipe.yaml output=runs/second --seeds 3\n\n"
+    "pretune train --resume runs/second\n\n"
+    "torchrun --nproc-per-node 2 -m pretune train my-recipe.yaml"
 )
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RECIPE_OR_FILE",
             help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
         ),
-    ],
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Go on with a stopped or killed run, exactly where it was."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train under N seeds and show mean ± sd.")] = 1,
     overwrite: Annotated[
@@ -39,25 +51,61 @@ def train(
 
     Everything goes into the recipe's output folder: the best and the last model, the logs, and the
     recipe itself with every default written out.
-    """
-    from pretune.recipe import Recipe
-    from pretune.report import run_table, seeds_table
-    from pretune.training import Interrupted, train_recipe, train_seeds
 
-    chosen = Recipe.load(recipe, overrides or [])
-    out = Console()
+    Ctrl-C or SIGTERM finishes the update, saves, and exits with 130 or 143.
+    """
+    from pretune.training import Interrupted
+
+    changes = [*([recipe] if resume is not None and recipe is not None else []), *(overrides or [])]
     try:
-        if seeds > 1:
-            several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
-            out.print_json(data=several.to_dict()) if as_json else out.print(seeds_table(several))
-            return
-        result = train_recipe(chosen, overwrite=overwrite, quiet=quiet)
+        if resume is not None:
+            if seeds > 1 or overwrite:
+                raise PretuneError("--resume goes on with one run: no --seeds, no --overwrite")
+            _resume(resume, changes, quiet=quiet, as_json=as_json)
+        elif recipe is None:
+            raise PretuneError(
+                "what shall be trained?", "pretune train RECIPE_OR_FILE, or --resume RUN"
+            )
+        else:
+            _train(recipe, changes, seeds, overwrite=overwrite, quiet=quiet, as_json=as_json)
     except Interrupted as stopped:
         fail(
-            f"{stopped}\nuse it:      pretune predict {stopped.folder}/last TEXT\n"
-            f"train again: add --overwrite, or choose another output=FOLDER",
-            INTERRUPTED,
+            f"{stopped}\ngo on:  pretune train --resume {stopped.folder}\n"
+            f"use it: pretune predict {stopped.folder}/last TEXT",
+            STOPPED_BY + stopped.signal,
         )
+
+
+def _train(
+    recipe: str, overrides: list[str], seeds: int, *, overwrite: bool, quiet: bool, as_json: bool
+) -> None:
+    from pretune.recipe import Recipe
+    from pretune.report import seeds_table
+    from pretune.training import train_recipe, train_seeds
+
+    chosen = Recipe.load(recipe, overrides)
+    if seeds == 1:
+        _show(train_recipe(chosen, overwrite=overwrite, quiet=quiet), as_json=as_json)
+        return
+    several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
+    out = Console()
+    out.print_json(data=several.to_dict()) if as_json else out.print(seeds_table(several))
+
+
+def _resume(run: str, overrides: list[str], *, quiet: bool, as_json: bool) -> None:
+    from pretune.training import resume
+
+    _show(resume(run, overrides, quiet=quiet), as_json=as_json)
+
+
+def _show(result: RunResult, *, as_json: bool) -> None:
+    """What came out; in a group of processes only the first one says it."""
+    from pretune.report import run_table
+    from pretune.training.distributed import environment_world
+
+    if not environment_world().main:
+        return
+    out = Console()
     if as_json:
         out.print_json(data=result.to_dict())
         return

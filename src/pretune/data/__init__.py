@@ -1,13 +1,16 @@
 """Records from files, packed batches, and the order in which a model sees them."""
 
 from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection
+from pretune.data.prefetch import prefetched
 from pretune.data.read import HUB_DATASET, MAX_CHARS, TABLE_SUFFIXES, Records, read
-from pretune.data.sample import batches_by_length, epoch_batches, epoch_order
+from pretune.data.sample import Cursor, DataOrder, batches_by_length, epoch_order
 
 __all__ = [
     "HUB_DATASET",
     "MAX_CHARS",
     "TABLE_SUFFIXES",
+    "Cursor",
+    "DataOrder",
     "Feature",
     "FeatureSet",
     "Layout",
@@ -15,7 +18,7 @@ __all__ = [
     "Records",
     "Selection",
     "batches_by_length",
-    "epoch_batches",
     "epoch_order",
+    "prefetched",
     "read",
 ]

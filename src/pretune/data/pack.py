@@ -10,6 +10,7 @@ places where each sequence begins (`cu_seqlens`, the convention of FlashAttentio
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -209,6 +210,17 @@ class FeatureSet:
     def lengths(self) -> Array:
         """`[N]` int64: tokens of each feature."""
         return np.diff(self.starts)
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that can be learned from these features, in their order."""
+        digest = hashlib.sha256()
+        arrays = {"tokens": self.tokens, "starts": self.starts, **self.targets}
+        if self.segments is not None:
+            arrays["segments"] = self.segments
+        for name, array in arrays.items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def of(cls, features: Iterable[Feature]) -> FeatureSet:

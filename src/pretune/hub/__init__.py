@@ -3,6 +3,7 @@
 from pretune.hub.files import atomic_folder, atomic_text, point
 from pretune.hub.keys import FAMILIES, Family
 from pretune.hub.load import LoadReport, family_of, load_into, read_config
+from pretune.hub.manifest import MANIFEST, find_damage, write_manifest
 from pretune.hub.publish import Published, StagedFile, check_name, hub_token, staged_files, upload
 from pretune.hub.save import save_model
 from pretune.hub.source import EMBEDDED, HUB_ID, find_source
@@ -12,6 +13,7 @@ __all__ = [
     "EMBEDDED",
     "FAMILIES",
     "HUB_ID",
+    "MANIFEST",
     "Family",
     "LoadReport",
     "Published",
@@ -22,6 +24,7 @@ __all__ = [
     "atomic_text",
     "check_name",
     "family_of",
+    "find_damage",
     "find_source",
     "hub_token",
     "load_into",
@@ -31,4 +34,5 @@ __all__ = [
     "save_model",
     "staged_files",
     "upload",
+    "write_manifest",
 ]

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pretune.data import DataOrder
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import Recipe
 from pretune.report.plots import DPI, write_png
@@ -19,7 +21,8 @@ from pretune.tasks.bundle import load
 from pretune.text import extend
 from pretune.training import read_data
 from pretune.training.log import Reporter
-from pretune.training.schedule import BatchSize, Schedule, updates_in
+from pretune.training.loop import planned_updates
+from pretune.training.schedule import BatchSize, Schedule
 
 #: Of the chart in the terminal, in characters, and how many points a picture has.
 WIDTH, HEIGHT, POINTS = 64, 8, 1000
@@ -61,12 +64,22 @@ class Plan:
     unit: str
 
     @classmethod
-    def of(cls, recipe: Recipe, updates: int) -> Plan:
-        """The plan of a recipe whose run has so many updates."""
+    def of(cls, recipe: Recipe) -> Plan:
+        """The plan of a recipe: of `max_steps` updates, or of as many as its data makes.
+
+        Raises:
+            RunError: the data or the tokenizer cannot be read, or there is nothing to train on.
+        """
         options = recipe.train
+        if options.max_steps is not None:
+            total, batches = options.max_steps, BatchSize.of(options, options.max_steps)
+        else:
+            order = DataOrder(
+                _lengths(recipe), seed=recipe.seed, in_tokens=options.batch_tokens is not None
+            )
+            total, batches = planned_updates(order, options)
         unit = "examples" if options.batch_size is not None else "tokens"
-        schedule, batches = Schedule.of(options, updates), BatchSize.of(options, updates)
-        return cls(schedule, batches, options.learning_rate, unit)
+        return cls(Schedule.of(options, total), batches, options.learning_rate, unit)
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0."""
@@ -98,14 +111,8 @@ class Plan:
         return {**asdict(self), "points": points}
 
 
-def planned_updates(recipe: Recipe) -> int:
-    """How many updates a run of the recipe will have: `max_steps`, or as the data makes them.
-
-    Raises:
-        RunError: the data or the tokenizer cannot be read, or there is nothing to train on.
-    """
-    if recipe.train.max_steps is not None:
-        return recipe.train.max_steps
+def _lengths(recipe: Recipe) -> NDArray[Any]:
+    """Tokens of each training feature."""
     try:
         records, _ = read_data(recipe)
         task = task_class(recipe.task.name)(recipe.task)
@@ -122,7 +129,7 @@ def planned_updates(recipe: Recipe) -> int:
         ) from None
     if not len(lengths):
         raise RunError("there is nothing to train on", "Give data.train more records.")
-    return updates_in(lengths, recipe.train, recipe.seed)
+    return lengths
 
 
 def plan_view(plan: Plan, *, unicode: bool = True) -> Group:

@@ -66,6 +66,9 @@ class Metrics(Protocol):
     def update(self, outputs: Any, batch: PackedBatch) -> None:
         """Take in one batch: what the model gave for it, and its targets."""
 
+    def merge(self, other: Any) -> None:
+        """Take in all that another one of the same kind, in another process, has taken in."""
+
     def result(self) -> dict[str, float]:
         """The figures, by name."""
 

@@ -236,6 +236,10 @@ class ClassificationMetrics:
         counts = torch.bincount(pairs, minlength=self.confusion.size)
         self.confusion += counts.cpu().numpy().reshape(self.confusion.shape)
 
+    def merge(self, other: Self) -> None:
+        """Add another's counts."""
+        self.confusion += other.confusion
+
     def _per_class(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Precision, recall and F1 of each class; 0 where undefined, as scikit-learn has it."""
         right = np.diag(self.confusion).astype(float)

@@ -202,6 +202,12 @@ class MaskLmMetrics:
         self._right += int((outputs.argmax(-1) == labels).sum())
         self._count += int((labels != UNKNOWN).sum())
 
+    def merge(self, other: Self) -> None:
+        """Add another's sums."""
+        self._loss += other._loss
+        self._right += other._right
+        self._count += other._count
+
     def result(self) -> dict[str, float]:
         """`pseudo_perplexity`: exp of the mean negative log-probability; and `accuracy`."""
         count = max(self._count, 1)

@@ -6,16 +6,11 @@ from pretune.training.evaluate import (
     evaluate_features,
     precision_context,
 )
-from pretune.training.loop import Course, Stopped, Trainer, seed_everything
-from pretune.training.run import (
-    Interrupted,
-    RunResult,
-    SeedsResult,
-    read_data,
-    read_for,
-    train_recipe,
-    train_seeds,
-)
+from pretune.training.inputs import read_data, read_for
+from pretune.training.loop import Stopped, Trainer
+from pretune.training.result import RunResult, SeedsResult
+from pretune.training.run import Interrupted, resume, train_recipe, train_seeds
+from pretune.training.state import Course, seed_everything
 
 __all__ = [
     "Course",
@@ -30,6 +25,7 @@ __all__ = [
     "precision_context",
     "read_data",
     "read_for",
+    "resume",
     "seed_everything",
     "train_recipe",
     "train_seeds",

@@ -13,7 +13,8 @@ from torch import nn
 
 from pretune.data import FeatureSet, batches_by_length
 from pretune.errors import RunError
-from pretune.tasks import AnyTask
+from pretune.tasks import AnyTask, Metrics
+from pretune.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,20 @@ class Evaluation:
         return asdict(self)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one.
+
+    Args:
+        name: of `auto` and `cuda`, each process on a machine takes its own.
+        local_rank: which process on this machine.
 
     Raises:
         RunError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -75,8 +82,11 @@ def evaluate_features(
     device: torch.device | None = None,
     precision: str = "auto",
     progress: Callable[[int], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Loss and metrics over all features; the model's mode is as it was afterwards.
+
+    Several processes share the batches; each example counts once, whatever their number.
 
     Args:
         task: gives loss and metrics.
@@ -86,32 +96,54 @@ def evaluate_features(
         device: where the model is; default CPU.
         precision: as in `precision_context`.
         progress: called with the number of features done.
+        world: the processes that evaluate together; all get the whole result.
     """
-    device = device or torch.device("cpu")
+    device, world = device or torch.device("cpu"), world or World()
     start = time.perf_counter()
     modes = [(module, module.training) for module in model.modules()]  # parts may be frozen
     model.eval()
     metrics = task.metrics()
-    total, count, done = 0.0, 0, 0
-    parts: dict[str, float] = {}
+    sums: dict[str, float] = {"loss": 0.0}
+    count, done = 0, 0
+    batches = batches_by_length(features.lengths, batch_tokens)
     try:
-        for which in batches_by_length(features.lengths, batch_tokens):
+        for start_of_round in range(0, len(batches), world.size):
+            mine = start_of_round + world.rank
+            # A model that is spread over processes runs only in all of them at once.
+            which = batches[min(mine, len(batches) - 1)]
             batch = features.batch(which).to(device)
             with precision_context(device, precision):
                 outputs = task.forward(model, batch)
                 loss = task.loss(outputs, batch)
+            if mine >= len(batches):
+                continue
             metrics.update(outputs, batch)
-            total += float(loss.sum)
-            count += loss.count
+            sums["loss"] += float(loss.sum)
             for name, value in loss.parts.items():
-                parts[name] = parts.get(name, 0.0) + float(value)
+                sums[name] = sums.get(name, 0.0) + float(value)
+            count += loss.count
             done += len(which)
             if progress is not None:
                 progress(done)
     finally:
         for module, training in modes:
             module.training = training
-    means = {name: value / max(count, 1) for name, value in {"loss": total, **parts}.items()}
+    if world.size > 1:
+        metrics, sums, count = _together(world, metrics, sums, count)
+    means = {name: value / max(count, 1) for name, value in sums.items()}
     figures = {**means, **metrics.result()}
     seconds = time.perf_counter() - start
     return Evaluation(figures, len(features), seconds, metrics.details(), features.truncated)
+
+
+def _together(
+    world: World, metrics: Metrics, sums: dict[str, float], count: int
+) -> tuple[Metrics, dict[str, float], int]:
+    """What all processes found; a process may have had no batch, and so no parts of the loss."""
+    first, *others = world.gather((metrics, sums, count))
+    metrics, sums, count = first
+    for more, more_sums, more_count in others:
+        metrics.merge(more)
+        sums = {k: sums.get(k, 0.0) + more_sums.get(k, 0.0) for k in {**sums, **more_sums}}
+        count += more_count
+    return metrics, sums, count

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pretune import yaml12
 from pretune.errors import PretuneError, RunError
-from pretune.hub import atomic_folder, atomic_text, point
+from pretune.hub import atomic_text
 from pretune.recipe import Recipe
 
 RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
@@ -77,7 +77,7 @@ class RunFolder:
         state = "a finished" if (self.path / RESULT).is_file() else "an unfinished"
         try:
             earlier = yaml12.parse((self.path / RECIPE).read_text(encoding="utf-8"), RECIPE)
-            differing = sorted(_differences(earlier, recipe.to_dict()))
+            differing = sorted(self.differences(earlier, recipe.to_dict()))
         except (PretuneError, UnicodeDecodeError):
             differing = ["(its recipe cannot be read)"]
         # Where it is written does not make it another run.
@@ -89,7 +89,10 @@ class RunFolder:
             message = f"{self.path}: already holds {state} run of this very recipe"
         return RunError(
             message,
-            "Choose another with output=FOLDER, or add --overwrite to delete the earlier run.",
+            "Choose another with output=FOLDER, or add --overwrite to delete the earlier run."
+            if (self.path / RESULT).is_file()
+            else f"Go on with it: pretune train --resume {self.path}; or choose another with "
+            "output=FOLDER, or add --overwrite to delete it.",
         )
 
     def _clear(self) -> None:
@@ -101,41 +104,47 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def checkpoint(self, step: int, fill: Callable[[Path], None], *, best: bool) -> Path:
-        """Add a checkpoint, make it `last` (and `best`), and drop those that are neither.
+    def recipe(self) -> Recipe:
+        """What ran here.
 
-        At no moment is there a `best` or `last` that is not complete.
-
-        Args:
-            step: how many updates went into it.
-            fill: writes the files into the folder it is given.
-            best: whether it is the best so far.
+        Raises:
+            RunError: nothing did.
         """
-        target = self.path / CHECKPOINTS / f"step-{step:06d}"
-        if not target.exists():
-            with atomic_folder(target) as folder:
-                fill(folder)
-        point(self.path / "last", target)
-        if best:
-            point(self.path / "best", target)
-        kept = {(self.path / name).resolve() for name in ("best", "last")}
-        for old in (self.path / CHECKPOINTS).iterdir():
-            if old.resolve() not in kept:
-                shutil.rmtree(old)
-        return target
+        path = self.path / RECIPE
+        if not path.is_file():
+            raise RunError(
+                f"{self.path}: no run here (no {RECIPE})", "Give the output folder of a run."
+            )
+        return Recipe.load(path)
+
+    def result(self) -> dict[str, Any] | None:
+        """What came out, if the run is finished.
+
+        Raises:
+            RunError: its file is damaged.
+        """
+        path = self.path / RESULT
+        if not path.is_file():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(
+                f"{path}: damaged ({error})", "Remove it, and the run can be resumed."
+            ) from None
+        return found
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the outcome."""
         text = json.dumps(result, ensure_ascii=False, indent=2)
         atomic_text(self.path / RESULT, text + "\n")
 
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """`key: old value -> new value` of everything that differs."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in {**old, **new}:
-            yield from _differences(
-                old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
-            )
-    elif old != new:
-        yield f"{key}: {yaml12.inline(old)} there, {yaml12.inline(new)} now"
+    @staticmethod
+    def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+        """`key: old value there, new value now` of everything that differs."""
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for name in {**old, **new}:
+                below = f"{key}.{name}" if key else str(name)
+                yield from RunFolder.differences(old.get(name), new.get(name), below)
+        elif old != new:
+            yield f"{key}: {yaml12.inline(old)} there, {yaml12.inline(new)} now"

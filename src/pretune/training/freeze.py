@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from pretune.data import batches_by_length
 from pretune.errors import RunError
-from pretune.models import Backbone
+from pretune.models import Backbone, PooledHead
+from pretune.tasks import Task
+from pretune.training.evaluate import precision_context
+
+if TYPE_CHECKING:
+    from pretune.training.loop import Trainer
 
 #: What `train.freeze` may say: a word, `{layers: N}`, or a pattern of parameter names.
 Freeze = str | Mapping[Literal["layers"], int]
@@ -80,6 +87,28 @@ def train_mode(model: nn.Module) -> None:
         backbone.eval()
 
 
-def backbone_is_frozen(model: nn.Module) -> bool:
-    """Whether what the head reads is the same in every epoch."""
-    return not any(p.requires_grad for p in model.get_submodule("backbone").parameters())
+@torch.no_grad()
+def read_once(trainer: Trainer) -> Tensor | None:
+    """`[N, hidden]`: what a frozen backbone gives for each training feature, in every epoch alike.
+
+    None where it learns, or where the head reads more than one vector a sequence.
+    """
+    model, features, options = trainer.model, trainer.train, trainer.options
+    usual = type(trainer.task).forward is Task.forward
+    learns = any(p.requires_grad for p in model.get_submodule("backbone").parameters())
+    if learns or not usual or not isinstance(model, PooledHead):
+        return None
+    kept: Tensor | None = None
+    with trainer.reporter.working("reading once", len(features)) as done:
+        seen = 0
+        for which in batches_by_length(features.lengths, options.eval_batch_tokens):
+            batch = features.batch(which).to(trainer.device)
+            with precision_context(trainer.device, options.precision):
+                read = model.read(batch)
+            if kept is None:
+                kept = read.new_empty(len(features), read.shape[1])
+            kept[batch.index.to(trainer.device)] = read
+            seen += len(which)
+            if done is not None:
+                done(seen)
+    return kept

@@ -23,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pretune.hub import atomic_text
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -66,6 +68,9 @@ class Sink(Protocol):
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Keep some figures of a moment."""
 
+    def rewind(self, step: int) -> None:
+        """What came of updates after this one is void: they will be made again."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
@@ -74,12 +79,27 @@ class JsonLines:
     """One JSON object a line, flushed at once: readable during the run and after a crash."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Append a line."""
         self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **figures}) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Keep the lines up to that update; half a line, left by a killed process, goes too."""
+        self._file.close()
+        kept = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                known = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                continue
+            if known:
+                kept.append(line + "\n")
+        atomic_text(self._path, "".join(kept))
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         """Close the file."""
@@ -92,12 +112,18 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder))
+        self._folder, self._kind = str(folder), SummaryWriter
+        self._writer: SummaryWriter = SummaryWriter(self._folder)
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Add a point to each curve."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """A new file that tells TensorBoard to forget the later points of the earlier ones."""
+        self._writer.close()
+        self._writer = self._kind(self._folder, purge_step=step + 1)
 
     def close(self) -> None:
         """Flush and close."""
@@ -127,6 +153,7 @@ class Reporter:
         self._bar_task: TaskID | None = None
         self._said = 0.0
         self._started = 0.0
+        self._first = 0
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +167,11 @@ class Reporter:
         self._stack.close()
         for sink in self._sinks:
             sink.close()
+
+    def rewind(self, step: int) -> None:
+        """Updates after this one will be made again."""
+        for sink in self._sinks:
+            sink.rewind(step)
 
     def add(self, *sinks: Sink) -> None:
         """Keep the figures there too, from now on."""
@@ -159,12 +191,12 @@ class Reporter:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)
 
-    def begin(self, total: int) -> None:
-        """The training starts."""
-        self._started = time.monotonic()
+    def begin(self, total: int, done: int = 0) -> None:
+        """The training starts, after so many updates that were done before."""
+        self._started, self._first = time.monotonic(), done
         if self._live:
             self._bar = self._stack.enter_context(_bar(self.console, "[dim]{task.fields[figures]}"))
-            self._bar_task = self._bar.add_task("training", total=total, figures="")
+            self._bar_task = self._bar.add_task("training", total=total, completed=done, figures="")
 
     def step(self, entry: Step, total: int) -> None:
         """An entry of the log."""
@@ -180,7 +212,8 @@ class Reporter:
         now = time.monotonic()
         if now - self._said >= self.PLAIN_SECONDS or entry.step == total:
             self._said = now
-            left = (now - self._started) / entry.step * (total - entry.step)
+            each = (now - self._started) / max(entry.step - self._first, 1)
+            left = each * (total - entry.step)
             place = f"step {entry.step}/{total}  epoch {entry.epoch:.2f}"
             self.say(f"{place}  {text}  {_duration(left)} left")
 

@@ -2,45 +2,43 @@
 
 for each update:
     gradients of the *sum* of the loss over the batch, in parts if asked
-    one division, by the count of the whole batch (train/optim.py)
+    are the numbers sane? (training/guard.py)
+    one division, by the count of the whole batch (training/optim.py)
     AdamW with the scheduled learning rate
 now and then: evaluate, and keep the last and the best model
+
+Everything a run depends on between two updates is in `Trainer.state`; what comes next is a function
+of that alone.
 """
 
 from __future__ import annotations
 
-import math
-import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretune.data import FeatureSet, PackedBatch, batches_by_length, epoch_batches
+from pretune.data import Cursor, DataOrder, FeatureSet, PackedBatch, prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
 from pretune.recipe_train import TrainSection
-from pretune.tasks import AnyTask, Task
+from pretune.tasks import AnyTask
+from pretune.training.distributed import World
+from pretune.training.ema import MovingAverage
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
-from pretune.training.freeze import backbone_is_frozen, train_mode
+from pretune.training.freeze import read_once, train_mode
+from pretune.training.guard import Guard, Trouble
+from pretune.training.jobs import Job, Share, share_out
 from pretune.training.log import Reporter, Step
 from pretune.training.memory import reusing_memory
 from pretune.training.optim import Optimizer
-from pretune.training.schedule import rate_factor, warmup_updates
-
-Indices = NDArray[np.int64]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every generator that new weights and dropout draw from; the data order needs none."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still use it
-    torch.manual_seed(seed)
+from pretune.training.rescue import rescue
+from pretune.training.schedule import BatchSize, Schedule
+from pretune.training.state import Course, Saved, State, Window, generators, restore_generators
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -51,38 +49,25 @@ class Stopped(Exception):  # noqa: N818 - not an error
         self.step = step
 
 
-@dataclass
-class Course:
-    """How a training went.
+class Keeper(Protocol):
+    """Where checkpoints go, and come from."""
 
-    Attributes:
-        steps: updates done.
-        tokens: trained on, over all epochs.
-        examples: sequences trained on, over all epochs.
-        seconds: spent in training steps, evaluation and saving not counted.
-        evaluations: (step, epoch, metrics) of each.
-        best_step: which of them was best.
-        best: its evaluation.
-    """
+    def save(self, step: int, state: State, *, best: bool) -> None:
+        """Keep the model as it is now, with the state of the run."""
 
-    steps: int = 0
-    tokens: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    evaluations: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
-    best_step: int | None = None
-    best: Evaluation | None = None
+    def newest(self, at_most: int | None = None) -> Saved | None:
+        """The newest checkpoint that is whole, preferably of at most so many updates."""
 
 
-@dataclass
-class _Window:
-    """What was summed up since the last entry of the log."""
+class NothingKept:
+    """Keeps nothing: for training in memory."""
 
-    sum: float = 0.0
-    count: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
+    def save(self, step: int, state: State, *, best: bool) -> None:
+        """Nothing."""
+
+    def newest(self, at_most: int | None = None) -> Saved | None:
+        """None."""
+        return None
 
 
 class Trainer:
@@ -97,8 +82,11 @@ class Trainer:
         seed: of the data order.
         device: where the model is.
         reporter: shows and keeps the course.
-        save: `(step, is_best)` is called after each evaluation, at the end, and when stopped.
-        should_stop: asked after each update.
+        keeper: is given the model after each evaluation, every `save_every` updates, at the end,
+            and when stopped.
+        should_stop: asked in each update.
+        name_record: names a training record for people, by its number.
+        world: the processes that train together.
 
     Raises:
         RunError: nothing to train on, or no such metric as `train.best`.
@@ -115,176 +103,211 @@ class Trainer:
         seed: int = 0,
         device: torch.device | None = None,
         reporter: Reporter | None = None,
-        save: Callable[[int, bool], None] | None = None,
+        keeper: Keeper | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        name_record: Callable[[int], str] = "record {}".format,
+        world: World | None = None,
     ) -> None:
         if len(train) == 0:
             raise RunError("there is nothing to train on", "Give data.train more records.")
-        self.task, self.model, self.options, self.seed = task, model, options, seed
+        self.task, self.model, self.options = task, model, options
         self.train, self.validation = train, validation
         self.device = device or torch.device("cpu")
         self.reporter = reporter or Reporter(quiet=True)
-        self.course = Course()
-        self._save = save or (lambda step, best: None)
+        self.world = world or World()
+        self.name_record = name_record
+        self.keeper = keeper or NothingKept()
         self._should_stop = should_stop
         self._best_by = options.best or task.best_by
-        self._window = _Window()
-        self.optimizer = Optimizer(
-            model,
-            weight_decay=options.weight_decay,
-            betas=(options.beta1, options.beta2),
-            eps=options.eps,
-            clip=options.clip,
-            layer_decay=options.layer_decay,
-        )
+        self.order = DataOrder(train.lengths, seed=seed, in_tokens=options.batch_tokens is not None)
+        self.total, self.sizes = planned_updates(self.order, options)
+        self.schedule = Schedule.of(options, self.total)
+        self.optimizer = Optimizer.of(model, options, sparse=self.world.size == 1)
+        self.average = MovingAverage(model, options.ema) if options.ema is not None else None
+        self.guard = Guard(options.guard)
+        self.course, self._window = Course(), Window()
+        self.cursor = Cursor()
+        self.skips: dict[Cursor, Cursor] = {}  # where a place is passed over, and where to go
+        before_trouble = options.guard.margin + options.guard.patience
+        self.begun: deque[Cursor] = deque(maxlen=before_trouble)
         self._kept: Tensor | None = None
-        self.total = options.max_steps or self._updates_in(options.epochs)
-        self.warmup = warmup_updates(options.warmup, self.total)
-        self.epoch = 0.0
+        self._stopping = False
+        self._saved_at = -1
         if validation is not None:
             self._check_metric()
 
+    @property
+    def epoch(self) -> float:
+        """Passes over the data done."""
+        return self.cursor.epoch + self.cursor.offset / len(self.order)
+
     def fit(self) -> Course:
-        """Train to the end.
+        """Train to the end, from wherever this is.
 
         Raises:
             Stopped: `should_stop` said so; the model was saved.
-            RunError: the loss is not finite. Nothing of that update is applied.
+            RunError: the numbers went wrong and the guard gave up. The update is not applied.
         """
         train_mode(self.model)
         start = time.perf_counter()
-        self._kept = self._read_once()
+        if self.world.size == 1 and self.total > self.order.updates(1, self.sizes.at):
+            self._kept = read_once(self)
         self.course.seconds += time.perf_counter() - start
-        self.reporter.begin(self.total)
+        self.reporter.begin(self.total, self.course.steps)
+        if self.options.guard.action == "rollback" and self.course.steps == 0:
+            self._save(best=False)  # something to go back to
         with reusing_memory(self.device.type == "cpu"):
-            self._run()
+            while self.course.steps < self.total and not self.course.early:
+                self._run()
         return self.course
 
+    def state(self) -> State:
+        """Everything besides the model that the rest of the run depends on."""
+        found = generators()
+        found.tensors |= self.optimizer.state()
+        if self.average is not None:  # then the model that is saved is the average
+            raw = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            found.tensors |= {f"raw.{name}": p.detach() for name, p in raw}
+        found.values |= {
+            "course": self.course.to_dict(),
+            "window": vars(self._window),
+            "guard": self.guard.to_dict(),
+            "cursor": self.cursor,
+            "skips": sorted(self.skips.items()),
+            "begun": list(self.begun),
+            "averaged": 0 if self.average is None else self.average.updates,
+        }
+        return found
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint as if nothing had happened since."""
+        self.model.load_state_dict(saved.weights)
+        state = saved.state
+        if self.average is not None:
+            weights = self.model.state_dict()
+            averages = {name: weights[name] for name in self.average.tensors}
+            self.average.load(averages, state.values["averaged"])
+            self.model.load_state_dict({**saved.weights, **state.under("raw.")})
+        self.optimizer.restore(state)
+        restore_generators(state)
+        values = state.values
+        self.course = Course.from_dict(values["course"])
+        self._window = Window(**values["window"])
+        self.guard.restore(values["guard"])
+        self.cursor = Cursor(*values["cursor"])
+        self.skips = {Cursor(*a): Cursor(*b) for a, b in values["skips"]}
+        self.begun.clear()
+        self.begun.extend(Cursor(*place) for place in values["begun"])
+
     def _run(self) -> None:
-        epoch = 0
-        while self.course.steps < self.total:
-            batches = self._batches(epoch)
-            for i, which in enumerate(batches, start=1):
-                self.epoch = epoch + i / len(batches)
-                self._update(which)
-                step = self.course.steps
-                due = self._eval_due(last_of_epoch=i == len(batches))
-                if due:
+        """Updates until the end, or until the guard had to step in."""
+        with closing(self._jobs()) as jobs:
+            for job in jobs:
+                trouble = self._update(job)
+                if trouble is not None:
+                    rescue(self, job, trouble)
+                    return
+                ended = self.cursor.epoch > job.at.epoch
+                done = self.course.steps == self.total
+                if self._eval_due(ended) or done:
                     self._evaluate_and_save()
-                if self._should_stop() and step < self.total:
-                    if not due:
-                        self._save(step, False)
-                    raise Stopped(step)
-                if step == self.total:
-                    break
-            epoch += 1
+                elif self._save_due():
+                    self._save(best=False)
+                if done or self.course.early:
+                    return
+                if self._stopping:
+                    if self._saved_at != self.course.steps:
+                        self._save(best=False)
+                    raise Stopped(self.course.steps)
 
-    def _updates_in(self, epochs: float) -> int:
-        """With a token budget, not every epoch has equally many batches."""
-        whole, part = int(epochs), epochs - int(epochs)
-        updates = sum(len(self._batches(epoch)) for epoch in range(whole))
-        if part:
-            updates += math.ceil(part * len(self._batches(whole)))
-        return updates
+    def _jobs(self) -> Generator[Job]:
+        """The batches from here on, as long as every one of them leads to an update."""
 
-    def _batches(self, epoch: int) -> list[Indices]:
-        return epoch_batches(
-            self.train.lengths,
-            seed=self.seed,
-            epoch=epoch,
-            batch_size=self.options.batch_size,
-            batch_tokens=self.options.batch_tokens,
-        )
+        def places() -> Iterator[tuple[Cursor, Share, Cursor]]:
+            at, step = self.cursor, self.course.steps
+            while step < self.total:
+                which, after = self.order.take(at, self.sizes.at(step))
+                after = self.past(after)
+                parts = -(-self.options.accumulate * self.sizes.at(step) // self.sizes.whole)
+                yield at, share_out(which, parts, self.world.rank, self.world.size), after
+                at, step = after, step + 1
 
-    def _update(self, which: Indices) -> None:
-        """One optimizer step on one batch."""
+        def make(place: tuple[Cursor, Share, Cursor]) -> Job:
+            at, share, after = place
+            return Job(at, share, after, [self.train.batch(part) for part in share.parts])
+
+        return prefetched(make, places(), self.options.workers)
+
+    def _update(self, job: Job) -> Trouble | None:
+        """One optimizer step on one batch, unless something is wrong with it."""
         start = time.perf_counter()
-        total, count = self._gradients(which)
+        self.begun.append(job.at)
+        job.generator = torch.get_rng_state()
+        total, count, parts = self.gradients(job)
         norm = self.optimizer.gradient_norm()
-        if not math.isfinite(total) or not math.isfinite(float(norm)):
-            raise self._diverged(total, float(norm))
-        step = self.course.steps
-        factor = rate_factor(
-            step, self.total, self.warmup, self.options.schedule, self.options.floor
-        )
-        rate = self.options.learning_rate * factor
+        trouble = self.guard.judge(total / count, float(norm) / count)
+        if trouble is not None:
+            return trouble
+        rate = self.options.learning_rate * self.schedule.factor(self.course.steps)
         self.optimizer.step(rate, count, norm)
+        if self.average is not None:
+            self.average.update()
+        self.guard.accept(total / count)
+        self.cursor = job.after
         self.course.steps += 1
-        tokens = int(self.train.lengths[which].sum())
+        tokens = int(self.train.lengths[job.share.whole].sum())
         self.course.tokens += tokens
-        self.course.examples += len(which)
-        self._window.tokens += tokens
+        self.course.examples += len(job.share.whole)
         seconds = time.perf_counter() - start
         self.course.seconds += seconds
-        self._window.seconds += seconds
+        window = self._window
+        window.sum, window.count = window.sum + total, window.count + count
+        window.tokens, window.seconds = window.tokens + tokens, window.seconds + seconds
+        window.add_parts(parts)
         if self.course.steps % self.options.log_every == 0 or self.course.steps == self.total:
             self._log(rate, float(norm) / count)
+        return None
 
-    def _gradients(self, which: Indices) -> tuple[float, int]:
-        """Add up the gradients of the sum of the loss; gives that sum and its count."""
+    def gradients(self, job: Job) -> tuple[float, int, dict[str, float]]:
+        """Add up the gradients of the sum of the loss, over all parts and processes.
+
+        Returns:
+            that sum, its count, and the sums of the loss's parts.
+        """
         sums: list[Tensor] = []
         count = 0
-        for part in np.array_split(which, min(self.options.accumulate, len(which))):
-            batch = self.train.batch(part).to(self.device)
-            with precision_context(self.device, self.options.precision):
-                loss = self.task.loss(self._outputs(batch), batch)
-            loss.sum.backward()  # type: ignore[no-untyped-call]
-            sums.append(loss.sum.detach())
-            count += loss.count
+        parts: dict[str, float] = {}
+        for i, batch in enumerate(job.batches):
+            batch = batch.to(self.device)
+            with self.world.syncing(self.model, last=i == len(job.batches) - 1):
+                with precision_context(self.device, self.options.precision):
+                    loss = self.task.loss(self._outputs(batch), batch)
+                real = job.share.real[i]  # else a stand-in: all processes must take part
+                (loss.sum if real else loss.sum * 0.0).backward()  # type: ignore[no-untyped-call]
+            sums.append(loss.sum.detach() * float(real))
+            count += loss.count * real
             for name, value in loss.parts.items():
-                known = self._window.parts.get(name, 0.0)
-                self._window.parts[name] = known + float(value.detach())
+                parts[name] = parts.get(name, 0.0) + float(value.detach()) * real
         total = float(torch.stack(sums).sum())
-        self._window.sum += total
-        self._window.count += count
-        return total, count
+        figures = [total, float(count), float(self._should_stop()), *parts.values()]
+        total, whole, stop, *values = self.world.sum(figures, self.device)
+        self._stopping = stop > 0
+        return total, int(whole), dict(zip(parts, values, strict=True))
+
+    def past(self, place: Cursor) -> Cursor:
+        """Where to go on at a place: there, unless its data are to be passed over."""
+        while place in self.skips:
+            place = self.skips[place]
+        return place
 
     def _outputs(self, batch: PackedBatch) -> Any:
         if self._kept is None:
-            return self.task.forward(self.model, batch)
+            return self.task.forward(self.world.wrapped(self.model), batch)
         assert isinstance(self.model, PooledHead)  # noqa: S101 - for the type checker
         return self.model.answer(self._kept[batch.index.to(self.device)])
 
-    @torch.no_grad()
-    def _read_once(self) -> Tensor | None:
-        """`[N, hidden]`: what a frozen backbone gives for each feature, the same in every epoch.
-
-        None where it learns, where the head reads more than one vector a sequence, or where each
-        feature is seen only once anyway.
-        """
-        usual = type(self.task).forward is Task.forward
-        worth = self.total > self._updates_in(1)
-        if not (isinstance(self.model, PooledHead) and usual and worth):
-            return None
-        if not backbone_is_frozen(self.model):
-            return None
-        kept: Tensor | None = None
-        with self.reporter.working("reading once", len(self.train)) as done:
-            seen = 0
-            for which in batches_by_length(self.train.lengths, self.options.eval_batch_tokens):
-                batch = self.train.batch(which).to(self.device)
-                with precision_context(self.device, self.options.precision):
-                    read = self.model.read(batch)
-                if kept is None:
-                    kept = read.new_empty(len(self.train), read.shape[1])
-                kept[batch.index.to(self.device)] = read
-                seen += len(which)
-                if done is not None:
-                    done(seen)
-        return kept
-
-    def _diverged(self, total: float, norm: float) -> RunError:
-        what = "the loss" if not math.isfinite(total) else "the gradient"
-        value = total if not math.isfinite(total) else norm
-        step = self.course.steps
-        return RunError(
-            f"{what} is {value} in update {step + 1} of {self.total}; the update was not applied",
-            f"Lower train.learning_rate (now {self.options.learning_rate:g})"
-            + ("." if self.options.clip else ", and set train.clip=1.0."),
-        )
-
     def _log(self, rate: float, norm: float) -> None:
-        window, self._window = self._window, _Window()
+        window, self._window = self._window, Window()
         count = max(window.count, 1)
         entry = Step(
             step=self.course.steps,
@@ -297,30 +320,48 @@ class Trainer:
         )
         self.reporter.step(entry, self.total)
 
-    def _eval_due(self, *, last_of_epoch: bool) -> bool:
-        step, every = self.course.steps, self.options.eval_every
-        due = last_of_epoch if every == "epoch" else step % every == 0
-        return due or step == self.total
+    def _eval_due(self, epoch_ended: bool) -> bool:
+        every = self.options.eval_every
+        return epoch_ended if every == "epoch" else self.course.steps % every == 0
+
+    def _save_due(self) -> bool:
+        every = self.options.save_every
+        return every is not None and self.course.steps % every == 0
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def _save(self, *, best: bool) -> None:
+        state = self.state()
+        with self._averaged():
+            self.keeper.save(self.course.steps, state, best=best)
+        self._saved_at = self.course.steps
 
     def _evaluate_and_save(self) -> None:
         """Evaluate on the validation data and keep the model."""
         step, is_best = self.course.steps, False
         if self.validation is not None:
-            found = evaluate_features(
-                self.task,
-                self.model,
-                self.validation,
-                batch_tokens=self.options.eval_batch_tokens,
-                device=self.device,
-                precision=self.options.precision,
-            )
+            with self._averaged():
+                found = evaluate_features(
+                    self.task,
+                    self.model,
+                    self.validation,
+                    batch_tokens=self.options.eval_batch_tokens,
+                    device=self.device,
+                    precision=self.options.precision,
+                    world=self.world,
+                )
             is_best = self._better(found)
             if is_best:
                 self.course.best, self.course.best_step = found, step
             self.course.evaluations.append((step, self.epoch, found.metrics))
             note = "  best so far" if is_best else ""
             self.reporter.evaluation(step, self.epoch, found.metrics, found.seconds, note)
-        self._save(step, is_best)
+            patience = self.options.patience
+            if patience is not None and self.course.evaluations_since_best >= patience:
+                self.course.early = True
+                self.reporter.say(f"no better in {patience} evaluations: stopping early")
+        self._save(best=is_best)
 
     def _check_metric(self) -> None:
         known = ["loss", *self.task.metrics().result()]
@@ -335,3 +376,17 @@ class Trainer:
             return True
         new, old = found.metrics[self._best_by], self.course.best.metrics[self._best_by]
         return new < old if self._best_by == "loss" else new > old
+
+
+def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, BatchSize]:
+    """How many updates a run has, and how large the batch of each is.
+
+    A growing batch (`batch_ramp`) may grow over a share of all updates, whose number depends on
+    how it grows: that share is of the updates there would be with whole batches.
+    """
+    whole = BatchSize.of(options.model_copy(update={"batch_ramp": None}), 0)
+    plain = options.max_steps or order.updates(options.epochs, whole.at)
+    sizes = BatchSize.of(options, plain)
+    if options.max_steps is not None or options.batch_ramp is None:
+        return plain, sizes
+    return order.updates(options.epochs, sizes.at), sizes

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pretune.recipe_train import TrainSection
+from pretune.training.state import State
 
 
 def parameter_groups(
@@ -73,6 +79,7 @@ class Optimizer:
         eps: added to the root.
         clip: the longest mean gradient (Euclidean norm over all parameters), or None.
         layer_decay: see `parameter_groups`.
+        sparse: whether lookup tables may have sparse gradients (not where others are to be added).
     """
 
     def __init__(
@@ -84,13 +91,57 @@ class Optimizer:
         eps: float,
         clip: float | None,
         layer_decay: float = 1.0,
+        sparse: bool = True,
     ) -> None:
         self.clip = clip
         groups = parameter_groups(model, weight_decay, layer_decay)
-        self._fused = all(p.device.type in ("cpu", "cuda") for p in _all(groups))
+        self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        self._sharded = any(isinstance(p, DTensor) for p in self._names)
+        known = all(p.device.type in ("cpu", "cuda") for p in self._names)
+        self._fused = known and not self._sharded
         self.adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=self._fused)
-        self._tables = _want_sparse_gradients(model)
+        self._tables = _want_sparse_gradients(model) if sparse else {}
         self._touched: dict[nn.Parameter, Tensor] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module, options: TrainSection, *, sparse: bool = True) -> Self:
+        """As the `train:` section of a recipe says."""
+        return cls(
+            model,
+            weight_decay=options.weight_decay,
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
+            clip=options.clip,
+            layer_decay=options.layer_decay,
+            sparse=sparse,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments by `optimizer.KIND.PARAMETER`; empty before the first step."""
+        return {
+            f"optimizer.{kind}.{name}": value
+            for parameter, name in self._names.items()
+            for kind, value in self.adamw.state.get(parameter, {}).items()
+        }
+
+    def restore(self, state: State) -> None:
+        """Go back to what `state` gave."""
+        self.forget()
+        self.adamw.state.clear()
+        for parameter, name in self._names.items():
+            moments = {
+                kind: found
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if (found := state.tensors.get(f"optimizer.{kind}.{name}")) is not None
+            }
+            if moments:
+                # The count of steps belongs where the kernel reads it.
+                where = parameter.device if self._fused else torch.device("cpu")
+                moments = {
+                    kind: value.to(where if kind == "step" else parameter.device, copy=True)
+                    for kind, value in moments.items()
+                }
+                self.adamw.state[parameter] = moments
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of the raw sums, a scalar tensor (on the parameters' device)."""
@@ -103,7 +154,12 @@ class Optimizer:
                 grads.append(parameter.grad)
         if not grads:
             return torch.zeros(())
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(local)))
+        if self._sharded:
+            square = norm.square()
+            dist.all_reduce(square)
+            norm = square.sqrt()
         return norm
 
     def step(self, learning_rate: float, count: int, norm: Tensor) -> None:
@@ -125,9 +181,14 @@ class Optimizer:
             # The kernel divides by this; it is how torch.amp.GradScaler unscales.
             self.adamw.grad_scale = divisor.to(torch.float32)  # type: ignore[attr-defined]
         else:
-            dense = [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
-            torch._foreach_div_(dense, divisor)
+            grads = [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
+            local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+            torch._foreach_div_(local, divisor)
         self.adamw.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all gradients."""
         self.adamw.zero_grad(set_to_none=True)
         for parameter, rows in self._touched.items():
             self._tables[parameter][rows] = 0.0

@@ -2,91 +2,43 @@
 
 from __future__ import annotations
 
-import platform
-import resource
-import statistics
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pretune import __version__
-from pretune.data import MAX_CHARS, FeatureSet, Records, epoch_order, read
-from pretune.errors import DataError
-from pretune.models import ops
-from pretune.recipe import Recipe
-from pretune.tasks import AnyTask, featurize, task_class
-from pretune.tasks.bundle import Bundle, grow_vocabulary, load, save
+from pretune.data import FeatureSet, Records
+from pretune.errors import RunError
+from pretune.recipe import Overrides, Recipe
+from pretune.tasks import task_class
+from pretune.tasks.bundle import Bundle, grow_vocabulary, load
+from pretune.training.checkpoint import Checkpoints, newest_whole, read_state
+from pretune.training.distributed import World, joined
 from pretune.training.evaluate import choose_device
 from pretune.training.folder import EVENTS, METRICS, RunFolder
 from pretune.training.freeze import freeze
+from pretune.training.inputs import read_data, read_features
 from pretune.training.log import JsonLines, Reporter, TensorBoard
-from pretune.training.loop import Course, Stopped, Trainer, seed_everything
+from pretune.training.loop import Stopped, Trainer
+from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
+from pretune.training.state import Course, seed_everything
 from pretune.training.stop import StopRequest
 
-
-@dataclass(frozen=True)
-class RunResult:
-    """The outcome of a training.
-
-    Attributes:
-        folder: where everything is.
-        seed: of the run.
-        metrics: of the best model on the validation data; empty without such data.
-        details: more of that evaluation, e.g. the confusion matrix.
-        best_step: after how many updates it was best.
-        steps: updates done.
-        examples: sequences trained on, over all epochs.
-        tokens: the same in tokens.
-        seconds: spent in training steps.
-        peak_memory_mb: the most memory the process (on CUDA: the device) held, in MiB.
-        environment: versions and machine.
-    """
-
-    folder: str
-    seed: int
-    metrics: dict[str, float]
-    details: dict[str, Any]
-    best_step: int | None
-    steps: int
-    examples: int
-    tokens: int
-    seconds: float
-    peak_memory_mb: float
-    environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def examples_per_second(self) -> float:
-        """Sequences trained on in a second."""
-        return self.examples / max(self.seconds, 1e-9)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class SeedsResult:
-    """The outcomes of one recipe under several seeds."""
-
-    runs: tuple[RunResult, ...]
-
-    def summary(self) -> dict[str, tuple[float, float]]:
-        """Mean and sample standard deviation of each metric."""
-        found = {}
-        for name in self.runs[0].metrics:
-            values = [run.metrics[name] for run in self.runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            found[name] = (statistics.mean(values), spread)
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        summary = {name: {"mean": mean, "sd": sd} for name, (mean, sd) in self.summary().items()}
-        return {"summary": summary, "runs": [run.to_dict() for run in self.runs]}
+#: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
+#: what is learned.
+MAY_CHANGE = (
+    "train.save_every",
+    "train.keep",
+    "train.background_save",
+    "train.eval_batch_tokens",
+    "train.log_every",
+    "train.workers",
+    "train.device",
+    "train.guard",
+    "description",
+)
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -95,11 +47,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     Attributes:
         folder: the run.
         steps: updates done.
+        signal: which one asked.
     """
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, folder: Path, steps: int, signal: int) -> None:
         super().__init__(f"stopped after {steps} updates; the last checkpoint is {folder / 'last'}")
-        self.folder, self.steps = folder, steps
+        self.folder, self.steps, self.signal = folder, steps, signal
 
 
 def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False) -> RunResult:
@@ -115,54 +68,35 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
         Interrupted: SIGINT or SIGTERM came; the last model is saved.
     """
     folder = RunFolder(recipe.output)
-    folder.check(recipe, overwrite=overwrite)
-    device = choose_device(recipe.train.device)
-    records, held_out = read_data(recipe)
-    task = task_class(recipe.task.name)(recipe.task)
-    task.fit(records)
-    seed_everything(recipe.seed)
-    bundle = load(
-        recipe.model.source,
-        task=task,
-        tokenizer=recipe.model.tokenizer,
-        dropout=recipe.model.dropout,
-        attention_dropout=recipe.model.attention_dropout,
-    )
-    bundle.columns = dict(recipe.data.columns)
-    grow_vocabulary(bundle, recipe.model.new_tokens, recipe.model.vocab_multiple)
-    freeze(bundle.model, recipe.train.freeze)
-    with Reporter(quiet=quiet) as reporter:
-        # All data is checked before the folder is touched.
-        train = _features("train", task, records, bundle, reporter)
-        validation = None
-        if held_out is not None:
-            validation = _features("validation", task, held_out, bundle, reporter)
-        folder.create(recipe)
-        reporter.say(str(bundle.report))
-        bundle.model.to(device)
-        sinks = (JsonLines(folder.path / METRICS), TensorBoard(folder.path / EVENTS))
-        reporter.add(*sinks)
-        with StopRequest(reporter.say) as stop:
-            trainer = Trainer(
-                task,
-                bundle.model,
-                train,
-                validation,
-                options=recipe.train,
-                seed=recipe.seed,
-                device=device,
-                reporter=reporter,
-                save=lambda step, best: _save(folder, bundle, step, best=best),
-                should_stop=stop,
-            )
-            reporter.say(_plan(trainer, device))
-            try:
-                course = trainer.fit()
-            except Stopped as stopped:
-                raise Interrupted(folder.path, stopped.step) from None
-        result = _result(recipe, course, device)
-        folder.finish(result.to_dict())
-    return result
+    with joined(choose_device(recipe.train.device).type) as world:
+        if world.main:
+            folder.check(recipe, overwrite=overwrite)
+        return _Run(recipe, folder, world, quiet=quiet).go()
+
+
+def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) -> RunResult:
+    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
+
+    On the same machine with the same versions, what comes out is bit for bit what would have come
+    out had it never been stopped. A run that is finished is left as it is.
+
+    Args:
+        path: the run's folder.
+        overrides: of keys that do not change what is learned, such as `train.log_every`.
+        quiet: show no progress.
+
+    Raises:
+        PretuneError: no run there, other data than then, or no checkpoint that is whole.
+        Interrupted: SIGINT or SIGTERM came; the last model is saved.
+    """
+    folder = RunFolder(path)
+    earlier = folder.recipe()
+    recipe = earlier.changed(overrides).changed({"output": str(path)})
+    _check_unchanged(earlier, recipe)
+    if (finished := folder.result()) is not None:
+        return RunResult.from_dict(finished)
+    with joined(choose_device(recipe.train.device).type) as world:
+        return _Run(recipe, folder, world, quiet=quiet, resumed=True).go()
 
 
 def train_seeds(
@@ -177,89 +111,168 @@ def train_seeds(
     return SeedsResult(tuple(runs))
 
 
-def read_data(recipe: Recipe) -> tuple[Records, Records | None]:
-    """The training and the validation records, with the columns the task knows.
+class _Run:
+    """One run, from its data to its result."""
 
-    Raises:
-        DataError: missing, broken, or without a column that the task needs.
-    """
-    data = recipe.data
-    records = _read(recipe, data.train)
-    if isinstance(data.validation, str):
-        return records.head(data.limit), _read(recipe, data.validation)
-    if data.validation is None:
-        return records.head(data.limit), None
-    # The same split whatever the seed of the run, so that runs can be compared.
-    order = epoch_order(len(records), seed=0, epoch=0).tolist()
-    count = round(data.validation * len(records))
-    if not 0 < count < len(records):
-        raise DataError(
-            f"{records.origin}: {len(records)} records are too few to hold back "
-            f"{data.validation:g} of them",
-            "Give validation data with data.validation=FILE, or none: data.validation=null.",
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        world: World,
+        *,
+        quiet: bool,
+        resumed: bool = False,
+    ) -> None:
+        self.recipe, self.folder, self.world, self.resumed = recipe, folder, world, resumed
+        self.device = choose_device(recipe.train.device, world.local_rank)
+        self.reporter = Reporter(quiet=quiet or not world.main)
+        self.task = task_class(recipe.task.name)(recipe.task)
+
+    def go(self) -> RunResult:
+        """Read, load, train, and write the result."""
+        with self.reporter, ExitStack() as stack:
+            records, held_out = read_data(self.recipe)
+            self.task.fit(records)
+            seed_everything(self.recipe.seed)
+            start = self._newest()
+            bundle = self._load(start)
+            # All data is checked before the folder is touched.
+            train = read_features("train", self.task, records, bundle, self.reporter)
+            validation = None
+            if held_out is not None:
+                validation = read_features("validation", self.task, held_out, bundle, self.reporter)
+            data = train.fingerprint()
+            if start is not None:
+                _check_data(read_state(start).values.get("data"), data, start)
+            self._open_folder(bundle)
+            stop = stack.enter_context(StopRequest(self.reporter.say))
+            keeper = self._keeper(bundle, {"data": data})
+            trainer = self._trainer(bundle, train, validation, keeper, stop, records)
+            if start is not None:
+                trainer.restore(keeper.read(start))
+            if self.resumed:
+                self.reporter.rewind(trainer.course.steps)
+                self.reporter.say(
+                    f"resumed from {start or 'the beginning'}: update {trainer.course.steps}"
+                )
+            self.reporter.say(_plan(trainer, self.world))
+            try:
+                course = trainer.fit()
+            except Stopped as stopped:
+                keeper.flush()
+                raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
+            keeper.flush()
+            result = _result(self.recipe, course, self.device)
+            if self.world.main:
+                self.folder.finish(result.to_dict())
+        return result
+
+    def _newest(self) -> Path | None:
+        if not self.resumed:
+            return None
+        return newest_whole(self.folder.path, say=self.reporter.say)
+
+    def _load(self, start: Path | None) -> Bundle:
+        model = self.recipe.model
+        bundle = load(
+            model.source if start is None else start,
+            task=self.task,
+            tokenizer=model.tokenizer if start is None else None,
+            dropout=model.dropout,
+            attention_dropout=model.attention_dropout,
         )
-    return records.take(sorted(order[count:])).head(data.limit), records.take(sorted(order[:count]))
+        bundle.columns = dict(self.recipe.data.columns)
+        if start is None:
+            grow_vocabulary(bundle, model.new_tokens, model.vocab_multiple)
+        freeze(bundle.model, self.recipe.train.freeze)
+        return bundle
+
+    def _open_folder(self, bundle: Bundle) -> None:
+        if self.world.main:
+            if not self.resumed:
+                self.folder.create(self.recipe)
+                self.reporter.say(str(bundle.report))
+            path = self.folder.path
+            self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
+        self.world.wait()
+
+    def _keeper(self, bundle: Bundle, extra: dict[str, Any]) -> Checkpoints:
+        options = self.recipe.train
+        # The newest may be from within the trouble that is to be undone.
+        least = 2 if options.guard.action == "rollback" else 1
+        return Checkpoints(
+            self.folder.path,
+            bundle,
+            keep=max(options.keep, least),
+            background=options.background_save,
+            world=self.world,
+            extra=extra,
+            say=self.reporter.say,
+        )
+
+    def _trainer(
+        self,
+        bundle: Bundle,
+        train: FeatureSet,
+        validation: FeatureSet | None,
+        keeper: Checkpoints,
+        stop: StopRequest,
+        records: Records,
+    ) -> Trainer:
+        bundle.model.to(self.device)
+        self.world.spread(bundle.model, self.recipe.train.parallel)
+        return Trainer(
+            self.task,
+            bundle.model,
+            train,
+            validation,
+            options=self.recipe.train,
+            seed=self.recipe.seed,
+            device=self.device,
+            reporter=self.reporter,
+            keeper=keeper,
+            should_stop=stop,
+            name_record=records.where,
+            world=self.world,
+        )
 
 
-def _read(recipe: Recipe, source: str) -> Records:
-    data = recipe.data
-    task = task_class(recipe.task.name)(recipe.task)
-    return read_for(
-        task,
-        source,
-        columns=data.columns,
-        encoding=data.encoding,
-        quoting=data.quoting,
-        max_chars=data.max_chars,
-    )
-
-
-def read_for(
-    task: AnyTask,
-    source: str | Path,
-    *,
-    columns: Mapping[str, str],
-    encoding: str = "utf-8",
-    quoting: str = "auto",
-    max_chars: int = MAX_CHARS,
-    with_targets: bool = True,
-) -> Records:
-    """Read data for a task: its columns under the names the task knows.
+def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
+    """Whether a resumed run is still the run that it was.
 
     Raises:
-        DataError: missing, broken, or without a column that the task needs.
+        RunError: a key differs that changes what is learned.
     """
-    needed = [*task.inputs, *(task.targets if with_targets else ())]
-    records = read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
-    return records.mapped(columns, needed)
+    differing = [
+        line
+        for line in RunFolder.differences(earlier.to_dict(), recipe.to_dict())
+        if not line.startswith(("output:", *(f"{key}:" for key in MAY_CHANGE), "train.guard."))
+    ]
+    if differing:
+        raise RunError(
+            "a resumed run goes on as it began, but they differ in\n  " + "\n  ".join(differing),
+            "Start a new run from its weights: pretune train RECIPE model.from=RUN/last "
+            "output=FOLDER. Only these may change: " + ", ".join(MAY_CHANGE) + ".",
+        )
 
 
-def _features(
-    what: str, task: AnyTask, records: Records, bundle: Bundle, reporter: Reporter
-) -> FeatureSet:
-    with reporter.working(f"reading {what}", len(records)) as done:
-        features = featurize(task, records, bundle.tokenizer, progress=done)
-    cut = ""
-    if features.truncated:
-        most = task.options.max_length
-        cut = f"; {features.truncated:,} were longer than {most} tokens and were cut"
-    reporter.say(
-        f"{what}: {len(features):,} from {records.origin}, {int(features.starts[-1]):,} tokens{cut}"
-    )
-    return features
+def _check_data(then: str | None, now: str, checkpoint: Path) -> None:
+    if then != now:
+        raise RunError(
+            f"{checkpoint}: was trained on other data than data.train gives now",
+            "Put the data back as it was; or start a new run from these weights: "
+            f"pretune train RECIPE model.from={checkpoint} output=FOLDER",
+        )
 
 
-def _save(folder: RunFolder, bundle: Bundle, step: int, *, best: bool) -> None:
-    folder.checkpoint(step, lambda path: save(bundle, path), best=best)
-
-
-def _plan(trainer: Trainer, device: torch.device) -> str:
+def _plan(trainer: Trainer, world: World) -> str:
     everything = sum(p.numel() for p in trainer.model.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     share = "" if trained == everything else f" of {everything:,} ({trained / everything:.1%})"
+    where = str(trainer.device) if world.size == 1 else f"{world.size} processes"
     return (
-        f"training {trained:,}{share} parameters on {device} for {trainer.total:,} updates "
-        f"({trainer.warmup:,} of them warming up)"
+        f"training {trained:,}{share} parameters on {where} for {trainer.total:,} updates "
+        f"({trainer.schedule.warmup:,} of them warming up)"
     )
 
 
@@ -277,43 +290,9 @@ def _result(recipe: Recipe, course: Course, device: torch.device) -> RunResult:
         seconds=course.seconds,
         peak_memory_mb=peak_memory_mb(device),
         environment=environment(device),
+        rescues=course.rescues,
+        stopped_early=course.early,
     )
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory held so far, in MiB: of the device on CUDA, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage counts what the parent held when it forked
-        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What a result depends on besides the recipe."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "pretune": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "device": f"{device} ({name})",
-        "threads": str(torch.get_num_threads()),
-        "matmul": "oneDNN" if device.type == "cpu" and ops.uses_onednn() else "PyTorch",
-    }
-
-
-__all__: Sequence[str] = [
-    "Interrupted",
-    "RunResult",
-    "SeedsResult",
-    "environment",
-    "peak_memory_mb",
-    "read_data",
-    "read_for",
-    "train_recipe",
-    "train_seeds",
-]
+__all__: Sequence[str] = ["Interrupted", "resume", "train_recipe", "train_seeds"]

@@ -21,6 +21,8 @@ class StopRequest:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._asked = False
+        #: The one that came.
+        self.signal = signal.SIGTERM
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
@@ -46,4 +48,5 @@ class StopRequest:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+        self.signal = signal.Signals(number)
         self._say("stopping after this update; once more to exit at once without saving")

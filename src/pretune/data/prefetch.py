@@ -1,0 +1,41 @@
+"""Making things ahead of time, in threads, without changing their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def prefetched(make: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R]:
+    """`make(item)` of each item, in order; the same whatever the number of workers.
+
+    Closing the iterator early throws away what was made ahead.
+
+    Args:
+        make: must not depend on what was made before.
+        items: asked for only as needed, by the caller's thread; may be endless.
+        workers: threads; each keeps two results ready. With 0 things are made when asked for.
+    """
+    if workers == 0:
+        yield from map(make, items)
+        return
+    source = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in islice(source, 2 * workers):
+                waiting.append(pool.submit(make, item))
+            while waiting:
+                result = waiting.popleft().result()
+                for item in islice(source, 1):
+                    waiting.append(pool.submit(make, item))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,274 @@
+"""Checkpoints of a run: the model with the state of the run, written so that none can be lost.
+
+checkpoints/step-000300/
+    config.json, model.safetensors, tokenizer...   the model, as everybody reads it
+    trainer.safetensors, trainer.json              the state of the run (training/state.py)
+    manifest.json                                  sizes and SHA-256 of all that
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pretune.errors import CheckpointError, PretuneError, RunError
+from pretune.hub import atomic_folder, find_damage, point, write_manifest
+from pretune.tasks.bundle import Bundle, load, save
+from pretune.training.distributed import World
+from pretune.training.state import Saved, State
+
+TENSORS, VALUES = "trainer.safetensors", "trainer.json"
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
+#: From so many bytes of weights on, checkpoints are written beside the training.
+LARGE = 1 << 30
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run with their updates, oldest first, whole or not."""
+    found = []
+    if (run / FOLDER).is_dir():
+        named = ((_NAME.fullmatch(path.name), path) for path in (run / FOLDER).iterdir())
+        found = [(int(m[1]), int(m[2] or 0), path) for m, path in named if m is not None]
+    return [(step, path) for step, _, path in sorted(found)]
+
+
+def newest_whole(
+    run: Path, at_most: int | None = None, say: Callable[[str], None] = lambda text: None
+) -> Path | None:
+    """The newest undamaged checkpoint, preferably of at most so many updates.
+
+    Args:
+        run: the folder.
+        at_most: updates; where there is none so old, the oldest that there is.
+        say: is told of each damaged one.
+    """
+    fallback = None
+    for step, path in reversed(checkpoints(run)):
+        damage = find_damage(path)
+        if damage is not None:
+            say(f"{damage}; going back to an older checkpoint")
+        elif at_most is None or step <= at_most:
+            return path
+        else:
+            fallback = path
+    return fallback
+
+
+def read_state(path: Path) -> State:
+    """The state in a checkpoint that is whole.
+
+    Raises:
+        CheckpointError: it is of a model alone, or not readable.
+    """
+    try:
+        values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+        return State(load_file(path / TENSORS), values)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: holds a model but not the state of a run ({Path(error.filename).name})",
+            "Train on from its weights instead: pretune train RECIPE model.from=...",
+        ) from None
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: the state of the run is not readable ({error})") from None
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run, and reads them back.
+
+    At no moment is there a `best` or `last` that is not complete, and an older checkpoint goes only
+    when enough newer ones are whole.
+
+    Args:
+        run: the folder.
+        bundle: what is trained; always the model of this moment.
+        keep: how many of the newest to keep, besides the best.
+        background: write in a thread; default: large models, and those on a GPU.
+        world: only its main process writes.
+        extra: more JSON values to keep with each.
+        say: tells people what they should know.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        bundle: Bundle,
+        *,
+        keep: int = 1,
+        background: bool | None = None,
+        world: World | None = None,
+        extra: dict[str, Any] | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.run, self.bundle, self.keep, self.say = run, bundle, keep, say
+        self.world, self.extra = world or World(), extra or {}
+        weights = list(bundle.model.parameters())
+        size = sum(p.numel() * p.element_size() for p in weights)
+        on_gpu = any(p.device.type != "cpu" for p in weights)
+        self._background = (size >= LARGE or on_gpu) if background is None else background
+        self._thread: threading.Thread | None = None
+        self._failed: BaseException | None = None
+        self._whole: dict[Path, tuple[Any, ...]] = {}
+
+    def save(self, step: int, state: State, *, best: bool) -> None:
+        """Keep the model as it is now, with the state of the run.
+
+        In the background only a copy is made before this returns. One write is under way at a time.
+
+        Raises:
+            RunError: it, or the one before, cannot be written; the earlier ones are intact.
+        """
+        self.flush()
+        if not self.world.main:
+            return
+        values = json.dumps({**state.values, **self.extra}, ensure_ascii=False)
+        if not self._background:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
+            self._write(step, self.bundle, tensors, values, best)
+            return
+        tensors = {name: _copied(value) for name, value in state.tensors.items()}
+        bundle = replace(self.bundle, model=_model_copy(self.bundle.model))
+
+        def work() -> None:
+            try:
+                self._write(step, bundle, tensors, values, best)
+            except BaseException as error:  # raised again by flush
+                self._failed = error
+
+        # A daemon: who asks twice to stop does not wait for it, and what is half-written goes.
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def flush(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            RunError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+
+    def newest(self, at_most: int | None = None) -> Saved | None:
+        """The newest whole checkpoint, preferably of at most so many updates; newer ones go."""
+        self.flush()
+        self.world.wait()
+        path = newest_whole(self.run, at_most, self.say)
+        if path is None:
+            return None
+        saved = self.read(path)
+        self.world.wait()
+        if self.world.main:
+            self._drop_newer(path)
+        return saved
+
+    def read(self, path: Path) -> Saved:
+        """A checkpoint that is whole.
+
+        Raises:
+            CheckpointError: it is of a model alone, or not readable.
+        """
+        state = read_state(path)
+        weights = load(path, task=self.bundle.task).model.state_dict()
+        return Saved(str(path), weights, state)
+
+    def _write(
+        self, step: int, bundle: Bundle, tensors: dict[str, Tensor], values: str, best: bool
+    ) -> None:
+        target = self._free_name(step)
+        try:
+            with atomic_folder(target) as folder:
+                save(bundle, folder)
+                save_file(tensors, folder / TENSORS)
+                (folder / VALUES).write_text(values, encoding="utf-8")
+                write_manifest(folder)
+            self._whole[target] = _signature(target)
+            point(self.run / "last", target)
+            if best:
+                point(self.run / "best", target)
+            self._prune()
+        except (OSError, SafetensorError) as error:
+            raise self._unwritten(target, error) from None
+
+    def _unwritten(self, target: Path, error: Exception) -> PretuneError:
+        known = [path for _, path in checkpoints(self.run)]
+        kept = f"; {known[-1]} is intact" if known else ""
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return RunError(
+            f"{target}: the checkpoint cannot be written ({reason}){kept}",
+            f"Make room, then go on: pretune train --resume {self.run}",
+        )
+
+    def _free_name(self, step: int) -> Path:
+        """Going back in time can come to the same step again."""
+        target = self.run / FOLDER / f"step-{step:06d}"
+        number = 0
+        while target.exists():
+            number += 1
+            target = target.with_name(f"step-{step:06d}.{number}")
+        return target
+
+    def _prune(self) -> None:
+        """Drop what is neither the best nor among the newest whole ones."""
+        kept = {(self.run / name).resolve() for name in ("best", "last")}
+        whole = 0
+        for _, path in reversed(checkpoints(self.run)):
+            if whole < self.keep:
+                whole += self._is_whole(path)
+            elif path.resolve() not in kept:
+                shutil.rmtree(path)
+                self._whole.pop(path, None)
+        for path in (self.run / FOLDER).glob(".*.tmp"):  # of a process that was killed
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _is_whole(self, path: Path) -> bool:
+        """Read in full only where something changed since that was last done."""
+        signature = _signature(path)
+        if self._whole.get(path) != signature:
+            damage = find_damage(path)
+            if damage is not None:
+                self.say(f"{damage}; it does not count as a checkpoint")
+                return False
+            self._whole[path] = signature
+        return True
+
+    def _drop_newer(self, path: Path) -> None:
+        """They are of a course that is not taken, or damaged; the best one stays if it is whole."""
+        best = (self.run / "best").resolve()
+        known = [other for _, other in checkpoints(self.run)]
+        for other in known[known.index(path) + 1 :]:
+            if other.resolve() != best or find_damage(other) is not None:
+                shutil.rmtree(other)
+        point(self.run / "last", path)
+
+
+def _signature(folder: Path) -> tuple[Any, ...]:
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _model_copy(model: nn.Module) -> nn.Module:
+    """The same model with weights of its own, in host memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        copied = _copied(tensor)
+        memo[id(tensor)] = nn.Parameter(copied) if isinstance(tensor, nn.Parameter) else copied
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,86 @@
+"""The data of a recipe: records with the columns its task knows, and features of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pretune.data import MAX_CHARS, FeatureSet, Records, epoch_order, read
+from pretune.errors import DataError
+from pretune.recipe import Recipe
+from pretune.tasks import AnyTask, featurize, task_class
+from pretune.tasks.bundle import Bundle
+from pretune.training.log import Reporter
+
+
+def read_data(recipe: Recipe) -> tuple[Records, Records | None]:
+    """The training and the validation records, with the columns the task knows.
+
+    Raises:
+        DataError: missing, broken, or without a column that the task needs.
+    """
+    data = recipe.data
+    records = _read(recipe, data.train)
+    if isinstance(data.validation, str):
+        return records.head(data.limit), _read(recipe, data.validation)
+    if data.validation is None:
+        return records.head(data.limit), None
+    # The same split whatever the seed of the run, so that runs can be compared.
+    order = epoch_order(len(records), seed=0, epoch=0).tolist()
+    count = round(data.validation * len(records))
+    if not 0 < count < len(records):
+        raise DataError(
+            f"{records.origin}: {len(records)} records are too few to hold back "
+            f"{data.validation:g} of them",
+            "Give validation data with data.validation=FILE, or none: data.validation=null.",
+        )
+    return records.take(sorted(order[count:])).head(data.limit), records.take(sorted(order[:count]))
+
+
+def _read(recipe: Recipe, source: str) -> Records:
+    data = recipe.data
+    task = task_class(recipe.task.name)(recipe.task)
+    return read_for(
+        task,
+        source,
+        columns=data.columns,
+        encoding=data.encoding,
+        quoting=data.quoting,
+        max_chars=data.max_chars,
+    )
+
+
+def read_for(
+    task: AnyTask,
+    source: str | Path,
+    *,
+    columns: Mapping[str, str],
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    max_chars: int = MAX_CHARS,
+    with_targets: bool = True,
+) -> Records:
+    """Read data for a task: its columns under the names the task knows.
+
+    Raises:
+        DataError: missing, broken, or without a column that the task needs.
+    """
+    needed = [*task.inputs, *(task.targets if with_targets else ())]
+    records = read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
+    return records.mapped(columns, needed)
+
+
+def read_features(
+    what: str, task: AnyTask, records: Records, bundle: Bundle, reporter: Reporter
+) -> FeatureSet:
+    """The features of some records, with a line about them for people."""
+    with reporter.working(f"reading {what}", len(records)) as done:
+        features = featurize(task, records, bundle.tokenizer, progress=done)
+    cut = ""
+    if features.truncated:
+        most = task.options.max_length
+        cut = f"; {features.truncated:,} were longer than {most} tokens and were cut"
+    reporter.say(
+        f"{what}: {len(features):,} from {records.origin}, {int(features.starts[-1]):,} tokens{cut}"
+    )
+    return features

@@ -1,0 +1,156 @@
+"""The state of a run: everything that a resumed run needs to go on as if nothing had happened.
+
+A state is tensors by name and JSON values by name: two files, neither of them a pickle.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretune.training.evaluate import Evaluation
+
+
+@dataclass
+class State:
+    """What a checkpoint holds besides the model.
+
+    Attributes:
+        tensors: optimizer moments, averaged or raw weights, generators.
+        values: JSON-ready: counters, history, the place in the data.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without that beginning."""
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+
+@dataclass
+class Saved:
+    """A checkpoint that was read back.
+
+    Attributes:
+        place: where it lies, for people.
+        weights: of the model, by our names.
+        state: all the rest.
+    """
+
+    place: str
+    weights: dict[str, Tensor]
+    state: State
+
+
+@dataclass
+class Course:
+    """How a training went.
+
+    Attributes:
+        steps: updates done.
+        tokens: trained on, over all epochs.
+        examples: sequences trained on, over all epochs.
+        seconds: spent in training steps, evaluation and saving not counted.
+        evaluations: (step, epoch, metrics) of each.
+        best_step: which of them was best.
+        best: its evaluation.
+        rescues: what the guard did, one sentence each.
+        early: whether it ended because nothing got better any more.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    evaluations: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
+    best_step: int | None = None
+    best: Evaluation | None = None
+    rescues: list[str] = field(default_factory=list)
+    early: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave."""
+        known = dict(values)
+        if known["best"] is not None:
+            known["best"] = Evaluation(**known["best"])
+        known["evaluations"] = [(step, epoch, dict(m)) for step, epoch, m in known["evaluations"]]
+        return cls(**known)
+
+    @property
+    def evaluations_since_best(self) -> int:
+        """How many evaluations found nothing better."""
+        if self.best_step is None:
+            return len(self.evaluations)
+        return sum(step > self.best_step for step, _, _ in self.evaluations)
+
+
+@dataclass
+class Window:
+    """What was summed up since the last entry of the log."""
+
+    sum: float = 0.0
+    count: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def add_parts(self, parts: Mapping[str, float]) -> None:
+        """Add to the sums by name."""
+        for name, value in parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + value
+
+
+def generators() -> State:
+    """Where all random generators stand: torch's (CPU and CUDA), numpy's and Python's."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one
+    version, words, pending = random.getstate()
+    tensors = {
+        "generator.torch": torch.get_rng_state(),
+        "generator.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "generator.python": torch.tensor(words, dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        for i, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"generator.cuda.{i}"] = state
+    values = {
+        "numpy": [kind, int(place), int(has_gauss), float(gauss)],
+        "python": [version, pending],
+    }
+    return State(tensors, values)
+
+
+def restore_generators(state: State) -> None:
+    """Set all random generators to where `generators` found them."""
+    torch.set_rng_state(state.tensors["generator.torch"])
+    kind, place, has_gauss, gauss = state.values["numpy"]
+    keys = state.tensors["generator.numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, place, has_gauss, gauss))  # noqa: NPY002
+    version, pending = state.values["python"]
+    random.setstate((version, tuple(state.tensors["generator.python"].tolist()), pending))
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if (known := state.tensors.get(f"generator.cuda.{i}")) is not None:
+                torch.cuda.set_rng_state(known, i)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that new weights and dropout draw from; the data order needs none."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still use it
+    torch.manual_seed(seed)

@@ -1,0 +1,289 @@
+"""A resumed run is bit for bit the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretune.data import FeatureSet
+from pretune.errors import RunError
+from pretune.recipe import Recipe
+from pretune.training import Interrupted, resume, run, train_recipe
+from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
+from pretune.training.state import generators, restore_generators, seed_everything
+
+Make = Callable[..., Recipe]
+
+#: 48 examples in batches of 8: 6 updates an epoch.
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"train__accumulate": 3},
+    "token budget": {"train__batch_tokens": 40, "train__batch_size": None},
+    "two workers": {"train__workers": 2},
+    "average": {"train__ema": 0.9},
+    "growing batch": {"train__batch_ramp": {"start": 2, "updates": 8}},
+    "frozen backbone": {"train__freeze": "backbone"},
+    "frozen layer": {"train__freeze": "embeddings", "train__layer_decay": 0.9},
+    "no clipping, wsd": {"train__clip": None, "train__schedule": "wsd"},
+    "no validation": {"data__validation": None},
+    "guarded": {"train__guard": "rollback"},
+    "in the background": {"train__background_save": True},
+}
+
+
+class StopAt:
+    """Stands in for the handler of signals: asks to stop in a certain update."""
+
+    signal = 15
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0  # once asked, for good
+
+    def __enter__(self) -> StopAt:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+def course(folder: str | Path) -> list[dict[str, Any]]:
+    """What was logged, without the speed."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        entry.pop("train/tokens_per_second", None)
+    return entries
+
+
+def outcome(folder: str | Path) -> dict[str, Any]:
+    """All that must be alike: the weights, the moments, the place, the log, the figures."""
+    folder = Path(folder)
+    values = json.loads((folder / "last" / VALUES).read_text(encoding="utf-8"))
+    for timed in (values["course"], values["window"], values["course"]["best"] or {}):
+        timed.pop("seconds", None)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for name in ("seconds", "peak_memory_mb", "folder"):
+        result.pop(name)
+    return {
+        "weights": (folder / "last" / "model.safetensors").read_bytes(),
+        "best": (folder / "best" / "model.safetensors").read_bytes()
+        if (folder / "best").exists()
+        else None,
+        "state": (folder / "last" / TENSORS).read_bytes(),
+        "values": values,
+        "log": course(folder),
+        "result": result,
+    }
+
+
+@pytest.fixture
+def stopped(toy_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    def make(updates: int, folder: str, **changes: Any) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "StopRequest", lambda say: StopAt(updates))
+            recipe = toy_recipe(output=folder, **changes)
+            with pytest.raises(Interrupted):
+                train_recipe(recipe, quiet=True)
+        return Path(recipe.output)
+
+    return make
+
+
+def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for key in one:
+        assert one[key] == other[key], key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_goes_on_as_if_never_stopped(
+    case: str, toy_recipe: Make, stopped: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Stopped inside an epoch, where one ends, and once more after having been resumed."""
+    changes = {"train__log_every": 4, "model__dropout": 0.2, **CASES[case]}
+    whole = toy_recipe(output=str(tmp_path / "whole"), **changes)
+    train_recipe(whole, quiet=True)
+    expected = outcome(whole.output)
+    for updates in (4, 6):
+        folder = stopped(updates, str(tmp_path / f"at-{updates}"), **changes)
+        assert not (folder / "result.json").exists()
+        resume(folder, quiet=True)
+        assert_alike(outcome(folder), expected)
+
+
+def test_stopped_again_and_again(
+    toy_recipe: Make,
+    stopped: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = toy_recipe(output=str(tmp_path / "whole"))
+    train_recipe(whole, quiet=True)
+    folder = stopped(1, str(tmp_path / "parts"))
+    monkeypatch.setattr(run, "StopRequest", lambda say: StopAt(2))
+    stops = 0
+    while not (folder / "result.json").exists():
+        try:
+            resume(folder, quiet=True)
+        except Interrupted:
+            stops += 1
+    assert stops >= 4
+    assert_alike(outcome(folder), outcome(whole.output))
+
+
+def test_before_the_first_checkpoint_begins_anew(toy_recipe: Make, tmp_path: Path) -> None:
+    whole = toy_recipe(output=str(tmp_path / "whole"))
+    train_recipe(whole, quiet=True)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    text = whole.changed({"output": str(killed)}).to_yaml()
+    (killed / "recipe.yaml").write_text(text, encoding="utf-8")
+    resume(killed, quiet=True)
+    assert_alike(outcome(killed), outcome(whole.output))
+
+
+def test_is_a_seek(
+    stopped: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No batch is made that is not trained on: getting to update 9 costs what update 1 would."""
+    folder = stopped(9, str(tmp_path / "run"), data__validation=None)
+    made: list[int] = []
+    original = FeatureSet.batch
+
+    def counting(self: FeatureSet, which: Any, **options: Any) -> Any:
+        made.append(len(which))
+        return original(self, which, **options)
+
+    monkeypatch.setattr(FeatureSet, "batch", counting)
+    result = resume(folder, quiet=True)
+    assert result.steps == 16  # 60 examples, two epochs
+    assert len(made) == result.steps - 9
+
+
+def test_a_finished_run_is_left_alone(toy_recipe: Make) -> None:
+    recipe = toy_recipe(train__max_steps=2)
+    result = train_recipe(recipe, quiet=True)
+    before = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*")}
+    assert resume(recipe.output, quiet=True) == result
+    assert {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*")} == before
+
+
+def test_a_moved_run_goes_on_where_it_is(stopped: Callable[..., Path], tmp_path: Path) -> None:
+    folder = stopped(3, str(tmp_path / "here"))
+    moved = Path(shutil.move(folder, tmp_path / "there"))
+    result = resume(moved, quiet=True)
+    assert result.folder == str(moved)
+    assert not folder.exists()
+
+
+class TestRefusals:
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="no run here"):
+            resume(tmp_path)
+
+    def test_a_key_that_changes_what_is_learned(
+        self, stopped: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        folder = stopped(3, str(tmp_path / "run"))
+        with pytest.raises(RunError, match=r"train\.learning_rate: 0\.001 there, 0\.1 now"):
+            resume(folder, ["train.learning_rate=0.1"])
+        assert resume(folder, ["train.log_every=1", "train.guard=skip"], quiet=True).steps == 12
+
+    def test_other_data(self, stopped: Callable[..., Path], toy_data: Path, tmp_path: Path) -> None:
+        folder = stopped(3, str(tmp_path / "run"))
+        with toy_data.open("a", encoding="utf-8") as handle:
+            handle.write("a good one more\tgood\n")
+        with pytest.raises(RunError, match="other data"):
+            resume(folder, quiet=True)
+
+
+class TestDamage:
+    @pytest.fixture
+    def run_folder(self, stopped: Callable[..., Path], tmp_path: Path) -> Path:
+        """Stopped after 8 updates, with checkpoints of 2, 4, 6 and 8."""
+        changes = {"train__save_every": 2, "train__keep": 4}
+        return stopped(8, str(tmp_path / "run"), **changes)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", TENSORS, VALUES, "manifest.json"])
+    @pytest.mark.parametrize("how", ["a bit", "cut", "gone"])
+    def test_of_the_newest_goes_back_to_the_one_before(
+        self, run_folder: Path, name: str, how: str, toy_recipe: Make, tmp_path: Path
+    ) -> None:
+        newest = checkpoints(run_folder)[-1][1] / name
+        content = newest.read_bytes()
+        if how == "gone":
+            newest.unlink()
+        elif how == "cut":
+            newest.write_bytes(content[:-7])
+        else:
+            middle = len(content) // 2
+            newest.write_bytes(
+                content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            )
+        said: list[str] = []
+        assert run.newest_whole(run_folder, say=said.append) == checkpoints(run_folder)[-2][1]
+        # A bit in the manifest may be one of another file's name or digest.
+        assert str(newest.parent) in said[0] if how == "a bit" else str(newest) in said[0]
+        resume(run_folder, quiet=True)
+        whole = toy_recipe(output=str(tmp_path / "whole"), train__save_every=2, train__keep=4)
+        train_recipe(whole, quiet=True)
+        assert_alike(outcome(run_folder), outcome(whole.output))
+
+    def test_of_a_kept_one_does_not_count(self, toy_recipe: Make, tmp_path: Path) -> None:
+        """With `keep: 2`, damage to one of two must keep a third."""
+        from pretune.tasks.bundle import load
+        from pretune.training.checkpoint import Checkpoints
+
+        bundle = load(toy_recipe().model.source, bare=True)
+        keeper = Checkpoints(tmp_path, bundle, keep=2)
+        for step in (1, 2):
+            keeper.save(step, generators(), best=False)
+        damaged = tmp_path / "checkpoints" / "step-000002" / "model.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        keeper.save(3, generators(), best=False)
+        assert [step for step, _ in checkpoints(tmp_path)] == [1, 2, 3]
+        keeper.save(4, generators(), best=False)
+        assert [step for step, _ in checkpoints(tmp_path)] == [3, 4]
+
+    def test_of_all_is_said(self, run_folder: Path) -> None:
+        for _, path in checkpoints(run_folder):
+            (path / "model.safetensors").unlink()
+        assert run.newest_whole(run_folder) is None
+
+
+@given(seed=st.integers(0, 2**32 - 1), draws=st.integers(0, 5))
+@settings(max_examples=20)
+def test_generators_go_back_to_where_they_were(seed: int, draws: int) -> None:
+    import random
+
+    import torch
+
+    def draw() -> tuple[Any, ...]:
+        return (
+            torch.rand(3).tolist(),
+            torch.randn(1).item(),
+            np.random.rand(),  # noqa: NPY002
+            np.random.randn(),  # noqa: NPY002
+            random.random(),
+            random.gauss(0, 1),
+        )
+
+    seed_everything(seed)
+    for _ in range(draws):
+        draw()
+    state = generators()
+    state.values = json.loads(json.dumps(state.values))
+    first = [draw() for _ in range(2)]
+    restore_generators(state)
+    assert [draw() for _ in range(2)] == first
