@@ -75,7 +75,7 @@ def draw_attention(
             here.set_title(f"layer {layer}, head {head}", fontsize=10 if alone else 6, pad=2)
             left, bottom = column == 0, row == len(layers) - 1
             _label(here, labels, points, left=left, bottom=bottom)
-    _write(figure, path)
+    write_png(figure, path)
 
 
 def _label(axes: Axes, labels: list[str], points: float, *, left: bool, bottom: bool) -> None:
@@ -93,12 +93,22 @@ def _label(axes: Axes, labels: list[str], points: float, *, left: bool, bottom: 
         text.set_parse_math(False)  # a token may be "$"
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
+    """Write a picture.
+
+    Args:
+        figure: to write.
+        path: the PNG.
+        option: of the command line, that says where.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     try:
         figure.savefig(path, format="png")
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error})", "Choose another --output."
+            f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
         ) from None
 
 

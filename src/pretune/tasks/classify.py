@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,13 +16,14 @@ from pretune.data import Feature, PackedBatch, Records
 from pretune.errors import CheckpointError, DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
+from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
 from pretune.text import Tokenizer
 
 #: More classes than any labelled set has; a config.json that claims more is broken.
 MOST_LABELS = 100_000
 
 
-class ClassifyOptions(TaskOptions):
+class ClassifyOptions(CrossEntropyOptions):
     """Options of `classify`."""
 
     name: Literal["classify"] = Field("classify", description="One label for a text or a pair.")
@@ -162,8 +162,9 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in sequences."""
         labels = batch.targets["label"]
-        total = F.cross_entropy(outputs.float(), labels, reduction="sum")
-        return Loss(total, len(labels))
+        options = self.options
+        total, parts = cross_entropy(outputs, labels, options.label_smoothing, options.z_loss)
+        return Loss(total, len(labels), parts)
 
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ClassPrediction]:
         """Softmax over the labels."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from pretune.data import Feature, Layout, PackedBatch, Records, Selection
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, masked_lm
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
+from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
 from pretune.text import Encoded, Tokenizer
 
 #: What masked tokens are counted under in a batch: the token that was there, or -1 where none is.
@@ -24,7 +24,7 @@ TARGET = "masked"
 UNKNOWN = -2
 
 
-class MaskLmOptions(TaskOptions):
+class MaskLmOptions(CrossEntropyOptions):
     """Options of `mask_lm`."""
 
     name: Literal["mask_lm"] = Field("mask_lm", description="Which tokens fit the gaps of a text.")
@@ -129,8 +129,11 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         """Cross-entropy, counted in masked tokens."""
         labels = batch.targets[TARGET]
         labels = labels[labels != -1]
-        total = F.cross_entropy(outputs.float(), labels, reduction="sum", ignore_index=UNKNOWN)
-        return Loss(total, int((labels != UNKNOWN).sum()))
+        options = self.options
+        total, parts = cross_entropy(
+            outputs, labels, options.label_smoothing, options.z_loss, ignore_index=UNKNOWN
+        )
+        return Loss(total, int((labels != UNKNOWN).sum()), parts)
 
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[MaskPrediction]:
         """The best candidates for each gap."""
@@ -195,9 +198,7 @@ class MaskLmMetrics:
         """Take in logits `[masked tokens, vocab]`."""
         labels = batch.targets[TARGET]
         labels = labels[labels != -1]
-        self._loss += float(
-            F.cross_entropy(outputs.float(), labels, reduction="sum", ignore_index=UNKNOWN)
-        )
+        self._loss += float(cross_entropy(outputs, labels, ignore_index=UNKNOWN)[0])
         self._right += int((outputs.argmax(-1) == labels).sum())
         self._count += int((labels != UNKNOWN).sum())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class MovingAverage:
         self.updates = 0
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._parameters: list[Tensor] = [parameter for _, parameter in named]
+        self._wrapped: list[Any] = [m for m in model.modules() if hasattr(m, "reshard")]
         #: The averages by the parameters' names, for checkpoints.
         self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in named}
 
@@ -66,15 +68,28 @@ class MovingAverage:
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averages as its weights; afterwards its own again.
 
-        The storages change places, so it takes no time and no memory. Whoever trains inside would
-        train the averages. A model wrapped by `fully_shard` keeps its own pointers to the weights
-        and would not see the change.
+        The storages change places, so it takes no time and no memory; but under `fully_shard`,
+        which keeps pointers of its own, the values are copied. Whoever trains inside would train
+        the averages.
         """
-        own = [parameter.data for parameter in self._parameters]
+        own = [p.clone() if _is_share(p) else p for p in (q.data for q in self._parameters)]
         try:
-            for parameter, average in zip(self._parameters, self.tensors.values(), strict=True):
-                parameter.data = average
+            self._give(self.tensors.values())
             yield
         finally:
-            for parameter, data in zip(self._parameters, own, strict=True):
-                parameter.data = data
+            self._give(own)
+
+    @torch.no_grad()
+    def _give(self, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            if _is_share(parameter):
+                parameter.copy_(value)
+            else:
+                parameter.data = value
+        for module in self._wrapped:  # what was gathered for the last forward pass is old now
+            module.reshard()
+
+
+def _is_share(tensor: Tensor) -> bool:
+    """Whether it is one process's share of a larger one (a DTensor, whose import is slow)."""
+    return hasattr(tensor, "full_tensor")

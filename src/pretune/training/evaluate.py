@@ -22,7 +22,7 @@ class Evaluation:
     """How well a model does on some data.
 
     Attributes:
-        metrics: the figures, `loss` among them.
+        metrics: the figures: `loss`, the means of its parts if it has any, the task's own.
         count: how many sequences were looked at.
         seconds: of wall-clock time.
         details: more than figures, e.g. the confusion matrix.

@@ -1,15 +1,11 @@
-"""The course of a run: how many updates it has, and the learning rate and the batch of each."""
+"""The course of a run: the learning rate and the batch size of each update."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pretune.data import epoch_order
 from pretune.recipe_train import TrainSection, Updates
 
 
@@ -109,53 +105,3 @@ class BatchSize:
         if step >= self.updates:
             return self.whole
         return self.start + (self.whole - self.start) * step // self.updates
-
-
-def updates_in(lengths: NDArray[Any], options: TrainSection, seed: int) -> int:
-    """How many updates `options.epochs` passes over the data are, `max_steps` left aside.
-
-    A batch ends where an epoch ends. Of a last, partial epoch the same share of its batches
-    counts, rounded up.
-
-    Args:
-        lengths: `[N]` tokens of each feature.
-        options: how to train.
-        seed: of the data order; with a token budget the count depends on it.
-    """
-    ramp = options.batch_ramp
-    total = _count(lengths, options, seed, BatchSize.of(options, 0))
-    if ramp is None:
-        return total
-    # Where the ramp is a share of all updates, a longer ramp makes more updates and those a longer
-    # ramp. Each round grows by less than half of what the one before did, so this ends.
-    while (found := _count(lengths, options, seed, BatchSize.of(options, total))) > total:
-        total = found
-    return total
-
-
-def _count(lengths: NDArray[Any], options: TrainSection, seed: int, sizes: BatchSize) -> int:
-    units = np.ones_like(lengths) if options.batch_size is not None else lengths
-    whole, part = int(options.epochs), options.epochs - int(options.epochs)
-    step = 0
-    for epoch in range(whole + bool(part)):
-        used = np.cumsum(units[epoch_order(len(units), seed, epoch)])
-        before, start, taken = step, 0, 0
-        while start < len(used):
-            end = int(np.searchsorted(used, taken + sizes.at(step), side="right"))
-            start = max(end, start + 1)  # a feature beyond the budget is a batch of its own
-            taken = int(used[start - 1])
-            step += 1
-        if epoch == whole:
-            step = before + math.ceil(part * (step - before))
-    return step
-
-
-# For the loop as it is; it moves to `Schedule`.
-def warmup_updates(warmup: float, total: int) -> int:
-    """`updates_of`."""
-    return updates_of(warmup, total)
-
-
-def rate_factor(step: int, total: int, warmup: int, schedule: str, floor: float = 0.0) -> float:
-    """`Schedule.factor`."""
-    return Schedule(schedule, total, warmup, floor=floor).factor(step)

@@ -1,0 +1,59 @@
+"""`pretune plot-schedule`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AsJson, app
+
+
+@app.command(
+    "plot-schedule",
+    epilog="Examples:\n\n"
+    "pretune plot-schedule mrpc --updates 345\n\n"
+    "pretune plot-schedule my-recipe.yaml train.schedule=wsd train.warmup=0.01 --png schedule.png",
+)
+def plot_schedule(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_FILE",
+            help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of how many updates the run is. Default: train.max_steps, or counted in the "
+            "training data.",
+        ),
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the learning rate and the batch size over a run, before it is run."""
+    from pretune.recipe import Recipe
+    from pretune.report.schedule_plot import Plan, draw_plan, plan_view
+
+    chosen = Recipe.load(recipe, overrides or [])
+    if updates is not None:
+        chosen = chosen.changed({"train.max_steps": updates})
+    plan = Plan.of(chosen)
+    if png is not None:
+        draw_plan(plan, png)
+    out = Console(highlight=False)
+    if as_json:
+        out.print_json(data=plan.to_dict())
+        return
+    out.print(plan_view(plan, unicode=out.encoding.lower().startswith("utf")))
+    if png is not None:
+        out.print(f"wrote {png}", markup=False, soft_wrap=True)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pretune.data import FeatureSet, PackedBatch
+from pretune.data.pack import Feature
+from pretune.tasks import Classify, ClassifyOptions, MaskLm, MaskLmOptions, TaskOptions
+from pretune.tasks.losses import cross_entropy
+from pretune.tasks.mask_lm import TARGET, UNKNOWN
+from pretune.training import evaluate_features
+
+IGNORED = -2
+
+
+def by_hand(
+    logits: torch.Tensor, labels: torch.Tensor, smoothing: float, z_loss: float
+) -> tuple[torch.Tensor, float, float]:
+    """Row by row in float64: the target as a distribution, its cross-entropy, and log(Z)^2."""
+    total, plain, penalty = logits.double().sum() * 0, 0.0, 0.0
+    classes = logits.shape[1]
+    for row, label in zip(logits.double(), labels.tolist(), strict=True):
+        if label == IGNORED:
+            continue
+        log_z = torch.log(torch.exp(row).sum())
+        target = torch.full((classes,), smoothing / classes, dtype=torch.float64)
+        target[label] += 1 - smoothing
+        total = total - (target * (row - log_z)).sum() + z_loss * log_z**2
+        plain -= float((row - log_z)[label].detach())
+        penalty += z_loss * float(log_z.detach()) ** 2
+    return total, plain, penalty
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, classes = draw(st.integers(0, 6)), draw(st.integers(2, 7))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    logits = 4 * torch.randn(rows, classes, generator=generator)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    if rows and draw(st.booleans()):
+        labels[::2] = IGNORED
+    return logits, labels
+
+
+class TestCrossEntropy:
+    @given(cases(), st.sampled_from([0.0, 0.1, 0.7]), st.sampled_from([0.0, 1e-4, 0.3]))
+    def test_is_the_formula(
+        self, case: tuple[torch.Tensor, torch.Tensor], smoothing: float, z_loss: float
+    ) -> None:
+        logits, labels = case
+        ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+        total, parts = cross_entropy(ours, labels, smoothing, z_loss, IGNORED)
+        expected, plain, penalty = by_hand(theirs, labels, smoothing, z_loss)
+        assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5)
+        total.backward()
+        expected.backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+        names = ["cross_entropy"] if smoothing or z_loss else []
+        assert list(parts) == names + (["z_loss"] if z_loss else [])
+        if parts:
+            assert float(parts["cross_entropy"]) == pytest.approx(plain, rel=1e-5, abs=1e-5)
+        if z_loss:
+            assert float(parts["z_loss"]) == pytest.approx(penalty, rel=1e-5, abs=1e-5)
+        assert not any(value.requires_grad for value in parts.values())
+
+    @given(cases(), st.sampled_from([0.0, 0.1, 0.9]))
+    def test_smoothing_is_that_of_torch(
+        self, case: tuple[torch.Tensor, torch.Tensor], smoothing: float
+    ) -> None:
+        logits, labels = case
+        expected = torch.nn.functional.cross_entropy(
+            logits, labels, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing
+        )
+        total, _ = cross_entropy(logits, labels, smoothing, ignore_index=IGNORED)
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+
+    def test_is_computed_in_float32(self) -> None:
+        logits = torch.tensor([[1.0, 2.0, 3.0]] * 300, dtype=torch.bfloat16)
+        total, parts = cross_entropy(logits, torch.full((300,), 2), 0.0, 1e-3)
+        log_z = math.log(sum(math.exp(x) for x in (1, 2, 3)))
+        assert total.dtype == torch.float32
+        expected = 300 * (log_z - 3 + 1e-3 * log_z**2)
+        assert float(total) == pytest.approx(expected, rel=1e-5)
+        assert float(parts["cross_entropy"]) == pytest.approx(300 * (log_z - 3), rel=1e-5)
+
+    def test_logits_beyond_the_range_of_exp(self) -> None:
+        logits = torch.tensor([[1000.0, 999.0], [-1000.0, -1001.0]])
+        total, _ = cross_entropy(logits, torch.tensor([0, 0]), 0.1, 1e-4)
+        one = math.log(1 + math.exp(-1))
+        expected = 2 * (one + 0.05) + 1e-4 * ((1000 + one) ** 2 + (-1000 + one) ** 2)
+        assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+class TestOptions:
+    @pytest.mark.parametrize("options", [ClassifyOptions, MaskLmOptions])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"label_smoothing": 1.0},
+            {"label_smoothing": -0.1},
+            {"z_loss": -1e-4},
+            {"z_loss": math.inf},
+            {"z_loss": math.nan},
+        ],
+    )
+    def test_refuse_what_makes_no_sense(
+        self, options: type[TaskOptions], wrong: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValidationError):
+            options(**wrong)
+
+    def test_classify(self) -> None:
+        logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+        batch = PackedBatch.of([[1], [2]], targets={"label": [0, 2]})
+        options = ClassifyOptions(label_smoothing=0.2, z_loss=0.01)
+        loss = Classify(options, ["a", "b", "c"]).loss(logits, batch)
+        expected, plain, penalty = by_hand(logits, torch.tensor([0, 2]), 0.2, 0.01)
+        assert loss.count == 2
+        assert float(loss.sum) == pytest.approx(float(expected))
+        assert float(loss.parts["cross_entropy"]) == pytest.approx(plain)
+        assert float(loss.parts["z_loss"]) == pytest.approx(penalty)
+
+    def test_mask_lm_passes_over_what_nobody_knows(self) -> None:
+        logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0], [9.0, 1.0, 0.0]])
+        batch = PackedBatch.of([[1, 1, 1, 1]], targets={TARGET: [[0, -1, 2, UNKNOWN]]})
+        loss = MaskLm(MaskLmOptions(label_smoothing=0.2, z_loss=0.01)).loss(logits, batch)
+        expected, plain, _ = by_hand(logits, torch.tensor([0, 2, IGNORED]), 0.2, 0.01)
+        assert loss.count == 2
+        assert float(loss.sum) == pytest.approx(float(expected))
+        assert float(loss.parts["cross_entropy"]) == pytest.approx(plain)
+
+    def test_parts_of_a_batch_add_up_to_the_whole(self) -> None:
+        """What gradient accumulation needs: the sum over parts is the sum over all."""
+        torch.manual_seed(0)
+        task = Classify(ClassifyOptions(label_smoothing=0.1, z_loss=1e-2), ["a", "b", "c"])
+        whole, parted = (torch.randn(7, 3).mul(0).add(torch.arange(21.0).view(7, 3).sin()) * 3,) * 2
+        labels = [0, 1, 2, 0, 1, 2, 0]
+        ours, theirs = whole.clone().requires_grad_(), parted.clone().requires_grad_()
+        task.loss(ours, PackedBatch.of([[1]] * 7, targets={"label": labels})).sum.backward()
+        count = 0
+        for part in (slice(0, 1), slice(1, 5), slice(5, 7)):
+            batch = PackedBatch.of([[1]] * len(labels[part]), targets={"label": labels[part]})
+            loss = task.loss(theirs[part], batch)
+            loss.sum.backward()
+            count += loss.count
+        assert count == 7
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+class Echo(torch.nn.Module):
+    """Texts are one token long; it numbers their logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.arange(12.0).view(4, 3).cos() * 3
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        return self.table[batch.tokens]
+
+
+class TestEvaluation:
+    def test_shows_the_means_of_the_parts(self) -> None:
+        model, labels = Echo(), [0, 2, 1, 1]
+        features = FeatureSet.of([Feature([i], None, {"label": labels[i]}, i) for i in range(4)])
+        options = ClassifyOptions(label_smoothing=0.2, z_loss=0.01)
+        task = Classify(options, ["a", "b", "c"])
+        found = evaluate_features(task, model, features, batch_tokens=3).metrics
+        total, plain, penalty = by_hand(model.table, torch.tensor(labels), 0.2, 0.01)
+        assert found["loss"] == pytest.approx(float(total) / 4, rel=1e-5)
+        assert found["cross_entropy"] == pytest.approx(plain / 4, rel=1e-5)
+        assert found["z_loss"] == pytest.approx(penalty / 4, rel=1e-5)
+        guesses = model.table.argmax(-1).numpy()
+        assert found["accuracy"] == pytest.approx(np.mean(guesses == labels))
+
+    def test_a_plain_loss_has_no_parts(self) -> None:
+        features = FeatureSet.of([Feature([0], None, {"label": 1}, 0)])
+        task = Classify(ClassifyOptions(), ["a", "b", "c"])
+        found = evaluate_features(task, Echo(), features).metrics
+        assert set(found) == {"loss", "accuracy", "f1", "mcc"}
