@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,12 +20,17 @@ def _known_keys(recipe: type[BaseModel], options_type: type[BaseModel] | None) -
         for name, item in model.model_fields.items():
             key = prefix + (item.alias or name)
             kind = options_type if key == "task" else item.annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from walk(kind, key + ".")
-            else:
+            sections = [k for k in (kind, *get_args(kind)) if _is_section(k)]
+            for section in sections:  # one at most, perhaps with None as the alternative
+                yield from walk(section, key + ".")
+            if not sections:
                 yield key
 
     return tuple(walk(recipe, ""))
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def explain(

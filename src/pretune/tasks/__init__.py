@@ -11,6 +11,7 @@ from pretune.tasks.base import (
     Task,
     TaskOptions,
     featurize,
+    lower_is_better,
 )
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.mask_lm import MaskLm, MaskLmOptions, MaskPrediction
@@ -45,5 +46,6 @@ __all__ = [
     "Task",
     "TaskOptions",
     "featurize",
+    "lower_is_better",
     "task_class",
 ]

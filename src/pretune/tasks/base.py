@@ -76,6 +76,11 @@ class Metrics(Protocol):
         """More than figures, JSON-ready: a confusion matrix, figures per class."""
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better: of losses and perplexities; of all others more is."""
+    return metric.endswith(("loss", "cross_entropy", "perplexity"))
+
+
 O = TypeVar("O", bound=TaskOptions)  # noqa: E741 - O for options
 P = TypeVar("P", bound=Prediction)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
+from pretune.training.distributed import is_share
 
 
 class MovingAverage:
@@ -72,7 +73,7 @@ class MovingAverage:
         which keeps pointers of its own, the values are copied. Whoever trains inside would train
         the averages.
         """
-        own = [p.clone() if _is_share(p) else p for p in (q.data for q in self._parameters)]
+        own = [p.clone() if is_share(p) else p for p in (q.data for q in self._parameters)]
         try:
             self._give(self.tensors.values())
             yield
@@ -82,14 +83,9 @@ class MovingAverage:
     @torch.no_grad()
     def _give(self, values: Iterable[Tensor]) -> None:
         for parameter, value in zip(self._parameters, values, strict=True):
-            if _is_share(parameter):
+            if is_share(parameter):
                 parameter.copy_(value)
             else:
                 parameter.data = value
         for module in self._wrapped:  # what was gathered for the last forward pass is old now
             module.reshard()
-
-
-def _is_share(tensor: Tensor) -> bool:
-    """Whether it is one process's share of a larger one (a DTensor, whose import is slow)."""
-    return hasattr(tensor, "full_tensor")

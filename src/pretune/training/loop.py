@@ -26,7 +26,7 @@ from pretune.data import Cursor, DataOrder, FeatureSet, PackedBatch, prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
 from pretune.recipe_train import TrainSection
-from pretune.tasks import AnyTask
+from pretune.tasks import AnyTask, lower_is_better
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
@@ -388,7 +388,7 @@ class Trainer:
         if self.course.best is None:
             return True
         new, old = found.metrics[self._best_by], self.course.best.metrics[self._best_by]
-        return new < old if self._best_by == "loss" else new > old
+        return new < old if lower_is_better(self._best_by) else new > old
 
 
 def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, BatchSize]:
