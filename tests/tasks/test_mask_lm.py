@@ -92,3 +92,17 @@ def test_top_k(folder: Path) -> None:
     (answer,) = pretune.predict(bundle, ["[MASK]"])
     assert isinstance(answer, MaskPrediction)
     assert len(answer.gaps[0]) == 2
+
+
+def test_a_new_head_has_no_leftovers_of_memory(tiny_folder: Path) -> None:
+    """torch fills fresh memory with NaN where it is told to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = load(tiny_folder, task=MaskLm(MaskLmOptions(max_length=16)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.report is not None
+    assert "bias" in found.report.missing
+    for name, value in found.model.state_dict().items():
+        assert bool(value.isfinite().all()), name
+    assert bool((found.model.get_parameter("bias") == 0).all())

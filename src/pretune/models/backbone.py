@@ -70,6 +70,11 @@ class Backbone(nn.Module):
             elif isinstance(part, nn.LayerNorm):
                 nn.init.ones_(part.weight)
                 nn.init.zeros_(part.bias)
+            else:  # a parameter of the module's own, e.g. the bias of a tied output layer
+                for name, parameter in part.named_parameters(recurse=False):
+                    if name != "bias":
+                        raise TypeError(f"no rule for {type(part).__name__}.{name}")
+                    nn.init.zeros_(parameter)
 
     def forward(
         self,

@@ -1,0 +1,289 @@
+"""Several processes train as one: the same weights, the same figures, whatever their number."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pretune.hub import find_damage
+from pretune.recipe import Recipe
+from pretune.training import Interrupted, resume, run, train_recipe
+from pretune.training.jobs import share_out
+from tests.training.test_resume import StopAt, assert_alike, outcome
+
+Make = Callable[..., Recipe]
+CLOSE = 2e-6
+#: With a large eps AdamW neither blows up the rounding of a sum in another order nor hides a wrong
+#: factor of the gradient, as clipping would.
+STEADY = {"train__eps": 0.1, "train__learning_rate": 0.1, "train__clip": None}
+
+
+@given(count=st.integers(1, 40), parts=st.integers(1, 6), size=st.integers(1, 5))
+def test_shares_are_the_batch(count: int, parts: int, size: int) -> None:
+    """Each example is in one part of one process; all processes have equally many parts."""
+    whole = np.arange(count) * 3
+    shares = [share_out(whole, parts, rank, size) for rank in range(size)]
+    real = [
+        int(i)
+        for share in shares
+        for part, ok in zip(share.parts, share.real, strict=True)
+        if ok
+        for i in part
+    ]
+    assert sorted(real) == whole.tolist()
+    assert len({len(share.parts) for share in shares}) == 1
+    assert all(len(part) > 0 for share in shares for part in share.parts)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def together(
+    size: int, work: Callable[[], Any], *, expected: type[Exception] | None = None
+) -> None:
+    """Do something in so many processes, as torchrun would start them."""
+    port, children = free_port(), []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            code = 1
+            try:
+                with contextlib.suppress(expected or ()):
+                    work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * size
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "last" / "model.safetensors")
+
+
+def assert_close(folder: str | Path, expected: dict[str, Tensor]) -> None:
+    found = weights(folder)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=CLOSE), (
+            name,
+            float((found[name] - value).abs().max()),
+        )
+
+
+def result_of(folder: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture
+def mask_recipe(toy_recipe: Make) -> Recipe:
+    """Masks to fill; 7 in a batch, so that no two processes have equally many."""
+    values = toy_recipe(**STEADY, train__batch_size=7, train__max_steps=6).to_dict()
+    values["task"] = {"name": "mask_lm", "max_length": 16}
+    return Recipe.of(values)
+
+
+class TestSameUpdates:
+    @pytest.mark.parametrize(
+        ("size", "changes"),
+        [
+            (2, {"train__parallel": "ddp", "train__batch_size": 7}),
+            (2, {"train__parallel": "fsdp", "train__batch_size": 7}),
+            (3, {"train__parallel": "ddp", "train__accumulate": 2}),
+            (2, {"train__parallel": "fsdp", "train__accumulate": 3, "train__ema": 0.9}),
+            # 48 examples in batches of 5: the last one, of 3, leaves a process without any.
+            (4, {"train__parallel": "ddp", "train__batch_size": 5, "train__workers": 1}),
+            (4, {"train__parallel": "fsdp", "train__batch_size": 5}),
+            (2, {"train__freeze": "embeddings", "train__layer_decay": 0.9, "train__ema": 0.9}),
+            (2, {"train__parallel": "fsdp", "train__freeze": {"layers": 1}}),
+        ],
+        ids=str,
+    )
+    def test_as_one_process(
+        self, size: int, changes: dict[str, Any], toy_recipe: Make, tmp_path: Path
+    ) -> None:
+        one = toy_recipe(output=str(tmp_path / "one"), **STEADY, **changes)
+        result = train_recipe(one, quiet=True)
+        several = one.changed({"output": str(tmp_path / "several")})
+        together(size, lambda: train_recipe(several, quiet=True))
+        assert_close(several.output, weights(one.output))
+        found = result_of(several.output)
+        assert found["details"] == result.details  # each example counted once
+        assert found["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+        assert (found["steps"], found["tokens"]) == (result.steps, result.tokens)
+        assert find_damage((Path(several.output) / "last").resolve()) is None
+
+    @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+    def test_with_uneven_counts_of_targets(
+        self, parallel: str, mask_recipe: Recipe, tmp_path: Path
+    ) -> None:
+        train_recipe(mask_recipe, quiet=True)
+        several = mask_recipe.changed(
+            {"output": str(tmp_path / "several"), "train.parallel": parallel}
+        )
+        together(2, lambda: train_recipe(several, quiet=True))
+        assert_close(several.output, weights(mask_recipe.output))
+        assert result_of(several.output)["metrics"] == pytest.approx(
+            result_of(mask_recipe.output)["metrics"], rel=1e-4
+        )
+
+    def test_the_mean_of_means_would_be_another(
+        self, mask_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That the test above can fail: what DDP does by itself."""
+        from pretune.training.distributed import World
+
+        original = World.sum
+
+        def local_count(self: World, figures: Any, device: Any) -> list[float]:
+            found = original(self, figures, device)
+            return [found[0], float(figures[1]) * self.size, *found[2:]]
+
+        train_recipe(mask_recipe, quiet=True)
+        monkeypatch.setattr(World, "sum", local_count)
+        several = mask_recipe.changed({"output": str(tmp_path / "several")})
+        together(2, lambda: train_recipe(several, quiet=True))
+        with pytest.raises(AssertionError):
+            assert_close(several.output, weights(mask_recipe.output))
+
+
+def stop_at(updates: int, recipe: Recipe, size: int) -> None:
+    before = run.StopRequest
+    run.StopRequest = lambda say: StopAt(updates)  # type: ignore[assignment, misc]
+    try:
+        together(size, lambda: train_recipe(recipe, quiet=True), expected=Interrupted)
+    finally:
+        run.StopRequest = before  # type: ignore[misc]
+
+
+class TestResume:
+    @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+    def test_of_as_many_is_exact(self, parallel: str, toy_recipe: Make, tmp_path: Path) -> None:
+        """Bit for bit, with dropout, which differs from process to process."""
+        changes = {"train__parallel": parallel, "model__dropout": 0.2}
+        one = toy_recipe(output=str(tmp_path / "whole"), **changes)
+        together(2, lambda: train_recipe(one, quiet=True))
+        two = one.changed({"output": str(tmp_path / "stopped")})
+        stop_at(4, two, 2)
+        together(2, lambda: resume(two.output, quiet=True))
+        if parallel == "fsdp":
+            shards = [Path(r.output) / "last" / "shards" for r in (one, two)]
+            names = sorted(path.name for path in shards[0].iterdir())
+            assert names
+            for name in names:  # torch orders their headers differently from time to time
+                expected, found = (load_file(folder / name) for folder in shards)
+                assert found.keys() == expected.keys()
+                assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert_alike(outcome(two.output), outcome(one.output))
+
+    @pytest.mark.parametrize("then", [1, 3])
+    @pytest.mark.parametrize("average", [None, 0.9])
+    def test_of_shares_by_another_number(
+        self, then: int, average: float | None, toy_recipe: Make, tmp_path: Path
+    ) -> None:
+        changes = {"train__parallel": "fsdp", "train__ema": average, **STEADY}
+        one = toy_recipe(output=str(tmp_path / "whole"), **changes)
+        train_recipe(one, quiet=True)
+        two = one.changed({"output": str(tmp_path / "stopped")})
+        stop_at(4, two, 2)
+        assert any((Path(two.output) / "last" / "shards").iterdir())
+        together(then, lambda: resume(two.output, quiet=True))
+        assert_close(two.output, weights(one.output))
+
+    def test_of_one_process_by_several(self, toy_recipe: Make, tmp_path: Path) -> None:
+        one = toy_recipe(output=str(tmp_path / "whole"), train__parallel="fsdp", **STEADY)
+        train_recipe(one, quiet=True)
+        two = one.changed({"output": str(tmp_path / "stopped")})
+        stop_at(4, two, 1)
+        together(2, lambda: resume(two.output, quiet=True))
+        assert_close(two.output, weights(one.output))
+
+
+def test_the_guard_acts_in_all_alike(toy_recipe: Make, tmp_path: Path) -> None:
+    """A NaN that only one process meets is a rescue in all."""
+    from pretune.tasks import Classify, Loss
+
+    recipe = toy_recipe(train__guard="rollback", train__save_every=2, **STEADY)
+    original = Classify.loss
+
+    def poisoned(self: Classify, outputs: Tensor, batch: Any) -> Loss:
+        found = original(self, outputs, batch)
+        bad = torch.is_grad_enabled() and 17 in batch.index.tolist()
+        return Loss(found.sum * (float("nan") if bad else 1.0), found.count)
+
+    Classify.loss = poisoned  # type: ignore[method-assign]
+    several = recipe.changed({"output": str(tmp_path / "several")})
+    try:
+        alone = train_recipe(recipe, quiet=True)
+        together(2, lambda: train_recipe(several, quiet=True))
+    finally:
+        Classify.loss = original  # type: ignore[method-assign]
+    found = result_of(several.output)
+    assert alone.rescues
+    assert [r.split(":")[0] for r in found["rescues"]] == [r.split(":")[0] for r in alone.rescues]
+    assert_close(several.output, weights(recipe.output))
+
+
+class TestTorchrun:
+    @pytest.fixture
+    def path(self, toy_recipe: Make, tmp_path: Path) -> Path:
+        path = tmp_path / "recipe.yaml"
+        recipe = toy_recipe(train__max_steps=10**6, train__eval_every=20)
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        return path
+
+    def start(self, path: Path, *changes: str) -> subprocess.Popen[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        port = ["--master-port", str(free_port())]
+        command = [*launcher, *port, "-m", "pretune", "train", str(path), *changes]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+    def test_says_things_once(self, path: Path) -> None:
+        out, err = self.start(path, "train.max_steps=3").communicate(timeout=120)
+        assert out.count("ask it:") == 1, err
+        assert err.count("on 2 processes for 3 updates") == 1
+
+    def test_sigterm_saves_once_and_resumes(self, path: Path, tmp_path: Path) -> None:
+        process = self.start(path)
+        last = tmp_path / "run" / "last"
+        deadline = time.monotonic() + 120
+        while not last.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert f"the last checkpoint is {last}" in err
+        assert find_damage(last.resolve()) is None
