@@ -95,7 +95,7 @@ def test_top_k(folder: Path) -> None:
 
 
 def test_a_new_head_has_no_leftovers_of_memory(tiny_folder: Path) -> None:
-    """torch fills fresh memory with NaN where it is told to be deterministic."""
+    """Torch fills fresh memory with NaN where it is told to be deterministic."""
     torch.use_deterministic_algorithms(True)
     try:
         found = load(tiny_folder, task=MaskLm(MaskLmOptions(max_length=16)))

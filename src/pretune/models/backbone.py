@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretune.data import PackedBatch, Selection
 from pretune.models.config import ModelConfig
@@ -52,6 +54,9 @@ class Backbone(nn.Module):
         self.embeddings = embeddings
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm
+        #: In training, compute each layer once more in the backward pass instead of keeping what
+        #: is inside it (Chen et al. 2016, section 3): less memory for a third more work.
+        self.recompute = False
 
     def init_weights(self, module: nn.Module | None = None) -> None:
         """Fresh weights: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
@@ -110,7 +115,11 @@ class Backbone(nn.Module):
             if output_attentions:
                 attentions.append(layer.attention_maps(x, batch.layout))
             last = i == len(self.layers) - 1
-            x = layer(x, batch.layout, select=select if last and not early else None)
+            rows = select if last and not early else None
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, batch.layout, select=rows, use_reentrant=False)
+            else:
+                x = layer(x, batch.layout, select=rows)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
             if output_hidden_states:  # else nobody but autograd should hold on to them

@@ -24,6 +24,7 @@ from pretune.training.freeze import freeze
 from pretune.training.inputs import read_data, read_features
 from pretune.training.log import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Stopped, Trainer
+from pretune.training.modes import determinism, prepare
 from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.state import Course, seed_everything, seed_process
 from pretune.training.stop import StopRequest
@@ -148,6 +149,7 @@ class _Run:
                 _check_data(read_state(start).values.get("data"), data, start)
             self._open_folder(bundle)
             stop = stack.enter_context(StopRequest(self.reporter.say))
+            stack.enter_context(determinism(self.recipe.train.deterministic))
             keeper = self._keeper(bundle, {"data": data})
             trainer = self._trainer(bundle, train, validation, keeper, stop, records)
             if start is not None:
@@ -222,6 +224,7 @@ class _Run:
         records: Records,
     ) -> Trainer:
         bundle.model.to(self.device)
+        prepare(bundle.model, self.recipe.train, self.device)
         if self.world.size > 1:
             self.world.spread(
                 bundle.model,

@@ -1,0 +1,56 @@
+"""How a model is computed in training: recomputed, compiled, the same from run to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pretune.errors import RunError
+from pretune.models import Backbone
+from pretune.recipe_train import TrainSection
+
+
+def prepare(model: nn.Module, options: TrainSection, device: torch.device) -> None:
+    """Let a model compute as a recipe says.
+
+    Raises:
+        RunError: it is to be compiled where that does not pay.
+    """
+    backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    backbone.recompute = options.activation_checkpointing
+    if not options.compile:
+        return
+    if device.type != "cuda":
+        raise RunError(
+            f"train.compile: torch.compile is for CUDA; on {device.type} the layers as they are "
+            "are faster",
+            "Leave it out: train.compile=false.",
+        )
+    for layer in backbone.layers:
+        layer.compile(dynamic=True)  # packed batches rarely repeat their number of tokens
+
+
+@contextmanager
+def determinism(enabled: bool) -> Iterator[None]:
+    """While entered, operations whose result may differ from run to run are errors."""
+    if not enabled:
+        yield
+        return
+    # cuBLAS reads it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic  # whose type torch does not say
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # no empty memory is ever read
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled
