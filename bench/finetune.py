@@ -140,6 +140,37 @@ def measure_memory(data: Path, steps: int) -> dict[str, float]:
     return found
 
 
+def useful_flops(data: Path) -> float:
+    """Floating-point operations of an average example's forward and backward pass.
+
+    Matrix products and attention over the tokens that there are, counted by `pretune inspect`'s
+    rules; the last layer only where it is read, as we compute it. GELU, LayerNorm, dropout, softmax
+    and AdamW count for nothing.
+    """
+    from pretune.report.costs import count_flops
+    from pretune.tasks.bundle import load
+
+    _, model, features = prepared(data, 1)
+    lengths, counts = np.unique(features.lengths, return_counts=True)
+    each = [count_flops(model, int(length)).training_per_sequence for length in lengths]
+    del load
+    return float(np.average(each, weights=counts))
+
+
+def sgemm_peak() -> float:
+    """The most floating-point operations a second of a float32 matrix product on this machine."""
+    from pretune.models import ops
+
+    best = 0.0
+    for size in (1024, 2048, 3072):
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        for _ in range(12):
+            start = time.perf_counter()
+            ops.linear(a, b)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -152,7 +183,7 @@ def main() -> None:
     data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"
     if options.only:
         prepare(options.only, data, options.steps)()
-        from pretune.training.run import peak_memory_mb
+        from pretune.training.result import peak_memory_mb
 
         peak = peak_memory_mb(torch.device("cpu"))
         print(json.dumps({"engine": options.only, "peak_mib": peak}))
