@@ -41,7 +41,7 @@ def train(
     recipe itself with every default written out.
     """
     from pretune.recipe import Recipe
-    from pretune.report import run_table, seeds_table
+    from pretune.report import run_table, seeds_table, seeds_to_dict
     from pretune.training import Interrupted, train_recipe, train_seeds
 
     chosen = Recipe.load(recipe, overrides or [])
@@ -49,7 +49,9 @@ def train(
     try:
         if seeds > 1:
             several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
-            out.print_json(data=several.to_dict()) if as_json else out.print(seeds_table(several))
+            out.print_json(data=seeds_to_dict(several)) if as_json else out.print(
+                seeds_table(several)
+            )
             return
         result = train_recipe(chosen, overwrite=overwrite, quiet=quiet)
     except Interrupted as stopped:

@@ -26,6 +26,7 @@ from pretune.training.freeze import freeze
 from pretune.training.log import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Course, Stopped, Trainer, seed_everything
 from pretune.training.stop import StopRequest
+from pretune.training.track import trackers
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
         validation = None
         if held_out is not None:
             validation = _features("validation", task, held_out, bundle, reporter)
+        reporter.add(*trackers(recipe, reporter.say))
         folder.create(recipe)
         reporter.say(str(bundle.report))
         bundle.model.to(device)
