@@ -28,7 +28,7 @@ def plan_view(plan: Plan) -> RenderableType:
         "parameters trained": f"{plan.trained:,}{share}",
         "FLOPs a token": f"{plan.flops_per_token:.3g}",
         "FLOPs in all": f"{plan.flops:.3g}",
-        "memory, float32 on a CPU": f"{plan.memory.training / 2**20:,.0f} MiB",
+        "memory of the process (float32, CPU)": f"{plan.process_bytes / 2**20:,.0f} MiB",
         "a checkpoint's weights": f"{plan.checkpoint_bytes / 2**20:,.0f} MiB",
     }
     for name, value in rows.items():
