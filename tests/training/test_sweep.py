@@ -166,6 +166,7 @@ class TestGoingOn:
             for result in (parts, whole)
         )
         assert one == other
+        assert len({str(values) for _, values, _ in one}) == 4
 
     def test_enough_trials_are_enough(self, short: Recipe) -> None:
         assert sweep(short, trials=2) == sweep(short, trials=1)
