@@ -25,7 +25,7 @@ from pretune import yaml12
 from pretune.data import TABLE_SUFFIXES, read
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe_errors import explain
-from pretune.recipe_sections import DataSection, ModelSection, Section
+from pretune.recipe_sections import DataSection, ModelSection, Section, TrackSection
 from pretune.recipe_train import TrainSection
 from pretune.tasks import TaskOptions, task_class
 
@@ -51,6 +51,7 @@ class Recipe(Section):
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
+    track: TrackSection = Field(default_factory=TrackSection)
     output: str = Field(
         "runs/latest", min_length=1, description="The folder for everything that comes out."
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pretune.data import MAX_CHARS
 
@@ -70,3 +71,27 @@ class DataSection(Section):
     limit: int | None = Field(
         None, ge=1, description="Use only the first N training records: for a quick try."
     )
+
+
+class TrackSection(Section):
+    """Where the course of the training is kept besides the run folder."""
+
+    mlflow: str | None = Field(
+        None,
+        min_length=1,
+        description="An MLflow server (http://127.0.0.1:5000) or store (sqlite:///mlflow.db); "
+        "null: none. Needs pretune[track].",
+    )
+    experiment: str = Field("pretune", min_length=1, description="MLflow's experiment.")
+    name: str | None = Field(None, description="Of the run there. Default: the output folder.")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        # The recipe is saved beside the result, logged and published.
+        if uri is not None and "@" in urlsplit(uri).netloc:
+            raise ValueError(
+                "leave user and password out; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return uri

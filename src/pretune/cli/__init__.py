@@ -5,6 +5,9 @@ from pretune.cli.app import app, main
 # Importing a module adds its commands to `app`, in the order in which `pretune --help` lists them.
 # isort: off
 from pretune.cli import train  # noqa: F401
+from pretune.cli import plan  # noqa: F401
+from pretune.cli import sweep  # noqa: F401
+from pretune.cli import runs  # noqa: F401
 from pretune.cli import use  # noqa: F401
 from pretune.cli import inspect  # noqa: F401
 from pretune.cli import push  # noqa: F401

@@ -80,7 +80,7 @@ def _train(
     recipe: str, overrides: list[str], seeds: int, *, overwrite: bool, quiet: bool, as_json: bool
 ) -> None:
     from pretune.recipe import Recipe
-    from pretune.report import seeds_table
+    from pretune.report import seeds_table, seeds_to_dict
     from pretune.training import train_recipe, train_seeds
 
     chosen = Recipe.load(recipe, overrides)
@@ -89,7 +89,7 @@ def _train(
         return
     several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
     out = Console()
-    out.print_json(data=several.to_dict()) if as_json else out.print(seeds_table(several))
+    out.print_json(data=seeds_to_dict(several)) if as_json else out.print(seeds_table(several))
 
 
 def _resume(run: str, overrides: list[str], *, quiet: bool, as_json: bool) -> None:

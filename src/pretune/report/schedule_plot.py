@@ -21,8 +21,7 @@ from pretune.tasks.bundle import load
 from pretune.text import extend
 from pretune.training import read_data
 from pretune.training.log import Reporter
-from pretune.training.loop import planned_updates
-from pretune.training.schedule import BatchSize, Schedule
+from pretune.training.schedule import BatchSize, Schedule, planned_updates
 
 #: Of the chart in the terminal, in characters, and how many points a picture has.
 WIDTH, HEIGHT, POINTS = 64, 8, 1000

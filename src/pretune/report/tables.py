@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pretune.report.seeds import degenerate_seeds
 from pretune.tasks import Prediction
 from pretune.training import Evaluation, RunResult, SeedsResult
 
@@ -33,20 +34,36 @@ def run_table(result: RunResult) -> Group:
 
 
 def seeds_table(result: SeedsResult) -> Group:
-    """Each run, then mean ± standard deviation."""
+    """Each run, then mean ± standard deviation; runs that went wrong are marked and explained."""
     names = list(result.runs[0].metrics)
+    wrong = degenerate_seeds(result)
     title = f"{len(result.runs)} seeds"
     table = _plain("seed", *names, "seconds")
     for run in result.runs:
         figures = [f"{run.metrics[name]:.4f}" for name in names]
-        table.add_row(str(run.seed), *figures, f"{run.seconds:.1f}")
+        mark = " !" if run.seed in wrong else ""
+        style = "red" if run.seed in wrong else None
+        table.add_row(f"{run.seed}{mark}", *figures, f"{run.seconds:.1f}", style=style)
     table.add_section()
     mean = [f"{value:.4f}" for value, _ in result.summary().values()]
     spread = [f"{value:.4f}" for _, value in result.summary().values()]
     seconds = sum(run.seconds for run in result.runs) / len(result.runs)
     table.add_row("mean", *mean, f"{seconds:.1f}")
     table.add_row("± sd", *spread, "")
-    return Group(Text(title, "bold"), table)
+    return Group(Text(title, "bold"), table, *_alarm(wrong, len(result.runs)))
+
+
+def _alarm(wrong: Mapping[int, str], count: int) -> list[Text]:
+    """What to know about the seeds that went wrong."""
+    if not wrong:
+        return []
+    lines = [Text(f"! seed {seed}: {why}", "red") for seed, why in wrong.items()]
+    advice = (
+        f"{len(wrong)} of {count} runs went wrong, so mean and sd say little. Fine-tuning on "
+        "little data does that under some seeds; a lower train.learning_rate, a longer "
+        "train.warmup and more train.epochs make it rarer."
+    )
+    return [*lines, Text(advice)]
 
 
 def evaluation_table(result: Evaluation) -> Group:

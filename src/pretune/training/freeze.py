@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretune.data import batches_by_length
 from pretune.errors import RunError
 from pretune.models import Backbone, PooledHead
-from pretune.tasks import Task
+from pretune.tasks import AnyTask, Task
 from pretune.training.evaluate import precision_context
 
 if TYPE_CHECKING:
@@ -87,16 +87,21 @@ def train_mode(model: nn.Module) -> None:
         backbone.eval()
 
 
+def reads_once(task: AnyTask, model: nn.Module) -> bool:
+    """Whether what the head reads of the backbone is the same in every epoch, and can be kept.
+
+    Not where the backbone learns, or where the head reads more than one vector a sequence.
+    """
+    learns = any(p.requires_grad for p in model.get_submodule("backbone").parameters())
+    usual = type(task).forward is Task.forward
+    return usual and not learns and isinstance(model, PooledHead)
+
+
 @torch.no_grad()
 def read_once(trainer: Trainer) -> Tensor | None:
-    """`[N, hidden]`: what a frozen backbone gives for each training feature, in every epoch alike.
-
-    None where it learns, or where the head reads more than one vector a sequence.
-    """
+    """`[N, hidden]`: what a frozen backbone gives for each training feature; else None."""
     model, features, options = trainer.model, trainer.train, trainer.options
-    usual = type(trainer.task).forward is Task.forward
-    learns = any(p.requires_grad for p in model.get_submodule("backbone").parameters())
-    if learns or not usual or not isinstance(model, PooledHead):
+    if not isinstance(model, PooledHead) or not reads_once(trainer.task, model):
         return None
     kept: Tensor | None = None
     with trainer.reporter.working("reading once", len(features)) as done:

@@ -37,7 +37,7 @@ from pretune.training.log import Reporter, Step
 from pretune.training.memory import reusing_memory
 from pretune.training.optim import Optimizer
 from pretune.training.rescue import rescue
-from pretune.training.schedule import BatchSize, Schedule
+from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
     Course,
     Saved,
@@ -389,17 +389,3 @@ class Trainer:
             return True
         new, old = found.metrics[self._best_by], self.course.best.metrics[self._best_by]
         return new < old if lower_is_better(self._best_by) else new > old
-
-
-def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, BatchSize]:
-    """How many updates a run has, and how large the batch of each is.
-
-    A growing batch (`batch_ramp`) may grow over a share of all updates, whose number depends on
-    how it grows: that share is of the updates there would be with whole batches.
-    """
-    whole = BatchSize.of(options.model_copy(update={"batch_ramp": None}), 0)
-    plain = options.max_steps or order.updates(options.epochs, whole.at)
-    sizes = BatchSize.of(options, plain)
-    if options.max_steps is not None or options.batch_ramp is None:
-        return plain, sizes
-    return order.updates(options.epochs, sizes.at), sizes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pretune.training.modes import determinism, prepare
 from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.state import Course, seed_everything, seed_process
 from pretune.training.stop import StopRequest
+from pretune.training.track import trackers
 
 #: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
 #: what is learned.
@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "train.device",
     "train.guard",
     "description",
+    "track",
 )
 
 
@@ -114,6 +115,27 @@ def train_seeds(
     return SeedsResult(tuple(runs))
 
 
+def starting_model(recipe: Recipe, task: AnyTask, start: Path | None = None) -> Bundle:
+    """The model that a recipe begins with, or that a checkpoint of its run holds, in host memory.
+
+    Raises:
+        PretuneError: nothing there, damaged, or not fit for the task.
+    """
+    model = recipe.model
+    bundle = load(
+        model.source if start is None else start,
+        task=task,
+        tokenizer=model.tokenizer if start is None else None,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+    )
+    bundle.columns = dict(recipe.data.columns)
+    if start is None:
+        grow_vocabulary(bundle, model.new_tokens, model.vocab_multiple)
+    freeze(bundle.model, recipe.train.freeze)
+    return bundle
+
+
 class _Run:
     """One run, from its data to its result."""
 
@@ -138,7 +160,7 @@ class _Run:
             self.task.fit(records)
             seed_everything(self.recipe.seed)
             start = self._newest()
-            bundle = self._load(start)
+            bundle = starting_model(self.recipe, self.task, start)
             # All data is checked before the folder is touched.
             train = read_features("train", self.task, records, bundle, self.reporter)
             validation = None
@@ -176,23 +198,9 @@ class _Run:
             return None
         return newest_whole(self.folder.path, say=self.reporter.say)
 
-    def _load(self, start: Path | None) -> Bundle:
-        model = self.recipe.model
-        bundle = load(
-            model.source if start is None else start,
-            task=self.task,
-            tokenizer=model.tokenizer if start is None else None,
-            dropout=model.dropout,
-            attention_dropout=model.attention_dropout,
-        )
-        bundle.columns = dict(self.recipe.data.columns)
-        if start is None:
-            grow_vocabulary(bundle, model.new_tokens, model.vocab_multiple)
-        freeze(bundle.model, self.recipe.train.freeze)
-        return bundle
-
     def _open_folder(self, bundle: Bundle) -> None:
         if self.world.main:
+            self.reporter.add(*trackers(self.recipe, self.reporter.say))
             if not self.resumed:
                 self.folder.create(self.recipe)
                 self.reporter.say(str(bundle.report))
@@ -265,7 +273,9 @@ def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
     differing = [
         line
         for line in RunFolder.differences(earlier.to_dict(), recipe.to_dict())
-        if not line.startswith(("output:", *(f"{key}:" for key in MAY_CHANGE), "train.guard."))
+        if not line.startswith(
+            tuple(f"{key}{end}" for key in ("output", *MAY_CHANGE) for end in ":.")
+        )
     ]
     if differing:
         raise RunError(
@@ -312,6 +322,3 @@ def _result(recipe: Recipe, course: Course, device: torch.device) -> RunResult:
         rescues=course.rescues,
         stopped_early=course.early,
     )
-
-
-__all__: Sequence[str] = ["Interrupted", "resume", "train_recipe", "train_seeds"]

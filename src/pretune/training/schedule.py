@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
+from pretune.data import DataOrder
 from pretune.recipe_train import TrainSection, Updates
 
 
@@ -105,3 +106,17 @@ class BatchSize:
         if step >= self.updates:
             return self.whole
         return self.start + (self.whole - self.start) * step // self.updates
+
+
+def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, BatchSize]:
+    """How many updates a run has, and how large the batch of each is.
+
+    A growing batch (`batch_ramp`) may grow over a share of all updates, whose number depends on
+    how it grows: that share is of the updates there would be with whole batches.
+    """
+    whole = BatchSize.of(options.model_copy(update={"batch_ramp": None}), 0)
+    plain = options.max_steps or order.updates(options.epochs, whole.at)
+    sizes = BatchSize.of(options, plain)
+    if options.max_steps is not None or options.batch_ramp is None:
+        return plain, sizes
+    return order.updates(options.epochs, sizes.at), sizes

@@ -1,0 +1,50 @@
+"""`pretune plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AsJson, app
+
+
+@app.command(
+    epilog="Examples:\n\npretune plan tickets.tsv\n\n"
+    "pretune plan mrpc model.from=minilm train.epochs=5 --json"
+)
+def plan(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_FILE",
+            help="A built-in recipe, a YAML file, or a labelled data file.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Do a few updates on a copy of the model to tell how long the run takes."
+        ),
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a training takes before it starts: data, updates, FLOPs, memory, disk, hours.
+
+    Nothing is written. Data and model are read, so a run that is planned finds both.
+    """
+    from pretune.recipe import Recipe
+    from pretune.report.plan import plan_run
+    from pretune.report.plan_tables import plan_view
+
+    found = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
+    out = Console(highlight=False)
+    if as_json:
+        out.print_json(data=found.to_dict())
+        return
+    out.print(plan_view(found))

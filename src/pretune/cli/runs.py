@@ -1,0 +1,40 @@
+"""`pretune runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AsJson, app
+
+
+@app.command(
+    epilog="Examples:\n\npretune runs\n\npretune runs runs/sweep --sort accuracy\n\n"
+    "pretune runs --sort metric --json"
+)
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(help="Where to look; the folders in it are looked at too.")
+    ] = Path("runs"),
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="time (the newest first), metric (each by the one that picks its best model), or "
+            "the name of a metric."
+        ),
+    ] = "time",
+    as_json: AsJson = False,
+) -> None:
+    """List all runs below a folder: what was trained, how far it came, and how good it is."""
+    from pretune.report.runs import find_runs
+    from pretune.report.runs_tables import runs_table
+
+    found = find_runs(folder, sort)
+    out = Console(highlight=False)
+    if as_json:
+        out.print_json(data=found.to_dict())
+        return
+    out.print(runs_table(found))
