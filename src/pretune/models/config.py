@@ -106,13 +106,13 @@ class ModelConfig:
         """The table of sinusoids is the one thing that is computed, not read from a file.
 
         Raises:
-            CheckpointError: it would be larger than a gigabyte.
+            CheckpointError: it would be larger than 64 MiB.
         """
         positions, size = self.size("max_position_embeddings"), self.size("hidden_size")
-        if positions * size > 2**28:
+        if positions * size > 2**24:
             raise CheckpointError(
-                f"config: {positions:,} sinusoidal positions of {size:,} numbers are more than a "
-                "gigabyte"
+                f"config: {positions:,} sinusoidal positions of {size:,} numbers are more than "
+                "64 MiB"
             )
 
     @classmethod

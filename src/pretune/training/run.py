@@ -127,6 +127,8 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
         tokenizer=recipe.model.tokenizer,
         dropout=recipe.model.dropout,
         attention_dropout=recipe.model.attention_dropout,
+        mmap=False,  # every weight is about to be written to
+        allow_pickle=recipe.model.allow_pickle,
     )
     bundle.columns = dict(recipe.data.columns)
     grow_vocabulary(bundle, recipe.model.new_tokens, recipe.model.vocab_multiple)
