@@ -10,6 +10,7 @@ from typing import Any
 
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.hub.keys import FAMILIES, Family
+from pretune.models import brief
 
 #: More classes than any labelled set has; a config.json that claims more is broken.
 MOST_LABELS = 100_000
@@ -99,7 +100,7 @@ def family_of(config: Mapping[str, Any], folder: Path) -> Family:
     Raises:
         CheckpointError: an unknown one; gives the nearest.
     """
-    kind = str(config.get("model_type", ""))[:100]
+    kind = brief(config.get("model_type", ""))
     if kind not in FAMILIES:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type '{kind}' is not supported",

@@ -10,6 +10,7 @@ from pretune.hub.config import read_object
 from pretune.hub.pickled import Pickled
 from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow
 from pretune.hub.weights import Safetensors, WeightSource
+from pretune.models import brief
 
 
 def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = False) -> WeightSource:
@@ -67,9 +68,8 @@ def _shards(index: Path) -> list[Path]:
         path = index.parent / name
         # os.path, because Path's raise where a name is too long.
         if os.path.basename(name) != name or not os.path.isfile(path):
-            shown = name if len(name) < 200 else name[:200] + "..."
             raise CheckpointError(
-                f"{index}: names the shard '{shown}', which is not there", "Copy all shards."
+                f"{index}: names the shard '{brief(name)}', which is not there", "Copy all shards."
             )
         files.append(path)
     return files

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, RecipeError
 from pretune.hub import (
     Family,
     LoadReport,
@@ -27,7 +27,7 @@ from pretune.hub import (
     save_model,
     tensorflow_names,
 )
-from pretune.models import SIZES, Backbone, ModelConfig, resize_vocabulary
+from pretune.models import SIZES, Backbone, ModelConfig, brief, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.text import Tokenizer, extend, load_tokenizer
 
@@ -109,7 +109,7 @@ def load(
     changed = config_class.dropout_entries(dropout, attention_dropout)
     model_config = config_class.from_dict({**config, **changed})
     found = load_tokenizer(tokenizer or folder or _vocabulary_of(family, str(source)))
-    trained, columns = (None, {}) if folder is None else _trained_task(folder, config)
+    trained, columns = (None, {}) if folder is None else _trained_task(folder, config, model_config)
     wanted = None if bare else task or trained
     _check_sizes(place, model_config, found, wanted)
     build = partial(_build, family, model_config, wanted)
@@ -214,8 +214,8 @@ def outline(source: str | Path) -> Outline:
     folder, place = _place_of(source)
     config = _config_of(source, folder)
     family = family_of(config, place)
-    task = None if folder is None else _trained_task(folder, config)[0]
     sizes = family.backbone.config_class.from_dict(config)
+    task = None if folder is None else _trained_task(folder, config, sizes)[0]
     with torch.device("meta"):
         model = _build(family, sizes, task)
     return Outline(str(place), folder, family, model, task)
@@ -245,10 +245,14 @@ def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     return type(trained) is type(wanted) and trained.state() == wanted.state()
 
 
-def _trained_task(folder: Path, config: Mapping[str, Any]) -> tuple[AnyTask | None, dict[str, str]]:
+def _trained_task(
+    folder: Path, config: Mapping[str, Any], sizes: ModelConfig
+) -> tuple[AnyTask | None, dict[str, str]]:
     path = folder / TASK_FILE
     if not path.is_file():
-        found = (kind.from_config(config) for kind in TASKS.values())
+        # GPT-2 has another name for it.
+        positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
+        found = (kind.from_config({**config, **positions}) for kind in TASKS.values())
         return next((task for task in found if task is not None), None), {}
     saved = read_object(path)
     try:
@@ -257,9 +261,9 @@ def _trained_task(folder: Path, config: Mapping[str, Any]) -> tuple[AnyTask | No
         columns = dict(saved.get("columns", {}))
         if not all(isinstance(name, str) for name in columns.values()):
             raise TypeError("columns are names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: not readable ({type(error).__name__}: {error})",
+            f"{path}: not readable ({type(error).__name__}: {brief(error)})",
             "It was written by another version, or damaged: train again, or copy it again.",
         ) from None
     return task, columns

@@ -20,7 +20,7 @@ from pretune.hub import (
     read_config,
     save_model,
 )
-from pretune.models import HEADS
+from pretune.models import HEADS, brief
 from pretune.text import load_tokenizer
 
 #: Entries of config.json that say what a head's outputs mean; they go along.
@@ -75,7 +75,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
     known = {head.architecture: name for name, head in family.heads.items()}
     if architecture and architecture not in known:
         raise CheckpointError(
-            f"{folder / 'config.json'}: a {architecture} is not supported",
-            did_you_mean(architecture, known),
+            f"{folder / 'config.json'}: a {brief(architecture)} is not supported",
+            did_you_mean(brief(architecture), known),
         )
     return family, known.get(architecture, "backbone")
