@@ -1,4 +1,4 @@
-"""Weights in half precision: upcast by default, kept or chosen on request, and saved as they are."""
+"""Weights in half precision: upcast by default, kept or chosen on request, saved as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import pretune
-from pretune.data import PackedBatch
+from pretune.data import PackedBatch, Records
 from pretune.errors import CheckpointError
 from pretune.tasks.bundle import load, save
 from pretune.tasks.convert import convert
@@ -62,7 +62,7 @@ def dtypes(model: torch.nn.Module) -> set[torch.dtype]:
 
 
 def test_upcast_by_default(half) -> None:
-    name, folder = half
+    _, folder = half
     bundle = load(folder)
     assert dtypes(bundle.model) == {torch.float32}
     assert f"{bundle.report.loaded} of them converted to float32" in str(bundle.report)
@@ -168,10 +168,8 @@ def test_no_such_type(tiny_folder: Path, name: str) -> None:
 
 
 def test_predicting_and_evaluating(half, classifier: Path) -> None:
-    name, folder = half
+    _, folder = half
     rows = [{"text": "good film", "label": "LABEL_0"}, {"text": "the bad", "label": "LABEL_2"}]
-    from pretune.data import Records
-
     records = Records(rows, "rows")
     exact, kept = load(classifier), load(folder, dtype="auto")
     texts = [row["text"] for row in rows]

@@ -289,13 +289,23 @@ def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) ->
     return added
 
 
+def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
+    """Write a model's tokenizer so that transformers gives the model what it reads."""
+    if not any(rule.ours == "embeddings.segments.weight" for rule in family.rules):
+        # Else a BERT tokenizer hands out segments, and transformers' GPT-2 adds the embeddings of
+        # the tokens of those numbers to all others.
+        read = {"model_input_names": ["input_ids", "attention_mask"]}
+        tokenizer.settings = {**tokenizer.settings, **read}
+    tokenizer.save(folder)
+
+
 def save(bundle: Bundle, folder: Path) -> None:
     """Write model, tokenizer and task into an existing folder; transformers opens it too."""
     task = bundle.task
     head = "backbone" if task is None else task.head
     extra = {} if task is None else task.config_entries()
     save_model(bundle.model, folder, bundle.family, head, extra)
-    bundle.tokenizer.save(folder)
+    save_tokenizer(bundle.tokenizer, bundle.family, folder)
     if task is not None:
         saved = {
             "options": task.options.model_dump(mode="json"),

@@ -21,6 +21,7 @@ from pretune.hub import (
     save_model,
 )
 from pretune.models import HEADS, brief
+from pretune.tasks.bundle import save_tokenizer
 from pretune.text import load_tokenizer
 
 #: Entries of config.json that say what a head's outputs mean; they go along.
@@ -60,7 +61,7 @@ def convert(
     tokenizer = load_tokenizer(folder)
     with atomic_folder(target) as place:
         save_model(model, place, family, head, kept)
-        tokenizer.save(place)
+        save_tokenizer(tokenizer, family, place)
     return report
 
 
