@@ -1,6 +1,6 @@
 """pretune: from raw text to a served language model.
 
-The public functions are `load`, `train`, `evaluate` and `predict`; see their help.
+The public functions are `load`, `train`, `evaluate`, `predict` and `push`; see their help.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
         Bundle,
         Evaluation,
         Prediction,
+        Published,
         Recipe,
         RunResult,
         evaluate,
         load,
         predict,
+        push,
         train,
     )
     from pretune.errors import PretuneError
@@ -29,11 +31,13 @@ __all__ = [
     "Evaluation",
     "Prediction",
     "PretuneError",
+    "Published",
     "Recipe",
     "RunResult",
     "evaluate",
     "load",
     "predict",
+    "push",
     "train",
 ]
 

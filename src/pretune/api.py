@@ -1,10 +1,11 @@
-"""The public functions: `load`, `train`, `evaluate`, `predict`.
+"""The public functions: `load`, `train`, `evaluate`, `predict`, `push`.
 
 import pretune
 run = pretune.train("train.tsv", {"train.epochs": 2})
 model = pretune.load(run.folder)
 print(pretune.evaluate(model, "test.tsv").metrics)
 print(pretune.predict(model, ["Where is my parcel?"]))
+pretune.push(run.folder, "me/tickets")
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pretune.data import MAX_CHARS, Records
+from pretune.hub import Published
 from pretune.infer.predict import Predictor, the_task
+from pretune.publish import push
 from pretune.recipe import Recipe
 from pretune.tasks import Prediction, featurize
 from pretune.tasks.bundle import Bundle, load
@@ -127,10 +130,12 @@ __all__ = [
     "Bundle",
     "Evaluation",
     "Prediction",
+    "Published",
     "Recipe",
     "RunResult",
     "evaluate",
     "load",
     "predict",
+    "push",
     "train",
 ]

@@ -72,6 +72,7 @@ def push(
     public: bool = False,
     license_id: str | None = None,
     languages: Sequence[str] = (),
+    allow_pickle: bool = False,
     say: Callable[[str], None] = print,
 ) -> Published:
     """Publish a trained model on the Hugging Face Hub.
@@ -82,6 +83,7 @@ def push(
         public: let everybody see it. An existing repository stays as private as it is.
         license_id: as the Hub knows it, e.g. `apache-2.0`.
         languages: as the Hub knows them, e.g. `["en"]`.
+        allow_pickle: read a checkpoint's `pytorch_model.bin`; what is sent is safetensors.
         say: told what happens.
 
     Raises:
@@ -93,7 +95,14 @@ def push(
     token = hub_token()
     with tempfile.TemporaryDirectory(prefix="pretune-push-") as place:
         folder = Path(place) / "model"
-        files = stage(run, repo, folder, license_id=license_id, languages=languages)
+        files = stage(
+            run,
+            repo,
+            folder,
+            license_id=license_id,
+            languages=languages,
+            allow_pickle=allow_pickle,
+        )
         total = sum(file.size for file in files)
         say(f"sending {len(files)} files, {total / 2**20:,.1f} MiB, to {repo}")
         return upload(folder, repo, token=token, public=public, message="Publish with pretune")
@@ -106,6 +115,7 @@ def stage(
     *,
     license_id: str | None = None,
     languages: Sequence[str] = (),
+    allow_pickle: bool = False,
 ) -> tuple[StagedFile, ...]:
     """Write what `push` would send into a new folder; needs neither network nor token.
 
@@ -115,6 +125,7 @@ def stage(
         folder: must not exist; appears only when it is complete.
         license_id: as the Hub knows it.
         languages: as the Hub knows them.
+        allow_pickle: read a checkpoint's `pytorch_model.bin`.
 
     Raises:
         RunError: there is no run, or an unfinished one; or the folder cannot be written.
@@ -123,7 +134,7 @@ def stage(
     """
     check_name(repo)
     trained = find_trained(run)
-    bundle = load(trained.folder)
+    bundle = load(trained.folder, dtype="auto", allow_pickle=allow_pickle)
     task = the_task(bundle)
     facts = CardFacts(
         repo=repo,

@@ -43,6 +43,11 @@ class ModelSection(Section):
     vocab_multiple: int = Field(
         1, ge=1, description="Pad the vocabulary to a multiple of this (64 suits GPUs)."
     )
+    allow_pickle: bool = Field(
+        False,
+        description="Read pytorch_model.bin too, by torch's restricted unpickler. Only from people "
+        "you trust.",
+    )
 
 
 class DataSection(Section):

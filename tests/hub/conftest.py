@@ -27,12 +27,9 @@ def load() -> Callable[..., tuple[nn.Module, LoadReport]]:
             backbone = BertModel(config)
             return SequenceClassifier(backbone, labels) if labels else backbone
 
-        def initialise(model: nn.Module, part: nn.Module) -> None:
-            (model.backbone if labels else model).init_weights(part)
-
         head = "sequence_classification" if labels else "backbone"
         model, report = load_into(
-            build, open_weights(folder), folder, FAMILIES["bert"], head, initialise, fresh=fresh
+            build, open_weights(folder), folder, FAMILIES["bert"], head, fresh=fresh
         )
         return model.eval(), report
 

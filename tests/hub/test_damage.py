@@ -166,7 +166,10 @@ class TestShards:
     )
     def test_broken_index(self, load, copy, content):
         (copy / INDEX).write_bytes(content.encode("utf-8", "surrogatepass"))
-        with pytest.raises(CheckpointError, match=rf"{INDEX}: not a weight index"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"{INDEX}: (not|expected a JSON object)",
+        ):
             load(copy)
 
     def test_one_file_goes_before_an_index(self, load, copy, tiny_folder):

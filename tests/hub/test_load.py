@@ -118,7 +118,7 @@ class TestConversion:
         def quantise(tensors):
             tensors[QUERY] = tensors[QUERY].to(torch.int8)
 
-        with pytest.raises(CheckpointError, match=rf"'{QUERY}' holds int8, not floats"):
+        with pytest.raises(CheckpointError, match=rf"'{QUERY}' holds I8, not float32"):
             load(changed(quantise))
 
 

@@ -3,16 +3,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+import pretune
+from pretune.cli import app
 from pretune.data import PackedBatch
 from pretune.errors import CheckpointError
+from pretune.hub import find_source
 from pretune.tasks.bundle import load
 from pretune.tasks.convert import convert
 
@@ -63,6 +69,119 @@ def test_never_runs_code(
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
         load(folder, allow_pickle=True)
     assert not (tmp_path / "evil").exists()
+
+
+def test_one_number_cannot_pose_as_a_matrix(
+    tiny_folder: Path, pickled: Callable[[Any], Path]
+) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    tensors[name] = torch.zeros(1, 1).expand(*tensors[name].shape)
+    with pytest.raises(CheckpointError, match=f"'{name}' is not a plain tensor"):
+        load(pickled(tensors), allow_pickle=True)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda t: t.to("meta")])
+def test_other_kinds_of_tensors_are_refused(
+    tiny_folder: Path, pickled: Callable[[Any], Path], make: Any
+) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    tensors["pooler.dense.weight"] = make(tensors["pooler.dense.weight"])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        load(pickled(tensors), allow_pickle=True)
+
+
+def test_shared_and_turned_tensors_become_their_own(
+    tiny_folder: Path, pickled: Callable[[Any], Path]
+) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    name, other = (f"encoder.layer.{i}.output.LayerNorm.weight" for i in (0, 1))
+    tensors[other] = tensors[name]
+    turned = "pooler.dense.weight"
+    tensors[turned] = torch.nn.Parameter(tensors[turned].t().contiguous().t())
+    backbone = load(pickled(tensors), allow_pickle=True).backbone
+    state = backbone.state_dict(keep_vars=True)
+    assert torch.equal(state["pooler.weight"], tensors[turned])
+    first, second = (state[f"layers.{i}.feed_forward_norm.weight"] for i in (0, 1))
+    with torch.no_grad():
+        first.zero_()
+    assert torch.equal(second, tensors[other])
+    assert second.is_leaf
+
+
+@pytest.fixture
+def pickled_classifier(tiny_folder: Path, pickled: Callable[[Any], Path]) -> Path:
+    """A classifier of two labels whose weights are a pickle."""
+    kind = transformers.AutoModelForSequenceClassification
+    model = kind.from_pretrained(tiny_folder, num_labels=2)
+    folder = pickled(model.state_dict())
+    model.config.architectures = ["BertForSequenceClassification"]
+    model.config.save_pretrained(folder)
+    return folder
+
+
+COMMANDS = (
+    ["predict", "MODEL", "good film"],
+    ["evaluate", "MODEL", "DATA"],
+    ["inspect", "MODEL", "--attention", "good film", "-o", "PICTURE"],
+    ["push", "MODEL", "me/films", "--dry-run", "STAGED"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_commands_take_a_persons_word(
+    pickled_classifier: Path, tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "d.tsv").write_text("text\tlabel\ngood\tLABEL_1\nbad\tLABEL_0\n")
+    places = {
+        "MODEL": str(pickled_classifier),
+        "DATA": str(tmp_path / "d.tsv"),
+        "PICTURE": str(tmp_path / "p.png"),
+        "STAGED": str(tmp_path / "staged"),
+    }
+    words = [places.get(word, word) for word in command]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "--allow-pickle" in refused.output
+    allowed = CliRunner().invoke(app, [*words, "--allow-pickle"])
+    assert allowed.exit_code == 0, allowed.output
+    if command[0] == "push":
+        assert (tmp_path / "staged/model.safetensors").is_file()
+        assert not list((tmp_path / "staged").glob("*.bin"))
+
+
+def test_a_recipe_takes_a_persons_word(pickled_classifier: Path, tmp_path: Path) -> None:
+    rows = [f"{word} film\t{label}" for word, label in (("good", 1), ("bad", 0))] * 8
+    (tmp_path / "d.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    recipe = {
+        "task": {"name": "classify", "max_length": 16},
+        "model": {"from": str(pickled_classifier)},
+        "data": {"train": str(tmp_path / "d.tsv"), "validation": None},
+        "train": {"max_steps": 1, "device": "cpu"},
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(CheckpointError, match=r"(?s)model\.allow_pickle=true"):
+        pretune.train(recipe, quiet=True)
+    assert not (tmp_path / "run").exists()
+    run = pretune.train(recipe, {"model.allow_pickle": True}, quiet=True)
+    assert load(run.folder).report.missing == ()
+
+
+def test_the_hub_is_asked_for_a_pickle_only_then(
+    pickled_classifier: Path, monkeypatch: Any
+) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot_download(repo: str, *, revision: Any, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(pickled_classifier)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert find_source("me/old") == pickled_classifier
+    assert len(asked) == 1
+    find_source("me/old", allow_pickle=True)
+    fetched = [any(fnmatch("pytorch_model.bin", p) for p in patterns) for patterns in asked]
+    assert fetched == [False, False, True]
 
 
 def test_converted_it_opens_everywhere(

@@ -20,8 +20,9 @@ from torch import nn
 from pretune.data import PackedBatch
 from pretune.errors import CheckpointError
 from pretune.hub import FAMILIES, load_into
+from pretune.hub.config import read_bert_config
 from pretune.hub.tensor_bundle import LARGEST_INDEX, TensorBundle
-from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow, read_bert_config
+from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow
 from pretune.models import HEADS, BertConfig, BertModel
 from pretune.text.load import load_tokenizer
 
@@ -90,10 +91,7 @@ def our_model(folder: Path, head: str, fresh: list[str]) -> nn.Module:
         backbone = BertModel(config)
         return backbone if head == "backbone" else HEADS[head](backbone, 2)
 
-    def initialise(model: nn.Module, part: nn.Module) -> None:
-        (model if head == "backbone" else model.backbone).init_weights(part)
-
-    model, report = load_into(build, checkpoint(folder), folder, FAMILIES["bert"], head, initialise)
+    model, report = load_into(build, checkpoint(folder), folder, FAMILIES["bert"], head)
     assert list(report.missing) == fresh
     return model.eval()
 

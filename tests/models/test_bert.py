@@ -399,7 +399,7 @@ def test_sizes_that_make_no_sense(name, value):
                 "max_position_embeddings": 10**6,
                 "hidden_size": 1200,
             },
-            "more than a gigabyte",
+            "more than 64 MiB",
         ),
     ],
 )

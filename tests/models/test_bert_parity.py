@@ -211,9 +211,7 @@ def ours_of(theirs: nn.Module, head: str) -> nn.Module:
                 return backbone
             return SequenceClassifier(backbone, theirs.config.num_labels)
 
-        model, report = load_into(
-            build, open_weights(folder), folder, BERT, head, lambda *_: pytest.fail("missing")
-        )
+        model, report = load_into(build, open_weights(folder), folder, BERT, head)
     assert report.missing == ()
     assert report.unexpected == ()
     return model.eval()

@@ -15,6 +15,7 @@ import huggingface_hub.constants
 import pytest
 from small_runs import REPO
 
+import pretune
 from pretune import publish
 from pretune.errors import HubError, PretuneError
 
@@ -38,6 +39,17 @@ class TestUpload:
         assert {file.name for file in done.files} == set(arrived)
         assert len(said) == 1
         assert said[0].startswith("sending 7 files")
+
+    def test_from_python(
+        self, hub: fake_hub.FakeHub, run_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        done = pretune.push(run_folder, REPO, license_id="mit", languages=["en"])
+        assert isinstance(done, pretune.Published)
+        assert done.url == f"{hub.url}/{REPO}"
+        assert done.private
+        assert {file.name for file in done.files} <= hub.repos[REPO].files.keys()
+        assert b"license: mit" in hub.repos[REPO].files["README.md"]
+        assert capsys.readouterr().out.startswith("sending 7 files")
 
     def test_private_unless_told_otherwise(self, hub: fake_hub.FakeHub, run_folder: Path) -> None:
         assert publish.push(run_folder, REPO, say=silent).private

@@ -73,6 +73,14 @@ Encoding = Annotated[str, typer.Option(help="Of text files, e.g. gb18030.")]
 Quoting = Annotated[
     str, typer.Option(help="Of CSV and TSV: auto, standard (fields in double quotes) or none.")
 ]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read pytorch_model.bin too, by torch's restricted unpickler. Only from people you "
+        "trust.",
+    ),
+]
 Model = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, a model folder or a Hub id.")
 ]

@@ -7,29 +7,26 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import app
+from pretune.cli.app import AllowPickle, app
 
 
 @app.command(
     epilog="Examples:\n\n"
     "pretune convert uncased_L-12_H-768_A-12 bert-base    (Google's TensorFlow release)\n\n"
-    "pretune convert old-model new-model --allow-pickle   (pytorch_model.bin)"
+    "pretune convert old-model new-model --allow-pickle   (pytorch_model.bin)\n\n"
+    "pretune convert runs/tickets small --dtype bfloat16   (half the size)"
 )
 def convert(
     source: Annotated[str, typer.Argument(help="A model folder, a run folder or a Hub id.")],
     folder: Annotated[Path, typer.Argument(help="The folder to write; must not exist yet.")],
-    allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle",
-            help="Read pytorch_model.bin too, by torch's restricted unpickler. Only from people "
-            "you trust.",
-        ),
-    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16, or auto: as it is stored.")
+    ] = "float32",
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Write a checkpoint as config.json, model.safetensors and tokenizer.json."""
     from pretune.tasks.convert import convert as run
 
-    report = run(source, folder, allow_pickle=allow_pickle)
+    report = run(source, folder, dtype=dtype, allow_pickle=allow_pickle)
     print(report)
     print(f"wrote {folder}; use it as model.from={folder}")

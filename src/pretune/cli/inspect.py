@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AsJson, app
+from pretune.cli.app import AllowPickle, AsJson, app
 from pretune.errors import PretuneError
+
+if TYPE_CHECKING:
+    from pretune.tasks.bundle import Bundle
 
 
 @app.command(
@@ -47,6 +50,7 @@ def inspect(
     head: Annotated[
         int | None, typer.Option(help="Draw this head only; the first is 0. Default: all.")
     ] = None,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a model is made of and what it costs; or look at its tokens or its attention.
@@ -61,7 +65,11 @@ def inspect(
     if tokens is not None:
         shown["tokens"] = _tokens(source, tokens, None if as_json else out)
     if attention is not None:
-        shown["attention"] = _attention(source, attention, output, layer, head)
+        from pretune.tasks.bundle import load
+
+        shown["attention"] = _attention(
+            load(source, allow_pickle=allow_pickle), attention, output, layer, head
+        )
         if not as_json:
             out.print(f"wrote {output}", markup=False, soft_wrap=True)
     if not shown:
@@ -95,13 +103,12 @@ def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]
 
 
 def _attention(
-    source: str, text: str, output: Path, layer: int | None, head: int | None
+    bundle: Bundle, text: str, output: Path, layer: int | None, head: int | None
 ) -> dict[str, Any]:
     from pretune.report.inspect import attention_of, chosen
     from pretune.report.plots import draw_attention
-    from pretune.tasks.bundle import load
 
-    tokens, maps = attention_of(load(source), text)
+    tokens, maps = attention_of(bundle, text)
     layers = chosen("layer", layer, maps.shape[0])
     heads = chosen("head", head, maps.shape[1])
     picked = maps[layers][:, heads]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AsJson, app
+from pretune.cli.app import AllowPickle, AsJson, app
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,7 @@ def push(
         str | None,
         typer.Option(metavar="FOLDER", help="Send nothing; write what would be sent here."),
     ] = None,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish a trained model on the Hugging Face Hub, with a model card and its recipe.
@@ -52,33 +54,36 @@ def push(
     """
     from pretune import publish
 
-    out, log = Console(highlight=False), Console(stderr=True, highlight=False)
+    out = Console(highlight=False)
+    about: dict[str, Any] = {
+        "license_id": license_id,
+        "languages": languages or (),
+        "allow_pickle": allow_pickle,
+    }
     if dry_run is not None:
-        files = publish.stage(run, repo, dry_run, license_id=license_id, languages=languages or ())
-        if as_json:
-            out.print_json(data={"folder": dry_run, "files": [vars(file) for file in files]})
-            return
-        _show(out, files)
-        out.print(f"nothing was sent; all of it is in {dry_run}", markup=False, soft_wrap=True)
+        files = publish.stage(run, repo, dry_run, **about)
+        shown = {"folder": dry_run, "files": [vars(file) for file in files]}
+        last = f"nothing was sent; all of it is in {dry_run}"
+    else:
+        log = Console(stderr=True, highlight=False)
+        _quiet_unless_watched()
+        say = partial(log.print, markup=False, soft_wrap=True)
+        done = publish.push(run, repo, public=public, say=say, **about)
+        files, shown = done.files, done.to_dict()
+        last = f"{done.url} ({'private' if done.private else 'public'})"
+    if as_json:
+        out.print_json(data=shown)
         return
+    _show(out, files)
+    out.print(last, markup=False, soft_wrap=True)
+
+
+def _quiet_unless_watched() -> None:
+    """No progress bars in logs."""
     if not sys.stderr.isatty():
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    done = publish.push(
-        run,
-        repo,
-        public=public,
-        license_id=license_id,
-        languages=languages or (),
-        say=lambda text: log.print(text, markup=False, soft_wrap=True),
-    )
-    if as_json:
-        out.print_json(data=done.to_dict())
-        return
-    _show(out, done.files)
-    seen = "private" if done.private else "public"
-    out.print(f"{done.url} ({seen})", markup=False, soft_wrap=True)
 
 
 def _show(out: Console, files: Sequence[StagedFile]) -> None:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AsJson, Columns, Device, Encoding, Model, Quoting, app, column_pairs
+from pretune.cli.app import (
+    AllowPickle,
+    AsJson,
+    Columns,
+    Device,
+    Encoding,
+    Model,
+    Quoting,
+    app,
+    column_pairs,
+)
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ def evaluate(
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
     device: Device = "auto",
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained model on labelled data."""
@@ -38,7 +49,7 @@ def evaluate(
     from pretune.report import confusion_table, evaluation_table
 
     found = api.evaluate(
-        run,
+        api.load(run, allow_pickle=allow_pickle),
         data,
         columns=column_pairs(columns),
         device=device,
@@ -75,6 +86,7 @@ def predict(
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
     device: Device = "auto",
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask a trained model. Without TEXT and --file, lines are read from standard input.
@@ -89,7 +101,7 @@ def predict(
         raise PretuneError("give either TEXT or --file, not both")
     if not texts and file is None and sys.stdin.isatty():
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
-    predictor = Predictor(load(run), device=device)
+    predictor = Predictor(load(run, allow_pickle=allow_pickle), device=device)
     if texts:
         batches: Iterable[Records] = [_texts_as_records(predictor, texts)]
     elif file is not None:

@@ -1,19 +1,23 @@
 """Checkpoints in and out, in the Hugging Face layout."""
 
+from pretune.hub.config import MOST_LABELS, family_of, read_config, read_object
 from pretune.hub.files import atomic_folder, atomic_text, point
 from pretune.hub.keys import FAMILIES, Family
-from pretune.hub.load import LoadReport, family_of, load_into, read_config
+from pretune.hub.load import LoadReport, load_into
 from pretune.hub.manifest import MANIFEST, find_damage, write_manifest
+from pretune.hub.open import open_weights, tensorflow_names
 from pretune.hub.publish import Published, StagedFile, check_name, hub_token, staged_files, upload
 from pretune.hub.save import save_model
 from pretune.hub.source import EMBEDDED, HUB_ID, find_source
-from pretune.hub.weights import Safetensors, WeightSource, open_weights
+from pretune.hub.weights import DTYPES, Safetensors, WeightSource, named_dtype
 
 __all__ = [
+    "DTYPES",
     "EMBEDDED",
     "FAMILIES",
     "HUB_ID",
     "MANIFEST",
+    "MOST_LABELS",
     "Family",
     "LoadReport",
     "Published",
@@ -28,11 +32,14 @@ __all__ = [
     "find_source",
     "hub_token",
     "load_into",
+    "named_dtype",
     "open_weights",
     "point",
     "read_config",
+    "read_object",
     "save_model",
     "staged_files",
+    "tensorflow_names",
     "upload",
     "write_manifest",
 ]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretune.errors import CheckpointError, did_you_mean
-from pretune.hub.keys import FAMILIES, Family, Names, ignored_names, name_table
-from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow, read_bert_config
-from pretune.hub.weights import WeightSource, use_prefix
+from pretune.errors import CheckpointError
+from pretune.hub.keys import Family, Names, ignored_names, name_table
+from pretune.hub.weights import WeightSource, common_dtype, type_name, use_prefix
+from pretune.models import Backbone
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class LoadReport:
         loaded: how many tensors of the file went into the model.
         missing: our names that the file lacks, freshly initialised instead.
         unexpected: names in the file that this model has no place for.
-        converted: how many tensors were not float32 and were converted.
+        converted: how many tensors were of another type than the model and were converted.
+        dtype: the type of the model.
     """
 
     source: str
@@ -35,11 +34,12 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     converted: int = 0
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         parts = [f"loaded {self.loaded} tensors from {self.source}"]
         if self.converted:
-            parts.append(f"{self.converted} of them converted to float32")
+            parts.append(f"{self.converted} of them converted to {self.dtype}")
         if self.missing:
             parts.append(f"new, not in the file: {_some(self.missing)}")
         if self.unexpected:
@@ -52,64 +52,20 @@ def _some(names: tuple[str, ...], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The contents of `config.json`, or what Google's `bert_config.json` says in its words.
-
-    Raises:
-        CheckpointError: missing or not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file() and (folder / "bert_config.json").is_file():
-        return _google_config(folder)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no config.json here", "Is it a model folder?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
-    return values
-
-
-def family_of(config: Mapping[str, Any], folder: Path) -> Family:
-    """The family that a `config.json` names.
-
-    Raises:
-        CheckpointError: an unknown one; gives the nearest.
-    """
-    kind = str(config.get("model_type", ""))
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
-            did_you_mean(kind, FAMILIES),
-        )
-    return FAMILIES[kind]
-
-
-def _google_config(folder: Path) -> dict[str, Any]:
-    config = read_bert_config(folder)
-    prefix = find_tensorflow(folder)
-    names = TensorFlowCheckpoint(prefix).names if prefix is not None else set()
-    if "cls.predictions.bias" in names:
-        both = "cls.seq_relationship.weight" in names
-        config.setdefault("architectures", ["BertForPreTraining" if both else "BertForMaskedLM"])
-    return config
-
-
 def load_into(
     build: Callable[[], nn.Module],
     weights: WeightSource,
     folder: Path,
     family: Family,
     head: str,
-    initialise: Callable[[nn.Module, nn.Module], None],
     *,
     fresh: AbstractSet[str] = frozenset(),
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[nn.Module, LoadReport]:
-    """Build a model and fill it from `model.safetensors` (or the shards its index names).
+    """Build a model and fill it with a checkpoint's weights.
 
-    Shapes are compared with the file's header before a byte is allocated.
+    Shapes are compared with the file's header before a byte is allocated. What the file lacks of a
+    head, or of what the family can do without, gets fresh weights.
 
     Args:
         build: makes the model (called on the meta device: it costs no memory).
@@ -117,8 +73,9 @@ def load_into(
         folder: where they came from, for errors.
         family: gives the names.
         head: which of the family's heads the model has.
-        initialise: `(model, part)`: gives fresh weights to a part that the file lacks.
         fresh: our names to initialise even if the file has them.
+        dtype: what the model shall be in. None: the narrowest type in which nothing of the file is
+            lost, which is the file's own where all of it is of one.
 
     Raises:
         CheckpointError: missing or damaged file, a tensor of another shape, part of the backbone
@@ -126,27 +83,30 @@ def load_into(
     """
     with torch.device("meta"):
         model = build()
-    layers = model.get_submodule("backbone.layers" if head != "backbone" else "layers")
-    count = len(list(layers.children()))
+    backbone = model if head == "backbone" else model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    count = len(backbone.layers)
     table = name_table(family, head, count)
     use_prefix(weights, family.prefix, wanted=head != "backbone")
     plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, family, head, folder)
+    model.to(dtype := dtype or _dtype_of(weights, plan))
     # First what is fresh: of a part that the file has half of, the weights of the file must stay.
-    _initialise_missing(model, missing, initialise)
-    state = {ours: _tensor(weights, names) for ours, names in plan.items()}
+    _initialise_missing(model, backbone, missing)
+    state = {ours: _tensor(weights, names, dtype) for ours, names in plan.items()}
     model.load_state_dict(state, strict=False, assign=True)
     hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if hollow:  # not a user's mistake: a name in no table and no `initialise`
+    if hollow:  # not a user's mistake: a name in no table
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
     used = {name for names in plan.values() for name in names.parts}
-    ignored = ignored_names(family, head, count)
+    unused = weights.names - used - ignored_names(family, head, count)
     return model, LoadReport(
         source=str(folder),
         loaded=len(used),
         missing=tuple(missing),
-        unexpected=tuple(sorted(weights.stored(name) for name in weights.names - used - ignored)),
+        unexpected=tuple(sorted(weights.stored(name) for name in unused)),
         converted=weights.converted,
+        dtype=type_name(dtype),
     )
 
 
@@ -175,17 +135,21 @@ def _match(
     return plan, missing
 
 
-def _tensor(weights: WeightSource, names: Names) -> Tensor:
+def _dtype_of(weights: WeightSource, plan: dict[str, Names]) -> torch.dtype:
+    """The type for a model that is to lose nothing."""
+    found = (weights.dtype(name) for names in plan.values() for name in names.parts)
+    return common_dtype(dtype or torch.float32 for dtype in found)
+
+
+def _tensor(weights: WeightSource, names: Names, dtype: torch.dtype) -> Tensor:
     """One of our tensors, put together from the file's."""
-    parts = [weights.read(name) for name in names.parts]
-    if names.transposed:
-        parts = [part.t() for part in parts]
-    # A copy in every case: what was read may still be the file's own memory.
-    return (
-        torch.cat(parts)
-        if len(parts) > 1
-        else parts[0].clone(memory_format=torch.contiguous_format)
-    )
+    if len(names.parts) == 1 and not names.transposed:
+        return weights.read(names.parts[0], dtype)
+    rows, *others = weights.shape(names.parts[0])[:: -1 if names.transposed else 1]
+    whole = torch.empty(rows * len(names.parts), *others, dtype=dtype)
+    for name, part in zip(names.parts, whole.chunk(len(names.parts)), strict=True):
+        weights.read_into(name, part.t() if names.transposed else part)
+    return whole
 
 
 def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path) -> None:
@@ -203,10 +167,8 @@ def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path)
         )
 
 
-def _initialise_missing(
-    model: nn.Module, missing: list[str], initialise: Callable[[nn.Module, nn.Module], None]
-) -> None:
+def _initialise_missing(model: nn.Module, backbone: Backbone, missing: list[str]) -> None:
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in missing):
         part = model.get_submodule(owner)
         part.to_empty(device="cpu", recurse=False)
-        initialise(model, part)
+        backbone.init_weights(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pretune.hub.keys import Family, name_table
+from pretune.hub.weights import common_dtype, type_name
 
 
 def save_model(
@@ -20,7 +22,7 @@ def save_model(
     head: str,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json` and `model.safetensors`.
+    """Write `config.json` and `model.safetensors`, in the type the model is in.
 
     Args:
         model: a backbone, or a model that holds one as `backbone`.
@@ -33,7 +35,7 @@ def save_model(
     config = {
         **backbone.config.to_dict(),  # type: ignore[union-attr, operator]
         "architectures": [family.heads[head].architecture],
-        "dtype": "float32",
+        "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
         **(extra or {}),
     }
     table = name_table(family, head, len(backbone.layers))  # type: ignore[arg-type]
@@ -43,6 +45,12 @@ def save_model(
         for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
             lying = part.t() if names.transposed else part
             tensors[name] = lying.detach().cpu().contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # Aside first: the model may be a window on the very file that is written.
+    aside = folder / ".model.safetensors.tmp"
+    try:
+        save_file(tensors, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / "model.safetensors")
+    finally:
+        aside.unlink(missing_ok=True)
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -28,12 +28,17 @@ _PATTERNS = [
 ]
 
 
-def find_source(source: str | Path) -> Path:
+#: What is fetched as well, if allowed, where that brought no weights.
+_PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
     """The local folder of a model.
 
     Args:
         source: a folder in the Hugging Face layout; a run folder of ours (its best checkpoint is
             meant); `minilm`; or a Hub id, `owner/name` or `owner/name@revision`.
+        allow_pickle: fetch `pytorch_model.bin` where the Hub has nothing else.
 
     Raises:
         CheckpointError: nothing there; says what to type instead.
@@ -55,7 +60,10 @@ def find_source(source: str | Path) -> Path:
         )
     match = HUB_ID.fullmatch(text)
     if match and not os.path.exists(path):
-        return _download(match["repo"], match["revision"])
+        folder = _download(match["repo"], match["revision"], _PATTERNS)
+        if allow_pickle and not any(folder.glob("*.safetensors")):
+            folder = _download(match["repo"], match["revision"], [*_PATTERNS, *_PICKLES])
+        return folder
     raise CheckpointError(
         f"'{text}': no such folder, and not a name that is known",
         f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
@@ -73,11 +81,11 @@ def _embedded(name: str) -> Path:
     return Path(found.submodule_search_locations[0]) / inside
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:  # its own, its HTTP client's (which differs by version), OSError
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(

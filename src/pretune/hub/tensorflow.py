@@ -7,20 +7,18 @@ What the tensors are called there and in the Hugging Face layout is data, as in 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretune.errors import CheckpointError
 from pretune.hub.tensor_bundle import TensorBundle
-from pretune.hub.weights import checked
+from pretune.hub.weights import copy_checked
 
 
 class Layout(Enum):
@@ -205,7 +203,7 @@ class TensorFlowCheckpoint:
         prefix: of its files, e.g. `folder/bert_model.ckpt`; see `find_tensorflow`.
 
     Attributes:
-        converted: how many tensors read so far were not float32.
+        converted: how many tensors were read into another type than they are stored in.
         ignored: how many entries are the optimizer's and the like, not the model's.
 
     Raises:
@@ -241,6 +239,11 @@ class TensorFlowCheckpoint:
         row = self._rows[name]
         return _turned(self._bundle.entries[row.theirs].shape, row.layout)
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """What it is stored in."""
+        entry = self._bundle.entries[self._rows[name].theirs]
+        return None if entry.sliced else _FLOATS.get(entry.dtype)
+
     def stored(self, name: str) -> str:
         """What the file itself calls it."""
         return self._rows[name].theirs
@@ -254,31 +257,36 @@ class TensorFlowCheckpoint:
         for old, new in names.items():
             self._rows[new] = self._rows.pop(old)
 
-    def read(self, name: str) -> Tensor:
-        """A float32 tensor of its own memory.
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor of its own memory."""
+        out = torch.empty(self.shape(name), dtype=dtype)
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Copy a tensor into another of its shape.
 
         Raises:
             CheckpointError: damaged, not floats, or not finite; names file and tensor.
         """
         row = self._rows[name]
         entry, path = self._bundle.entries[row.theirs], self.file_of(name)
-        if entry.sliced or entry.dtype not in _FLOATS:
+        kind = self.dtype(name)
+        if kind is None:
             other = _OTHERS.get(entry.dtype, f"TensorFlow's type {entry.dtype}")
             what = "is in several pieces" if entry.sliced else f"holds {other}, not floats"
             raise CheckpointError(
                 f"{self._bundle.index if entry.sliced else path}: '{row.theirs}' {what}",
                 "Get the checkpoint as it was published.",
             )
-        tensor = torch.from_numpy(self._bundle.read(row.theirs)).view(_FLOATS[entry.dtype])
-        shape = _turned(entry.shape, row.layout)
+        tensor = torch.from_numpy(self._bundle.read(row.theirs)).view(kind)
+        shape = self.shape(name)
         if row.layout in (Layout.FROM_FIRST, Layout.TO_LAST):
-            tensor = tensor.reshape(shape[::-1]).t().contiguous()
+            tensor = tensor.reshape(shape[::-1]).t()
         else:
             tensor = tensor.reshape(shape)
-        if tensor.dtype != torch.float32:
-            self.converted += 1
-            tensor = tensor.to(torch.float32)
-        return checked(tensor, path, row.theirs)
+        self.converted += out.dtype != kind
+        copy_checked(tensor, out, path, row.theirs)
 
     def _check_size(self, name: str) -> None:
         """Whether a tensor has as many bytes as its shape says."""
@@ -310,23 +318,3 @@ def find_tensorflow(folder: Path) -> Path | None:
             "Leave the one that is meant, with its .data files, in a folder of its own.",
         )
     return found[0].with_name(found[0].name.removesuffix(".index"))
-
-
-def read_bert_config(folder: Path) -> dict[str, Any]:
-    """The contents of `bert_config.json`, with the `model_type` that Google leaves out.
-
-    Raises:
-        CheckpointError: missing or not a JSON object.
-    """
-    path = folder / "bert_config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: no bert_config.json here", "Copy it from where the checkpoint is from."
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
-    return {"model_type": "bert", **values}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +15,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, did_you_mean
+
+#: The types that a model can be in, by the names that config.json has for them.
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+#: safetensors' names of the types that can be read.
+KINDS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class WeightSource(Protocol):
-    """Named tensors in the orientation and under the names of the Hugging Face layout."""
+    """Named tensors in the orientation and under the names of the Hugging Face layout.
+
+    Attributes:
+        converted: how many tensors were read into another type than they are stored in.
+    """
 
     converted: int
 
@@ -26,6 +48,9 @@ class WeightSource(Protocol):
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor; reads no values."""
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """What a tensor is stored in; None where that is not floats."""
+
     def stored(self, name: str) -> str:
         """What the file itself calls it."""
 
@@ -35,12 +60,38 @@ class WeightSource(Protocol):
     def rename(self, names: dict[str, str]) -> None:
         """Call tensors by other names from now on: old -> new."""
 
-    def read(self, name: str) -> Tensor:
-        """A float32 tensor.
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor that nobody else holds; it may be a private map of the file.
 
         Raises:
             CheckpointError: damaged, not floats, or not finite; names file and tensor.
         """
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Copy a tensor into one of its shape, whose type and strides may be others.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+
+
+def named_dtype(name: str) -> torch.dtype | None:
+    """The type of that name; None for `auto`.
+
+    Raises:
+        CheckpointError: there is none, or a model cannot be in it.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise CheckpointError(
+            f"dtype '{name}': a model cannot be in that", did_you_mean(name, [*DTYPES, "auto"])
+        )
+    return DTYPES.get(name)
+
+
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The narrowest type of `DTYPES` that holds all values of these; float32 is the widest."""
+    found = reduce(torch.promote_types, dtypes)
+    return found if found in DTYPES.values() else torch.float32
 
 
 def use_prefix(weights: WeightSource, prefix: str, *, wanted: bool) -> None:
@@ -52,14 +103,18 @@ def use_prefix(weights: WeightSource, prefix: str, *, wanted: bool) -> None:
         weights.rename({name: prefix + name for name in weights.names})
 
 
+def _finite(tensor: Tensor) -> bool:
+    # A finite sum proves that all are finite; only a doubtful one is looked at closely.
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
 def checked(tensor: Tensor, path: Path, stored: str) -> Tensor:
     """The tensor, if all of it is finite.
 
     Raises:
         CheckpointError: it is not; names file and tensor.
     """
-    # A finite sum proves that all are finite; only a doubtful one is looked at closely.
-    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+    if not _finite(tensor):
         count = int((~tensor.isfinite()).sum())
         raise CheckpointError(
             f"{path}: '{stored}' holds {count} values that are not finite (NaN or infinity)",
@@ -68,194 +123,172 @@ def checked(tensor: Tensor, path: Path, stored: str) -> Tensor:
     return tensor
 
 
+def copy_checked(tensor: Tensor, out: Tensor, path: Path, stored: str) -> None:
+    """Copy a tensor into another of its shape, if all of it is and stays finite.
+
+    Raises:
+        CheckpointError: it does not; names file and tensor.
+    """
+    if tensor is not out:
+        out.copy_(tensor)
+    if not _finite(out):
+        checked(tensor, path, stored)
+        raise CheckpointError(
+            f"{path}: '{stored}' holds values that are too large for {type_name(out.dtype)}",
+            "Load it in the type it is stored in, or in bfloat16, which has float32's range.",
+        )
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """A type's name as config.json has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def no_floats(path: Path, stored: str, kind: str) -> CheckpointError:
+    """What to say of a tensor that holds something else."""
+    return CheckpointError(
+        f"{path}: '{stored}' holds {kind}, not float32, float16 or bfloat16",
+        "Quantised checkpoints cannot be used: get the float32, float16 or bfloat16 one.",
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a safetensors file: `start` is the byte it begins at, `kind` its type there."""
+
+    path: Path
+    stored: str
+    kind: str
+    shape: list[int]
+    start: int
+
+
 class Safetensors:
     """`model.safetensors`, or the shards that its index names; see `WeightSource`.
+
+    Args:
+        files: all of them.
+        mapped: hand out windows on the files where a tensor needs no change: nothing is copied,
+            and the pages are shared with the system's cache until they are written to. A file
+            that is cut short afterwards ends the process (SIGBUS). Else all tensors are copies.
 
     Raises:
         CheckpointError: missing or damaged.
     """
 
-    def __init__(self, files: list[Path]) -> None:
-        self._where: dict[str, tuple[Path, str]] = {}
-        self._shapes: dict[str, list[int]] = {}
+    def __init__(self, files: list[Path], *, mapped: bool = False) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._mapped = mapped
+        self._maps: dict[Path, mmap.mmap] = {}
         self.converted = 0
         for path in files:
-            try:
-                with safe_open(path, framework="pt") as handle:
-                    for stored in handle.keys():  # noqa: SIM118 - not a dict
-                        name = _modern(stored)
-                        self._where[name] = (path, stored)
-                        self._shapes[name] = list(handle.get_slice(stored).get_shape())
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    f"{path}: damaged or not a safetensors file ({error})", "Copy the file again."
-                ) from None
+            for entry in _entries(path):
+                self._entries[modern(entry.stored)] = entry
 
     @property
     def names(self) -> set[str]:
         """All names."""
-        return set(self._where)
+        return set(self._entries)
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor."""
-        return self._shapes[name]
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """What it is stored in."""
+        return KINDS.get(self._entries[name].kind)
 
     def file_of(self, name: str) -> Path:
         """Where it lies."""
-        return self._where[name][0]
+        return self._entries[name].path
 
     def stored(self, name: str) -> str:
         """What the file itself calls it."""
-        return self._where[name][1]
+        return self._entries[name].stored
 
     def rename(self, names: dict[str, str]) -> None:
         """Call tensors by other names from now on: old -> new."""
-        for table in (self._where, self._shapes):
-            _rename(table, names)
+        rename_all(self._entries, names)
 
-    def read(self, name: str) -> Tensor:
-        """A float32 tensor of its own memory."""
-        path, stored = self._where[name]
-        with safe_open(path, framework="pt") as handle:
-            tensor: Tensor = handle.get_tensor(stored)
-        plain = as_float32(tensor, path, stored)
-        self.converted += plain.dtype != tensor.dtype
-        return checked(plain, path, stored)
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor: a window on the file where that is wanted and nothing has to change."""
+        entry = self._entries[name]
+        if self._mapped and self.dtype(name) == dtype and entry.start % dtype.itemsize == 0:
+            return checked(self._window(entry, dtype), entry.path, entry.stored)
+        out = torch.empty(entry.shape, dtype=dtype)
+        self.read_into(name, out)
+        return out
 
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Read straight into a tensor where it has the file's type and order."""
+        entry, kind = self._entries[name], self.dtype(name)
+        if kind is None:
+            raise no_floats(entry.path, entry.stored, entry.kind)
+        straight = out.dtype == kind and out.is_contiguous()
+        raw = out if straight else torch.empty(entry.shape, dtype=kind)
+        try:
+            with entry.path.open("rb", buffering=0) as file:
+                file.seek(entry.start)
+                _fill(file, raw)
+        except OSError as error:
+            raise _damaged(entry.path, error) from None
+        self.converted += out.dtype != kind
+        copy_checked(raw, out, entry.path, entry.stored)
 
-class Pickled:
-    """`pytorch_model.bin`, or its shards, by torch's restricted unpickler; see `WeightSource`.
-
-    Raises:
-        CheckpointError: damaged, or holding anything but tensors.
-    """
-
-    def __init__(self, files: list[Path]) -> None:
-        self._where: dict[str, tuple[Path, str]] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self.converted = 0
-        for path in files:
-            try:
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                items = list(found.items())
-            except Exception as error:  # the unpickler raises many kinds
-                reason = str(error).strip().split("\n")[0]
-                raise CheckpointError(
-                    f"{path}: not a file of plain tensors ({type(error).__name__}: {reason})",
-                    "Get the model as model.safetensors.",
-                ) from None
-            for stored, tensor in items:
-                if not isinstance(tensor, Tensor):
-                    raise CheckpointError(
-                        f"{path}: '{stored}' is not a tensor", "Get another copy."
-                    )
-                name = _modern(str(stored))
-                self._where[name] = (path, str(stored))
-                self._tensors[name] = tensor
-
-    @property
-    def names(self) -> set[str]:
-        """All names."""
-        return set(self._where)
-
-    def shape(self, name: str) -> list[int]:
-        """The shape of a tensor."""
-        return list(self._tensors[name].shape)
-
-    def file_of(self, name: str) -> Path:
-        """Where it lies."""
-        return self._where[name][0]
-
-    def stored(self, name: str) -> str:
-        """What the file itself calls it."""
-        return self._where[name][1]
-
-    def rename(self, names: dict[str, str]) -> None:
-        """Call tensors by other names from now on: old -> new."""
-        for table in (self._where, self._tensors):
-            _rename(table, names)
-
-    def read(self, name: str) -> Tensor:
-        """A float32 tensor."""
-        path, stored = self._where[name]
-        tensor = self._tensors[name]
-        plain = as_float32(tensor, path, stored)
-        self.converted += plain.dtype != tensor.dtype
-        return checked(plain, path, stored)
+    def _window(self, entry: _Entry, dtype: torch.dtype) -> Tensor:
+        try:
+            if entry.path not in self._maps:
+                with entry.path.open("rb") as file:
+                    # Private: what is written to the tensors never reaches the file.
+                    self._maps[entry.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            count = torch.Size(entry.shape).numel()
+            whole = self._maps[entry.path]
+            if not count:
+                return torch.empty(entry.shape, dtype=dtype)
+            flat = torch.frombuffer(whole, dtype=dtype, count=count, offset=entry.start)
+        except (OSError, ValueError) as error:  # shorter than a moment ago
+            raise _damaged(entry.path, error) from None
+        return flat.view(entry.shape)
 
 
-def _rename(table: dict[str, Any], names: dict[str, str]) -> None:
+def _entries(path: Path) -> Iterable[_Entry]:
+    """The tensors of a safetensors file, by its header."""
+    try:
+        # Its own reader proves that the tensors fill the file, without overlap, and are as large
+        # as their shapes say; but where they lie it does not tell.
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    header.pop("__metadata__", None)
+    for stored, found in header.items():
+        start = 8 + size + found["data_offsets"][0]
+        yield _Entry(path, stored, found["dtype"], found["shape"], start)
+
+
+def _fill(file: Any, out: Tensor) -> None:
+    """Read as many bytes as a contiguous tensor has."""
+    left = out.view(-1).view(torch.uint8).numpy().data
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise OSError("it ends too early")
+        left = left[count:]
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged or not a safetensors file ({error})", "Copy the file again."
+    )
+
+
+def rename_all(table: dict[str, Any], names: dict[str, str]) -> None:
     """All at once: a new name may be another's old one."""
     moved = {new: table.pop(old) for old, new in names.items()}
     table.update(moved)
 
 
-def as_float32(tensor: Tensor, path: Path, stored: str) -> Tensor:
-    """The tensor in float32.
-
-    Raises:
-        CheckpointError: it does not hold floats.
-    """
-    if not tensor.is_floating_point():
-        raise CheckpointError(
-            f"{path}: '{stored}' holds {str(tensor.dtype).removeprefix('torch.')}, not floats",
-            "Quantised checkpoints cannot be used: get the float32, float16 or bfloat16 one.",
-        )
-    return tensor.to(torch.float32)
-
-
-def _modern(name: str) -> str:
+def modern(name: str) -> str:
     """Google's first releases called LayerNorm's weight gamma and its bias beta."""
     return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-
-
-def open_weights(folder: Path, *, allow_pickle: bool = False) -> WeightSource:
-    """The weights of a folder, whatever their format.
-
-    Args:
-        folder: with `model.safetensors` or an index of its shards; Google's `bert_model.ckpt.*`;
-            or `pytorch_model.bin`.
-        allow_pickle: read `pytorch_model.bin` too, by torch's restricted unpickler.
-
-    Raises:
-        CheckpointError: there are none, they are damaged, or a pickle that was not allowed.
-    """
-    if (folder / "model.safetensors").is_file():
-        return Safetensors([folder / "model.safetensors"])
-    if (folder / "model.safetensors.index.json").is_file():
-        return Safetensors(_shards(folder / "model.safetensors.index.json"))
-    single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
-    pickles = _shards(index) if index.is_file() else [single] if single.is_file() else []
-    if not pickles:
-        from pretune.hub.tensorflow import TensorFlowCheckpoint, find_tensorflow
-
-        prefix = find_tensorflow(folder)
-        if prefix is not None:
-            return TensorFlowCheckpoint(prefix)
-        raise CheckpointError(
-            f"{folder}: no weights here",
-            "Expected model.safetensors or model.safetensors.index.json.",
-        )
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{folder}: only pytorch_model.bin here, a pickle, which can run code when opened",
-            "Get the model as model.safetensors (most Hub repositories have it), or, if you trust "
-            "where it came from, turn it into one: pretune convert SOURCE FOLDER --allow-pickle",
-        )
-    return Pickled(pickles)
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise CheckpointError(f"{index}: not a weight index", "Copy the file again.") from None
-    files = []
-    for name in sorted(map(str, names)):
-        path = index.parent / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(
-                f"{index}: names the shard '{name}', which is not there", "Copy all shards."
-            )
-        files.append(path)
-    return files

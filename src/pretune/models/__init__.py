@@ -3,7 +3,7 @@
 from pretune.models.attention import attention, attention_maps, attention_reference
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.bert import BertConfig, BertModel
-from pretune.models.config import ModelConfig
+from pretune.models.config import ModelConfig, brief
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
 from pretune.models.heads import (
@@ -45,6 +45,7 @@ __all__ = [
     "attention",
     "attention_maps",
     "attention_reference",
+    "brief",
     "masked_lm",
     "resize_vocabulary",
     "sequence_classifier",

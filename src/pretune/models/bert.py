@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretune.data import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
-from pretune.models.config import LARGEST, ModelConfig
+from pretune.models.config import LARGEST, ModelConfig, brief
 from pretune.models.layers import (
     Dropout,
     Embedding,
@@ -58,7 +58,8 @@ class BertConfig(ModelConfig):
         self.check("pad_token_id", int, -1, LARGEST["vocab_size"])
         if self.position_embedding_type not in POSITIONS:
             raise CheckpointError(
-                f"config: position_embedding_type '{self.position_embedding_type}' is unknown here",
+                "config: position_embedding_type "
+                f"'{brief(self.position_embedding_type)}' is unknown here",
                 f"Supported: {', '.join(POSITIONS)}.",
             )
         if self.position_embedding_type == "sinusoidal":

@@ -21,6 +21,12 @@ LARGEST = {
 }
 
 
+def brief(value: object) -> str:
+    """A value of a file for an error, where it may be of any length."""
+    text = str(value)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The sizes of a model, under the names its family's `config.json` uses.
@@ -81,7 +87,7 @@ class ModelConfig:
                 f"config: {size} {getattr(self, size)} is not divisible by "
                 f"{heads} {getattr(self, heads)}"
             )
-        found = str(getattr(self, self.activation_name))
+        found = brief(getattr(self, self.activation_name))
         if found not in ACTIVATIONS:
             raise CheckpointError(
                 f"config: unknown {self.activation_name} '{found}'",
@@ -99,20 +105,21 @@ class ModelConfig:
         if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
             number = "number" if kind is float else "whole number"
             raise CheckpointError(
-                f"config: {name} must be a {number} from {least} to {most:,}, not {value!r}"
+                f"config: {name} must be a {number} from {least} to {most:,}, "
+                f"not {brief(repr(value))}"
             )
 
     def check_sinusoids(self) -> None:
         """The table of sinusoids is the one thing that is computed, not read from a file.
 
         Raises:
-            CheckpointError: it would be larger than a gigabyte.
+            CheckpointError: it would be larger than 64 MiB.
         """
         positions, size = self.size("max_position_embeddings"), self.size("hidden_size")
-        if positions * size > 2**28:
+        if positions * size > 2**24:
             raise CheckpointError(
-                f"config: {positions:,} sinusoidal positions of {size:,} numbers are more than a "
-                "gigabyte"
+                f"config: {positions:,} sinusoidal positions of {size:,} numbers are more than "
+                "64 MiB"
             )
 
     @classmethod

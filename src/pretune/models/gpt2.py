@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pretune.data import PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
-from pretune.models.config import ModelConfig
+from pretune.models.config import ModelConfig, brief
 from pretune.models.layers import Dropout, Embedding, PreNormLayer
 
 
@@ -61,7 +61,7 @@ class Gpt2Config(ModelConfig):
         for name, usual in odd.items():
             if getattr(self, name) != usual:
                 raise CheckpointError(
-                    f"config: {name} is {getattr(self, name)!r}",
+                    f"config: {name} is {brief(repr(getattr(self, name)))}",
                     f"Only GPT-2 as published is supported: {name} {usual}.",
                 )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, RecipeError
 from pretune.hub import (
     Family,
     LoadReport,
@@ -19,11 +20,14 @@ from pretune.hub import (
     family_of,
     find_source,
     load_into,
+    named_dtype,
     open_weights,
     read_config,
+    read_object,
     save_model,
+    tensorflow_names,
 )
-from pretune.models import SIZES, Backbone, ModelConfig, resize_vocabulary
+from pretune.models import SIZES, Backbone, ModelConfig, brief, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.text import Tokenizer, extend, load_tokenizer
 
@@ -67,6 +71,8 @@ def load(
     tokenizer: str | Path | None = None,
     dropout: float | None = None,
     attention_dropout: float | None = None,
+    dtype: str = "float32",
+    mmap: bool = True,
     allow_pickle: bool = False,
 ) -> Bundle:
     """Load a model with its tokenizer.
@@ -81,85 +87,90 @@ def load(
         tokenizer: a folder with another one than the source's.
         dropout: of the hidden layers; default: as the checkpoint says.
         attention_dropout: of the attention weights; default: as the checkpoint says.
+        dtype: `float32`, `float16` or `bfloat16`: what the model shall be in; `auto`: what the file
+            has (of several, the narrowest that loses nothing). To be trained, a model is in
+            float32.
+        mmap: weights that need no change stay where they are: in the file, of which the model is a
+            private window (it writes to copies of the pages). Quick, but a file that is cut short
+            or copied over in the meantime ends the process; False copies them.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    folder, place, config = _described(source)
+    kind = named_dtype(dtype)
+    folder, place = _place_of(source, allow_pickle=allow_pickle)
+    weights = None
+    if folder is not None:
+        weights = open_weights(folder, allow_pickle=allow_pickle, mapped=mmap)
+    config = _config_of(source, folder, weights)
     family = family_of(config, place)
     config_class = family.backbone.config_class
     changed = config_class.dropout_entries(dropout, attention_dropout)
     model_config = config_class.from_dict({**config, **changed})
     found = load_tokenizer(tokenizer or folder or _vocabulary_of(family, str(source)))
-    trained, columns = (None, {}) if folder is None else _trained_task(folder, config)
+    trained, columns = (None, {}) if folder is None else _trained_task(folder, config, model_config)
     wanted = None if bare else task or trained
     _check_sizes(place, model_config, found, wanted)
-    built = _Building(family, model_config, wanted)
-    if folder is None:
-        model, report = built.build(), LoadReport(f"random weights of the size {source}", 0)
+    build = partial(_build, family, model_config, wanted)
+    if folder is None or weights is None:
+        model = build().to(kind or torch.float32)
+        report = LoadReport(f"random weights of the size {source}", 0)
     else:
+        head = "backbone" if wanted is None else wanted.head
+        names = set() if wanted is None else _head_names(family, wanted)
         same = trained is not None and wanted is not None and _same_head(trained, wanted)
-        weights = open_weights(folder, allow_pickle=allow_pickle)
-        model, report = built.fill(weights, folder, keep_head=same)
+        fresh = set() if same else names
+        model, report = load_into(build, weights, folder, family, head, fresh=fresh, dtype=kind)
+        _refuse_headless(folder, family, head, names & set(report.missing) - fresh)
     if wanted is not None:
         wanted.bind(found)
     return Bundle(model, found, family, wanted, columns, report)
 
 
-@dataclass(frozen=True)
-class _Building:
-    """A model in the making: its family, its sizes, and what it is for."""
+def _build(family: Family, config: ModelConfig, task: AnyTask | None) -> nn.Module:
+    backbone = family.backbone(config)  # type: ignore[call-arg]
+    if task is None:
+        return backbone
+    _head_names(family, task)
+    return task.build(backbone)
 
-    family: Family
-    config: ModelConfig
-    task: AnyTask | None
 
-    @property
-    def head(self) -> str:
-        return "backbone" if self.task is None else self.task.head
-
-    def build(self) -> nn.Module:
-        backbone = self.family.backbone(self.config)  # type: ignore[call-arg]
-        if self.task is None:
-            return backbone
-        if self.head not in self.family.heads:
-            raise CheckpointError(
-                f"a {self.family.model_type} model cannot be used for the task {self.task.name}",
-                f"It has heads for: {', '.join(h for h in self.family.heads if h != 'backbone')}.",
-            )
-        return self.task.build(backbone)
-
-    def initialise(self, model: nn.Module, part: nn.Module) -> None:
-        backbone = model if self.task is None else model.get_submodule("backbone")
-        assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-        backbone.init_weights(part)
-
-    def fill(
-        self, weights: WeightSource, folder: Path, *, keep_head: bool
-    ) -> tuple[nn.Module, LoadReport]:
-        names = set(self.family.head_names(self.head)) if self.head in self.family.heads else set()
-        fresh: set[str] = set() if keep_head or self.task is None else names
-        model, report = load_into(
-            self.build, weights, folder, self.family, self.head, self.initialise, fresh=fresh
+def _head_names(family: Family, task: AnyTask) -> set[str]:
+    """Our names of what the task adds to a model of the family."""
+    if task.head not in family.heads:
+        raise CheckpointError(
+            f"a {family.model_type} model cannot be used for the task {task.name}",
+            f"It has heads for: {', '.join(h for h in family.heads if h != 'backbone')}.",
         )
-        headless = names & set(report.missing) - fresh
-        if headless:
-            raise CheckpointError(
-                f"{folder}: config.json says {self.family.heads[self.head].architecture}, but the "
-                f"weights of its head are not in the file: {', '.join(sorted(headless))}",
-                "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
-            )
-        return model, report
+    return set(family.head_names(task.head))
 
 
-def _described(source: str | Path) -> tuple[Path | None, Path, dict[str, Any]]:
-    """The folder of a source (None for a size), what to call it in errors, and its config."""
+def _refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
+    if missing:
+        raise CheckpointError(
+            f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
+            f"head are not in the file: {', '.join(sorted(missing))}",
+            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
+        )
+
+
+def _place_of(source: str | Path, *, allow_pickle: bool = False) -> tuple[Path | None, Path]:
+    """The folder of a source (None for a size), and what to call it in errors."""
     if str(source) in SIZES:
+        return None, Path(source)
+    folder = find_source(source, allow_pickle=allow_pickle)
+    return folder, folder
+
+
+def _config_of(
+    source: str | Path, folder: Path | None, weights: WeightSource | None = None
+) -> dict[str, Any]:
+    """What config.json says, or would say of a size."""
+    if folder is None:
         kind, entries = SIZES[str(source)]
-        return None, Path(source), {"model_type": kind, **entries}
-    folder = find_source(source)
-    return folder, folder, read_config(folder)
+        return {"model_type": kind, **entries}
+    return read_config(folder, lambda: weights.names if weights else tensorflow_names(folder))
 
 
 def _vocabulary_of(family: Family, name: str) -> Path:
@@ -200,12 +211,13 @@ def outline(source: str | Path) -> Outline:
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    folder, place, config = _described(source)
+    folder, place = _place_of(source)
+    config = _config_of(source, folder)
     family = family_of(config, place)
-    task = None if folder is None else _trained_task(folder, config)[0]
     sizes = family.backbone.config_class.from_dict(config)
+    task = None if folder is None else _trained_task(folder, config, sizes)[0]
     with torch.device("meta"):
-        model = _Building(family, sizes, task).build()
+        model = _build(family, sizes, task)
     return Outline(str(place), folder, family, model, task)
 
 
@@ -233,21 +245,28 @@ def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     return type(trained) is type(wanted) and trained.state() == wanted.state()
 
 
-def _trained_task(folder: Path, config: Mapping[str, Any]) -> tuple[AnyTask | None, dict[str, str]]:
+def _trained_task(
+    folder: Path, config: Mapping[str, Any], sizes: ModelConfig
+) -> tuple[AnyTask | None, dict[str, str]]:
     path = folder / TASK_FILE
     if not path.is_file():
-        found = (kind.from_config(config) for kind in TASKS.values())
+        # GPT-2 has another name for it.
+        positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
+        found = (kind.from_config({**config, **positions}) for kind in TASKS.values())
         return next((task for task in found if task is not None), None), {}
+    saved = read_object(path)
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
         kind = task_class(saved["options"]["name"])
         task = kind(kind.options_type.model_validate(saved["options"])).with_state(saved["state"])
-        return task, dict(saved.get("columns", {}))
-    except (ValueError, KeyError, TypeError) as error:
+        columns = dict(saved.get("columns", {}))
+        if not all(isinstance(name, str) for name in columns.values()):
+            raise TypeError("columns are names")
+    except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: not readable ({type(error).__name__}: {error})",
+            f"{path}: not readable ({type(error).__name__}: {brief(error)})",
             "It was written by another version, or damaged: train again, or copy it again.",
         ) from None
+    return task, columns
 
 
 def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) -> int:
@@ -270,13 +289,23 @@ def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) ->
     return added
 
 
+def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
+    """Write a model's tokenizer so that transformers gives the model what it reads."""
+    if not any(rule.ours == "embeddings.segments.weight" for rule in family.rules):
+        # Else a BERT tokenizer hands out segments, and transformers' GPT-2 adds the embeddings of
+        # the tokens of those numbers to all others.
+        read = {"model_input_names": ["input_ids", "attention_mask"]}
+        tokenizer.settings = {**tokenizer.settings, **read}
+    tokenizer.save(folder)
+
+
 def save(bundle: Bundle, folder: Path) -> None:
     """Write model, tokenizer and task into an existing folder; transformers opens it too."""
     task = bundle.task
     head = "backbone" if task is None else task.head
     extra = {} if task is None else task.config_entries()
     save_model(bundle.model, folder, bundle.family, head, extra)
-    bundle.tokenizer.save(folder)
+    save_tokenizer(bundle.tokenizer, bundle.family, folder)
     if task is not None:
         saved = {
             "options": task.options.model_dump(mode="json"),

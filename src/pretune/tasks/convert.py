@@ -15,23 +15,28 @@ from pretune.hub import (
     family_of,
     find_source,
     load_into,
+    named_dtype,
     open_weights,
     read_config,
     save_model,
 )
-from pretune.models import HEADS, Backbone
+from pretune.models import HEADS, brief
+from pretune.tasks.bundle import save_tokenizer
 from pretune.text import load_tokenizer
 
 #: Entries of config.json that say what a head's outputs mean; they go along.
 _KEPT = ("id2label", "label2id", "problem_type")
 
 
-def convert(source: str | Path, target: Path, *, allow_pickle: bool = False) -> LoadReport:
+def convert(
+    source: str | Path, target: Path, *, dtype: str = "float32", allow_pickle: bool = False
+) -> LoadReport:
     """Read a checkpoint, with the head it has, and write it as safetensors.
 
     Args:
         source: what `pretune.load` takes.
         target: a folder that does not exist yet.
+        dtype: what to write, as for `pretune.load`.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
 
     Raises:
@@ -39,28 +44,24 @@ def convert(source: str | Path, target: Path, *, allow_pickle: bool = False) -> 
     """
     if target.exists():
         raise CheckpointError(f"{target}: exists already", "Choose another folder.")
-    folder = find_source(source)
-    config = read_config(folder)
+    kind = named_dtype(dtype)
+    folder = find_source(source, allow_pickle=allow_pickle)
+    weights = open_weights(folder, allow_pickle=allow_pickle, mapped=True)
+    config = read_config(folder, lambda: weights.names)
     family, head = head_of(config, folder)
     model_config = family.backbone.config_class.from_dict(config)
-    kept = {name: config[name] for name in _KEPT if name in config}
-    labels = len(kept.get("id2label", ())) or int(config.get("num_labels", 2))
+    kept = {name: config[name] for name in _KEPT if config.get(name) is not None}
+    labels = len(kept.get("id2label", ())) or config.get("num_labels") or 2
 
     def build() -> nn.Module:
         backbone = family.backbone(model_config)  # type: ignore[call-arg]
         return backbone if head == "backbone" else HEADS[head](backbone, labels)
 
-    def initialise(model: nn.Module, part: nn.Module) -> None:
-        backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
-        assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-        backbone.init_weights(part)
-
-    weights = open_weights(folder, allow_pickle=allow_pickle)
-    model, report = load_into(build, weights, folder, family, head, initialise)
+    model, report = load_into(build, weights, folder, family, head, dtype=kind)
     tokenizer = load_tokenizer(folder)
     with atomic_folder(target) as place:
         save_model(model, place, family, head, kept)
-        tokenizer.save(place)
+        save_tokenizer(tokenizer, family, place)
     return report
 
 
@@ -75,7 +76,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
     known = {head.architecture: name for name, head in family.heads.items()}
     if architecture and architecture not in known:
         raise CheckpointError(
-            f"{folder / 'config.json'}: a {architecture} is not supported",
-            did_you_mean(architecture, known),
+            f"{folder / 'config.json'}: a {brief(architecture)} is not supported",
+            did_you_mean(brief(architecture), known),
         )
     return family, known.get(architecture, "backbone")

@@ -56,7 +56,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")

@@ -128,6 +128,8 @@ def starting_model(recipe: Recipe, task: AnyTask, start: Path | None = None) -> 
         tokenizer=model.tokenizer if start is None else None,
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
+        mmap=False,  # every weight is about to be written to
+        allow_pickle=model.allow_pickle,
     )
     bundle.columns = dict(recipe.data.columns)
     if start is None:
