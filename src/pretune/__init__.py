@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         load,
         predict,
         push,
+        resume,
         train,
     )
     from pretune.errors import PretuneError
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "predict",
     "push",
+    "resume",
     "train",
 ]
 

@@ -1,4 +1,4 @@
-"""The public functions: `load`, `train`, `evaluate`, `predict`, `push`.
+"""The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `push`.
 
 import pretune
 run = pretune.train("train.tsv", {"train.epochs": 2})
@@ -29,6 +29,7 @@ from pretune.training import (
     read_for,
     train_recipe,
 )
+from pretune.training import resume as resume_run
 
 
 def train(
@@ -60,6 +61,22 @@ def train(
     else:
         chosen = Recipe.load(recipe, overrides)
     return train_recipe(chosen, overwrite=overwrite, quiet=quiet)
+
+
+def resume(
+    run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = (), *, quiet: bool = False
+) -> RunResult:
+    """Go on with a training that was stopped or killed, exactly where its last checkpoint was.
+
+    Args:
+        run: its folder.
+        overrides: of values that do not change what is learned, such as `train.log_every`.
+        quiet: show no progress.
+
+    Raises:
+        PretuneError: no run there, other data than then, a checkpoint of another version.
+    """
+    return resume_run(run, overrides, quiet=quiet)
 
 
 def evaluate(
@@ -137,5 +154,6 @@ __all__ = [
     "load",
     "predict",
     "push",
+    "resume",
     "train",
 ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pretune.data import PackedBatch
 from pretune.errors import CheckpointError
+from pretune.hub import write_manifest
 from pretune.tasks import Classify, ClassifyOptions
 from pretune.tasks.bundle import Bundle, load, save
 
@@ -105,3 +107,21 @@ def test_a_damaged_task_file_is_an_error(saved: tuple[Bundle, Path], text: str) 
 def test_dropout_can_be_changed(tiny_folder: Path) -> None:
     bundle = load(tiny_folder, dropout=0.5)
     assert bundle.backbone.config.hidden_dropout_prob == 0.5
+
+
+def test_a_checkpoint_of_a_run_is_compared_with_its_manifest(
+    saved: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved[1], tmp_path / "checkpoint"))
+    (folder / "trainer.json").write_text("{}", encoding="utf-8")
+    write_manifest(folder)
+    assert load(folder).task is not None
+    (folder / "trainer.json").unlink()  # the model can do without the state of its run
+    assert load(folder).task is not None
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # one bit of a weight: still a finite number
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged") as caught:
+        load(folder)
+    assert "RUN/last" in str(caught.value)

@@ -14,10 +14,12 @@ from torch import nn
 
 from pretune.errors import CheckpointError, RecipeError
 from pretune.hub import (
+    MANIFEST,
     Family,
     LoadReport,
     WeightSource,
     family_of,
+    find_damage,
     find_source,
     load_into,
     named_dtype,
@@ -33,6 +35,8 @@ from pretune.text import Tokenizer, extend, load_tokenizer
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
 TASK_FILE = "pretune.json"
+#: How the files of a checkpoint begin that hold the state of its run (training/checkpoint.py).
+RUN_STATE = ("trainer.", "shards/")
 
 
 @dataclass
@@ -102,6 +106,7 @@ def load(
     folder, place = _place_of(source, allow_pickle=allow_pickle)
     weights = None
     if folder is not None:
+        _refuse_damaged(folder)
         weights = open_weights(folder, allow_pickle=allow_pickle, mapped=mmap)
     config = _config_of(source, folder, weights)
     family = family_of(config, place)
@@ -219,6 +224,23 @@ def outline(source: str | Path) -> Outline:
     with torch.device("meta"):
         model = _build(family, sizes, task)
     return Outline(str(place), folder, family, model, task)
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Compare a checkpoint of a run with its manifest; other folders have none.
+
+    Raises:
+        CheckpointError: a file of the model is not what was written; names it.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    damage = find_damage(folder, lambda name: not name.startswith(RUN_STATE))
+    if damage is not None:
+        raise CheckpointError(
+            damage,
+            "Use another checkpoint of the run (RUN/last, RUN/best), or copy this one again. If "
+            f"you changed it on purpose, remove its {MANIFEST}.",
+        )
 
 
 def _check_sizes(
