@@ -236,6 +236,62 @@ class TestEvaluation:
             assert torch.equal(weights(one)[name], expected), name
 
 
+class TestPatience:
+    def test_ends_when_nothing_gets_better(self, make_trainer: Callable[..., Trainer]) -> None:
+        memory = Memory()
+        course = make_trainer(
+            epochs=10, patience=2, learning_rate=1e-12, best="accuracy", more={"keeper": memory}
+        ).fit()
+        assert course.early
+        assert [step for step, _, _ in course.evaluations] == [6, 12, 18]
+        assert course.best_step == 6
+        assert memory.saved[-1] == (18, False)
+
+    def test_starts_anew_with_each_best(self, make_trainer: Callable[..., Trainer]) -> None:
+        """The loss falls all the time: patience never runs out."""
+        course = make_trainer(epochs=6, patience=1, learning_rate=1e-4, best="loss").fit()
+        assert not course.early
+        assert course.steps == 36
+
+
+def test_a_growing_batch_grows(make_trainer: Callable[..., Trainer]) -> None:
+    sizes: list[int] = []
+    original = FeatureSet.batch
+
+    class Noting(FeatureSet):
+        def batch(self, which: Any, *, sort: bool = True) -> PackedBatch:
+            sizes.append(len(which))
+            return original(self, which, sort=sort)
+
+    trainer = make_trainer(
+        validation=False, max_steps=8, batch_size=8, batch_ramp={"start": 2, "updates": 6}
+    )
+    trainer.train = Noting(**vars(trainer.train))
+    trainer.fit()
+    assert sizes == [2, 3, 4, 5, 6, 7, 8, 8]
+
+
+def test_a_growing_batch_is_split_into_fewer_parts(make_trainer: Callable[..., Trainer]) -> None:
+    """Parts are as large as the whole batch's, so that a small batch is not cut to crumbs."""
+    trainer = make_trainer(
+        validation=False,
+        max_steps=4,
+        batch_size=8,
+        accumulate=4,
+        batch_ramp={"start": 2, "updates": 4},
+    )
+    parts = []
+    original = trainer.gradients
+
+    def counting(job: Any) -> Any:
+        parts.append(len(job.batches))
+        return original(job)
+
+    trainer.gradients = counting  # type: ignore[method-assign]
+    trainer.fit()
+    assert parts == [1, 2, 3, 3]
+
+
 class _Diverging(Classify):
     """Its loss turns into NaN in the third batch."""
 

@@ -35,6 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
     "no clipping, wsd": {"train__clip": None, "train__schedule": "wsd"},
     "no validation": {"data__validation": None},
     "guarded": {"train__guard": "rollback"},
+    "stopped early": {
+        "train__epochs": 8,
+        "train__patience": 2,
+        "train__learning_rate": 1e-12,
+        "train__eval_every": 3,
+    },
     "in the background": {"train__background_save": True},
 }
 

@@ -130,6 +130,15 @@ class Task(ABC, Generic[O, P]):
             DataError: a record cannot be used; names its file, line and column.
         """
 
+    def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
+        """What is drawn anew in each epoch, e.g. masks; by default nothing is.
+
+        A function of its arguments alone (`batch.index` says which features they are), so that a
+        resumed run, or one in several processes, draws the same. Evaluation gives epoch -1: there
+        the draw is always the same.
+        """
+        return batch
+
     @abstractmethod
     def build(self, backbone: Backbone) -> nn.Module:
         """The backbone with this task's head; holds it as `backbone`."""

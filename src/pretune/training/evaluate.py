@@ -111,7 +111,7 @@ def evaluate_features(
             mine = start_of_round + world.rank
             # A model that is spread over processes runs only in all of them at once.
             which = batches[min(mine, len(batches) - 1)]
-            batch = features.batch(which).to(device)
+            batch = task.augment(features.batch(which), 0, -1).to(device)
             with precision_context(device, precision):
                 outputs = task.forward(model, batch)
                 loss = task.loss(outputs, batch)

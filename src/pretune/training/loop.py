@@ -247,7 +247,9 @@ class Trainer:
 
         def make(place: tuple[Cursor, Share, Cursor]) -> Job:
             at, share, after = place
-            return Job(at, share, after, [self.train.batch(part) for part in share.parts])
+            batches = [self.train.batch(part) for part in share.parts]
+            drawn = [self.task.augment(batch, self.seed, at.epoch) for batch in batches]
+            return Job(at, share, after, drawn)
 
         return prefetched(make, places(), self.options.workers)
 

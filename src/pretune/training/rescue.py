@@ -80,7 +80,7 @@ def _records(trainer: Trainer, job: Job, *, finite: bool) -> str:
     """Those whose loss is not finite; or those with the highest; or all."""
     features = job.share.whole[:MOST_EXAMPLES]
     rows = trainer.train.records[features]
-    losses = _losses(trainer, features)
+    losses = _losses(trainer, features, job.at.epoch)
     if finite:
         worst = np.argsort(-losses)[:3]
         named = [f"{trainer.name_record(int(rows[i]))} ({losses[i]:.4g})" for i in worst]
@@ -92,14 +92,15 @@ def _records(trainer: Trainer, job: Job, *, finite: bool) -> str:
 
 
 @torch.no_grad()
-def _losses(trainer: Trainer, features: Array) -> Array:
+def _losses(trainer: Trainer, features: Array, epoch: int) -> Array:
     """`[B]`: the mean loss of each feature by itself, without dropout."""
     modes = [(module, module.training) for module in trainer.model.modules()]
     trainer.model.eval()
     found = []
     try:
         for feature in features:
-            batch = trainer.train.batch(np.array([feature])).to(trainer.device)
+            batch = trainer.train.batch(np.array([feature]))
+            batch = trainer.task.augment(batch, trainer.seed, epoch).to(trainer.device)
             with precision_context(trainer.device, trainer.options.precision):
                 loss = trainer.task.loss(trainer.task.forward(trainer.model, batch), batch)
             found.append(float(loss.sum) / max(loss.count, 1))
