@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -28,6 +28,11 @@ class ModelSection(Section):
     )
     tokenizer: str | None = Field(
         None, description="A folder with another tokenizer than the model's own."
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="For random weights: what differs from the size named in `from`, by the names "
+        "of config.json, e.g. {n_layer: 4, n_embd: 128, n_head: 4}.",
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="In the hidden layers. Default: the model's own."

@@ -149,8 +149,9 @@ def read(
     """Read records.
 
     Args:
-        source: a local `.jsonl`/`.json`, `.csv`, `.tsv` or `.parquet` file, or a dataset on the
-            Hugging Face Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+        source: a local `.jsonl`/`.json`, `.csv`, `.tsv` or `.parquet` file; a `.txt` file (one
+            text) or a folder of such; or a dataset on the Hugging Face Hub as
+            `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
@@ -160,14 +161,18 @@ def read(
     Raises:
         DataError: missing, empty, broken or unknown, with the line where there is one.
     """
+    from pretune.data.plain import is_plain, read_plain  # which knows records, too
+
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     hub = HUB_DATASET.fullmatch(str(source))
-    if os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
+    if os.path.exists(path) and is_plain(path):
+        records = read_plain(path, encoding)
+    elif os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
         if reader is None:
             raise DataError(
                 f"{path}: cannot tell the format from the name",
-                f"Name it with one of {', '.join(_READERS)}.",
+                f"Name it with one of {', '.join(_READERS)}, .txt.",
             )
         records = reader(path, encoding, quoting)
     elif hub and reader is None and not os.path.exists(path):

@@ -14,12 +14,14 @@ from pretune.models.heads import (
     PooledHead,
     SequenceClassifier,
     TokenClassifier,
+    causal_lm,
     masked_lm,
     sequence_classifier,
     span_answerer,
     token_classifier,
 )
 from pretune.models.layers import ModelOutput
+from pretune.models.scores import Scores, score_tokens
 from pretune.models.sizes import SIZES
 from pretune.models.vocabulary import resize_vocabulary
 
@@ -40,14 +42,17 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "PooledHead",
+    "Scores",
     "SequenceClassifier",
     "TokenClassifier",
     "attention",
     "attention_maps",
     "attention_reference",
     "brief",
+    "causal_lm",
     "masked_lm",
     "resize_vocabulary",
+    "score_tokens",
     "sequence_classifier",
     "span_answerer",
     "token_classifier",

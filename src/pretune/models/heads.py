@@ -20,6 +20,7 @@ from pretune.models.bert import BertModel
 from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
 from pretune.models.layers import ACTIVATIONS, Dropout, Linear
+from pretune.models.scores import Scores, score_tokens
 
 
 class PooledHead(nn.Module):
@@ -210,10 +211,30 @@ class CausalLM(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor:
-        """Logits `[T, vocab]`, or `[R, vocab]` for the selected tokens alone."""
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        labels: Tensor | None = None,
+        **how: float,
+    ) -> Tensor | Scores:
+        """What follows each token.
+
+        Args:
+            batch: of texts.
+            select: only what follows these tokens.
+            labels: `[T]` what does follow: score that, instead of giving all logits.
+            how: options of `score_tokens`.
+
+        Returns:
+            logits `[T, vocab]`, or `[R, vocab]` of the selected tokens; with `labels` the scores.
+        """
         hidden = self.backbone(batch, select=select).last_hidden_state
-        return ops.linear(hidden, self.backbone.embeddings.tokens.weight)
+        table = self.backbone.embeddings.tokens.weight
+        if labels is not None:
+            return score_tokens(hidden, table, None, labels, **how)  # type: ignore[arg-type]
+        return ops.linear(hidden, table)
 
 
 def sequence_classifier(

@@ -13,11 +13,12 @@ from pretune.tasks.base import (
     featurize,
     lower_is_better,
 )
+from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.mask_lm import MaskLm, MaskLmOptions, MaskPrediction
 
 #: Every task by the name recipes know it by.
-TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify, MaskLm)}
+TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify, MaskLm, CausalLm)}
 
 
 def task_class(name: str) -> type[AnyTask]:
@@ -34,9 +35,12 @@ def task_class(name: str) -> type[AnyTask]:
 __all__ = [
     "TASKS",
     "AnyTask",
+    "CausalLm",
+    "CausalLmOptions",
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "LmPrediction",
     "Loss",
     "MaskLm",
     "MaskLmOptions",

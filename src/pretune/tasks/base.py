@@ -93,12 +93,14 @@ class Task(ABC, Generic[O, P]):
         options_type: its section of the recipe.
         head: which of a family's heads (see `hub/keys.py`) its model has.
         best_by: the metric that decides which checkpoint is best.
+        splits_text: whether the end of a single long text can be held back for validation.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[TaskOptions]]
     head: ClassVar[str]
     best_by: ClassVar[str]
+    splits_text: ClassVar[bool] = False
 
     def __init__(self, options: O) -> None:
         self.options = options

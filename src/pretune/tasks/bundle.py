@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.errors import CheckpointError, RecipeError
+from pretune.errors import CheckpointError, RecipeError, did_you_mean
 from pretune.hub import (
     MANIFEST,
     Family,
@@ -73,6 +73,7 @@ def load(
     task: AnyTask | None = None,
     bare: bool = False,
     tokenizer: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
     dropout: float | None = None,
     attention_dropout: float | None = None,
     dtype: str = "float32",
@@ -89,6 +90,7 @@ def load(
             it gets a fresh one. Default: the task the checkpoint was trained for.
         bare: load the backbone alone, whatever the checkpoint was trained for.
         tokenizer: a folder with another one than the source's.
+        config: entries of `config.json` that shall differ; for random weights only.
         dropout: of the hidden layers; default: as the checkpoint says.
         attention_dropout: of the attention weights; default: as the checkpoint says.
         dtype: `float32`, `float16` or `bfloat16`: what the model shall be in; `auto`: what the file
@@ -108,13 +110,20 @@ def load(
     if folder is not None:
         _refuse_damaged(folder)
         weights = open_weights(folder, allow_pickle=allow_pickle, mapped=mmap)
-    config = _config_of(source, folder, weights)
-    family = family_of(config, place)
+    said = _config_of(source, folder, weights)
+    family = family_of(said, place)
     config_class = family.backbone.config_class
-    changed = config_class.dropout_entries(dropout, attention_dropout)
-    model_config = config_class.from_dict({**config, **changed})
     found = load_tokenizer(tokenizer or folder or _vocabulary_of(family, str(source)))
-    trained, columns = (None, {}) if folder is None else _trained_task(folder, config, model_config)
+    changed = config_class.dropout_entries(dropout, attention_dropout)
+    if folder is None:
+        said = {**said, **_of_tokenizer(found, config_class), **_known(config, config_class)}
+    elif config:
+        raise CheckpointError(
+            f"{place}: has weights, so its sizes are what they are (model.config)",
+            f"For random weights of any size, name one to start from: {', '.join(SIZES)}.",
+        )
+    model_config = config_class.from_dict({**said, **changed})
+    trained, columns = (None, {}) if folder is None else _trained_task(folder, said, model_config)
     wanted = None if bare else task or trained
     _check_sizes(place, model_config, found, wanted)
     build = partial(_build, family, model_config, wanted)
@@ -176,6 +185,29 @@ def _config_of(
         kind, entries = SIZES[str(source)]
         return {"model_type": kind, **entries}
     return read_config(folder, lambda: weights.names if weights else tensorflow_names(folder))
+
+
+def _of_tokenizer(tokenizer: Tokenizer, config_class: type[ModelConfig]) -> dict[str, Any]:
+    """What a model of random weights takes from its tokenizer: the vocabulary, the end of text."""
+    names = {item.name for item in fields(config_class)}
+    end = tokenizer.special_id("eos_token")
+    entries = {"vocab_size": tokenizer.vocab_size, "bos_token_id": end, "eos_token_id": end}
+    return {name: value for name, value in entries.items() if name in names}
+
+
+def _known(config: Mapping[str, Any] | None, config_class: type[ModelConfig]) -> Mapping[str, Any]:
+    """The entries, if the family's `config.json` has such.
+
+    Raises:
+        CheckpointError: it has not; names the nearest.
+    """
+    names = [item.name for item in fields(config_class)]
+    for name in config or {}:
+        if name not in names:
+            raise CheckpointError(
+                f"model.config: no entry is called '{name}'", did_you_mean(name, names)
+            )
+    return config or {}
 
 
 def _vocabulary_of(family: Family, name: str) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pretune.data import MAX_CHARS, FeatureSet, Records, epoch_order, read
 from pretune.errors import DataError
@@ -28,6 +30,8 @@ def read_data(recipe: Recipe) -> tuple[Records, Records | None]:
     # The same split whatever the seed of the run, so that runs can be compared.
     order = epoch_order(len(records), seed=0, epoch=0).tolist()
     count = round(data.validation * len(records))
+    if count == 0 and task_class(recipe.task.name).splits_text:
+        return _split_texts(records, data.validation)
     if not 0 < count < len(records):
         raise DataError(
             f"{records.origin}: {len(records)} records are too few to hold back "
@@ -35,6 +39,17 @@ def read_data(recipe: Recipe) -> tuple[Records, Records | None]:
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
     return records.take(sorted(order[count:])).head(data.limit), records.take(sorted(order[:count]))
+
+
+def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
+    """The beginning of every text, and its end."""
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for row in range(len(records)):
+        text = records.text(row, "text")
+        cut = int(len(text) * (1 - share))
+        for part, kept in zip((text[:cut], text[cut:]), rows, strict=True):
+            kept.append({**records.rows[row], "text": part})
+    return replace(records, rows=rows[0]), replace(records, rows=rows[1])
 
 
 def _read(recipe: Recipe, source: str) -> Records:

@@ -126,6 +126,7 @@ def starting_model(recipe: Recipe, task: AnyTask, start: Path | None = None) -> 
         model.source if start is None else start,
         task=task,
         tokenizer=model.tokenizer if start is None else None,
+        config=model.config if start is None else None,
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
         mmap=False,  # every weight is about to be written to

@@ -1,0 +1,271 @@
+"""The next token: language models that read from left to right."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from pretune.data import Feature, PackedBatch, Records
+from pretune.models import Backbone, Scores, causal_lm
+from pretune.tasks.base import Loss, Prediction, Task
+from pretune.tasks.losses import CrossEntropyOptions
+from pretune.text import Tokenizer
+
+#: The target of each token: the one after it.
+NEXT = "next"
+#: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
+PIECE = 200_000
+_CUT = re.compile(r"\S\n(?=\S)")
+Array = NDArray[Any]
+
+
+class CausalLmOptions(CrossEntropyOptions):
+    """Options of `causal_lm`."""
+
+    name: Literal["causal_lm"] = Field("causal_lm", description="The next token, left to right.")
+    boundaries: bool = Field(
+        True,
+        description="Whether blocks end where texts end, so that no token sees another text; false "
+        "cuts one endless stream of texts into blocks, as GPT-2 did.",
+    )
+
+
+@dataclass(frozen=True)
+class LmPrediction(Prediction):
+    """How probable a text is to the model.
+
+    Attributes:
+        tokens: how many were foretold.
+        log_probability: of all of them, in nats.
+        perplexity: exp of the mean over the tokens.
+    """
+
+    tokens: int
+    log_probability: float
+    perplexity: float
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Nothing: there is nothing to choose from."""
+        return []
+
+
+class CausalLm(Task[CausalLmOptions, LmPrediction]):
+    """Each token from those before it in its block; evaluated by perplexity and bits.
+
+    A text is `END tokens END`, where the tokenizer has an end of text (`<|endoftext|>`, `[SEP]`):
+    the first token is foretold from it, and so is where the text ends. A block of L tokens
+    foretells L tokens: the last one's target is the first token of the next block.
+    """
+
+    name: ClassVar[str] = "causal_lm"
+    options_type: ClassVar[type[CausalLmOptions]] = CausalLmOptions
+    head: ClassVar[str] = "causal_lm"
+    best_by: ClassVar[str] = "loss"
+    splits_text: ClassVar[bool] = True
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """`text`."""
+        return {"text": "a text"}
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """None: the text is its own answer."""
+        return {}
+
+    def fit(self, records: Records) -> None:
+        """Nothing has to be known beforehand."""
+
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature]:
+        """Blocks of at most `max_length` tokens, with the token that follows each."""
+        size = self.options.max_length
+        read = (_Stream.of(records.text(row, "text"), tokenizer, row) for row in rows)
+        texts = read if self.options.boundaries else [_Stream.joined(list(read))]
+        for text in texts:
+            yield from text.blocks(size)
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """The output layer is the table of the embeddings."""
+        return causal_lm(backbone)
+
+    def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
+        """The scores of the tokens that follow."""
+        return model(
+            batch,
+            labels=batch.targets[NEXT],
+            smoothing=self.options.label_smoothing,
+            z_loss=self.options.z_loss,
+        )
+
+    def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
+        """Cross-entropy, counted in tokens."""
+        parts: dict[str, Tensor] = {}
+        if self.options.label_smoothing or self.options.z_loss:
+            parts["cross_entropy"] = outputs.cross_entropy
+        if self.options.z_loss:
+            parts["z_loss"] = outputs.z_loss
+        return Loss(outputs.sum, outputs.count, parts)
+
+    def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
+        """How probable each block is; a text longer than `max_length` gives several."""
+        found = []
+        for nats, tokens in zip(outputs.each(batch.layout), batch.layout.lengths, strict=True):
+            found.append(LmPrediction(tokens, -nats, math.exp(min(nats / tokens, 700.0))))
+        return found
+
+    def metrics(self) -> CausalLmMetrics:
+        """Perplexity, accuracy, bits per character and byte."""
+        return CausalLmMetrics()
+
+    def config_entries(self) -> dict[str, Any]:
+        """Nothing that transformers would read."""
+        return {}
+
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """There is no state."""
+        return type(self)(self.options)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """A transformers `...LMHeadModel`."""
+        architecture = str((config.get("architectures") or [""])[0])
+        if not architecture.endswith("LMHeadModel"):
+            return None
+        positions = config.get("n_positions", 1024)
+        length = min(1024, positions) if isinstance(positions, int) and positions > 2 else 1024
+        return cls(CausalLmOptions(max_length=length))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Tokens to be cut into blocks.
+
+    Attributes:
+        ids: `[N]` int32.
+        chars: `[N + 1]` characters before each token, and in all; and likewise
+        bytes: `[N + 1]` bytes in UTF-8.
+        rows: `[N]` the record each token is of.
+    """
+
+    ids: Array
+    chars: Array
+    bytes: Array
+    rows: Array
+
+    @classmethod
+    def of(cls, text: str, tokenizer: Tokenizer, row: int) -> Self:
+        """A text, between two ends of text where the tokenizer has one."""
+        end = tokenizer.special_id("eos_token")
+        end = tokenizer.special_id("sep_token") if end is None else end
+        edge = [] if end is None else [end]
+        ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
+        for piece in _pieces(text):
+            encoding = tokenizer.engine.encode(piece, add_special_tokens=False)
+            ids.append(np.array(encoding.ids))
+            ends.append(base + np.array([after for _, after in encoding.offsets]))
+            base += len(piece)
+        ids.append(np.array(edge))
+        ends.append(np.full(len(edge), base))
+        tokens = np.concatenate(ids).astype(np.int32)
+        # A token ends where its last character does; several may share one (bytes of an emoji).
+        chars = np.concatenate([[0], *ends]).astype(np.int64)
+        return cls(tokens, chars, _bytes_before(text)[chars], np.full(len(tokens), row))
+
+    @classmethod
+    def joined(cls, texts: list[Self]) -> Self:
+        """One after the other; the end of one text is the beginning of the next."""
+        chars = np.cumsum([0, *(text.chars[-1] for text in texts)])
+        sizes = np.cumsum([0, *(text.bytes[-1] for text in texts)])
+        return cls(
+            np.concatenate([text.ids for text in texts]),
+            np.concatenate([[0], *(t.chars[1:] + n for t, n in zip(texts, chars, strict=False))]),
+            np.concatenate([[0], *(t.bytes[1:] + n for t, n in zip(texts, sizes, strict=False))]),
+            np.concatenate([text.rows for text in texts]),
+        )
+
+    def blocks(self, size: int) -> Iterator[Feature]:
+        """Blocks of at most `size` tokens, each with the token after it as its last target."""
+        for start in range(0, len(self.ids) - 1, size):
+            stop = min(start + size, len(self.ids) - 1)
+            yield Feature(
+                tokens=self.ids[start:stop],  # type: ignore[arg-type]
+                targets={
+                    NEXT: self.ids[start + 1 : stop + 1].astype(np.int64),
+                    # What is foretold are the tokens from start + 1 to stop.
+                    "chars": int(self.chars[stop + 1] - self.chars[start + 1]),
+                    "bytes": int(self.bytes[stop + 1] - self.bytes[start + 1]),
+                },
+                record=int(self.rows[start]),
+            )
+
+
+def _bytes_before(text: str) -> Array:
+    """`[len(text) + 1]`: bytes in UTF-8 before each character, and in all."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    each = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate([[0], np.cumsum(each)])
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A long text in pieces that give the tokens of the whole.
+
+    Each ends with a single line end between two characters that are no spaces: there every
+    pre-tokenizer cuts, so no token crosses, and none depends on what follows.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        cut = _CUT.search(text, start + PIECE)
+        if cut is None:
+            break
+        yield text[start : cut.start() + 2]
+        start = cut.start() + 2
+    yield text[start:]
+
+
+class CausalLmMetrics:
+    """Over all tokens that were foretold."""
+
+    def __init__(self) -> None:
+        self._nats, self._right, self._tokens, self._chars, self._bytes = 0.0, 0, 0, 0, 0
+
+    def update(self, outputs: Scores, batch: PackedBatch) -> None:
+        """Take in one batch."""
+        self._nats += float(outputs.cross_entropy)
+        self._right += outputs.right
+        self._tokens += outputs.count
+        self._chars += int(batch.targets["chars"].sum())
+        self._bytes += int(batch.targets["bytes"].sum())
+
+    def merge(self, other: Self) -> None:
+        """Add another's sums."""
+        self._nats += other._nats
+        self._right += other._right
+        self._tokens += other._tokens
+        self._chars += other._chars
+        self._bytes += other._bytes
+
+    def result(self) -> dict[str, float]:
+        """`perplexity` a token; `bits_per_character` and `bits_per_byte`, which do not depend on
+        the tokenizer; `accuracy`: how often the most probable token is the one that follows."""
+        tokens = max(self._tokens, 1)
+        bits = self._nats / math.log(2)
+        return {
+            "perplexity": math.exp(min(self._nats / tokens, 700.0)),
+            "bits_per_character": bits / max(self._chars, 1),
+            "bits_per_byte": bits / max(self._bytes, 1),
+            "accuracy": self._right / tokens,
+        }
+
+    def details(self) -> dict[str, Any]:
+        """How many tokens, characters and bytes were foretold."""
+        return {"tokens": self._tokens, "characters": self._chars, "bytes": self._bytes}
