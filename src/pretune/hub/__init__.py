@@ -1,6 +1,14 @@
 """Checkpoints in and out, in the Hugging Face layout."""
 
-from pretune.hub.files import atomic_folder, atomic_text, point
+from pretune.hub.files import (
+    atomic_folder,
+    atomic_text,
+    is_aside,
+    make_folder,
+    point,
+    remove_folder,
+    sweep,
+)
 from pretune.hub.keys import FAMILIES, Family
 from pretune.hub.load import LoadReport, family_of, load_into, read_config
 from pretune.hub.manifest import MANIFEST, find_damage, write_manifest
@@ -27,12 +35,16 @@ __all__ = [
     "find_damage",
     "find_source",
     "hub_token",
+    "is_aside",
     "load_into",
+    "make_folder",
     "open_weights",
     "point",
     "read_config",
+    "remove_folder",
     "save_model",
     "staged_files",
+    "sweep",
     "upload",
     "write_manifest",
 ]
