@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,8 @@ from pretune.hub import find_damage
 from pretune.training.checkpoint import checkpoints, newest_whole
 
 HERE = Path(__file__).parent
+#: Seconds until something is taken to hang.
+PATIENCE = 120.0
 
 
 def neighbour(name: str) -> ModuleType:
@@ -73,6 +77,8 @@ class Running:
         return not Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].startswith(" Z")
 
     def wait(self) -> int:
+        """How it ended: its code, or less a signal."""
+        wait_until(lambda: False, self)
         return self.zygote.ask(wait=self.pid)
 
     def said(self) -> str:
@@ -92,3 +98,13 @@ def assert_sound(run: Path) -> None:
 def steps_of(run: Path) -> list[int]:
     """The updates of its whole checkpoints."""
     return [step for step, path in checkpoints(run) if find_damage(path) is None]
+
+
+def wait_until(condition: Callable[[], bool], running: Running) -> bool:
+    """Look again and again; False when the process ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if not running.lives:
+            return False
+        assert time.monotonic() < deadline, running.said()
+    return True

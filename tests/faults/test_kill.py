@@ -15,24 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Running, assert_sound, neighbour, steps_of
+from runs import PATIENCE, Running, assert_sound, neighbour, steps_of, wait_until
 
 _resume = neighbour("test_resume")
 outcome, assert_alike = _resume.outcome, _resume.assert_alike
 
 Start = Callable[..., Running]
 RecipeFile = Callable[..., Path]
-PATIENCE = 120.0
-
-
-def wait_until(condition: Callable[[], bool], running: Running) -> bool:
-    """Look again and again; False when the process ended before."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if not running.lives:
-            return False
-        assert time.monotonic() < deadline, running.said()
-    return True
 
 
 def being_written(run: Path, process: int) -> set[str]:

@@ -7,21 +7,47 @@ anything and while there is one thread, so that it is as good as a fresh interpr
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import resource
 import sys
+import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 
-def forked(argv: list[str], log: str, largest: int | None) -> int:
+def stall(at: str, call: int, seconds: float, marker: str) -> None:
+    """Make a call of a function `module:name` take long; the marker is there from then on."""
+    module, _, name = at.partition(":")
+    holder = importlib.import_module(module)
+    original = getattr(holder, name)
+    calls = itertools.count(1)
+
+    def stalling(*args: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            Path(marker).touch()
+            time.sleep(seconds)
+        return original(*args, **options)
+
+    setattr(holder, name, stalling)
+
+
+def forked(
+    argv: list[str],
+    log: str,
+    largest: int | None = None,
+    stalled: dict[str, Any] | None = None,
+) -> int:
     """A process that runs `pretune` with these arguments.
 
     Args:
         argv: what is typed after `pretune`.
         log: where its output goes.
         largest: it may write no file larger than so many bytes (RLIMIT_FSIZE).
+        stalled: what `stall` is given.
     """
     assert len(os.listdir("/proc/self/task")) == 1, "not alone: forking is not sound"
     process = os.fork()
@@ -33,6 +59,8 @@ def forked(argv: list[str], log: str, largest: int | None) -> int:
         os.dup2(source, descriptor)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+    if stalled is not None:
+        stall(**stalled)
     sys.argv = ["pretune", *argv]
     from pretune.cli import main
 
@@ -53,7 +81,7 @@ def serve() -> None:
             _, status = os.waitpid(asked["wait"], 0)
             answer = os.waitstatus_to_exitcode(status)
         else:
-            answer = forked(asked["argv"], asked["log"], asked.get("largest"))
+            answer = forked(**asked)
         print(answer, flush=True)
 
 
