@@ -1,7 +1,15 @@
 """Checkpoints in and out, in the Hugging Face layout."""
 
 from pretune.hub.config import MOST_LABELS, family_of, read_config, read_object
-from pretune.hub.files import atomic_folder, atomic_text, point
+from pretune.hub.files import (
+    atomic_folder,
+    atomic_text,
+    is_aside,
+    make_folder,
+    point,
+    remove_folder,
+    sweep,
+)
 from pretune.hub.keys import FAMILIES, Family
 from pretune.hub.load import LoadReport, load_into
 from pretune.hub.manifest import MANIFEST, find_damage, write_manifest
@@ -31,14 +39,18 @@ __all__ = [
     "find_damage",
     "find_source",
     "hub_token",
+    "is_aside",
     "load_into",
+    "make_folder",
     "named_dtype",
     "open_weights",
     "point",
     "read_config",
     "read_object",
+    "remove_folder",
     "save_model",
     "staged_files",
+    "sweep",
     "tensorflow_names",
     "upload",
     "write_manifest",

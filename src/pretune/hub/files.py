@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_ASIDE = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def _sync(path: Path) -> None:
@@ -19,6 +22,58 @@ def _sync(path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a path is something half-written, by its name."""
+    return _ASIDE.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder.
+
+    What another process that lives may be writing stays. Only for when this one writes nothing
+    there: in a container the one that was killed had the same number.
+    """
+    for path in folder.iterdir():
+        found = _ASIDE.fullmatch(path.name)
+        if found is not None and not _is_another(int(found[1])):
+            _discard(path)
+
+
+def _is_another(process: int) -> bool:
+    """Whether it lives and is not this one."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return process != os.getpid()
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, unless they are there; on the disk when this returns."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which at no moment is there in part."""
+    aside = _aside(path)
+    _discard(aside)
+    os.rename(path, aside)
+    _discard(aside)
 
 
 def atomic_text(path: Path, text: str) -> None:
@@ -45,9 +100,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise FileExistsError(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = _aside(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    _discard(aside)
     aside.mkdir()
     try:
         yield aside

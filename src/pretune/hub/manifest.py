@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 MANIFEST = "manifest.json"
+#: One of ten thousand files is a tenth of this.
+_LARGEST = 16 << 20
 
 
 def write_manifest(folder: Path) -> None:
@@ -24,19 +27,20 @@ def write_manifest(folder: Path) -> None:
 def find_damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> str | None:
     """What is wrong with a folder that has a manifest: a sentence that names the file, or None.
 
+    Nothing outside the folder is looked at, whatever the manifest says.
+
     Args:
         folder: with a manifest; one without is damaged.
         wanted: which files to look at, by name; default: all.
     """
     path = folder / MANIFEST
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        expected = {
-            str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()
-        }
+        expected = _read(path)
     except FileNotFoundError:
         return f"{path}: missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{path}: damaged"
     for name, (size, digest) in expected.items():
         if wanted(name) and (found := _compare(folder / name, size, digest)) is not None:
@@ -44,11 +48,35 @@ def find_damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True)
     return None
 
 
+def _read(path: Path) -> dict[str, tuple[int, str]]:
+    """Sizes and digests by name; anything that `write_manifest` does not write is an error."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        raise ValueError
+    expected = {}
+    for name, entry in json.loads(path.read_text(encoding="utf-8"))["files"].items():
+        size, digest = entry["size"], entry["sha256"]
+        if not _is_inside(name) or type(size) is not int or type(digest) is not str:
+            raise ValueError
+        expected[name] = size, digest
+    return expected
+
+
+def _is_inside(name: str) -> bool:
+    """Whether this is how a file below a folder is called."""
+    path = PurePosixPath(name)
+    return (
+        name == path.as_posix() and name.isprintable() and not {"..", "."} & {name, *path.parts}
+    ) and not path.is_absolute()
+
+
 def _compare(path: Path, size: int, digest: str) -> str | None:
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{path}: damaged ({found:,} bytes, written were {size:,})"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never be read to its end
+            return f"{path}: damaged (not a file)"
+        if status.st_size != size:
+            return f"{path}: damaged ({status.st_size:,} bytes, written were {size:,})"
         if _digest(path) != digest:
             return f"{path}: damaged (its SHA-256 is not that of what was written)"
     except FileNotFoundError:

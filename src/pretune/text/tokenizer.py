@@ -100,7 +100,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout."""
-        self.engine.save(str(folder / "tokenizer.json"))
+        # Its own `save` raises a bare Exception where the disk is full.
+        (folder / "tokenizer.json").write_text(self.engine.to_str(pretty=True), encoding="utf-8")
         settings = {**self.settings, **self.special}
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,7 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretune.errors import CheckpointError, PretuneError, RunError
-from pretune.hub import atomic_folder, find_damage, point, write_manifest
+from pretune.hub import (
+    atomic_folder,
+    find_damage,
+    point,
+    remove_folder,
+    sweep,
+    write_manifest,
+)
 from pretune.tasks.bundle import Bundle, load, save
 from pretune.training.distributed import World, is_sharded, is_share, whole
 from pretune.training.state import Saved, State
@@ -41,7 +48,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     found = []
     if (run / FOLDER).is_dir():
         named = ((_NAME.fullmatch(path.name), path) for path in (run / FOLDER).iterdir())
-        found = [(int(m[1]), int(m[2] or 0), path) for m, path in named if m is not None]
+        found = [(int(m[1]), int(m[2] or 0), path) for m, path in named if m and path.is_dir()]
     return [(step, path) for step, _, path in sorted(found)]
 
 
@@ -90,7 +97,8 @@ class Checkpoints:
     """Writes the checkpoints of a run, and reads them back.
 
     At no moment is there a `best` or `last` that is not complete, and an older checkpoint goes only
-    when enough newer ones are whole.
+    when enough newer ones are whole. With each that is kept, the one that was best then is kept:
+    whichever the run goes on from finds its best.
 
     Args:
         run: the folder.
@@ -122,7 +130,7 @@ class Checkpoints:
         self._background = (size >= LARGE or on_gpu) if background is None else background
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
-        self._whole: dict[Path, tuple[Any, ...]] = {}
+        self._known: dict[Path, tuple[tuple[Any, ...], str | None]] = {}
 
     def save(self, step: int, state: State, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run.
@@ -212,14 +220,42 @@ class Checkpoints:
         return saved
 
     def read(self, path: Path) -> Saved:
-        """A checkpoint that is whole.
+        """A whole checkpoint to go on from; `last` and `best` are again what they were there.
+
+        A process may have been killed between writing a checkpoint and pointing at it.
 
         Raises:
             CheckpointError: it is of a model alone, or not readable.
+            RunError: the links cannot be written.
         """
         state = read_state(path)
         weights = load(path, task=self.bundle.task).model.state_dict()
+        if self.world.main:
+            try:
+                self._point_back(path)
+            except OSError as error:
+                raise self._unwritten(self.run / "last", error) from None
         return Saved(str(path), weights, state)
+
+    def _point_back(self, path: Path) -> None:
+        pointed = {"last": path}
+        step = _best_step(path)
+        if step is not None:
+            best = self._best_of(path)
+            if best is None:
+                self.say(f"the best model so far, of update {step}, is damaged or gone")
+            else:
+                pointed["best"] = best
+        for name, target in pointed.items():
+            if (self.run / name).resolve() != target.resolve():
+                point(self.run / name, target)
+
+    def _best_of(self, path: Path) -> Path | None:
+        """The whole checkpoint that was the best when another was written."""
+        step, known = _best_step(path), checkpoints(self.run)
+        so_far = known[: [other for _, other in known].index(path) + 1]
+        matching = (other for at, other in reversed(so_far) if at == step)
+        return next((other for other in matching if self._is_whole(other)), None)
 
     def _write(
         self, step: int, bundle: Bundle, tensors: dict[str, Tensor], values: str, best: bool
@@ -241,18 +277,18 @@ class Checkpoints:
 
     def _publish(self, target: Path, *, best: bool) -> None:
         """It is whole and under its name: make it the last (and the best), and drop old ones."""
-        self._whole[target] = _signature(target)
+        self._known[target] = _signature(target), None
         point(self.run / "last", target)
         if best:
             point(self.run / "best", target)
         self._prune()
 
     def _unwritten(self, target: Path, error: Exception) -> PretuneError:
-        known = [path for _, path in checkpoints(self.run)]
-        kept = f"; {known[-1]} is intact" if known else ""
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        known = (path for _, path in reversed(checkpoints(self.run)) if path != target)
+        whole = next((path for path in known if self._is_whole(path)), None)
+        kept = "" if whole is None else f"; {whole} is intact"
         return RunError(
-            f"{target}: the checkpoint cannot be written ({reason}){kept}",
+            f"{target}: the checkpoint cannot be written ({_reason(error)}){kept}",
             f"Make room, then go on: pretune train --resume {self.run}",
         )
 
@@ -260,43 +296,66 @@ class Checkpoints:
         """Going back in time can come to the same step again."""
         target = self.run / FOLDER / f"step-{step:06d}"
         number = 0
-        while target.exists():
+        while os.path.lexists(target):
             number += 1
             target = target.with_name(f"step-{step:06d}.{number}")
         return target
 
     def _prune(self) -> None:
-        """Drop what is neither the best nor among the newest whole ones."""
+        """Drop what is neither a best one nor among the newest whole ones."""
         kept = {(self.run / name).resolve() for name in ("best", "last")}
         whole = 0
         for _, path in reversed(checkpoints(self.run)):
             if whole < self.keep:
-                whole += self._is_whole(path)
+                if self._is_whole(path):
+                    whole += 1
+                    best = self._best_of(path)
+                    kept |= set() if best is None else {best.resolve()}
             elif path.resolve() not in kept:
-                shutil.rmtree(path)
-                self._whole.pop(path, None)
-        for path in (self.run / FOLDER).glob(".*.tmp"):  # of a process that was killed
-            shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
+        sweep(self.run / FOLDER)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            remove_folder(path)
+            self._known.pop(path, None)
+        except OSError as error:
+            self.say(f"{path}: cannot be removed ({error.strerror})")
 
     def _is_whole(self, path: Path) -> bool:
-        """Read in full only where something changed since that was last done."""
+        """Read in full, and spoken of, only where something changed since that was last done."""
         signature = _signature(path)
-        if self._whole.get(path) != signature:
+        known, damage = self._known.get(path, (None, None))
+        if known != signature:
             damage = find_damage(path)
             if damage is not None:
                 self.say(f"{damage}; it does not count as a checkpoint")
-                return False
-            self._whole[path] = signature
-        return True
+            self._known[path] = signature, damage
+        return damage is None
 
     def _drop_newer(self, path: Path) -> None:
         """They are of a course that is not taken, or damaged; the best one stays if it is whole."""
         best = (self.run / "best").resolve()
         known = [other for _, other in checkpoints(self.run)]
-        for other in known[known.index(path) + 1 :]:
-            if other.resolve() != best or find_damage(other) is not None:
-                shutil.rmtree(other)
-        point(self.run / "last", path)
+        for other in reversed(known[known.index(path) + 1 :]):
+            if other.resolve() != best or not self._is_whole(other):
+                self._remove(other)
+
+
+def _best_step(path: Path) -> int | None:
+    """Which update was the best when a checkpoint was written."""
+    try:
+        step = json.loads((path / VALUES).read_text(encoding="utf-8"))["course"]["best_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"\(os error (\d+)\)", str(error))  # as Rust tells it
+    return os.strerror(int(number[1])) if number else str(error)
 
 
 def _signature(folder: Path) -> tuple[Any, ...]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pretune import yaml12
 from pretune.errors import PretuneError, RunError
-from pretune.hub import atomic_text
+from pretune.hub import atomic_text, is_aside, make_folder, sweep
 from pretune.recipe import Recipe
 
 RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
@@ -20,7 +25,10 @@ RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
     "events",
     "checkpoints",
 )
-_OURS = (RESULT, METRICS, EVENTS, CHECKPOINTS, "best", "last", RECIPE)
+#: Held by the process that trains; it says which one that is.
+LOCK = ".lock"
+#: What a run writes besides its recipe; the links before what they point at.
+_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS)
 
 
 class RunFolder:
@@ -36,6 +44,38 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._overwrite = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into this folder; however this one ends, it is free.
+
+        Two would remove each other's checkpoints. The lock (flock) is the operating system's; where
+        the file system has none, nobody is kept out.
+
+        Raises:
+            RunError: another process trains there; or it cannot be written.
+        """
+        try:
+            make_folder(self.path)
+            file = (self.path / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise self._not_writable(error) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    file.seek(0)
+                    raise RunError(
+                        f"{self.path}: {file.read().strip() or 'another process'} is training "
+                        "into this folder now",
+                        "Wait for it or stop it; or choose another folder: output=FOLDER.",
+                    ) from None
+            with suppress(OSError):  # it holds on a full disk too
+                file.truncate(0)
+                print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+            yield
 
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Whether a new run may be written here; touches nothing.
@@ -43,6 +83,7 @@ class RunFolder:
         Raises:
             RunError: it holds a run already, or files that are not a run's.
         """
+        self._overwrite = overwrite
         if self.path.exists() and not self.path.is_dir():
             raise RunError(
                 f"{self.path}: is a file, not a folder", "Choose another: output=FOLDER."
@@ -50,7 +91,9 @@ class RunFolder:
         if (self.path / RECIPE).is_file():
             if not overwrite:
                 raise self._taken(recipe)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not all(
+            path.name == LOCK or is_aside(path) for path in self.path.iterdir()
+        ):
             raise RunError(
                 f"{self.path}: holds files that are not a run of pretune; nothing is written there",
                 "Choose another folder: output=FOLDER.",
@@ -60,18 +103,21 @@ class RunFolder:
         """Make the folder, without what an earlier run left there.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written, or holds by now what `check` would refuse.
         """
+        self.check(recipe, overwrite=self._overwrite)
         try:
-            if (self.path / RECIPE).is_file():
-                self._clear()
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
+            self._clear()
+            sweep(self.path)
             atomic_text(self.path / RECIPE, recipe.to_yaml())
         except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror})",
-                "Choose another: output=FOLDER.",
-            ) from None
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
+        )
 
     def _taken(self, recipe: Recipe) -> RunError:
         state = "a finished" if (self.path / RESULT).is_file() else "an unfinished"
@@ -96,7 +142,7 @@ class RunFolder:
         )
 
     def _clear(self) -> None:
-        """Remove an earlier run: only what a run writes, the recipe last."""
+        """Remove an earlier run: only what a run writes, and not the recipe, to be replaced."""
         for name in _OURS:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
@@ -127,17 +173,27 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise RunError(
                 f"{path}: damaged ({error})", "Remove it, and the run can be resumed."
             ) from None
         return found
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the outcome."""
+        """Write the outcome.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         text = json.dumps(result, ensure_ascii=False, indent=2)
-        atomic_text(self.path / RESULT, text + "\n")
+        try:
+            atomic_text(self.path / RESULT, text + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.path / RESULT}: cannot be written ({error.strerror}); the model is saved",
+                f"Make room, then write it: pretune train --resume {self.path}",
+            ) from None
 
     @staticmethod
     def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -49,4 +50,6 @@ class StopRequest:
             raise KeyboardInterrupt
         self._asked = True
         self.signal = signal.Signals(number)
-        self._say("stopping after this update; once more to exit at once without saving")
+        # Wherever the signal found us, perhaps in the middle of writing to this very terminal.
+        with suppress(OSError, RuntimeError):
+            self._say("stopping after this update; once more to exit at once without saving")
