@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pretune.errors import RunError
 from pretune.recipe import Recipe
@@ -16,6 +20,7 @@ from pretune.tasks import task_class
 from pretune.tasks.bundle import Bundle, load
 from pretune.training import read_data
 from pretune.training.checkpoint import TENSORS, Checkpoints
+from pretune.training.log import JsonLines, Reporter
 from pretune.training.state import generators
 from runs import Running, assert_sound, neighbour, steps_of, wait_until
 
@@ -161,3 +166,81 @@ def test_a_file_that_may_not_be_so_large(
 def test_the_ballast_leaves_what_it_says(disk: Path) -> None:
     fill(disk, 40_960)
     assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize == 40_960
+
+
+class TestLogs:
+    """What a full disk does to them: said once; no line is lost, and no training."""
+
+    def test_lines_that_do_not_fit_come_later(self, disk: Path) -> None:
+        reporter = Reporter(console=Console(file=io.StringIO(), width=300))
+        path = disk / "metrics.jsonl"
+        with reporter:
+            reporter.add(JsonLines(path))
+            reporter.evaluation(1, 0.1, {"loss": 1.0}, 0.0, "")
+            ballast = fill(disk)
+            for step in range(2, 200):
+                reporter.evaluation(step, 0.1, {"loss": 1.0}, 0.0, "")
+            assert len(path.read_text().splitlines()) < 199
+            ballast.unlink()
+            reporter.evaluation(200, 0.1, {"loss": 1.0}, 0.0, "")
+            assert [json.loads(line)["step"] for line in path.open()] == list(range(1, 201))
+        said = reporter.console.file.getvalue()
+        warning = f"{path}: cannot be written (No space left on device); the training goes on"
+        assert said.count(warning) == 1
+
+    def test_or_never_if_there_is_no_room_to_the_end(self, disk: Path) -> None:
+        path = disk / "metrics.jsonl"
+        with Reporter(quiet=True) as reporter:
+            reporter.add(JsonLines(path))
+            fill(disk)
+            for step in range(1, 200):
+                reporter.evaluation(step, 0.1, {"loss": 1.0}, 0.0, "")
+        assert 0 <= len(path.read_text().splitlines()) < 199
+
+    def test_going_back_forgets_what_is_not_written_yet(self, disk: Path) -> None:
+        path = disk / "metrics.jsonl"
+        lines = JsonLines(path)
+        ballast = fill(disk)
+        for step in range(1, 200):
+            with suppress(OSError):
+                lines.write(step, 0.1, {"loss": 1.0})
+        ballast.unlink()
+        lines.rewind(150)
+        lines.write(151, 0.1, {"loss": 2.0})
+        lines.close()
+        found = [json.loads(line) for line in path.open()]
+        assert [entry["step"] for entry in found] == list(range(1, 152))
+        assert found[-1]["loss"] == 2.0
+
+    def test_a_run_is_refused_with_a_sentence_where_nothing_fits(
+        self, disk: Path, start: Start, recipe_file: RecipeFile
+    ) -> None:
+        run = disk / "run"
+        fill(disk)
+        running = start("train", recipe_file(run, **SILENT))
+        assert running.wait() == 2, running.said()
+        assert "cannot be written (No space left on device)" in running.said()
+        assert "Traceback" not in running.said()
+
+    def test_resuming_on_a_full_disk_says_so_and_costs_nothing(
+        self, disk: Path, start: Start, recipe_file: RecipeFile, tmp_path: Path
+    ) -> None:
+        run, whole = disk / "run", tmp_path / "whole"
+        changes = {"train__max_steps": 30}
+        running = start("train", recipe_file(run, **changes))
+        assert wait_until(lambda: len(steps_of(run)) >= 2, running), running.said()
+        running.kill()
+        running.wait()
+        ballast = fill(disk)
+        before = steps_of(run)
+        full = start("train", "--resume", run)
+        assert full.wait() == 2, full.said()
+        assert "cannot be written (No space left on device)" in full.said()
+        assert f"pretune train --resume {run}" in full.said()
+        assert "Traceback" not in full.said()
+        assert steps_of(run) == before
+        ballast.unlink()
+        last = start("train", "--resume", run)
+        assert last.wait() == 0, last.said()
+        assert start("train", recipe_file(whole, **changes)).wait() == 0
+        assert_alike(outcome(run), outcome(whole))

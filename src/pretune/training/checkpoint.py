@@ -206,6 +206,13 @@ class Checkpoints:
             failed, self._failed = self._failed, None
             raise failed
 
+    def finish(self) -> None:
+        """Wait until everything is written when the run fails anyway; say if it could not be."""
+        try:
+            self.flush()
+        except RunError as error:
+            self.say(str(error))
+
     def newest(self, at_most: int | None = None) -> Saved | None:
         """The newest whole checkpoint, preferably of at most so many updates; newer ones go."""
         self.flush()

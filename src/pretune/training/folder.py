@@ -29,6 +29,8 @@ RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
 LOCK = ".lock"
 #: What a run writes besides its recipe; the links before what they point at.
 _OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS)
+#: Why a disk takes nothing.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunFolder:
@@ -76,6 +78,23 @@ class RunFolder:
                 file.truncate(0)
                 print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
             yield
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While a run writes here, a disk that takes nothing is a sentence.
+
+        Raises:
+            RunError: it is full, or may not be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            raise RunError(
+                f"{error.filename or self.path}: cannot be written ({error.strerror})",
+                f"Make room, then go on: pretune train --resume {self.path}",
+            ) from None
 
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Whether a new run may be written here; touches nothing.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -63,7 +64,13 @@ class Step:
 
 
 class Sink(Protocol):
-    """Somewhere to write figures."""
+    """Somewhere to write figures.
+
+    Attributes:
+        path: where that is.
+    """
+
+    path: Path
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Keep some figures of a moment."""
@@ -76,34 +83,44 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line, flushed at once: readable during the run and after a crash."""
+    """One JSON object a line, written at once: readable during the run and after a crash.
+
+    What a full disk does not take is written later, when it does.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Append a line."""
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **figures}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "epoch": round(epoch, 4), **figures}) + "\n"
+        self._pending += line.encode()
+        self._write()
+
+    def _write(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
 
     def rewind(self, step: int) -> None:
         """Keep the lines up to that update; half a line, left by a killed process, goes too."""
-        self._file.close()
         kept = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (self.path.read_bytes() + self._pending).decode(errors="replace").splitlines():
             try:
                 known = json.loads(line)["step"] <= step
             except (ValueError, KeyError, TypeError):
                 continue
             if known:
                 kept.append(line + "\n")
-        atomic_text(self._path, "".join(kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        atomic_text(self.path, "".join(kept))
+        self._file.close()
+        self._file, self._pending = self.path.open("ab", buffering=0), b""
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._file:
+            self._write()
 
 
 class TensorBoard:
@@ -112,8 +129,10 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._folder, self._kind = str(folder), SummaryWriter
-        self._writer: SummaryWriter = SummaryWriter(self._folder)
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = _tell
+        self.path, self._kind = folder, SummaryWriter
+        self._writer: SummaryWriter = SummaryWriter(str(folder))
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Add a point to each curve."""
@@ -123,11 +142,18 @@ class TensorBoard:
     def rewind(self, step: int) -> None:
         """A new file that tells TensorBoard to forget the later points of the earlier ones."""
         self._writer.close()
-        self._writer = self._kind(self._folder, purge_step=step + 1)
+        self._writer = self._kind(str(self.path), purge_step=step + 1)
 
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+def _tell(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread shows a full disk as a traceback; whoever writes is told it as well."""
+    ours = isinstance(args.exc_value, OSError) and args.thread is not None
+    if not (ours and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
 
 
 class Reporter:
@@ -147,6 +173,7 @@ class Reporter:
     ) -> None:
         self.console = console or Console(file=sys.stderr, quiet=quiet, highlight=False)
         self._sinks = list(sinks)
+        self._failed: set[Path] = set()
         self._live = self.console.is_terminal and not quiet
         self._stack = ExitStack()
         self._bar: Progress | None = None
@@ -166,7 +193,8 @@ class Reporter:
     ) -> None:
         self._stack.close()
         for sink in self._sinks:
-            sink.close()
+            with self._going_on(sink):
+                sink.close()
 
     def rewind(self, step: int) -> None:
         """Updates after this one will be made again."""
@@ -176,6 +204,21 @@ class Reporter:
     def add(self, *sinks: Sink) -> None:
         """Keep the figures there too, from now on."""
         self._sinks.extend(sinks)
+
+    def _keep(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            with self._going_on(sink):
+                sink.write(step, epoch, figures)
+
+    @contextmanager
+    def _going_on(self, sink: Sink) -> Iterator[None]:
+        """A log that cannot be written is no reason to end a training; it is said once."""
+        try:
+            yield
+        except OSError as error:
+            if sink.path not in self._failed:
+                self._failed.add(sink.path)
+                self.say(f"{sink.path}: cannot be written ({error.strerror}); the training goes on")
 
     def say(self, text: str) -> None:
         """One line for people."""
@@ -200,8 +243,7 @@ class Reporter:
 
     def step(self, entry: Step, total: int) -> None:
         """An entry of the log."""
-        for sink in self._sinks:
-            sink.write(entry.step, entry.epoch, entry.figures())
+        self._keep(entry.step, entry.epoch, entry.figures())
         text = (
             f"loss {entry.loss:.4f}  lr {entry.learning_rate:.2e}  "
             f"{entry.tokens_per_second:,.0f} tokens/s"
@@ -221,10 +263,7 @@ class Reporter:
         self, step: int, epoch: float, metrics: Mapping[str, float], seconds: float, note: str
     ) -> None:
         """The model was evaluated."""
-        for sink in self._sinks:
-            sink.write(
-                step, epoch, {f"validation/{name}": value for name, value in metrics.items()}
-            )
+        self._keep(step, epoch, {f"validation/{name}": value for name, value in metrics.items()})
         figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"epoch {epoch:.2f}  validation: {figures}  ({seconds:.1f} s){note}")
 

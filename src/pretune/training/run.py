@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,10 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
     _check_unchanged(earlier, recipe)
     if (finished := folder.result()) is not None:
         return RunResult.from_dict(finished)
-    with joined(choose_device(recipe.train.device).type) as world:
+    with (
+        joined(choose_device(recipe.train.device).type) as world,
+        folder.locked() if world.main else nullcontext(),
+    ):
         return _Run(recipe, folder, world, quiet=quiet, resumed=True).go()
 
 
@@ -158,7 +161,7 @@ class _Run:
 
     def go(self) -> RunResult:
         """Read, load, train, and write the result."""
-        with self.reporter, ExitStack() as stack:
+        with self.folder.filling(), self.reporter, ExitStack() as stack:
             records, held_out = read_data(self.recipe)
             self.task.fit(records)
             seed_everything(self.recipe.seed)
@@ -172,7 +175,7 @@ class _Run:
             data = train.fingerprint()
             if start is not None:
                 _check_data(read_state(start).values.get("data"), data, start)
-            self._open_folder(bundle)
+            self._open_folder(bundle, stack)
             stop = stack.enter_context(StopRequest(self.reporter.say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
             keeper = self._keeper(bundle, {"data": data})
@@ -190,6 +193,9 @@ class _Run:
             except Stopped as stopped:
                 keeper.flush()
                 raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
+            except RunError:
+                keeper.finish()
+                raise
             keeper.flush()
             result = _result(self.recipe, course, self.device)
             if self.world.main:
@@ -201,10 +207,11 @@ class _Run:
             return None
         return newest_whole(self.folder.path, say=self.reporter.say)
 
-    def _open_folder(self, bundle: Bundle) -> None:
+    def _open_folder(self, bundle: Bundle, stack: ExitStack) -> None:
         if self.world.main:
             self.reporter.add(*trackers(self.recipe, self.reporter.say))
             if not self.resumed:
+                stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
                 self.reporter.say(str(bundle.report))
             path = self.folder.path
