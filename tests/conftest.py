@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tqdm import tqdm
 
 from pretune.errors import CheckpointError
 from pretune.hub import find_source
 
 torch.set_num_threads(1)
+# Its thread watches progress bars; tests that fork must be the only thread.
+tqdm.monitor_interval = 0
 
 settings.register_profile(
     "pretune",

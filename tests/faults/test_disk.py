@@ -24,7 +24,7 @@ from pretune.training.log import JsonLines, Reporter
 from pretune.training.state import generators
 from runs import Running, assert_sound, neighbour, steps_of, wait_until
 
-_resume = neighbour("test_resume")
+_resume = neighbour("outcomes")
 outcome, assert_alike = _resume.outcome, _resume.assert_alike
 
 Start = Callable[..., Running]

@@ -18,7 +18,7 @@ import pytest
 
 from runs import PATIENCE, Running, assert_sound, neighbour, steps_of, wait_until
 
-_resume = neighbour("test_resume")
+_resume = neighbour("outcomes")
 outcome, assert_alike = _resume.outcome, _resume.assert_alike
 
 Start = Callable[..., Running]

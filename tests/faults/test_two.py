@@ -19,7 +19,7 @@ from pretune.training.checkpoint import Checkpoints
 from pretune.training.folder import RunFolder
 from runs import Running, neighbour, wait_until
 
-_resume = neighbour("test_resume")
+_resume = neighbour("outcomes")
 Start = Callable[..., Running]
 RecipeFile = Callable[..., Path]
 FOR_EVER = 600.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -10,8 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from outcomes import assert_alike, outcome
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pretune.hub import find_damage
 from pretune.recipe import Recipe
-from pretune.training import Interrupted, resume, run, train_recipe
+from pretune.training import train_recipe
 from pretune.training.jobs import share_out
-from tests.training.test_resume import StopAt, assert_alike, outcome
 
 Make = Callable[..., Recipe]
 CLOSE = 2e-6
@@ -59,32 +57,48 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def together(
-    size: int, work: Callable[[], Any], *, expected: type[Exception] | None = None
-) -> None:
-    """Do something in so many processes, as torchrun would start them."""
-    port, children = free_port(), []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            code = 1
-            try:
-                with contextlib.suppress(expected or ()):
-                    work()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes == [0] * size
+class Together:
+    """Groups of processes; see ranks.py."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("ranks.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def _do(self, size: int, **question: Any) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._log.write_text("", encoding="utf-8")
+        asked = {"size": size, "port": free_port(), "log": str(self._log), **question}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        codes = json.loads(self._process.stdout.readline())
+        assert codes == [0] * size, self._log.read_text(encoding="utf-8")
+
+    def train(
+        self, size: int, recipe: Recipe, *, stop_at: int | None = None, change: str | None = None
+    ) -> None:
+        self._do(size, work="train", what=recipe.to_dict(), stop_at=stop_at, change=change)
+
+    def resume(self, size: int, run: str) -> None:
+        self._do(size, work="resume", what=run, stop_at=None, change=None)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+    group = Together(tmp_path_factory.mktemp("ranks") / "output.txt")
+    yield group
+    group.close()
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:
@@ -130,12 +144,17 @@ class TestSameUpdates:
         ids=str,
     )
     def test_as_one_process(
-        self, size: int, changes: dict[str, Any], toy_recipe: Make, tmp_path: Path
+        self,
+        size: int,
+        changes: dict[str, Any],
+        toy_recipe: Make,
+        tmp_path: Path,
+        together: Together,
     ) -> None:
         one = toy_recipe(output=str(tmp_path / "one"), **STEADY, **changes)
         result = train_recipe(one, quiet=True)
         several = one.changed({"output": str(tmp_path / "several")})
-        together(size, lambda: train_recipe(several, quiet=True))
+        together.train(size, several)
         assert_close(several.output, weights(one.output))
         found = result_of(several.output)
         assert found["details"] == result.details  # each example counted once
@@ -145,57 +164,41 @@ class TestSameUpdates:
 
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
     def test_with_uneven_counts_of_targets(
-        self, parallel: str, mask_recipe: Recipe, tmp_path: Path
+        self, parallel: str, mask_recipe: Recipe, tmp_path: Path, together: Together
     ) -> None:
         train_recipe(mask_recipe, quiet=True)
         several = mask_recipe.changed(
             {"output": str(tmp_path / "several"), "train.parallel": parallel}
         )
-        together(2, lambda: train_recipe(several, quiet=True))
+        together.train(2, several)
         assert_close(several.output, weights(mask_recipe.output))
         assert result_of(several.output)["metrics"] == pytest.approx(
             result_of(mask_recipe.output)["metrics"], rel=1e-4
         )
 
     def test_the_mean_of_means_would_be_another(
-        self, mask_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, mask_recipe: Recipe, tmp_path: Path, together: Together
     ) -> None:
         """That the test above can fail: what DDP does by itself."""
-        from pretune.training.distributed import World
-
-        original = World.sum
-
-        def local_count(self: World, figures: Any, device: Any) -> list[float]:
-            found = original(self, figures, device)
-            return [found[0], float(figures[1]) * self.size, *found[2:]]
-
         train_recipe(mask_recipe, quiet=True)
-        monkeypatch.setattr(World, "sum", local_count)
         several = mask_recipe.changed({"output": str(tmp_path / "several")})
-        together(2, lambda: train_recipe(several, quiet=True))
+        together.train(2, several, change="local_count")
         with pytest.raises(AssertionError):
             assert_close(several.output, weights(mask_recipe.output))
 
 
-def stop_at(updates: int, recipe: Recipe, size: int) -> None:
-    before = run.StopRequest
-    run.StopRequest = lambda say: StopAt(updates)  # type: ignore[assignment, misc]
-    try:
-        together(size, lambda: train_recipe(recipe, quiet=True), expected=Interrupted)
-    finally:
-        run.StopRequest = before  # type: ignore[misc]
-
-
 class TestResume:
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-    def test_of_as_many_is_exact(self, parallel: str, toy_recipe: Make, tmp_path: Path) -> None:
+    def test_of_as_many_is_exact(
+        self, parallel: str, toy_recipe: Make, tmp_path: Path, together: Together
+    ) -> None:
         """Bit for bit, with dropout, which differs from process to process."""
         changes = {"train__parallel": parallel, "model__dropout": 0.2}
         one = toy_recipe(output=str(tmp_path / "whole"), **changes)
-        together(2, lambda: train_recipe(one, quiet=True))
+        together.train(2, one)
         two = one.changed({"output": str(tmp_path / "stopped")})
-        stop_at(4, two, 2)
-        together(2, lambda: resume(two.output, quiet=True))
+        together.train(2, two, stop_at=4)
+        together.resume(2, two.output)
         if parallel == "fsdp":
             shards = [Path(r.output) / "last" / "shards" for r in (one, two)]
             names = sorted(path.name for path in shards[0].iterdir())
@@ -209,48 +212,38 @@ class TestResume:
     @pytest.mark.parametrize("then", [1, 3])
     @pytest.mark.parametrize("average", [None, 0.9])
     def test_of_shares_by_another_number(
-        self, then: int, average: float | None, toy_recipe: Make, tmp_path: Path
+        self, then: int, average: float | None, toy_recipe: Make, tmp_path: Path, together: Together
     ) -> None:
         changes = {"train__parallel": "fsdp", "train__ema": average, **STEADY}
         one = toy_recipe(output=str(tmp_path / "whole"), **changes)
         train_recipe(one, quiet=True)
         two = one.changed({"output": str(tmp_path / "stopped")})
-        stop_at(4, two, 2)
+        together.train(2, two, stop_at=4)
         assert any((Path(two.output) / "last" / "shards").iterdir())
-        together(then, lambda: resume(two.output, quiet=True))
+        together.resume(then, two.output)
         assert_close(two.output, weights(one.output))
 
-    def test_of_one_process_by_several(self, toy_recipe: Make, tmp_path: Path) -> None:
+    def test_of_one_process_by_several(
+        self, toy_recipe: Make, tmp_path: Path, together: Together
+    ) -> None:
         one = toy_recipe(output=str(tmp_path / "whole"), train__parallel="fsdp", **STEADY)
         train_recipe(one, quiet=True)
         two = one.changed({"output": str(tmp_path / "stopped")})
-        stop_at(4, two, 1)
-        together(2, lambda: resume(two.output, quiet=True))
+        together.train(1, two, stop_at=4)
+        together.resume(2, two.output)
         assert_close(two.output, weights(one.output))
 
 
-def test_the_guard_acts_in_all_alike(toy_recipe: Make, tmp_path: Path) -> None:
+def test_the_guard_acts_in_all_alike(toy_recipe: Make, tmp_path: Path, together: Together) -> None:
     """A NaN that only one process meets is a rescue in all."""
-    from pretune.tasks import Classify, Loss
-
     recipe = toy_recipe(train__guard="rollback", train__save_every=2, **STEADY)
-    original = Classify.loss
-
-    def poisoned(self: Classify, outputs: Tensor, batch: Any) -> Loss:
-        found = original(self, outputs, batch)
-        bad = torch.is_grad_enabled() and 17 in batch.index.tolist()
-        return Loss(found.sum * (float("nan") if bad else 1.0), found.count)
-
-    Classify.loss = poisoned  # type: ignore[method-assign]
     several = recipe.changed({"output": str(tmp_path / "several")})
-    try:
-        alone = train_recipe(recipe, quiet=True)
-        together(2, lambda: train_recipe(several, quiet=True))
-    finally:
-        Classify.loss = original  # type: ignore[method-assign]
-    found = result_of(several.output)
-    assert alone.rescues
-    assert [r.split(":")[0] for r in found["rescues"]] == [r.split(":")[0] for r in alone.rescues]
+    together.train(1, recipe, change="poison")
+    together.train(2, several, change="poison")
+    alone, found = result_of(recipe.output), result_of(several.output)
+    assert alone["rescues"]
+    expected = [rescue.split(":")[0] for rescue in alone["rescues"]]
+    assert [rescue.split(":")[0] for rescue in found["rescues"]] == expected
     assert_close(several.output, weights(recipe.output))
 
 

@@ -198,7 +198,7 @@ class TestPoison:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from tests.training.test_resume import StopAt, assert_alike, outcome
+        from outcomes import StopAt, assert_alike, outcome
 
         recipe, _ = poisoned
         train_recipe(recipe, quiet=True)

@@ -266,7 +266,9 @@ def test_a_growing_batch_grows(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer(
         validation=False, max_steps=8, batch_size=8, batch_ramp={"start": 2, "updates": 6}
     )
-    trainer.train = Noting(**vars(trainer.train))
+    train = trainer.train
+    fields = (train.tokens, train.starts, train.segments, train.targets, train.records)
+    trainer.train = Noting(*fields)
     trainer.fit()
     assert sizes == [2, 3, 4, 5, 6, 7, 8, 8]
 

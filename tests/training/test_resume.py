@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import StopAt, assert_alike, outcome
 
 from pretune.data import FeatureSet
 from pretune.errors import RunError
@@ -45,55 +46,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class StopAt:
-    """Stands in for the handler of signals: asks to stop in a certain update."""
-
-    signal = 15
-
-    def __init__(self, updates: int) -> None:
-        self.left = updates
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0  # once asked, for good
-
-    def __enter__(self) -> StopAt:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
-
-
-def course(folder: str | Path) -> list[dict[str, Any]]:
-    """What was logged, without the speed."""
-    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    for entry in entries:
-        entry.pop("train/tokens_per_second", None)
-    return entries
-
-
-def outcome(folder: str | Path) -> dict[str, Any]:
-    """All that must be alike: the weights, the moments, the place, the log, the figures."""
-    folder = Path(folder)
-    values = json.loads((folder / "last" / VALUES).read_text(encoding="utf-8"))
-    for timed in (values["course"], values["window"], values["course"]["best"] or {}):
-        timed.pop("seconds", None)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    for name in ("seconds", "peak_memory_mb", "folder"):
-        result.pop(name)
-    return {
-        "weights": (folder / "last" / "model.safetensors").read_bytes(),
-        "best": (folder / "best" / "model.safetensors").read_bytes()
-        if (folder / "best").exists()
-        else None,
-        "state": (folder / "last" / TENSORS).read_bytes(),
-        "values": values,
-        "log": course(folder),
-        "result": result,
-    }
-
-
 @pytest.fixture
 def stopped(toy_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     def make(updates: int, folder: str, **changes: Any) -> Path:
@@ -105,11 +57,6 @@ def stopped(toy_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return Path(recipe.output)
 
     return make
-
-
-def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for key in one:
-        assert one[key] == other[key], key
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -201,7 +201,7 @@ class TestBatchSize:
 def test_the_recipe_of_the_docs_is_that_of_gpt3() -> None:
     """Brown et al. 2020, appendix B and the first row of table 2.1."""
     text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
-    (block,) = text.split("```yaml\n")[1:]
+    block = text.partition("## A recipe for pre-training")[2].split("```yaml\n")[1]
     options = Recipe.of(yaml12.parse(block.split("```")[0], "docs")).train
     assert (options.beta1, options.beta2, options.eps) == (0.9, 0.95, 1e-8)
     assert (options.weight_decay, options.clip) == (0.1, 1.0)

@@ -70,7 +70,7 @@ def _special_tokens(
     said = {**_read_json(folder / "special_tokens_map.json"), **settings}
     special = {}
     for name in SPECIAL_NAMES:
-        token = said.get(name, BERT_SPECIAL[name])
+        token = said.get(name, BERT_SPECIAL.get(name))
         if isinstance(token, dict):  # the long form: {"content": "[CLS]", "lstrip": false, ...}
             token = token.get("content")
         if isinstance(token, str) and engine.token_to_id(token) is not None:

@@ -64,13 +64,7 @@ class Step:
 
 
 class Sink(Protocol):
-    """Somewhere to write figures.
-
-    Attributes:
-        path: where that is.
-    """
-
-    path: Path
+    """Somewhere to write figures."""
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Keep some figures of a moment."""
@@ -173,7 +167,7 @@ class Reporter:
     ) -> None:
         self.console = console or Console(file=sys.stderr, quiet=quiet, highlight=False)
         self._sinks = list(sinks)
-        self._failed: set[Path] = set()
+        self._failed: set[str] = set()
         self._live = self.console.is_terminal and not quiet
         self._stack = ExitStack()
         self._bar: Progress | None = None
@@ -216,9 +210,10 @@ class Reporter:
         try:
             yield
         except OSError as error:
-            if sink.path not in self._failed:
-                self._failed.add(sink.path)
-                self.say(f"{sink.path}: cannot be written ({error.strerror}); the training goes on")
+            place = str(getattr(sink, "path", type(sink).__name__))
+            if place not in self._failed:
+                self._failed.add(place)
+                self.say(f"{place}: cannot be written ({error.strerror}); the training goes on")
 
     def say(self, text: str) -> None:
         """One line for people."""

@@ -1,0 +1,214 @@
+"""The next token: blocks, figures against transformers, training from random weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from pretune.data import Feature, Records
+from pretune.errors import CheckpointError
+from pretune.recipe import Recipe
+from pretune.tasks import CausalLm, CausalLmOptions, causal_lm, featurize
+from pretune.tasks.bundle import load, save
+from pretune.text import Tokenizer
+from pretune.training import evaluate_features, read_data, train_recipe
+
+LETTERS = "abc \n好😀<"
+
+
+def letters(*, end: bool) -> Tokenizer:
+    """A token a character; with an end of text, the last one."""
+    vocabulary = {letter: i for i, letter in enumerate(LETTERS)}
+    engine = RustTokenizer(models.WordLevel(vocabulary, unk_token="a"))  # noqa: S106
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    engine.decoder = decoders.Fuse()
+    return Tokenizer(engine, {"eos_token": "<"} if end else {})
+
+
+def records(texts: list[str]) -> Records:
+    return Records(rows=[{"text": text} for text in texts], origin="x", columns=("text",))
+
+
+def features_of(task: CausalLm, texts: list[str], tokenizer: Tokenizer) -> list[Feature]:
+    rows = range(len(texts))
+    return list(task.features(records(texts), rows, tokenizer, with_targets=True))
+
+
+TEXTS = st.lists(st.text(alphabet=LETTERS[:-1], min_size=1, max_size=30), min_size=1, max_size=5)
+
+
+@given(texts=TEXTS, size=st.integers(3, 12), end=st.booleans())
+def test_blocks_foretell_every_token_once(texts: list[str], size: int, end: bool) -> None:
+    task = CausalLm(CausalLmOptions(max_length=size))
+    found = list(
+        task.features(records(texts), range(len(texts)), letters(end=end), with_targets=True)
+    )
+    for row, text in enumerate(texts):
+        own = [feature for feature in found if feature.record == row]
+        whole = [LETTERS.index(letter) for letter in (f"<{text}<" if end else text)]
+        assert [t for f in own for t in f.tokens] == whole[:-1]
+        assert [t for f in own for t in f.targets["next"]] == whole[1:]
+        assert all(len(feature.tokens) <= size for feature in own)
+        foretold = text if end else text[1:]
+        assert sum(f.targets["chars"] for f in own) == len(foretold)
+        assert sum(f.targets["bytes"] for f in own) == len(foretold.encode())
+
+
+@given(texts=TEXTS, size=st.integers(3, 12))
+def test_without_boundaries_texts_are_one_stream(texts: list[str], size: int) -> None:
+    task = CausalLm(CausalLmOptions(max_length=size, boundaries=False))
+    found = list(
+        task.features(records(texts), range(len(texts)), letters(end=True), with_targets=True)
+    )
+    stream = [LETTERS.index(letter) for letter in "".join(f"<{text}<" for text in texts)]
+    assert [t for f in found for t in f.tokens] == stream[:-1]
+    assert [t for f in found for t in f.targets["next"]] == stream[1:]
+    assert all(len(feature.tokens) == size for feature in found[:-1])
+    assert sum(f.targets["chars"] for f in found) == sum(map(len, texts))
+    assert sum(f.targets["bytes"] for f in found) == sum(len(text.encode()) for text in texts)
+
+
+@given(st.text(alphabet="ab \n\t.", max_size=200), st.integers(1, 20))
+def test_a_text_in_pieces_gives_the_tokens_of_the_whole(text: str, size: int) -> None:
+    """With GPT-2's pre-tokenizer, whose cuts depend on what follows a space."""
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    before, causal_lm.PIECE = causal_lm.PIECE, size
+    try:
+        pieces = list(causal_lm._pieces(text))
+    finally:
+        causal_lm.PIECE = before
+    assert "".join(pieces) == text
+    found = [word for piece in pieces for word, _ in splitter.pre_tokenize_str(piece)]
+    assert found == [word for word, _ in splitter.pre_tokenize_str(text)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random GPT-2 as transformers saves it, over the letters."""
+    place = tmp_path_factory.mktemp("gpt2")
+    config = transformers.GPT2Config(
+        vocab_size=len(LETTERS), n_positions=16, n_embd=32, n_layer=2, n_head=4
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(place)
+    letters(end=True).save(place)
+    return place
+
+
+def test_figures_are_those_of_transformers(folder: Path) -> None:
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    bundle = load(folder)
+    assert isinstance(bundle.task, CausalLm)
+    texts = ["abc好 ab", "cab\n😀 b" * 4]
+    task = CausalLm(CausalLmOptions(max_length=16))
+    features = featurize(task, records(texts), bundle.tokenizer)
+    found = evaluate_features(task, bundle.model, features)
+    nats, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([LETTERS.index(letter) for letter in f"<{text}<"])
+        for start in range(0, len(ids) - 1, 16):
+            block, after = ids[start : start + 17][:-1], ids[start + 1 : start + 17]
+            with torch.no_grad():
+                logits = theirs(block[None]).logits[0]
+            nats += float(torch.nn.functional.cross_entropy(logits, after, reduction="sum"))
+            count += len(after)
+    assert found.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    characters, size = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
+    assert found.metrics["bits_per_character"] == pytest.approx(nats / math.log(2) / characters)
+    assert found.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert found.details == {"tokens": count, "characters": characters, "bytes": size}
+
+
+def test_goes_back_to_transformers(folder: Path, tmp_path: Path) -> None:
+    save(load(folder), tmp_path)
+    ids = torch.tensor([[0, 1, 2, 5]])
+    one, two = (
+        transformers.GPT2LMHeadModel.from_pretrained(place).eval()(ids).logits
+        for place in (folder, tmp_path)
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """A small GPT-2 of random weights on one text whose next letter is always clear."""
+    letters(end=False).save(tmp_path)
+    (tmp_path / "text.txt").write_text("abc " * 400, encoding="utf-8")
+    return Recipe.of(
+        {
+            "task": {"name": "causal_lm", "max_length": 16},
+            "model": {
+                "from": "gpt2-small",
+                "tokenizer": str(tmp_path),
+                "config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 16},
+            },
+            "data": {"train": str(tmp_path / "text.txt"), "validation": 0.1},
+            "train": {"max_steps": 60, "learning_rate": 1e-2, "device": "cpu"},
+            "output": str(tmp_path / "run"),
+        }
+    )
+
+
+def test_learns_from_random_weights(recipe: Recipe) -> None:
+    result = train_recipe(recipe, quiet=True)
+    assert result.metrics["bits_per_character"] < 0.2  # 2 by the letters' frequencies
+    assert load(recipe.output).backbone.config.size("vocab_size") == len(LETTERS)
+
+
+def test_the_end_of_a_single_text_is_held_back(recipe: Recipe) -> None:
+    train, held_out = read_data(recipe)
+    assert held_out is not None
+    assert train.text(0, "text") + held_out.text(0, "text") == "abc " * 400
+    assert len(held_out.text(0, "text")) == 160
+
+
+def test_accumulation_is_exact(recipe: Recipe, tmp_path: Path) -> None:
+    steady = recipe.changed(
+        {
+            "train.max_steps": 4,
+            "train.eps": 0.1,
+            "train.clip": None,
+            "train.batch_size": 7,
+            "model.dropout": 0.0,
+            "model.attention_dropout": 0.0,
+        }
+    )
+    train_recipe(steady, quiet=True)
+    split = steady.changed({"train.accumulate": 3, "output": str(tmp_path / "split")})
+    train_recipe(split, quiet=True)
+    one, two = (load(Path(r.output) / "last").model.state_dict() for r in (steady, split))
+    for name, expected in one.items():
+        assert np.allclose(two[name], expected, atol=2e-6), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.config": {"n_layers": 2}}, "did you mean 'n_layer'"),
+        ({"model.config": {"n_layer": -2}}, "n_layer"),
+        ({"model.tokenizer": None}, "need a tokenizer"),
+        ({"task.max_length": 64}, "max_length"),
+    ],
+)
+def test_sizes_that_make_no_sense(recipe: Recipe, change: dict[str, object], said: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        train_recipe(recipe.changed(change), quiet=True)
+    assert said.lower() in str(caught.value).lower()
+
+
+def test_loaded_weights_have_the_size_they_have(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="has weights"):
+        load(folder, config={"n_layer": 3})

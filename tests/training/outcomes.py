@@ -1,0 +1,63 @@
+"""What comes out of a run, to be compared with what comes out of another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretune.training.checkpoint import TENSORS, VALUES
+
+
+class StopAt:
+    """Stands in for the handler of signals: asks to stop in a certain update."""
+
+    signal = 15
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0  # once asked, for good
+
+    def __enter__(self) -> StopAt:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+def course(folder: str | Path) -> list[dict[str, Any]]:
+    """What was logged, without the speed."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        entry.pop("train/tokens_per_second", None)
+    return entries
+
+
+def outcome(folder: str | Path) -> dict[str, Any]:
+    """All that must be alike: the weights, the moments, the place, the log, the figures."""
+    folder = Path(folder)
+    values = json.loads((folder / "last" / VALUES).read_text(encoding="utf-8"))
+    for timed in (values["course"], values["window"], values["course"]["best"] or {}):
+        timed.pop("seconds", None)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for name in ("seconds", "peak_memory_mb", "folder"):
+        result.pop(name)
+    return {
+        "weights": (folder / "last" / "model.safetensors").read_bytes(),
+        "best": (folder / "best" / "model.safetensors").read_bytes()
+        if (folder / "best").exists()
+        else None,
+        "state": (folder / "last" / TENSORS).read_bytes(),
+        "values": values,
+        "log": course(folder),
+        "result": result,
+    }
+
+
+def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for key in one:
+        assert one[key] == other[key], key
