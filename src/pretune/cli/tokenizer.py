@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from pretune.cli.app import AsJson, app
+from pretune.cli.app import AsJson, Encoding, app
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -43,6 +43,56 @@ TOKENIZER_FILES = {
 MOST_MB = 2047
 
 
+Corpus = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CORPUS...",
+        help="Text files, folders, patterns in quotes, or - for standard input. .jsonl is one "
+        "record a line; .gz is unpacked.",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="The most entries. Default: 30522 for wordpiece, 50257 for bpe, all characters for "
+        "char.",
+    ),
+]
+Lowercase = Annotated[
+    bool | None,
+    typer.Option(
+        "--lowercase/--cased",
+        help="wordpiece: whether case and accents are dropped. Default: they are.",
+    ),
+]
+Special = Annotated[
+    list[str] | None,
+    typer.Option(help="A special token besides those of the kind; may be repeated."),
+]
+MinFrequency = Annotated[
+    int, typer.Option(min=1, help="Pairs that occur less often are not merged.")
+]
+Alphabet = Annotated[
+    int | None,
+    typer.Option(min=1, help="Keep so many characters; rarer ones are [UNK]. Default: all."),
+]
+Unknown = Annotated[
+    bool, typer.Option("--unk/--no-unk", help="char: whether [UNK] stands for other characters.")
+]
+SampleSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST_MB,
+        help="The most text to train on, in MiB, spread evenly over the corpus; held in memory.",
+    ),
+]
+Field = Annotated[
+    str | None, typer.Option(help="Where the text is in JSONL records. Default: text.")
+]
+
+
 @app.command(
     epilog="Examples:\n\n"
     "pretune tokenizer books/ --kind wordpiece --vocab-size 8000 -o tokenizers/books\n\n"
@@ -51,62 +101,20 @@ MOST_MB = 2047
     "zcat huge.gz | pretune tokenizer - --kind char -o characters"
 )
 def tokenizer(
-    corpus: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CORPUS...",
-            help="Text files, folders, patterns in quotes, or - for standard input. .jsonl is one "
-            "record a line; .gz is unpacked.",
-        ),
-    ],
+    corpus: Corpus,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     kind: Annotated[
         str, typer.Option(help="wordpiece (BERT), bpe (GPT-2, on bytes) or char.")
     ] = "wordpiece",
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="The most entries. Default: 30522 for wordpiece, 50257 for bpe, all characters "
-            "for char.",
-        ),
-    ] = None,
-    lowercase: Annotated[
-        bool | None,
-        typer.Option(
-            "--lowercase/--cased",
-            help="wordpiece: whether case and accents are dropped. Default: they are.",
-        ),
-    ] = None,
-    special: Annotated[
-        list[str] | None,
-        typer.Option(help="A special token besides those of the kind; may be repeated."),
-    ] = None,
-    min_frequency: Annotated[
-        int, typer.Option(min=1, help="Pairs that occur less often are not merged.")
-    ] = 2,
-    alphabet_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Keep so many characters; rarer ones are [UNK]. Default: all."),
-    ] = None,
-    unknown: Annotated[
-        bool,
-        typer.Option("--unk/--no-unk", help="char: whether [UNK] stands for other characters."),
-    ] = True,
-    sample_mb: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_MB,
-            help="The most text to train on, in MiB, spread evenly over the corpus; held in "
-            "memory.",
-        ),
-    ] = 1024,
-    encoding: Annotated[str, typer.Option(help="Of the text, e.g. gb18030.")] = "utf-8",
-    field: Annotated[
-        str | None,
-        typer.Option(help="Where the text is in JSONL records. Default: text."),
-    ] = None,
+    vocab_size: Size = None,
+    lowercase: Lowercase = None,
+    special: Special = None,
+    min_frequency: MinFrequency = 2,
+    alphabet_size: Alphabet = None,
+    unknown: Unknown = True,
+    sample_mb: SampleSize = 1024,
+    encoding: Encoding = "utf-8",
+    field: Field = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")
     ] = False,
@@ -117,57 +125,70 @@ def tokenizer(
     The folder opens in pretune and, with AutoTokenizer, in transformers. The same corpus gives the
     same vocabulary.
     """
-    from pretune.text.measure import measure
-    from pretune.text.read import find_files, iter_texts
-    from pretune.text.sample import take_sample
-    from pretune.text.train import DEFAULT_SIZES, check_options, save_trained, train_tokenizer
+    from pretune.text.train import DEFAULT_SIZES, check_options, save_trained
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "lowercase": lowercase,
         "special": special or (),
         "alphabet_size": alphabet_size,
         "unknown": unknown,
     }
-    check_options(kind, **given)
+    check_options(kind, **options)
     output = output.resolve()
     _check_output(output, overwrite)
-    files = find_files(corpus)
-    with _bar() as bar:
-        reading = bar.add_task("reading", total=_volume(files))
-        pieces = iter_texts(
-            files, encoding=encoding, field=field, on_bytes=lambda n: bar.advance(reading, n)
-        )
-        sample = take_sample(pieces, sample_mb << 20)
-        bar.remove_task(reading)
-        # Characters are not merged, so nothing is learned by heart that should not be.
-        train, measured_on = sample.split()
-        trained = train_tokenizer(
-            sample.texts if kind == "char" else train,
-            kind,  # type: ignore[arg-type]
-            vocab_size,
-            min_frequency=min_frequency,
-            characters_of=() if measured_on is train else measured_on,
-            progress=_stages(bar, len(sample.texts)),
-            **given,
-        )
-        found = measure(trained, measured_on)
+    options |= {"vocab_size": vocab_size, "min_frequency": min_frequency}
+    trained, facts, found = _train(corpus, encoding, field, sample_mb << 20, kind, options)
     _write(trained, output, save_trained)
-    facts = {
-        "folder": str(output),
-        "kind": kind,
-        "files": len(files),
-        "asked_for": vocab_size or DEFAULT_SIZES.get(kind),
-        "bytes": sample.seen,
-        "bytes_of_sample": sample.texts.bytes,
-        "bytes_measured_on": measured_on.bytes,
-        "held_out": measured_on is not train and kind != "char",
-    }
+    facts |= {"asked_for": vocab_size or DEFAULT_SIZES.get(kind), "folder": str(output)}
     out = Console(highlight=False)
     if as_json:
         out.print_json(data={**facts, **asdict(found)})
         return
     for part in _view(facts, found):
         out.print(part, soft_wrap=not isinstance(part, Table))
+
+
+def _train(
+    corpus: list[str],
+    encoding: str,
+    field: str | None,
+    most: int,
+    kind: str,
+    options: dict[str, Any],
+) -> tuple[Tokenizer, dict[str, Any], Measured]:
+    """The tokenizer, what it was made from, and what it does."""
+    from pretune.text.measure import measure
+    from pretune.text.read import find_files, iter_texts
+    from pretune.text.sample import take_sample
+    from pretune.text.train import train_tokenizer
+
+    files = find_files(corpus)
+    with _bar() as bar:
+        reading = bar.add_task("reading", total=_volume(files))
+        pieces = iter_texts(
+            files, encoding=encoding, field=field, on_bytes=lambda n: bar.advance(reading, n)
+        )
+        sample = take_sample(pieces, most)
+        bar.remove_task(reading)
+        part, rest = sample.split()
+        held_out = rest is not part and kind != "char"  # single characters cannot be overfitted
+        trained = train_tokenizer(
+            part if held_out else sample.texts,
+            kind,  # type: ignore[arg-type]
+            characters_of=rest if held_out else (),
+            progress=_stages(bar, len(sample.texts)),
+            **options,
+        )
+        found = measure(trained, rest)
+    facts = {
+        "kind": kind,
+        "files": len(files),
+        "bytes": sample.seen,
+        "bytes_of_sample": sample.texts.bytes,
+        "bytes_measured_on": rest.bytes,
+        "held_out": held_out,
+    }
+    return trained, facts, found
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -48,7 +48,8 @@ def find_files(sources: Iterable[str | Path]) -> list[str]:
 
     Args:
         sources: files, folders (all text files in them and in the folders below, but nothing
-            hidden and no README or LICENSE), patterns such as `books/*.txt` or `books/**/*.txt`, and `-`.
+            hidden and no README or LICENSE), patterns such as
+            `books/*.txt` or `books/**/*.txt`, and `-`.
 
     Returns:
         sorted by path, so that the order in which they were named does not matter; each once;
@@ -130,7 +131,7 @@ def iter_texts(
             file and line.
     """
     try:
-        b"".decode(encoding)
+        " ".encode(encoding)  # unlike codecs.lookup, refuses what is no text encoding (rot13)
     except LookupError:
         raise DataError(
             f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."

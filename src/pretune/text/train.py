@@ -39,6 +39,9 @@ _LONGEST_RUN = 256
 #: The most text to train on: the trainer counts in 32 bits, and does not say when that runs over.
 MOST_BYTES = 2**31 - 1
 
+#: More than Unicode has.
+_ALL = 1 << 21
+
 #: Told the stage ("characters", "words", "merges") and how many texts of it are done.
 Progress = Callable[[str, int], None]
 
@@ -220,7 +223,7 @@ def _learn_words(
         special_tokens=first,
         show_progress=False,
         initial_alphabet=kept or [],
-        limit_alphabet=None if kept is None else len(kept),
+        limit_alphabet=_ALL if kept is None else len(kept),
     )
     engine = RustTokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     engine.normalizer = normalizer
