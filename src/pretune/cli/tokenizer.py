@@ -306,4 +306,4 @@ def _listed(tokens: tuple[str, ...]) -> str:
 
 
 def _mib(count: int) -> str:
-    return f"{count / (1 << 20):,.1f} MiB" if count >= 1 << 20 else f"{count / 1024:,.1f} KiB"
+    return f"{count / (1 << 20):,.1f} MiB" if count >= 1_000_000 else f"{count / 1024:,.1f} KiB"
