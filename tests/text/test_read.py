@@ -186,7 +186,7 @@ class TestSample:
         # Three gaps at most, none over 2.62 times (the golden ratio squared) the mean.
         gaps = {b - a for a, b in itertools.pairwise(kept)}
         assert len(gaps) <= 3
-        assert max(gaps) <= 2.62 * parts + 1
+        assert max(*gaps, kept[0], count - kept[-1]) <= 2.62 * parts + 1
 
     def test_memory_stays_bounded(self) -> None:
         import tracemalloc

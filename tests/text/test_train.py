@@ -127,6 +127,11 @@ class TestSaved:
             assert theirs["token_type_ids"] == encoded.segments
 
     @given(text=ANY_TEXT)
+    def test_auto_tokenizer_gives_the_same_text_back(self, trained, auto, text) -> None:
+        found = ids(trained[1], text)
+        assert auto.decode(found) == trained[1].decode(found, skip_special=False)
+
+    @given(text=ANY_TEXT)
     def test_we_load_what_we_saved(self, trained, text) -> None:
         _, tokenizer, folder = trained
         again = load_tokenizer(folder)
