@@ -4,6 +4,7 @@ from pretune.cli.app import app, main
 
 # Importing a module adds its commands to `app`, in the order in which `pretune --help` lists them.
 # isort: off
+from pretune.cli import tokenizer  # noqa: F401
 from pretune.cli import train  # noqa: F401
 from pretune.cli import plan  # noqa: F401
 from pretune.cli import sweep  # noqa: F401

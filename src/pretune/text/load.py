@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordPiece
 
 from pretune.errors import CheckpointError
+from pretune.text.engines import bert_normalizer, wordpiece_engine
 from pretune.text.tokenizer import SPECIAL_NAMES, Tokenizer
 
 BERT_SPECIAL = {
@@ -127,23 +126,13 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
         # Words only: [CLS] says nothing, nor do the <S> and <T> of the uncased Chinese vocabulary.
         words = (token for token in vocabulary if token.removeprefix("##").isalpha())
         lowercase = all(word == word.lower() for word in words)
-    # max_input_chars_per_word: 200 in Google's tokenization.py, but 100 in every published
-    # tokenizer.json and in transformers, which is what models are used with.
-    engine = RustTokenizer(
-        WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106
-    )
-    engine.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=_flag(path, settings, "tokenize_chinese_chars") is not False,
-        strip_accents=_flag(path, settings, "strip_accents"),
-        lowercase=lowercase,
-    )
-    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    engine.decoder = decoders.WordPiece(prefix="##")
-    engine.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    engine = wordpiece_engine(
+        vocabulary,
+        bert_normalizer(
+            lowercase,
+            chinese=_flag(path, settings, "tokenize_chinese_chars") is not False,
+            strip_accents=_flag(path, settings, "strip_accents"),
+        ),
     )
     special = _special_tokens(path.parent, settings, engine)
     engine.add_special_tokens(list(special.values()))

@@ -11,6 +11,8 @@ from typing import Any
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
+from pretune.errors import DataError
+
 SPECIAL_NAMES = (
     "unk_token",
     "sep_token",
@@ -88,13 +90,20 @@ class Tokenizer:
                 cut token by token from the longer of the two texts ("longest first").
 
         Raises:
+            DataError: a text has characters that the vocabulary has not, and there is no [UNK].
             ValueError: `second` is not as long as `first`, or `max_length` has no room for the
                 special tokens.
         """
-        if second is None:
-            encodings = self.engine.encode_batch(list(first))
-        else:
-            encodings = self.engine.encode_batch(list(zip(first, second, strict=True)))
+        texts = list(first) if second is None else list(zip(first, second, strict=True))
+        try:
+            encodings = self.engine.encode_batch(texts)
+        except Exception as error:
+            if type(error) is not Exception:  # which is what the Rust side raises
+                raise
+            raise DataError(
+                f"a text cannot be encoded: it has what the vocabulary has not ({error})",
+                "Take a tokenizer that has an [UNK] token, or train it on this text too.",
+            ) from None
         return [_encoded(encoding, max_length) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
