@@ -196,11 +196,11 @@ def test_inspect(folder, options):
     result = CliRunner().invoke(app, ["inspect", str(folder), *options])
     assert result.exit_code == 0, result.output
     if "--json" in options:
-        found = json.loads(result.output)["model"]
-        backbone = made(found["family"], found["vocabulary"]["size"]).backbone
-        assert found["components"]["decoder"] == sum(
-            p.numel() for p in backbone.layers.parameters()
-        )
+        found = json.loads(result.output)
+        model = made(found["family"], found["vocabulary"]["size"]).backbone
+        assert found["parameters"] == sum(p.numel() for p in model.parameters())
+        decoder = sum(p.numel() for p in model.layers.parameters())
+        assert found["components"]["decoder"] == decoder
 
 
 @FOLDERS

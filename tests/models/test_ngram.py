@@ -53,9 +53,7 @@ class Slow:
         return found if min(found) > 0 else FALLBACK
 
     def probability(self, token: int, context: tuple) -> Fraction:
-        context = (
-            context[len(context) - self.order + 1 :] if len(context) >= self.order else context
-        )
+        context = context[max(0, len(context) - self.order + 1) :]
         n = len(context) + 1
         lower = self.probability(token, context[1:]) if context else Fraction(1, self.vocab_size)
         after = {g[-1]: c for g, c in self.counts.get(n, {}).items() if g[:-1] == context and c}

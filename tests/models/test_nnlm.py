@@ -29,7 +29,7 @@ def build(direct: bool = True, **sizes) -> ClassicLM:
 
 
 def equation_1(model: ClassicLM, ids: list[int]) -> Tensor:
-    """y = b + W x + U tanh(d + H x) after each token of one sequence."""
+    """Equation 1, y = b + W x + U tanh(d + H x) after each token of one sequence."""
     backbone, config = model.backbone, model.backbone.config
     (layer,) = backbone.layers
     table, start = backbone.embeddings.tokens.weight, backbone.embeddings.start.weight[0]

@@ -31,7 +31,7 @@ def build(cell: str, **sizes) -> ClassicLM:
 
 
 def theirs_of(model: RnnModel) -> nn.RNNBase:
-    """torch's layers with copies of the same weights."""
+    """PyTorch's layers with copies of the same weights."""
     config = model.config
     theirs = THEIRS[config.cell](
         config.embedding_size, config.hidden_size, config.num_hidden_layers, batch_first=True
