@@ -210,6 +210,18 @@ def test_attention_is_refused_in_words(folder):
     assert "has no attention to look at" in result.output
 
 
+def test_published_sizes_by_name(tiny_vocab_folder):
+    found = outline("lstm-medium").model
+    assert (found.config.dropout, found.config.cell) == (0.5, "lstm")
+    # 10,000 embeddings of 650; two layers of 4 x 650 x (650 + 650 + 2).
+    assert sum(p.numel() for p in found.parameters()) == 6_500_000 + 2 * 2600 * 1302
+    assert outline("nnlm").model.config == NnlmConfig()
+    model = load("gru-small", tokenizer=tiny_vocab_folder, dropout=0.25).model
+    assert model.config == RnnConfig(cell="gru", dropout=0.25)
+    with pytest.raises(CheckpointError, match="has no attention"):
+        load("rnn-small", tokenizer=tiny_vocab_folder, attention_dropout=0.1)
+
+
 def test_operations_are_two_a_weight_of_the_matrices():
     nnlm, rnn = made("nnlm"), made("rnn")
     tied = made("rnn", tie_word_embeddings=True)

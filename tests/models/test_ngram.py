@@ -96,6 +96,16 @@ def test_discounts_are_estimated_where_there_are_enough_counts(order):
     np.testing.assert_allclose(fast.logprob(ids), expected, rtol=0, atol=1e-10)
 
 
+def test_estimates_that_would_leave_nothing_for_the_unseen_are_not_used():
+    # One token each seen once, twice and four times, five seen three times: D2 = 2 - 3 (1/3) 5 < 0.
+    counts = [1, 2, 4, *[3] * 5]
+    text = [token for token, count in enumerate(counts) for _ in range(count)]
+    model = NGram.fit([text], order=1, vocab_size=9)
+    assert model.discounts == (0.5, 1.0, 1.5)
+    freed = (0.5 + 1 + 6 * 1.5) / sum(counts) / 9
+    assert model.distribution([])[[8, 1]] == pytest.approx([freed, 1 / sum(counts) + freed])
+
+
 @given(CORPUS, st.integers(1, 5), st.lists(st.integers(0, 4), max_size=6), st.booleans())
 def test_sums_to_1_after_any_context(sequences, order, context, from_start):
     found = NGram.fit(sequences, order=order, vocab_size=5).distribution(
