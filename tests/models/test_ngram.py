@@ -12,9 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data import PackedBatch
 from pretune.errors import DataError
-from pretune.models import NGram
+from pretune.models import NGram, Reading
 
 START = "<s>"
 FALLBACK = (Fraction(1, 2), Fraction(1), Fraction(3, 2))
@@ -168,17 +167,20 @@ def test_steps_are_the_whole(order):
     rng = np.random.default_rng(0)
     model = NGram.fit(rng.integers(0, 4, (50, 9)).tolist(), order=order, vocab_size=5)
     ids = rng.integers(0, 5, (3, 8))
-    logits, state = model.start(PackedBatch.of([ids[0, :2], ids[1, :4], ids[2, :1]]))
+    logits, state = model.start([ids[0, :2], ids[1, :4]])
+    more, other = model.start([ids[2, :1]])
+    state.extend(other)
+    logits = torch.cat([logits, more])
     at, order_of = [2, 4, 1], [0, 1, 2]
     for _ in range(4):
         for row, i in enumerate(order_of):
             expected = np.log(model.distribution(ids[i, : at[i]]))
             np.testing.assert_allclose(logits[row].numpy(), expected, rtol=0, atol=1e-12)
-        turned = torch.tensor([2, 0, 1])
-        state, order_of = state.select(turned), [order_of[i] for i in turned]
-        logits, state = model.step(torch.tensor([int(ids[i, at[i]]) for i in order_of]), state)
+        state.select([2, 0, 1])
+        order_of = [order_of[i] for i in (2, 0, 1)]
+        logits = model.step(torch.tensor([int(ids[i, at[i]]) for i in order_of]), state)
         at = [n + 1 for n in at]
-    first, _ = model.step(torch.tensor([2]), model.initial(1))
+    first = model.step(torch.tensor([2]), Reading(model.initial(1)))
     np.testing.assert_allclose(first[0].exp().numpy(), model.distribution([2]), atol=1e-12)
 
 
@@ -188,8 +190,9 @@ def test_a_token_from_elsewhere_is_an_error(token):
     for use in (
         lambda: NGram.fit([[0, token]], order=2, vocab_size=4),
         lambda: model.logprob([token]),
+        lambda: model.start([[token]]),
         lambda: model.distribution([token]),
-        lambda: model.step(torch.tensor([token]), model.initial(1)),
+        lambda: model.step(torch.tensor([token]), Reading(model.initial(1))),
     ):
         with pytest.raises(DataError, match=f"token {token} is not in the vocabulary of 4"):
             use()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pretune.data import PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models import ClassicLM, NnlmConfig, NnlmModel
+from pretune.models import ClassicLM, NnlmConfig, NnlmModel, Reading
 from pretune.models.nnlm import windows
 
 CONFIG = NnlmConfig(vocab_size=11, order=4, embedding_size=3, hidden_size=6, initializer_range=0.5)
@@ -96,7 +96,7 @@ def test_a_state_carries_over_from_piece_to_piece(direct):
 def test_steps_are_the_forward_pass():
     model = build()
     expected = logits_of(model, SEQUENCES)
-    logits, state = model.start(PackedBatch.of([ids[:1] for ids in SEQUENCES]))
+    logits, state = model.start([ids[:1] for ids in SEQUENCES])
     alive = list(range(len(SEQUENCES)))
     for at in range(10):
         for row, i in enumerate(alive):
@@ -104,17 +104,29 @@ def test_steps_are_the_forward_pass():
         left = [row for row, i in enumerate(alive) if len(SEQUENCES[i]) > at + 1][::-1]
         if not left:
             break
-        state = state.select(torch.tensor(left))
+        state.select(left)
         alive = [alive[row] for row in left]
-        assert state.count == len(alive)
-        logits, state = model.step(torch.tensor([SEQUENCES[i][at + 1] for i in alive]), state)
+        assert state.state.count == len(alive)
+        logits = model.step(torch.tensor([SEQUENCES[i][at + 1] for i in alive]), state)
     assert at == 9
 
 
 def test_a_step_from_nothing_is_the_first_token():
     model = build()
-    logits, _ = model.step(torch.tensor([3, 7]), model.initial(2))
+    logits = model.step(torch.tensor([3, 7]), Reading(model.initial(2)))
     close(logits, model(PackedBatch.of([[3], [7]])))
+
+
+def test_sequences_may_join_and_fork_on_the_way():
+    model = build().eval()
+    expected = logits_of(model, SEQUENCES)
+    _, some = model.start([SEQUENCES[0][:3]])
+    _, others = model.start([SEQUENCES[3][:5], SEQUENCES[2][:1]])
+    some.extend(others)
+    some.select([2, 0, 0, 1])
+    tokens = [SEQUENCES[2][1], SEQUENCES[0][3], SEQUENCES[0][3], SEQUENCES[3][5]]
+    found = model.step(torch.tensor(tokens), some)
+    close(found, torch.stack([expected[2][1], expected[0][3], expected[0][3], expected[3][5]]))
 
 
 def test_selected_rows_and_hidden_states():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretune.data import Layout, PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models import ClassicLM, RnnConfig, RnnModel
+from pretune.models import ClassicLM, Reading, RnnConfig, RnnModel
 from pretune.models.rnn import GATES, TimeMajor
 
 CONFIG = RnnConfig(
@@ -121,8 +121,7 @@ def test_gradients_flow_through_a_state_unless_it_is_detached(cell):
 def test_steps_are_the_forward_pass(cell):
     model = build(cell).eval()
     expected = logits_of(model, SEQUENCES)
-    batch = PackedBatch.of([ids[:2] if len(ids) > 1 else ids for ids in SEQUENCES])
-    logits, state = model.start(batch)
+    logits, state = model.start([ids[:2] for ids in SEQUENCES])
     alive = list(range(len(SEQUENCES)))
     for at in range(1, max(map(len, SEQUENCES))):
         for row, i in enumerate(alive):
@@ -131,15 +130,15 @@ def test_steps_are_the_forward_pass(cell):
         left = [row for row, i in enumerate(alive) if len(SEQUENCES[i]) > at + 1][::-1]
         if not left:
             break
-        state = state.select(torch.tensor(left))
+        state.select(left)
         alive = [alive[row] for row in left]
-        logits, state = model.step(torch.tensor([SEQUENCES[i][at + 1] for i in alive]), state)
+        logits = model.step(torch.tensor([SEQUENCES[i][at + 1] for i in alive]), state)
     assert at > 3
 
 
 def test_a_step_from_nothing_is_the_first_token():
     model = build("lstm").eval()
-    logits, _ = model.step(torch.tensor([3, 7]), model.initial(2))
+    logits = model.step(torch.tensor([3, 7]), Reading(model.initial(2)))
     close(logits, model(PackedBatch.of([[3], [7]])))
 
 
@@ -164,6 +163,18 @@ def test_no_sequence_sees_another_one_or_what_follows(cell):
     for ids, logits in zip(SEQUENCES, together, strict=True):
         close(model(PackedBatch.of([ids])), logits)
         close(model(PackedBatch.of([ids[: len(ids) // 2 + 1]])), logits[: len(ids) // 2 + 1])
+
+
+def test_sequences_may_join_and_fork_on_the_way():
+    model = build("lstm").eval()
+    expected = logits_of(model, SEQUENCES)
+    _, some = model.start([SEQUENCES[0][:3]])
+    _, others = model.start([SEQUENCES[3][:5], SEQUENCES[2][:1]])
+    some.extend(others)
+    some.select([2, 0, 0, 1])
+    tokens = [SEQUENCES[2][1], SEQUENCES[0][3], SEQUENCES[0][3], SEQUENCES[3][5]]
+    found = model.step(torch.tensor(tokens), some)
+    close(found, torch.stack([expected[2][1], expected[0][3], expected[0][3], expected[3][5]]))
 
 
 def test_selected_rows_and_hidden_states():

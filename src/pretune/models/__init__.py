@@ -3,7 +3,7 @@
 from pretune.models.attention import attention, attention_maps, attention_reference
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.bert import BertConfig, BertModel
-from pretune.models.classic import ClassicLM, ClassicModel, ClassicOutput
+from pretune.models.classic import ClassicLM, ClassicModel, ClassicOutput, Reading
 from pretune.models.config import ModelConfig, brief
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
@@ -52,6 +52,7 @@ __all__ = [
     "NnlmModel",
     "NnlmState",
     "PooledHead",
+    "Reading",
     "RnnConfig",
     "RnnModel",
     "RnnState",

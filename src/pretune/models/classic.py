@@ -6,6 +6,7 @@ so a text can be read in pieces, and the state after one piece begins the next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -27,11 +28,33 @@ class State(Protocol):
     def count(self) -> int:
         """B."""
 
-    def select(self, index: Tensor) -> Self:
+    def select(self, index: Tensor | Sequence[int]) -> Self:
         """The states of the sequences `index` `[B']`: for beams, and to drop what has ended."""
 
     def detach(self) -> Self:
         """The same values, through which no gradient flows back."""
+
+    def joined(self, other: Self) -> Self:
+        """The states of these sequences, then those of the other's."""
+
+
+@dataclass
+class Reading:
+    """A state that is changed in place, as text generation keeps it.
+
+    Attributes:
+        state: where each sequence is now.
+    """
+
+    state: State
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these sequences, in this order; one that is named twice is forked."""
+        self.state = self.state.select(rows)
+
+    def extend(self, other: Reading) -> None:
+        """Take in the sequences of another one of the same model, after one's own."""
+        self.state = self.state.joined(other.state)
 
 
 @dataclass(frozen=True)
@@ -171,7 +194,15 @@ class ClassicModel(Backbone):
 
 
 class ClassicLM(nn.Module):
-    """The next token: a linear map with a bias, its matrix its own or the table of embeddings."""
+    """The next token: a linear map with a bias, its matrix its own or the table of embeddings.
+
+    With `start` and `step` it generates, sequences side by side, each of its own length.
+
+    Class attributes:
+        context_length: None, as a text may go on without end.
+    """
+
+    context_length = None
 
     def __init__(self, backbone: ClassicModel) -> None:
         super().__init__()
@@ -205,11 +236,27 @@ class ClassicLM(nn.Module):
         """The state of `count` sequences of which nothing was read yet."""
         return self.backbone.initial(count)
 
-    def start(self, batch: PackedBatch) -> tuple[Tensor, State]:
-        """Read the B sequences of a batch: logits `[B, vocab]` of what follows, and the state."""
-        return self.carry(batch, None, select=batch.last)
+    @property
+    def vocab_size(self) -> int:
+        """V, the length of a row of logits."""
+        return self.backbone.config.vocab_size
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read one more token of each sequence, `[B]`: logits `[B, vocab]`, and the state."""
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Reading]:
+        """Read the beginnings of B sequences, none of them empty.
+
+        Returns:
+            logits `[B, vocab]` of the token after each, and what to go on from.
+        """
+        batch = PackedBatch.of(prompts).to(self.bias.device)
+        logits, state = self.carry(batch, None, select=batch.last)
+        return logits, Reading(state)
+
+    def step(self, tokens: Tensor, reading: Reading) -> Tensor:
+        """Read one more token of each sequence, `[B]`: logits `[B, vocab]` of the one after it.
+
+        `reading` is changed in place.
+        """
         layout = Layout.of([1] * len(tokens), tokens.device)
-        return self.carry(PackedBatch(tokens, layout, torch.zeros_like(tokens)), state)
+        batch = PackedBatch(tokens, layout, torch.zeros_like(tokens))
+        logits, reading.state = self.carry(batch, reading.state)
+        return logits

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretune.data import PackedBatch
 from pretune.errors import DataError
+from pretune.models.classic import Reading
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -61,9 +61,17 @@ class NGramState:
         """B."""
         return len(self.window)
 
-    def select(self, index: Tensor) -> NGramState:
+    def select(self, index: Tensor | Sequence[int]) -> NGramState:
         """The states of some sequences."""
-        return NGramState(self.window[index.numpy(force=True)])
+        return NGramState(self.window[torch.as_tensor(index, dtype=torch.int64).numpy(force=True)])
+
+    def detach(self) -> NGramState:
+        """Itself: counts have no gradient."""
+        return self
+
+    def joined(self, other: NGramState) -> NGramState:
+        """The states of these sequences, then those of the other's."""
+        return NGramState(np.concatenate([self.window, other.window]))
 
 
 class NGram:
@@ -74,7 +82,12 @@ class NGram:
         unigrams: `[V]`: probabilities without any context.
         levels: those of 2-grams up to n-grams.
         discounts: of the unigrams.
+
+    Class attributes:
+        context_length: None, as a text may go on without end.
     """
+
+    context_length = None
 
     def __init__(
         self,
@@ -193,29 +206,36 @@ class NGram:
         window[:, -1:] = self.vocab_size
         return NGramState(window)
 
-    def start(self, batch: PackedBatch) -> tuple[Tensor, NGramState]:
-        """Read the B sequences of a batch: log-probabilities `[B, V]` of what follows, the state.
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Reading]:
+        """Read the beginnings of B sequences.
+
+        Returns:
+            log-probabilities `[B, V]` of the token after each, and what to go on from.
 
         Raises:
             DataError: a token that is not in the vocabulary.
         """
-        window = self.initial(batch.num_sequences).window
-        pieces = torch.split(batch.tokens.cpu(), list(batch.layout.lengths))
-        for row, piece in zip(window, pieces, strict=True):
-            symbols, _ = _stream([piece.tolist()], self.vocab_size)
+        window = self.initial(len(prompts)).window
+        for row, prompt in zip(window, prompts, strict=True):
+            symbols, _ = _stream([prompt], self.vocab_size, empty=True)
             kept = symbols[max(0, len(symbols) - len(row)) :]
             row[len(row) - len(kept) :] = kept
-        return self._logits(window), NGramState(window)
+        return self._logits(window), Reading(NGramState(window))
 
-    def step(self, tokens: Tensor, state: NGramState) -> tuple[Tensor, NGramState]:
-        """Read one more token of each sequence, `[B]`: log-probabilities `[B, V]`, and the state.
+    def step(self, tokens: Tensor, reading: Reading) -> Tensor:
+        """Read one more token of each sequence, `[B]`: log-probabilities `[B, V]` of the next.
+
+        `reading` is changed in place.
 
         Raises:
             DataError: a token that is not in the vocabulary.
         """
+        state = reading.state
+        assert isinstance(state, NGramState)  # noqa: S101 - for mypy
         ids = _checked(tokens.numpy(force=True).astype(np.int64), self.vocab_size)
         window = np.concatenate([state.window, ids[:, None]], axis=1)[:, 1:]
-        return self._logits(window), NGramState(window)
+        reading.state = NGramState(window)
+        return self._logits(window)
 
     def _logits(self, window: Ints) -> Tensor:
         rows = [np.log(self._after(row[row != BEFORE])) for row in window]

@@ -7,6 +7,7 @@ Section 2, equation 1, with x the embeddings of the n - 1 tokens before, end to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,9 +81,14 @@ class NnlmState:
         """B."""
         return len(self.window)
 
-    def select(self, index: Tensor) -> NnlmState:
+    def select(self, index: Tensor | Sequence[int]) -> NnlmState:
         """The states of some sequences."""
-        return NnlmState(self.window.index_select(0, index))
+        rows = torch.as_tensor(index, dtype=torch.int64, device=self.window.device)
+        return NnlmState(self.window.index_select(0, rows))
+
+    def joined(self, other: NnlmState) -> NnlmState:
+        """The states of these sequences, then those of the other's."""
+        return NnlmState(torch.cat([self.window, other.window]))
 
     def detach(self) -> NnlmState:
         """Itself: token ids have no gradient."""

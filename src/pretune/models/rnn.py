@@ -83,10 +83,17 @@ class RnnState:
         """B."""
         return self.hidden.shape[1]
 
-    def select(self, index: Tensor) -> RnnState:
+    def select(self, index: Tensor | Sequence[int]) -> RnnState:
         """The states of some sequences."""
-        cell = None if self.cell is None else self.cell.index_select(1, index)
-        return RnnState(self.hidden.index_select(1, index), cell)
+        rows = torch.as_tensor(index, dtype=torch.int64, device=self.hidden.device)
+        cell = None if self.cell is None else self.cell.index_select(1, rows)
+        return RnnState(self.hidden.index_select(1, rows), cell)
+
+    def joined(self, other: RnnState) -> RnnState:
+        """The states of these sequences, then those of the other's."""
+        cells = [state.cell for state in (self, other) if state.cell is not None]
+        hidden = torch.cat([self.hidden, other.hidden], dim=1)
+        return RnnState(hidden, torch.cat(cells, dim=1) if cells else None)
 
     def detach(self) -> RnnState:
         """The same values, through which no gradient flows back."""
