@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 53, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 20},
 }
 
-CASES = [(name, head) for name, family in FAMILIES.items() for head in family.heads]
+CASES = [(name, head) for name in SIZES for head in FAMILIES[name].heads]
 
 
 @dataclass(frozen=True)

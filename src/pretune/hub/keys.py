@@ -11,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretune.models import Backbone, BertModel, DistilBertModel, Gpt2Model
+from pretune.models import (
+    Backbone,
+    BertModel,
+    DistilBertModel,
+    Gpt2Model,
+    NnlmModel,
+    RnnModel,
+)
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,30 @@ GPT2 = Family(
     ignored=("h.{i}.attn.bias", "h.{i}.attn.masked_bias"),
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, DISTILBERT, GPT2)}
+
+def _own(*names: str) -> tuple[Rule, ...]:
+    """Names that nobody has published a layout for: theirs are ours."""
+    return _rules(*((name, name) for name in names))
+
+
+def _classic(kind: str, model_type: str, backbone: type[Backbone], *names: str) -> Family:
+    """A language model from before the Transformer: in no library, so in a layout of our own."""
+    lm = Head(f"{kind}ForCausalLM", _own("output.weight", "bias"))
+    return Family(
+        model_type=model_type,
+        prefix="backbone.",
+        backbone=backbone,
+        rules=_own("embeddings.tokens.weight", *names),
+        heads={"backbone": Head(f"{kind}Model"), "causal_lm": lm},
+    )
+
+
+NNLM = _classic("Nnlm", "nnlm", NnlmModel, "embeddings.start.weight", "layers.{i}.hidden")
+RNN = _classic("Rnn", "rnn", RnnModel, "layers.{i}.input", "layers.{i}.recurrent")
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (BERT, DISTILBERT, GPT2, NNLM, RNN)
+}
 
 
 @dataclass(frozen=True)

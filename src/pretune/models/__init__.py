@@ -3,6 +3,7 @@
 from pretune.models.attention import attention, attention_maps, attention_reference
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.bert import BertConfig, BertModel
+from pretune.models.classic import ClassicLM, ClassicModel, ClassicOutput, Reading
 from pretune.models.config import ModelConfig, brief
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
@@ -21,6 +22,9 @@ from pretune.models.heads import (
     token_classifier,
 )
 from pretune.models.layers import ModelOutput
+from pretune.models.ngram import NGram, NGramState
+from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
+from pretune.models.rnn import RnnConfig, RnnModel, RnnState
 from pretune.models.scores import Scores, score_tokens
 from pretune.models.sizes import SIZES
 from pretune.models.vocabulary import resize_vocabulary
@@ -33,6 +37,9 @@ __all__ = [
     "BertModel",
     "BertPreTraining",
     "CausalLM",
+    "ClassicLM",
+    "ClassicModel",
+    "ClassicOutput",
     "DistilBertConfig",
     "DistilBertModel",
     "Embeddings",
@@ -41,7 +48,16 @@ __all__ = [
     "MaskedLM",
     "ModelConfig",
     "ModelOutput",
+    "NGram",
+    "NGramState",
+    "NnlmConfig",
+    "NnlmModel",
+    "NnlmState",
     "PooledHead",
+    "Reading",
+    "RnnConfig",
+    "RnnModel",
+    "RnnState",
     "Scores",
     "SequenceClassifier",
     "TokenClassifier",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -70,17 +70,7 @@ class ModelConfig:
         Raises:
             CheckpointError: one makes no sense; names it.
         """
-        own = {item.name for item in fields(self)}
-        for name, most in LARGEST.items():
-            if self.names.get(name, name) in own:
-                self.check(self.names.get(name, name), int, 1, most)
-        for name in (*self.dropout_names, self.attention_dropout_name):
-            self.check(name, float, 0, 1)
-            if getattr(self, name) == 1:
-                raise CheckpointError(f"config: {name} must be in [0, 1): 1 leaves nothing")
-        if self.eps_name in own:
-            self.check(self.eps_name, float, 0, 1)
-        self.check("initializer_range", float, 0, 100)  # every family calls it so
+        self.check_sizes((*self.dropout_names, self.attention_dropout_name))
         size, heads = (self.names.get(n, n) for n in ("hidden_size", "num_attention_heads"))
         if getattr(self, size) % getattr(self, heads):
             raise CheckpointError(
@@ -93,6 +83,24 @@ class ModelConfig:
                 f"config: unknown {self.activation_name} '{found}'",
                 did_you_mean(found, ACTIVATIONS),
             )
+
+    def check_sizes(self, dropouts: Sequence[str]) -> None:
+        """Check what does not depend on attention: the sizes and the named dropouts.
+
+        Raises:
+            CheckpointError: one makes no sense; names it.
+        """
+        own = {item.name for item in fields(self)}
+        for name, most in LARGEST.items():
+            if self.names.get(name, name) in own:
+                self.check(self.names.get(name, name), int, 1, most)
+        for name in dropouts:
+            self.check(name, float, 0, 1)
+            if getattr(self, name) == 1:
+                raise CheckpointError(f"config: {name} must be in [0, 1): 1 leaves nothing")
+        if self.eps_name in own:
+            self.check(self.eps_name, float, 0, 1)
+        self.check("initializer_range", float, 0, 100)  # every family calls it so
 
     def check(self, name: str, kind: type, least: int, most: int) -> None:
         """Whether an entry is a number in a range.

@@ -17,6 +17,7 @@ from pretune.data import PackedBatch, Selection
 from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.bert import BertModel
+from pretune.models.classic import ClassicLM, ClassicModel
 from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
 from pretune.models.layers import ACTIVATIONS, Dropout, Linear
@@ -301,12 +302,14 @@ def span_answerer(backbone: Backbone) -> TokenClassifier:
     raise ValueError(f"a {backbone.config.model_type} has no question-answering head")
 
 
-def causal_lm(backbone: Backbone) -> CausalLM:
+def causal_lm(backbone: Backbone) -> CausalLM | ClassicLM:
     """The next token.
 
     Raises:
         ValueError: the backbone's tokens see what follows them.
     """
+    if isinstance(backbone, ClassicModel):
+        return ClassicLM(backbone)
     if not isinstance(backbone, Gpt2Model):
         raise ValueError(f"a {backbone.config.model_type} has no causal-LM head")
     return CausalLM(backbone)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 #: Name -> (model type, entries of config.json). BERT's smaller sizes: Turc et al. 2019, table 1.
+#: `nnlm`: Bengio et al. 2003, MLP10. `lstm-...`: Zaremba et al. 2014, section 4.1, and the same for
+#: the other cells; a vocabulary of 10,000.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         f"bert-{name}": (
@@ -33,6 +35,19 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             ("medium", 24, 1024),
             ("large", 36, 1280),
             ("xl", 48, 1600),
+        )
+    },
+    "nnlm": ("nnlm", {}),
+    **{
+        f"{cell}-{name}": (
+            "rnn",
+            {"cell": cell, "embedding_size": size, "hidden_size": size, "dropout": dropout},
+        )
+        for cell in ("rnn", "gru", "lstm")
+        for name, size, dropout in (
+            ("small", 200, 0.0),
+            ("medium", 650, 0.5),
+            ("large", 1500, 0.65),
         )
     },
 }

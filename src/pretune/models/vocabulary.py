@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.models.backbone import Backbone
+from pretune.models.classic import ClassicLM
 from pretune.models.heads import MaskedLM
 from pretune.models.layers import Embedding
 
@@ -18,8 +19,8 @@ def resize_vocabulary(model: nn.Module, size: int) -> None:
     New rows are drawn around the mean of the old ones, in the directions in which those vary
     (a normal distribution with their mean and 1e-9 of their covariance): new tokens start with an
     average probability instead of crowding out the old (Hewitt 2021, "Initializing New Word
-    Embeddings for Pretrained Language Models"). A tied output layer follows by itself; its bias
-    gets the mean of the old biases.
+    Embeddings for Pretrained Language Models"). A tied output layer follows by itself, one with a
+    matrix of its own grows in the same way; the bias gets the mean of the old biases.
 
     Args:
         model: a backbone, or a model that holds one as `backbone`.
@@ -43,7 +44,13 @@ def resize_vocabulary(model: nn.Module, size: int) -> None:
     embedding.weight = nn.Parameter(table, requires_grad=old.requires_grad)
     backbone.embeddings.tokens = embedding
     backbone.config = replace(backbone.config, vocab_size=size)  # type: ignore[call-arg]
-    if isinstance(model, MaskedLM):
+    if isinstance(model, ClassicLM) and model.output is not None:
+        rows = model.output.weight
+        with torch.no_grad():
+            table = torch.cat([rows, _around(rows, added)])
+        model.output.weight = nn.Parameter(table, requires_grad=rows.requires_grad)
+        model.output.out_features = size
+    if isinstance(model, MaskedLM | ClassicLM):
         bias = model.bias.detach()
         model.bias = nn.Parameter(torch.cat([bias, bias.mean().expand(added)]))
 

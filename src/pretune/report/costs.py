@@ -22,7 +22,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pretune.data import Layout, PackedBatch, Selection
-from pretune.models import HEADS, Backbone, CausalLM, MaskedLM, TokenClassifier
+from pretune.models import (
+    HEADS,
+    Backbone,
+    CausalLM,
+    ClassicLM,
+    ClassicModel,
+    MaskedLM,
+    TokenClassifier,
+)
 
 #: Bytes of a float32.
 FLOAT = 4
@@ -87,9 +95,10 @@ def count_flops(model: nn.Module, length: int) -> Flops:
             each_sequence += module.weight.numel()
         else:
             each_token += module.weight.numel()
-    if isinstance(model, MaskedLM | CausalLM):
+    if _tied(model):
         each_token += config.size("vocab_size") * config.size("hidden_size")
-    attention = 4 * length * config.size("hidden_size") * config.size("num_hidden_layers")
+    layers = config.size("num_hidden_layers") if config.size("num_attention_heads") else 0
+    attention = 4 * length * config.size("hidden_size") * layers
     per_token = 2 * each_token + attention
     whole = length * per_token + 2 * each_sequence
     return Flops(length, each_token, attention, per_token, whole)
@@ -99,8 +108,15 @@ def _once_a_sequence(model: nn.Module, name: str) -> bool:
     """Whether a matrix is applied to one vector a sequence rather than to every token's."""
     if name.rpartition(".")[2] in ("pooler", "relationship"):
         return True
-    every_token = isinstance(model, Backbone | TokenClassifier | MaskedLM | CausalLM)
-    return not every_token and not name.startswith("backbone.")
+    kinds = Backbone | TokenClassifier | MaskedLM | CausalLM | ClassicLM
+    return not isinstance(model, kinds) and not name.startswith("backbone.")
+
+
+def _tied(model: nn.Module) -> bool:
+    """Whether the table of embeddings is the output layer too."""
+    if isinstance(model, ClassicLM):
+        return model.output is None
+    return isinstance(model, MaskedLM | CausalLM)
 
 
 def backbone_of(model: nn.Module) -> Backbone:
@@ -201,8 +217,8 @@ class _MasksOfBytes(TorchFunctionMode):
 def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
     """What evaluating and what training take on a CPU.
 
-    A backbone without a head is trained with a classifier of two labels on top. A masked LM
-    predicts 15 % of the tokens, a causal LM all of them.
+    A backbone without a head is trained with a classifier of two labels on top, one that has no
+    classifier as a causal LM. A masked LM predicts 15 % of the tokens, a causal LM all of them.
 
     Args:
         model: on the meta device; afterwards in evaluation mode and without gradients.
@@ -210,9 +226,8 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
         length: tokens of each, special tokens included.
     """
     with torch.device("meta"):
-        trained = (
-            HEADS["sequence_classification"](model, 2) if isinstance(model, Backbone) else model
-        )
+        head = "causal_lm" if isinstance(model, ClassicModel) else "sequence_classification"
+        trained = HEADS[head](model, 2) if isinstance(model, Backbone) else model
     trained.to("meta")  # a table of sinusoids is always made on the CPU
     inputs = _inputs(batch, length)
     weights = FLOAT * sum(p.numel() for p in trained.parameters())
@@ -244,7 +259,7 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
 
 def _lookup_tables(model: nn.Module) -> list[nn.Parameter]:
     """Embeddings that get their gradients as rows: those that are no output layer."""
-    if isinstance(model, MaskedLM | CausalLM):
+    if _tied(model):
         return []
     return [m.get_parameter("weight") for m in model.modules() if isinstance(m, nn.Embedding)]
 
