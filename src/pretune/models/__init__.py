@@ -3,6 +3,7 @@
 from pretune.models.attention import attention, attention_maps, attention_reference
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.bert import BertConfig, BertModel
+from pretune.models.cache import KVCache
 from pretune.models.config import ModelConfig, brief
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
@@ -19,6 +20,7 @@ from pretune.models.heads import (
     span_answerer,
     token_classifier,
 )
+from pretune.models.language_model import DecoderState, LanguageModel
 from pretune.models.layers import ModelOutput
 from pretune.models.sizes import SIZES
 from pretune.models.vocabulary import resize_vocabulary
@@ -31,11 +33,14 @@ __all__ = [
     "BertModel",
     "BertPreTraining",
     "CausalLM",
+    "DecoderState",
     "DistilBertConfig",
     "DistilBertModel",
     "Embeddings",
     "Gpt2Config",
     "Gpt2Model",
+    "KVCache",
+    "LanguageModel",
     "MaskedLM",
     "ModelConfig",
     "ModelOutput",
