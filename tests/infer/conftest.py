@@ -52,7 +52,7 @@ def random_gpt2(folder: Path, vocab_size: int, end: int | None) -> Any:
         model = GPT2LMHeadModel(config)
         for name, parameter in model.named_parameters():
             norm = ".ln_" in name and name.endswith("weight")
-            nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.25)
+            nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.15)
     model.save_pretrained(folder)
     return model.eval()
 

@@ -17,70 +17,88 @@ if TYPE_CHECKING:
     from pretune.infer import Generation, Piece
 
 
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="What to go on from; may be given several times."),
+]
+PromptFile = Annotated[Path | None, typer.Option(help="Plain text with one prompt a line.")]
+Samples = Annotated[int, typer.Option(help="Continuations of each prompt.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of a continuation.")]
+Temperature = Annotated[
+    float, typer.Option(help="Above 1 bolder, below 1 safer; 0: always the likeliest token.")
+]
+TopK = Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")]
+TopP = Annotated[
+    float, typer.Option(help="Only the likeliest tokens that have this share together; 1: all.")
+]
+MinP = Annotated[
+    float, typer.Option(help="Only tokens at least so many times as likely as the likeliest.")
+]
+TypicalP = Annotated[
+    float, typer.Option(help="Only the most typical tokens, of this share together; 1: all.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1: what was said already becomes less likely.")
+]
+NoRepeatNgram = Annotated[int, typer.Option(help="No n tokens in a row twice; 0: they may.")]
+Beams = Annotated[
+    int, typer.Option(help="Search for the likeliest text with so many at a time; 1: draw.")
+]
+LengthPenalty = Annotated[
+    float, typer.Option(help="Of a search: above 0 longer texts win more often.")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End before this text; may be given several times. \\n is a new line."),
+]
+Seed = Annotated[int, typer.Option(help="Of what is drawn: the same seed, the same text.")]
+Stream = Annotated[
+    bool | None,
+    typer.Option("--stream/--no-stream", help="Show text as it comes. Default: on a terminal."),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Continuations at a time; changes memory and speed only.")
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object a line, with tokens and log-probabilities."),
+]
+
+
 @app.command(
     epilog="Examples:\n\n"
     "pretune generate runs/novels --prompt 'It was a dark night' --temperature 0.8\n\n"
-    "pretune generate openai-community/gpt2 --prompt 'Q: Who are you?\\nA:' --stop '\\n' --top-k 40\n\n"
+    "pretune generate openai-community/gpt2 --prompt 'Who are you?' --stop '\\n' --top-k 40\n\n"
     "pretune generate runs/novels --file openings.txt --beams 4 --json > stories.jsonl\n\n"
     "echo 'Once upon a time' | pretune generate runs/novels --samples 3 --seed 1"
 )
 def generate(
     run: Model,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="What to go on from; may be given several times."),
-    ] = None,
-    file: Annotated[Path | None, typer.Option(help="Plain text with one prompt a line.")] = None,
-    samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of a continuation.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(help="Above 1 bolder, below 1 safer; 0: always the likeliest token.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Only the likeliest tokens that have this share together; 1: all.")
-    ] = 0.95,
-    min_p: Annotated[
-        float, typer.Option(help="Only tokens at least so many times as likely as the likeliest.")
-    ] = 0.0,
-    typical_p: Annotated[
-        float, typer.Option(help="Only the most typical tokens, of this share together; 1: all.")
-    ] = 1.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: what was said already becomes less likely.")
-    ] = 1.0,
-    no_repeat_ngram: Annotated[
-        int, typer.Option(help="No n tokens in a row twice; 0: they may.")
-    ] = 0,
-    beams: Annotated[
-        int, typer.Option(help="Search for the likeliest text with so many at a time; 1: draw.")
-    ] = 1,
-    length_penalty: Annotated[
-        float, typer.Option(help="Of a search: above 0 longer texts win more often.")
-    ] = 1.0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="End before this text; may be given several times. \\n is a new line."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn: the same seed, the same text.")] = 0,
-    stream: Annotated[
-        bool | None,
-        typer.Option("--stream/--no-stream", help="Show text as it comes. Default: on a terminal."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Continuations at a time; changes memory and speed only.")
-    ] = 16,
+    prompts: Prompts = None,
+    file: PromptFile = None,
+    samples: Samples = 1,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    typical_p: TypicalP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    no_repeat_ngram: NoRepeatNgram = 0,
+    beams: Beams = 1,
+    length_penalty: LengthPenalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    stream: Stream = None,
+    batch_size: BatchSize = 16,
     encoding: Encoding = "utf-8",
     device: Device = "auto",
     allow_pickle: AllowPickle = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="One JSON object a line, with tokens and log-probabilities."),
-    ] = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Let a language model go on from a prompt. Without --prompt and --file, from standard input.
 
-    In --prompt and --stop, \\n is a new line. In a file and through a pipe, each line is a prompt.
+    In a file and through a pipe, each line is a prompt.
     """
     from pretune.infer import Decoding, TextGenerator
     from pretune.tasks.bundle import load
@@ -97,7 +115,7 @@ def generate(
         beams=beams,
         length_penalty=length_penalty,
         samples=samples,
-        stop=[_unescaped(text) for text in stop or ()],
+        stop=[text.replace("\\n", "\n") for text in stop or ()],
         seed=seed,
     )
     given = _prompts(prompts, file, encoding)
@@ -112,16 +130,11 @@ def generate(
     _show(pieces, given, samples, live)
 
 
-def _unescaped(text: str) -> str:
-    """With new lines where a person typed backslash n: a shell has no easy way to give one."""
-    return text.replace("\\n", "\n")
-
-
 def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> list[str]:
     if prompts and file:
         raise PretuneError("give either --prompt or --file, not both")
     if prompts:
-        return [_unescaped(prompt) for prompt in prompts]
+        return prompts
     if file is not None:
         from pretune.data.read import decode
 
@@ -140,7 +153,7 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
 
 
 def _in_order(pieces: Iterator[Piece], samples: int) -> Iterator[Generation]:
-    """Whole continuations in the order of the prompts, each as soon as those before it are there."""
+    """Whole continuations in the order of the prompts, each when those before it are there."""
     waiting: dict[int, Generation] = {}
     following = 0
     for piece in pieces:
@@ -177,6 +190,10 @@ def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool)
             current, opened = current + 1, False
 
 
+#: Control characters, but for tabs and new lines: what a model writes must not steer a terminal.
+_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
+
+
 def _put(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(text.translate(_CONTROLS))
     sys.stdout.flush()
