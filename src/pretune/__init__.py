@@ -1,6 +1,7 @@
 """pretune: from raw text to a served language model.
 
-The public functions are `load`, `train`, `evaluate`, `predict` and `push`; see their help.
+The public functions are `load`, `train`, `evaluate`, `predict`, `generate` and `push`; see their
+help.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
     from pretune.api import (
         Bundle,
         Evaluation,
+        Generation,
         Prediction,
         Published,
         Recipe,
         RunResult,
         evaluate,
+        generate,
         load,
         predict,
         push,
@@ -30,12 +33,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "Evaluation",
+    "Generation",
     "Prediction",
     "PretuneError",
     "Published",
     "Recipe",
     "RunResult",
     "evaluate",
+    "generate",
     "load",
     "predict",
     "push",

@@ -1,4 +1,4 @@
-"""The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `push`.
+"""The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `generate`, `push`.
 
 import pretune
 run = pretune.train("train.tsv", {"train.epochs": 2})
@@ -11,11 +11,14 @@ pretune.push(run.folder, "me/tickets")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pretune.data import MAX_CHARS, Records
+from pretune.errors import PretuneError, did_you_mean
 from pretune.hub import Published
+from pretune.infer import Decoding, Generation, TextGenerator
 from pretune.infer.predict import Predictor, the_task
 from pretune.publish import push
 from pretune.recipe import Recipe
@@ -143,14 +146,49 @@ def predict(
     return predictor.predict(predictor.records(rows)) if rows else []
 
 
+def generate(
+    model: Bundle | str | Path,
+    prompts: Sequence[str] | str,
+    *,
+    device: str = "auto",
+    batch_size: int = 16,
+    **decoding: Any,
+) -> list[Generation]:
+    """Let a language model go on from some prompts.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        prompts: texts; one by itself works too.
+        device: `auto`, `cpu`, `cuda`, ...
+        batch_size: continuations at a time; changes memory and speed only.
+        decoding: how, by the names of `Decoding`: `temperature=0.8, top_k=40, samples=3, ...`
+
+    Returns:
+        the continuations of the first prompt, those of the second, ...
+
+    Raises:
+        PretuneError: a value that makes no sense, a bad prompt, or a model that cannot generate.
+    """
+    known = [item.name for item in fields(Decoding)]
+    for name in decoding:
+        if name not in known:
+            raise PretuneError(f"generate has no option '{name}'", did_you_mean(name, known))
+    chosen = Decoding(**decoding)
+    bundle = model if isinstance(model, Bundle) else load(model)
+    writer = TextGenerator.of(bundle, device=device, batch_size=batch_size)
+    return writer.generate([prompts] if isinstance(prompts, str) else prompts, chosen)
+
+
 __all__ = [
     "Bundle",
     "Evaluation",
+    "Generation",
     "Prediction",
     "Published",
     "Recipe",
     "RunResult",
     "evaluate",
+    "generate",
     "load",
     "predict",
     "push",

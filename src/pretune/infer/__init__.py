@@ -1,5 +1,15 @@
 """Using a trained model."""
 
+from pretune.infer.generate import Generation, Piece, TextGenerator
 from pretune.infer.predict import Predictor, read_inputs, stream_lines
+from pretune.infer.sampling import Decoding
 
-__all__ = ["Predictor", "read_inputs", "stream_lines"]
+__all__ = [
+    "Decoding",
+    "Generation",
+    "Piece",
+    "Predictor",
+    "TextGenerator",
+    "read_inputs",
+    "stream_lines",
+]

@@ -3,6 +3,7 @@
 from pretune.models.attention import attention, attention_maps, attention_reference
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.bert import BertConfig, BertModel
+from pretune.models.cache import KVCache
 from pretune.models.classic import ClassicLM, ClassicModel, ClassicOutput, Reading
 from pretune.models.config import ModelConfig, brief
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
@@ -21,6 +22,7 @@ from pretune.models.heads import (
     span_answerer,
     token_classifier,
 )
+from pretune.models.language_model import DecoderState, LanguageModel
 from pretune.models.layers import ModelOutput
 from pretune.models.ngram import NGram, NGramState
 from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
@@ -40,11 +42,14 @@ __all__ = [
     "ClassicLM",
     "ClassicModel",
     "ClassicOutput",
+    "DecoderState",
     "DistilBertConfig",
     "DistilBertModel",
     "Embeddings",
     "Gpt2Config",
     "Gpt2Model",
+    "KVCache",
+    "LanguageModel",
     "MaskedLM",
     "ModelConfig",
     "ModelOutput",

@@ -71,6 +71,23 @@ def attention(
     return _pad_rows(packed, len(q))
 
 
+def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention of one new token a sequence to what a cache holds of it.
+
+    Args:
+        q: `[B, H, D]`, of the newest token. Further rows are the caller's padding, as above.
+        keys: `[B, H, L, D]`, that token's among them.
+        values: `[B, H, L, D]`.
+        visible: `[B, 1, 1, L]` False where a sequence has no such key; None: all have.
+
+    Returns:
+        `[B, H, D]`.
+    """
+    one = q[: len(keys)].unsqueeze(2)
+    mixed = F.scaled_dot_product_attention(one, keys, values, attn_mask=visible)
+    return _pad_rows(mixed.squeeze(2), len(q))
+
+
 def _check(queries: Layout, keys: Layout, causal: bool) -> None:
     if len(queries.lengths) != len(keys.lengths):
         raise ValueError(

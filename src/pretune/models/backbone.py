@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretune.data import PackedBatch, Selection
+from pretune.models.cache import KVCache
 from pretune.models.config import ModelConfig
 from pretune.models.layers import Embedding, ModelOutput, PostNormLayer, PreNormLayer
 from pretune.models.ops import padded_rows
@@ -88,6 +89,7 @@ class Backbone(nn.Module):
         select: Selection | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        cache: KVCache | None = None,
     ) -> ModelOutput:
         """Run the model.
 
@@ -98,6 +100,7 @@ class Backbone(nn.Module):
                 computed in full and then picked.
             output_hidden_states: also give the 1 + L hidden states (excludes `select`).
             output_attentions: also give the L attention maps (excludes `select`).
+            cache: of a causal model, whose keys and values go there; see `CausalLM`.
 
         Raises:
             ValueError: `select` together with an output that needs all rows.
@@ -119,7 +122,8 @@ class Backbone(nn.Module):
             if self.recompute and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, batch.layout, select=rows, use_reentrant=False)
             else:
-                x = layer(x, batch.layout, select=rows)
+                kept: dict[str, Any] = {} if cache is None else {"cache": cache, "index": i}
+                x = layer(x, batch.layout, select=rows, **kept)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
             if output_hidden_states:  # else nobody but autograd should hold on to them

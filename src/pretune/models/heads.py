@@ -6,17 +6,18 @@ Where families differ, `sequence_classifier`, `masked_lm` and `span_answerer` ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretune.data import PackedBatch, Selection
+from pretune.data import Layout, PackedBatch, Selection
 from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.bert import BertModel
+from pretune.models.cache import KVCache
 from pretune.models.classic import ClassicLM, ClassicModel
 from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
@@ -206,7 +207,10 @@ class BertPreTraining(MaskedLM):
 
 
 class CausalLM(nn.Module):
-    """The next token, by the vocabulary's own table as the output layer, without bias."""
+    """The next token, by the vocabulary's own table as the output layer, without bias.
+
+    A `LanguageModel`: with `start` and `step` it generates, keeping keys and values in between.
+    """
 
     def __init__(self, backbone: Gpt2Model) -> None:
         super().__init__()
@@ -236,6 +240,33 @@ class CausalLM(nn.Module):
         if labels is not None:
             return score_tokens(hidden, table, None, labels, **how)  # type: ignore[arg-type]
         return ops.linear(hidden, table)
+
+    def _decode(self, hidden: Tensor) -> Tensor:
+        return ops.linear(hidden, self.backbone.embeddings.tokens.weight)
+
+    @property
+    def context_length(self) -> int:
+        """As `LanguageModel`'s: the table of positions ends there."""
+        return self.backbone.config.size("max_position_embeddings")
+
+    @property
+    def vocab_size(self) -> int:
+        """As `LanguageModel`'s."""
+        return self.backbone.config.size("vocab_size")
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KVCache]:
+        """As `LanguageModel.start`: one pass over all prompts, packed."""
+        cache = KVCache(len(self.backbone.layers))
+        batch = PackedBatch.of(prompts).to(self.backbone.embeddings.tokens.weight.device)
+        output = self.backbone(batch, select=batch.last, cache=cache)
+        cache.lengths = list(batch.layout.lengths)
+        return self._decode(output.last_hidden_state), cache
+
+    def step(self, tokens: Tensor, state: KVCache) -> Tensor:
+        """As `LanguageModel.step`: one row a sequence."""
+        positions = state.advance(tokens.device)
+        batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
+        return self._decode(self.backbone(batch, cache=state).last_hidden_state)
 
 
 def sequence_classifier(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pretune.data import Layout, Selection
 from pretune.models import ops
-from pretune.models.attention import attention, attention_maps
+from pretune.models.attention import attention, attention_maps, attention_step
+from pretune.models.cache import KVCache
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -106,19 +107,34 @@ class SelfAttention(nn.Module):
         self.output = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Tensor, layout: Layout, *, select: Selection | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        layout: Layout,
+        *,
+        select: Selection | None = None,
+        causal: bool = False,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`, or `[R, hidden]`: only the selected queries."""
+        """`[T, hidden]` to `[T, hidden]`, or `[R, hidden]`: only the selected queries.
+
+        With a cache, keys and values go into its entry `layer`; in a step the queries see it.
+        """
         dropout = self.dropout if self.training else 0.0
+        queries = layout if select is None else select.layout
         if select is None:
             q, k, v = self._heads(self.qkv(x), 3)
-            mixed = attention(q, k, v, layout, layout, causal=causal, dropout_p=dropout)
         else:
             size = x.shape[1]
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = self._heads(ops.linear(x[select.rows], weight[:size], bias[:size]), 1)
             k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
-            mixed = attention(q, k, v, select.layout, layout, causal=causal, dropout_p=dropout)
+        if cache is not None and cache.stepping:
+            mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
+        else:
+            if cache is not None:
+                cache.layers[layer].fill(k, v, layout)
+            mixed = attention(q, k, v, queries, layout, causal=causal, dropout_p=dropout)
         projected: Tensor = self.output(mixed.flatten(1))
         return projected
 
@@ -227,10 +243,23 @@ class PreNormLayer(nn.Module):
         self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: Layout, *, select: Selection | None = None) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone."""
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        *,
+        select: Selection | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
+    ) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone.
+
+        With a cache, this is the layer of that index.
+        """
         normed = self.attention_norm(x)
-        attended = self.attention(normed, layout, select=select, causal=self.causal)
+        attended = self.attention(
+            normed, layout, select=select, causal=self.causal, cache=cache, layer=index
+        )
         x = (x if select is None else x[select.rows]) + self.dropout(attended)
         added: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return added

@@ -1,0 +1,140 @@
+"""Tokens a second of GPT-2, beside transformers' `generate` with its cache, in one process.
+
+    python bench/generate.py
+    python bench/generate.py --batches 1 --new-tokens 256 --modes greedy
+
+Random weights of GPT-2 small's shape (124M): how fast they are does not depend on their values.
+Both write exactly as many tokens; the rounds take turns, so that what else the machine does falls
+on both; the median of each is compared. "ragged" are prompts of different lengths: transformers
+pads them on the left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import WordLevel
+
+from pretune.hub import FAMILIES, load_into, open_weights, read_config
+from pretune.infer import Decoding, TextGenerator
+from pretune.models import HEADS
+from pretune.text import Tokenizer
+
+MODES: dict[str, tuple[Decoding, dict[str, Any]]] = {
+    "greedy": (Decoding(temperature=0, stop_tokens=()), {"do_sample": False}),
+    "top-k 40": (
+        Decoding(top_k=40, top_p=1.0, stop_tokens=()),
+        {"do_sample": True, "top_k": 40, "top_p": 1.0},
+    ),
+    "beams 4": (Decoding(beams=4, stop_tokens=()), {"do_sample": False, "num_beams": 4}),
+}
+
+
+def build(size: dict[str, int]) -> tuple[TextGenerator, Any]:
+    """One set of weights, ours and theirs."""
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size)).eval()
+    family = FAMILIES["gpt2"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs.save_pretrained(folder)
+        config = family.backbone.config_class.from_dict(read_config(folder))
+        ours, _ = load_into(
+            lambda: HEADS["causal_lm"](family.backbone(config), 0),  # type: ignore[call-arg]
+            open_weights(folder),
+            folder,
+            family,
+            "causal_lm",
+        )
+    vocabulary = {f"w{i}": i for i in range(theirs.config.vocab_size)}
+    tokenizer = Tokenizer(RustTokenizer(WordLevel(vocabulary, unk_token="w0")), {})  # noqa: S106
+    writer = TextGenerator(ours, tokenizer, device="cpu", batch_size=64)  # type: ignore[arg-type]
+    return writer, theirs
+
+
+def prompts_of(count: int, length: int, ragged: bool) -> list[list[int]]:
+    """Random prompts; ragged ones of a tenth to all of the length."""
+    lengths = [length * (i + 1) // count for i in range(count)] if ragged else [length] * count
+    return [torch.randint(100, 1000, (max(1, n),)).tolist() for n in lengths]
+
+
+def peer(theirs: Any, prompts: list[list[int]], count: int, options: dict[str, Any]) -> None:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    with torch.inference_mode():
+        found = theirs.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            pad_token_id=0,
+            **options,
+        )
+    assert found.shape[1] == longest + count  # noqa: S101
+
+
+def ours(writer: TextGenerator, prompts: list[list[int]], decoding: Decoding) -> None:
+    found = writer.generate(prompts, decoding)
+    assert all(len(g.tokens) == decoding.max_new_tokens for g in found)  # noqa: S101
+
+
+def seconds(job: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=12)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    writer, theirs = build({"n_layer": options.layers})
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}, {torch.get_num_threads()} threads\n"
+    )
+    print(f"{'':<22} {'pretune':>10} {'transformers':>13}  (tokens/s, prompt included)")
+    for batch in options.batches:
+        for ragged in (False, True) if batch > 1 else (False,):
+            for mode in options.modes:
+                prompts = prompts_of(batch, options.prompt_tokens, ragged)
+                decoding, theirs_options = MODES[mode]
+                decoding = Decoding(**{**vars(decoding), "max_new_tokens": options.new_tokens})
+                found: dict[str, list[float]] = {"ours": [], "theirs": []}
+                for i in range(options.rounds + 1):
+                    mine = seconds(lambda p=prompts, d=decoding: ours(writer, p, d))
+                    other = seconds(
+                        lambda p=prompts, o=theirs_options: peer(theirs, p, options.new_tokens, o)
+                    )
+                    if i:  # the first round warms up
+                        found["ours"].append(mine)
+                        found["theirs"].append(other)
+                tokens = batch * options.new_tokens
+                rates = [tokens / statistics.median(found[name]) for name in ("ours", "theirs")]
+                name = f"{mode}, batch {batch}{', ragged' if ragged else ''}"
+                print(
+                    f"{name:<22} {rates[0]:>10.1f} {rates[1]:>13.1f}  {rates[0] / rates[1]:.2f}x",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""How the next token is chosen: penalties, filters, the draw. All of it on `[B, V]` scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretune.errors import PretuneError
+
+Array = NDArray[np.int64]
+
+NEVER = float("-inf")
+#: A nucleus is looked for among so many best tokens before all are sorted.
+NUCLEUS_CANDIDATES = 1024
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated. Filters apply in the order in which they stand here.
+
+    Attributes:
+        max_new_tokens: the most tokens of a continuation.
+        repetition_penalty: logits of tokens that occurred are divided by this where positive, else
+            multiplied (Keskar et al. 2019, section 4.1); 1: off.
+        no_repeat_ngram: no n tokens in a row occur twice (Paulus et al. 2018, section 2.5); 0: off.
+        temperature: logits are divided by it; 0: always the most probable token (greedy).
+        top_k: only the k most probable tokens (Fan et al. 2018, section 5.4); 0: off.
+        top_p: only the most probable tokens that together have this probability (Holtzman et al.
+            2020, section 3.1); 1: off.
+        min_p: only tokens at least this many times as probable as the most probable one (Nguyen et
+            al. 2024, section 3); 0: off.
+        typical_p: only the tokens whose information is closest to the entropy, that together have
+            this probability (Meister et al. 2023, section 3); 1: off.
+        beams: how many continuations a search keeps; 1: no search. A search draws nothing.
+        length_penalty: a search compares sum(log p) / length**length_penalty.
+        early_stopping: a search ends as soon as it has as many finished texts as beams.
+        samples: how many continuations of each prompt; of a search, its best.
+        stop: texts at which a continuation ends; they are not part of it.
+        stop_tokens: token ids at which a continuation ends; None: the model's own.
+        seed: of what is drawn. Sample i of a prompt has a random generator of its own, made from
+            this and i: what else is generated beside it does not matter.
+
+    Raises:
+        PretuneError: a value makes no sense, by itself or with another; names it.
+    """
+
+    max_new_tokens: int = 128
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    samples: int = 1
+    stop: str | Sequence[str] = ()
+    stop_tokens: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        for name, (kind, least, most, open_at_least) in _RANGES.items():
+            self._check(name, kind, least, most, open_at_least)
+        if not all(self.stop):
+            raise PretuneError("stop: an empty text is everywhere", "Leave it out.")
+        if self.beams > 1:
+            self._check_search()
+        elif self.temperature == 0 and self.samples > 1:
+            raise PretuneError(
+                f"samples is {self.samples}, but with temperature 0 all would be the same",
+                "Use a temperature above 0, or beams.",
+            )
+
+    def _check(self, name: str, kind: type, least: float, most: float, above: bool) -> None:
+        value = getattr(self, name)
+        kinds = (int, float) if kind is float else (int,)
+        good = isinstance(value, kinds) and not isinstance(value, bool)
+        if not (good and least <= value <= most and not (above and value == least)):
+            number = "number" if kind is float else "whole number"
+            start = f"above {least:g}" if above else f"from {least:g}"
+            bounds = start if most == math.inf else f"{start} to {most:g}"
+            raise PretuneError(f"{name} must be a {number} {bounds}, not {value!r}")
+
+    def _check_search(self) -> None:
+        default = {item.name: item.default for item in fields(self)}
+        off = {"temperature": 0, "top_p": 1}
+        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"):
+            if getattr(self, name) not in (default[name], off.get(name)):
+                raise PretuneError(
+                    f"{name} is about drawing, but a search (beams={self.beams}) draws nothing",
+                    f"Leave out {name} or beams.",
+                )
+        if self.samples > self.beams:
+            raise PretuneError(
+                f"samples is {self.samples}, but a search with {self.beams} beams has "
+                f"{self.beams} results",
+                f"Use beams={self.samples}, or fewer samples.",
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+
+#: Of each number: its kind, the least, the most, and whether it must be above the least.
+_RANGES: dict[str, tuple[type, float, float, bool]] = {
+    "max_new_tokens": (int, 1, 1_000_000, False),
+    "repetition_penalty": (float, 0, 1000, True),
+    "no_repeat_ngram": (int, 0, 1000, False),
+    "temperature": (float, 0, 1000, False),
+    "top_k": (int, 0, math.inf, False),
+    "top_p": (float, 0, 1, True),
+    "min_p": (float, 0, 1, False),
+    "typical_p": (float, 0, 1, True),
+    "beams": (int, 1, 1000, False),
+    "length_penalty": (float, -100, 100, False),
+    "samples": (int, 1, 10_000, False),
+    "seed": (int, 0, 2**64 - 1, False),
+}
+
+
+def penalize(scores: Tensor, histories: Sequence[Sequence[int]], decoding: Decoding) -> Tensor:
+    """Scores after the repetition penalty and the ban on repeated n-grams.
+
+    Args:
+        scores: `[B, V]` logits, or log-probabilities in a search.
+        histories: the B sequences so far, prompts included.
+        decoding: says how.
+    """
+    if decoding.repetition_penalty == 1 and not decoding.no_repeat_ngram:
+        return scores
+    scores = scores.clone()
+    for row, history in zip(scores, histories, strict=True):
+        seen = np.asarray(history, dtype=np.int64)
+        if decoding.repetition_penalty != 1:
+            index = torch.from_numpy(np.unique(seen)).to(scores.device)
+            found, penalty = row[index], decoding.repetition_penalty
+            row[index] = torch.where(found < 0, found * penalty, found / penalty)
+        if decoding.no_repeat_ngram:
+            banned = repeating(seen, decoding.no_repeat_ngram)
+            row[torch.from_numpy(banned).to(scores.device)] = NEVER
+    return scores
+
+
+def repeating(history: Array, size: int) -> Array:
+    """The tokens that would complete an n-gram of `size` tokens that occurred already."""
+    if len(history) < size:
+        return np.empty(0, dtype=np.int64)
+    ngrams = np.lib.stride_tricks.sliding_window_view(history, size)
+    start = history[len(history) - size + 1 :]
+    found: Array = ngrams[(ngrams[:, :-1] == start).all(1), -1]
+    return found
+
+
+def narrow(logits: Tensor, decoding: Decoding) -> Tensor:
+    """Logits over the temperature, with -inf where a filter forbids a token: `[B, V]`.
+
+    Tokens that are equally probable as the last one that passes pass too.
+    """
+    scores = logits if decoding.temperature in (0, 1) else logits / decoding.temperature
+    if 0 < decoding.top_k < scores.shape[-1]:
+        scores = _at_least(scores, scores.topk(decoding.top_k).values[:, -1:])
+    if decoding.top_p < 1:
+        scores = _nucleus(scores, decoding.top_p)
+    if decoding.min_p > 0:
+        scores = _at_least(scores, scores.amax(-1, keepdim=True) + math.log(decoding.min_p))
+    if decoding.typical_p < 1:
+        scores = _typical(scores, decoding.typical_p)
+    return scores
+
+
+def _at_least(scores: Tensor, threshold: Tensor) -> Tensor:
+    return scores.masked_fill(scores < threshold, NEVER)
+
+
+def _nucleus(scores: Tensor, p: float) -> Tensor:
+    """A token passes if those more probable than it have less than `p` together."""
+    total = scores.logsumexp(-1, keepdim=True)
+    best = scores.topk(min(NUCLEUS_CANDIDATES, scores.shape[-1])).values
+    mass = (best - total).exp().cumsum(-1)
+    if best.shape != scores.shape and bool((mass[:, -1] < p).any()):
+        best = scores.sort(descending=True).values
+        mass = (best - total).exp().cumsum(-1)
+    passing = (mass < p).sum(-1, keepdim=True)  # as many, and the one that reaches p
+    return _at_least(scores, best.gather(-1, passing.clamp(max=best.shape[-1] - 1)))
+
+
+def _typical(scores: Tensor, p: float) -> Tensor:
+    logs = scores.log_softmax(-1)
+    chances = logs.exp()
+    entropy = -(logs * chances).nansum(-1, keepdim=True)
+    distance = (logs + entropy).abs()  # | information - entropy |
+    ascending, order = distance.sort()
+    mass = chances.gather(-1, order).cumsum(-1)
+    passing = (mass < p).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    return scores.masked_fill(distance > ascending.gather(-1, passing), NEVER)
+
+
+def draw(scores: Tensor, uniform: Sequence[float]) -> Tensor:
+    """Draw a token a row by inverting its distribution function.
+
+    One number a row: the draw of one row takes nothing from another's generator.
+
+    Args:
+        scores: `[B, V]` logits.
+        uniform: B numbers from [0, 1).
+
+    Returns:
+        `[B]` int64.
+    """
+    # In float64 a sum over 50,000 tokens is exact enough not to move the limits between them.
+    cumulative = scores.softmax(-1).double().cumsum(-1)
+    total = cumulative[:, -1:]
+    where = torch.tensor(uniform, dtype=torch.float64, device=scores.device)[:, None] * total
+    where = torch.minimum(where, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, where, right=True).squeeze(1)
+
+
+def generator(seed: int, sample: int) -> np.random.Generator:
+    """The random generator of one sample."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample])))

@@ -1,0 +1,128 @@
+"""What a decoder keeps between tokens: the keys and values of all that it has read.
+
+Computing token t + 1 of a Transformer needs the keys and values of tokens 0 .. t, in every layer,
+and nothing else of them: kept, each new token costs one row instead of t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pretune.data import Layout
+
+#: Room grows by this many tokens a sequence.
+BLOCK = 128
+
+
+class LayerCache:
+    """Keys and values of one layer: `[B, H, capacity, D]` each, valid up to each row's length."""
+
+    keys: Tensor
+    values: Tensor
+
+    def fill(self, k: Tensor, v: Tensor, layout: Layout) -> None:
+        """Take in the packed `[T, H, D]` keys and values of whole sequences."""
+        capacity = _capacity(layout.max_seqlen)
+        shape = (len(layout.lengths), k.shape[1], capacity, k.shape[2])
+        # Zeros: what is masked is still multiplied by 0, and 0 times whatever lay there may be NaN.
+        self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
+        for i, (start, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
+            self.keys[i, :, :length] = k[start : start + length].transpose(0, 1)
+            self.values[i, :, :length] = v[start : start + length].transpose(0, 1)
+
+    def append(self, k: Tensor, v: Tensor, lengths: Sequence[int]) -> None:
+        """Take in one token a sequence, `[B, H, D]`; `lengths` counts it already."""
+        if max(lengths) > self.keys.shape[2]:
+            self.resize(_capacity(max(lengths)))
+        count, last = len(lengths), lengths[0] - 1
+        if min(lengths) == max(lengths):
+            self.keys[:, :, last], self.values[:, :, last] = k[:count], v[:count]
+            return
+        rows = torch.arange(count, device=k.device)
+        columns = torch.tensor(lengths, device=k.device) - 1
+        self.keys[rows, :, columns] = k[:count]
+        self.values[rows, :, columns] = v[:count]
+
+    def resize(self, capacity: int) -> None:
+        """Give each sequence room for so many tokens; what is beyond is lost."""
+        self.keys, self.values = (_resized(x, capacity) for x in (self.keys, self.values))
+
+    def select(self, rows: Tensor, capacity: int) -> None:
+        """As `KVCache.select`."""
+        self.keys = self.keys[:, :, :capacity].index_select(0, rows)
+        self.values = self.values[:, :, :capacity].index_select(0, rows)
+
+    def extend(self, other: LayerCache) -> None:
+        """As `KVCache.extend`."""
+        capacity = max(self.keys.shape[2], other.keys.shape[2])
+        self.keys = torch.cat([_resized(x.keys, capacity) for x in (self, other)])
+        self.values = torch.cat([_resized(x.values, capacity) for x in (self, other)])
+
+
+class KVCache:
+    """The state of a decoder that reads B sequences of any lengths, without padding tokens.
+
+    Attributes:
+        lengths: tokens read of each sequence, on the host.
+        layers: one `LayerCache` a layer.
+        visible: during a step, `[B, 1, 1, longest]` True where a key is of the sequence; None where
+            all are.
+        stepping: whether the pass under way appends one token a sequence (False: it fills).
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.lengths: list[int] = []
+        self.layers = [LayerCache() for _ in range(num_layers)]
+        self.visible: Tensor | None = None
+        self.stepping = False
+
+    def advance(self, device: torch.device) -> Tensor:
+        """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
+        positions = torch.tensor(self.lengths, device=device)
+        self.lengths = [length + 1 for length in self.lengths]
+        self.stepping = True
+        self.visible = None
+        if min(self.lengths) != max(self.lengths):
+            columns = torch.arange(max(self.lengths), device=device)
+            self.visible = (columns <= positions[:, None])[:, None, None]
+        return positions
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in a layer's keys and values of a step; gives all it has, `[B, H, longest, D]`."""
+        entry, longest = self.layers[layer], max(self.lengths)
+        entry.append(k, v, self.lengths)
+        return entry.keys[:, :, :longest], entry.values[:, :, :longest]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these sequences, in this order; one that is named twice is forked."""
+        rows = list(rows)
+        if rows == list(range(len(self.lengths))):
+            return
+        self.lengths = [self.lengths[row] for row in rows]
+        capacity = _capacity(max(self.lengths, default=0))
+        index = torch.tensor(rows, dtype=torch.int64, device=self.layers[0].keys.device)
+        for layer in self.layers:
+            layer.select(index, capacity)
+
+    def extend(self, other: KVCache) -> None:
+        """Take in the sequences of another cache, after one's own."""
+        self.lengths = self.lengths + other.lengths
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            layer.extend(more)
+
+
+def _capacity(length: int) -> int:
+    """Room for these tokens and the next."""
+    return (length // BLOCK + 1) * BLOCK
+
+
+def _resized(x: Tensor, capacity: int) -> Tensor:
+    if x.shape[2] == capacity:
+        return x
+    kept = min(capacity, x.shape[2])
+    resized = x.new_zeros((*x.shape[:2], capacity, x.shape[3]))
+    resized[:, :, :kept] = x[:, :, :kept]
+    return resized

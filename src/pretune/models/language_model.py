@@ -1,0 +1,58 @@
+"""What text generation asks of a model, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class DecoderState(Protocol):
+    """What a model keeps of the sequences it reads; changed in place.
+
+    A Transformer's keys and values, an RNN's hidden state, an n-gram model's last n - 1 tokens.
+    """
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these sequences, in this order; one that is named twice is forked."""
+
+    def extend(self, other: Any) -> None:
+        """Take in the sequences of another state of the same model, after one's own."""
+
+
+class LanguageModel(Protocol):
+    """A model that reads tokens from left to right and says what may come next.
+
+    Several sequences are read side by side, each of its own length. What it says of one does not
+    depend on the others, but for the rounding of sums that a machine does in another order.
+    """
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens a state can hold of a sequence; None where there is no such limit."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the length of a row of logits."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
+        """Read the beginnings of B sequences.
+
+        Args:
+            prompts: token ids; none is empty, none is longer than `context_length`.
+
+        Returns:
+            logits `[B, V]` of the token after each, and the `DecoderState`.
+        """
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        """Read one more token of each sequence.
+
+        Args:
+            tokens: `[B]` int64.
+            state: from `start`; changed in place. No sequence in it has reached `context_length`.
+
+        Returns:
+            logits `[B, V]` of the token after it.
+        """

@@ -1,0 +1,106 @@
+"""`pretune generate` as a person uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pretune as library
+from pretune.errors import PretuneError
+from pretune.infer import Decoding
+from tests.cli.test_cli import pretune, refused
+from tests.infer.conftest import Pair, bpe
+
+__all__ = ["bpe"]  # a fixture
+
+
+def test_one_prompt_is_written_on(bpe: Pair, tmp_path: Path) -> None:
+    options = ("--prompt", "The film", "--max-new-tokens", "12", "--seed", "3", "--top-k", "30")
+    (expected,) = bpe.writer.generate(["The film"], Decoding(max_new_tokens=12, seed=3, top_k=30))
+    shown = "".join(c for c in expected.text if c in "\n\t" or c.isprintable())
+    for mode in ("--stream", "--no-stream"):
+        done = pretune("generate", bpe.folder, *options, mode, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "The film" + shown + "\n"
+
+
+def test_several_prompts_come_in_order(bpe: Pair, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("The film\n\n中国\n", encoding="utf-8")
+    arguments = ("generate", bpe.folder, "--samples", "2", "--max-new-tokens", "9")
+    expected = bpe.writer.generate(["The film", "中国"], Decoding(samples=2, max_new_tokens=9))
+    done = pretune(*arguments, "--file", "prompts.txt", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["prompt"], row["sample"], row["text"]) for row in rows] == [
+        (g.prompt, g.sample, g.text) for g in expected
+    ]
+    assert rows[0]["tokens"] == list(expected[0].tokens)
+    assert rows[0]["logprob"] == pytest.approx(sum(rows[0]["logprobs"]))
+    text = "The film\n\n中国\n"
+    piped = pretune(*arguments, "--json", cwd=tmp_path, text=text, PYTHONUTF8="1")
+    assert piped.stdout == done.stdout
+    plain = pretune(*arguments, "--file", "prompts.txt", cwd=tmp_path)
+    heads = [line for line in plain.stdout.split("\n") if line.startswith("== ")]
+    assert heads == ["== 1/4 ==", "== 2/4 ==", "== 3/4 ==", "== 4/4 =="]
+
+
+@pytest.mark.parametrize("mode", ["--stream", "--no-stream"])
+def test_interleaved_pieces_are_shown_one_text_after_the_other(
+    mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pretune.cli.generate import _show
+    from pretune.infer import Generation, Piece
+
+    def end(number: int) -> Generation:
+        return Generation("", number, "", "length", (), ())
+
+    pieces = [
+        Piece(0, 0, "a"),
+        Piece(1, 0, "x"),
+        Piece(1, 0, "y", end(0)),
+        Piece(0, 0, "b"),
+        Piece(0, 0, "\x1b[31mc", end(0)),
+        Piece(2, 0, "", end(0)),
+    ]
+    _show(iter(pieces), ["P", "Q", "R"], 1, mode == "--stream")
+    assert capsys.readouterr().out == "== 1/3 ==\nPab[31mc\n== 2/3 ==\nQxy\n== 3/3 ==\nR\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--prompt", "a", "--top-p", "2"), "top_p must be a number above 0 to 1, not 2.0"),
+        (("--prompt", "a", "--beams", "3", "--top-k", "5"), "top_k is about drawing"),
+        (("--prompt", "a", "--file", "b"), "not both"),
+        (("--file", "nothing.txt"), "nothing.txt"),
+        ((), "input: no prompt in it"),
+    ],
+)
+def test_mistakes_are_named(
+    bpe: Pair, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    refused(pretune("generate", bpe.folder, *arguments, cwd=tmp_path), said)
+
+
+def test_a_bert_cannot_and_a_hint_says_what_can(tiny_folder: Path, tmp_path: Path) -> None:
+    done = pretune("generate", tiny_folder, "--prompt", "a", cwd=tmp_path)
+    refused(done, "a bert model cannot generate text", "GPT-2")
+
+
+def test_from_python(bpe: Pair) -> None:
+    found = library.generate(bpe.folder, "The film", max_new_tokens=5, samples=2, seed=9)
+    expected = bpe.writer.generate(["The film"], Decoding(max_new_tokens=5, samples=2, seed=9))
+    assert found == expected
+    assert [g.prompt for g in library.generate(bpe.bundle, ["a", "b"], beams=2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"temprature": 1}, "generate has no option 'temprature'"), ({"top_k": -1}, "top_k")],
+)
+def test_options_in_python_are_checked(bpe: Pair, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(PretuneError, match=said):
+        library.generate(bpe.bundle, "a", **options)
