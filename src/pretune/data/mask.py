@@ -177,7 +177,9 @@ def draw_masks(
         if rule.unit == "spans":
             mine = slice(*np.searchsorted(units.sequence, [i, i + 1]))
             count = int(_how_many(units.counts[i], rule.share, noise[end - length - 1, 0]))
-            for first, last in _spans(units.starts[mine], units.ends[mine], count, rule, stream):
+            for first, last in draw_spans(
+                units.starts[mine], units.ends[mine], count, rule, stream
+            ):
                 groups[first:last] = first
     rounding, each = noise[ends - lengths - 1, 0], np.delete(noise, ends - lengths - 1, axis=0)
     if rule.unit != "spans":
@@ -244,7 +246,7 @@ class _Units:
         return groups
 
 
-def _spans(
+def draw_spans(
     starts: Array, ends: Array, count: int, rule: MaskRule, stream: np.random.Generator
 ) -> list[tuple[int, int]]:
     """Spans of whole words, `count` words together, none over another: (first token, one past).
