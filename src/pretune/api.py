@@ -121,7 +121,7 @@ def evaluate(
             quoting=quoting,
             max_chars=max_chars,
         )
-    features = featurize(task, records, bundle.tokenizer)
+    features = featurize(task, records, bundle.tokenizer, evaluation=True)
     bundle.model.to(target)
     return evaluate_features(task, bundle.model, features, device=target, batch_tokens=batch_tokens)
 

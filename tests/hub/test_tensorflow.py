@@ -150,7 +150,7 @@ class TestModel:
 
     @pytest.mark.parametrize("name", ["tf1", "sharded"])
     def test_pretraining(self, theirs, batch, name):
-        both = our_model(FIXTURES / name, "pretraining", []).both(batch)
+        both = our_model(FIXTURES / name, "pretraining", [])(batch, both=True)
         expected = [theirs(torch.tensor([ids])) for ids in IDS]
         tokens = torch.cat([one.prediction_logits[0] for one in expected])
         follows = torch.cat([one.seq_relationship_logits for one in expected])

@@ -124,7 +124,7 @@ def our_logits(model: nn.Module, head: str, ids: list[list[int]]) -> list[Tensor
             return list(hidden)
         return [x for pair in zip(hidden, output.pooler_output, strict=True) for x in pair]
     if isinstance(model, BertPreTraining):
-        both = model.both(batch)
+        both = model(batch, both=True)
         tokens = both.prediction_logits.split(lengths)
         return [x for pair in zip(tokens, both.seq_relationship_logits, strict=True) for x in pair]
     logits = model(batch)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -191,19 +193,37 @@ class BertPreTraining(MaskedLM):
         self.relationship = Linear(backbone.config.hidden_size, 2)
         backbone.init_weights(self.relationship)
 
-    def both(self, batch: PackedBatch, *, masked: Tensor | None = None) -> PreTrainingOutput:
-        """Run both heads on one pass.
+    @overload
+    def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, batch: PackedBatch, *, select: Selection | None = None, both: Literal[True]
+    ) -> PreTrainingOutput: ...
+
+    def forward(
+        self, batch: PackedBatch, *, select: Selection | None = None, both: bool = False
+    ) -> Tensor | PreTrainingOutput:
+        """Masked tokens alone, as `MaskedLM`; or both heads on one pass.
 
         Args:
-            batch: of pairs.
-            masked: `[R]` the rows whose tokens to predict; default all.
+            batch: for `both`, of pairs.
+            select: the tokens to predict, the first of a sequence not among them; default all.
+            both: what to give.
         """
-        output = self.backbone(batch)
-        hidden = output.last_hidden_state
-        return PreTrainingOutput(
-            self.decode(hidden if masked is None else hidden[masked]),
-            self.relationship(output.pooler_output),
-        )
+        if not both:
+            return super().forward(batch, select=select)
+        if select is None:
+            output = self.backbone(batch)
+            hidden, pooled = output.last_hidden_state, output.pooler_output
+        else:
+            rows, order = torch.cat([batch.first.rows, select.rows]).sort()
+            layout = Layout.of([1 + count for count in select.layout.lengths], rows.device)
+            found = self.backbone(batch, select=Selection(rows, layout)).last_hidden_state
+            first = order < batch.num_sequences
+            hidden = found[~first]
+            pooled = self.backbone.pool(found[first], batch, batch.first)
+        return PreTrainingOutput(self.decode(hidden), self.relationship(pooled))
 
 
 class CausalLM(nn.Module):

@@ -200,7 +200,9 @@ def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, FeatureSet, FeatureSet |
     seed_everything(recipe.seed)
     bundle = starting_model(recipe, task)
     train = featurize(task, records, bundle.tokenizer)
-    validation = None if held_out is None else featurize(task, held_out, bundle.tokenizer)
+    validation = None
+    if held_out is not None:
+        validation = featurize(task, held_out, bundle.tokenizer, evaluation=True)
     return task, bundle, train, validation
 
 
@@ -304,7 +306,7 @@ def _forward_rate(
     tokens, seconds = 0, 0.0
     for i, which in enumerate([order[0], *order]):
         start = time.perf_counter()
-        batch = features.batch(which).to(device)
+        batch = task.augment(features.batch(which), 0, -1).to(device)
         with precision_context(device, recipe.train.precision):
             float(task.loss(task.forward(model, batch), batch).sum)
         if i == 0:  # warm

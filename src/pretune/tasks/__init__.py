@@ -15,7 +15,8 @@ from pretune.tasks.base import (
 )
 from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
-from pretune.tasks.mask_lm import MaskLm, MaskLmOptions, MaskPrediction
+from pretune.tasks.mask_lm import MaskLm, MaskPrediction
+from pretune.tasks.mask_lm_options import MaskLmOptions
 
 #: Every task by the name recipes know it by.
 TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify, MaskLm, CausalLm)}

@@ -91,19 +91,22 @@ class Task(ABC, Generic[O, P]):
     Class attributes:
         name: as recipes call it.
         options_type: its section of the recipe.
-        head: which of a family's heads (see `hub/keys.py`) its model has.
         best_by: the metric that decides which checkpoint is best.
         splits_text: whether the end of a single long text can be held back for validation.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[TaskOptions]]
-    head: ClassVar[str]
     best_by: ClassVar[str]
     splits_text: ClassVar[bool] = False
 
     def __init__(self, options: O) -> None:
         self.options = options
+
+    @property
+    @abstractmethod
+    def head(self) -> str:
+        """Which of a family's heads (see `hub/keys.py`) its model has: mostly one for all."""
 
     @property
     @abstractmethod
@@ -131,6 +134,12 @@ class Task(ABC, Generic[O, P]):
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
+
+    def evaluation_features(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature]:
+        """What is evaluated on; by default the same features as are trained on."""
+        return self.features(records, rows, tokenizer, with_targets=True)
 
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
         """What is drawn anew in each epoch, e.g. masks; by default nothing is.
@@ -188,6 +197,7 @@ def featurize(
     tokenizer: Tokenizer,
     *,
     with_targets: bool = True,
+    evaluation: bool = False,
     chunk: int = 1024,
     progress: Callable[[int], None] | None = None,
 ) -> FeatureSet:
@@ -198,6 +208,7 @@ def featurize(
         records: what to turn into features.
         tokenizer: of the model.
         with_targets: False for prediction, where records have no labels.
+        evaluation: they are to be evaluated on, not trained on.
         chunk: records at a time.
         progress: called with the number of records done.
 
@@ -208,7 +219,10 @@ def featurize(
     def stream() -> Iterable[Feature]:
         for start in range(0, len(records), chunk):
             rows = range(start, min(start + chunk, len(records)))
-            yield from task.features(records, rows, tokenizer, with_targets=with_targets)
+            if evaluation:
+                yield from task.evaluation_features(records, rows, tokenizer)
+            else:
+                yield from task.features(records, rows, tokenizer, with_targets=with_targets)
             if progress is not None:
                 progress(rows.stop)
 

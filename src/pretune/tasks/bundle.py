@@ -135,8 +135,10 @@ def load(
         names = set() if wanted is None else _head_names(family, wanted)
         same = trained is not None and wanted is not None and _same_head(trained, wanted)
         fresh = set() if same else names
+        # A task with more heads than the checkpoint has (next sentences, say) gets those anew.
+        promised = names & _head_names(family, trained) if same and trained else set()
         model, report = load_into(build, weights, folder, family, head, fresh=fresh, dtype=kind)
-        _refuse_headless(folder, family, head, names & set(report.missing) - fresh)
+        _refuse_headless(folder, family, head, promised & set(report.missing))
     if wanted is not None:
         wanted.bind(found)
     return Bundle(model, found, family, wanted, columns, report)

@@ -1,34 +1,30 @@
-"""Masked tokens: which words fit a gap, and how natural a text is to a model."""
+"""Masked tokens: BERT's pre-training, words that fit a gap, and how natural a text is."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from pydantic import Field
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.data import Feature, Layout, PackedBatch, Records, Selection
+from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
+from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sentences
+from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
-from pretune.models import Backbone, masked_lm
+from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
-from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
+from pretune.tasks.losses import cross_entropy
+from pretune.tasks.mask_lm_metrics import NEXT, TARGET, UNKNOWN, MaskLmMetrics, token_logits
+from pretune.tasks.mask_lm_options import FEWEST, MaskLmOptions
 from pretune.text import Encoded, Tokenizer
 
-#: What masked tokens are counted under in a batch: the token that was there, or -1 where none is.
-TARGET = "masked"
-#: At a gap whose token nobody knows.
-UNKNOWN = -2
-
-
-class MaskLmOptions(CrossEntropyOptions):
-    """Options of `mask_lm`."""
-
-    name: Literal["mask_lm"] = Field("mask_lm", description="Which tokens fit the gaps of a text.")
-    top_k: int = Field(5, ge=1, le=1000, description="How many candidates to give for each gap.")
+#: Which word each token belongs to, for masks that cover whole ones.
+WORDS = "words"
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,25 @@ class MaskPrediction(Prediction):
 
 
 class MaskLm(Task[MaskLmOptions, MaskPrediction]):
-    """Fills gaps; evaluated by pseudo-perplexity (Salazar et al. 2020, equation 3).
+    """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
 
-    There each token of a text is masked in turn, and the model asked for it.
+    Evaluated on masks drawn as in training, or by pseudo-perplexity (Salazar et al. 2020, equation
+    3): there each token of a text is masked in turn, and the model asked for it.
     """
 
     name: ClassVar[str] = "mask_lm"
     options_type: ClassVar[type[TaskOptions]] = MaskLmOptions
-    head: ClassVar[str] = "masked_lm"
     best_by: ClassVar[str] = "loss"
 
     def __init__(self, options: MaskLmOptions) -> None:
         super().__init__(options)
         self._tokenizer: Tokenizer | None = None
+        self._vocabulary: MaskVocabulary | None = None
+
+    @property
+    def head(self) -> str:
+        """BERT's two heads where sentences are learned too."""
+        return "masked_lm" if self.options.next == "none" else "pretraining"
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -81,28 +83,51 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         return {}
 
     def bind(self, tokenizer: Tokenizer) -> None:
-        """Take the tokenizer, which has the words for the answers."""
-        self._tokenizer = tokenizer
+        """Take the tokenizer, which has the words for the answers and the masks."""
+        self._tokenizer, self._vocabulary = tokenizer, None
+
+    @property
+    def vocabulary(self) -> MaskVocabulary:
+        """What masks are made of.
+
+        Raises:
+            CheckpointError: the tokenizer has no mask token.
+        """
+        if self._vocabulary is None:
+            assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
+            self._vocabulary = MaskVocabulary.of(self._tokenizer)
+        return self._vocabulary
 
     def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand."""
+        """Nothing has to be known beforehand; but pairs need documents of several sentences.
+
+        Raises:
+            DataError: there is none.
+        """
+        texts = (records.text(row, "text") for row in range(len(records)))
+        if self.options.next != "none" and all(len(split_sentences(t)) < 2 for t in texts):
+            raise DataError(
+                f"{records.origin}: no record has two sentences, so none has a next one",
+                f"A record is a document (task.next={self.options.next}); for single sentences "
+                "set task.next=none.",
+            )
 
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
-        """A text with its gaps; or, with targets, one copy of it for each token, masked there."""
+        """A text with its gaps; or, with targets, what `augment` draws masks for.
+
+        That is pairs of segments of a document, or, without `next`, the whole of a document in
+        blocks of equal size, none of which reaches into another document.
+        """
         self.bind(tokenizer)
-        mask = tokenizer.special_id("mask_token")
-        if mask is None:
-            raise CheckpointError(
-                "the tokenizer has no mask token", "Masks can be filled by BERT and its kin only."
-            )
+        if with_targets:
+            yield from self._for_training(records, rows, tokenizer)
+            return
+        mask = _needed(tokenizer, "mask_token")
         texts = [records.text(row, "text") for row in rows]
         encoded = tokenizer.encode(texts, max_length=self.options.max_length)
         for row, one in zip(rows, encoded, strict=True):
-            if with_targets:
-                yield from _each_token_masked(one, mask, row, tokenizer)
-                continue
             gaps = [UNKNOWN if token == mask else -1 for token in one.ids]
             if UNKNOWN not in gaps:
                 cut = f" in the first {self.options.max_length} tokens" if one.truncated else ""
@@ -112,33 +137,136 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
                 )
             yield Feature(one.ids, one.segments, {TARGET: gaps}, row, one.truncated)
 
-    def build(self, backbone: Backbone) -> nn.Module:
-        """Dense, activation, LayerNorm, and the embeddings as the output layer."""
-        return masked_lm(backbone)
+    def evaluation_features(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature]:
+        """As in training; or one copy of a text for each token, masked there."""
+        if self.options.evaluate == "masked":
+            yield from self.features(records, rows, tokenizer, with_targets=True)
+            return
+        self.bind(tokenizer)
+        texts = [records.text(row, "text") for row in rows]
+        encoded = tokenizer.encode(texts, max_length=self.options.max_length)
+        for row, one in zip(rows, encoded, strict=True):
+            yield from _each_token_masked(one, row, self.vocabulary)
 
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Tensor:
-        """Logits `[masked tokens, vocab]`: nothing is computed for the others in the last layer."""
+    def _for_training(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature]:
+        options = self.options
+        segment = segmenter(options.words)
+        if options.next == "none":
+            texts = [records.text(row, "text") for row in rows]
+            for row, whole in zip(rows, encode_all(texts, tokenizer, segment), strict=True):
+                for block in _blocks(whole, options.max_length - 2):
+                    yield from self._sequence([block], row, tokenizer)
+            return
+        maker = PairMaker(
+            records,
+            tokenizer,
+            kind=options.next,
+            room=options.max_length - 3,
+            short=options.short_share,
+            segment=segment,
+        )
+        for row in rows:
+            for copy in range(options.dupe):
+                for pair in maker.pairs(row, copy):
+                    parts = [pair.first, pair.second]
+                    yield from self._sequence(parts, row, tokenizer, {NEXT: pair.label})
+
+    def _sequence(
+        self,
+        parts: list[Tokens],
+        row: int,
+        tokenizer: Tokenizer,
+        targets: Mapping[str, int] | None = None,
+    ) -> Iterable[Feature]:
+        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`; nothing where there is nothing to guess."""
+        first, end = _needed(tokenizer, "cls_token"), _needed(tokenizer, "sep_token")
+        ids = np.concatenate([[first], *(x for part in parts for x in (part.ids, [end]))])
+        if self.vocabulary.special[ids].all():
+            return
+        lengths = [len(part) + 1 for part in parts]
+        segments = np.repeat(np.arange(len(parts)), [lengths[0] + 1, *lengths[1:]])
+        found: dict[str, Any] = dict(targets or {})
+        if self.options.mask != "tokens":
+            # What stands around special tokens is not one word, whatever its number.
+            between = np.array([-1], dtype=np.int32)
+            numbers = (x for part in parts for x in (part.words, between))
+            found[WORDS] = np.concatenate([between, *numbers])
+        yield Feature(ids.tolist(), segments.tolist(), found, row)
+
+    def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
+        """Draw the masks, where they are not given: the features have none."""
+        if TARGET in batch.targets:
+            return batch
+        words = batch.targets.get(WORDS)
+        drawn = draw_masks(
+            batch.tokens.numpy(),
+            np.array(batch.layout.lengths, dtype=np.int64),
+            batch.index.numpy(),
+            None if words is None else words.numpy(),
+            self.options.rule(),
+            self.vocabulary,
+            seed=seed,
+            epoch=epoch,
+        )
+        targets = {name: value for name, value in batch.targets.items() if name != WORDS}
+        targets[TARGET] = torch.from_numpy(drawn.labels)
+        return replace(batch, tokens=torch.from_numpy(drawn.tokens), targets=targets)
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """Dense, activation, LayerNorm, and the embeddings as the output layer; and for `next` a
+        linear map on the pooled output."""
+        return masked_lm(backbone) if self.options.next == "none" else pretraining(backbone)
+
+    def forward(self, model: nn.Module, batch: PackedBatch) -> Tensor | PreTrainingOutput:
+        """Logits `[masked tokens, vocab]`: nothing is computed for the others in the last layer.
+
+        Of pairs with a label both heads' logits.
+        """
         masked = batch.targets[TARGET] != -1
         rows = masked.nonzero()[:, 0]
         parts = torch.split(masked.cpu(), list(batch.layout.lengths))
-        layout = Layout.of([int(part.sum()) for part in parts], rows.device)
-        logits: Tensor = model(batch, select=Selection(rows, layout))
-        return logits
+        select = Selection(rows, Layout.of([int(part.sum()) for part in parts], rows.device))
+        both = {"both": True} if NEXT in batch.targets else {}
+        found: Tensor | PreTrainingOutput = model(batch, select=select, **both)
+        return found
 
-    def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
-        """Cross-entropy, counted in masked tokens."""
+    def loss(self, outputs: Tensor | PreTrainingOutput, batch: PackedBatch) -> Loss:
+        """Cross-entropy, counted in masked tokens.
+
+        A sequence's cross-entropy of `next` counts once for each of its masked tokens. So there is
+        one count, which adds up over any parts of a batch; and where all sequences have equally
+        many masks it is BERT's loss, the mean over the masked tokens plus that over the sequences.
+        """
         labels = batch.targets[TARGET]
-        labels = labels[labels != -1]
+        known = labels[labels != -1]
         options = self.options
+        logits = token_logits(outputs)
         total, parts = cross_entropy(
-            outputs, labels, options.label_smoothing, options.z_loss, ignore_index=UNKNOWN
+            logits, known, options.label_smoothing, options.z_loss, ignore_index=UNKNOWN
         )
-        return Loss(total, int((labels != UNKNOWN).sum()), parts)
+        count = int((known != UNKNOWN).sum())
+        if not isinstance(outputs, PreTrainingOutput):
+            return Loss(total, count, parts)
+        each = F.cross_entropy(
+            outputs.seq_relationship_logits.float(), batch.targets[NEXT], reduction="none"
+        )
+        before = F.pad((labels != -1).cumsum(0), (1, 0))
+        masks = before[batch.cu_seqlens[1:].long()] - before[batch.cu_seqlens[:-1].long()]
+        second = (each * masks).sum()
+        shown = {"mask_loss": total.detach(), f"{options.next}_loss": second.detach()}
+        return Loss(total + second, count, {**parts, **shown})
 
-    def predict(self, outputs: Tensor, batch: PackedBatch) -> list[MaskPrediction]:
+    def predict(
+        self, outputs: Tensor | PreTrainingOutput, batch: PackedBatch
+    ) -> list[MaskPrediction]:
         """The best candidates for each gap."""
         assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
-        scores, ids = outputs.float().softmax(-1).topk(min(self.options.top_k, outputs.shape[-1]))
+        logits = token_logits(outputs).float()
+        scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
         gaps = [
             tuple(
                 Candidate(token, score)
@@ -154,8 +282,10 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         return answers
 
     def metrics(self) -> MaskLmMetrics:
-        """Pseudo-perplexity and accuracy."""
-        return MaskLmMetrics()
+        """Perplexity (or pseudo-perplexity) and accuracy, and the accuracy of `next`."""
+        if self.options.evaluate == "each":
+            return MaskLmMetrics("pseudo_perplexity")
+        return MaskLmMetrics("perplexity", self.options.next)
 
     def config_entries(self) -> dict[str, Any]:
         """Nothing that transformers would read."""
@@ -173,49 +303,38 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             return None
         positions = config.get("max_position_embeddings", 512)
         length = min(512, positions) if isinstance(positions, int) and positions > 2 else 512
-        return cls(MaskLmOptions(max_length=length))
+        # A pretraining head of any other family is not BERT's.
+        both = architecture == "BertForPreTraining" and length >= FEWEST
+        found = MaskLmOptions(max_length=length, next="nsp" if both else "none", evaluate="each")
+        return cls(found)
 
 
-def _each_token_masked(
-    one: Encoded, mask: int, row: int, tokenizer: Tokenizer
-) -> Iterable[Feature]:
-    special = {tokenizer.special_id(name) for name in tokenizer.special}
+def _needed(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a special token.
+
+    Raises:
+        CheckpointError: the tokenizer has no such token.
+    """
+    found = tokenizer.special_id(name)
+    if found is None:
+        raise CheckpointError(
+            f"the tokenizer has no {name.replace('_', ' ')}",
+            "Masks can be filled by BERT and its kin only.",
+        )
+    return found
+
+
+def _blocks(whole: Tokens, room: int) -> Iterable[Tokens]:
+    """A document in as few blocks as can be, all equally long, so that none is a mere stub."""
+    count = -(-len(whole) // room)
+    for i in range(count):
+        yield whole[len(whole) * i // count : len(whole) * (i + 1) // count]
+
+
+def _each_token_masked(one: Encoded, row: int, vocabulary: MaskVocabulary) -> Iterable[Feature]:
     for place, token in enumerate(one.ids):
-        if token in special:
+        if vocabulary.special[token]:
             continue
-        ids = [*one.ids[:place], mask, *one.ids[place + 1 :]]
-        targets = [token if i == place else -1 for i in range(len(ids))]
+        ids = [*one.ids[:place], vocabulary.mask, *one.ids[place + 1 :]]
+        targets = [token if i == place else NOT_MASKED for i in range(len(ids))]
         yield Feature(ids, one.segments, {TARGET: targets}, row, one.truncated)
-
-
-class MaskLmMetrics:
-    """Over all masked tokens whose truth is known."""
-
-    def __init__(self) -> None:
-        self._loss, self._right, self._count = 0.0, 0, 0
-
-    def update(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Take in logits `[masked tokens, vocab]`."""
-        labels = batch.targets[TARGET]
-        labels = labels[labels != -1]
-        self._loss += float(cross_entropy(outputs, labels, ignore_index=UNKNOWN)[0])
-        self._right += int((outputs.argmax(-1) == labels).sum())
-        self._count += int((labels != UNKNOWN).sum())
-
-    def merge(self, other: Self) -> None:
-        """Add another's sums."""
-        self._loss += other._loss
-        self._right += other._right
-        self._count += other._count
-
-    def result(self) -> dict[str, float]:
-        """`pseudo_perplexity`: exp of the mean negative log-probability; and `accuracy`."""
-        count = max(self._count, 1)
-        return {
-            "pseudo_perplexity": math.exp(min(self._loss / count, 700.0)),
-            "accuracy": self._right / count,
-        }
-
-    def details(self) -> dict[str, Any]:
-        """How many tokens were asked for."""
-        return {"tokens": self._count}

@@ -86,11 +86,17 @@ def read_for(
 
 
 def read_features(
-    what: str, task: AnyTask, records: Records, bundle: Bundle, reporter: Reporter
+    what: str,
+    task: AnyTask,
+    records: Records,
+    bundle: Bundle,
+    reporter: Reporter,
+    *,
+    evaluation: bool = False,
 ) -> FeatureSet:
     """The features of some records, with a line about them for people."""
     with reporter.working(f"reading {what}", len(records)) as done:
-        features = featurize(task, records, bundle.tokenizer, progress=done)
+        features = featurize(task, records, bundle.tokenizer, evaluation=evaluation, progress=done)
     cut = ""
     if features.truncated:
         most = task.options.max_length

@@ -171,7 +171,9 @@ class _Run:
             train = read_features("train", self.task, records, bundle, self.reporter)
             validation = None
             if held_out is not None:
-                validation = read_features("validation", self.task, held_out, bundle, self.reporter)
+                validation = read_features(
+                    "validation", self.task, held_out, bundle, self.reporter, evaluation=True
+                )
             data = train.fingerprint()
             if start is not None:
                 _check_data(read_state(start).values.get("data"), data, start)
@@ -270,7 +272,7 @@ def first_loss(
     task: AnyTask, model: nn.Module, features: FeatureSet, device: torch.device
 ) -> Tensor:
     """The sum of the loss of the first feature, with its graph."""
-    batch = features.batch(np.array([0])).to(device)
+    batch = task.augment(features.batch(np.array([0])), 0, 0).to(device)
     return task.loss(task.forward(model, batch), batch).sum
 
 
