@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pretune.corpus.clean import Cleaning
     from pretune.corpus.documents import Reading
     from pretune.corpus.pipeline import Prepared, Settings, prepare
-    from pretune.corpus.sentences import sentences
+    from pretune.corpus.punctuation import sentences
     from pretune.corpus.store import Corpus
 
 __all__ = ["Cleaning", "Corpus", "Prepared", "Reading", "Settings", "prepare", "sentences"]
@@ -21,14 +21,12 @@ _HOMES = {
     "Reading": "documents",
     "Settings": "pipeline",
     "prepare": "pipeline",
-    "sentences": "sentences",
+    "sentences": "punctuation",
 }
 
 
 def __getattr__(name: str) -> Any:
     # On first use: processes that tokenize import this package too and must not wait for torch.
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"pretune.corpus.{_HOMES[name]}"), name)
-        globals()[name] = value  # `sentences` is also the name of a module
-        return value
+        return getattr(importlib.import_module(f"pretune.corpus.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'pretune.corpus' has no attribute '{name}'")
