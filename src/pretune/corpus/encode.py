@@ -112,7 +112,7 @@ def first_tokens(offsets: Array, starts: Sequence[int]) -> Array:
     """In which tokens sentences begin.
 
     A token belongs to the sentence its last character is in, for in a byte-level vocabulary a token
-    begins with the space before its word. Space after a sentence belongs to it.
+    begins with the space before its word. Tokens of space after a sentence belong to it.
 
     Args:
         offsets: `[T, 2]` the characters (start, end) of each token, T > 0.
@@ -124,5 +124,6 @@ def first_tokens(offsets: Array, starts: Sequence[int]) -> Array:
     # A token of no character (start = end, some normalizers make such) stays with the last one.
     last = np.maximum.accumulate(np.where(offsets[:, 1] > offsets[:, 0], offsets[:, 1] - 1, 0))
     sentence = np.searchsorted(np.array(starts, dtype=np.int64), last, side="right")
-    begins = np.flatnonzero(np.diff(sentence) > 0) + 1
+    # Space before the first sentence is the first one's.
+    begins = np.flatnonzero(np.diff(np.maximum(sentence, 1)) > 0) + 1
     return np.concatenate([np.zeros(1, dtype=np.int64), begins.astype(np.int64)])
