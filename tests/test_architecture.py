@@ -20,6 +20,7 @@ ORDER = (
     "data",
     "models",
     "hub",
+    "corpus",
     "tasks",
     "recipe_errors",
     "recipe_sections",

@@ -16,6 +16,7 @@ from pretune.cli import push  # noqa: F401
 from pretune.cli import convert  # noqa: F401
 from pretune.cli import recipes  # noqa: F401
 from pretune.cli import schedule  # noqa: F401
+from pretune.cli import prepare  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

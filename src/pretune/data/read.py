@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pretune.data.hub_table import HUB_DATASET, hub_table
 from pretune.errors import DataError, did_you_mean
 
 Record = dict[str, Any]
@@ -176,7 +177,7 @@ def read(
             )
         records = reader(path, encoding, quoting)
     elif hub and reader is None and not os.path.exists(path):
-        records = _read_hub(**hub.groupdict())
+        records = _read_hub(str(source))
     else:
         raise DataError(
             _missing(path), "Check the path; relative paths start at the current folder."
@@ -367,30 +368,11 @@ _READERS: dict[str, Callable[[Path, str, str], Records]] = {
 #: Names of files that `read` knows how to read end like this.
 TABLE_SUFFIXES = tuple(_READERS)
 
-#: A dataset on the Hub, as recipes name it.
-HUB_DATASET = re.compile(
-    r"(?P<name>[\w.-]+/[\w.-]+)"
-    r"(?::(?P<config>[\w.+-]+))?"
-    r":(?P<split>[\w.+-]+(?:\[[\d%:-]+\])?)"  # a split may be cut: train[:10%]
-)
 
-
-def _read_hub(name: str, config: str | None, split: str) -> Records:
-    """Load a split from the Hub through `datasets` (cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`)."""
+def _read_hub(origin: str) -> Records:
     import datasets
 
-    origin = ":".join(part for part in (name, config, split) if part)
-    datasets.disable_progress_bars()
-    try:
-        table = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the library raises its own, requests', and plain ValueErrors
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(
-            f"{origin}: could not be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason})",
-            "If the Hub cannot be reached, use a local file instead: data.train=FILE "
-            "data.validation=FILE; HF_ENDPOINT names a mirror.",
-        ) from error
+    table = hub_table(origin)
     categories = {
         column: feature.names
         for column, feature in table.features.items()

@@ -1,0 +1,32 @@
+"""From raw text to tokenized shards on disk, and reading those by memory map."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretune.corpus.clean import Cleaning
+    from pretune.corpus.documents import Reading
+    from pretune.corpus.pipeline import Prepared, Settings, prepare
+    from pretune.corpus.punctuation import sentences
+    from pretune.corpus.store import Corpus
+
+__all__ = ["Cleaning", "Corpus", "Prepared", "Reading", "Settings", "prepare", "sentences"]
+
+_HOMES = {
+    "Cleaning": "clean",
+    "Corpus": "store",
+    "Prepared": "pipeline",
+    "Reading": "documents",
+    "Settings": "pipeline",
+    "prepare": "pipeline",
+    "sentences": "punctuation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: processes that tokenize import this package too and must not wait for torch.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"pretune.corpus.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'pretune.corpus' has no attribute '{name}'")

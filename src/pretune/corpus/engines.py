@@ -1,0 +1,172 @@
+"""Where documents are encoded: here, in processes, on a Ray cluster. The results are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar
+
+from pretune.corpus.encode import Encoded, Encoder, Plan
+from pretune.errors import PretuneError, did_you_mean
+
+Handle = TypeVar("Handle")
+
+
+@dataclass
+class Batch:
+    """Documents that are encoded together.
+
+    Attributes:
+        texts: of the documents.
+        characters: of all of them.
+        read: how many were read, with those that could not be.
+        cut: how many are pieces of a document that was too long.
+        problems: how many could not be read, by reason.
+        after: the place where the next batch begins: source, documents of it that come before.
+        position: bytes read.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    characters: int = 0
+    read: int = 0
+    cut: int = 0
+    problems: dict[str, int] = field(default_factory=dict)
+    after: tuple[int, int] = (0, 0)
+    position: int = 0
+
+
+Results = Generator[tuple[Batch, list[Encoded]], None, None]
+
+
+def encode_all(engine: str, plan: Plan, batches: Iterable[Batch], workers: int) -> Results:
+    """Encode batches; the results come in the order of the batches.
+
+    Only a few batches more than there are workers are under way at any time.
+
+    Args:
+        engine: "processes" or "ray".
+        plan: what to do.
+        batches: of documents.
+        workers: how many at a time; of processes, 1 means this one.
+
+    Raises:
+        PretuneError: there is no such engine, it is not installed, or a worker died.
+    """
+    if engine not in _ENGINES:
+        raise PretuneError(f"no engine is called '{engine}'", did_you_mean(engine, _ENGINES))
+    return _ENGINES[engine](plan, iter(batches), workers)
+
+
+def _in_order(
+    batches: Iterator[Batch],
+    start: Callable[[list[str]], Handle],
+    wait: Callable[[Handle], list[Encoded]],
+    most: int,
+) -> Results:
+    under_way: deque[tuple[Batch, Handle]] = deque()
+    for batch in batches:
+        under_way.append((batch, start(batch.texts)))
+        if len(under_way) >= most:
+            batch, handle = under_way.popleft()
+            yield batch, wait(handle)
+    while under_way:
+        batch, handle = under_way.popleft()
+        yield batch, wait(handle)
+
+
+def _in_processes(plan: Plan, batches: Iterator[Batch], workers: int) -> Results:
+    if workers == 1:
+        encoder = Encoder(plan)
+        for batch in batches:
+            yield batch, encoder(batch.texts)
+        return
+    # Not by fork: the tokenizer has threads, and a fork of a process with threads may hang.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(plan,)
+    )
+    try:
+        yield from _in_order(
+            batches, lambda texts: pool.submit(_work, texts), lambda f: f.result(), 2 * workers
+        )
+    except BrokenProcessPool:
+        raise PretuneError(
+            "a process that tokenizes died, perhaps for want of memory",
+            "The same command goes on where it stopped; use fewer --workers.",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: list[Encoder] = []
+
+
+def _start(plan: Plan) -> None:
+    """Make this process a worker."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker.append(Encoder(plan))
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed cannot tell its workers, and they would wait for it forever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(texts: list[str]) -> list[Encoded]:
+    return _worker[0](texts)
+
+
+def _on_ray(plan: Plan, batches: Iterator[Batch], workers: int) -> Results:
+    try:
+        import ray
+    except ImportError:
+        raise PretuneError(
+            "Ray is not installed", "Install it with: pip install 'pretune[cluster]'"
+        ) from None
+    started_here = not ray.is_initialized()
+    if started_here:
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
+        ray.init(include_dashboard=False, log_to_driver=False, **local)
+    try:
+        task: Any = ray.remote(_ray_task)
+        shared = ray.put(plan)  # once to each machine, not with every batch
+        yield from _in_order(
+            batches, lambda texts: task.remote(shared, texts), ray.get, 2 * workers
+        )
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().split("\n")[-1]
+        raise PretuneError(
+            f"a Ray worker failed: {reason}", "The same command goes on where it stopped."
+        ) from error
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+@cache
+def _encoder(plan: Plan) -> Encoder:
+    return Encoder(plan)
+
+
+def _ray_task(plan: Plan, texts: list[str]) -> list[Encoded]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return _encoder(plan)(texts)
+
+
+_ENGINES: dict[str, Callable[[Plan, Iterator[Batch], int], Results]] = {
+    "processes": _in_processes,
+    "ray": _on_ray,
+}
+ENGINES = tuple(_ENGINES)

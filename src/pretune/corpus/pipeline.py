@@ -1,0 +1,377 @@
+"""`prepare`: from raw text to a folder of tokenized shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretune.corpus.clean import Cleaning
+from pretune.corpus.dedupe import Duplicates, held_back
+from pretune.corpus.documents import Meter, Reading, check_encoding, read_documents
+from pretune.corpus.encode import Encoded, Plan
+from pretune.corpus.engines import Batch, encode_all
+from pretune.corpus.journal import Journal, Kept
+from pretune.corpus.shards import ShardWriter, total
+from pretune.corpus.sources import Source, find_sources
+from pretune.corpus.store import FORMAT, MANIFEST, TOKENIZER, VERSION, Corpus
+from pretune.errors import CheckpointError, DataError
+from pretune.hub import atomic_text, find_source
+from pretune.text import Tokenizer, load_tokenizer
+
+#: After so many seconds the work is noted. More often costs time, more seldom costs more at a kill.
+NOTE_SECONDS = 5.0
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 500_000
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the content of a corpus depends on, besides its sources and its tokenizer.
+
+    Attributes:
+        reading: how documents are read.
+        cleaning: what is done to their texts.
+        keep_duplicates: keep documents that are equal to an earlier one.
+        near_duplicates: drop documents whose sets of shingles have a Jaccard similarity of about
+            this or more with those of an earlier one, over 0 and at most 1; None keeps them.
+        validation: the share of documents that are held back, from 0 to under 1.
+        shard_tokens: the most tokens of a shard.
+    """
+
+    reading: Reading = field(default_factory=Reading)
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    keep_duplicates: bool = False
+    near_duplicates: float | None = None
+    validation: float = 0.0
+    shard_tokens: int = 100_000_000
+
+    def check(self) -> None:
+        """Check what its types do not say.
+
+        Raises:
+            DataError: a value is out of range.
+        """
+        near = self.near_duplicates
+        for wrong, message in (
+            (not 0 <= self.validation < 1, "validation: from 0 to under 1"),
+            (near is not None and not 0 < near <= 1, "near-duplicates: over 0 and at most 1"),
+            (self.shard_tokens < 1, "shard-tokens: at least 1"),
+            (self.reading.max_chars < 1, "max-chars: at least 1"),
+            (self.cleaning.min_chars < 0, "min-chars: at least 0"),
+        ):
+            if wrong:
+                raise DataError(message, "Give another value.")
+        check_encoding(self.reading.encoding)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a preparation is.
+
+    Attributes:
+        done: bytes of the sources that were read.
+        size: bytes of all sources; what Hub datasets have is not in it.
+        documents: that were kept.
+        tokens: of those.
+    """
+
+    done: int
+    size: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was made.
+
+    Attributes:
+        folder: the corpus.
+        train: its manifest.
+        validation: the manifest of what was held back, if anything was to be.
+        found: whether it was there already.
+    """
+
+    folder: str
+    train: Mapping[str, Any]
+    validation: Mapping[str, Any] | None
+    found: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def prepare(
+    sources: Sequence[str | Path],
+    tokenizer: str | Path,
+    output: str | Path,
+    settings: Settings | None = None,
+    *,
+    engine: str = "processes",
+    workers: int | None = None,
+    restart: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Prepared:
+    """Read, clean and tokenize a corpus into a folder that `Corpus.open` reads.
+
+    Killed, the same call goes on where it was. The result depends on sources, tokenizer and
+    settings alone: not on engine and workers, nor on kills.
+
+    Args:
+        sources: files, folders, globs, Hub datasets (see `find_sources`).
+        tokenizer: a folder or a file with one, a run folder, `minilm` or a Hub id.
+        output: the folder to make. If it is there, made by the same call, nothing is done.
+        settings: what to do; default: `Settings()`.
+        engine: "processes" or "ray".
+        workers: documents are tokenized in so many processes; default: as many as there are cores.
+        restart: forget an unfinished corpus of that name.
+        on_progress: called after every batch.
+
+    Raises:
+        PretuneError: a source or the tokenizer cannot be used, a setting is wrong, the folder is
+            taken, or a worker died.
+    """
+    settings = settings or Settings()
+    settings.check()
+    found = find_sources(sources)
+    output = Path(os.path.abspath(output))
+    loaded = _load(tokenizer)
+    try:
+        work = _Work(found, loaded, output, settings, on_progress)
+        with work.journal.locked():
+            ready = work.ready()
+            if ready is not None:
+                work.journal.clear()
+            else:
+                work.run(engine, workers or len(os.sched_getaffinity(0)), restart)
+            return Prepared(str(output), *work.manifests(), found=ready is not None)
+    except OSError as error:
+        raise DataError(
+            f"{output}: cannot be written ({error.strerror or error})",
+            "When that is mended, the same command goes on where it stopped.",
+        ) from error
+
+
+def _load(tokenizer: str | Path) -> Tokenizer:
+    path = Path(tokenizer)
+    try:
+        return load_tokenizer(path)
+    except CheckpointError as error:
+        if path.is_file() or (path / "tokenizer.json").is_file() or (path / "vocab.txt").is_file():
+            raise
+        try:
+            return load_tokenizer(find_source(tokenizer))
+        except CheckpointError:
+            raise error from None
+
+
+class _Work:
+    """One preparation, from its first document or from where the last one was killed."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        tokenizer: Tokenizer,
+        output: Path,
+        settings: Settings,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.sources, self.tokenizer, self.output = sources, tokenizer, output
+        self.settings, self.on_progress = settings, on_progress
+        self.journal = Journal(output)
+        self.dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+        self.splits = ["train"] + [VALIDATION] * (settings.validation > 0)
+        self.unknown = tokenizer.special_id("unk_token")
+        fingerprint = hashlib.sha256(tokenizer.engine.to_str(pretty=True).encode("utf-8"))
+        self.identity = {
+            "version": VERSION,
+            "tokenizer": fingerprint.hexdigest(),  # that of the file `save` writes
+            "settings": asdict(settings),
+            "sources": [asdict(source) for source in sources],
+        }
+
+    def ready(self) -> Corpus | None:
+        """The corpus, if it is there already.
+
+        Raises:
+            DataError: something else is.
+        """
+        if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
+            return None
+        corpus = Corpus.open(self.output)
+        wanted = {key: self.described()[key] for key in ("tokenizer", "settings", "sources")}
+        wanted = json.loads(json.dumps(wanted))
+        for key, value in wanted.items():
+            if corpus.manifest[key] != value:
+                raise DataError(
+                    f"{self.output}: exists already, with another {key}",
+                    "Choose another --output, or remove it first.",
+                )
+        return corpus
+
+    def manifests(self) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+        """Of the finished corpus and of its validation data."""
+        train, *held = (Corpus.open(self._folder(split, self.output)) for split in self.splits)
+        return train.manifest, held[0].manifest if held else None
+
+    def described(self) -> dict[str, Any]:
+        """What the manifests of all splits say."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "tokenizer": {"folder": TOKENIZER, "sha256": self.identity["tokenizer"]},
+            "vocab_size": self.tokenizer.vocab_size,
+            "dtype": self.dtype,
+            "settings": asdict(self.settings),
+            "sources": [{"name": source.name, "size": source.size} for source in self.sources],
+        }
+
+    def run(self, engine: str, workers: int, restart: bool) -> None:
+        """Make the corpus."""
+        if restart:
+            self.journal.clear()
+        state = self.journal.read(self.identity) or {}
+        duplicates = Duplicates(
+            exact=not self.settings.keep_duplicates, near=self.settings.near_duplicates
+        )
+        self.counts = Counter(state.get("counts", {}))
+        self.changed = Counter(state.get("changed", {}))
+        self.dropped = Counter(state.get("dropped", {}))
+        self.kept = Kept(self.journal.folder, duplicates, state.get("kept", 0))
+        self.writers = {split: self._writer(split, state) for split in self.splits}
+        after = state.get("after", [0, 0])
+        plan = Plan(
+            self.tokenizer.engine.to_str(),
+            self.dtype,
+            self.settings.cleaning,
+            signatures=self.settings.near_duplicates is not None,
+        )
+        size = sum(source.size for source in self.sources)
+        noted = time.monotonic()
+        batches = _batches(self.sources, self.settings.reading, (after[0], after[1]))
+        try:
+            with closing(encode_all(engine, plan, batches, workers)) as results:
+                for batch, documents in results:
+                    self._take(batch, documents, duplicates)
+                    if time.monotonic() - noted >= NOTE_SECONDS:
+                        self._note(batch.after)
+                        noted = time.monotonic()
+                    tokens = self.counts["tokens"]
+                    documents_kept = self.counts["documents"]
+                    self.on_progress(Progress(batch.position, size, documents_kept, tokens))
+            self._finish()
+        finally:
+            self.kept.close()
+            for writer in self.writers.values():
+                writer.close()
+
+    @staticmethod
+    def _folder(split: str, corpus: Path) -> Path:
+        return corpus if split == "train" else corpus / split
+
+    def _writer(self, split: str, state: Mapping[str, Any]) -> ShardWriter:
+        return ShardWriter(
+            self._folder(split, self.journal.out),
+            self.journal.folder / f"positions-{split}",
+            self.dtype,
+            self.settings.shard_tokens,
+            state.get("writers", {}).get(split),
+        )
+
+    def _take(self, batch: Batch, documents: list[Encoded], duplicates: Duplicates) -> None:
+        self.counts["read"] += batch.read
+        self.counts["cut"] += batch.cut
+        self.dropped.update(batch.problems)
+        for document in documents:
+            reason = document.dropped or duplicates.reason(document.digest, document.signature)
+            if reason is not None:
+                self.dropped[reason] += 1
+                continue
+            self.kept.add(document.digest, document.signature)
+            held = held_back(document.digest, self.settings.validation)
+            self.writers[VALIDATION if held else "train"].add(document)
+            self.changed.update(document.changed)
+            self.counts["documents"] += 1
+            self.counts["tokens"] += len(document.tokens)
+            if self.unknown is not None:
+                self.counts["unknown"] += int(np.count_nonzero(document.tokens == self.unknown))
+
+    def _note(self, after: tuple[int, int]) -> None:
+        state = {
+            "after": after,
+            "counts": self.counts,
+            "changed": self.changed,
+            "dropped": self.dropped,
+            "kept": self.kept.sync(),
+            "writers": {split: writer.sync() for split, writer in self.writers.items()},
+        }
+        self.journal.write(self.identity, state)
+        for writer in self.writers.values():
+            writer.forget()
+
+    def _finish(self) -> None:
+        if not self.writers["train"].shards and not self.writers["train"].open.documents:
+            self.journal.clear()
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+            raise DataError(
+                f"no document is left of {self.counts['read']:,} (dropped: {reasons or 'none'})",
+                "Give more text, or drop less of it.",
+            )
+        for split, writer in self.writers.items():
+            writer.finish()
+            folder = self._folder(split, self.journal.out)
+            (folder / TOKENIZER).mkdir(exist_ok=True)
+            self.tokenizer.save(folder / TOKENIZER)
+            manifest = self.described() | {
+                "split": split,
+                "shards": writer.shards,
+                "totals": total(writer.shards),
+            }
+            if split == "train":  # the figures of the reading are those of all splits together
+                manifest["reading"] = {
+                    **{name: self.counts[name] for name in ("read", "cut", "unknown")},
+                    "changed": dict(sorted(self.changed.items())),
+                    "dropped": dict(sorted(self.dropped.items())),
+                }
+            text = json.dumps(manifest, ensure_ascii=False, indent=2)
+            atomic_text(folder / MANIFEST, text + "\n")
+        self.journal.publish(self.output)
+
+
+def _batches(sources: list[Source], reading: Reading, after: tuple[int, int]) -> Iterator[Batch]:
+    """Documents in batches, from a place on. Batches end where they may: nothing depends on it."""
+    meter = Meter()
+    batch = Batch()
+    for number, source in enumerate(sources):
+        if number < after[0]:
+            meter.next_file(source.size)
+            continue
+        skip = after[1] if number == after[0] else 0
+        for index, document in enumerate(read_documents(source, reading, meter), start=1):
+            if index <= skip:
+                continue
+            batch.read += 1
+            batch.cut += document.cut
+            if document.problem is not None:
+                batch.problems[document.problem] = batch.problems.get(document.problem, 0) + 1
+            else:
+                batch.texts.append(document.text)
+                batch.characters += len(document.text)
+            if batch.read >= _BATCH_DOCUMENTS or batch.characters >= _BATCH_CHARACTERS:
+                batch.after, batch.position = (number, index), meter.done
+                yield batch
+                batch = Batch()
+    batch.after, batch.position = (len(sources), 0), meter.done
+    yield batch

@@ -1,0 +1,253 @@
+"""Reading a prepared corpus by memory map. See docs/corpus.md for the format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretune.corpus.shards import (
+    COUNTS,
+    DOCUMENT_COLUMNS,
+    DOCUMENTS,
+    SENTENCES,
+    TOKENS,
+    describe,
+    stored_dtype,
+    total,
+)
+from pretune.errors import DataError
+
+FORMAT, VERSION = "pretune-corpus", 1
+MANIFEST = "corpus.json"
+TOKENIZER = "tokenizer"
+_ENDS = (TOKENS, DOCUMENTS, SENTENCES)
+_AGAIN = "Copy the corpus again, or prepare it anew."
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The maps of one shard."""
+
+    tokens: Array  # [T] uint16 or uint32
+    documents: Array  # [D, 3] int64
+    sentences: Array  # [S] int64
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus. Its files are mapped, not read: what is not looked at takes no memory.
+
+    Attributes:
+        folder: where it is.
+        manifest: its `corpus.json`.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    _shards: list[_Shard] = field(repr=False)
+    _ends: Array = field(repr=False)  # [shards] documents up to and with each shard
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = False) -> Corpus:
+        """Open a corpus.
+
+        Args:
+            folder: as `prepare` made it, or its `validation` folder.
+            verify: read every byte and compare the SHA-256; else sizes are compared.
+
+        Raises:
+            DataError: it is none, or damaged; names the file.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder / MANIFEST)
+        shards = [_open_shard(folder, manifest, shard, verify) for shard in manifest["shards"]]
+        fingerprint = manifest["tokenizer"]["sha256"]
+        path = folder / TOKENIZER / "tokenizer.json"
+        if not path.is_file():
+            raise DataError(f"{path}: missing", _AGAIN)
+        if describe(path)["sha256"] != fingerprint:
+            raise DataError(f"{path}: not the tokenizer that made this corpus", _AGAIN)
+        ends = np.cumsum([len(shard.documents) for shard in shards], dtype=np.int64)
+        return cls(folder, manifest, shards, ends)
+
+    def __len__(self) -> int:
+        """Documents."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __reduce__(self) -> Any:
+        # A map would be copied whole into another process; there, the files are mapped again.
+        return Corpus.open, (self.folder,)
+
+    def document(self, index: int) -> Array:
+        """`[T]` uint16 or uint32: the tokens of a document, a read-only view of the file.
+
+        Raises:
+            IndexError: there is no such document; negative numbers count from none.
+        """
+        shard, start, stop, _ = self._find(index)
+        return shard.tokens[start:stop]
+
+    def sentences(self, index: int) -> list[Array]:
+        """The tokens of a document, sentence by sentence; together they are all of its tokens."""
+        shard, start, stop, _ = self._find(index)
+        first, last = np.searchsorted(shard.sentences, [start, stop])
+        places = [*shard.sentences[first:last].tolist(), stop]
+        return [shard.tokens[a:b] for a, b in pairwise(places)]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """The characters and the UTF-8 bytes of the text of a document."""
+        shard, _, _, row = self._find(index)
+        return int(shard.documents[row, 1]), int(shard.documents[row, 2])
+
+    def lengths(self) -> Array:
+        """`[documents]` int64: how many tokens each has. This one is in memory."""
+        parts = [
+            np.diff(np.append(shard.documents[:, 0], len(shard.tokens))) for shard in self._shards
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def _find(self, index: int) -> tuple[_Shard, int, int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of a corpus of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self._shards[number]
+        row = index - (int(self._ends[number - 1]) if number else 0)
+        start = int(shard.documents[row, 0])
+        last = row + 1 == len(shard.documents)
+        return shard, start, len(shard.tokens) if last else int(shard.documents[row + 1, 0]), row
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return int(self.manifest["totals"]["tokens"])
+
+    @property
+    def chars(self) -> int:
+        """Characters of all documents."""
+        return int(self.manifest["totals"]["characters"])
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return int(self.manifest["totals"]["bytes"])
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id of the tokenizer."""
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The tokenizer that made it."""
+        return self.folder / TOKENIZER
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over the tokenizer's and those of all files: the same for the same tokens."""
+        described = [self.manifest["tokenizer"]["sha256"]]
+        described += [
+            shard["files"][end]["sha256"] for shard in self.manifest["shards"] for end in _ENDS
+        ]
+        return hashlib.sha256("\n".join(described).encode("ascii")).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path.parent}: no corpus here (no {MANIFEST})",
+            f"Make one: pretune prepare TEXT --tokenizer FOLDER --output {path.parent}",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})", _AGAIN) from None
+    try:
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+            raise DataError(
+                f"{path}: format {manifest['format']!r}, version {manifest['version']!r}; "
+                f"this is for {FORMAT!r}, version {VERSION}",
+                "Prepare it with this version of pretune.",
+            )
+        _check(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})", _AGAIN) from None
+    return dict(manifest)
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    """Raise a ValueError or KeyError if something in a manifest is not what it has to be."""
+    if manifest["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype {manifest['dtype']!r}")
+    if not isinstance(manifest["vocab_size"], int):
+        raise ValueError(f"vocab_size {manifest['vocab_size']!r}")
+    _check_digest(manifest["tokenizer"]["sha256"])
+    for shard in manifest["shards"]:
+        # Nothing else: a name may not lead out of the folder.
+        if not re.fullmatch(r"shard-\d{5,}", shard["name"]):
+            raise ValueError(f"name of a shard {shard['name']!r}")
+        for name in COUNTS:
+            if type(shard[name]) is not int or shard[name] < 1:
+                raise ValueError(f"{name} {shard[name]!r}")
+        for end in _ENDS:
+            _check_digest(shard["files"][end]["sha256"])
+    if manifest["totals"] != total(manifest["shards"]):
+        raise ValueError("totals are not the sums of the shards")
+
+
+def _check_digest(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"SHA-256 {value!r}")
+
+
+def _open_shard(
+    folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], verify: bool
+) -> _Shard:
+    dtype = stored_dtype(manifest["dtype"])
+    paths = [folder / (shard["name"] + end) for end in _ENDS]
+    sizes = [shard["tokens"] * dtype.itemsize, None, None]
+    for path, end, size in zip(paths, _ENDS, sizes, strict=True):
+        described = shard["files"][end]
+        wanted = described["size"] if size is None else size
+        try:
+            found = path.stat().st_size
+            if found != wanted:
+                raise DataError(
+                    f"{path}: damaged ({found:,} bytes, written were {wanted:,})", _AGAIN
+                )
+            if verify and describe(path)["sha256"] != described["sha256"]:
+                raise DataError(
+                    f"{path}: damaged (its SHA-256 is not that of what was written)", _AGAIN
+                )
+        except FileNotFoundError:
+            raise DataError(f"{path}: missing", _AGAIN) from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})", _AGAIN) from None
+    return _Shard(
+        np.memmap(paths[0], dtype, "r"),
+        _positions(paths[1], (shard["documents"], DOCUMENT_COLUMNS)),
+        _positions(paths[2], (shard["sentences"],)),
+    )
+
+
+def _positions(path: Path, shape: tuple[int, ...]) -> Array:
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, TypeError, KeyError, SyntaxError) as error:
+        raise DataError(f"{path}: damaged ({error})", _AGAIN) from None
+    if array.shape != shape or array.dtype != np.dtype("<i8"):
+        raise DataError(
+            f"{path}: damaged (an array {array.dtype} {array.shape}, written was int64 {shape})",
+            _AGAIN,
+        )
+    return array

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+TEXTS = [
+    "The good film! Was it bad? No: it was unaffable. Mr. Smith paid 3.14 dollars, e.g. in May.",
+    "这部电影很好看。“不好！”他说。中国的电影……",
+]
+
+
+@pytest.fixture(scope="session")
+def bpe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE whose tokens begin with the space before a word."""
+    engine = RustTokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+    )
+    engine.train_from_iterator(TEXTS, trainer)
+    folder = tmp_path_factory.mktemp("bpe")
+    engine.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 3,000 documents, a tenth of them duplicates."""
+    words = ["the", "good", "film", "bad", "un", "好", "电影", "不", "is", "e.g.", "seen"]
+    generator = random.Random(0)
+    texts: list[str] = []
+    for _ in range(3000):
+        if texts and generator.random() < 0.1:
+            texts.append(generator.choice(texts))
+            continue
+        lines = [
+            " ".join(generator.choices(words, k=generator.randint(1, 12)))
+            + generator.choice([". ", "!", "。", "?"])
+            for _ in range(generator.randint(1, 5))
+        ]
+        texts.append("\n".join(lines))
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,209 @@
+"""Reading documents: what a document is, what is wrong with one, and bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretune.corpus import Reading
+from pretune.corpus.documents import Meter, _cut_place, _Gathered, read_documents
+from pretune.corpus.sources import find_sources
+from pretune.errors import DataError
+
+
+def read(path: str | Path, **options: Any) -> list[str]:
+    return [one.problem or one.text for one in documents(path, **options)]
+
+
+def documents(path: str | Path, **options: Any) -> list[Any]:
+    (source,) = find_sources([path])
+    return list(read_documents(source, Reading(**options), Meter()))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\n\none\r\nmore\n \n\ntwo\n\n\n三".encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("blank-line", ["one\nmore", "two", "三"]),
+        ("line", ["one", "more", "two", "三"]),
+        ("file", ["one\nmore\n \n\ntwo\n\n\n三"]),
+    ],
+)
+def test_text(text: Path, mode: str, expected: list[str]) -> None:
+    assert read(text, documents=mode) == expected
+    zipped = text.with_name("a.txt.gz")
+    zipped.write_bytes(gzip.compress(text.read_bytes()))
+    assert read(zipped, documents=mode) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("好\n电影\n\n看".encode(encoding))
+    given = "utf-8" if encoding == "utf-8-sig" else encoding
+    assert read(path, encoding=given) == ["好\n电影", "看"]
+
+
+def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\n\nnot\n\xff fine\n\nfine again\n\n\xe4\xbd")
+    with pytest.raises(DataError, match=r"a\.txt, line 4: not valid UTF-8 \(byte 0xff\)"):
+        read(path)
+    assert read(path, errors="skip") == ["fine", "encoding", "fine again", "encoding"]
+
+
+def test_chinese_in_gb18030_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("今天下雨".encode("gb18030"))
+    with pytest.raises(DataError, match="--encoding gb18030"):
+        read(path)
+
+
+LINES = [
+    b'{"text": "one"}',
+    b"{broken",
+    b"[1]",
+    b'{"txt": "x"}',
+    b'{"text": null}',
+    b'{"text": "\\ud83d"}',
+    b'{"text": "\xff"}',
+    b"",
+    b'{"text": ""}',
+    b'{"text": "two\\n\\nthree"}',
+]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(LINES))
+    skipped = ["one", "JSON", "JSON", "field", "field", "encoding", "encoding", "", "two\n\nthree"]
+    assert read(path, errors="skip") == skipped
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (1, "not valid JSON"),
+        (2, "expected an object, found list"),
+        (3, "no field 'text'.*\n.*Did you mean 'txt'"),
+        (4, "expected a text, found nothing"),
+        (5, "half a character"),
+        (6, "not valid UTF-8"),
+    ],
+)
+def test_mistakes_in_json_lines_name_the_line(tmp_path: Path, line: int, said: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + LINES[line])
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 3.*{said}"):
+        read(path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["one", None, "two"], "n": [1, 2, 3]}), path)
+    assert read(path, field="body", errors="skip") == ["one", "field", "two"]
+    with pytest.raises(DataError, match=r"a\.parquet, row 2, field 'body'"):
+        read(path, field="body")
+    with pytest.raises(DataError, match="no column 'text'; it has 'body', 'n'"):
+        read(path)
+    path.write_bytes(b"PAR1 nothing of the kind")
+    with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
+        read(path)
+
+
+def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(600)]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split: table)
+    assert read("owner/name:train") == table["text"][:]
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"one\n\n" * 9000)[:-20])
+    with pytest.raises(DataError, match=r"a\.txt\.gz.*damaged gzip"):
+        read(path, errors="skip")
+
+
+def test_sources(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl", "sub/c.txt.gz", "README.md", ".hidden/d.txt", "t.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [Path(source.name).name for source in find_sources([tmp_path])]
+    assert names == ["a.jsonl", "b.txt", "c.txt.gz"]
+    assert len(find_sources([tmp_path, tmp_path / "b.txt", tmp_path / "*.txt"])) == 3
+    for wrong, said in (
+        (tmp_path / "nothing.txt", "no such file"),
+        (tmp_path / "*.pdf", "no file is called like that"),
+        (tmp_path / "t.csv", "a table"),
+    ):
+        with pytest.raises(DataError, match=said):
+            find_sources([wrong])
+
+
+@given(st.lists(st.text(alphabet="ab \n", max_size=7)), st.integers(7, 20))
+def test_a_long_document_is_cut_and_nothing_is_lost(lines: list[str], most: int) -> None:
+    gathered = _Gathered(most)
+    pieces = [one for line in lines for one in gathered.add(line)] + list(gathered.end())
+    assert "".join("".join(p.text for p in pieces).split()) == "".join("".join(lines).split())
+    assert all(len(p.text) <= most for p in pieces)
+    assert [p.cut for p in pieces] == [i > 0 for i in range(len(pieces))]
+
+
+def test_cut_at_a_line_then_at_a_word() -> None:
+    assert _cut_place("aaaa\nbb cc", 8) == 5
+    assert _cut_place("aaaaabb cc", 9) == 8
+    assert _cut_place("aaaaaaaaaa", 9) == 9
+
+
+SCRIPT = """
+import resource, sys
+from pretune.corpus.documents import Meter, Reading, read_documents
+from pretune.corpus.sources import Source
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = longest = 0
+for one in read_documents(Source(sys.argv[1], "text"), Reading(max_chars=100_000), Meter()):
+    count, longest = count + 1, max(longest, len(one.text))
+print(count, longest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("unit", ["x", "好 ", "word " * 800 + "\n\n", " "])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, unit: str) -> None:
+    path = tmp_path / "big.txt"
+    with path.open("w", encoding="utf-8") as handle:
+        for _ in range(30):
+            handle.write(unit * (1_000_000 // len(unit.encode())))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True, check=True
+    )
+    _, longest, kilobytes = map(int, done.stdout.split())
+    assert longest <= 100_000
+    assert kilobytes < 15_000  # of a file of 30,000
+
+
+def test_json_line_over_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretune.corpus import documents as module
+
+    monkeypatch.setattr(module, "MAX_JSON_LINE", 50)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "x" * 200}) + '\n{"text": "fine"}\n')
+    assert read(path, errors="skip") == ["JSON", "fine"]
+    with pytest.raises(DataError, match=r"line 1: over 50 characters"):
+        read(path)
