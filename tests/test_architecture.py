@@ -97,4 +97,5 @@ def test_files_and_functions_stay_short(path: Path) -> None:
     assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 75, f"{node.name} is too long"
+            # A command lists its options in its signature.
+            assert (node.end_lineno or 0) - node.body[0].lineno < 75, f"{node.name} is too long"

@@ -19,6 +19,7 @@ from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.config import LARGEST, ModelConfig
 from pretune.models.layers import Linear, ModelOutput
+from pretune.models.scores import Scores, score_tokens
 
 
 class State(Protocol):
@@ -144,7 +145,7 @@ class ClassicModel(Backbone):
         """The state of `count` sequences of which nothing was read yet."""
         raise NotImplementedError
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         batch: PackedBatch,
         *,
@@ -213,17 +214,32 @@ class ClassicLM(nn.Module):
         if self.output is not None:
             backbone.init_weights(self.output)
 
-    def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        labels: Tensor | None = None,
+        **how: float,
+    ) -> Tensor | Scores:
         """Logits `[T, vocab]`, or `[R, vocab]` for the selected tokens alone.
 
-        Row t says which token follows token t.
+        Row t says which token follows token t. With `labels`, `[T]`, the scores of those that do
+        (`how`: options of `score_tokens`).
         """
-        return self.decode(self.backbone(batch, select=select).last_hidden_state)
+        hidden = self.backbone(batch, select=select).last_hidden_state
+        if labels is not None:
+            return score_tokens(hidden, self._table, self.bias, labels, **how)  # type: ignore[arg-type]
+        return self.decode(hidden)
+
+    @property
+    def _table(self) -> Tensor:
+        found = self.backbone.embeddings.tokens if self.output is None else self.output
+        return found.weight
 
     def decode(self, hidden: Tensor) -> Tensor:
         """`[R, features]` to logits `[R, vocab]`."""
-        table = self.backbone.embeddings.tokens if self.output is None else self.output
-        return ops.linear(hidden, table.weight, self.bias)
+        return ops.linear(hidden, self._table, self.bias)
 
     def carry(
         self, batch: PackedBatch, state: State | None, *, select: Selection | None = None

@@ -195,7 +195,7 @@ class NnlmModel(ClassicModel):
         """The state of `count` sequences of which nothing was read yet."""
         return self.embeddings.initial(count)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         batch: PackedBatch,
         *,

@@ -229,7 +229,7 @@ class RnnModel(ClassicModel):
         hidden = torch.zeros(shape, dtype=like.dtype, device=like.device)
         return RnnState(hidden, torch.zeros_like(hidden) if config.cell == "lstm" else None)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         batch: PackedBatch,
         *,

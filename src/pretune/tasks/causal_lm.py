@@ -137,9 +137,9 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """A transformers `...LMHeadModel`."""
+        """A transformers `...LMHeadModel`, or one of our own classics."""
         architecture = str((config.get("architectures") or [""])[0])
-        if not architecture.endswith("LMHeadModel"):
+        if not architecture.endswith(("LMHeadModel", "ForCausalLM")):
             return None
         positions = config.get("n_positions", 1024)
         length = min(1024, positions) if isinstance(positions, int) and positions > 2 else 1024
