@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from pretune.errors import CheckpointError
 from pretune.hub import find_source
+from tests.training.groups import Together
 
 torch.set_num_threads(1)
 # Its thread watches progress bars; tests that fork must be the only thread.
@@ -56,6 +58,14 @@ def minilm() -> Path:
         return find_source("minilm")
     except CheckpointError as error:
         pytest.fail(f"the dev extra installs MiniLM, but {error}")
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+    """Trains in groups of processes."""
+    group = Together(tmp_path_factory.mktemp("ranks") / "output.txt")
+    yield group
+    group.close()
 
 
 @pytest.fixture(scope="session")

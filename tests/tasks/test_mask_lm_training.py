@@ -26,8 +26,8 @@ from pretune.tasks.bundle import Bundle, load, save
 from pretune.tasks.mask_lm import NEXT, TARGET, WORDS
 from pretune.training import Interrupted, evaluate_features, resume, run, train_recipe
 from pretune.training.inputs import read_data
-from tests.training.test_distributed import STEADY, assert_close, result_of, together, weights
-from tests.training.test_resume import StopAt, assert_alike, outcome
+from tests.training.groups import STEADY, assert_close, result_of, weights
+from tests.training.outcomes import StopAt, assert_alike, outcome
 
 Make = Callable[..., Recipe]
 
@@ -324,13 +324,13 @@ class TestRuns:
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
     @pytest.mark.parametrize("kind", ["tokens", "words, nsp"])
     def test_in_two_processes_as_in_one(
-        self, kind: str, parallel: str, make: Make, tmp_path: Path
+        self, kind: str, parallel: str, make: Make, tmp_path: Path, together: Together
     ) -> None:
         changes = {**STEADY, "train__batch_size": 7, "train__parallel": parallel}
         one = make(KINDS[kind], **changes, output=str(tmp_path / "one"))
         result = train_recipe(one, quiet=True)
         two = one.changed({"output": str(tmp_path / "two")})
-        together(2, lambda: train_recipe(two, quiet=True))
+        together.train(2, two)
         assert_close(two.output, weights(one.output))
         found = result_of(two.output)
         assert found["details"] == result.details

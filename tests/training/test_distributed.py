@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +15,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from outcomes import assert_alike, outcome
 from safetensors.torch import load_file
-from torch import Tensor
 
 from pretune.hub import find_damage
 from pretune.recipe import Recipe
 from pretune.training import train_recipe
 from pretune.training.jobs import share_out
+from tests.training.groups import (
+    STEADY,
+    Together,
+    assert_close,
+    free_port,
+    result_of,
+    weights,
+)
+from tests.training.outcomes import assert_alike, outcome
 
 Make = Callable[..., Recipe]
-CLOSE = 2e-6
-#: With a large eps AdamW neither blows up the rounding of a sum in another order nor hides a wrong
-#: factor of the gradient, as clipping would.
-STEADY = {"train__eps": 0.1, "train__learning_rate": 0.1, "train__clip": None}
 
 
 @given(count=st.integers(1, 40), parts=st.integers(1, 6), size=st.integers(1, 5))
@@ -49,74 +49,6 @@ def test_shares_are_the_batch(count: int, parts: int, size: int) -> None:
     assert sorted(real) == whole.tolist()
     assert len({len(share.parts) for share in shares}) == 1
     assert all(len(part) > 0 for share in shares for part in share.parts)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-class Together:
-    """Groups of processes; see ranks.py."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("ranks.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-
-    def _do(self, size: int, **question: Any) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._log.write_text("", encoding="utf-8")
-        asked = {"size": size, "port": free_port(), "log": str(self._log), **question}
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        codes = json.loads(self._process.stdout.readline())
-        assert codes == [0] * size, self._log.read_text(encoding="utf-8")
-
-    def train(
-        self, size: int, recipe: Recipe, *, stop_at: int | None = None, change: str | None = None
-    ) -> None:
-        self._do(size, work="train", what=recipe.to_dict(), stop_at=stop_at, change=change)
-
-    def resume(self, size: int, run: str) -> None:
-        self._do(size, work="resume", what=run, stop_at=None, change=None)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
-    group = Together(tmp_path_factory.mktemp("ranks") / "output.txt")
-    yield group
-    group.close()
-
-
-def weights(folder: str | Path) -> dict[str, Tensor]:
-    return load_file(Path(folder) / "last" / "model.safetensors")
-
-
-def assert_close(folder: str | Path, expected: dict[str, Tensor]) -> None:
-    found = weights(folder)
-    for name, value in expected.items():
-        assert torch.allclose(found[name], value, atol=CLOSE), (
-            name,
-            float((found[name] - value).abs().max()),
-        )
-
-
-def result_of(folder: str | Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-    return found
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ class TestPoison:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from outcomes import StopAt, assert_alike, outcome
+        from tests.training.outcomes import StopAt, assert_alike, outcome
 
         recipe, _ = poisoned
         train_recipe(recipe, quiet=True)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outcomes import StopAt, assert_alike, outcome
 
 from pretune.data import FeatureSet
 from pretune.errors import RunError
@@ -20,6 +19,7 @@ from pretune.recipe import Recipe
 from pretune.training import Interrupted, resume, run, train_recipe
 from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
 from pretune.training.state import generators, restore_generators, seed_everything
+from tests.training.outcomes import StopAt, assert_alike, outcome
 
 Make = Callable[..., Recipe]
 
