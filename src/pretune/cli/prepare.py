@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from pretune.cli.app import AsJson, Encoding, app
+
+if TYPE_CHECKING:
+    from pretune.corpus.pipeline import Progress as Done
 
 
 class Documents(StrEnum):
@@ -34,6 +39,53 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CORPUS...",
+        help="Files (.txt, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
+        "(owner/name[:config]:split).",
+    ),
+]
+TokenizerFolder = Annotated[
+    str, typer.Option(metavar="FOLDER", help="With tokenizer.json; minilm; a Hub id.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")]
+DocumentsOf = Annotated[
+    Documents, typer.Option(help="Of text files: what lies between blank lines, lines, files.")
+]
+Field = Annotated[str, typer.Option(help="Of JSON lines, Parquet, Hub: the text.")]
+AtErrors = Annotated[
+    Errors, typer.Option(help="At a document that cannot be read: stop, or leave it out.")
+]
+MaxChars = Annotated[int, typer.Option(min=1, help="Longer documents are cut into several.")]
+Nfc = Annotated[bool, typer.Option(help="Unicode's normal form C.")]
+Control = Annotated[bool, typer.Option(help="Remove control characters.")]
+Spaces = Annotated[bool, typer.Option(help="Collapse spaces within lines.")]
+JoinLines = Annotated[
+    bool, typer.Option("--join-lines", help="Undo the wrapping of lines at a column.")
+]
+DropRepeatedLines = Annotated[
+    bool, typer.Option("--drop-repeated-lines", help="Within a document.")
+]
+MinChars = Annotated[int, typer.Option(min=0, help="Shorter documents are dropped.")]
+KeepDuplicates = Annotated[
+    bool, typer.Option("--keep-duplicates", help="Do not drop documents equal to another.")
+]
+NearDuplicates = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Drop documents as similar as this, e.g. 0.8."),
+]
+Validation = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of documents to hold back, e.g. 0.01.")
+]
+ShardTokens = Annotated[int, typer.Option(min=1, help="The most tokens of a shard.")]
+OnEngine = Annotated[Engine, typer.Option(help="Where to tokenize.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="At a time. Default: one for each core.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Do not go on with an unfinished corpus.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
 @app.command(
     epilog="Examples:\n\n"
     "pretune prepare books/ --tokenizer minilm --output corpus\n\n"
@@ -42,71 +94,36 @@ class Engine(StrEnum):
     "pretune prepare novels/ --documents file --join-lines --tokenizer tok --output corpus"
 )
 def prepare(
-    corpus: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CORPUS...",
-            help="Files (.txt, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
-            "(owner/name[:config]:split).",
-        ),
-    ],
-    tokenizer: Annotated[
-        str, typer.Option(metavar="FOLDER", help="With tokenizer.json; minilm; a Hub id.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
-    documents: Annotated[
-        Documents, typer.Option(help="Of text files: what lies between blank lines, lines, files.")
-    ] = Documents.BLANK_LINE,
-    field: Annotated[str, typer.Option(help="Of JSON lines, Parquet, Hub: the text.")] = "text",
+    corpus: Sources,
+    tokenizer: TokenizerFolder,
+    output: Output,
+    documents: DocumentsOf = Documents.BLANK_LINE,
+    field: Field = "text",
     encoding: Encoding = "utf-8",
-    errors: Annotated[
-        Errors, typer.Option(help="At a document that cannot be read: stop, or leave it out.")
-    ] = Errors.STOP,
-    max_chars: Annotated[
-        int, typer.Option(min=1, help="Longer documents are cut into several.")
-    ] = 1_000_000,
-    nfc: Annotated[bool, typer.Option(help="Unicode's normal form C.")] = True,
-    control: Annotated[bool, typer.Option(help="Remove control characters.")] = True,
-    spaces: Annotated[bool, typer.Option(help="Collapse spaces within lines.")] = True,
-    join_lines: Annotated[
-        bool, typer.Option("--join-lines", help="Undo the wrapping of lines at a column.")
-    ] = False,
-    drop_repeated_lines: Annotated[
-        bool, typer.Option("--drop-repeated-lines", help="Within a document.")
-    ] = False,
-    min_chars: Annotated[int, typer.Option(min=0, help="Shorter documents are dropped.")] = 1,
-    keep_duplicates: Annotated[
-        bool, typer.Option("--keep-duplicates", help="Do not drop documents equal to another.")
-    ] = False,
-    near_duplicates: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Drop documents as similar as this, e.g. 0.8."),
-    ] = None,
-    validation: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of documents to hold back, e.g. 0.01.")
-    ] = 0.0,
-    shard_tokens: Annotated[
-        int, typer.Option(min=1, help="The most tokens of a shard.")
-    ] = 100_000_000,
-    engine: Annotated[Engine, typer.Option(help="Where to tokenize.")] = Engine.PROCESSES,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="At a time. Default: one for each core.")
-    ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Do not go on with an unfinished corpus.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    errors: AtErrors = Errors.STOP,
+    max_chars: MaxChars = 1_000_000,
+    nfc: Nfc = True,
+    control: Control = True,
+    spaces: Spaces = True,
+    join_lines: JoinLines = False,
+    drop_repeated_lines: DropRepeatedLines = False,
+    min_chars: MinChars = 1,
+    keep_duplicates: KeepDuplicates = False,
+    near_duplicates: NearDuplicates = None,
+    validation: Validation = 0.0,
+    shard_tokens: ShardTokens = 100_000_000,
+    engine: OnEngine = Engine.PROCESSES,
+    workers: Workers = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Clean and tokenize raw text into shards that pre-training reads.
 
     Stopped or killed, the same command goes on where it was, and the result is the same.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from pretune.corpus import Cleaning, Reading, Settings
     from pretune.corpus import prepare as run
-    from pretune.corpus.pipeline import Progress as Done
     from pretune.report.corpus_tables import corpus_table
 
     settings = Settings(
@@ -117,20 +134,7 @@ def prepare(
         validation,
         shard_tokens,
     )
-    bar = Progress(
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}% {task.description}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
-    with bar:
-        task = bar.add_task("reading", total=None)
-
-        def show(done: Done) -> None:
-            text = f"{done.documents:,} documents, {done.tokens:,} tokens"
-            bar.update(task, completed=done.done, total=done.size or None, description=text)
-
+    with _progress(quiet) as show:
         made = run(
             corpus,
             tokenizer,
@@ -148,3 +152,25 @@ def prepare(
     out.print(corpus_table(made))
     what = "is there already: " if made.found else "wrote "
     out.print(f"{what}{made.folder}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Done], None]]:
+    """A bar on standard error, and what moves it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% {task.description}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+    with bar:
+        task = bar.add_task("reading", total=None)
+
+        def show(done: Done) -> None:
+            text = f"{done.documents:,} documents, {done.tokens:,} tokens"
+            bar.update(task, completed=done.done, total=done.size or None, description=text)
+
+        yield show
