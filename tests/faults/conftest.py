@@ -8,7 +8,7 @@ import pytest
 
 from pretune import yaml12
 from pretune.recipe import Recipe
-from runs import Running, Zygote, neighbour
+from tests.faults.runs import Running, Zygote, neighbour
 
 _toys = neighbour("conftest")
 toy_data, toy_recipe = _toys.toy_data, _toys.toy_recipe

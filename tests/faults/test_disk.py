@@ -22,7 +22,7 @@ from pretune.training import read_data
 from pretune.training.checkpoint import TENSORS, Checkpoints
 from pretune.training.log import JsonLines, Reporter
 from pretune.training.state import generators
-from runs import Running, assert_sound, neighbour, steps_of, wait_until
+from tests.faults.runs import Running, assert_sound, neighbour, steps_of, wait_until
 
 _resume = neighbour("outcomes")
 outcome, assert_alike = _resume.outcome, _resume.assert_alike

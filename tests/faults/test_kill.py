@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from runs import PATIENCE, Running, assert_sound, neighbour, steps_of, wait_until
+from tests.faults.runs import PATIENCE, Running, assert_sound, neighbour, steps_of, wait_until
 
 _resume = neighbour("outcomes")
 outcome, assert_alike = _resume.outcome, _resume.assert_alike

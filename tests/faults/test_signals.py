@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runs import Running, assert_sound, neighbour, steps_of, wait_until
+from tests.faults.runs import Running, assert_sound, neighbour, steps_of, wait_until
 
 _resume = neighbour("outcomes")
 outcome, assert_alike = _resume.outcome, _resume.assert_alike

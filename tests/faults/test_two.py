@@ -17,7 +17,7 @@ from pretune.recipe import Recipe
 from pretune.training import run, train_recipe
 from pretune.training.checkpoint import Checkpoints
 from pretune.training.folder import RunFolder
-from runs import Running, neighbour, wait_until
+from tests.faults.runs import Running, neighbour, wait_until
 
 _resume = neighbour("outcomes")
 Start = Callable[..., Running]

@@ -26,7 +26,7 @@ from pretune.tasks.bundle import Bundle, load, save
 from pretune.tasks.mask_lm import NEXT, TARGET, WORDS
 from pretune.training import Interrupted, evaluate_features, resume, run, train_recipe
 from pretune.training.inputs import read_data
-from tests.training.groups import STEADY, assert_close, result_of, weights
+from tests.training.groups import STEADY, Together, assert_close, result_of, weights
 from tests.training.outcomes import StopAt, assert_alike, outcome
 
 Make = Callable[..., Recipe]
