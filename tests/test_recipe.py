@@ -129,7 +129,7 @@ class TestMistakes:
         assert f"unknown key '{key}'. Did you mean '{right}'?" in str(caught.value)
 
     def test_a_wrong_key_like_none_gets_the_list(self, small: Path) -> None:
-        with pytest.raises(RecipeError, match="Known here: from, tokenizer, dropout"):
+        with pytest.raises(RecipeError, match="Known here: from, tokenizer, config, dropout"):
             Recipe.load(small, ["model.zzzzzz=1"])
 
     @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from pretune.models import HEADS, ClassicLM, NnlmConfig, RnnConfig, resize_vocab
 from pretune.report.costs import count_flops
 from pretune.tasks.bundle import load, outline
 from pretune.tasks.convert import convert
+from pretune.text import load_tokenizer
 from pretune.training.freeze import freeze
 from pretune.training.optim import Optimizer
 
@@ -197,9 +198,11 @@ def test_inspect(folder, options):
     assert result.exit_code == 0, result.output
     if "--json" in options:
         found = json.loads(result.output)
-        model = made(found["family"], found["vocabulary"]["size"]).backbone
+        model = made(
+            found["family"], found["vocabulary"]["size"]
+        )  # with its head: a language model
         assert found["parameters"] == sum(p.numel() for p in model.parameters())
-        decoder = sum(p.numel() for p in model.layers.parameters())
+        decoder = sum(p.numel() for p in model.backbone.layers.parameters())
         assert found["components"]["decoder"] == decoder
 
 
@@ -217,7 +220,8 @@ def test_published_sizes_by_name(tiny_vocab_folder):
     assert sum(p.numel() for p in found.parameters()) == 6_500_000 + 2 * 2600 * 1302
     assert outline("nnlm").model.config == NnlmConfig()
     model = load("gru-small", tokenizer=tiny_vocab_folder, dropout=0.25).model
-    assert model.config == RnnConfig(cell="gru", dropout=0.25)
+    words = load_tokenizer(tiny_vocab_folder).vocab_size  # random weights fit their tokenizer
+    assert model.config == RnnConfig(vocab_size=words, cell="gru", dropout=0.25)
     with pytest.raises(CheckpointError, match="has no attention"):
         load("rnn-small", tokenizer=tiny_vocab_folder, attention_dropout=0.1)
 
