@@ -170,17 +170,17 @@ class Task(ABC, Generic[O, P]):
     def metrics(self) -> Metrics:
         """A fresh evaluation."""
 
-    @abstractmethod
     def config_entries(self) -> dict[str, Any]:
-        """What `config.json` should say about the head, as transformers has it."""
+        """What `config.json` should say about the head, as transformers has it; here nothing."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What `fit` learned, JSON-ready."""
         return {}
 
-    @abstractmethod
     def with_state(self, state: Mapping[str, Any]) -> Self:
-        """This task with what an earlier `fit` learned."""
+        """This task with what an earlier `fit` learned; here there is nothing to learn."""
+        return type(self)(self.options)
 
     @classmethod
     @abstractmethod
@@ -189,6 +189,20 @@ class Task(ABC, Generic[O, P]):
 
 
 AnyTask = Task[Any, Any]
+
+
+def usual_length(
+    config: Mapping[str, Any], most: int, name: str = "max_position_embeddings"
+) -> int:
+    """`max_length` for a checkpoint that says nothing of it: its positions, `most` at the most.
+
+    Args:
+        config: the checkpoint's `config.json`.
+        most: also where it gives no sensible number.
+        name: of the entry with the number of positions.
+    """
+    positions = config.get(name, most)
+    return min(most, positions) if isinstance(positions, int) and positions > 2 else most
 
 
 def featurize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretune.data import Feature, PackedBatch, Records
 from pretune.models import Backbone, Scores, causal_lm
-from pretune.tasks.base import Loss, Prediction, Task
+from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.losses import CrossEntropyOptions
 from pretune.text import Tokenizer
 
@@ -51,10 +51,6 @@ class LmPrediction(Prediction):
     tokens: int
     log_probability: float
     perplexity: float
-
-    def ranked(self) -> list[tuple[str, float]]:
-        """Nothing: there is nothing to choose from."""
-        return []
 
 
 class CausalLm(Task[CausalLmOptions, LmPrediction]):
@@ -127,23 +123,13 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """Perplexity, accuracy, bits per character and byte."""
         return CausalLmMetrics()
 
-    def config_entries(self) -> dict[str, Any]:
-        """Nothing that transformers would read."""
-        return {}
-
-    def with_state(self, state: Mapping[str, Any]) -> Self:
-        """There is no state."""
-        return type(self)(self.options)
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """A transformers `...LMHeadModel`, or one of our own classics."""
         architecture = str((config.get("architectures") or [""])[0])
         if not architecture.endswith(("LMHeadModel", "ForCausalLM")):
             return None
-        positions = config.get("n_positions", 1024)
-        length = min(1024, positions) if isinstance(positions, int) and positions > 2 else 1024
-        return cls(CausalLmOptions(max_length=length))
+        return cls(CausalLmOptions(max_length=usual_length(config, 1024, "n_positions")))
 
 
 @dataclass(frozen=True)

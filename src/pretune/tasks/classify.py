@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretune.data import Feature, PackedBatch, Records
 from pretune.errors import CheckpointError, DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
-from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
+from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
 from pretune.text import Tokenizer
 
@@ -209,9 +209,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
                 f"Expected a whole number from 1 to {MOST_LABELS:,}.",
             )
         labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
-        positions = config.get("max_position_embeddings", 512)
-        length = min(512, positions) if isinstance(positions, int) and positions > 2 else 512
-        return cls(ClassifyOptions(max_length=length), labels)
+        return cls(ClassifyOptions(max_length=usual_length(config, 512)), labels)
 
 
 def _numbers_first(label: str) -> tuple[int, float, str]:

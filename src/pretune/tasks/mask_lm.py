@@ -17,7 +17,7 @@ from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sent
 from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
-from pretune.tasks.base import Loss, Prediction, Task, TaskOptions
+from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
 from pretune.tasks.losses import cross_entropy
 from pretune.tasks.mask_lm_metrics import NEXT, TARGET, UNKNOWN, MaskLmMetrics, token_logits
 from pretune.tasks.mask_lm_options import FEWEST, MaskLmOptions
@@ -287,22 +287,13 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             return MaskLmMetrics("pseudo_perplexity")
         return MaskLmMetrics("perplexity", self.options.next)
 
-    def config_entries(self) -> dict[str, Any]:
-        """Nothing that transformers would read."""
-        return {}
-
-    def with_state(self, state: Mapping[str, Any]) -> Self:
-        """There is no state."""
-        return type(self)(self.options)
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """A transformers `...ForMaskedLM` or `...ForPreTraining`."""
         architecture = str((config.get("architectures") or [""])[0])
         if not architecture.endswith(("ForMaskedLM", "ForPreTraining")):
             return None
-        positions = config.get("max_position_embeddings", 512)
-        length = min(512, positions) if isinstance(positions, int) and positions > 2 else 512
+        length = usual_length(config, 512)
         # A pretraining head of any other family is not BERT's.
         both = architecture == "BertForPreTraining" and length >= FEWEST
         found = MaskLmOptions(max_length=length, next="nsp" if both else "none", evaluate="each")

@@ -13,8 +13,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,28 @@ def newest_whole(
     return fallback
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """The JSON values of the state that `read_state` gives, without its tensors."""
+    with _readable(path):
+        values: dict[str, Any] = json.loads((path / VALUES).read_text(encoding="utf-8"))
+        return values
+
+
 def read_state(path: Path) -> State:
     """The state in a checkpoint that is whole.
 
     Raises:
         CheckpointError: it is of a model alone, or not readable.
     """
-    try:
-        values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-        shards = path / SHARDS
+    values, shards = read_values(path), path / SHARDS
+    with _readable(path):
         return State(load_file(path / TENSORS), values, shards if shards.is_dir() else None)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: holds a model but not the state of a run ({Path(error.filename).name})",
@@ -352,8 +364,8 @@ class Checkpoints:
 def _best_step(path: Path) -> int | None:
     """Which update was the best when a checkpoint was written."""
     try:
-        step = json.loads((path / VALUES).read_text(encoding="utf-8"))["course"]["best_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        step = read_values(path)["course"]["best_step"]
+    except (CheckpointError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
 

@@ -76,7 +76,7 @@ class World:
         quiet: AbstractContextManager[Any] = nullcontext()
         if self._replica is not None and not last:
             quiet = self._replica.no_sync()
-        if is_sharded(model):
+        elif self.size > 1 and is_sharded(model):
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
         with quiet:
             yield

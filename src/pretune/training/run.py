@@ -15,7 +15,7 @@ from pretune.errors import RunError
 from pretune.recipe import Overrides, Recipe
 from pretune.tasks import AnyTask, task_class
 from pretune.tasks.bundle import Bundle, grow_vocabulary, load
-from pretune.training.checkpoint import Checkpoints, newest_whole, read_state
+from pretune.training.checkpoint import Checkpoints, newest_whole, read_values
 from pretune.training.distributed import World, joined
 from pretune.training.evaluate import choose_device
 from pretune.training.folder import EVENTS, METRICS, RunFolder
@@ -176,7 +176,7 @@ class _Run:
                 )
             data = train.fingerprint()
             if start is not None:
-                _check_data(read_state(start).values.get("data"), data, start)
+                _check_data(read_values(start).get("data"), data, start)
             self._open_folder(bundle, stack)
             stop = stack.enter_context(StopRequest(self.reporter.say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
