@@ -121,7 +121,8 @@ def test_the_second_does_not_wait(
     running.kill(number)
     assert running.wait() == 130
     assert "Traceback" not in running.said()
-    assert set(before) <= set(steps_of(tmp_path / "run"))
+    # One written beside may have come to its end in between, and older ones gone for it.
+    assert max(steps_of(tmp_path / "run")) >= max(before)
     assert_goes_on(start, recipe_file, tmp_path, expected)
 
 
