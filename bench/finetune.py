@@ -13,11 +13,8 @@ Memory is measured in a process of its own for each.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,12 +26,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from clock import WARM_UP, Clock, in_turns, peak_of, run_trainer, say_peak, versions
 from peer import PADDINGS, build_trainer
 
 OURS = "pretune"
 ENGINES = (OURS, *PADDINGS)
-#: Updates before the clock starts: first touches of memory, kernels compiled for new shapes.
-WARM_UP = 4
+#: Examples an update, of every one but an epoch's last.
+BATCH = 32
 
 
 def prepared(data: Path, steps: int) -> tuple[Any, Any, Any, Any]:
@@ -68,79 +66,29 @@ def run_ours(data: Path, steps: int) -> Callable[[], float]:
     recipe, task, model, features = prepared(data, steps)
 
     def run() -> float:
-        clock = _Clock()
+        clock = Clock()
         trainer = Trainer(task, model, features, options=recipe.train, should_stop=clock.tick)
         trainer.fit()
-        return clock.rate(trainer.total)
+        return clock.rate(steps, BATCH)
 
     return run
-
-
-class _Clock:
-    """Notes when each update ended."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def tick(self) -> bool:
-        self.times.append(time.perf_counter())
-        return False
-
-    def rate(self, steps: int) -> float:
-        """Examples a second after the warm-up; every batch but an epoch's last has 32."""
-        examples = 32 * (steps - WARM_UP)
-        return examples / (self.times[steps - 1] - self.times[WARM_UP - 1])
 
 
 def run_peer(data: Path, padding: str, steps: int) -> Callable[[], float]:
     """The same for transformers' Trainer."""
-    from transformers import TrainerCallback
-
-    class Ticks(TrainerCallback):
-        def __init__(self, clock: _Clock) -> None:
-            self.clock = clock
-
-        def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            self.clock.tick()
-
     trainer = build_trainer(data, padding, max_steps=WARM_UP + steps)
-
-    def run() -> float:
-        clock = _Clock()
-        ticks = Ticks(clock)
-        trainer.add_callback(ticks)
-        trainer.train()
-        trainer.remove_callback(ticks)
-        return clock.rate(WARM_UP + steps)
-
-    return run
+    return lambda: run_trainer(trainer, steps, BATCH)
 
 
 def prepare(engine: str, data: Path, steps: int) -> Callable[[], float]:
     return run_ours(data, steps) if engine == OURS else run_peer(data, engine, steps)
 
 
-def measure_speed(data: Path, steps: int, rounds: int) -> dict[str, list[float]]:
-    """Examples a second of each engine in each round; the order alternates."""
-    runs = {engine: prepare(engine, data, steps) for engine in ENGINES}
-    found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    for number in range(rounds):
-        order = ENGINES if number % 2 == 0 else ENGINES[::-1]
-        for engine in order:
-            found[engine].append(runs[engine]())
-            print(
-                f"round {number + 1}  {engine:<8} {found[engine][-1]:7.1f} examples/s", flush=True
-            )
-    return found
-
-
 def measure_memory(data: Path, steps: int) -> dict[str, float]:
     """The peak resident memory of each engine's process, in MiB."""
     found = {}
     for engine in ENGINES:
-        command = [sys.executable, __file__, "--steps", str(steps), "--only", engine]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[engine] = float(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
+        found[engine] = peak_of(__file__, "--steps", str(steps), "--only", engine)
         print(f"memory   {engine:<8} {found[engine]:7,.0f} MiB", flush=True)
     return found
 
@@ -193,18 +141,10 @@ def main() -> None:
     data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"
     if options.only:
         prepare(options.only, data, options.steps)()
-        from pretune.training.result import peak_memory_mb
-
-        peak = peak_memory_mb(torch.device("cpu"))
-        print(json.dumps({"engine": options.only, "peak_mib": peak}))
+        say_peak()
         return
-    import transformers
-
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}, {torch.get_num_threads()} threads"
-    )
-    speed = measure_speed(data, options.steps, options.rounds)
+    print(versions())
+    speed = in_turns({e: prepare(e, data, options.steps) for e in ENGINES}, options.rounds)
     memory = measure_memory(data, min(options.steps, 40))
     ours = statistics.median(speed[OURS])
     print(f"\n{'engine':<22} {'examples/s':>10} {'pretune is':>12} {'peak memory':>13}")

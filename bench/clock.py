@@ -1,0 +1,117 @@
+"""What the benches of training share: when updates ended; transformers' Trainer told to tick."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: Updates before the clock starts: first touches of memory, kernels compiled for new shapes.
+WARM_UP = 4
+
+
+class Clock:
+    """Notes when each update ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def tick(self) -> bool:
+        """An update has ended; False: go on."""
+        self.times.append(time.perf_counter())
+        return False
+
+    def rate(self, steps: int, units: float) -> float:
+        """Units a second after the warm-up, if each of the `steps` updates after it has `units`."""
+        return units * steps / (self.times[WARM_UP + steps - 1] - self.times[WARM_UP - 1])
+
+
+def arguments(batch_size: int, steps: int, **more: Any) -> Any:
+    """`TrainingArguments` for the training alone: `steps` updates after the warm-up."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.TrainingArguments(
+        output_dir=tempfile.mkdtemp(prefix="peer-"),
+        per_device_train_batch_size=batch_size,
+        max_steps=WARM_UP + steps,
+        max_grad_norm=1.0,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **more,
+    )
+
+
+def run_trainer(trainer: Any, steps: int, units: float) -> float:
+    """Train with a transformers `Trainer`; units a second."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    clock = Clock()
+
+    class Ticks(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            clock.tick()
+
+    ticks = Ticks()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ticks)
+    trainer.train()
+    trainer.remove_callback(ticks)
+    return clock.rate(steps, units)
+
+
+def in_turns(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each run gives in each round; the order alternates."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name in runs if number % 2 == 0 else reversed(runs):
+            found[name].append(runs[name]())
+    return found
+
+
+def peak_of(script: str, *options: str) -> float:
+    """The peak resident memory, in MiB, of a script whose last line is JSON with `peak_mib`."""
+    command = [sys.executable, script, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
+
+
+def say_peak() -> None:
+    """What `peak_of` reads."""
+    import torch
+
+    from pretune.training.result import peak_memory_mb
+
+    print(json.dumps({"peak_mib": peak_memory_mb(torch.device("cpu"))}))
+
+
+def versions() -> str:
+    """What ran, on one line."""
+    import torch
+    import transformers
+
+    return (
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    )
+
+
+def table(title: str, found: Mapping[str, list[float]], ours: str, unit: str) -> str:
+    """Medians, spans and ratios."""
+    best = statistics.median(found[ours])
+    lines = [f"{title:<40} {unit:>10} {'from - to':>17} {'pretune is':>11}"]
+    for name, rates in found.items():
+        rate = statistics.median(rates)
+        span = f"{min(rates):,.0f} - {max(rates):,.0f}"
+        ratio = "" if name == ours else f"{best / rate:.2f}x"
+        lines.append(f"{name:<40} {rate:>10,.0f} {span:>17} {ratio:>11}")
+    return "\n".join(lines)
