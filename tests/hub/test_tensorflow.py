@@ -154,7 +154,7 @@ class TestModel:
         expected = [theirs(torch.tensor([ids])) for ids in IDS]
         tokens = torch.cat([one.prediction_logits[0] for one in expected])
         follows = torch.cat([one.seq_relationship_logits for one in expected])
-        torch.testing.assert_close(both.prediction_logits, tokens, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(both.predictions, tokens, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(both.seq_relationship_logits, follows, atol=1e-5, rtol=1e-5)
 
     def test_fresh_classifier(self, batch):

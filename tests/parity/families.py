@@ -125,7 +125,7 @@ def our_logits(model: nn.Module, head: str, ids: list[list[int]]) -> list[Tensor
         return [x for pair in zip(hidden, output.pooler_output, strict=True) for x in pair]
     if isinstance(model, BertPreTraining):
         both = model(batch, both=True)
-        tokens = both.prediction_logits.split(lengths)
+        tokens = both.predictions.split(lengths)
         return [x for pair in zip(tokens, both.seq_relationship_logits, strict=True) for x in pair]
     logits = model(batch)
     return list(logits) if head == "sequence_classification" else list(logits.split(lengths))

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pretune.data import FeatureSet, PackedBatch
 from pretune.data.pack import Feature
+from pretune.models import score_tokens
 from pretune.tasks import Classify, ClassifyOptions, MaskLm, MaskLmOptions, TaskOptions
 from pretune.tasks.losses import cross_entropy
 from pretune.tasks.mask_lm import TARGET, UNKNOWN
@@ -127,14 +128,22 @@ class TestOptions:
         assert float(loss.parts["cross_entropy"]) == pytest.approx(plain)
         assert float(loss.parts["z_loss"]) == pytest.approx(penalty)
 
-    def test_mask_lm_passes_over_what_nobody_knows(self) -> None:
-        logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0], [9.0, 1.0, 0.0]])
-        batch = PackedBatch.of([[1, 1, 1, 1]], targets={TARGET: [[0, -1, 2, UNKNOWN]]})
-        loss = MaskLm(MaskLmOptions(label_smoothing=0.2, z_loss=0.01)).loss(logits, batch)
-        expected, plain, _ = by_hand(logits, torch.tensor([0, 2, IGNORED]), 0.2, 0.01)
+    def test_mask_lm(self) -> None:
+        logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+        batch = PackedBatch.of([[1, 1, 1]], targets={TARGET: [[0, -1, 2]]})
+        task = MaskLm(MaskLmOptions(label_smoothing=0.2, z_loss=0.01))
+        scores = score_tokens(logits, torch.eye(3), None, torch.tensor([0, 2]), **task.options.how)
+        loss = task.loss(scores, batch)
+        expected, plain, penalty = by_hand(logits, torch.tensor([0, 2]), 0.2, 0.01)
         assert loss.count == 2
         assert float(loss.sum) == pytest.approx(float(expected))
         assert float(loss.parts["cross_entropy"]) == pytest.approx(plain)
+        assert float(loss.parts["z_loss"]) == pytest.approx(penalty)
+
+    def test_what_nobody_knows_cannot_be_scored(self) -> None:
+        batch = PackedBatch.of([[1, 1]], targets={TARGET: [[UNKNOWN, -1]]})
+        with pytest.raises(ValueError, match="nobody knows"):
+            MaskLm(MaskLmOptions()).loss(torch.zeros(1, 3), batch)
 
     def test_parts_of_a_batch_add_up_to_the_whole(self) -> None:
         """What gradient accumulation needs: the sum over parts is the sum over all."""

@@ -17,7 +17,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import pretune
-from pretune.data import FeatureSet, PackedBatch, Records, batches_by_length
+from pretune.data import (
+    FeatureSet,
+    Layout,
+    PackedBatch,
+    Records,
+    Selection,
+    batches_by_length,
+)
 from pretune.errors import CheckpointError, DataError
 from pretune.models import BertPreTraining
 from pretune.recipe import Recipe, builtin_recipes
@@ -198,7 +205,11 @@ class TestLoss:
         batch = self.drawn(bundle, featured(bundle, documents), [0, 3, 5])
         assert isinstance(bundle.model, BertPreTraining)
         whole = bundle.model(batch, both=True)
-        some = bundle.task.forward(bundle.model, batch)
+        scored = bundle.task.forward(bundle.model, batch)
+        masks = batch.targets[TARGET] != -1
+        counts = [int(part.sum()) for part in masks.split(batch.layout.lengths)]
+        select = Selection(masks.nonzero()[:, 0], Layout.of(counts))
+        some = bundle.model(batch, both=True, select=select)
         parts = batch.layout.lengths
         tokens, segments = batch.tokens.split(parts), batch.segments.split(parts)
         found = [
@@ -206,11 +217,15 @@ class TestLoss:
         ]
         logits = torch.cat([one.prediction_logits[0] for one in found])
         follows = torch.cat([one.seq_relationship_logits for one in found])
-        torch.testing.assert_close(whole.prediction_logits, logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(whole.predictions, logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(whole.seq_relationship_logits, follows, atol=1e-5, rtol=1e-5)
-        masked = logits[batch.targets[TARGET] != -1]
-        torch.testing.assert_close(some.prediction_logits, masked, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(some.seq_relationship_logits, follows, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(some.predictions, logits[masks], atol=1e-5, rtol=1e-5)
+        lost = torch.nn.functional.cross_entropy(
+            logits[masks], batch.targets[TARGET][masks], reduction="none"
+        )
+        torch.testing.assert_close(scored.predictions.nats, lost, atol=1e-4, rtol=1e-5)
+        for one in (some, scored):
+            torch.testing.assert_close(one.seq_relationship_logits, follows, atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
     def test_is_what_it_says(

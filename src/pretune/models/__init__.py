@@ -10,11 +10,7 @@ from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
 from pretune.models.heads import (
     HEADS,
-    BertPreTraining,
-    CausalLM,
-    MaskedLM,
     PooledHead,
-    PreTrainingOutput,
     SequenceClassifier,
     TokenClassifier,
     causal_lm,
@@ -31,6 +27,7 @@ from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
 from pretune.models.rnn import RnnConfig, RnnModel, RnnState
 from pretune.models.scores import Scores, score_tokens
 from pretune.models.sizes import SIZES
+from pretune.models.token_heads import BertPreTraining, CausalLM, MaskedLM, PreTrainingOutput
 from pretune.models.vocabulary import resize_vocabulary
 
 __all__ = [

@@ -6,25 +6,20 @@ Where families differ, `sequence_classifier`, `masked_lm` and `span_answerer` ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, overload
+from collections.abc import Callable
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretune.data import Layout, PackedBatch, Selection
-from pretune.models import ops
+from pretune.data import PackedBatch
 from pretune.models.backbone import Backbone
 from pretune.models.bert import BertModel
-from pretune.models.cache import KVCache
 from pretune.models.classic import ClassicLM, ClassicModel
 from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
-from pretune.models.layers import ACTIVATIONS, Dropout, Linear
-from pretune.models.scores import Scores, score_tokens
+from pretune.models.layers import Dropout, Linear
+from pretune.models.token_heads import BertPreTraining, CausalLM, MaskedLM
 
 
 class PooledHead(nn.Module):
@@ -141,152 +136,6 @@ class TokenClassifier(nn.Module):
         hidden = self.backbone(batch).last_hidden_state
         logits: Tensor = self.classifier(self.dropout(hidden))
         return logits
-
-
-class MaskedLM(nn.Module):
-    """Dense, activation, LayerNorm, then the vocabulary's own table as the output layer.
-
-    BERT's section 3.1, task 1; the decoder is tied to the token embeddings and has a bias.
-    """
-
-    def __init__(self, backbone: Backbone, activation: str, eps: float) -> None:
-        super().__init__()
-        size = backbone.config.size("hidden_size")
-        self.backbone = backbone
-        self.transform = Linear(size, size)
-        self.activation = ACTIVATIONS[activation]
-        self.norm = nn.LayerNorm(size, eps=eps)
-        self.bias = nn.Parameter(
-            self.transform.weight.new_zeros(backbone.config.size("vocab_size"))
-        )
-        backbone.init_weights(self.transform)
-
-    def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor:
-        """Logits `[T, vocab]`, or `[R, vocab]` for the selected tokens alone."""
-        hidden = self.backbone(batch, select=select).last_hidden_state
-        return self.decode(hidden)
-
-    def decode(self, hidden: Tensor) -> Tensor:
-        """`[R, hidden]` to logits `[R, vocab]`."""
-        transformed = self.norm(self.activation(self.transform(hidden)))
-        return ops.linear(transformed, self.backbone.embeddings.tokens.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class PreTrainingOutput:
-    """What BERT's two pre-training tasks give.
-
-    Attributes:
-        prediction_logits: `[T, vocab]` or `[R, vocab]`.
-        seq_relationship_logits: `[B, 2]`: index 0 means that the second text follows the first.
-    """
-
-    prediction_logits: Tensor
-    seq_relationship_logits: Tensor
-
-
-class BertPreTraining(MaskedLM):
-    """BERT's two heads: masked tokens, and whether one text follows the other (section 3.1)."""
-
-    def __init__(self, backbone: BertModel) -> None:
-        super().__init__(backbone, backbone.config.hidden_act, backbone.config.layer_norm_eps)
-        self.relationship = Linear(backbone.config.hidden_size, 2)
-        backbone.init_weights(self.relationship)
-
-    @overload
-    def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor: ...
-
-    @overload
-    def forward(
-        self, batch: PackedBatch, *, select: Selection | None = None, both: Literal[True]
-    ) -> PreTrainingOutput: ...
-
-    def forward(
-        self, batch: PackedBatch, *, select: Selection | None = None, both: bool = False
-    ) -> Tensor | PreTrainingOutput:
-        """Masked tokens alone, as `MaskedLM`; or both heads on one pass.
-
-        Args:
-            batch: for `both`, of pairs.
-            select: the tokens to predict, the first of a sequence not among them; default all.
-            both: what to give.
-        """
-        if not both:
-            return super().forward(batch, select=select)
-        if select is None:
-            output = self.backbone(batch)
-            hidden, pooled = output.last_hidden_state, output.pooler_output
-        else:
-            rows, order = torch.cat([batch.first.rows, select.rows]).sort()
-            layout = Layout.of([1 + count for count in select.layout.lengths], rows.device)
-            found = self.backbone(batch, select=Selection(rows, layout)).last_hidden_state
-            first = order < batch.num_sequences
-            hidden = found[~first]
-            pooled = self.backbone.pool(found[first], batch, batch.first)
-        return PreTrainingOutput(self.decode(hidden), self.relationship(pooled))
-
-
-class CausalLM(nn.Module):
-    """The next token, by the vocabulary's own table as the output layer, without bias.
-
-    A `LanguageModel`: with `start` and `step` it generates, keeping keys and values in between.
-    """
-
-    def __init__(self, backbone: Gpt2Model) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        select: Selection | None = None,
-        labels: Tensor | None = None,
-        **how: float,
-    ) -> Tensor | Scores:
-        """What follows each token.
-
-        Args:
-            batch: of texts.
-            select: only what follows these tokens.
-            labels: `[T]` what does follow: score that, instead of giving all logits.
-            how: options of `score_tokens`.
-
-        Returns:
-            logits `[T, vocab]`, or `[R, vocab]` of the selected tokens; with `labels` the scores.
-        """
-        hidden = self.backbone(batch, select=select).last_hidden_state
-        table = self.backbone.embeddings.tokens.weight
-        if labels is not None:
-            return score_tokens(hidden, table, None, labels, **how)  # type: ignore[arg-type]
-        return ops.linear(hidden, table)
-
-    def _decode(self, hidden: Tensor) -> Tensor:
-        return ops.linear(hidden, self.backbone.embeddings.tokens.weight)
-
-    @property
-    def context_length(self) -> int:
-        """As `LanguageModel`'s: the table of positions ends there."""
-        return self.backbone.config.size("max_position_embeddings")
-
-    @property
-    def vocab_size(self) -> int:
-        """As `LanguageModel`'s."""
-        return self.backbone.config.size("vocab_size")
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KVCache]:
-        """As `LanguageModel.start`: one pass over all prompts, packed."""
-        cache = KVCache(len(self.backbone.layers))
-        batch = PackedBatch.of(prompts).to(self.backbone.embeddings.tokens.weight.device)
-        output = self.backbone(batch, select=batch.last, cache=cache)
-        cache.lengths = list(batch.layout.lengths)
-        return self._decode(output.last_hidden_state), cache
-
-    def step(self, tokens: Tensor, state: KVCache) -> Tensor:
-        """As `LanguageModel.step`: one row a sequence."""
-        positions = state.advance(tokens.device)
-        batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
-        return self._decode(self.backbone(batch, cache=state).last_hidden_state)
 
 
 def sequence_classifier(

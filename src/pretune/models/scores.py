@@ -81,6 +81,20 @@ def score_tokens(
     return Scores(total, len(labels), plain, penalty, -1 if trains else int(right), nats)
 
 
+def over_vocabulary(
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    smoothing: float,
+    z_loss: float,
+) -> Tensor | Scores:
+    """`[R, hidden]` to logits `[R, vocab]`; with `labels` to scores, by `score_tokens`."""
+    if labels is None:
+        return ops.linear(hidden, table, bias)
+    return score_tokens(hidden, table, bias, labels, smoothing=smoothing, z_loss=z_loss)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(

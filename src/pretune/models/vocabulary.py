@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pretune.models.backbone import Backbone
 from pretune.models.classic import ClassicLM
-from pretune.models.heads import MaskedLM
 from pretune.models.layers import Embedding
+from pretune.models.token_heads import MaskedLM
 
 
 def resize_vocabulary(model: nn.Module, size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pretune.data import Feature, PackedBatch, Records
 from pretune.models import Backbone, Scores, causal_lm
@@ -96,21 +96,11 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
         """The scores of the tokens that follow."""
-        return model(
-            batch,
-            labels=batch.targets[NEXT],
-            smoothing=self.options.label_smoothing,
-            z_loss=self.options.z_loss,
-        )
+        return model(batch, labels=batch.targets[NEXT], **self.options.how)
 
     def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens."""
-        parts: dict[str, Tensor] = {}
-        if self.options.label_smoothing or self.options.z_loss:
-            parts["cross_entropy"] = outputs.cross_entropy
-        if self.options.z_loss:
-            parts["z_loss"] = outputs.z_loss
-        return Loss(outputs.sum, outputs.count, parts)
+        return Loss(outputs.sum, outputs.count, self.options.parts_of(outputs))
 
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
         """How probable each block is; a text longer than `max_length` gives several."""

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pretune.models import Scores
 from pretune.tasks.base import TaskOptions
 
 
@@ -24,6 +25,20 @@ class CrossEntropyOptions(TaskOptions):
         allow_inf_nan=False,
         description="This times log(Z)^2 is added, which keeps the logits from drifting (1e-4).",
     )
+
+    def parts_of(self, scores: Scores) -> dict[str, Tensor]:
+        """What the sum in some scores is made of, where it is more than the cross-entropy."""
+        parts: dict[str, Tensor] = {}
+        if self.label_smoothing or self.z_loss:
+            parts["cross_entropy"] = scores.cross_entropy
+        if self.z_loss:
+            parts["z_loss"] = scores.z_loss
+        return parts
+
+    @property
+    def how(self) -> dict[str, float]:
+        """Options of `models.scores.score_tokens`."""
+        return {"smoothing": self.label_smoothing, "z_loss": self.z_loss}
 
 
 def cross_entropy(

@@ -18,8 +18,14 @@ from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
-from pretune.tasks.losses import cross_entropy
-from pretune.tasks.mask_lm_metrics import NEXT, TARGET, UNKNOWN, MaskLmMetrics, token_logits
+from pretune.tasks.mask_lm_metrics import (
+    NEXT,
+    TARGET,
+    UNKNOWN,
+    MaskLmMetrics,
+    Outputs,
+    token_scores,
+)
 from pretune.tasks.mask_lm_options import FEWEST, MaskLmOptions
 from pretune.text import Encoded, Tokenizer
 
@@ -221,51 +227,49 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         linear map on the pooled output."""
         return masked_lm(backbone) if self.options.next == "none" else pretraining(backbone)
 
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Tensor | PreTrainingOutput:
-        """Logits `[masked tokens, vocab]`: nothing is computed for the others in the last layer.
+    def forward(self, model: nn.Module, batch: PackedBatch) -> Outputs:
+        """Scores of the masked tokens: nothing is computed for the others in the last layer.
 
-        Of pairs with a label both heads' logits.
+        Logits `[masked tokens, vocab]` where nobody knows what is masked. Of pairs with a label
+        what both heads give.
         """
         masked = batch.targets[TARGET] != -1
         rows = masked.nonzero()[:, 0]
         parts = torch.split(masked.cpu(), list(batch.layout.lengths))
         select = Selection(rows, Layout.of([int(part.sum()) for part in parts], rows.device))
-        both = {"both": True} if NEXT in batch.targets else {}
-        found: Tensor | PreTrainingOutput = model(batch, select=select, **both)
+        more: dict[str, Any] = {"both": True} if NEXT in batch.targets else {}
+        labels = batch.targets[TARGET][rows]
+        if not bool((labels == UNKNOWN).any()):
+            more |= {"labels": labels, **self.options.how}
+        found: Outputs = model(batch, select=select, **more)
         return found
 
-    def loss(self, outputs: Tensor | PreTrainingOutput, batch: PackedBatch) -> Loss:
+    def loss(self, outputs: Outputs, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in masked tokens.
 
         A sequence's cross-entropy of `next` counts once for each of its masked tokens. So there is
         one count, which adds up over any parts of a batch; and where all sequences have equally
         many masks it is BERT's loss, the mean over the masked tokens plus that over the sequences.
         """
-        labels = batch.targets[TARGET]
-        known = labels[labels != -1]
-        options = self.options
-        logits = token_logits(outputs)
-        total, parts = cross_entropy(
-            logits, known, options.label_smoothing, options.z_loss, ignore_index=UNKNOWN
-        )
-        count = int((known != UNKNOWN).sum())
+        scores = token_scores(outputs)
+        parts = self.options.parts_of(scores)
         if not isinstance(outputs, PreTrainingOutput):
-            return Loss(total, count, parts)
+            return Loss(scores.sum, scores.count, parts)
+        labels = batch.targets[TARGET]
         each = F.cross_entropy(
             outputs.seq_relationship_logits.float(), batch.targets[NEXT], reduction="none"
         )
         before = F.pad((labels != -1).cumsum(0), (1, 0))
         masks = before[batch.cu_seqlens[1:].long()] - before[batch.cu_seqlens[:-1].long()]
         second = (each * masks).sum()
-        shown = {"mask_loss": total.detach(), f"{options.next}_loss": second.detach()}
-        return Loss(total + second, count, {**parts, **shown})
+        shown = {"mask_loss": scores.sum.detach(), f"{self.options.next}_loss": second.detach()}
+        return Loss(scores.sum + second, scores.count, {**parts, **shown})
 
-    def predict(
-        self, outputs: Tensor | PreTrainingOutput, batch: PackedBatch
-    ) -> list[MaskPrediction]:
+    def predict(self, outputs: Outputs, batch: PackedBatch) -> list[MaskPrediction]:
         """The best candidates for each gap."""
+        assert isinstance(outputs, Tensor)  # noqa: S101 - as `forward` gives for gaps
         assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
-        logits = token_logits(outputs).float()
+        logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
         gaps = [
             tuple(

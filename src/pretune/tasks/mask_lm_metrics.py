@@ -8,8 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from pretune.data import PackedBatch
-from pretune.models import PreTrainingOutput
-from pretune.tasks.losses import cross_entropy
+from pretune.models import PreTrainingOutput, Scores
 
 #: What masked tokens are counted under in a batch: the token that was there, or -1 where none is.
 TARGET = "masked"
@@ -19,9 +18,20 @@ UNKNOWN = -2
 NEXT = "next"
 
 
-def token_logits(outputs: Tensor | PreTrainingOutput) -> Tensor:
-    """`[masked tokens, vocab]`, of one head or of two."""
-    return outputs.prediction_logits if isinstance(outputs, PreTrainingOutput) else outputs
+#: Logits where nobody knows what is masked, else scores; or those and the pairs' logits.
+Outputs = Tensor | Scores | PreTrainingOutput
+
+
+def token_scores(outputs: Outputs) -> Scores:
+    """Of the masked tokens, of one head or of two.
+
+    Raises:
+        ValueError: there are gaps whose token nobody knows.
+    """
+    found = outputs.predictions if isinstance(outputs, PreTrainingOutput) else outputs
+    if isinstance(found, Tensor):
+        raise ValueError("gaps whose token nobody knows can be filled, not scored")
+    return found
 
 
 class MaskLmMetrics:
@@ -37,14 +47,12 @@ class MaskLmMetrics:
         self._loss, self._right, self._count = 0.0, 0, 0
         self._pairs_right, self._pairs = 0, 0
 
-    def update(self, outputs: Tensor | PreTrainingOutput, batch: PackedBatch) -> None:
-        """Take in logits `[masked tokens, vocab]`, or those of both heads."""
-        labels = batch.targets[TARGET]
-        labels = labels[labels != -1]
-        logits = token_logits(outputs)
-        self._loss += float(cross_entropy(logits, labels, ignore_index=UNKNOWN)[0])
-        self._right += int((logits.argmax(-1) == labels).sum())
-        self._count += int((labels != UNKNOWN).sum())
+    def update(self, outputs: Outputs, batch: PackedBatch) -> None:
+        """Take in the scores of masked tokens, or those and what the other head gives."""
+        scores = token_scores(outputs)
+        self._loss += float(scores.cross_entropy)
+        self._right += scores.right
+        self._count += scores.count
         if isinstance(outputs, PreTrainingOutput):
             truth = batch.targets[NEXT]
             self._pairs_right += int((outputs.seq_relationship_logits.argmax(-1) == truth).sum())
