@@ -7,6 +7,7 @@ and nothing else of them: kept, each new token costs one row instead of t + 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,33 @@ from pretune.data import Layout
 
 #: Room grows by this many tokens a sequence.
 BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Sequences that go on by several tokens each, with all that was read of them before.
+
+    Attributes:
+        layout: of whole sequences, old tokens and new ones: T tokens.
+        rows: `[T]`: which sequence each token is of.
+        columns: `[T]`: where in that sequence it is.
+        new: `[N]`: which of the T tokens are new.
+    """
+
+    layout: Layout
+    rows: Tensor
+    columns: Tensor
+    new: Tensor
+
+    @classmethod
+    def of(cls, before: Sequence[int], more: Sequence[int], device: torch.device) -> Joined:
+        """So many tokens that were read of each sequence, and so many that are new."""
+        totals = [old + new for old, new in zip(before, more, strict=True)]
+        rows = torch.repeat_interleave(torch.tensor(totals))
+        columns = torch.cat([torch.arange(total) for total in totals])
+        new = (columns >= torch.tensor(before)[rows]).nonzero()[:, 0]
+        layout = Layout.of(totals, device)
+        return cls(layout, rows.to(device), columns.to(device), new.to(device))
 
 
 class LayerCache:
@@ -46,6 +74,16 @@ class LayerCache:
         self.keys[rows, :, columns] = k[:count]
         self.values[rows, :, columns] = v[:count]
 
+    def join(self, k: Tensor, v: Tensor, joined: Joined) -> tuple[Tensor, Tensor]:
+        """Take in the packed `[N, H, D]` of the new tokens; gives those of all, `[T, H, D]`."""
+        if joined.layout.max_seqlen > self.keys.shape[2]:
+            self.resize(_capacity(joined.layout.max_seqlen))
+        rows, columns = joined.rows[joined.new], joined.columns[joined.new]
+        self.keys[rows, :, columns] = k[: len(rows)]
+        self.values[rows, :, columns] = v[: len(rows)]
+        everywhere = (joined.rows, slice(None), joined.columns)
+        return self.keys[everywhere], self.values[everywhere]
+
     def resize(self, capacity: int) -> None:
         """Give each sequence room for so many tokens; what is beyond is lost."""
         self.keys, self.values = (_resized(x, capacity) for x in (self.keys, self.values))
@@ -70,7 +108,9 @@ class KVCache:
         layers: one `LayerCache` a layer.
         visible: during a step, `[B, 1, 1, longest]` True where a key is of the sequence; None where
             all are.
-        stepping: whether the pass under way appends one token a sequence (False: it fills).
+        stepping: whether the pass under way appends one token a sequence.
+        joined: what the pass under way appends, where it is several tokens a sequence; None: it
+            steps or, in the first pass, fills.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -78,17 +118,33 @@ class KVCache:
         self.layers = [LayerCache() for _ in range(num_layers)]
         self.visible: Tensor | None = None
         self.stepping = False
+        self.joined: Joined | None = None
 
     def advance(self, device: torch.device) -> Tensor:
         """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
-        self.stepping = True
+        self.stepping, self.joined = True, None
         self.visible = None
         if min(self.lengths) != max(self.lengths):
             columns = torch.arange(max(self.lengths), device=device)
             self.visible = (columns <= positions[:, None])[:, None, None]
         return positions
+
+    def lengthen(self, more: Sequence[int], device: torch.device) -> Tensor:
+        """Before a pass with several tokens a sequence: gives their positions, packed `[N]`."""
+        self.stepping, self.joined = False, Joined.of(self.lengths, more, device)
+        self.lengths = list(self.joined.layout.lengths)
+        return self.joined.columns[self.joined.new]
+
+    def take(
+        self, layer: int, k: Tensor, v: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Layout]:
+        """Take in a layer's keys and values of packed tokens; gives all there are, and where."""
+        if self.joined is None:
+            self.layers[layer].fill(k, v, layout)
+            return k, v, layout
+        return *self.layers[layer].join(k, v, self.joined), self.joined.layout
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Take in a layer's keys and values of a step; gives all it has, `[B, H, longest, D]`."""

@@ -288,6 +288,16 @@ class CausalLM(nn.Module):
         batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
         return self._decode(self.backbone(batch, cache=state).last_hidden_state)
 
+    def follow(
+        self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
+    ) -> Tensor:
+        """As `LanguageModel.follow`: one pass over all new tokens, packed."""
+        batch = PackedBatch.of(more).to(self.backbone.embeddings.tokens.weight.device)
+        positions = state.lengthen(batch.layout.lengths, batch.tokens.device)
+        batch = PackedBatch(batch.tokens, batch.layout, positions)
+        output = self.backbone(batch, select=None if every else batch.last, cache=state)
+        return self._decode(output.last_hidden_state)
+
 
 def sequence_classifier(
     backbone: Backbone, num_labels: int, dropout: float | None = None

@@ -118,7 +118,8 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`, or `[R, hidden]`: only the selected queries.
 
-        With a cache, keys and values go into its entry `layer`; in a step the queries see it.
+        With a cache, keys and values go into its entry `layer`; after the first pass
+        the queries see it.
         """
         dropout = self.dropout if self.training else 0.0
         queries = layout if select is None else select.layout
@@ -132,9 +133,10 @@ class SelfAttention(nn.Module):
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
         else:
+            keys = layout
             if cache is not None:
-                cache.layers[layer].fill(k, v, layout)
-            mixed = attention(q, k, v, queries, layout, causal=causal, dropout_p=dropout)
+                k, v, keys = cache.take(layer, k, v, layout)
+            mixed = attention(q, k, v, queries, keys, causal=causal, dropout_p=dropout)
         projected: Tensor = self.output(mixed.flatten(1))
         return projected
 
