@@ -207,18 +207,31 @@ class Scorer:
             # The last part may have the state itself.
             own = state if part is parts[-1] else copy.deepcopy(state)
             own.select([rows[i] for i in part])
-            logits = self._follow([answers[i][:-1] for i in part], own, every=True)
-            targets = [token for i in part for token in answers[i][1:]]
-            scored = iter(_logprobs(logits, range(len(targets)), targets))
+            scored = self._rest([answers[i] for i in part], own)
             for i in part:
                 more = [next(scored) for _ in answers[i][1:]]
                 logprobs = (*found[i].logprobs, *(logprob for logprob, _ in more))
                 found[i] = Likelihood(logprobs, found[i].greedy and all(best for _, best in more))
         return found
 
+    def _rest(self, answers: list[Ids], state: Any) -> Iterator[tuple[float, bool]]:
+        """For each token of some answers but their first: its log-probability, whether the best."""
+        # An answer that is a part by itself may be a whole book.
+        size = self._most_rows if len(answers) == 1 else max(map(len, answers))
+        for start in range(0, max(map(len, answers)) - 1, size):
+            pieces = [answer[start : start + size + 1] for answer in answers]
+            logits = self._follow([piece[:-1] for piece in pieces], state, every=True)
+            targets = [token for piece in pieces for token in piece[1:]]
+            yield from _logprobs(logits, range(len(targets)), targets)
+
+    @property
+    def _most_rows(self) -> int:
+        """How many rows of logits may exist at a time."""
+        return max(1, CHUNK_BYTES // (4 * self.model.vocab_size))
+
     def _parts(self, which: list[int], answers: list[Ids]) -> Iterator[list[int]]:
         """Answers in parts of which all logits may exist at a time."""
-        most = max(1, CHUNK_BYTES // (4 * self.model.vocab_size))
+        most = self._most_rows
         part, size = list[int](), 0
         for i in which:
             if part and size + len(answers[i]) > most:
