@@ -48,8 +48,10 @@ _NAMES = {
 }
 #: What only matters where tokens are drawn.
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-_KNOWN = ("max_new_tokens", "stop", "beams", "no_repeat_ngram", "repetition_penalty")
-_KNOWN = (*_KNOWN, *_DRAWING, "length_penalty", "early_stopping")
+_KNOWN = (
+    *("max_new_tokens", "stop", "beams", "no_repeat_ngram", "repetition_penalty"),
+    *("length_penalty", "early_stopping", *_DRAWING),
+)
 
 
 @register_model("pretune")
