@@ -82,9 +82,12 @@ class Template:
         shown = [column for column in columns if column != label]
         if not shown:
             raise PretuneError("the data has no column but that of the labels", "Give it a text.")
-        lines = [f"{_escaped(name.capitalize())}: {{{name}}}\n" for name in shown]
-        text = "".join(lines) + _escaped(label.capitalize()) + ": {answer}"
-        return cls.parse(text, columns, label)
+        before: list[tuple[str, str | None]] = []
+        for name in shown:
+            before.append((("\n" if before else "") + f"{name.capitalize()}: ", name))
+        before.append((f"\n{label.capitalize()}: ", None))
+        text = "".join(_escaped(literal) + f"{{{name or ANSWER}}}" for literal, name in before)
+        return cls(text, tuple(before), ())
 
     @property
     def columns(self) -> list[str]:
