@@ -19,30 +19,23 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Sequences that go on by several tokens each, with all that was read of them before.
+class NewTokens:
+    """Where several new tokens of each sequence go.
 
     Attributes:
-        layout: of whole sequences, old tokens and new ones: T tokens.
-        rows: `[T]`: which sequence each token is of.
+        rows: `[T]`: which sequence each is of.
         columns: `[T]`: where in that sequence it is.
-        new: `[N]`: which of the T tokens are new.
     """
 
-    layout: Layout
     rows: Tensor
     columns: Tensor
-    new: Tensor
 
     @classmethod
-    def of(cls, before: Sequence[int], more: Sequence[int], device: torch.device) -> Joined:
+    def of(cls, before: Sequence[int], more: Sequence[int], device: torch.device) -> NewTokens:
         """So many tokens that were read of each sequence, and so many that are new."""
-        totals = [old + new for old, new in zip(before, more, strict=True)]
-        rows = torch.repeat_interleave(torch.tensor(totals))
-        columns = torch.cat([torch.arange(total) for total in totals])
-        new = (columns >= torch.tensor(before)[rows]).nonzero()[:, 0]
-        layout = Layout.of(totals, device)
-        return cls(layout, rows.to(device), columns.to(device), new.to(device))
+        rows = torch.repeat_interleave(torch.tensor(more))
+        columns = [torch.arange(old, old + new) for old, new in zip(before, more, strict=True)]
+        return cls(rows.to(device), torch.cat(columns).to(device))
 
 
 class LayerCache:
@@ -74,15 +67,13 @@ class LayerCache:
         self.keys[rows, :, columns] = k[:count]
         self.values[rows, :, columns] = v[:count]
 
-    def join(self, k: Tensor, v: Tensor, joined: Joined) -> tuple[Tensor, Tensor]:
-        """Take in the packed `[N, H, D]` of the new tokens; gives those of all, `[T, H, D]`."""
-        if joined.layout.max_seqlen > self.keys.shape[2]:
-            self.resize(_capacity(joined.layout.max_seqlen))
-        rows, columns = joined.rows[joined.new], joined.columns[joined.new]
-        self.keys[rows, :, columns] = k[: len(rows)]
-        self.values[rows, :, columns] = v[: len(rows)]
-        everywhere = (joined.rows, slice(None), joined.columns)
-        return self.keys[everywhere], self.values[everywhere]
+    def write(self, k: Tensor, v: Tensor, new: NewTokens, longest: int) -> None:
+        """Take in the packed `[T, H, D]` of new tokens, after which a sequence has `longest`."""
+        if longest > self.keys.shape[2]:
+            self.resize(_capacity(longest))
+        count = len(new.rows)
+        self.keys[new.rows, :, new.columns] = k[:count]
+        self.values[new.rows, :, new.columns] = v[:count]
 
     def resize(self, capacity: int) -> None:
         """Give each sequence room for so many tokens; what is beyond is lost."""
@@ -109,8 +100,8 @@ class KVCache:
         visible: during a step, `[B, 1, 1, longest]` True where a key is of the sequence; None where
             all are.
         stepping: whether the pass under way appends one token a sequence.
-        joined: what the pass under way appends, where it is several tokens a sequence; None: it
-            steps or, in the first pass, fills.
+        new: where the pass under way writes, if it has several tokens a sequence; else None. A pass
+            that neither steps nor has these is the first one, which fills.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -118,13 +109,13 @@ class KVCache:
         self.layers = [LayerCache() for _ in range(num_layers)]
         self.visible: Tensor | None = None
         self.stepping = False
-        self.joined: Joined | None = None
+        self.new: NewTokens | None = None
 
     def advance(self, device: torch.device) -> Tensor:
         """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
-        self.stepping, self.joined = True, None
+        self.stepping, self.new = True, None
         self.visible = None
         if min(self.lengths) != max(self.lengths):
             columns = torch.arange(max(self.lengths), device=device)
@@ -132,24 +123,18 @@ class KVCache:
         return positions
 
     def lengthen(self, more: Sequence[int], device: torch.device) -> Tensor:
-        """Before a pass with several tokens a sequence: gives their positions, packed `[N]`."""
-        self.stepping, self.joined = False, Joined.of(self.lengths, more, device)
-        self.lengths = list(self.joined.layout.lengths)
-        return self.joined.columns[self.joined.new]
-
-    def take(
-        self, layer: int, k: Tensor, v: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor, Layout]:
-        """Take in a layer's keys and values of packed tokens; gives all there are, and where."""
-        if self.joined is None:
-            self.layers[layer].fill(k, v, layout)
-            return k, v, layout
-        return *self.layers[layer].join(k, v, self.joined), self.joined.layout
+        """Before a pass with several tokens a sequence: gives their positions, packed `[T]`."""
+        self.stepping, self.new = False, NewTokens.of(self.lengths, more, device)
+        self.lengths = [old + count for old, count in zip(self.lengths, more, strict=True)]
+        return self.new.columns
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in a layer's keys and values of a step; gives all it has, `[B, H, longest, D]`."""
+        """Take in a layer's keys and values; gives all it has, `[B, H, longest, D]`."""
         entry, longest = self.layers[layer], max(self.lengths)
-        entry.append(k, v, self.lengths)
+        if self.new is None:
+            entry.append(k, v, self.lengths)
+        else:
+            entry.write(k, v, self.new, longest)
         return entry.keys[:, :, :longest], entry.values[:, :, :longest]
 
     def select(self, rows: Sequence[int]) -> None:

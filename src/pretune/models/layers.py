@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pretune.data import Layout, Selection
 from pretune.models import ops
-from pretune.models.attention import attention, attention_maps, attention_step
+from pretune.models.attention import attention, attention_after, attention_maps, attention_step
 from pretune.models.cache import KVCache
 
 
@@ -132,11 +132,12 @@ class SelfAttention(nn.Module):
             k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
+        elif cache is not None and cache.new is not None:
+            mixed = attention_after(q, *cache.append(layer, k, v), queries, cache.lengths)
         else:
-            keys = layout
             if cache is not None:
-                k, v, keys = cache.take(layer, k, v, layout)
-            mixed = attention(q, k, v, queries, keys, causal=causal, dropout_p=dropout)
+                cache.layers[layer].fill(k, v, layout)
+            mixed = attention(q, k, v, queries, layout, causal=causal, dropout_p=dropout)
         projected: Tensor = self.output(mixed.flatten(1))
         return projected
 
