@@ -1,7 +1,7 @@
 """pretune: from raw text to a served language model.
 
-The public functions are `load`, `train`, `evaluate`, `predict`, `generate` and `push`; see their
-help.
+The public functions are `load`, `train`, `evaluate`, `predict`, `generate`, `prompt` and `push`;
+see their help.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pretune.api import (
         Bundle,
         Evaluation,
+        FewShotResult,
         Generation,
         Prediction,
         Published,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         generate,
         load,
         predict,
+        prompt,
         push,
         resume,
         train,
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "Evaluation",
+    "FewShotResult",
     "Generation",
     "Prediction",
     "PretuneError",
@@ -43,6 +46,7 @@ __all__ = [
     "generate",
     "load",
     "predict",
+    "prompt",
     "push",
     "resume",
     "train",

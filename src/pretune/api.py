@@ -1,4 +1,5 @@
-"""The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `generate`, `push`.
+"""The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `generate`, `prompt`,
+`push`.
 
 import pretune
 run = pretune.train("train.tsv", {"train.epochs": 2})
@@ -10,15 +11,17 @@ pretune.push(run.folder, "me/tickets")
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pretune.data import MAX_CHARS, Records
+from pretune.data import MAX_CHARS, Records, read
 from pretune.errors import PretuneError, did_you_mean
 from pretune.hub import Published
 from pretune.infer import Decoding, Generation, TextGenerator
+from pretune.infer.few_shot import measure, options_from
+from pretune.infer.few_shot_result import FewShotResult
 from pretune.infer.predict import Predictor, the_task
 from pretune.publish import push
 from pretune.recipe import Recipe
@@ -179,9 +182,59 @@ def generate(
     return writer.generate([prompts] if isinstance(prompts, str) else prompts, chosen)
 
 
+def prompt(
+    model: Bundle | str | Path,
+    data: str | Path | Records,
+    *,
+    train: str | Path | Records | None = None,
+    device: str = "auto",
+    batch_tokens: int = 8192,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    max_chars: int = MAX_CHARS,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> FewShotResult:
+    """How well a language model answers from examples in its prompt, untrained.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        data: a labelled file, a Hub dataset `owner/name[:config]:split`, or records.
+        train: where the examples are drawn from; default: from `data`, and examples are not
+            evaluated on.
+        device: `auto`, `cpu`, `cuda`, ...
+        batch_tokens: tokens at a time; changes memory and speed only.
+        encoding: of text files.
+        quoting: of CSV and TSV files: `auto`, `standard` or `none`.
+        max_chars: a longer text is taken for a mistake.
+        progress: called with the number of questions done and of all.
+        options: how to ask, by the names of `FewShotOptions`: `shots=(0, 4), score="pmi", ...`
+
+    Raises:
+        PretuneError: bad data, template, options or model; the message says what to do.
+    """
+    chosen = options_from(options)
+
+    def records(source: str | Path | Records) -> Records:
+        if isinstance(source, Records):
+            return source
+        return read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
+
+    return measure(
+        model if isinstance(model, Bundle) else load(model),
+        records(data),
+        None if train is None else records(train),
+        chosen,
+        device=device,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+
+
 __all__ = [
     "Bundle",
     "Evaluation",
+    "FewShotResult",
     "Generation",
     "Prediction",
     "Published",
@@ -191,6 +244,7 @@ __all__ = [
     "generate",
     "load",
     "predict",
+    "prompt",
     "push",
     "resume",
     "train",

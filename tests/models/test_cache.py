@@ -109,3 +109,30 @@ def test_more_sequences_than_the_row_tile(model: CausalLM) -> None:
     _, state = model.start(sequences)
     logits = feed(model, sequences, state)
     torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)
+
+
+def follow_from_scratch(model: CausalLM, sequences: list[list[int]], new: list[int]) -> Tensor:
+    """The logits after each of the last `new` tokens of each sequence."""
+    found = [model(PackedBatch.of([ids]))[-n:] for ids, n in zip(sequences, new, strict=True)]
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("every", [False, True])
+@torch.inference_mode()
+def test_many_tokens_at_once_are_as_if_all_were_computed_anew(model: CausalLM, every: bool) -> None:
+    torch.manual_seed(4)
+    sequences = [draw(BLOCK - 3), draw(2), draw(60)]
+    _, state = model.start(sequences)
+    for new in ([5, 1, 40], [1, 1, 1], [2, 2 * BLOCK, 1]):
+        more = [draw(n) for n in new]
+        sequences = [[*ids, *tail] for ids, tail in zip(sequences, more, strict=True)]
+        logits = model.follow(more, state, every=every)
+        expected = follow_from_scratch(model, sequences, new if every else [1] * 3)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+        # Between such passes: a step, and the sequences in another order.
+        logits = feed(model, sequences, state)
+        torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)
+    state.select([2, 0, 2])
+    sequences = [[*sequences[i]] for i in (2, 0, 2)]
+    logits = feed(model, sequences, state)
+    torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)

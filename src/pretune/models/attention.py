@@ -12,6 +12,7 @@ Each query sees the keys of its own sequence and no other. Three ways to the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,37 @@ def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | No
     one = q[: len(keys)].unsqueeze(2)
     mixed = F.scaled_dot_product_attention(one, keys, values, attn_mask=visible)
     return _pad_rows(mixed.squeeze(2), len(q))
+
+
+def attention_after(
+    q: Tensor, keys: Tensor, values: Tensor, queries: Layout, lengths: Sequence[int]
+) -> Tensor:
+    """Attention of several new tokens a sequence to what a cache holds of it, and to each other.
+
+    Args:
+        q: `[Tq, H, D]`, packed: the last tokens of each sequence. Further rows are the caller's
+            padding, as above.
+        keys: `[B, H, L, D]`, those of the new tokens among them.
+        values: `[B, H, L, D]`.
+        queries: how many of `q` are of each sequence.
+        lengths: how many keys there are of each sequence; the last query sees them all.
+
+    Returns:
+        `[Tq, H, D]`.
+    """
+    asking = torch.tensor(queries.lengths)
+    rows = torch.repeat_interleave(asking)
+    columns = torch.cat([torch.arange(n) for n in queries.lengths])
+    rows, columns = rows.to(q.device), columns.to(q.device)
+    padded = q.new_zeros(len(asking), queries.max_seqlen, *q.shape[1:])
+    padded[rows, columns] = q[: queries.total]
+    # Query j sees the keys before the sequence's new ones, and j + 1 of those.
+    first = (torch.tensor(lengths) - asking)[:, None] + torch.arange(queries.max_seqlen)
+    seen = torch.arange(keys.shape[2]) <= first[:, :, None]
+    mixed = F.scaled_dot_product_attention(
+        padded.transpose(1, 2), keys, values, attn_mask=seen[:, None].to(q.device)
+    )
+    return _pad_rows(mixed.transpose(1, 2)[rows, columns], len(q))
 
 
 def _check(queries: Layout, keys: Layout, causal: bool) -> None:

@@ -7,6 +7,7 @@ and nothing else of them: kept, each new token costs one row instead of t + 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,26 @@ from pretune.data import Layout
 
 #: Room grows by this many tokens a sequence.
 BLOCK = 128
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Where several new tokens of each sequence go.
+
+    Attributes:
+        rows: `[T]`: which sequence each is of.
+        columns: `[T]`: where in that sequence it is.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, before: Sequence[int], more: Sequence[int], device: torch.device) -> NewTokens:
+        """So many tokens that were read of each sequence, and so many that are new."""
+        rows = torch.repeat_interleave(torch.tensor(more))
+        columns = [torch.arange(old, old + new) for old, new in zip(before, more, strict=True)]
+        return cls(rows.to(device), torch.cat(columns).to(device))
 
 
 class LayerCache:
@@ -46,6 +67,14 @@ class LayerCache:
         self.keys[rows, :, columns] = k[:count]
         self.values[rows, :, columns] = v[:count]
 
+    def write(self, k: Tensor, v: Tensor, new: NewTokens, longest: int) -> None:
+        """Take in the packed `[T, H, D]` of new tokens, after which a sequence has `longest`."""
+        if longest > self.keys.shape[2]:
+            self.resize(_capacity(longest))
+        count = len(new.rows)
+        self.keys[new.rows, :, new.columns] = k[:count]
+        self.values[new.rows, :, new.columns] = v[:count]
+
     def resize(self, capacity: int) -> None:
         """Give each sequence room for so many tokens; what is beyond is lost."""
         self.keys, self.values = (_resized(x, capacity) for x in (self.keys, self.values))
@@ -70,7 +99,9 @@ class KVCache:
         layers: one `LayerCache` a layer.
         visible: during a step, `[B, 1, 1, longest]` True where a key is of the sequence; None where
             all are.
-        stepping: whether the pass under way appends one token a sequence (False: it fills).
+        stepping: whether the pass under way appends one token a sequence.
+        new: where the pass under way writes, if it has several tokens a sequence; else None. A pass
+            that neither steps nor has these is the first one, which fills.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -78,22 +109,32 @@ class KVCache:
         self.layers = [LayerCache() for _ in range(num_layers)]
         self.visible: Tensor | None = None
         self.stepping = False
+        self.new: NewTokens | None = None
 
     def advance(self, device: torch.device) -> Tensor:
         """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
-        self.stepping = True
+        self.stepping, self.new = True, None
         self.visible = None
         if min(self.lengths) != max(self.lengths):
             columns = torch.arange(max(self.lengths), device=device)
             self.visible = (columns <= positions[:, None])[:, None, None]
         return positions
 
+    def lengthen(self, more: Sequence[int], device: torch.device) -> Tensor:
+        """Before a pass with several tokens a sequence: gives their positions, packed `[T]`."""
+        self.stepping, self.new = False, NewTokens.of(self.lengths, more, device)
+        self.lengths = [old + count for old, count in zip(self.lengths, more, strict=True)]
+        return self.new.columns
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in a layer's keys and values of a step; gives all it has, `[B, H, longest, D]`."""
+        """Take in a layer's keys and values; gives all it has, `[B, H, longest, D]`."""
         entry, longest = self.layers[layer], max(self.lengths)
-        entry.append(k, v, self.lengths)
+        if self.new is None:
+            entry.append(k, v, self.lengths)
+        else:
+            entry.write(k, v, self.new, longest)
         return entry.keys[:, :, :longest], entry.values[:, :, :longest]
 
     def select(self, rows: Sequence[int]) -> None:

@@ -276,3 +276,12 @@ class ClassicLM(nn.Module):
         batch = PackedBatch(tokens, layout, torch.zeros_like(tokens))
         logits, reading.state = self.carry(batch, reading.state)
         return logits
+
+    def follow(
+        self, more: Sequence[Sequence[int]], reading: Reading, *, every: bool = False
+    ) -> Tensor:
+        """As `LanguageModel.follow`."""
+        batch = PackedBatch.of(more).to(self.bias.device)
+        select = None if every else batch.last
+        logits, reading.state = self.carry(batch, reading.state, select=select)
+        return logits

@@ -56,3 +56,16 @@ class LanguageModel(Protocol):
         Returns:
             logits `[B, V]` of the token after it.
         """
+
+    def follow(self, more: Sequence[Sequence[int]], state: Any, *, every: bool = False) -> Tensor:
+        """Read several more tokens of each sequence, in one pass.
+
+        Args:
+            more: token ids of each; none is empty, and none goes beyond `context_length`.
+            state: from `start`; changed in place.
+            every: give what may follow each of the tokens, not only the last.
+
+        Returns:
+            logits `[B, V]` of the token after each sequence; with `every`, `[T, V]` of the token
+            after each of the T tokens, sequence by sequence.
+        """

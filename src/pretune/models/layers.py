@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pretune.data import Layout, Selection
 from pretune.models import ops
-from pretune.models.attention import attention, attention_maps, attention_step
+from pretune.models.attention import attention, attention_after, attention_maps, attention_step
 from pretune.models.cache import KVCache
 
 
@@ -118,7 +118,8 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`, or `[R, hidden]`: only the selected queries.
 
-        With a cache, keys and values go into its entry `layer`; in a step the queries see it.
+        With a cache, keys and values go into its entry `layer`; after the first pass
+        the queries see it.
         """
         dropout = self.dropout if self.training else 0.0
         queries = layout if select is None else select.layout
@@ -131,6 +132,8 @@ class SelfAttention(nn.Module):
             k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
+        elif cache is not None and cache.new is not None:
+            mixed = attention_after(q, *cache.append(layer, k, v), queries, cache.lengths)
         else:
             if cache is not None:
                 cache.layers[layer].fill(k, v, layout)

@@ -237,6 +237,27 @@ class NGram:
         reading.state = NGramState(window)
         return self._logits(window)
 
+    def follow(
+        self, more: Sequence[Sequence[int]], reading: Reading, *, every: bool = False
+    ) -> Tensor:
+        """As `LanguageModel.follow`.
+
+        Raises:
+            DataError: a token that is not in the vocabulary.
+        """
+        state = reading.state
+        assert isinstance(state, NGramState)  # noqa: S101 - for mypy
+        read = [
+            np.append(row, _checked(np.asarray(ids, dtype=np.int64), self.vocab_size))
+            for row, ids in zip(state.window, more, strict=True)
+        ]
+        width = state.window.shape[1]
+        reading.state = NGramState(np.stack([row[len(row) - width :] for row in read]))
+        if not every:
+            return self._logits(reading.state.window)
+        each = [row[i + 1 : i + 1 + width] for row in read for i in range(len(row) - width)]
+        return self._logits(np.stack(each))
+
     def _logits(self, window: Ints) -> Tensor:
         rows = [np.log(self._after(row[row != BEFORE])) for row in window]
         return torch.from_numpy(np.stack(rows) if rows else np.empty((0, self.vocab_size)))

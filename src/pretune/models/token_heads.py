@@ -214,3 +214,13 @@ class CausalLM(nn.Module):
         positions = state.advance(tokens.device)
         batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
         return self._decode(self.backbone(batch, cache=state).last_hidden_state)
+
+    def follow(
+        self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
+    ) -> Tensor:
+        """As `LanguageModel.follow`: one pass over all new tokens, packed."""
+        batch = PackedBatch.of(more).to(self.backbone.embeddings.tokens.weight.device)
+        positions = state.lengthen(batch.layout.lengths, batch.tokens.device)
+        batch = PackedBatch(batch.tokens, batch.layout, positions)
+        output = self.backbone(batch, select=None if every else batch.last, cache=state)
+        return self._decode(output.last_hidden_state)

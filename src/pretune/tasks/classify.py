@@ -98,7 +98,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         elif declared is not None:
             self.labels = list(declared)
         else:
-            found = {self._raw_label(records, row) for row in range(len(records))}
+            found = {self.raw_label(records, row) for row in range(len(records))}
             self.labels = sorted(found, key=_numbers_first)
         if len(self.labels) < 2:
             raise DataError(
@@ -112,8 +112,12 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
                 "That looks like a column of texts: data.columns.label=COLUMN says which to use.",
             )
 
-    def _raw_label(self, records: Records, row: int) -> str:
-        """The label of a record as text; the name where the source numbers its categories."""
+    def raw_label(self, records: Records, row: int) -> str:
+        """The label of a record as text; the name where the source numbers its categories.
+
+        Raises:
+            DataError: there is none; names file and line.
+        """
         value = records.rows[row].get("label")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -127,8 +131,13 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
             return str(names[value])
         return str(value)
 
-    def _label_id(self, records: Records, row: int, ids: Mapping[str, int]) -> int:
-        raw = self._raw_label(records, row)
+    def label_id(self, records: Records, row: int, ids: Mapping[str, int]) -> int:
+        """Which label a record has, by `ids`: the number of each.
+
+        Raises:
+            DataError: none, or one that is not known; names file and line.
+        """
+        raw = self.raw_label(records, row)
         given = self.options.labels
         shown = given.get(raw, raw) if isinstance(given, dict) else raw
         if shown not in ids:
@@ -152,7 +161,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         )
         ids = {label: i for i, label in enumerate(self.labels)}
         for row, one in zip(rows, encoded, strict=True):
-            label = {"label": self._label_id(records, row, ids)} if with_targets else {}
+            label = {"label": self.label_id(records, row, ids)} if with_targets else {}
             yield Feature(one.ids, one.segments, label, row, one.truncated)
 
     def build(self, backbone: Backbone) -> nn.Module:
