@@ -79,6 +79,11 @@ class KVCache:
         self.visible: Tensor | None = None
         self.stepping = False
 
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.lengths)
+
     def advance(self, device: torch.device) -> Tensor:
         """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
         positions = torch.tensor(self.lengths, device=device)
