@@ -207,16 +207,16 @@ def test_without_it_each_block_begins_with_nothing() -> None:
 def test_what_lies_before_the_block_helps() -> None:
     """Blocks of 4 letters; the first of 8 letters says what the last ones are."""
     chance = random.Random(1)
-    text = "".join(chance.choice(["aefghhhh", "befghggg"]) for _ in range(80))
+    text = "".join(chance.choice(["aefghhhh", "befghggg"]) for _ in range(100))
+    options = {"epochs": 8, "batch_size": 4, "learning_rate": 0.02, "clip": 1.0, "eps": 1e-8}
     figures = {}
     for carry in (True, False):
         task = CausalLm(CausalLmOptions(max_length=4, carry_state=carry))
         features = features_of(task, [text])
-        model = language_model("gru", num_hidden_layers=1, hidden_size=12)
-        options = {"epochs": 12, "batch_size": 4, "learning_rate": 0.03, "eps": 1e-8}
-        trainer_of(task, model, features, Losses(), **options).fit()
+        model = language_model("gru", num_hidden_layers=1, hidden_size=16)
+        trainer_of(task, model, features, Losses(), schedule="linear", **options).fit()
         figures[carry] = evaluate_features(task, model, features).metrics["loss"]
-    assert figures[True] < 0.75 * figures[False], figures
+    assert figures[True] < 0.8 * figures[False], figures
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 20, 8192])
