@@ -40,7 +40,7 @@ from pretune.training.result import environment
 #: Tokens of each update, whatever the rung.
 UPDATE_TOKENS = 2048
 #: Evaluations of a rung; the best one counts.
-EVALUATIONS = 4
+EVALUATIONS = 3
 #: The share of the text that is held back, and how much of the text a ladder needs.
 HELD_BACK, FEWEST_CHARACTERS = 0.1, 1000
 #: What each model goes on from, and how far, in its sample.

@@ -46,7 +46,7 @@ def _recurrent(title: str, cell: str, rate: float) -> Rung:
 
 #: From the oldest to the newest.
 RUNGS = {
-    "ngram": Rung("n-gram, Kneser-Ney (1995)"),
+    "ngram": Rung("Kneser-Ney n-gram (1995)"),
     "nnlm": Rung(
         "NNLM (2003)", "nnlm", {"order": 9, "embedding_size": 32, "hidden_size": 256}, rate=2e-3
     ),
