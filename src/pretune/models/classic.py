@@ -73,6 +73,7 @@ class ClassicConfig(ModelConfig):
     dropout_names = ("dropout",)
     attention_dropout_name = ""
     activation_name = ""
+    endless = True
 
     #: Standard deviation of fresh embeddings and output weights.
     initializer_range: float = 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from pretune.report.ladder import (
     RungResult,
     not_writable,
 )
-from pretune.report.plan import plan_run
+from pretune.report.plan import measure_speed
 from pretune.tasks import CausalLm, CausalLmOptions, featurize
 from pretune.tasks.bundle import load
 from pretune.tasks.causal_lm import NEXT
@@ -71,8 +72,7 @@ class Climb:
         self.options, self.quiet, self.say = options, quiet, say
         _refuse_foreign(options.output)
         self.device = choose_device(options.device)
-        probe = {"task": {"name": "causal_lm"}, "data": {"train": options.corpus}}
-        train, held_out = read_data(Recipe.of(probe).changed({"data.validation": HELD_BACK}))
+        train, held_out = read_data(Recipe.of({"task": "causal_lm", "data": self._data()}))
         assert held_out is not None  # noqa: S101 - a share of a text always is something
         self.train, self.held_out = _texts(train), _texts(held_out)
         self.records = train, held_out
@@ -180,7 +180,7 @@ class Climb:
                     "dropout": 0.0,
                     "attention_dropout": 0.0 if name == "gpt" else None,
                 },
-                "data": {"train": options.corpus, "validation": HELD_BACK},
+                "data": self._data(),
                 "train": {
                     "max_steps": updates,
                     "batch_size": UPDATE_TOKENS // rung.block,
@@ -195,13 +195,16 @@ class Climb:
             }
         )
 
+    def _data(self) -> dict[str, Any]:
+        """A text may be as long as it is."""
+        return {"train": self.options.corpus, "validation": HELD_BACK, "max_chars": sys.maxsize}
+
     def _updates(self, name: str) -> int:
         """As many as asked for, or as fit in the time, by the pace of a few."""
         options = self.options
         if options.updates is not None:
             return options.updates
-        speed = plan_run(self._recipe(name, 1000)).speed
-        assert speed is not None  # noqa: S101 - it was asked for
+        speed = measure_speed(self._recipe(name, 1000))
         seconds = 60 * (options.minutes or 0.0)
         updates = max(1, round(seconds * speed.training_tokens_per_second / UPDATE_TOKENS))
         self.say(f"  {updates:,} updates fit in {options.minutes:g} minutes")

@@ -193,6 +193,19 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
     )
 
 
+def measure_speed(recipe: Recipe) -> Speed:
+    """The pace of a few updates of a recipe, and nothing else; FLOPs are not counted.
+
+    Raises:
+        PretuneError: bad data or model, as in training.
+    """
+    device = choose_device(recipe.train.device)
+    task, bundle, train, _ = _prepared(recipe)
+    model = bundle.model.to(device)
+    each = len(_first_epoch(_trainer(recipe, task, model, train, device)))
+    return _measured(recipe, task, model, train, None, device, 0, each)
+
+
 def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, FeatureSet, FeatureSet | None]:
     """Data and model as a run has them before its first update."""
     records, held_out = read_data(recipe)
