@@ -88,9 +88,8 @@ def test_an_ngram_is_measured_as_a_neural_model_would_be(kind: str) -> None:
             ]
             table = torch.from_numpy(np.log(np.stack(rows))).float()
             own = {tuple(f): i for i, f in enumerate(blocks)}
-            order = [
-                own[tuple(part.tolist())] for part in torch.split(batch.tokens, lengths(batch))
-            ]
+            parts = torch.split(batch.tokens, list(batch.layout.lengths))
+            order = [own[tuple(part.tolist())] for part in parts]
             starts = features.starts
             picked = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in order])
             return score_tokens(table[picked], torch.eye(table.shape[1]), None, labels)
