@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "cats.txt"
     path.write_text("".join(chance.choices(words, k=500)), encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rungs, only narrower."""
+    for name, rung in RUNGS.items():
+        sizes = {"embedding_size": 8, "hidden_size": 8}
+        if name == "gpt":
+            sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2}
+        if rung.start is not None:
+            config = {**(rung.config or {}), **sizes}
+            monkeypatch.setitem(RUNGS, name, replace(rung, config=config))
 
 
 def options(corpus: Path, **changes: Any) -> LadderOptions:

@@ -48,11 +48,11 @@ def _recurrent(title: str, cell: str, rate: float) -> Rung:
 RUNGS = {
     "ngram": Rung("Kneser-Ney n-gram (1995)"),
     "nnlm": Rung(
-        "NNLM (2003)", "nnlm", {"order": 9, "embedding_size": 32, "hidden_size": 256}, rate=2e-3
+        "NNLM (2003)", "nnlm", {"order": 9, "embedding_size": 32, "hidden_size": 256}, rate=1e-2
     ),
     "rnn": _recurrent("RNN (2010)", "rnn", 1e-3),
-    "lstm": _recurrent("LSTM (2012)", "lstm", 4e-3),
-    "gru": _recurrent("GRU (2014)", "gru", 3e-3),
+    "lstm": _recurrent("LSTM (2012)", "lstm", 8e-3),
+    "gru": _recurrent("GRU (2014)", "gru", 6e-3),
     "gpt": Rung(
         "GPT (2018)",
         "gpt2-small",
