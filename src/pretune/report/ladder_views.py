@@ -110,7 +110,7 @@ def draw_ladder(ladder: Ladder, path: Path) -> None:
     axes.barh(places, bits, color=colours, height=0.7)
     axes.set_yticks(places, [rung.title for rung in rungs])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.6 * max(bits))  # room for what is written beside the bars
+    axes.set_xlim(0, 1.75 * max(bits))  # room for what is written beside the bars
     for place, rung in zip(places, rungs, strict=True):
         note = f"{rung.bits_per_character:.3f}   {short(rung.parameters)} parameters"
         note += f", {rung.seconds:,.0f} s" if rung.seconds >= 1 else ", < 1 s"
