@@ -140,6 +140,7 @@ def stage(
         repo=repo,
         task=task,
         architecture=bundle.family.heads[task.head].architecture,
+        in_transformers=bundle.family.published,
         parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         license=license_id,
         languages=tuple(languages),

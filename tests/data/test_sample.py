@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data import Cursor, DataOrder, batches_by_length
+from pretune.data import Cursor, DataOrder, StreamOrder, batches_by_length, batches_in_turn
 from pretune.data.sample import epoch_order
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)
@@ -204,3 +204,79 @@ class TestBatchesByLength:
     def test_budget_must_be_positive(self):
         with pytest.raises(ValueError, match="batch_tokens"):
             batches_by_length(np.array([1]), 0)
+
+
+TEXTS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
+
+
+class TestStreams:
+    @staticmethod
+    def follows(texts: list[int]) -> np.ndarray:
+        return np.concatenate([[False] + [True] * (size - 1) for size in texts])
+
+    @given(TEXTS, st.integers(1, 12), st.integers(0, 99))
+    def test_every_epoch_has_every_example_once(self, texts, streams, seed):
+        order = StreamOrder(np.ones(sum(texts)), self.follows(texts), seed=seed, streams=streams)
+        at, found = Cursor(), {0: [], 1: []}
+        while at.epoch < 2:
+            epoch = at.epoch
+            which, at = order.take(at, 1)
+            found[epoch] += which.tolist()
+        assert sorted(found[0]) == sorted(found[1]) == list(range(sum(texts)))
+
+    @given(TEXTS, st.integers(1, 12), st.integers(0, 99))
+    def test_a_stream_reads_texts_in_order(self, texts, streams, seed):
+        follows = self.follows(texts)
+        order = StreamOrder(np.ones(len(follows)), follows, seed=seed, streams=streams)
+        at, read = Cursor(), [[] for _ in range(order.streams)]
+        while at.epoch == 0:
+            for stream, example in zip(read, order.take(at, 1)[0].tolist(), strict=False):
+                stream.append(example)
+            at = order.take(at, 1)[1]
+        for stream in read:
+            for one, two in pairwise(stream):
+                assert two == one + 1 if follows[two] else not follows[two]
+        assert max(map(len, read)) - min(map(len, read)) <= 1
+        # What ends one stream goes on in the next one, or a new text begins there.
+        for one, two in pairwise(read):
+            assert not follows[two[0]] or two[0] == one[-1] + 1
+
+    @given(TEXTS, st.integers(1, 5), st.integers(0, 30))
+    def test_a_place_is_a_seek(self, texts, streams, batches):
+        follows = self.follows(texts)
+        one, other = (
+            StreamOrder(np.ones(len(follows)), follows, seed=3, streams=streams) for _ in "ab"
+        )
+        at = Cursor()
+        for _ in range(batches):
+            at = one.take(at, 1)[1]
+        assert one.take(at, 1)[0].tolist() == other.take(at, 1)[0].tolist()
+
+    def test_texts_come_in_another_order_in_each_epoch(self):
+        order = StreamOrder(np.ones(20), np.zeros(20, dtype=bool), seed=0, streams=20)
+        first, second = (order.take(Cursor(epoch), 1)[0].tolist() for epoch in (0, 1))
+        assert first != second
+
+    @given(TEXTS, st.integers(1, 30))
+    def test_evaluation_has_each_example_after_the_one_before(self, texts, tokens):
+        follows = self.follows(texts)
+        lengths = np.full(len(follows), 3)
+        groups = batches_in_turn(lengths, follows, tokens)
+        assert sorted(everything([b for group in groups for b in group])) == list(
+            range(len(follows))
+        )
+        sizes = [len(group) for group in groups]
+        assert sizes == sorted(sizes, reverse=True)
+        for group in groups:
+            assert not follows[group[0]].any()
+            for one, two in pairwise(group):
+                assert set(two - 1) <= set(one)
+                assert follows[two].all()
+            assert all(3 * len(batch) <= max(tokens, 3) for batch in group)
+
+    def test_bad_sizes(self):
+        with pytest.raises(ValueError, match="stream"):
+            StreamOrder(np.ones(2), np.zeros(2, dtype=bool), seed=0, streams=0)
+        with pytest.raises(ValueError, match="positive"):
+            batches_in_turn(np.ones(2), np.zeros(2, dtype=bool), 0)
+        assert batches_in_turn(np.array([]), np.array([], dtype=bool), 5) == []

@@ -14,6 +14,8 @@ from small_runs import REPO, small_recipe, write_data
 
 import pretune
 from pretune.publish import stage
+from pretune.tasks import CausalLm, CausalLmOptions
+from pretune.tasks.bundle import load, save
 
 SIZES = {
     "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "pad_token_id": 0},
@@ -90,3 +92,16 @@ def test_a_masked_language_model(
     ours, theirs = run_code(tmp_path / "out", capsys)
     assert "Candidate(token=" in ours
     assert "logits=tensor" in theirs
+
+
+def test_a_classic_is_opened_by_pretune_alone(tiny_vocab_folder: Path, tmp_path: Path) -> None:
+    sizes = {"embedding_size": 4, "hidden_size": 4}
+    task = CausalLm(CausalLmOptions())
+    bundle = load("lstm-small", tokenizer=tiny_vocab_folder, config=sizes, task=task)
+    (tmp_path / "m").mkdir()
+    save(bundle, tmp_path / "m")
+    stage(tmp_path / "m", REPO, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.to_dict()["library_name"] == "pretune"
+    assert "saved by pretune; pretune opens it." in card.text
+    assert "transformers" not in card.text

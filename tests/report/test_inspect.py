@@ -130,6 +130,12 @@ class TestInspection:
         assert inspect_model(outline(tiny_folder), 1).flops.length == 64
         assert inspect_model(outline(config_folder("distilbert")), 1).flops.length == 128
 
+    def test_a_model_without_positions_reads_any_length(self) -> None:
+        found = inspect_model(outline("nnlm"), batch=1, length=5000)
+        assert found.positions is None
+        assert found.flops.length == 5000
+        assert "parameters, any length" in shown(inspection_view(found))
+
     def test_more_tokens_than_positions(self, tiny_folder: Path) -> None:
         with pytest.raises(RunError, match=r"--length 65: the model has 64 positions"):
             inspect_model(outline(tiny_folder), 1, 65)

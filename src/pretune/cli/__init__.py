@@ -8,6 +8,7 @@ from pretune.cli import tokenizer  # noqa: F401
 from pretune.cli import train  # noqa: F401
 from pretune.cli import plan  # noqa: F401
 from pretune.cli import sweep  # noqa: F401
+from pretune.cli import ladder  # noqa: F401
 from pretune.cli import runs  # noqa: F401
 from pretune.cli import use  # noqa: F401
 from pretune.cli import generate  # noqa: F401

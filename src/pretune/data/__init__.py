@@ -4,7 +4,14 @@ from pretune.data.hub_table import HUB_DATASET, hub_table
 from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection
 from pretune.data.prefetch import prefetched
 from pretune.data.read import MAX_CHARS, TABLE_SUFFIXES, Records, read
-from pretune.data.sample import Cursor, DataOrder, batches_by_length, epoch_order
+from pretune.data.sample import (
+    Cursor,
+    DataOrder,
+    StreamOrder,
+    batches_by_length,
+    batches_in_turn,
+    epoch_order,
+)
 
 __all__ = [
     "HUB_DATASET",
@@ -18,7 +25,9 @@ __all__ = [
     "PackedBatch",
     "Records",
     "Selection",
+    "StreamOrder",
     "batches_by_length",
+    "batches_in_turn",
     "epoch_order",
     "hub_table",
     "prefetched",

@@ -120,9 +120,61 @@ class DataOrder:
     def _epoch(self, number: int) -> _Epoch:
         if self._current is None or self._current.number != number:
             count = len(self)
-            order = epoch_order(count, self._seed, number) if self._shuffle else np.arange(count)
+            order = self._arranged(number) if self._shuffle else np.arange(count)
             self._current = _Epoch(number, order, np.cumsum(self._lengths[order]))
         return self._current
+
+    def _arranged(self, epoch: int) -> Array:
+        return epoch_order(len(self), self._seed, epoch)
+
+
+class StreamOrder(DataOrder):
+    """The order for models whose state is carried from batch to batch.
+
+    In each epoch the texts, in an order of its own, are laid end to end and cut into streams as
+    equal as can be. A batch has the next example of every stream, always in the order of the
+    streams; the last one of an epoch lacks those that are over.
+
+    Args:
+        lengths: `[N]` tokens of each example, N > 0.
+        follows: `[N]` whether an example goes on where the one before it ended.
+        seed: of the run.
+        streams: B; where there are fewer examples, that many.
+
+    Raises:
+        ValueError: there are no examples, or no streams.
+    """
+
+    def __init__(self, lengths: Array, follows: Array, *, seed: int, streams: int) -> None:
+        super().__init__(lengths, seed=seed)
+        if streams < 1:
+            raise ValueError("there must be a stream")
+        self._starts, self._sizes = _texts(follows)
+        self.streams = min(streams, len(lengths))
+
+    def _after(self, cursor: Cursor, size: int) -> Cursor:
+        """Whatever the size: the state of each stream goes on in the next batch."""
+        return super()._after(cursor, self.streams)
+
+    def _arranged(self, epoch: int) -> Array:
+        texts = epoch_order(len(self._starts), self._seed, epoch)
+        line = np.concatenate([_run(self._starts[i], self._sizes[i]) for i in texts])
+        short, longer = divmod(len(line), self.streams)
+        stream = np.arange(self.streams)
+        begins = stream * short + np.minimum(stream, longer)
+        whole = (begins + np.arange(short)[:, None]).ravel()
+        order: Array = line[np.concatenate([whole, begins[:longer] + short])]
+        return order
+
+
+def _texts(follows: Array) -> tuple[Array, Array]:
+    """Where each text begins, and of how many examples it is."""
+    starts = np.flatnonzero(~np.append(False, follows[1:]))
+    return starts, np.diff(np.append(starts, len(follows)))
+
+
+def _run(start: int, size: int) -> Array:
+    return np.arange(start, start + size)
 
 
 def batches_by_length(lengths: Array, batch_tokens: int) -> list[Array]:
@@ -142,3 +194,33 @@ def batches_by_length(lengths: Array, batch_tokens: int) -> list[Array]:
         which, at = order.take(at, batch_tokens)
         batches.append(longest_first[which])
     return batches
+
+
+def batches_in_turn(lengths: Array, follows: Array, batch_tokens: int) -> list[list[Array]]:
+    """Batches for evaluating with a state that is carried: texts side by side, each in order.
+
+    Args:
+        lengths: `[N]` tokens of each example.
+        follows: `[N]` whether an example goes on where the one before it ended.
+        batch_tokens: at most, but at least one text at a time.
+
+    Returns:
+        groups of texts, those of the most examples first; batch t of a group has example t of
+        each text that is so long.
+
+    Raises:
+        ValueError: `batch_tokens` is not positive.
+    """
+    if batch_tokens < 1:
+        raise ValueError("batch_tokens must be positive")
+    if len(lengths) == 0:
+        return []
+    starts, sizes = _texts(follows)
+    longest_first = np.argsort(-sizes, kind="stable")
+    width = max(1, batch_tokens // int(lengths.max()))
+    groups = []
+    for at in range(0, len(starts), width):
+        group = longest_first[at : at + width]
+        turns = range(int(sizes[group[0]]))
+        groups.append([starts[group][sizes[group] > turn] + turn for turn in turns])
+    return groups

@@ -64,6 +64,7 @@ class Family:
         heads: by our name of the head; "backbone" is the model without one.
         ignored: names in published files that carry nothing to load; `{i}` as in rules.
         optional: our names that may be missing from a file (they are then initialised, and said).
+        published: whether transformers has it, too.
     """
 
     model_type: str
@@ -73,6 +74,7 @@ class Family:
     heads: Mapping[str, Head]
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    published: bool = True
 
     def head_names(self, head: str) -> tuple[str, ...]:
         """Our parameter names of a head."""
@@ -224,6 +226,7 @@ def _classic(kind: str, model_type: str, backbone: type[Backbone], *names: str) 
         backbone=backbone,
         rules=_own("embeddings.tokens.weight", *names),
         heads={"backbone": Head(f"{kind}Model"), "causal_lm": lm},
+        published=False,
     )
 
 

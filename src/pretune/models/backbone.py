@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pretune.data import PackedBatch, Selection
 from pretune.models.cache import KVCache
 from pretune.models.config import ModelConfig
+from pretune.models.language_model import SequenceState
 from pretune.models.layers import Embedding, ModelOutput, PostNormLayer, PreNormLayer
 from pretune.models.ops import padded_rows
 
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
         select: Selection | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        cache: KVCache | None = None,
+        state: SequenceState | None = None,
     ) -> ModelOutput:
         """Run the model.
 
@@ -100,11 +101,14 @@ class Backbone(nn.Module):
                 computed in full and then picked.
             output_hidden_states: also give the 1 + L hidden states (excludes `select`).
             output_attentions: also give the L attention maps (excludes `select`).
-            cache: of a causal model, whose keys and values go there; see `CausalLM`.
+            state: of a causal model, a `KVCache`: its keys and values go there; see `CausalLM`.
 
         Raises:
-            ValueError: `select` together with an output that needs all rows.
+            ValueError: `select` together with an output that needs all rows; a state of another
+                kind of model.
         """
+        if not isinstance(state, KVCache | None):
+            raise ValueError("the state of a Transformer is a KVCache")
         if select is not None and (output_hidden_states or output_attentions):
             raise ValueError("hidden states and attention maps are of all rows: leave out `select`")
         total = batch.num_tokens
@@ -122,7 +126,7 @@ class Backbone(nn.Module):
             if self.recompute and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, batch.layout, select=rows, use_reentrant=False)
             else:
-                kept: dict[str, Any] = {} if cache is None else {"cache": cache, "index": i}
+                kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
                 x = layer(x, batch.layout, select=rows, **kept)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)

@@ -111,6 +111,11 @@ class KVCache:
         self.stepping = False
         self.new: NewTokens | None = None
 
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.lengths)
+
     def advance(self, device: torch.device) -> Tensor:
         """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
         positions = torch.tensor(self.lengths, device=device)

@@ -7,7 +7,7 @@ so a text can be read in pieces, and the state after one piece begins the next.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -18,16 +18,13 @@ from pretune.errors import CheckpointError
 from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.config import LARGEST, ModelConfig
+from pretune.models.language_model import SequenceState
 from pretune.models.layers import Linear, ModelOutput
 from pretune.models.scores import Scores, score_tokens
 
 
-class State(Protocol):
-    """What a model remembers of the B sequences it is in the middle of."""
-
-    @property
-    def count(self) -> int:
-        """B."""
+class State(SequenceState, Protocol):
+    """What a model remembers of the B sequences it is in the middle of; never changed in place."""
 
     def select(self, index: Tensor | Sequence[int]) -> Self:
         """The states of the sequences `index` `[B']`: for beams, and to drop what has ended."""
@@ -76,6 +73,7 @@ class ClassicConfig(ModelConfig):
     dropout_names = ("dropout",)
     attention_dropout_name = ""
     activation_name = ""
+    endless = True
 
     #: Standard deviation of fresh embeddings and output weights.
     initializer_range: float = 0.1
@@ -145,14 +143,14 @@ class ClassicModel(Backbone):
         """The state of `count` sequences of which nothing was read yet."""
         raise NotImplementedError
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         batch: PackedBatch,
         *,
         select: Selection | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        state: State | None = None,
+        state: SequenceState | None = None,
     ) -> ClassicOutput:
         """Run the model.
 
@@ -177,8 +175,8 @@ class ClassicModel(Backbone):
         select: Selection | None,
         output_hidden_states: bool,
         output_attentions: bool,
-        state: State | None,
-    ) -> State:
+        state: SequenceState | None,
+    ) -> SequenceState:
         """Check what `forward` was asked for, and give the state to begin with."""
         if output_attentions:
             raise CheckpointError(
@@ -220,17 +218,21 @@ class ClassicLM(nn.Module):
         *,
         select: Selection | None = None,
         labels: Tensor | None = None,
+        state: State | None = None,
         **how: float,
     ) -> Tensor | Scores:
         """Logits `[T, vocab]`, or `[R, vocab]` for the selected tokens alone.
 
         Row t says which token follows token t. With `labels`, `[T]`, the scores of those that do
-        (`how`: options of `score_tokens`).
+        (`how`: options of `score_tokens`), and with them the state after the batch. `state` is the
+        one to go on from (None: from nothing).
         """
-        hidden = self.backbone(batch, select=select).last_hidden_state
-        if labels is not None:
-            return score_tokens(hidden, self._table, self.bias, labels, **how)  # type: ignore[arg-type]
-        return self.decode(hidden)
+        output = self.backbone(batch, select=select, state=state)
+        hidden = output.last_hidden_state
+        if labels is None:
+            return self.decode(hidden)
+        scores = score_tokens(hidden, self._table, self.bias, labels, **how)  # type: ignore[arg-type]
+        return replace(scores, state=output.state)
 
     @property
     def _table(self) -> Tensor:

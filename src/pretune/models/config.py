@@ -36,6 +36,7 @@ class ModelConfig:
         names: this project's names of the sizes and the family's own, where they differ.
         dropout_names: the family's names for the dropout of the hidden layers.
         attention_dropout_name: the family's name for the dropout of the attention weights.
+        endless: whether a text may be of any length: there is no table of positions.
     """
 
     model_type: ClassVar[str]
@@ -44,6 +45,7 @@ class ModelConfig:
     attention_dropout_name: ClassVar[str]
     activation_name: ClassVar[str]
     eps_name: ClassVar[str] = ""
+    endless: ClassVar[bool] = False
 
     #: Standard deviation of fresh weights.
     initializer_range: float = 0.02

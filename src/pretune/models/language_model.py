@@ -8,6 +8,21 @@ from typing import Any, Protocol
 from torch import Tensor
 
 
+class SequenceState(Protocol):
+    """What a model keeps of the B sequences it is in the middle of, and can be run on from.
+
+    A Transformer's grows with them and is changed in place (`KVCache`); of a state of fixed size
+    (`State` in models/classic.py) each run gives the next one.
+    """
+
+    @property
+    def count(self) -> int:
+        """B."""
+
+    def select(self, rows: Sequence[int], /) -> object:
+        """Some of the sequences."""
+
+
 class DecoderState(Protocol):
     """What a model keeps of the sequences it reads; changed in place.
 

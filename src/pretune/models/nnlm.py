@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from pretune.data import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Embeddings
-from pretune.models.classic import ClassicConfig, ClassicModel, ClassicOutput, State
+from pretune.models.classic import ClassicConfig, ClassicModel, ClassicOutput
+from pretune.models.language_model import SequenceState
 from pretune.models.layers import Dropout, Embedding, Linear
 from pretune.models.ops import padded_rows
 
@@ -195,14 +196,14 @@ class NnlmModel(ClassicModel):
         """The state of `count` sequences of which nothing was read yet."""
         return self.embeddings.initial(count)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         batch: PackedBatch,
         *,
         select: Selection | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        state: State | None = None,
+        state: SequenceState | None = None,
     ) -> ClassicOutput:
         """As `ClassicModel.forward`; only the selected rows are computed at all."""
         before = self.begin(batch, select, output_hidden_states, output_attentions, state)

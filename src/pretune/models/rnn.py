@@ -26,8 +26,9 @@ from torch.utils.checkpoint import checkpoint
 from pretune.data import Layout, PackedBatch, Selection
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.backbone import Embeddings
-from pretune.models.classic import ClassicConfig, ClassicModel, ClassicOutput, State
+from pretune.models.classic import ClassicConfig, ClassicModel, ClassicOutput
 from pretune.models.config import brief
+from pretune.models.language_model import SequenceState
 from pretune.models.layers import Dropout, Embedding, Linear
 
 #: Blocks in the matrices of each kind of cell, in PyTorch's order (LSTM: input, forget, cell,
@@ -229,14 +230,14 @@ class RnnModel(ClassicModel):
         hidden = torch.zeros(shape, dtype=like.dtype, device=like.device)
         return RnnState(hidden, torch.zeros_like(hidden) if config.cell == "lstm" else None)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         batch: PackedBatch,
         *,
         select: Selection | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        state: State | None = None,
+        state: SequenceState | None = None,
     ) -> ClassicOutput:
         """As `ClassicModel.forward`."""
         before = self.begin(batch, select, output_hidden_states, output_attentions, state)

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from pretune.data import Layout
 from pretune.models import ops
+from pretune.models.language_model import SequenceState
 
 #: Bytes of logits that may exist at a time.
 CHUNK_BYTES = 128 << 20
@@ -32,6 +33,7 @@ class Scores:
         z_loss: scalar without a graph: the penalty in `sum`.
         right: how many tokens were the most probable ones; -1 in training, where nobody asks.
         nats: `[R]` -log p of each token, without a graph.
+        state: where each sequence was left, by a model that keeps a state (`ClassicLM`).
     """
 
     sum: Tensor
@@ -40,6 +42,7 @@ class Scores:
     z_loss: Tensor
     right: int
     nats: Tensor
+    state: SequenceState | None = None
 
     def each(self, layout: Layout) -> list[float]:
         """The cross-entropy of each sequence, in nats."""

@@ -205,7 +205,7 @@ class CausalLM(nn.Module):
         """As `LanguageModel.start`: one pass over all prompts, packed."""
         cache = KVCache(len(self.backbone.layers))
         batch = PackedBatch.of(prompts).to(self.backbone.embeddings.tokens.weight.device)
-        output = self.backbone(batch, select=batch.last, cache=cache)
+        output = self.backbone(batch, select=batch.last, state=cache)
         cache.lengths = list(batch.layout.lengths)
         return self._decode(output.last_hidden_state), cache
 
@@ -213,7 +213,7 @@ class CausalLM(nn.Module):
         """As `LanguageModel.step`: one row a sequence."""
         positions = state.advance(tokens.device)
         batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
-        return self._decode(self.backbone(batch, cache=state).last_hidden_state)
+        return self._decode(self.backbone(batch, state=state).last_hidden_state)
 
     def follow(
         self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
@@ -222,5 +222,5 @@ class CausalLM(nn.Module):
         batch = PackedBatch.of(more).to(self.backbone.embeddings.tokens.weight.device)
         positions = state.lengthen(batch.layout.lengths, batch.tokens.device)
         batch = PackedBatch(batch.tokens, batch.layout, positions)
-        output = self.backbone(batch, select=None if every else batch.last, cache=state)
+        output = self.backbone(batch, select=None if every else batch.last, state=state)
         return self._decode(output.last_hidden_state)

@@ -38,9 +38,10 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = f"This model reads {plain(reads)}; its task is {plain(facts.task.name)}."
     if facts.task.name == "mask_lm":
         does = "This model finds the words that fit the gaps of a text."
+    opens = "transformers opens it too" if facts.in_transformers else "pretune opens it"
     yield (
         f"{does} It is a {plain(facts.architecture)} with {facts.parameters:,} parameters, "
-        f"saved by pretune; transformers opens it too."
+        f"saved by pretune; {opens}."
     )
     if facts.recipe is not None and facts.recipe.description:
         yield f"In the words of its recipe: {plain(facts.recipe.description)}"
@@ -66,7 +67,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
         "python",
     )
     pipeline, cls = PIPELINES.get(facts.task.head, (None, None))
-    if cls is None:
+    if cls is None or not facts.in_transformers:
         return
     yield "With transformers:"
     if pipeline == "text-classification":

@@ -64,8 +64,9 @@ class CardFacts:
     Attributes:
         repo: `owner/name`.
         task: what the model does.
-        architecture: the class of transformers that it is.
+        architecture: the class that it is, of transformers or of ours alone.
         parameters: how many it has.
+        in_transformers: whether transformers opens it, too.
         license: as the Hub knows it.
         languages: as the Hub knows them.
         recipe: what ran, without local paths.
@@ -80,6 +81,7 @@ class CardFacts:
     task: AnyTask
     architecture: str
     parameters: int
+    in_transformers: bool = True
     license: str | None = None
     languages: tuple[str, ...] = ()
     recipe: Recipe | None = None
@@ -126,8 +128,9 @@ def metadata(facts: CardFacts) -> str:
     data = ModelCardData(
         language=languages[0] if len(languages) == 1 else languages or None,
         license=facts.license,
-        # Not "pretune": the Hub offers code and counts downloads for libraries that it knows.
-        library_name="transformers",
+        # Not "pretune" where that can be helped: the Hub offers code and counts downloads for
+        # libraries that it knows.
+        library_name="transformers" if facts.in_transformers else "pretune",
         pipeline_tag=pipeline,
         tags=["pretune", facts.task.name],
         base_model=facts.base_model,

@@ -94,7 +94,7 @@ class Inspection:
         source: the folder, or the name of a size.
         family: as `config.json` names it.
         task: what the model was trained for, if anything.
-        positions: the most tokens of a sequence.
+        positions: the most tokens of a sequence; None where there is no such limit.
         parameters: of the whole model.
         components: how many of them are in which component.
         tree: the modules.
@@ -106,7 +106,7 @@ class Inspection:
     source: str
     family: str
     task: str | None
-    positions: int
+    positions: int | None
     parameters: int
     components: dict[str, int]
     tree: Part
@@ -134,10 +134,11 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
         CheckpointError: the tokenizer is damaged.
     """
     model = outline.model
-    positions = backbone_of(model).config.size("max_position_embeddings")
+    config = backbone_of(model).config
+    positions = None if config.endless else config.size("max_position_embeddings")
     if length is None:
-        length = min(USUAL_LENGTH, positions)
-    if length > positions:
+        length = USUAL_LENGTH if positions is None else min(USUAL_LENGTH, positions)
+    if positions is not None and length > positions:
         raise RunError(
             f"--length {length}: the model has {positions} positions", f"Use at most {positions}."
         )

@@ -14,7 +14,8 @@ from pretune.report.inspect import Inspection, Part, Piece, Vocabulary
 def inspection_view(found: Inspection) -> RenderableType:
     """All of it for the terminal."""
     trained = f", trained for {found.task}" if found.task else ""
-    title = f"{found.family}{trained}, {found.parameters:,} parameters, {found.positions} positions"
+    reach = "any length" if found.positions is None else f"{found.positions} positions"
+    title = f"{found.family}{trained}, {found.parameters:,} parameters, {reach}"
     parts: list[RenderableType] = [
         Text(title, "bold"),
         Text(found.source, overflow="fold"),

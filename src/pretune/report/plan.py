@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.data import Cursor, FeatureSet, batches_by_length
+from pretune.data import Cursor, FeatureSet
 from pretune.data.pack import Array
 from pretune.recipe import Recipe
 from pretune.report.costs import (
@@ -41,6 +41,7 @@ from pretune.training import (
     read_data,
     seed_everything,
 )
+from pretune.training.evaluate import Reader
 from pretune.training.freeze import reads_once
 from pretune.training.log import Reporter
 from pretune.training.run import starting_model
@@ -192,6 +193,19 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
     )
 
 
+def measure_speed(recipe: Recipe) -> Speed:
+    """The pace of a few updates of a recipe, and nothing else; FLOPs are not counted.
+
+    Raises:
+        PretuneError: bad data or model, as in training.
+    """
+    device = choose_device(recipe.train.device)
+    task, bundle, train, _ = _prepared(recipe)
+    model = bundle.model.to(device)
+    each = len(_first_epoch(_trainer(recipe, task, model, train, device)))
+    return _measured(recipe, task, model, train, None, device, 0, each)
+
+
 def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, FeatureSet, FeatureSet | None]:
     """Data and model as a run has them before its first update."""
     records, held_out = read_data(recipe)
@@ -301,14 +315,15 @@ def _forward_rate(
 ) -> float:
     """Tokens a second in evaluation, over batches of all lengths."""
     model.eval()
-    batches = batches_by_length(features.lengths, recipe.train.eval_batch_tokens)
+    reader = Reader(task, model, features, recipe.train.eval_batch_tokens)
+    batches = reader.batches()
     order = [batches[i] for i in _spread(len(batches))]
     tokens, seconds = 0, 0.0
     for i, which in enumerate([order[0], *order]):
         start = time.perf_counter()
         batch = task.augment(features.batch(which), 0, -1).to(device)
         with precision_context(device, recipe.train.precision):
-            float(task.loss(task.forward(model, batch), batch).sum)
+            float(task.loss(reader.forward(batch), batch).sum)
         if i == 0:  # warm
             continue
         seconds += time.perf_counter() - start

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, FeatureSet, PackedBatch, Records
+from pretune.data.pack import Array
 from pretune.models import Backbone
 from pretune.text import Tokenizer
 
@@ -157,6 +158,19 @@ class Task(ABC, Generic[O, P]):
     def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
         """Run the model; what comes out goes to `loss`, `predict` and the metrics."""
         return model(batch)
+
+    def follows(self, model: nn.Module, features: FeatureSet) -> Array | None:
+        """`[N]`: which features go on where the one before them ended, their state with them.
+
+        Training then gives such a feature the state in which the model left the one before, and
+        so does evaluation (truncated back-propagation through time). None, the default: features
+        are read by themselves, in any order.
+        """
+        return None
+
+    def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
+        """As `forward`, from a state to the one after; for what `follows` something."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, outputs: Any, batch: PackedBatch) -> Loss:

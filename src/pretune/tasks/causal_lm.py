@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from pretune.data import Feature, PackedBatch, Records
-from pretune.models import Backbone, Scores, causal_lm
+from pretune.data import Feature, FeatureSet, PackedBatch, Records
+from pretune.data.pack import Array
+from pretune.errors import CheckpointError
+from pretune.models import Backbone, ClassicLM, ClassicModel, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.losses import CrossEntropyOptions
 from pretune.text import Tokenizer
@@ -24,7 +25,6 @@ NEXT = "next"
 #: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
 PIECE = 200_000
 _CUT = re.compile(r"\S\n(?=\S)")
-Array = NDArray[Any]
 
 
 class CausalLmOptions(CrossEntropyOptions):
@@ -35,6 +35,12 @@ class CausalLmOptions(CrossEntropyOptions):
         True,
         description="Whether blocks end where texts end, so that no token sees another text; false "
         "cuts one endless stream of texts into blocks, as GPT-2 did.",
+    )
+    carry_state: bool | None = Field(
+        None,
+        description="Whether each block goes on with the state after the one before: truncated "
+        "back-propagation through time. Default: where the model keeps a state (rnn, gru, lstm, "
+        "nnlm).",
     )
 
 
@@ -91,12 +97,39 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
             yield from text.blocks(size)
 
     def build(self, backbone: Backbone) -> nn.Module:
-        """The output layer is the table of the embeddings."""
+        """The family's own output layer.
+
+        Raises:
+            CheckpointError: `carry_state`, and the model keeps no state.
+        """
+        if self.options.carry_state and not isinstance(backbone, ClassicModel):
+            raise CheckpointError(
+                f"task.carry_state: a {backbone.config.model_type} keeps no state from block to "
+                "block",
+                "Leave it out, or train a model that does: model.from=lstm-small (or rnn-small, "
+                "gru-small, nnlm).",
+            )
         return causal_lm(backbone)
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
         """The scores of the tokens that follow."""
-        return model(batch, labels=batch.targets[NEXT], **self.options.how)
+        return self._scored(model, batch)
+
+    def follows(self, model: nn.Module, features: FeatureSet) -> Array | None:
+        """The blocks of a text; without `boundaries` all blocks."""
+        if self.options.carry_state is False or not isinstance(model, ClassicLM):
+            return None
+        records = features.records
+        same = records[1:] == records[:-1] if self.options.boundaries else np.ones(len(records) - 1)
+        return np.append(False, same).astype(np.bool_)
+
+    def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
+        """The scores, and where each block was left."""
+        scores = self._scored(model, batch, state=state)
+        return scores, scores.state
+
+    def _scored(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Any:
+        return model(batch, labels=batch.targets[NEXT], **self.options.how, **more)
 
     def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens."""

@@ -8,12 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from pretune.data import FeatureSet, batches_by_length
+from pretune.data import FeatureSet, PackedBatch, batches_by_length, batches_in_turn
+from pretune.data.pack import Array
 from pretune.errors import RunError
 from pretune.tasks import AnyTask, Metrics
+from pretune.training.carry import Carry
 from pretune.training.distributed import World
 
 
@@ -72,6 +75,47 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
     return nullcontext()
 
 
+class Reader:
+    """Runs a model over features that are evaluated, in batches.
+
+    Where features follow each other, each goes on with the state after the one before it, from the
+    beginning of its text: so the figures depend neither on how texts were cut into blocks nor on
+    how much is read at a time.
+
+    Args:
+        task: runs the model.
+        model: in evaluation mode.
+        features: what to read.
+        batch_tokens: tokens at a time.
+    """
+
+    def __init__(
+        self, task: AnyTask, model: nn.Module, features: FeatureSet, batch_tokens: int
+    ) -> None:
+        self._task, self._model = task, model
+        self._features, self._batch_tokens = features, batch_tokens
+        self._carry = Carry.of(task, model, features)
+
+    def batches(self, rank: int = 0, size: int = 1) -> list[Array]:
+        """Those of one of several processes, in the order in which to run them.
+
+        The first process has the most.
+        """
+        lengths, tokens = self._features.lengths, self._batch_tokens
+        if self._carry is None:
+            return batches_by_length(lengths, tokens)[rank::size]
+        groups = batches_in_turn(lengths, self._carry.follows, tokens)
+        return [batch for group in groups[rank::size] for batch in group]
+
+    def forward(self, batch: PackedBatch) -> Any:
+        """The task's outputs."""
+        if self._carry is None:
+            return self._task.forward(self._model, batch)
+        outputs = self._carry.forward(self._model, batch)
+        self._carry.commit()
+        return outputs
+
+
 @torch.inference_mode()
 def evaluate_features(
     task: AnyTask,
@@ -105,17 +149,18 @@ def evaluate_features(
     metrics = task.metrics()
     sums: dict[str, float] = {"loss": 0.0}
     count, done = 0, 0
-    batches = batches_by_length(features.lengths, batch_tokens)
+    reader = Reader(task, model, features, batch_tokens)
+    mine, most = reader.batches(world.rank, world.size), len(reader.batches(0, world.size))
     try:
-        for start_of_round in range(0, len(batches), world.size):
-            mine = start_of_round + world.rank
+        for turn in range(most):
             # A model that is spread over processes runs only in all of them at once.
-            which = batches[min(mine, len(batches) - 1)]
+            real = turn < len(mine)
+            which = mine[turn] if real else np.zeros(1, dtype=np.int64)
             batch = task.augment(features.batch(which), 0, -1).to(device)
             with precision_context(device, precision):
-                outputs = task.forward(model, batch)
+                outputs = reader.forward(batch)
                 loss = task.loss(outputs, batch)
-            if mine >= len(batches):
+            if not real:
                 continue
             metrics.update(outputs, batch)
             sums["loss"] += float(loss.sum)

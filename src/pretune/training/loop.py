@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
 from pretune.recipe_train import TrainSection
 from pretune.tasks import AnyTask, lower_is_better
+from pretune.training.carry import Carry
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
@@ -40,6 +41,8 @@ from pretune.training.rescue import rescue
 from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
     Course,
+    Keeper,
+    NothingKept,
     Saved,
     State,
     Window,
@@ -54,27 +57,6 @@ class Stopped(Exception):  # noqa: N818 - not an error
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after {step} updates")
         self.step = step
-
-
-class Keeper(Protocol):
-    """Where checkpoints go, and come from."""
-
-    def save(self, step: int, state: State, *, best: bool) -> None:
-        """Keep the model as it is now, with the state of the run."""
-
-    def newest(self, at_most: int | None = None) -> Saved | None:
-        """The newest checkpoint that is whole, preferably of at most so many updates."""
-
-
-class NothingKept:
-    """Keeps nothing: for training in memory."""
-
-    def save(self, step: int, state: State, *, best: bool) -> None:
-        """Nothing."""
-
-    def newest(self, at_most: int | None = None) -> Saved | None:
-        """None."""
-        return None
 
 
 class Trainer:
@@ -126,7 +108,12 @@ class Trainer:
         self.keeper = keeper or NothingKept()
         self._should_stop = should_stop
         self._best_by = options.best or task.best_by
-        self.order = DataOrder(train.lengths, seed=seed, in_tokens=options.batch_tokens is not None)
+        self.carry = Carry.of(task, model, train)
+        if self.carry is not None:
+            self.order = self.carry.order(train.lengths, options, seed)
+        else:
+            in_tokens = options.batch_tokens is not None
+            self.order = DataOrder(train.lengths, seed=seed, in_tokens=in_tokens)
         self.total, self.sizes = planned_updates(self.order, options)
         self.schedule = Schedule.of(options, self.total)
         self.optimizer = Optimizer.of(model, options, sparse=self.world.size == 1)
@@ -180,6 +167,9 @@ class Trainer:
                 for name, p in self.model.named_parameters()
                 if p.requires_grad
             }
+        if self.carry is not None:
+            carried = self.carry.state(self.world)
+            found.tensors |= {f"carried.{name}": value for name, value in carried.items()}
         found.values |= {
             "course": self.course.to_dict(),
             "window": vars(self._window),
@@ -203,6 +193,8 @@ class Trainer:
             state.fill(raw)
         self.optimizer.restore(state)
         restore_all_generators(state, self.world, self.seed)
+        if self.carry is not None:
+            self.carry.restore(state.under("carried."), self.device)
         values = state.values
         self.course = Course.from_dict(values["course"])
         self._window = Window(**values["window"])
@@ -258,11 +250,15 @@ class Trainer:
         start = time.perf_counter()
         self.begun.append(job.at)
         job.generator = torch.get_rng_state()
+        if self.carry is not None and job.at.offset == 0:
+            self.carry.forget()
         total, count, parts = self.gradients(job)
         norm = self.optimizer.gradient_norm()
         trouble = self.guard.judge(total / count, float(norm) / count)
         if trouble is not None:
             return trouble
+        if self.carry is not None:
+            self.carry.commit()
         rate = self.options.learning_rate * self.schedule.factor(self.course.steps)
         self.optimizer.step(rate, count, norm)
         if self.average is not None:
@@ -291,13 +287,15 @@ class Trainer:
         """
         sums: list[Tensor] = []
         count = 0
+        if self.carry is not None:
+            self.carry.drop()
         parts: dict[str, float] = {}
         for i, batch in enumerate(job.batches):
             batch = batch.to(self.device)
             with self.world.syncing(self.model, last=i == len(job.batches) - 1):
                 with precision_context(self.device, self.options.precision):
-                    loss = self.task.loss(self._outputs(batch), batch)
-                real = job.share.real[i]  # else a stand-in: all processes must take part
+                    real = job.share.real[i]  # else a stand-in: all processes must take part
+                    loss = self.task.loss(self._outputs(batch, keep=real), batch)
                 (loss.sum if real else loss.sum * 0.0).backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sum.detach() * float(real))
             count += loss.count * real
@@ -315,7 +313,9 @@ class Trainer:
             place = self.skips[place]
         return place
 
-    def _outputs(self, batch: PackedBatch) -> Any:
+    def _outputs(self, batch: PackedBatch, *, keep: bool) -> Any:
+        if self.carry is not None:
+            return self.carry.forward(self.world.wrapped(self.model), batch, keep=keep)
         if self._kept is None:
             return self.task.forward(self.world.wrapped(self.model), batch)
         assert isinstance(self.model, PooledHead)  # noqa: S101 - for the type checker

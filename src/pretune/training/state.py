@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -69,6 +69,27 @@ class Saved:
     place: str
     weights: dict[str, Tensor]
     state: State
+
+
+class Keeper(Protocol):
+    """Where checkpoints go, and come from."""
+
+    def save(self, step: int, state: State, *, best: bool) -> None:
+        """Keep the model as it is now, with the state of the run."""
+
+    def newest(self, at_most: int | None = None) -> Saved | None:
+        """The newest checkpoint that is whole, preferably of at most so many updates."""
+
+
+class NothingKept:
+    """Keeps nothing: for training in memory."""
+
+    def save(self, step: int, state: State, *, best: bool) -> None:
+        """Nothing."""
+
+    def newest(self, at_most: int | None = None) -> Saved | None:
+        """None."""
+        return None
 
 
 @dataclass

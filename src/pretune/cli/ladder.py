@@ -1,0 +1,92 @@
+"""`pretune ladder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import STOPPED_BY, AsJson, Device, app, fail
+
+
+@app.command(
+    epilog="Examples:\n\npretune ladder shakespeare.txt --minutes 1\n\n"
+    "pretune ladder novels/ --level bpe --updates 2000 --rungs ngram,lstm,gpt --out runs/novels"
+)
+def ladder(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="A .txt file, a folder of them, or a table with the column text.",
+        ),
+    ],
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Of training for each model. Default: 1.")
+    ] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Of each model, of 2,048 tokens; instead of minutes.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: runs/ladder-NAME.")
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="What a token is: char, or bpe (pieces of words, on bytes).")
+    ] = "char",
+    vocab_size: Annotated[int, typer.Option(min=257, help="With --level bpe.")] = 1024,
+    rungs: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Some of ngram,nnlm,rnn,lstm,gru,gpt. Default: all."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and samples.")] = 0,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the classics on one text: n-grams, NNLM, RNN, LSTM, GRU, GPT, on the same budget.
+
+    All see the same text and are measured on the same tenth of it, in bits per character. A table,
+    ladder.json, ladder.csv and ladder.png come out, and every model is a run folder of its own.
+
+    Stopped or killed, the same command goes on; what is finished is kept unless something changed.
+    """
+    from pretune.errors import PretuneError
+    from pretune.report.climb import Climb
+    from pretune.report.ladder import RUNGS, LadderOptions
+    from pretune.report.ladder_views import ladder_view, write_ladder
+    from pretune.training import Interrupted
+
+    if minutes is not None and updates is not None:
+        raise PretuneError("--minutes or --updates, not both", "Leave one of them out.")
+    options = LadderOptions(
+        corpus=corpus,
+        output=out or Path("runs") / f"ladder-{Path(corpus).stem}",
+        level=level,
+        vocab_size=vocab_size,
+        minutes=1.0 if minutes is None and updates is None else minutes,
+        updates=updates,
+        rungs=tuple(RUNGS) if rungs is None else tuple(filter(None, rungs.split(","))),
+        seed=seed,
+        device=device,
+    )
+    log = Console(stderr=True, highlight=False, quiet=quiet)
+    climb = Climb(
+        options, quiet=quiet, say=lambda text: log.print(text, markup=False, soft_wrap=True)
+    )
+    try:
+        found = climb.run()
+    except Interrupted as stopped:
+        fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
+    write_ladder(found, options.output)
+    console = Console(highlight=False)
+    if as_json:
+        console.print_json(data=found.to_dict())
+        return
+    console.print(ladder_view(found))
+    console.print(
+        f"wrote ladder.json, ladder.csv and ladder.png to {options.output}",
+        markup=False,
+        soft_wrap=True,
+    )
