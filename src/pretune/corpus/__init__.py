@@ -9,10 +9,9 @@ if TYPE_CHECKING:
     from pretune.corpus.clean import Cleaning
     from pretune.corpus.documents import Reading
     from pretune.corpus.pipeline import Prepared, Settings, prepare
-    from pretune.corpus.punctuation import sentences
     from pretune.corpus.store import Corpus
 
-__all__ = ["Cleaning", "Corpus", "Prepared", "Reading", "Settings", "prepare", "sentences"]
+__all__ = ["Cleaning", "Corpus", "Prepared", "Reading", "Settings", "prepare"]
 
 _HOMES = {
     "Cleaning": "clean",
@@ -21,7 +20,6 @@ _HOMES = {
     "Reading": "documents",
     "Settings": "pipeline",
     "prepare": "pipeline",
-    "sentences": "punctuation",
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretune.data import Feature, Layout, PackedBatch, Records, Selection
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
-from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sentences
+from pretune.data.next_sentence import PairMaker, RecordDocuments, Tokens, encode_all
 from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
@@ -21,7 +21,7 @@ from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
 from pretune.tasks.losses import cross_entropy
 from pretune.tasks.mask_lm_metrics import NEXT, TARGET, UNKNOWN, MaskLmMetrics, token_logits
 from pretune.tasks.mask_lm_options import FEWEST, MaskLmOptions
-from pretune.text import Encoded, Tokenizer
+from pretune.text import Encoded, Tokenizer, sentences
 
 #: Which word each token belongs to, for masks that cover whole ones.
 WORDS = "words"
@@ -105,7 +105,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             DataError: there is none.
         """
         texts = (records.text(row, "text") for row in range(len(records)))
-        if self.options.next != "none" and all(len(split_sentences(t)) < 2 for t in texts):
+        if self.options.next != "none" and all(len(sentences(t)) < 2 for t in texts):
             raise DataError(
                 f"{records.origin}: no record has two sentences, so none has a next one",
                 f"A record is a document (task.next={self.options.next}); for single sentences "
@@ -161,14 +161,9 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
                 for block in _blocks(whole, options.max_length - 2):
                     yield from self._sequence([block], row, tokenizer)
             return
-        maker = PairMaker(
-            records,
-            tokenizer,
-            kind=options.next,
-            room=options.max_length - 3,
-            short=options.short_share,
-            segment=segment,
-        )
+        documents = RecordDocuments(records, tokenizer, segment)
+        room, short = options.max_length - 3, options.short_share
+        maker = PairMaker(documents, kind=options.next, room=room, short=short)
         for row in rows:
             for copy in range(options.dupe):
                 for pair in maker.pairs(row, copy):
