@@ -10,8 +10,18 @@ if TYPE_CHECKING:
     from pretune.corpus.documents import Reading
     from pretune.corpus.pipeline import Prepared, Settings, prepare
     from pretune.corpus.store import Corpus
+    from pretune.corpus.stored import StoredDocuments, is_corpus
 
-__all__ = ["Cleaning", "Corpus", "Prepared", "Reading", "Settings", "prepare"]
+__all__ = [
+    "Cleaning",
+    "Corpus",
+    "Prepared",
+    "Reading",
+    "Settings",
+    "StoredDocuments",
+    "is_corpus",
+    "prepare",
+]
 
 _HOMES = {
     "Cleaning": "clean",
@@ -19,6 +29,8 @@ _HOMES = {
     "Prepared": "pipeline",
     "Reading": "documents",
     "Settings": "pipeline",
+    "StoredDocuments": "stored",
+    "is_corpus": "stored",
     "prepare": "pipeline",
 }
 

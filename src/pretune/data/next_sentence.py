@@ -144,13 +144,11 @@ class Sentences(Protocol[P_co]):
 
 
 class Documents(Protocol[P_co]):
-    """Where pairs are made from.
+    """Where pairs are made from."""
 
-    Attributes:
-        origin: its name in errors.
-    """
-
-    origin: str
+    @property
+    def origin(self) -> str:
+        """Its name in errors."""
 
     def __len__(self) -> int: ...
 

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch, Records
+from pretune.corpus import StoredDocuments
+from pretune.data import Feature, Features, FeatureSet, PackedBatch, Records
+from pretune.errors import DataError
 from pretune.models import Backbone
 from pretune.text import Tokenizer
 
@@ -141,6 +143,31 @@ class Task(ABC, Generic[O, P]):
         """What is evaluated on; by default the same features as are trained on."""
         return self.features(records, rows, tokenizer, with_targets=True)
 
+    def stored_features(
+        self,
+        documents: StoredDocuments,
+        tokenizer: Tokenizer,
+        *,
+        evaluation: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        """Features of a prepared corpus, which stay on the disk; by default there are none.
+
+        Args:
+            documents: tokenized by that tokenizer.
+            tokenizer: of the model.
+            evaluation: they are to be evaluated on, not trained on.
+            progress: called with the number of documents done.
+
+        Raises:
+            DataError: the task cannot be trained on a prepared corpus, or not with these options.
+        """
+        raise DataError(
+            f"{documents.origin}: a prepared corpus is text alone; {self.name} needs "
+            f"{', '.join({**self.inputs, **self.targets})}",
+            "Give it records (.jsonl, .csv, .tsv, .parquet); mask_lm and causal_lm read a corpus.",
+        )
+
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
         """What is drawn anew in each epoch, e.g. masks; by default nothing is.
 
@@ -207,19 +234,19 @@ def usual_length(
 
 def featurize(
     task: AnyTask,
-    records: Records,
+    records: Records | StoredDocuments,
     tokenizer: Tokenizer,
     *,
     with_targets: bool = True,
     evaluation: bool = False,
     chunk: int = 1024,
     progress: Callable[[int], None] | None = None,
-) -> FeatureSet:
-    """All features of some records, tokenized in parallel.
+) -> Features:
+    """All features of some records, tokenized in parallel; or of documents that are tokenized.
 
     Args:
         task: decides what a feature is.
-        records: what to turn into features.
+        records: what to turn into features. Those of a prepared corpus are made when asked for.
         tokenizer: of the model.
         with_targets: False for prediction, where records have no labels.
         evaluation: they are to be evaluated on, not trained on.
@@ -227,8 +254,12 @@ def featurize(
         progress: called with the number of records done.
 
     Raises:
-        DataError: a record cannot be used; names its file, line and column.
+        DataError: a record cannot be used; names its file, line and column. Or the corpus was made
+            with another tokenizer.
     """
+    if isinstance(records, StoredDocuments):
+        records.check_tokenizer(tokenizer)
+        return task.stored_features(records, tokenizer, evaluation=evaluation, progress=progress)
 
     def stream() -> Iterable[Feature]:
         for start in range(0, len(records), chunk):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, PackedBatch, Records
+from pretune.corpus import StoredDocuments
+from pretune.data import Feature, Features, PackedBatch, Records
 from pretune.models import Backbone, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.causal_lm_stored import NEXT, edge_of, stored_blocks
 from pretune.tasks.losses import CrossEntropyOptions
 from pretune.text import Tokenizer
 
-#: The target of each token: the one after it.
-NEXT = "next"
 #: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
 PIECE = 200_000
 _CUT = re.compile(r"\S\n(?=\S)")
@@ -90,6 +90,18 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         for text in texts:
             yield from text.blocks(size)
 
+    def stored_features(
+        self,
+        documents: StoredDocuments,
+        tokenizer: Tokenizer,
+        *,
+        evaluation: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        """The same blocks, of the tokens on the disk."""
+        options = self.options
+        return stored_blocks(documents, tokenizer, options.max_length, options.boundaries)
+
     def build(self, backbone: Backbone) -> nn.Module:
         """The output layer is the table of the embeddings."""
         return causal_lm(backbone)
@@ -151,9 +163,7 @@ class _Stream:
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer, row: int) -> Self:
         """A text, between two ends of text where the tokenizer has one."""
-        end = tokenizer.special_id("eos_token")
-        end = tokenizer.special_id("sep_token") if end is None else end
-        edge = [] if end is None else [end]
+        edge = edge_of(tokenizer)
         ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
         for piece in _pieces(text):
             encoding = tokenizer.engine.encode(piece, add_special_tokens=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Feature, Layout, PackedBatch, Records, Selection
+from pretune.corpus import StoredDocuments
+from pretune.data import Feature, Features, Layout, PackedBatch, Records, Selection
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
 from pretune.data.next_sentence import PairMaker, RecordDocuments, Tokens, encode_all
 from pretune.data.words import segmenter
@@ -21,6 +22,7 @@ from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
 from pretune.tasks.losses import cross_entropy
 from pretune.tasks.mask_lm_metrics import NEXT, TARGET, UNKNOWN, MaskLmMetrics, token_logits
 from pretune.tasks.mask_lm_options import FEWEST, MaskLmOptions
+from pretune.tasks.mask_lm_stored import stored_sequences, stored_words
 from pretune.text import Encoded, Tokenizer, sentences
 
 #: Which word each token belongs to, for masks that cover whole ones.
@@ -149,6 +151,36 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         encoded = tokenizer.encode(texts, max_length=self.options.max_length)
         for row, one in zip(rows, encoded, strict=True):
             yield from _each_token_masked(one, row, self.vocabulary)
+
+    def stored_features(
+        self,
+        documents: StoredDocuments,
+        tokenizer: Tokenizer,
+        *,
+        evaluation: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        """The same sequences, of the tokens on the disk.
+
+        Raises:
+            DataError: words cannot be told from the tokens, no document has two sentences, or each
+                token is to be masked in turn.
+        """
+        if evaluation and self.options.evaluate == "each":
+            raise DataError(
+                f"{documents.origin}: task.evaluate=each reads texts, not a prepared corpus",
+                "Give it texts with data.validation=FILE, or set task.evaluate=masked.",
+            )
+        self.bind(tokenizer)
+        words = None
+        if self.options.mask != "tokens":
+            words = stored_words(documents, tokenizer, self.options.words)
+        return stored_sequences(documents, tokenizer, self.options, words, self._one, progress)
+
+    def _one(self, parts: list[Tokens], row: int, targets: Mapping[str, int]) -> Feature:
+        assert self._tokenizer is not None  # noqa: S101 - bound when the features were made
+        (found,) = self._sequence(parts, row, self._tokenizer, targets)
+        return found
 
     def _for_training(
         self, records: Records, rows: range, tokenizer: Tokenizer

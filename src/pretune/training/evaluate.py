@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.data import FeatureSet, batches_by_length
+from pretune.data import Features, batches_by_length
 from pretune.errors import RunError
 from pretune.tasks import AnyTask, Metrics
 from pretune.training.distributed import World
@@ -76,7 +76,7 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 def evaluate_features(
     task: AnyTask,
     model: nn.Module,
-    features: FeatureSet,
+    features: Features,
     *,
     batch_tokens: int = 8192,
     device: torch.device | None = None,
