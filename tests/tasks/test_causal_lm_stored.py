@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretune.corpus import Cleaning, Settings, StoredDocuments, prepare
-from pretune.data import Features, Records
 from pretune.errors import DataError
 from pretune.tasks import CausalLm, CausalLmOptions, featurize
 from pretune.text import load_tokenizer, train_tokenizer
 from tests.corpus.conftest import TEXTS as SAMPLE
-
-#: Nothing is done to the texts, and several shards.
-RAW = Settings(
-    cleaning=Cleaning(nfc=False, control=False, spaces=False),
-    keep_duplicates=True,
-    shard_tokens=60,
-)
+from tests.tasks.stored import assert_same, raw, stored
 
 
 @pytest.fixture(scope="session")
@@ -36,38 +25,6 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[kind] = tmp_path_factory.mktemp(kind)
         train_tokenizer([*SAMPLE, "😀 \n"], kind, size, min_frequency=1).save(found[kind])  # type: ignore[arg-type]
     return found
-
-
-def stored(texts: list[str], tokenizer: Path, folder: Path) -> StoredDocuments:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    rows = [json.dumps({"text": text}) for text in texts]
-    (folder / "t.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    prepare([folder / "t.jsonl"], tokenizer, folder / "corpus", RAW, workers=1)
-    return StoredDocuments.open(folder / "corpus")
-
-
-def raw(texts: list[str]) -> Records:
-    return Records([{"text": text} for text in texts], "x", columns=("text",))
-
-
-def assert_same(found: Features, expected: Features, but: tuple[str, ...] = ()) -> None:
-    assert len(found) == len(expected)
-    assert found.lengths.tolist() == expected.lengths.tolist()
-    for sort in (True, False):
-        which = np.arange(len(expected))[::-1]
-        one, two = (features.batch(which, sort=sort) for features in (found, expected))
-        assert one.layout.lengths == two.layout.lengths
-        for name in ("tokens", "positions", "index"):
-            assert torch.equal(getattr(one, name), getattr(two, name)), name
-        assert (one.segments is None) == (two.segments is None)
-        if one.segments is not None and two.segments is not None:
-            assert torch.equal(one.segments, two.segments)
-        assert set(one.targets) == set(two.targets)
-        for name in set(one.targets) - set(but):
-            assert torch.equal(one.targets[name], two.targets[name]), name
-    records = range(len(expected))
-    assert [found.record(i) for i in records] == [expected.record(i) for i in records]
 
 
 DOCUMENTS = st.lists(
