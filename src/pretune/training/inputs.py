@@ -16,6 +16,7 @@ from pretune.models import SIZES
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
 from pretune.tasks.bundle import Bundle
+from pretune.text import Tokenizer, train_tokenizer
 from pretune.training.log import Reporter
 
 #: Records, or the documents of a prepared corpus.
@@ -66,12 +67,26 @@ def fit(task: AnyTask, data: Data) -> None:
         task.fit(data)
 
 
-def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | None:
-    """The tokenizer that a recipe asks for: for random weights that of the corpus, unless named."""
+def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
+    """The tokenizer that a recipe asks for; None: the model's own.
+
+    Random weights have none of their own: they take that of a corpus, or one that is trained on the
+    data.
+
+    Raises:
+        DataError: the data give no such tokenizer.
+    """
     model = recipe.model
-    if model.tokenizer is None and model.source in SIZES and isinstance(data, StoredDocuments):
-        return data.corpus.tokenizer_folder
-    return model.tokenizer
+    if model.tokenizer is not None or model.source not in SIZES:
+        return model.tokenizer
+    if isinstance(data, StoredDocuments):
+        return data.tokenizer
+    wanted = model.train_tokenizer
+    if wanted is None:
+        return None
+    columns = task_class(recipe.task.name)(recipe.task).inputs
+    texts = (data.text(row, column) for row in range(len(data)) for column in columns)
+    return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
 
 
 def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
