@@ -17,7 +17,7 @@ import numpy as np
 
 from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import Duplicates, held_back
-from pretune.corpus.documents import Meter, Reading, check_encoding, read_documents
+from pretune.corpus.documents import Meter, Reading, read_documents
 from pretune.corpus.encode import Encoded, Plan
 from pretune.corpus.engines import Batch, encode_all
 from pretune.corpus.journal import Journal, Kept
@@ -27,6 +27,7 @@ from pretune.corpus.store import FORMAT, MANIFEST, TOKENIZER, VERSION, Corpus
 from pretune.errors import DataError
 from pretune.hub import atomic_text, find_tokenizer
 from pretune.text import Tokenizer
+from pretune.text.decode import check_encoding
 
 #: After so many seconds the work is noted. More often costs time, more seldom costs more at a kill.
 NOTE_SECONDS = 5.0
