@@ -95,12 +95,14 @@ class Task(ABC, Generic[O, P]):
         options_type: its section of the recipe.
         best_by: the metric that decides which checkpoint is best.
         splits_text: whether the end of a single long text can be held back for validation.
+        reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[TaskOptions]]
     best_by: ClassVar[str]
     splits_text: ClassVar[bool] = False
+    reads_corpus: ClassVar[bool] = False
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -151,7 +153,7 @@ class Task(ABC, Generic[O, P]):
         evaluation: bool,
         progress: Callable[[int], None] | None,
     ) -> Features:
-        """Features of a prepared corpus, which stay on the disk; by default there are none.
+        """Features of a prepared corpus, which stay on the disk; where `reads_corpus` says so.
 
         Args:
             documents: tokenized by that tokenizer.
@@ -160,13 +162,9 @@ class Task(ABC, Generic[O, P]):
             progress: called with the number of documents done.
 
         Raises:
-            DataError: the task cannot be trained on a prepared corpus, or not with these options.
+            DataError: they give no features, or not with these options.
         """
-        raise DataError(
-            f"{documents.origin}: a prepared corpus is text alone; {self.name} needs "
-            f"{', '.join({**self.inputs, **self.targets})}",
-            "Give it records (.jsonl, .csv, .tsv, .parquet); mask_lm and causal_lm read a corpus.",
-        )
+        raise NotImplementedError
 
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
         """What is drawn anew in each epoch, e.g. masks; by default nothing is.
@@ -255,9 +253,15 @@ def featurize(
 
     Raises:
         DataError: a record cannot be used; names its file, line and column. Or the corpus was made
-            with another tokenizer.
+            with another tokenizer, or is nothing that the task can be trained on.
     """
     if isinstance(records, StoredDocuments):
+        if not task.reads_corpus:
+            columns = ", ".join({**task.inputs, **task.targets})
+            raise DataError(
+                f"{records.origin}: a prepared corpus is text alone; {task.name} needs {columns}",
+                "Give it records: a .jsonl, .csv, .tsv or .parquet file.",
+            )
         records.check_tokenizer(tokenizer)
         return task.stored_features(records, tokenizer, evaluation=evaluation, progress=progress)
 

@@ -66,6 +66,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     head: ClassVar[str] = "causal_lm"
     best_by: ClassVar[str] = "loss"
     splits_text: ClassVar[bool] = True
+    reads_corpus: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -63,6 +63,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     name: ClassVar[str] = "mask_lm"
     options_type: ClassVar[type[TaskOptions]] = MaskLmOptions
     best_by: ClassVar[str] = "loss"
+    reads_corpus: ClassVar[bool] = True
 
     def __init__(self, options: MaskLmOptions) -> None:
         super().__init__(options)
