@@ -9,9 +9,10 @@ from pretune.training import Evaluation
 
 
 def shown(result: Evaluation) -> str:
-    console = Console(width=80, record=True, quiet=True)
-    console.print(evaluation_table(result))
-    return console.export_text()
+    console = Console(width=80)
+    with console.capture() as found:
+        console.print(evaluation_table(result))
+    return found.get()
 
 
 def test_figures_per_class_where_there_are_classes() -> None:
