@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,22 @@ import torch
 from pretune.corpus import Cleaning, Settings, StoredDocuments, prepare
 from pretune.data import Features, Records
 
-#: Nothing is done to the texts, and several shards.
+#: Nothing is done to the texts.
 RAW = Settings(
     cleaning=Cleaning(nfc=False, control=False, spaces=False),
     keep_duplicates=True,
-    shard_tokens=60,
 )
 
 
-def stored(texts: list[str], tokenizer: Path, folder: Path) -> StoredDocuments:
+def stored(
+    texts: list[str], tokenizer: Path, folder: Path, shard_tokens: int = 60
+) -> StoredDocuments:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     rows = [json.dumps({"text": text}) for text in texts]
     (folder / "t.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    prepare([folder / "t.jsonl"], tokenizer, folder / "corpus", RAW, workers=1)
+    settings = replace(RAW, shard_tokens=shard_tokens)
+    prepare([folder / "t.jsonl"], tokenizer, folder / "corpus", settings, workers=1)
     return StoredDocuments.open(folder / "corpus")
 
 

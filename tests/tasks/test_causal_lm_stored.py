@@ -34,7 +34,7 @@ DOCUMENTS = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=DOCUMENTS,
     size=st.integers(3, 20),
