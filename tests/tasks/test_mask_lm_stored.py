@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pretune.errors import DataError
@@ -50,6 +50,9 @@ def task(**options: Any) -> MaskLm:
         ]
     ),
 )
+@example(
+    texts=["Ω Ω Ω Ω", "the film\nΩ Ω Ω"], size=5, mask="tokens", options={"next": "none"}
+)  # nothing to guess
 def test_are_those_of_the_texts(
     tiny_vocab_folder: Path,
     tmp_path: Path,
