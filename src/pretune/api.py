@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Records, read
 from pretune.errors import PretuneError, did_you_mean
 from pretune.hub import Published
@@ -36,6 +37,7 @@ from pretune.training import (
     train_recipe,
 )
 from pretune.training import resume as resume_run
+from pretune.training.inputs import Data
 
 
 def train(
@@ -100,7 +102,7 @@ def evaluate(
 
     Args:
         model: from `load`, or what `load` takes.
-        data: a file, a Hub dataset `owner/name[:config]:split`, or records.
+        data: a file, a Hub dataset `owner/name[:config]:split`, a prepared corpus, or records.
         columns: what the data calls the task's columns; default: as in the training data.
         device: `auto`, `cpu`, `cuda`, ...
         batch_tokens: tokens at a time; changes memory and speed only.
@@ -114,11 +116,15 @@ def evaluate(
     bundle = model if isinstance(model, Bundle) else load(model)
     task = the_task(bundle)
     target = choose_device(device)
-    records = data
-    if not isinstance(records, Records):
+    records: Data
+    if isinstance(data, Records):
+        records = data
+    elif is_corpus(data):
+        records = StoredDocuments.open(data)
+    else:
         records = read_for(
             task,
-            records,
+            data,
             columns={**bundle.columns, **(columns or {})},
             encoding=encoding,
             quoting=quoting,

@@ -18,6 +18,21 @@ class Section(BaseModel):
     )
 
 
+class TokenizerSection(Section):
+    """A tokenizer that is trained on the training data before the model is; `pretune tokenizer`
+    does the same beforehand."""
+
+    kind: Literal["wordpiece", "bpe", "char"] = Field(
+        "bpe", description="wordpiece (BERT), bpe (GPT-2, on bytes) or char."
+    )
+    vocab_size: int | None = Field(
+        None,
+        ge=1,
+        description="The most entries. Default: 30522 for wordpiece, 50257 for bpe, all characters "
+        "for char.",
+    )
+
+
 class ModelSection(Section):
     """Where the weights come from."""
 
@@ -27,7 +42,13 @@ class ModelSection(Section):
         description="A folder in the Hugging Face layout, a run folder, a Hub id, or minilm.",
     )
     tokenizer: str | None = Field(
-        None, description="A folder with another tokenizer than the model's own."
+        None,
+        description="A folder with another tokenizer than the model's own, a run, or a Hub id.",
+    )
+    train_tokenizer: TokenizerSection | None = Field(
+        None,
+        description="For random weights: train a tokenizer on data.train first, e.g. {kind: bpe, "
+        "vocab_size: 8000}. Not where `tokenizer` names one, or data.train is a prepared corpus.",
     )
     config: dict[str, Any] = Field(
         default_factory=dict,
@@ -59,13 +80,12 @@ class DataSection(Section):
     """What is learned from."""
 
     train: str = Field(
-        description="A .jsonl, .csv, .tsv or .parquet file, or a Hub dataset "
-        "owner/name[:config]:split."
+        description="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of .txt files, a Hub "
+        "dataset owner/name[:config]:split, or a folder that `pretune prepare` made."
     )
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.1,
-        description="A file or Hub dataset; or a share of the training data to hold back (0.1); "
-        "or null.",
+        description="The same; or a share of the training data to hold back (0.1); or null.",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,

@@ -142,12 +142,21 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_sources(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.jsonl", "sub/c.txt.gz", "README.md", ".hidden/d.txt", "t.csv"):
+    for name in (
+        "b.txt",
+        "a.jsonl",
+        "sub/c.txt.gz",
+        "README.md",
+        ".hidden/d.txt",
+        "t.csv",
+        "README.txt",
+        "sub/LICENSE.txt",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = [Path(source.name).name for source in find_sources([tmp_path])]
     assert names == ["a.jsonl", "b.txt", "c.txt.gz"]
-    assert len(find_sources([tmp_path, tmp_path / "b.txt", tmp_path / "*.txt"])) == 3
+    assert len(find_sources([tmp_path, tmp_path / "b.txt", tmp_path / "b*.txt"])) == 3
     for wrong, said in (
         (tmp_path / "nothing.txt", "no such file"),
         (tmp_path / "*.pdf", "no file is called like that"),

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
-from pretune.corpus import Cleaning, Corpus, Prepared, Reading, Settings, prepare, sentences
+from pretune.corpus import Cleaning, Corpus, Prepared, Reading, Settings, prepare
 from pretune.corpus.dedupe import digest, held_back
 from pretune.corpus.encode import first_tokens
 from pretune.corpus.journal import Journal
 from pretune.errors import DataError, PretuneError
-from pretune.text import load_tokenizer
+from pretune.text import load_tokenizer, sentences
 from tests.corpus.conftest import contents
 
 SMALL = Settings(shard_tokens=8000, validation=0.1, near_duplicates=0.9)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
 from pretune.data import Records
-from pretune.data.next_sentence import Pair, PairMaker, Tokens, split_sentences
+from pretune.data.next_sentence import Pair, PairMaker, RecordDocuments, Tokens
 from pretune.errors import DataError
 from pretune.text import Tokenizer
 
@@ -48,7 +48,7 @@ def corpus(shape: Shape) -> Records:
 
 
 def all_pairs(shape: Shape, kind, room: int, copies: int = 1) -> list[tuple[int, Pair]]:
-    maker = PairMaker(corpus(shape), TOKENIZER, kind=kind, room=room)
+    maker = PairMaker(RecordDocuments(corpus(shape), TOKENIZER), kind=kind, room=room)
     return [
         (row, pair)
         for row in range(len(shape))
@@ -146,7 +146,7 @@ class TestRates:
 
     def test_one_in_ten_is_short(self) -> None:
         """First pairs of sentences of two words: 24 of them unless the target is 22 or less."""
-        maker = PairMaker(corpus([[2] * MOST]), TOKENIZER, kind="sop", room=24)
+        maker = PairMaker(RecordDocuments(corpus([[2] * MOST]), TOKENIZER), kind="sop", room=24)
         firsts = (next(maker.pairs(0, copy)) for copy in range(3000))
         lengths = np.array([len(pair.first) + len(pair.second) for pair in firsts])
         expected = 0.1 * 21 / 23
@@ -156,42 +156,18 @@ class TestRates:
         assert abs(np.mean(lengths == 4) - 0.1 * 3 / 23) < 4.5 * np.sqrt(0.013 / 3000)
 
     def test_copies_differ(self) -> None:
-        maker = PairMaker(corpus(LONG), TOKENIZER, kind="nsp", room=24)
+        maker = PairMaker(RecordDocuments(corpus(LONG), TOKENIZER), kind="nsp", room=24)
         splits = [[p.first.ids.tolist() for p in maker.pairs(0, copy)] for copy in range(3)]
         assert splits[0] != splits[1] != splits[2]
 
     def test_without_short_ones(self) -> None:
-        maker = PairMaker(corpus(LONG), TOKENIZER, kind="sop", room=24, short=0)
+        maker = PairMaker(RecordDocuments(corpus(LONG), TOKENIZER), kind="sop", room=24, short=0)
         for copy in range(50):
             *before, _ = maker.pairs(0, copy)
             assert all(len(pair.first) + len(pair.second) == 24 for pair in before)
 
 
 def test_one_document_has_no_other() -> None:
-    maker = PairMaker(corpus([[3, 3, 3], []]), TOKENIZER, kind="nsp", room=5)
+    maker = PairMaker(RecordDocuments(corpus([[3, 3, 3], []]), TOKENIZER), kind="nsp", room=5)
     with pytest.raises(DataError, match="no two records have text"):
         [list(maker.pairs(0, copy)) for copy in range(20)]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("One. Two!  Three?", ["One.", "Two!", "Three?"]),
-        ('He said "No." Then he left.', ['He said "No."', "Then he left."]),
-        ("3.5 is a number", ["3.5 is a number"]),
-        ("天气很好。我们去公园吧！好吗？", ["天气很好。", "我们去公园吧！", "好吗？"]),
-        ("他说：“走吧。”我们走了。", ["他说：“走吧。”", "我们走了。"]),
-        ("真的吗？！是的……", ["真的吗？！", "是的……"]),
-        ("a title\n\nand a text\r\n", ["a title", "and a text"]),
-        (" \n ", []),
-        ("", []),
-    ],
-)
-def test_sentences(text: str, expected: list[str]) -> None:
-    assert split_sentences(text) == expected
-
-
-@given(st.text(alphabet="ab .!?。！”\n"))
-def test_sentences_lose_nothing_but_space(text: str) -> None:
-    joined = "".join("".join(split_sentences(text)).split())
-    assert joined == "".join(text.split())

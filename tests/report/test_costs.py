@@ -56,6 +56,14 @@ class TestFlops:
             model = HEADS[head](BertModel(BertConfig.from_dict(SMALL["bert"])), 3).eval()
         assert counted(model, PackedBatch.of([[1] * 9])) == count_flops(model, 9).per_sequence
 
+    def test_both_heads_of_pre_training(self) -> None:
+        with torch.device("meta"):
+            model = HEADS["pretraining"](BertModel(BertConfig.from_dict(SMALL["bert"])), 0).eval()
+        batch = PackedBatch.of([[1] * 9] * 4).to("meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(batch, both=True)
+        assert counter.get_total_flops() == 4 * count_flops(model, 9).per_sequence
+
     def test_an_output_layer_that_is_the_vocabulary(self) -> None:
         with torch.device("meta"):
             model = HEADS["causal_lm"](Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), 0).eval()
@@ -149,9 +157,30 @@ class TestMemory:
             nn.functional.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64))
         assert sum(saved.values()) == pytest.approx(estimate.activations, rel=0.1)
 
+    def test_the_second_head_of_pre_training_counts(self) -> None:
+        """The pooled vectors and what the second head makes of them, of 64 sequences."""
+        with torch.device("meta"):
+            config = BertConfig.from_dict(SMALL["bert"])
+            models = [HEADS[head](BertModel(config), 0) for head in ("masked_lm", "pretraining")]
+        one, both = (estimate_memory(model, 64, 8).activations for model in models)
+        # First tokens through the last layer, the pooler, two logits each: over 4 x hidden a
+        # sequence, in float32.
+        assert both - one > FLOAT * 64 * 4 * SMALL["bert"]["hidden_size"]
+
+    def test_sparse_gradients_are_no_matter(self) -> None:
+        """A trainer on a CPU leaves tables that asked for them."""
+        with torch.device("meta"):
+            model = HEADS["causal_lm"](Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), 0)
+        expected = estimate_memory(model, 2, 8)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = True
+        assert estimate_memory(model, 2, 8) == expected
+
     def test_every_family_and_head(self, config_folder: MakeFolder) -> None:
         for family, head in (
             ("bert", "masked_lm"),
+            ("bert", "pretraining"),
             ("distilbert", "masked_lm"),
             ("gpt2", "causal_lm"),
             ("bert", "token_classification"),

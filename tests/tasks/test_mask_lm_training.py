@@ -48,7 +48,8 @@ def documents(tmp_path: Path) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for number in range(30):
             sentences = [
-                " ".join(chance.choices(kinds[number % 2], k=chance.randint(1, 9))) + "."
+                " ".join(chance.choices(kinds[number % 2], k=chance.randint(1, 9))).capitalize()
+                + "."
                 for _ in range(chance.randint(2, 9))
             ]
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from pretune.errors import DataError
-from pretune.text import find_files, iter_texts, read, take_sample
+from pretune.text import decode, find_files, iter_texts, read, take_sample
 from pretune.text.read import _pieces
 
 TEXT = st.text(max_size=120) | st.text(alphabet="ab \n\t.'é中\r", max_size=300)
@@ -88,7 +88,7 @@ class TestIterTexts:
         path = tmp_path_factory.mktemp("x") / "a.txt"
         path.write_bytes(text.encode(encoding))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(read, "CHUNK", 3)
+            patch.setattr(decode, "CHUNK", 3)
             assert "".join(texts(path, encoding=encoding)) == text.removeprefix("\ufeff")
 
     def test_gzip_jsonl_and_a_byte_order_mark(self, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ class TestIterTexts:
 
     @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
     def test_broken_utf8_names_file_and_line(self, tmp_path: Path, monkeypatch, chunk) -> None:
-        monkeypatch.setattr(read, "CHUNK", chunk)
+        monkeypatch.setattr(decode, "CHUNK", chunk)
         path = write(tmp_path / "a.txt", "é\n中\n".encode() + b"abc \xe4\xb8\n\xff")
         with pytest.raises(DataError, match=r"a\.txt, line 3: not valid UTF-8 \(byte 0xe4\)"):
             texts(path)
@@ -142,13 +142,13 @@ class TestIterTexts:
 
     def test_a_record_has_a_longest_length(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(read, "LONGEST_RECORD", 50)
-        monkeypatch.setattr(read, "CHUNK", 10)
+        monkeypatch.setattr(decode, "CHUNK", 10)
         path = write(tmp_path / "a.jsonl", '{"text": "x"}\n{"text": "' + "y" * 100 + '"}\n')
         with pytest.raises(DataError, match="line 2: a record of over 50"):
             texts(path)
 
     def test_a_long_line_is_never_read_whole(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(read, "CHUNK", 1 << 10)
+        monkeypatch.setattr(decode, "CHUNK", 1 << 10)
         monkeypatch.setattr(read, "PIECE", 1 << 8)
         path = write(tmp_path / "a.txt", b"x" * (1 << 16))
         told: list[int] = []

@@ -9,10 +9,19 @@ if TYPE_CHECKING:
     from pretune.corpus.clean import Cleaning
     from pretune.corpus.documents import Reading
     from pretune.corpus.pipeline import Prepared, Settings, prepare
-    from pretune.corpus.punctuation import sentences
     from pretune.corpus.store import Corpus
+    from pretune.corpus.stored import StoredDocuments, is_corpus
 
-__all__ = ["Cleaning", "Corpus", "Prepared", "Reading", "Settings", "prepare", "sentences"]
+__all__ = [
+    "Cleaning",
+    "Corpus",
+    "Prepared",
+    "Reading",
+    "Settings",
+    "StoredDocuments",
+    "is_corpus",
+    "prepare",
+]
 
 _HOMES = {
     "Cleaning": "clean",
@@ -20,8 +29,9 @@ _HOMES = {
     "Prepared": "pipeline",
     "Reading": "documents",
     "Settings": "pipeline",
+    "StoredDocuments": "stored",
+    "is_corpus": "stored",
     "prepare": "pipeline",
-    "sentences": "punctuation",
 }
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import io
-import json
-import re
-import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pretune.corpus.sources import Source
 from pretune.errors import DataError, did_you_mean
+from pretune.text.decode import (
+    SURROGATE,
+    Problem,
+    checked_text,
+    decoded,
+    encoding_hint,
+    json_field,
+)
 
 #: A line of JSON cannot be cut: one with more characters is an error.
 MAX_JSON_LINE = 64 * 2**20
 _PARQUET_ROWS = 256
-_MARK = re.compile("[\ud800-\udfff]")
-_FIX = "Repair or remove it, or leave such documents out with --errors skip."
+_SKIP = "Or leave such documents out with --errors skip."
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class Meter:
         """Note the place in the present file."""
         self.done = self._before + position
 
+    def advance(self, count: int) -> None:
+        """Note that so many bytes more of the present file were read."""
+        self.done += count
+
     def next_file(self, size: int) -> None:
         """Note that a file of this size was read to its end."""
         self._before += size
@@ -110,62 +114,26 @@ class Line(NamedTuple):
     first: bool
 
 
-def _keep_place(error: UnicodeError) -> tuple[str, int]:
-    """Put a lone surrogate where a byte has no meaning: it can stand for nothing else there."""
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return chr(0xDC00 + error.object[error.start]), error.end
-
-
-codecs.register_error("pretune-mark", _keep_place)
-
-
 def _lines(source: Source, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
     """The lines of a text file, those over `longest` characters in pieces."""
-    if check_encoding(encoding) == "utf-8":
-        encoding = "utf-8-sig"
-    number, first = 0, True
-    try:
-        with ExitStack() as stack:
-            raw = stack.enter_context(Path(source.name).open("rb"))
-            plain: Any = raw
-            if source.zipped:
-                plain = stack.enter_context(gzip.GzipFile(fileobj=raw))
-            text = stack.enter_context(
-                io.TextIOWrapper(plain, encoding=encoding, errors="pretune-mark")
-            )
-            while piece := text.readline(longest):
-                number += first
-                yield Line(number, piece, first)
-                first = piece.endswith("\n")
-                meter.at(raw.tell())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{source.name}, after line {number}: damaged gzip file ({error})",
-            "Fetch or write the file again.",
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{source.name}: cannot be read ({error.strerror or error})", "Check the file."
-        ) from None
+    number, first, held = 0, True, ""
+    for chunk in decoded(source.name, encoding, meter.advance, marks=True):
+        held += chunk
+        start = 0
+        while True:
+            end = held.find("\n", start, start + longest) + 1
+            stop = end or start + longest
+            if stop > len(held):
+                break
+            number += first
+            yield Line(number, held[start:stop], first)
+            first, start = bool(end), stop
+        held = held[start:]
+    if held:
+        yield Line(number + first, held, first)
 
 
-def check_encoding(encoding: str) -> str:
-    """The name Python has for an encoding of texts.
-
-    Raises:
-        DataError: there is no such encoding of texts.
-    """
-    try:
-        "".encode(encoding)  # refuses the codecs that are no encoding of texts, such as hex
-        return codecs.lookup(encoding).name
-    except LookupError:
-        raise DataError(
-            f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."
-        ) from None
-
-
-def _problem(reading: Reading, kind: str, message: str, hint: str = _FIX) -> Document:
+def _problem(reading: Reading, kind: str, message: str, hint: str) -> Document:
     if reading.errors == "skip":
         return Document("", kind)
     raise DataError(message, hint)
@@ -184,13 +152,13 @@ def _of_text(source: Source, reading: Reading, meter: Meter) -> Iterator[Documen
         if ends:
             yield from _finished(gathered, reading, bad)
             bad = False
-        if (mark := _MARK.search(line.text)) is not None:
+        if (mark := SURROGATE.search(line.text)) is not None:
             bad = True
             if reading.errors != "skip":
                 raise DataError(
                     f"{source.name}, line {line.number}: not valid {reading.encoding.upper()} "
                     f"(byte 0x{ord(mark[0]) - 0xDC00:02x})",
-                    f"{_guess(source)}Or leave such documents out with --errors skip.",
+                    _guess(source),
                 )
         if not (ends and blank):
             yield from gathered.add("" if bad else line.text)
@@ -206,21 +174,10 @@ def _finished(gathered: _Gathered, reading: Reading, bad: bool) -> Iterator[Docu
 
 
 def _guess(source: Source) -> str:
-    """What to try, from how the file begins."""
+    """What to try, from how the file begins; or to do without such documents."""
     with Path(source.name).open("rb") as handle:
-        start = handle.read(2**16)
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "It looks like UTF-16: --encoding utf-16. "
-    if start[:2] == b"\x1f\x8b":
-        return "It looks compressed: name it .gz, or decompress it. "
-    decoder = codecs.getincrementaldecoder("gb18030")()
-    try:
-        text = decoder.decode(start)
-    except UnicodeDecodeError:
-        return "Repair that line, or say what the file is in with --encoding. "
-    if any("\u4e00" <= character <= "\u9fff" for character in text):
-        return "It may be Chinese text in GB18030: --encoding gb18030. "
-    return "Repair that line, or say what the file is in with --encoding (such as latin-1). "
+        hint = encoding_hint(handle.read(2**16))
+    return f"{hint.removesuffix('.')}. Or leave such documents out with --errors skip."
 
 
 class _Gathered:
@@ -274,52 +231,27 @@ def _of_json(source: Source, reading: Reading, meter: Meter) -> Iterator[Documen
         place = f"{source.name}, line {line.number}"
         if not line.text.endswith("\n") and len(line.text) >= MAX_JSON_LINE:
             message = f"{place}: over {MAX_JSON_LINE:,} characters"
-            yield _problem(reading, "JSON", message)
-        elif _MARK.search(line.text):
+            yield _problem(reading, "JSON", message, f"Repair or remove it. {_SKIP}")
+        elif SURROGATE.search(line.text):
             message = f"{place}: not valid {reading.encoding.upper()}"
-            hint = f"{_guess(source)}Or leave such documents out with --errors skip."
+            hint = _guess(source)
             yield _problem(reading, "encoding", message, hint)
         else:
-            yield from _of_object(line.text, place, reading)
+            yield from _of_text_or(json_field(line.text, place, reading.field), reading)
 
 
-def _of_object(text: str, place: str, reading: Reading) -> Iterator[Document]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        yield _problem(reading, "JSON", f"{place}: not valid JSON ({error})")
-        return
-    if not isinstance(value, dict):
-        message = f"{place}: expected an object, found {type(value).__name__}"
-        hint = 'Each line is one object, such as {"text": "..."}.'
-        yield _problem(reading, "JSON", message, hint)
-    elif reading.field not in value:
-        message = f"{place}: no field '{reading.field}'"
-        hint = f"{did_you_mean(reading.field, value)} Say which one with --field."
-        yield _problem(reading, "field", message, hint)
+def _of_text_or(found: str | Problem, reading: Reading) -> Iterator[Document]:
+    if isinstance(found, Problem):
+        yield _problem(reading, found.kind, found.message, f"{found.hint} {_SKIP}")
     else:
-        yield from _of_value(value[reading.field], place, reading)
-
-
-def _of_value(value: object, place: str, reading: Reading) -> Iterator[Document]:
-    if not isinstance(value, str):
-        kind = "nothing" if value is None else f"a {type(value).__name__}"
-        message = f"{place}, field '{reading.field}': expected a text, found {kind}"
-        yield _problem(reading, "field", message)
-    elif half := _MARK.search(value):
-        message = (
-            f"{place}, field '{reading.field}': half a character, \\u{ord(half[0]):04x}, "
-            f"at character {half.start() + 1}"
-        )
-        yield _problem(reading, "encoding", message)
-    else:
-        yield from _whole(value, reading)
+        yield from _whole(found, reading)
 
 
 def _of_columns(source: Source, reading: Reading, meter: Meter) -> Iterator[Document]:
     rows = _parquet(source, reading, meter) if source.kind == "parquet" else _hub(source, reading)
     for number, value in enumerate(rows, start=1):
-        yield from _of_value(value, f"{source.name}, row {number}", reading)
+        place = f"{source.name}, row {number}"
+        yield from _of_text_or(checked_text(value, place, reading.field), reading)
 
 
 def _needs_column(name: str, columns: list[str], source: Source) -> None:

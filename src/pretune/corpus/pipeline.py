@@ -17,16 +17,17 @@ import numpy as np
 
 from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import Duplicates, held_back
-from pretune.corpus.documents import Meter, Reading, check_encoding, read_documents
+from pretune.corpus.documents import Meter, Reading, read_documents
 from pretune.corpus.encode import Encoded, Plan
 from pretune.corpus.engines import Batch, encode_all
 from pretune.corpus.journal import Journal, Kept
 from pretune.corpus.shards import ShardWriter, total
 from pretune.corpus.sources import Source, find_sources
 from pretune.corpus.store import FORMAT, MANIFEST, TOKENIZER, VERSION, Corpus
-from pretune.errors import CheckpointError, DataError
-from pretune.hub import atomic_text, find_source
-from pretune.text import Tokenizer, load_tokenizer
+from pretune.errors import DataError
+from pretune.hub import atomic_text, find_tokenizer
+from pretune.text import Tokenizer
+from pretune.text.decode import check_encoding
 
 #: After so many seconds the work is noted. More often costs time, more seldom costs more at a kill.
 NOTE_SECONDS = 5.0
@@ -147,7 +148,7 @@ def prepare(
     settings.check()
     found = find_sources(sources)
     output = Path(os.path.abspath(output))
-    loaded = _load(tokenizer)
+    loaded = find_tokenizer(tokenizer)
     try:
         work = _Work(found, loaded, output, settings, on_progress)
         with work.journal.locked():
@@ -162,19 +163,6 @@ def prepare(
             f"{output}: cannot be written ({error.strerror or error})",
             "When that is mended, the same command goes on where it stopped.",
         ) from error
-
-
-def _load(tokenizer: str | Path) -> Tokenizer:
-    path = Path(tokenizer)
-    try:
-        return load_tokenizer(path)
-    except CheckpointError as error:
-        if path.is_file() or (path / "tokenizer.json").is_file() or (path / "vocab.txt").is_file():
-            raise
-        try:
-            return load_tokenizer(find_source(tokenizer))
-        except CheckpointError:
-            raise error from None
 
 
 class _Work:

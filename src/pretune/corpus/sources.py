@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretune.errors import DataError, did_you_mean
+from pretune.text.read import ABOUT
 
 #: Formats by the end of a name; `.gz` may follow that of a text or of JSON lines.
 JSON_LINES = (".jsonl", ".json")
@@ -87,6 +88,7 @@ def _in_folder(folder: str) -> list[Source]:
         str(path)
         for path in Path(folder).rglob("*")
         if path.name.lower().endswith(IN_FOLDERS)
+        and not path.name.lower().startswith(ABOUT)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )

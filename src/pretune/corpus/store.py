@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -39,6 +40,7 @@ Array = NDArray[Any]
 class _Shard:
     """The maps of one shard."""
 
+    before: int  # tokens of the shards before
     tokens: Array  # [T] uint16 or uint32
     documents: Array  # [D, 3] int64
     sentences: Array  # [S] int64
@@ -71,7 +73,11 @@ class Corpus:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
-        shards = [_open_shard(folder, manifest, shard, verify) for shard in manifest["shards"]]
+        shards: list[_Shard] = []
+        before = 0
+        for shard in manifest["shards"]:
+            shards.append(_open_shard(folder, manifest, shard, before, verify))
+            before += shard["tokens"]
         fingerprint = manifest["tokenizer"]["sha256"]
         path = folder / TOKENIZER / "tokenizer.json"
         if not path.is_file():
@@ -98,12 +104,29 @@ class Corpus:
         shard, start, stop, _ = self._find(index)
         return shard.tokens[start:stop]
 
-    def sentences(self, index: int) -> list[Array]:
-        """The tokens of a document, sentence by sentence; together they are all of its tokens."""
+    def bounds(self, index: int) -> tuple[int, int]:
+        """The first token of a document, counted through all shards, and one past its last."""
+        shard, start, stop, _ = self._find(index)
+        return shard.before + start, shard.before + stop
+
+    def sentence_bounds(self, index: int) -> Array:
+        """`[sentences + 1]` the first token of each sentence of a document, and one past the last.
+
+        Counted through all shards, as `bounds`.
+        """
         shard, start, stop, _ = self._find(index)
         first, last = np.searchsorted(shard.sentences, [start, stop])
-        places = [*shard.sentences[first:last].tolist(), stop]
-        return [shard.tokens[a:b] for a, b in pairwise(places)]
+        return np.append(shard.sentences[first:last], stop) + shard.before
+
+    def read(self, start: int, stop: int) -> Array:
+        """Tokens that lie within one document, counted through all shards: a view of the file."""
+        number = bisect_right(self._shards, start, key=lambda shard: shard.before) - 1
+        shard = self._shards[number]
+        return shard.tokens[start - shard.before : stop - shard.before]
+
+    def sentences(self, index: int) -> list[Array]:
+        """The tokens of a document, sentence by sentence; together they are all of its tokens."""
+        return [self.read(a, b) for a, b in pairwise(self.sentence_bounds(index).tolist())]
 
     def size(self, index: int) -> tuple[int, int]:
         """The characters and the UTF-8 bytes of the text of a document."""
@@ -211,7 +234,7 @@ def _check_digest(value: object) -> None:
 
 
 def _open_shard(
-    folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], verify: bool
+    folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], before: int, verify: bool
 ) -> _Shard:
     dtype = stored_dtype(manifest["dtype"])
     paths = [folder / (shard["name"] + end) for end in _ENDS]
@@ -234,6 +257,7 @@ def _open_shard(
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})", _AGAIN) from None
     return _Shard(
+        before,
         np.memmap(paths[0], dtype, "r"),
         _positions(paths[1], (shard["documents"], DOCUMENT_COLUMNS)),
         _positions(paths[2], (shard["sentences"],)),

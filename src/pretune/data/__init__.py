@@ -1,7 +1,15 @@
 """Records from files, packed batches, and the order in which a model sees them."""
 
 from pretune.data.hub_table import HUB_DATASET, hub_table
-from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection
+from pretune.data.pack import (
+    Feature,
+    Features,
+    FeatureSet,
+    Layout,
+    MadeFeatures,
+    PackedBatch,
+    Selection,
+)
 from pretune.data.prefetch import prefetched
 from pretune.data.read import MAX_CHARS, TABLE_SUFFIXES, Records, read
 from pretune.data.sample import (
@@ -21,7 +29,9 @@ __all__ = [
     "DataOrder",
     "Feature",
     "FeatureSet",
+    "Features",
     "Layout",
+    "MadeFeatures",
     "PackedBatch",
     "Records",
     "Selection",

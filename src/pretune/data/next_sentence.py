@@ -6,11 +6,10 @@ A.2).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +18,12 @@ from pretune.data.mask import PAIRS, Streams
 from pretune.data.read import Records
 from pretune.data.words import Segmenter, word_numbers
 from pretune.errors import DataError
-from pretune.text import Tokenizer
+from pretune.text import Tokenizer, sentences
 
 Array = NDArray[Any]
 
 #: Documents from which random segments were taken lately.
 KEPT = 256
-_END = re.compile(
-    r"(?<=[。！？；…])(?![。！？；…”’」』）)\"'])"  # Chinese: no space follows
-    r"|(?<=[。！？；…][”’」』）)\"'])(?![”’」』）)\"'])"
-    r"|(?<=[.!?])\s+|(?<=[.!?][\"'”’)\]])\s+"
-    r"|\s*\n\s*"
-)
-
-
-def split_sentences(text: str) -> list[str]:
-    """Sentences by their punctuation, English and Chinese, and by line ends; none is empty."""
-    return [part for part in (piece.strip() for piece in _END.split(text)) if part]
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ class Document:
     """The sentences of a text, tokenized when they are asked for."""
 
     def __init__(self, text: str, encode: Callable[[Sequence[str]], list[Tokens]]) -> None:
-        self._texts, self._encode = split_sentences(text), encode
+        self._texts, self._encode = [text[start:end] for start, end in sentences(text)], encode
         self._known: list[Tokens | None] = [None] * len(self._texts)
 
     def __len__(self) -> int:
@@ -103,8 +91,73 @@ class Document:
         return [sentence for sentence in self._known if sentence is not None and len(sentence)]
 
 
+class RecordDocuments:
+    """The documents of some records, in the column `text`.
+
+    Args:
+        records: the documents.
+        tokenizer: of the model.
+        segment: finds words.
+    """
+
+    def __init__(
+        self, records: Records, tokenizer: Tokenizer, segment: Segmenter | None = None
+    ) -> None:
+        self.origin, self._records = records.origin, records
+        self._encode: Callable[[Sequence[str]], list[Tokens]] = lambda texts: encode_all(
+            texts, tokenizer, segment
+        )
+        self.document = lru_cache(KEPT)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _read(self, row: int) -> Document:
+        return Document(self._records.text(row, "text"), self._encode)
+
+
+class Part(Protocol):
+    """Some tokens of a document: themselves, or where they are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: slice, /) -> Self: ...
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Parts that follow each other as one."""
+
+
+P = TypeVar("P", bound=Part)
+P_co = TypeVar("P_co", bound=Part, covariant=True)
+
+
+class Sentences(Protocol[P_co]):
+    """The sentences of a document."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> P_co: ...
+
+    def all(self) -> Sequence[P_co]:
+        """All sentences that have tokens."""
+
+
+class Documents(Protocol[P_co]):
+    """Where pairs are made from."""
+
+    @property
+    def origin(self) -> str:
+        """Its name in errors."""
+
+    def __len__(self) -> int: ...
+
+    def document(self, row: int, /) -> Sentences[P_co]:
+        """A document, by its number."""
+
+
 @dataclass(frozen=True)
-class Pair:
+class Pair(Generic[P]):
     """Two segments.
 
     Attributes:
@@ -114,44 +167,33 @@ class Pair:
             they are in their order, 1 if they are swapped. As transformers numbers them.
     """
 
-    first: Tokens
-    second: Tokens
+    first: P
+    second: P
     label: int
 
 
-class PairMaker:
-    """Makes pairs of the documents of some records, the same ones at each time.
+class PairMaker(Generic[P]):
+    """Makes pairs of documents, the same ones at each time.
 
     Args:
-        records: the documents, in the column `text`.
-        tokenizer: of the model.
+        documents: with their sentences.
         kind: what the second segment is besides the next one: `nsp`: from another document; `sop`:
             the one before (Lan et al. 2020, section 3.1).
         room: the most tokens of a pair, at least 2.
         short: this share of pairs aims at a random smaller number of tokens.
-        segment: finds words.
     """
 
     def __init__(
         self,
-        records: Records,
-        tokenizer: Tokenizer,
+        documents: Documents[P],
         *,
         kind: Literal["nsp", "sop"],
         room: int,
         short: float = 0.1,
-        segment: Segmenter | None = None,
     ) -> None:
-        self._records, self._kind, self._room, self._short = records, kind, room, short
-        self._encode: Callable[[Sequence[str]], list[Tokens]] = lambda texts: encode_all(
-            texts, tokenizer, segment
-        )
-        self._document = lru_cache(KEPT)(self._read)
+        self._documents, self._kind, self._room, self._short = documents, kind, room, short
 
-    def _read(self, row: int) -> Document:
-        return Document(self._records.text(row, "text"), self._encode)
-
-    def pairs(self, row: int, copy: int = 0) -> Iterator[Pair]:
+    def pairs(self, row: int, copy: int = 0) -> Iterator[Pair[P]]:
         """The pairs of a document; each copy splits it otherwise.
 
         Sentences are gathered until they fill the room, and cut in two between two of them; by
@@ -163,23 +205,24 @@ class PairMaker:
             DataError: `nsp`, and no other document has any text.
         """
         stream = Streams(0, copy, PAIRS).at(row)
-        sentences = self._document(row).all()
+        parts = self._documents.document(row).all()
         begin = 0
-        while begin < len(sentences) - 1:
+        while begin < len(parts) - 1:
             target = self._room
             if stream.random() < self._short:
                 target = int(stream.integers(2, self._room + 1))
-            end = _gather(sentences, begin, target)
+            end = _gather(parts, begin, target)
             middle = int(stream.integers(begin + 1, end))
-            first, second = Tokens.join(sentences[begin:middle]), sentences[middle:end]
+            join = type(parts[0]).join
+            first, second = join(parts[begin:middle]), parts[middle:end]
             other = bool(stream.random() < 0.5)
             begin = end
             if other and self._kind == "nsp":
                 begin = middle
                 second = self._elsewhere(row, target - len(first), stream)
-            yield self._pair(first, Tokens.join(second), int(other))
+            yield self._pair(first, join(second), int(other))
 
-    def _pair(self, first: Tokens, second: Tokens, label: int) -> Pair:
+    def _pair(self, first: P, second: P, label: int) -> Pair[P]:
         """Cut to the room: from the far ends, so that what was next to each other stays so."""
         left, right = _fit(len(first), len(second), self._room)
         first, second = first[len(first) - left :], second[:right]
@@ -187,13 +230,13 @@ class PairMaker:
             first, second = second, first
         return Pair(first, second, label)
 
-    def _elsewhere(self, row: int, wanted: int, stream: np.random.Generator) -> list[Tokens]:
+    def _elsewhere(self, row: int, wanted: int, stream: np.random.Generator) -> list[P]:
         """Sentences from a random place of a random other document."""
-        others = len(self._records) - 1
+        others = len(self._documents) - 1
         start = int(stream.integers(others)) if others else 0
         for step in range(others):
-            document = self._document((row + 1 + (start + step) % others) % (others + 1))
-            found: list[Tokens] = []
+            document = self._documents.document((row + 1 + (start + step) % others) % (others + 1))
+            found: list[P] = []
             first = int(stream.integers(len(document))) if len(document) else 0
             for number in range(first, len(document)):
                 found.append(document[number])
@@ -202,13 +245,13 @@ class PairMaker:
             if any(map(len, found)):
                 return found
         raise DataError(
-            f"{self._records.origin}: no two records have text, so no segment can come from "
+            f"{self._documents.origin}: no two records have text, so no segment can come from "
             "another document",
             "A record is a document (task.next=nsp); task.next=sop or none needs only one.",
         )
 
 
-def _gather(sentences: Sequence[Tokens], begin: int, target: int) -> int:
+def _gather(sentences: Sequence[Part], begin: int, target: int) -> int:
     """Where to stop so that there are `target` tokens, and two sentences."""
     end, total = begin, 0
     while end < len(sentences) and (total < target or end < begin + 2):

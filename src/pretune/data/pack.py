@@ -11,10 +11,10 @@ places where each sequence begins (`cu_seqlens`, the convention of FlashAttentio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -183,6 +183,36 @@ class Feature:
     truncated: bool = False
 
 
+class Features(Protocol):
+    """Many features, wherever they are: all that training and evaluation ask of them."""
+
+    @property
+    def lengths(self) -> Array:
+        """`[N]` whole numbers: tokens of each feature."""
+
+    @property
+    def truncated(self) -> int:
+        """How many features had text cut."""
+
+    @property
+    def goes_on(self) -> Array:
+        """`[N]` whether a feature goes on in the record that the one before it is of."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
+        """Pack some features, shortest first, or in the given order.
+
+        Many threads may ask at once.
+        """
+
+    def record(self, index: int) -> int:
+        """The record that a feature came from."""
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that can be learned from these features, in their order."""
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Many features in a handful of flat arrays: 4 bytes a token, no Python object per feature.
@@ -210,6 +240,15 @@ class FeatureSet:
     def lengths(self) -> Array:
         """`[N]` int64: tokens of each feature."""
         return np.diff(self.starts)
+
+    @property
+    def goes_on(self) -> Array:
+        """`[N]` whether a feature goes on in the record that the one before it is of."""
+        return np.append(False, self.records[1:] == self.records[:-1])[: len(self)]
+
+    def record(self, index: int) -> int:
+        """The record that a feature came from."""
+        return int(self.records[index])
 
     def fingerprint(self) -> str:
         """A SHA-256 of all that can be learned from these features, in their order."""
@@ -292,6 +331,48 @@ class FeatureSet:
             targets=targets,
             index=torch.from_numpy(np.array(which, dtype=np.int64, order="C")),
         )
+
+
+@dataclass(frozen=True)
+class MadeFeatures:
+    """Features that are made each time they are asked for, and kept nowhere.
+
+    Attributes:
+        lengths: `[N]` tokens of each feature.
+        make: a feature by its number; the same at each time, in any thread.
+        digest: a SHA-256 of all that the features are made from, and how.
+        truncated: how many features had text cut.
+        begins: `[N]` whether a feature is the first of its record; None: each is.
+    """
+
+    lengths: Array
+    make: Callable[[int], Feature]
+    digest: str
+    truncated: int = 0
+    begins: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
+        """Pack some features; see `FeatureSet.batch`."""
+        made = FeatureSet.of(self.make(int(index)) for index in which)
+        batch = made.batch(np.arange(len(which)), sort=sort)
+        index = np.asarray(which, dtype=np.int64)[batch.index.numpy()]
+        return replace(batch, index=torch.from_numpy(index))
+
+    @property
+    def goes_on(self) -> Array:
+        """`[N]` whether a feature goes on in the record that the one before it is of."""
+        return np.zeros(len(self), np.bool_) if self.begins is None else ~self.begins
+
+    def record(self, index: int) -> int:
+        """The record that a feature came from."""
+        return self.make(index).record
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that can be learned from these features, in their order."""
+        return self.digest
 
 
 def _join(arrays: list[Array], dtype: Any) -> Array:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 
 from pretune.data.hub_table import HUB_DATASET, hub_table
 from pretune.errors import DataError, did_you_mean
+from pretune.text.decode import SURROGATE, check_encoding, encoding_hint
 
 Record = dict[str, Any]
 
 #: A text longer than this is an error: it is nearly always a mistake (a file in place of a text, a
 #: lost line break), and would be cut to a few hundred tokens anyway. `data.max_chars` changes it.
 MAX_CHARS = 100_000
-
-#: JSON can spell one half of a pair that makes up a character; tokenizers refuse it.
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ class Records:
                 f"(the limit is {self.max_chars:,})",
                 "Split the text, or allow it with data.max_chars=N if that is what you mean.",
             )
-        if (half := _SURROGATE.search(text)) is not None:
+        if (half := SURROGATE.search(text)) is not None:
             raise DataError(
                 f"{self.where(row, column)}: half a character, \\u{ord(half[0]):04x}, "
                 f"at character {half.start() + 1}",
@@ -212,30 +209,15 @@ def decode(path: Path, encoding: str = "utf-8") -> str:
         ) from None
     if raw.startswith(b"\xef\xbb\xbf") and encoding.lower().replace("-", "") == "utf8":
         raw = raw[3:]
+    check_encoding(encoding)
     try:
         return raw.decode(encoding)
-    except LookupError:
-        raise DataError(
-            f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."
-        ) from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}, line {line}: not valid {encoding.upper()} (byte 0x{raw[error.start]:02x})",
-            _encoding_hint(raw),
+            encoding_hint(raw, "data.encoding="),
         ) from None
-
-
-def _encoding_hint(raw: bytes) -> str:
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "It looks like UTF-16: set data.encoding=utf-16"
-    try:
-        text = raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return "Repair that line, or set data.encoding to what the file is in."
-    if any("\u4e00" <= character <= "\u9fff" for character in text):
-        return "It may be Chinese text in GB18030: set data.encoding=gb18030"
-    return "Repair that line, or set data.encoding to what the file is in (such as latin-1)."
 
 
 def _read_jsonl(path: Path, encoding: str, quoting: str) -> Records:

@@ -16,7 +16,7 @@ from pretune.hub.manifest import MANIFEST, find_damage, write_manifest
 from pretune.hub.open import open_weights, tensorflow_names
 from pretune.hub.publish import Published, StagedFile, check_name, hub_token, staged_files, upload
 from pretune.hub.save import save_model
-from pretune.hub.source import EMBEDDED, HUB_ID, find_source
+from pretune.hub.source import EMBEDDED, HUB_ID, find_source, find_tokenizer
 from pretune.hub.weights import DTYPES, Safetensors, WeightSource, named_dtype
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "family_of",
     "find_damage",
     "find_source",
+    "find_tokenizer",
     "hub_token",
     "is_aside",
     "load_into",

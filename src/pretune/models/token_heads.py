@@ -146,8 +146,10 @@ class BertPreTraining(MaskedLM):
             rows, order = torch.cat([batch.first.rows, select.rows]).sort()
             layout = Layout.of([1 + count for count in select.layout.lengths], rows.device)
             found = self.backbone(batch, select=Selection(rows, layout)).last_hidden_state
-            first = order < batch.num_sequences
-            hidden = found[~first]
+            # Where each came to lie; unlike a mask, places need no wait for the device.
+            places = order.argsort()
+            first, others = places[: batch.num_sequences], places[batch.num_sequences :]
+            hidden = found[others]
             pooled = self.backbone.pool(found[first], batch, batch.first)
         predictions = self.decode(hidden, labels, smoothing, z_loss)
         return PreTrainingOutput(predictions, self.relationship(pooled))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pretune.corpus import StoredDocuments
 from pretune.data import FeatureSet, Records
 from pretune.errors import DataError, RunError
 from pretune.hub import atomic_folder, make_folder, remove_folder
@@ -29,9 +30,9 @@ from pretune.report.ladder import (
     not_writable,
 )
 from pretune.report.plan import measure_speed
-from pretune.tasks import CausalLm, CausalLmOptions, featurize
+from pretune.tasks import CausalLm, CausalLmOptions
 from pretune.tasks.bundle import load
-from pretune.tasks.causal_lm import NEXT
+from pretune.tasks.causal_lm_stored import NEXT
 from pretune.text import Tokenizer, load_tokenizer
 from pretune.text.train import save_trained, train_tokenizer
 from pretune.training import choose_device, read_data, resume, train_recipe
@@ -73,6 +74,11 @@ class Climb:
         _refuse_foreign(options.output)
         self.device = choose_device(options.device)
         train, held_out = read_data(Recipe.of({"task": "causal_lm", "data": self._data()}))
+        if isinstance(train, StoredDocuments) or isinstance(held_out, StoredDocuments):
+            raise DataError(
+                f"{options.corpus}: a prepared corpus has tokens of one vocabulary",
+                "Give the texts it was made of: the rungs share a vocabulary of their own.",
+            )
         assert held_out is not None  # noqa: S101 - a share of a text always is something
         self.train, self.held_out = _texts(train), _texts(held_out)
         self.records = train, held_out
@@ -237,7 +243,10 @@ class Climb:
     def _counted(self, name: str, tokenizer: Tokenizer, folder: Path) -> RungResult:
         """The n-gram model: nothing is trained, so this is all there is to it."""
         task = CausalLm(CausalLmOptions())
-        train, held_out = (featurize(task, records, tokenizer) for records in self.records)
+        train, held_out = (
+            FeatureSet.of(task.features(records, range(len(records)), tokenizer, with_targets=True))
+            for records in self.records
+        )
         order, start = ORDERS[self.options.level], time.perf_counter()
         texts = token_texts(train)
         model = NGram.fit(texts, order=order, vocab_size=tokenizer.vocab_size)

@@ -25,6 +25,7 @@ from pretune.data import Layout, PackedBatch, Selection
 from pretune.models import (
     HEADS,
     Backbone,
+    BertPreTraining,
     CausalLM,
     ClassicLM,
     ClassicModel,
@@ -229,6 +230,9 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
         head = "causal_lm" if isinstance(model, ClassicModel) else "sequence_classification"
         trained = HEADS[head](model, 2) if isinstance(model, Backbone) else model
     trained.to("meta")  # a table of sinusoids is always made on the CPU
+    for module in trained.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = False  # an optimizer may have asked for it; the meta device has none
     inputs = _inputs(batch, length)
     weights = FLOAT * sum(p.numel() for p in trained.parameters())
     tables = _lookup_tables(trained)
@@ -299,8 +303,14 @@ def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
 
 
 def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
+    if isinstance(model, BertPreTraining):
+        found = model(inputs, select=_masked(inputs), both=True)
+        return _sum(found.prediction_logits) + _sum(found.seq_relationship_logits)
     some = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}
-    logits = model(inputs, **some)
+    return _sum(model(inputs, **some))
+
+
+def _sum(logits: Tensor) -> Tensor:
     targets = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 

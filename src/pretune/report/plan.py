@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.data import Cursor, FeatureSet
+from pretune.data import Cursor, Features
 from pretune.data.pack import Array
 from pretune.recipe import Recipe
 from pretune.report.costs import (
@@ -43,6 +43,7 @@ from pretune.training import (
 )
 from pretune.training.evaluate import Reader
 from pretune.training.freeze import reads_once
+from pretune.training.inputs import fit
 from pretune.training.log import Reporter
 from pretune.training.run import starting_model
 
@@ -152,7 +153,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
     trainer = _trainer(recipe, task, model, train, device)
     updates, batches = trainer.total, _first_epoch(trainer)
     each = len(batches)
-    per_epoch = int(train.starts[-1])
+    per_epoch = int(train.lengths.sum())
     epochs = updates / each if recipe.train.max_steps else recipe.train.epochs
     every = recipe.train.eval_every
     evaluations = math.ceil(epochs) if every == "epoch" else math.ceil(updates / every)
@@ -163,7 +164,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
         speed = _measured(recipe, task, model, train, validation, device, per_token, each)
         training = per_epoch * passes / speed.training_tokens_per_second
         rate = speed.evaluation_tokens_per_second
-        looked_at = 0 if validation is None else evaluations * int(validation.starts[-1])
+        looked_at = 0 if validation is None else evaluations * int(validation.lengths.sum())
         evaluating = looked_at / rate if rate else 0.0
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     parameters = sum(count for count, _ in counts)
@@ -206,13 +207,13 @@ def measure_speed(recipe: Recipe) -> Speed:
     return _measured(recipe, task, model, train, None, device, 0, each)
 
 
-def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, FeatureSet, FeatureSet | None]:
+def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, Features, Features | None]:
     """Data and model as a run has them before its first update."""
     records, held_out = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
-    task.fit(records)
+    fit(task, records)
     seed_everything(recipe.seed)
-    bundle = starting_model(recipe, task)
+    bundle = starting_model(recipe, task, records)
     train = featurize(task, records, bundle.tokenizer)
     validation = None
     if held_out is not None:
@@ -224,7 +225,7 @@ def _trainer(
     recipe: Recipe,
     task: AnyTask,
     model: nn.Module,
-    train: FeatureSet,
+    train: Features,
     device: torch.device,
     **others: Any,
 ) -> Trainer:
@@ -278,8 +279,8 @@ def _measured(
     recipe: Recipe,
     task: AnyTask,
     model: nn.Module,
-    train: FeatureSet,
-    validation: FeatureSet | None,
+    train: Features,
+    validation: Features | None,
     device: torch.device,
     flops_per_token: int,
     most: int,
@@ -311,7 +312,7 @@ def _measured(
 
 @torch.inference_mode()
 def _forward_rate(
-    recipe: Recipe, task: AnyTask, model: nn.Module, features: FeatureSet, device: torch.device
+    recipe: Recipe, task: AnyTask, model: nn.Module, features: Features, device: torch.device
 ) -> float:
     """Tokens a second in evaluation, over batches of all lengths."""
     model.eval()
@@ -339,7 +340,7 @@ def _spread(count: int, most: int = 8) -> list[int]:
 
 
 def _memory(
-    recipe: Recipe, model: nn.Module, lengths: Array, validation: FeatureSet | None
+    recipe: Recipe, model: nn.Module, lengths: Array, validation: Features | None
 ) -> tuple[Memory, int]:
     """Of a batch with sequences of these lengths, and of the whole process.
 
@@ -348,7 +349,7 @@ def _memory(
     model.to("meta")
     looked_at = 0
     if validation is not None:
-        most = min(recipe.train.eval_batch_tokens, int(validation.starts[-1]))
+        most = min(recipe.train.eval_batch_tokens, int(validation.lengths.sum()))
         length = max(1, round(float(validation.lengths.mean())))
         looked_at = estimate_memory(model, max(1, most // length), length).forward
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)

@@ -20,6 +20,7 @@ from pretune.tasks import featurize, task_class
 from pretune.tasks.bundle import load
 from pretune.text import extend
 from pretune.training import read_data
+from pretune.training.inputs import fit, tokenizer_of
 from pretune.training.log import Reporter
 from pretune.training.schedule import BatchSize, Schedule, planned_updates
 
@@ -115,9 +116,9 @@ def _lengths(recipe: Recipe) -> NDArray[Any]:
     try:
         records, _ = read_data(recipe)
         task = task_class(recipe.task.name)(recipe.task)
-        task.fit(records)
-        model = recipe.model
-        tokenizer = load(model.source, bare=True, tokenizer=model.tokenizer).tokenizer
+        fit(task, records)
+        model, named = recipe.model, tokenizer_of(recipe, records)
+        tokenizer = load(model.source, bare=True, tokenizer=named).tokenizer
         extend(tokenizer, model.new_tokens)
         with Reporter() as reporter, reporter.working("reading train", len(records)) as done:
             lengths = featurize(task, records, tokenizer, progress=done).lengths

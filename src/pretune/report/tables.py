@@ -75,7 +75,7 @@ def evaluation_table(result: Evaluation) -> Group:
     for label, figures in classes.items():
         shown = [f"{figures[name]:.4f}" for name in ("precision", "recall", "f1")]
         table.add_row(Text(label), *shown, f"{figures['support']:.0f}")
-    return Group(Text(title, "bold"), table)
+    return Group(Text(title, "bold"), *([table] if classes else []))
 
 
 def confusion_table(details: Mapping[str, Any]) -> Group | None:

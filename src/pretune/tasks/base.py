@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch, Records
+from pretune.corpus import StoredDocuments
+from pretune.data import Feature, Features, FeatureSet, PackedBatch, Records
 from pretune.data.pack import Array
+from pretune.errors import DataError
 from pretune.models import Backbone
 from pretune.text import Tokenizer
 
@@ -94,12 +96,14 @@ class Task(ABC, Generic[O, P]):
         options_type: its section of the recipe.
         best_by: the metric that decides which checkpoint is best.
         splits_text: whether the end of a single long text can be held back for validation.
+        reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[TaskOptions]]
     best_by: ClassVar[str]
     splits_text: ClassVar[bool] = False
+    reads_corpus: ClassVar[bool] = False
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -142,6 +146,27 @@ class Task(ABC, Generic[O, P]):
         """What is evaluated on; by default the same features as are trained on."""
         return self.features(records, rows, tokenizer, with_targets=True)
 
+    def stored_features(
+        self,
+        documents: StoredDocuments,
+        tokenizer: Tokenizer,
+        *,
+        evaluation: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        """Features of a prepared corpus, which stay on the disk; where `reads_corpus` says so.
+
+        Args:
+            documents: tokenized by that tokenizer.
+            tokenizer: of the model.
+            evaluation: they are to be evaluated on, not trained on.
+            progress: called with the number of documents done.
+
+        Raises:
+            DataError: they give no features, or not with these options.
+        """
+        raise NotImplementedError
+
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
         """What is drawn anew in each epoch, e.g. masks; by default nothing is.
 
@@ -159,7 +184,7 @@ class Task(ABC, Generic[O, P]):
         """Run the model; what comes out goes to `loss`, `predict` and the metrics."""
         return model(batch)
 
-    def follows(self, model: nn.Module, features: FeatureSet) -> Array | None:
+    def follows(self, model: nn.Module, features: Features) -> Array | None:
         """`[N]`: which features go on where the one before them ended, their state with them.
 
         Training then gives such a feature the state in which the model left the one before, and
@@ -221,19 +246,19 @@ def usual_length(
 
 def featurize(
     task: AnyTask,
-    records: Records,
+    records: Records | StoredDocuments,
     tokenizer: Tokenizer,
     *,
     with_targets: bool = True,
     evaluation: bool = False,
     chunk: int = 1024,
     progress: Callable[[int], None] | None = None,
-) -> FeatureSet:
-    """All features of some records, tokenized in parallel.
+) -> Features:
+    """All features of some records, tokenized in parallel; or of documents that are tokenized.
 
     Args:
         task: decides what a feature is.
-        records: what to turn into features.
+        records: what to turn into features. Those of a prepared corpus are made when asked for.
         tokenizer: of the model.
         with_targets: False for prediction, where records have no labels.
         evaluation: they are to be evaluated on, not trained on.
@@ -241,8 +266,18 @@ def featurize(
         progress: called with the number of records done.
 
     Raises:
-        DataError: a record cannot be used; names its file, line and column.
+        DataError: a record cannot be used; names its file, line and column. Or the corpus was made
+            with another tokenizer, or is nothing that the task can be trained on.
     """
+    if isinstance(records, StoredDocuments):
+        if not task.reads_corpus:
+            columns = ", ".join({**task.inputs, **task.targets})
+            raise DataError(
+                f"{records.origin}: a prepared corpus is text alone; {task.name} needs {columns}",
+                "Give it records: a .jsonl, .csv, .tsv or .parquet file.",
+            )
+        records.check_tokenizer(tokenizer)
+        return task.stored_features(records, tokenizer, evaluation=evaluation, progress=progress)
 
     def stream() -> Iterable[Feature]:
         for start in range(0, len(records), chunk):

@@ -21,6 +21,7 @@ from pretune.hub import (
     family_of,
     find_damage,
     find_source,
+    find_tokenizer,
     load_into,
     named_dtype,
     open_weights,
@@ -31,7 +32,7 @@ from pretune.hub import (
 )
 from pretune.models import SIZES, Backbone, ModelConfig, brief, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
-from pretune.text import Tokenizer, extend, load_tokenizer
+from pretune.text import Tokenizer, extend
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
 TASK_FILE = "pretune.json"
@@ -72,7 +73,7 @@ def load(
     *,
     task: AnyTask | None = None,
     bare: bool = False,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     config: Mapping[str, Any] | None = None,
     dropout: float | None = None,
     attention_dropout: float | None = None,
@@ -89,7 +90,7 @@ def load(
         task: load for this task: where the checkpoint has no such head (or one for other labels),
             it gets a fresh one. Default: the task the checkpoint was trained for.
         bare: load the backbone alone, whatever the checkpoint was trained for.
-        tokenizer: a folder with another one than the source's.
+        tokenizer: another one than the source's, or where it is (see `find_tokenizer`).
         config: entries of `config.json` that shall differ; for random weights only.
         dropout: of the hidden layers; default: as the checkpoint says.
         attention_dropout: of the attention weights; default: as the checkpoint says.
@@ -113,7 +114,9 @@ def load(
     said = _config_of(source, folder, weights)
     family = family_of(said, place)
     config_class = family.backbone.config_class
-    found = load_tokenizer(tokenizer or folder or _vocabulary_of(family, str(source)))
+    found = tokenizer
+    if not isinstance(found, Tokenizer):
+        found = find_tokenizer(found or folder or _vocabulary_of(family, str(source)))
     changed = config_class.dropout_entries(dropout, attention_dropout)
     if folder is None:
         said = {**said, **_of_tokenizer(found, config_class), **_known(config, config_class)}
@@ -217,7 +220,8 @@ def _vocabulary_of(family: Family, name: str) -> Path:
     if family.model_type not in ("bert", "distilbert"):
         raise CheckpointError(
             f"{name}: random weights need a tokenizer",
-            "Name a folder that has one: model.tokenizer=FOLDER",
+            "Name a folder that has one (model.tokenizer=FOLDER), or have one trained on the data: "
+            "model.train_tokenizer='{kind: bpe, vocab_size: 8000}'",
         )
     return find_source("minilm")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,16 +12,16 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch, Records
+from pretune.corpus import StoredDocuments
+from pretune.data import Feature, Features, PackedBatch, Records
 from pretune.data.pack import Array
 from pretune.errors import CheckpointError
 from pretune.models import Backbone, ClassicLM, ClassicModel, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.causal_lm_stored import NEXT, edge_of, stored_blocks
 from pretune.tasks.losses import CrossEntropyOptions
 from pretune.text import Tokenizer
 
-#: The target of each token: the one after it.
-NEXT = "next"
 #: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
 PIECE = 200_000
 _CUT = re.compile(r"\S\n(?=\S)")
@@ -72,6 +72,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     head: ClassVar[str] = "causal_lm"
     best_by: ClassVar[str] = "loss"
     splits_text: ClassVar[bool] = True
+    reads_corpus: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -96,6 +97,18 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         for text in texts:
             yield from text.blocks(size)
 
+    def stored_features(
+        self,
+        documents: StoredDocuments,
+        tokenizer: Tokenizer,
+        *,
+        evaluation: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        """The same blocks, of the tokens on the disk."""
+        options = self.options
+        return stored_blocks(documents, tokenizer, options.max_length, options.boundaries)
+
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's own output layer.
 
@@ -115,13 +128,11 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """The scores of the tokens that follow."""
         return self._scored(model, batch)
 
-    def follows(self, model: nn.Module, features: FeatureSet) -> Array | None:
+    def follows(self, model: nn.Module, features: Features) -> Array | None:
         """The blocks of a text; without `boundaries` all blocks."""
         if self.options.carry_state is False or not isinstance(model, ClassicLM):
             return None
-        records = features.records
-        same = records[1:] == records[:-1] if self.options.boundaries else np.ones(len(records) - 1)
-        return np.append(False, same).astype(np.bool_)
+        return features.goes_on if self.options.boundaries else np.arange(len(features)) > 0
 
     def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
         """The scores, and where each block was left."""
@@ -174,9 +185,7 @@ class _Stream:
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer, row: int) -> Self:
         """A text, between two ends of text where the tokenizer has one."""
-        end = tokenizer.special_id("eos_token")
-        end = tokenizer.special_id("sep_token") if end is None else end
-        edge = [] if end is None else [end]
+        edge = edge_of(tokenizer)
         ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
         for piece in _pieces(text):
             encoding = tokenizer.engine.encode(piece, add_special_tokens=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Feature, Layout, PackedBatch, Records, Selection
+from pretune.corpus import StoredDocuments
+from pretune.data import Feature, Features, Layout, PackedBatch, Records, Selection
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
-from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sentences
+from pretune.data.next_sentence import PairMaker, RecordDocuments, Tokens, encode_all
 from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
@@ -27,7 +28,8 @@ from pretune.tasks.mask_lm_metrics import (
     token_scores,
 )
 from pretune.tasks.mask_lm_options import FEWEST, MaskLmOptions
-from pretune.text import Encoded, Tokenizer
+from pretune.tasks.mask_lm_stored import stored_sequences, stored_words
+from pretune.text import Encoded, Tokenizer, sentences
 
 #: Which word each token belongs to, for masks that cover whole ones.
 WORDS = "words"
@@ -67,6 +69,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     name: ClassVar[str] = "mask_lm"
     options_type: ClassVar[type[TaskOptions]] = MaskLmOptions
     best_by: ClassVar[str] = "loss"
+    reads_corpus: ClassVar[bool] = True
 
     def __init__(self, options: MaskLmOptions) -> None:
         super().__init__(options)
@@ -111,7 +114,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             DataError: there is none.
         """
         texts = (records.text(row, "text") for row in range(len(records)))
-        if self.options.next != "none" and all(len(split_sentences(t)) < 2 for t in texts):
+        if self.options.next != "none" and all(len(sentences(t)) < 2 for t in texts):
             raise DataError(
                 f"{records.origin}: no record has two sentences, so none has a next one",
                 f"A record is a document (task.next={self.options.next}); for single sentences "
@@ -156,6 +159,36 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         for row, one in zip(rows, encoded, strict=True):
             yield from _each_token_masked(one, row, self.vocabulary)
 
+    def stored_features(
+        self,
+        documents: StoredDocuments,
+        tokenizer: Tokenizer,
+        *,
+        evaluation: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        """The same sequences, of the tokens on the disk.
+
+        Raises:
+            DataError: words cannot be told from the tokens, no document has two sentences, or each
+                token is to be masked in turn.
+        """
+        if evaluation and self.options.evaluate == "each":
+            raise DataError(
+                f"{documents.origin}: task.evaluate=each reads texts, not a prepared corpus",
+                "Give it texts with data.validation=FILE, or set task.evaluate=masked.",
+            )
+        self.bind(tokenizer)
+        words = None
+        if self.options.mask != "tokens":
+            words = stored_words(documents, tokenizer, self.options.words)
+        return stored_sequences(documents, tokenizer, self.options, words, self._one, progress)
+
+    def _one(self, parts: list[Tokens], row: int, targets: Mapping[str, int]) -> Feature:
+        assert self._tokenizer is not None  # noqa: S101 - bound when the features were made
+        (found,) = self._sequence(parts, row, self._tokenizer, targets)
+        return found
+
     def _for_training(
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature]:
@@ -167,14 +200,9 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
                 for block in _blocks(whole, options.max_length - 2):
                     yield from self._sequence([block], row, tokenizer)
             return
-        maker = PairMaker(
-            records,
-            tokenizer,
-            kind=options.next,
-            room=options.max_length - 3,
-            short=options.short_share,
-            segment=segment,
-        )
+        documents = RecordDocuments(records, tokenizer, segment)
+        room, short = options.max_length - 3, options.short_share
+        maker = PairMaker(documents, kind=options.next, room=room, short=short)
         for row in rows:
             for copy in range(options.dupe):
                 for pair in maker.pairs(row, copy):

@@ -19,6 +19,10 @@ BERT_SPECIAL = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+END_OF_TEXT = "<|endoftext|>"
+#: What a vocabulary that has them means by them, where no file says so: the published GPT-2 has
+#: `tokenizer.json`, and no file that names its end of text.
+_USUAL = {**BERT_SPECIAL, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
 
 
 def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Tokenizer:
@@ -65,11 +69,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _special_tokens(
     folder: Path, settings: dict[str, Any], engine: RustTokenizer
 ) -> dict[str, str]:
-    """The special tokens by name: as the files say, else BERT's where the vocabulary has them."""
+    """The special tokens by name: as the files say, else the usual ones that it has."""
     said = {**_read_json(folder / "special_tokens_map.json"), **settings}
     special = {}
     for name in SPECIAL_NAMES:
-        token = said.get(name, BERT_SPECIAL.get(name))
+        token = said.get(name, _USUAL.get(name))
         if isinstance(token, dict):  # the long form: {"content": "[CLS]", "lstrip": false, ...}
             token = token.get("content")
         if isinstance(token, str) and engine.token_to_id(token) is not None:

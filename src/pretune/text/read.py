@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
-import gzip
 import itertools
-import json
 import os
 import re
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import DataError
+from pretune.text.decode import (
+    STDIN,
+    Problem,
+    Report,
+    check_encoding,
+    decoded,
+    json_field,
+    shown,
+)
 
 #: What is read of a folder; each also with `.gz` after it.
 PLAIN_SUFFIXES = (".txt", ".text", ".md")
@@ -26,21 +28,14 @@ ABOUT = ("readme", "license", "licence")
 #: Files that are no text. Read as such they would fail at some byte, with an error that misleads.
 NOT_TEXT = (".parquet", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".pdf", ".docx")
 
-STDIN = "-"
 #: Characters of a piece.
 PIECE = 1 << 14
-#: Bytes read at a time.
-CHUNK = 1 << 20
 #: Characters of the longest JSONL record.
 LONGEST_RECORD = 1 << 26
 
 #: The last of some white space before a word. BERT's and GPT-2's pre-tokenizers find the same words
 #: on both sides of a cut there (GPT-2's words begin with the space before them).
 _CUT = re.compile(r".+(?=[ \t\n]\S)", re.DOTALL)
-#: JSON can spell one half of a pair that makes up a character; tokenizers refuse it.
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-Report = Callable[[int], None]
 
 
 def find_files(sources: Iterable[str | Path]) -> list[str]:
@@ -130,85 +125,15 @@ def iter_texts(
         DataError: not to be read, or not in that encoding, or not JSONL with such a field; names
             file and line.
     """
-    try:
-        " ".encode(encoding)  # unlike codecs.lookup, refuses what is no text encoding (rot13)
-    except LookupError:
-        raise DataError(
-            f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."
-        ) from None
+    check_encoding(encoding)
     for file in files:
-        chunks = _decoded(file, encoding, on_bytes)
+        chunks = decoded(file, encoding, on_bytes)
         name = file.lower().removesuffix(".gz")
         if name.endswith(JSON_SUFFIXES) or (file == STDIN and field is not None):
             for text in _records(file, chunks, field or "text"):
                 yield from _pieces([text])
         else:
             yield from _pieces(chunks)
-
-
-def _shown(file: str) -> str:
-    return "standard input" if file == STDIN else file
-
-
-@contextmanager
-def _opened(file: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The bytes of the text, and the file they come from."""
-    if file == STDIN:
-        yield sys.stdin.buffer, sys.stdin.buffer
-        return
-    with open(file, "rb") as raw:
-        if file.lower().endswith(".gz"):
-            with gzip.open(raw) as unpacked:
-                yield unpacked, raw  # type: ignore[misc]
-        else:
-            yield raw, raw
-
-
-def _chunks(file: str, on_bytes: Report | None) -> Iterator[bytes]:
-    try:
-        with _opened(file) as (handle, raw):
-            place = 0
-            while chunk := handle.read(CHUNK):
-                if on_bytes is not None:
-                    now = raw.tell() if raw.seekable() else place + len(chunk)
-                    on_bytes(now - place)
-                    place = now
-                yield chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{file}: not a gzip file, or a damaged one ({error})", "Copy the file again."
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{_shown(file)}: cannot be read ({error.strerror})", "Check its owner and mode."
-        ) from None
-
-
-def _decoded(file: str, encoding: str, on_bytes: Report | None) -> Iterator[str]:
-    # "utf-8-sig" passes over the mark that some programs put before the first character.
-    name = codecs.lookup(encoding).name
-    decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)()
-    line = 1
-    for chunk in itertools.chain(_chunks(file, on_bytes), [b""]):
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            good = error.object[: error.start].decode(error.encoding, "ignore")
-            raise DataError(
-                f"{_shown(file)}, line {line + good.count(chr(10))}: not valid {encoding.upper()} "
-                f"(byte 0x{error.object[error.start]:02x})",
-                _hint(file, error.object),
-            ) from None
-        line += text.count("\n")
-        yield text
-
-
-def _hint(file: str, around: bytes) -> str:
-    if around.startswith(b"\x1f\x8b"):
-        return "It looks like gzip: let its name end in .gz, or pipe it through zcat."
-    if around[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "It looks like UTF-16: --encoding utf-16"
-    return "Repair that line, or say what the file is in, such as --encoding gb18030 or latin-1."
 
 
 def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
@@ -222,48 +147,18 @@ def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
             whole = "".join([*parts, line])
             parts, held = [], 0
             if whole.strip():
-                yield _field(f"{_shown(file)}, line {number}", whole, field)
+                text = json_field(whole, f"{shown(file)}, line {number}", field)
+                if isinstance(text, Problem):
+                    raise DataError(text.message, text.hint)
+                yield text
             number += 1
         parts.append(rest)
         held += len(rest)
         if held > LONGEST_RECORD:
             raise DataError(
-                f"{_shown(file)}, line {number}: a record of over {LONGEST_RECORD:,} characters",
+                f"{shown(file)}, line {number}: a record of over {LONGEST_RECORD:,} characters",
                 "Write it as a .txt file, which may be of any size, or as several records.",
             )
-
-
-def _field(where: str, line: str, field: str) -> str:
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: not valid JSON ({error})", 'Each line is one object: {"text": "..."}.'
-        ) from None
-    if not isinstance(record, dict):
-        raise DataError(
-            f"{where}: expected an object, found {type(record).__name__}",
-            'Each line is one object: {"text": "..."}.',
-        )
-    if field not in record:
-        raise DataError(
-            f"{where}: no field '{field}'",
-            f"{did_you_mean(field, record)} Say which one it is with --field NAME.",
-        )
-    text = record[field]
-    if not isinstance(text, str):
-        kind = "nothing" if text is None else f"a {type(text).__name__}"
-        raise DataError(
-            f"{where}, field '{field}': expected a text, found {kind}",
-            "Give every record a text there, or remove the record.",
-        )
-    if (half := _SURROGATE.search(text)) is not None:
-        raise DataError(
-            f"{where}, field '{field}': half a character, \\u{ord(half[0]):04x}, "
-            f"at character {half.start() + 1}",
-            "A text was cut inside a surrogate pair (an emoji, often): repair or remove it.",
-        )
-    return text
 
 
 def _pieces(chunks: Iterable[str]) -> Iterator[str]:

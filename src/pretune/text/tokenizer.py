@@ -115,6 +115,10 @@ class Tokenizer:
         """The vocabulary entries of token ids, e.g. `["[CLS]", "un", "##affable", "[SEP]"]`."""
         return [self.engine.id_to_token(index) or f"<{index}>" for index in ids]
 
+    def cuts_as(self, other: Tokenizer) -> bool:
+        """Whether both make the same tokens of any text, special tokens around it aside."""
+        return _cutting(self.engine) == _cutting(other.engine)
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout."""
         # Its own `save` raises a bare Exception where the disk is full.
@@ -123,6 +127,12 @@ class Tokenizer:
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _cutting(engine: RustTokenizer) -> dict[str, Any]:
+    """The parts of `tokenizer.json` that decide about the tokens of a text."""
+    parts = json.loads(engine.to_str())
+    return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
 
 
 def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:

@@ -20,7 +20,7 @@ from pretune.text.engines import (
     character_engine,
     wordpiece_engine,
 )
-from pretune.text.load import BERT_SPECIAL
+from pretune.text.load import BERT_SPECIAL, END_OF_TEXT
 from pretune.text.tokenizer import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "char"]
@@ -30,7 +30,6 @@ KINDS: tuple[str, ...] = get_args(Kind)
 DEFAULT_SIZES = {"wordpiece": 30_522, "bpe": 50_257}
 
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-END_OF_TEXT = "<|endoftext|>"
 
 #: Bytes after which a run without a space (a base64 block) is counted as another word: the time a
 #: merge takes grows with the square of a word's length.

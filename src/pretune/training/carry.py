@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretune.data import DataOrder, FeatureSet, PackedBatch, StreamOrder
+from pretune.data import DataOrder, Features, PackedBatch, StreamOrder
 from pretune.data.pack import Array
 from pretune.errors import RunError
 from pretune.models import ClassicLM
@@ -44,7 +44,7 @@ class Carry:
         self._new: list[tuple[list[int], State]] = []
 
     @classmethod
-    def of(cls, task: AnyTask, model: nn.Module, features: FeatureSet) -> Carry | None:
+    def of(cls, task: AnyTask, model: nn.Module, features: Features) -> Carry | None:
         """What carries the states of these features; None where they are read by themselves."""
         follows = task.follows(model, features)
         if follows is None:

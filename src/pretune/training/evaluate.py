@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretune.data import FeatureSet, PackedBatch, batches_by_length, batches_in_turn
+from pretune.data import Features, PackedBatch, batches_by_length, batches_in_turn
 from pretune.data.pack import Array
 from pretune.errors import RunError
 from pretune.tasks import AnyTask, Metrics
@@ -90,7 +90,7 @@ class Reader:
     """
 
     def __init__(
-        self, task: AnyTask, model: nn.Module, features: FeatureSet, batch_tokens: int
+        self, task: AnyTask, model: nn.Module, features: Features, batch_tokens: int
     ) -> None:
         self._task, self._model = task, model
         self._features, self._batch_tokens = features, batch_tokens
@@ -120,7 +120,7 @@ class Reader:
 def evaluate_features(
     task: AnyTask,
     model: nn.Module,
-    features: FeatureSet,
+    features: Features,
     *,
     batch_tokens: int = 8192,
     device: torch.device | None = None,

@@ -7,38 +7,86 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretune.data import MAX_CHARS, FeatureSet, Records, epoch_order, read
+import numpy as np
+
+from pretune.corpus import StoredDocuments, is_corpus
+from pretune.data import MAX_CHARS, Features, Records, epoch_order, read
 from pretune.errors import DataError
+from pretune.models import SIZES
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
 from pretune.tasks.bundle import Bundle
+from pretune.text import Tokenizer, train_tokenizer
 from pretune.training.log import Reporter
 
+#: Records, or the documents of a prepared corpus.
+Data = Records | StoredDocuments
 
-def read_data(recipe: Recipe) -> tuple[Records, Records | None]:
-    """The training and the validation records, with the columns the task knows.
+
+def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
+    """The training and the validation data.
+
+    That is records with the columns the task knows; or documents, where the recipe names a folder
+    that `pretune prepare` made.
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
     """
     data = recipe.data
-    records = _read(recipe, data.train)
+    found = _read(recipe, data.train)
     if isinstance(data.validation, str):
-        return records.head(data.limit), _read(recipe, data.validation)
+        return found.head(data.limit), _read(recipe, data.validation)
     if data.validation is None:
-        return records.head(data.limit), None
+        return found.head(data.limit), None
     # The same split whatever the seed of the run, so that runs can be compared.
-    order = epoch_order(len(records), seed=0, epoch=0).tolist()
-    count = round(data.validation * len(records))
-    if count == 0 and task_class(recipe.task.name).splits_text:
-        return _split_texts(records, data.validation)
-    if not 0 < count < len(records):
+    order = epoch_order(len(found), seed=0, epoch=0)
+    count = round(data.validation * len(found))
+    splits = isinstance(found, Records) and task_class(recipe.task.name).splits_text
+    if count == 0 and splits:
+        return _split_texts(found, data.validation)  # type: ignore[arg-type]
+    if not 0 < count < len(found):
+        what = "records" if isinstance(found, Records) else "documents"
         raise DataError(
-            f"{records.origin}: {len(records)} records are too few to hold back "
+            f"{found.origin}: {len(found)} {what} are too few to hold back "
             f"{data.validation:g} of them",
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
-    return records.take(sorted(order[count:])).head(data.limit), records.take(sorted(order[:count]))
+    kept, held_out = np.sort(order[count:]), np.sort(order[:count])
+    if isinstance(found, StoredDocuments):
+        return found.take(kept).head(data.limit), found.take(held_out)
+    return found.take(kept.tolist()).head(data.limit), found.take(held_out.tolist())
+
+
+def fit(task: AnyTask, data: Data) -> None:
+    """Let a task learn what it must know beforehand; documents have nothing but their text.
+
+    Raises:
+        DataError: the records are not such as the task needs.
+    """
+    if isinstance(data, Records):
+        task.fit(data)
+
+
+def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
+    """The tokenizer that a recipe asks for; None: the model's own.
+
+    Random weights have none of their own: they take that of a corpus, or one that is trained on the
+    data.
+
+    Raises:
+        DataError: the data give no such tokenizer.
+    """
+    model = recipe.model
+    if model.tokenizer is not None or model.source not in SIZES:
+        return model.tokenizer
+    if isinstance(data, StoredDocuments):
+        return data.tokenizer
+    wanted = model.train_tokenizer
+    if wanted is None:
+        return None
+    columns = task_class(recipe.task.name)(recipe.task).inputs
+    texts = (data.text(row, column) for row in range(len(data)) for column in columns)
+    return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
 
 
 def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
@@ -52,7 +100,9 @@ def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
     return replace(records, rows=rows[0]), replace(records, rows=rows[1])
 
 
-def _read(recipe: Recipe, source: str) -> Records:
+def _read(recipe: Recipe, source: str) -> Data:
+    if is_corpus(source):
+        return StoredDocuments.open(source)
     data = recipe.data
     task = task_class(recipe.task.name)(recipe.task)
     return read_for(
@@ -88,12 +138,12 @@ def read_for(
 def read_features(
     what: str,
     task: AnyTask,
-    records: Records,
+    records: Data,
     bundle: Bundle,
     reporter: Reporter,
     *,
     evaluation: bool = False,
-) -> FeatureSet:
+) -> Features:
     """The features of some records, with a line about them for people."""
     with reporter.working(f"reading {what}", len(records)) as done:
         features = featurize(task, records, bundle.tokenizer, evaluation=evaluation, progress=done)
@@ -101,7 +151,6 @@ def read_features(
     if features.truncated:
         most = task.options.max_length
         cut = f"; {features.truncated:,} were longer than {most} tokens and were cut"
-    reporter.say(
-        f"{what}: {len(features):,} from {records.origin}, {int(features.starts[-1]):,} tokens{cut}"
-    )
+    tokens = int(features.lengths.sum())
+    reporter.say(f"{what}: {len(features):,} from {records.origin}, {tokens:,} tokens{cut}")
     return features

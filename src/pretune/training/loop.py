@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Cursor, DataOrder, FeatureSet, PackedBatch, prefetched
+from pretune.data import Cursor, DataOrder, Features, PackedBatch, prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
 from pretune.recipe_train import TrainSection
@@ -85,8 +85,8 @@ class Trainer:
         self,
         task: AnyTask,
         model: nn.Module,
-        train: FeatureSet,
-        validation: FeatureSet | None = None,
+        train: Features,
+        validation: Features | None = None,
         *,
         options: TrainSection,
         seed: int = 0,

@@ -79,7 +79,7 @@ def explain(trainer: Trainer, job: Job, trouble: Trouble) -> str:
 def _records(trainer: Trainer, job: Job, *, finite: bool) -> str:
     """Those whose loss is not finite; or those with the highest; or all."""
     features = job.share.whole[:MOST_EXAMPLES]
-    rows = trainer.train.records[features]
+    rows = np.array([trainer.train.record(int(feature)) for feature in features])
     losses = _losses(trainer, features, job.at.epoch)
     if finite:
         worst = np.argsort(-losses)[:3]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretune.data import FeatureSet, Records
+from pretune.data import Features
 from pretune.errors import RunError
 from pretune.recipe import Overrides, Recipe
 from pretune.tasks import AnyTask, task_class
@@ -20,7 +20,7 @@ from pretune.training.distributed import World, joined
 from pretune.training.evaluate import choose_device
 from pretune.training.folder import EVENTS, METRICS, RunFolder
 from pretune.training.freeze import freeze
-from pretune.training.inputs import read_data, read_features
+from pretune.training.inputs import Data, fit, read_data, read_features, tokenizer_of
 from pretune.training.log import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Stopped, Trainer
 from pretune.training.modes import determinism, prepare
@@ -118,8 +118,14 @@ def train_seeds(
     return SeedsResult(tuple(runs))
 
 
-def starting_model(recipe: Recipe, task: AnyTask, start: Path | None = None) -> Bundle:
+def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None) -> Bundle:
     """The model that a recipe begins with, or that a checkpoint of its run holds, in host memory.
+
+    Args:
+        recipe: names it.
+        task: gives it its head.
+        data: that it is trained on; random weights take the tokenizer of a corpus.
+        start: the checkpoint.
 
     Raises:
         PretuneError: nothing there, damaged, or not fit for the task.
@@ -128,7 +134,7 @@ def starting_model(recipe: Recipe, task: AnyTask, start: Path | None = None) -> 
     bundle = load(
         model.source if start is None else start,
         task=task,
-        tokenizer=model.tokenizer if start is None else None,
+        tokenizer=tokenizer_of(recipe, data) if start is None else None,
         config=model.config if start is None else None,
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
@@ -163,10 +169,10 @@ class _Run:
         """Read, load, train, and write the result."""
         with self.folder.filling(), self.reporter, ExitStack() as stack:
             records, held_out = read_data(self.recipe)
-            self.task.fit(records)
+            fit(self.task, records)
             seed_everything(self.recipe.seed)
             start = self._newest()
-            bundle = starting_model(self.recipe, self.task, start)
+            bundle = starting_model(self.recipe, self.task, records, start)
             # All data is checked before the folder is touched.
             train = read_features("train", self.task, records, bundle, self.reporter)
             validation = None
@@ -237,11 +243,11 @@ class _Run:
     def _trainer(
         self,
         bundle: Bundle,
-        train: FeatureSet,
-        validation: FeatureSet | None,
+        train: Features,
+        validation: Features | None,
         keeper: Checkpoints,
         stop: StopRequest,
-        records: Records,
+        records: Data,
     ) -> Trainer:
         bundle.model.to(self.device)
         prepare(bundle.model, self.recipe.train, self.device)
@@ -268,9 +274,7 @@ class _Run:
         )
 
 
-def first_loss(
-    task: AnyTask, model: nn.Module, features: FeatureSet, device: torch.device
-) -> Tensor:
+def first_loss(task: AnyTask, model: nn.Module, features: Features, device: torch.device) -> Tensor:
     """The sum of the loss of the first feature, with its graph."""
     batch = task.augment(features.batch(np.array([0])), 0, 0).to(device)
     return task.loss(task.forward(model, batch), batch).sum

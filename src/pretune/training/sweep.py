@@ -23,7 +23,7 @@ from pretune.errors import RunError, did_you_mean
 from pretune.hub import atomic_text
 from pretune.recipe import Recipe
 from pretune.tasks import lower_is_better, task_class
-from pretune.training.inputs import read_data
+from pretune.training.inputs import fit, read_data
 from pretune.training.run import Interrupted, train_recipe
 from pretune.training.space import Space, check_spaces
 from pretune.training.track import flat
@@ -169,7 +169,7 @@ class Sweep:
                 "Give data.validation=FILE, or hold some back: data.validation=0.1",
             )
         task = kind(self.recipe.task)
-        task.fit(records)
+        fit(task, records)
         known = ["loss", *task.metrics().result()]
         if name not in known:
             raise RunError(f"no metric is called '{name}'", did_you_mean(name, known))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.corpus import sentences
+from pretune.text import sentences
 
 PIECES = st.sampled_from(
     [

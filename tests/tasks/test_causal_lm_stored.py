@@ -1,0 +1,109 @@
+"""Blocks out of a prepared corpus beside those of the same texts, read raw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pretune.errors import DataError
+from pretune.tasks import CausalLm, CausalLmOptions, featurize
+from pretune.text import load_tokenizer, train_tokenizer
+from tests.corpus.conftest import TEXTS as SAMPLE
+from tests.tasks.stored import assert_same, raw, stored
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A byte-level BPE with an end of text, and characters, which have none."""
+    found = {}
+    for kind, size in (("bpe", 300), ("char", None)):
+        found[kind] = tmp_path_factory.mktemp(kind)
+        train_tokenizer([*SAMPLE, "😀 \n"], kind, size, min_frequency=1).save(found[kind])  # type: ignore[arg-type]
+    return found
+
+
+DOCUMENTS = st.lists(
+    st.text("The good film.电影。😀 \n", min_size=1, max_size=40).filter(lambda t: t.strip() != ""),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=DOCUMENTS,
+    size=st.integers(3, 20),
+    boundaries=st.booleans(),
+    kind=st.sampled_from(["bpe", "char"]),
+)
+def test_are_those_of_the_texts(
+    tokenizers: dict[str, Path],
+    tmp_path: Path,
+    texts: list[str],
+    size: int,
+    boundaries: bool,
+    kind: str,
+) -> None:
+    tokenizer = load_tokenizer(tokenizers[kind])
+    documents = stored(texts, tokenizers[kind], tmp_path / "c")
+    task = CausalLm(CausalLmOptions(max_length=size, boundaries=boundaries))
+    expected = featurize(task, raw(texts), tokenizer)
+    if len(expected) == 0:
+        with pytest.raises(DataError, match="no document has two tokens"):
+            featurize(task, documents, tokenizer)
+        return
+    found = featurize(task, documents, tokenizer)
+    # A place inside a document is told evenly: where a block ends there, by the sum of its own.
+    assert_same(found, expected, but=("chars", "bytes"))
+    everything = np.arange(len(found))
+    ours, theirs = (features.batch(everything).targets for features in (found, expected))
+    unknown = tokenizer.special_id("unk_token")
+    exact = unknown is None or not any(
+        (documents.tokens(i) == unknown).any() for i in range(len(texts))
+    )
+    if exact:
+        for name in ("chars", "bytes"):
+            assert int(ours[name].sum()) == int(theirs[name].sum())
+        assert all(int(n) >= 0 for n in ours["chars"])
+
+
+def test_a_long_document_is_not_read_for_one_block(
+    tokenizers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = stored(["the good film. " * 500, "short"], tokenizers["bpe"], tmp_path / "c")
+    task = CausalLm(CausalLmOptions(max_length=16))
+    features = featurize(task, documents, load_tokenizer(tokenizers["bpe"]))
+    read: list[int] = []
+    original = type(documents.corpus).read
+
+    def counting(self: Any, start: int, stop: int) -> Any:
+        read.append(stop - start)
+        return original(self, start, stop)
+
+    monkeypatch.setattr(type(documents.corpus), "read", counting)
+    features.batch(np.array([0, 40, len(features) - 2]))
+    assert 0 < sum(read) <= 3 * 17
+
+
+def test_some_documents(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    texts = [f"the good film {'电影' * i}" for i in range(9)]
+    documents = stored(texts, tokenizers["bpe"], tmp_path / "c")
+    tokenizer = load_tokenizer(tokenizers["bpe"])
+    for boundaries in (True, False):
+        task = CausalLm(CausalLmOptions(max_length=7, boundaries=boundaries))
+        chosen = [1, 4, 5, 8]
+        expected = featurize(task, raw([texts[i] for i in chosen]), tokenizer)
+        assert_same(
+            featurize(task, documents.take(chosen), tokenizer), expected, but=("chars", "bytes")
+        )
+    digests = {
+        featurize(CausalLm(CausalLmOptions(max_length=size)), some, tokenizer).fingerprint()
+        for size in (7, 8)
+        for some in (documents, documents.take([1, 2]), documents.head(2))
+    }
+    assert len(digests) == 6
