@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, PackedBatch, Records
+from pretune.data import Feature, FeatureSet, PackedBatch, Records
 from pretune.errors import CheckpointError, DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
@@ -175,7 +175,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
             answers.append(ClassPrediction(self.labels[best], row[best], scores))
         return answers
 
-    def metrics(self) -> ClassificationMetrics:
+    def metrics(self, features: FeatureSet | None = None) -> ClassificationMetrics:
         """Accuracy, F1, Matthews correlation."""
         return ClassificationMetrics(self.labels)
 

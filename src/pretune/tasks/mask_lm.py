@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Feature, Layout, PackedBatch, Records, Selection
+from pretune.data import Feature, FeatureSet, Layout, PackedBatch, Records, Selection
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
 from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sentences
 from pretune.data.words import segmenter
@@ -281,7 +281,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             start += count
         return answers
 
-    def metrics(self) -> MaskLmMetrics:
+    def metrics(self, features: FeatureSet | None = None) -> MaskLmMetrics:
         """Perplexity (or pseudo-perplexity) and accuracy, and the accuracy of `next`."""
         if self.options.evaluate == "each":
             return MaskLmMetrics("pseudo_perplexity")
