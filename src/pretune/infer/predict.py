@@ -59,9 +59,13 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, records: Records, *, progress: Callable[[int], None] | None = None
+        self, records: Records, *, progress: Callable[[int, int], None] | None = None
     ) -> list[Prediction]:
         """One answer a record, in their order.
+
+        Args:
+            records: to answer.
+            progress: called with the number of sequences done, and of all.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -75,7 +79,7 @@ class Predictor:
             found = self.task.predict(outputs, batch)
             parts.update(zip(batch.index.tolist(), found, strict=True))
             if progress is not None:
-                progress(len(parts))
+                progress(len(parts), len(features))
         of_record: list[list[Any]] = [[] for _ in range(len(records))]
         for index, record in enumerate(features.records.tolist()):
             of_record[record].append(parts[index])

@@ -36,6 +36,8 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = f"This model reads {plain(reads)} and gives one of {labels:,} labels."
     else:
         does = f"This model reads {plain(reads)}; its task is {plain(facts.task.name)}."
+    if facts.task.name == "answer":
+        does = "This model finds the answer to a question in a passage."
     if facts.task.name == "mask_lm":
         does = "This model finds the words that fit the gaps of a text."
     yield (
@@ -76,7 +78,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
         f"from transformers import {cls}, AutoTokenizer\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({facts.repo!r})\n"
         f"model = {cls}.from_pretrained({facts.repo!r})\n"
-        f"print(model(**tokenizer({example[0]!r}, return_tensors='pt')))",
+        f"print(model(**tokenizer({', '.join(map(repr, example))}, return_tensors='pt')))",
         "python",
     )
 
@@ -127,6 +129,8 @@ def _confusion(details: Mapping[str, Any]) -> Iterator[str]:
 
 def _measured(facts: CardFacts) -> int | None:
     """How many examples the figures are of, where the evaluation says so."""
+    if isinstance(counted := facts.details.get("examples"), int):
+        return counted
     confusion = facts.details.get("confusion")
     if not confusion:
         return None
@@ -177,7 +181,8 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     else:
         lines.append("- How well it does is not known: measure it on data of your own first.")
     most = facts.task.options.max_length
-    lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are cut.")
+    then = "read in parts" if facts.task.windows else "cut"
+    lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are {then}.")
     if facts.labels:
         lines.append("- It gives one of its labels to every text, also where none of them fits.")
     lines.append(

@@ -70,7 +70,8 @@ def evaluation_table(result: Evaluation) -> Group:
     """All figures of an evaluation; figures per class where there are any."""
     classes: Mapping[str, Mapping[str, float]] = result.details.get("per_class", {})
     overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    title = f"{result.count:,} examples in {result.seconds:.1f} s:  {overall}"
+    count = result.details.get("examples", result.count)
+    title = f"{count:,} examples in {result.seconds:.1f} s:  {overall}"
     table = _plain("label", "precision", "recall", "f1", "support")
     for label, figures in classes.items():
         shown = [f"{figures[name]:.4f}" for name in ("precision", "recall", "f1")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -58,6 +58,10 @@ class ClassPrediction(Prediction):
     def ranked(self) -> list[tuple[str, float]]:
         """Every label with its score, best first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])
+
+    def top(self, count: int | None) -> Self:
+        """With the scores of so many labels."""
+        return self if count is None else replace(self, scores=dict(self.ranked()[:count]))
 
 
 class Classify(Task[ClassifyOptions, ClassPrediction]):

@@ -50,6 +50,10 @@ class MaskPrediction(Prediction):
             for candidate in gap
         ]
 
+    def top(self, count: int | None) -> Self:
+        """With so many candidates for each gap."""
+        return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
+
 
 class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
