@@ -64,7 +64,7 @@ class AnswerOptions(TaskOptions):
     def of_length(cls, length: int, *, no_answer: bool = False) -> Self:
         """The usual options, made to fit windows of so many tokens."""
         question = min(64, length // 4)
-        stride = min(128, (length - question - SPECIAL) // 3)
+        stride = min(128, (length - question - SPECIAL) // 2)
         return cls(
             max_length=length,
             max_question_length=question,
