@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from pretune.text import load_tokenizer, pieces
 
@@ -30,3 +31,13 @@ def test_pieces_give_the_tokens_of_the_whole(tiny_vocab_folder: Path, text: str)
 
 def test_long_texts_are_cut() -> None:
     assert len(list(pieces("a film\nto see\ntwice\nor so\n", 5))) > 2
+
+
+@given(st.text(alphabet="ab \n\t.", max_size=200), st.integers(1, 20))
+def test_and_those_of_gpt2s_pre_tokenizer(text: str, size: int) -> None:
+    """Whose cuts depend on what follows a space."""
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cut = list(pieces(text, size))
+    assert "".join(cut) == text
+    found = [word for piece in cut for word, _ in splitter.pre_tokenize_str(piece)]
+    assert found == [word for word, _ in splitter.pre_tokenize_str(text)]

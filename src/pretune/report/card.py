@@ -8,6 +8,7 @@ from typing import Any
 from pretune.report.card_data import PIPELINES, CardFacts, DataSource, metadata
 from pretune.report.markdown import fenced, plain, table
 from pretune.report.tables import MOST_CLASSES
+from pretune.tasks.answer import THRESHOLD
 
 #: More rows help nobody.
 MOST_ROWS = 100
@@ -183,6 +184,11 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     most = facts.task.options.max_length
     then = "read in parts" if facts.task.windows else "cut"
     lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are {then}.")
+    if (threshold := facts.task.config_entries().get(THRESHOLD)) is not None:
+        lines.append(
+            f"- It gives no answer where that scores over {threshold:.2f} more than the best span "
+            f"(`{THRESHOLD}` in config.json). transformers does not look at that by itself."
+        )
     if facts.labels:
         lines.append("- It gives one of its labels to every text, also where none of them fits.")
     lines.append(

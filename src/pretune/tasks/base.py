@@ -131,6 +131,16 @@ class Task(ABC, Generic[O, P]):
         """The columns that are repeated beside an answer, where a record has them."""
         return tuple(self.inputs)
 
+    @property
+    def was_cut(self) -> str:
+        """What is said of features whose text was cut, after their number."""
+        return f"were longer than {self.options.max_length} tokens and were cut"
+
+    @property
+    def asked(self) -> str:
+        """What to type after `pretune predict RUN`."""
+        return "TEXT"
+
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""
 

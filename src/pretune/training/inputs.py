@@ -108,8 +108,7 @@ def read_features(
         )
     cut = ""
     if features.truncated:
-        most = task.options.max_length
-        cut = f"; {features.truncated:,} were longer than {most} tokens and were cut"
+        cut = f"; {features.truncated:,} {task.was_cut}"
     reporter.say(
         f"{what}: {len(features):,} from {records.origin}, {int(features.starts[-1]):,} tokens{cut}"
     )
