@@ -114,11 +114,6 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
         """Questions are; passages are not."""
         return f"had a question of over {self.options.max_question_length} tokens, which was cut"
 
-    @property
-    def asked(self) -> str:
-        """A question and a passage."""
-        return "--question TEXT --context TEXT"
-
     def fit(self, records: Records) -> None:
         """Nothing has to be known beforehand."""
 

@@ -136,11 +136,6 @@ class Task(ABC, Generic[O, P]):
         """What is said of features whose text was cut, after their number."""
         return f"were longer than {self.options.max_length} tokens and were cut"
 
-    @property
-    def asked(self) -> str:
-        """What to type after `pretune predict RUN`."""
-        return "TEXT"
-
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""
 
