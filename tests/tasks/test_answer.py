@@ -4,6 +4,8 @@ import json
 import math
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pretune.tasks.answer_metrics import AnswerMetrics
 from pretune.tasks.answer_spans import WindowSpans
 from pretune.tasks.bundle import Bundle, load, save
 from pretune.training import evaluate_features, resume, train_recipe
+from pretune.training.inputs import read_features
 from tests.tasks.questions import CONTEXT, long_context, question, records
 from tests.tasks.test_answer_scores import slow_v2
 from tests.training.groups import Together, result_of
@@ -354,6 +357,73 @@ def test_a_checkpoint_of_transformers_is_known_by_its_class(tmp_path: Path) -> N
     assert own is not None
     assert (own.options.max_length, own.options.doc_stride) == (384, 128)
     assert Answerer.from_config({"architectures": ["BertForMaskedLM"]}) is None
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_answers_with_a_checkpoint_of_transformers(
+    family: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Without training, and with the same logits."""
+    import transformers
+
+    sizes = (
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+        if family == "DistilBert"
+        else {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    )
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=200, max_position_embeddings=64, **sizes
+    )
+    torch.manual_seed(0)
+    theirs = getattr(transformers, f"{family}ForQuestionAnswering")(config).eval()
+    theirs.save_pretrained(tmp_path)
+    shutil.copy(tiny_folder / "vocab.txt", tmp_path)
+    bundle = load(tmp_path)
+    assert isinstance(bundle.task, Answerer)
+    assert bundle.task.options.max_length == 64
+    data = records(question("good"))
+    batch = featurize(bundle.task, data, bundle.tokenizer).batch(np.array([0]))
+    assert batch.segments is not None
+    more = {"token_type_ids": batch.segments[None]} if family == "Bert" else {}
+    with torch.no_grad():
+        ours = bundle.task.forward(bundle.model.eval(), batch)
+        out = theirs(batch.tokens[None], **more)
+    assert torch.allclose(ours[:, 0], out.start_logits[0], atol=1e-5)
+    assert torch.allclose(ours[:, 1], out.end_logits[0], atol=1e-5)
+    (found,) = pretune.predict(bundle, [("who", CONTEXT)])
+    assert isinstance(found, AnswerPrediction)
+    assert found.answer
+
+
+class Said:
+    """A reporter that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines += text.split("\n")
+
+    @contextmanager
+    def working(self, what: str, total: int) -> Iterator[None]:
+        yield None
+
+
+def test_what_is_passed_over_is_said(bundle: Bundle) -> None:
+    rows = [question("film", number=str(i)) for i in range(6)]
+    for row in rows[1:]:
+        row["answers"] = {"text": ["film"], "answer_start": [0]}
+    said = Said()
+    assert bundle.task is not None
+    read_features("train", bundle.task, records(*rows), bundle, said)  # type: ignore[arg-type]
+    assert said.lines[1:] == [
+        "5 of 6 records were passed over:",
+        *(
+            f"  qa.jsonl, line {i + 1} (id {i}): at answer_start 0 there is 'The ', not 'film'"
+            for i in (1, 2, 3)
+        ),
+        "  ...",
+    ]
 
 
 def test_public_data_is_learned_from(data_folder: Path, tiny_folder: Path) -> None:
