@@ -73,12 +73,11 @@ def test_other_tasks_too(cache: FeatureCache, tokenizer: Tokenizer) -> None:
 def test_the_key_is_of_all_that_matters(cache: FeatureCache, tokenizer: Tokenizer) -> None:
     def key(
         data: Records | None = None,
-        columns: tuple[str, ...] = ("question", "context", "answers"),
         with_tokenizer: Tokenizer | None = None,
         how: Any = "x",
     ) -> str:
         base = rows("good", "film") if data is None else data
-        return cache.key(base, list(columns), with_tokenizer or tokenizer, how)
+        return cache.key(base, with_tokenizer or tokenizer, how)
 
     larger = Tokenizer(tokenizer.engine.__class__.from_str(tokenizer.engine.to_str()), {})
     larger.engine.add_tokens(["newword"])
@@ -87,7 +86,7 @@ def test_the_key_is_of_all_that_matters(cache: FeatureCache, tokenizer: Tokenize
         key(),
         key(rows("film", "good")),
         key(rows("good")),
-        key(columns=("question", "context")),
+        key(records(*({**row, "is_impossible": True} for row in rows("good", "film").rows))),
         key(how="y"),
         key(with_tokenizer=larger),
         key(replace(data, max_chars=7)),

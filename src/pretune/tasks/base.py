@@ -294,11 +294,10 @@ def featurize(
     Raises:
         DataError: a record cannot be used; names its file, line and column.
     """
-    columns = [*task.inputs, *(task.targets if with_targets or evaluation else ())]
     key = ""
     if cache is not None:
         how = [task.name, task.feature_key(), with_targets, evaluation]
-        key = cache.key(records, columns, tokenizer, how)
+        key = cache.key(records, tokenizer, how)
         if (found := cache.read(key)) is not None:
             return replace(found, rows=records.rows)
 

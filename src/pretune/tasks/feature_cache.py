@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,23 +59,21 @@ class FeatureCache:
             gigabytes = 10.0
         return cls(folder / "features", round(gigabytes * 1e9))
 
-    def key(self, records: Records, columns: Sequence[str], tokenizer: Tokenizer, how: Any) -> str:
+    def key(self, records: Records, tokenizer: Tokenizer, how: Any) -> str:
         """A SHA-256 of everything that the features are made of.
 
         Args:
-            records: to be turned into features.
-            columns: what is read of them.
+            records: to be turned into features; all of their columns count.
             tokenizer: of the model.
             how: what else they depend on, JSON-ready.
         """
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
-        fixed = [__version__, how, list(columns), known, records.max_chars, tokenizer.special]
+        fixed = [__version__, how, known, records.max_chars, tokenizer.special]
         for part in (json.dumps(fixed, sort_keys=True), tokenizer.engine.to_str()):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         for row in records.rows:
-            values = [row.get(column) for column in columns]
-            digest.update(json.dumps(values, default=repr).encode() + b"\n")
+            digest.update(json.dumps(row, default=repr).encode() + b"\n")
         return digest.hexdigest()
 
     def _path(self, key: str) -> Path:
