@@ -1,15 +1,8 @@
 """Records from files, packed batches, and the order in which a model sees them."""
 
+from pretune.data.features import Features, MadeFeatures
 from pretune.data.hub_table import HUB_DATASET, hub_table
-from pretune.data.pack import (
-    Feature,
-    Features,
-    FeatureSet,
-    Layout,
-    MadeFeatures,
-    PackedBatch,
-    Selection,
-)
+from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection, Skipped
 from pretune.data.prefetch import prefetched
 from pretune.data.read import MAX_CHARS, TABLE_SUFFIXES, Records, read
 from pretune.data.sample import (
@@ -35,6 +28,7 @@ __all__ = [
     "PackedBatch",
     "Records",
     "Selection",
+    "Skipped",
     "StreamOrder",
     "batches_by_length",
     "batches_in_turn",

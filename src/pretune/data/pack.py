@@ -11,10 +11,10 @@ places where each sequence begins (`cu_seqlens`, the convention of FlashAttentio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,34 +183,17 @@ class Feature:
     truncated: bool = False
 
 
-class Features(Protocol):
-    """Many features, wherever they are: all that training and evaluation ask of them."""
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that nothing can be learned from.
 
-    @property
-    def lengths(self) -> Array:
-        """`[N]` whole numbers: tokens of each feature."""
+    Attributes:
+        record: which (0-based).
+        why: in a few words, for people.
+    """
 
-    @property
-    def truncated(self) -> int:
-        """How many features had text cut."""
-
-    @property
-    def goes_on(self) -> Array:
-        """`[N]` whether a feature goes on in the record that the one before it is of."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
-        """Pack some features, shortest first, or in the given order.
-
-        Many threads may ask at once.
-        """
-
-    def record(self, index: int) -> int:
-        """The record that a feature came from."""
-
-    def fingerprint(self) -> str:
-        """A SHA-256 of all that can be learned from these features, in their order."""
+    record: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -224,6 +207,8 @@ class FeatureSet:
         targets: by name: `[N]`, or as long as `tokens`.
         records: `[N]`: the record each feature came from.
         truncated: how many features had text cut.
+        skipped: records that gave no feature, as they are wrong.
+        rows: the records themselves, where somebody needs them beside the features.
     """
 
     tokens: Array
@@ -232,6 +217,8 @@ class FeatureSet:
     targets: dict[str, Array]
     records: Array
     truncated: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -331,48 +318,6 @@ class FeatureSet:
             targets=targets,
             index=torch.from_numpy(np.array(which, dtype=np.int64, order="C")),
         )
-
-
-@dataclass(frozen=True)
-class MadeFeatures:
-    """Features that are made each time they are asked for, and kept nowhere.
-
-    Attributes:
-        lengths: `[N]` tokens of each feature.
-        make: a feature by its number; the same at each time, in any thread.
-        digest: a SHA-256 of all that the features are made from, and how.
-        truncated: how many features had text cut.
-        begins: `[N]` whether a feature is the first of its record; None: each is.
-    """
-
-    lengths: Array
-    make: Callable[[int], Feature]
-    digest: str
-    truncated: int = 0
-    begins: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
-        """Pack some features; see `FeatureSet.batch`."""
-        made = FeatureSet.of(self.make(int(index)) for index in which)
-        batch = made.batch(np.arange(len(which)), sort=sort)
-        index = np.asarray(which, dtype=np.int64)[batch.index.numpy()]
-        return replace(batch, index=torch.from_numpy(index))
-
-    @property
-    def goes_on(self) -> Array:
-        """`[N]` whether a feature goes on in the record that the one before it is of."""
-        return np.zeros(len(self), np.bool_) if self.begins is None else ~self.begins
-
-    def record(self, index: int) -> int:
-        """The record that a feature came from."""
-        return self.make(index).record
-
-    def fingerprint(self) -> str:
-        """A SHA-256 of all that can be learned from these features, in their order."""
-        return self.digest
 
 
 def _join(arrays: list[Array], dtype: Any) -> Array:

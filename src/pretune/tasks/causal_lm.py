@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,11 +19,7 @@ from pretune.models import Backbone, ClassicLM, ClassicModel, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.causal_lm_stored import NEXT, edge_of, stored_blocks
 from pretune.tasks.losses import CrossEntropyOptions
-from pretune.text import Tokenizer
-
-#: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
-PIECE = 200_000
-_CUT = re.compile(r"\S\n(?=\S)")
+from pretune.text import Tokenizer, pieces
 
 
 class CausalLmOptions(CrossEntropyOptions):
@@ -73,6 +68,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     best_by: ClassVar[str] = "loss"
     splits_text: ClassVar[bool] = True
     reads_corpus: ClassVar[bool] = True
+    windows: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -93,7 +89,8 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """Blocks of at most `max_length` tokens, with the token that follows each."""
         size = self.options.max_length
         read = (_Stream.of(records.text(row, "text"), tokenizer, row) for row in rows)
-        texts = read if self.options.boundaries else [_Stream.joined(list(read))]
+        apart = self.options.boundaries or not with_targets  # answers are for one text each
+        texts = read if apart else [_Stream.joined(list(read))]
         for text in texts:
             yield from text.blocks(size)
 
@@ -147,13 +144,19 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         return Loss(outputs.sum, outputs.count, self.options.parts_of(outputs))
 
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
-        """How probable each block is; a text longer than `max_length` gives several."""
+        """How probable each block is; a text longer than `max_length` is several."""
         found = []
         for nats, tokens in zip(outputs.each(batch.layout), batch.layout.lengths, strict=True):
             found.append(LmPrediction(tokens, -nats, math.exp(min(nats / tokens, 700.0))))
         return found
 
-    def metrics(self) -> CausalLmMetrics:
+    def combine(self, parts: Sequence[LmPrediction], record: Mapping[str, Any]) -> LmPrediction:
+        """How probable the whole text is: each block is foretold from its own beginning."""
+        tokens = sum(part.tokens for part in parts)
+        nats = -sum(part.log_probability for part in parts)
+        return LmPrediction(tokens, -nats, math.exp(min(nats / max(tokens, 1), 700.0)))
+
+    def metrics(self, features: Features | None = None) -> CausalLmMetrics:
         """Perplexity, accuracy, bits per character and byte."""
         return CausalLmMetrics()
 
@@ -187,7 +190,7 @@ class _Stream:
         """A text, between two ends of text where the tokenizer has one."""
         edge = edge_of(tokenizer)
         ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
-        for piece in _pieces(text):
+        for piece in pieces(text):
             encoding = tokenizer.engine.encode(piece, add_special_tokens=False)
             ids.append(np.array(encoding.ids))
             ends.append(base + np.array([after for _, after in encoding.offsets]))
@@ -232,22 +235,6 @@ def _bytes_before(text: str) -> Array:
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     each = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     return np.concatenate([[0], np.cumsum(each)])
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces that give the tokens of the whole.
-
-    Each ends with a single line end between two characters that are no spaces: there every
-    pre-tokenizer cuts, so no token crosses, and none depends on what follows.
-    """
-    start = 0
-    while len(text) - start > PIECE:
-        cut = _CUT.search(text, start + PIECE)
-        if cut is None:
-            break
-        yield text[start : cut.start() + 2]
-        start = cut.start() + 2
-    yield text[start:]
 
 
 class CausalLmMetrics:

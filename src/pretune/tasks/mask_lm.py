@@ -58,6 +58,10 @@ class MaskPrediction(Prediction):
             for candidate in gap
         ]
 
+    def top(self, count: int | None) -> Self:
+        """With so many candidates for each gap."""
+        return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
+
 
 class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
@@ -313,7 +317,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             start += count
         return answers
 
-    def metrics(self) -> MaskLmMetrics:
+    def metrics(self, features: Features | None = None) -> MaskLmMetrics:
         """Perplexity (or pseudo-perplexity) and accuracy, and the accuracy of `next`."""
         if self.options.evaluate == "each":
             return MaskLmMetrics("pseudo_perplexity")
