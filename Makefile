@@ -1,4 +1,5 @@
 # Each target sets itself up: a virtual environment in .venv with the versions of constraints.txt.
+# The tests run in as many processes as there are cores, each with one thread.
 # On a machine without an NVIDIA GPU, PyTorch's CPU build saves gigabytes:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -35,7 +36,7 @@ quickstart: .venv/.base
 	@bash examples/tickets/quickstart.sh $(BIN)/pretune
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
