@@ -56,14 +56,14 @@ def test_columns_labels_and_empty_texts() -> None:
     )
     assert facts.columns["n"] == {"whole number": 1, "missing": 2}
     assert facts.labels == {"a": 2, "b": 1}
-    assert (facts.empty, facts.empty_places) == (1, ["a.jsonl, line 3"])
+    assert (facts.empty, facts.empty_places) == (1, ["line 3"])
     assert {name: lengths.mean for name, lengths in facts.words.items()} == {
         ALL: 1.5,
         "a": 2,
         "b": 1,
     }
     assert [item.words for item in facts.longest] == [2, 1]
-    assert facts.shortest[0].where == "a.jsonl, line 2"
+    assert facts.shortest[0].where == "line 2"
 
 
 def test_repeats_and_their_labels() -> None:
@@ -71,7 +71,7 @@ def test_repeats_and_their_labels() -> None:
     facts = facts_of(*({"text": text, "label": label} for text, label in rows))
     repeats = facts.repeats
     assert (repeats.rows, repeats.groups, repeats.conflicts) == (3, 2, 1)
-    assert repeats.examples[0] == "a.jsonl, line 1: 2 times (1 1x, 0 1x)"
+    assert repeats.examples[0] == "line 1: 2 times (1 1x, 0 1x)"
 
 
 def test_leaks() -> None:
@@ -81,10 +81,7 @@ def test_leaks() -> None:
     dev = records_of(*({"text": t, "label": n} for t, n in rows), origin="b.jsonl")
     (leak,) = describe([train, dev], near=0.8).leaks
     assert (leak.rows, leak.conflicts, leak.near) == (1, 1, 1)
-    assert leak.examples == [
-        "a.jsonl, line 1 = b.jsonl, line 1",
-        "a.jsonl, line 2 ~ b.jsonl, line 2",
-    ]
+    assert leak.examples == ["line 1 = line 1", "line 2 ~ line 2"]
     assert describe([train, dev]).leaks[0].near is None
 
 
@@ -99,7 +96,7 @@ def test_tokens_and_what_is_unknown(tiny_vocab_folder: Path) -> None:
     assert facts.tokens[ALL].counts[5] == 1  # with [CLS] and [SEP]
     assert facts.unknown is not None
     assert facts.unknown.pieces == {"書": 2, "😀": 1}
-    assert facts.unknown_places["書"] == "a.jsonl, line 2"
+    assert facts.unknown_places["書"] == "line 2"
     assert facts.truncated() == dict.fromkeys((64, 128, 256, 512), 0.0)
 
 

@@ -155,11 +155,9 @@ def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis
     figure = _figure_for(len(labels), count)
     axes = figure.subplots()
     thickness = 0.8 / count
-    for i, (name, values) in enumerate(series.items()):
+    for i, values in enumerate(series.values()):
         middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
-        bars = axes.barh(
-            middles, values, thickness, color=COLOURS[i % len(COLOURS)], label=chart_labels([name])
-        )
+        bars = axes.barh(middles, values, thickness, color=COLOURS[i % len(COLOURS)])
         axes.bar_label(bars, [f"{value:,.4g}" for value in values], padding=3, fontsize=8)
     axes.margins(x=0.12)
     axes.set_xlim(left=0)

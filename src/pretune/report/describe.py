@@ -231,7 +231,7 @@ def _look(
     if counter is not None:
         facts.unknown = counter.unknown
         top = (piece for piece, _ in counter.unknown.pieces.most_common(SHOWN * 5))
-        facts.unknown_places = {p: records.where(counter.unknown.places[p]) for p in top}
+        facts.unknown_places = {p: place(records, counter.unknown.places[p]) for p in top}
     return facts, seen
 
 
@@ -263,7 +263,7 @@ def _note(
     if not text.strip():
         facts.empty += 1
         if len(facts.empty_places) < SHOWN:
-            facts.empty_places.append(records.where(row))
+            facts.empty_places.append(place(records, row))
         return
     words = count_words(text)
     single = not isinstance(records.rows[row].get(facts.label or ""), list)
@@ -272,12 +272,17 @@ def _note(
         facts.words.setdefault(group, Lengths()).counts[words] += 1
         if tokens is not None:
             facts.tokens.setdefault(group, Lengths()).counts[tokens] += 1
-    shown = Shown(words, records.where(row), text if len(text) <= CUT else text[: CUT - 1] + "…")
+    shown = Shown(words, place(records, row), text if len(text) <= CUT else text[: CUT - 1] + "…")
     facts.longest = heapq.nlargest(SHOWN, [*facts.longest, shown], key=lambda item: item.words)
     facts.shortest = heapq.nsmallest(SHOWN, [*facts.shortest, shown], key=lambda item: item.words)
     _, counts = seen.setdefault(text_key(text), (row, {}))
     name = " ".join(labels)
     counts[name] = counts.get(name, 0) + 1
+
+
+def place(records: Records, row: int) -> str:
+    """Where a row is in its file, which the table names: `line 7`."""
+    return records.where(row).removeprefix(f"{records.origin}, ")
 
 
 def text_key(text: str) -> bytes:
@@ -298,8 +303,8 @@ def _repeats(records: Records, seen: Seen) -> Repeats:
         examples = conflicting if len(counts) > 1 else plain
         if len(examples) < SHOWN:
             labels = ", ".join(f"{name} {n}x" for name, n in counts.items() if name)
-            place = f"{records.where(row)}: {times} times"
-            examples.append(place + (f" ({labels})" if labels else ""))
+            shown = f"{place(records, row)}: {times} times"
+            examples.append(shown + (f" ({labels})" if labels else ""))
     found.examples = [*conflicting, *plain][:SHOWN]
     return found
 
@@ -319,7 +324,7 @@ def _leak(
             leak.rows += sum(counts.values())
             leak.conflicts += sum(n for name, n in counts.items() if {name} != set(labels))
             if len(leak.examples) < SHOWN:
-                leak.examples.append(f"{source.where(first)} = {records.where(row)}")
+                leak.examples.append(f"{place(source, first)} = {place(records, row)}")
     if kept is None or leak.near is None:
         return leak
     for row, text in _unseen(records, facts, before):
@@ -327,7 +332,7 @@ def _leak(
         if other is not None:
             leak.near += 1
             if leak.near <= SHOWN:
-                leak.examples.append(f"{source.where(other)} ~ {records.where(row)}")
+                leak.examples.append(f"{place(source, other)} ~ {place(records, row)}")
     return leak
 
 
