@@ -185,7 +185,7 @@ def describe(
     leaks = []
     done = 0
     for records in files:
-        shown = None if progress is None else (lambda n, before=done, p=progress: p(before + n))
+        shown = None if progress is None else _after(progress, done)
         facts, seen = _look(records, text, label, tokenizer, shown)
         others = [_leak(records, facts, seen, *earlier) for earlier in known]
         leaks += others
@@ -195,6 +195,11 @@ def describe(
         found.append(facts)
         done += len(records)
     return Description(found, leaks)
+
+
+def _after(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
+    """`progress`, told of so many more that were done before."""
+    return lambda done: progress(before + done)
 
 
 def _look(
@@ -218,7 +223,9 @@ def _look(
     for start in range(0, len(records), CHUNK):
         rows = range(start, min(start + CHUNK, len(records)))
         texts = [row_texts(records, facts, row) for row in rows]
-        tokens = [None] * len(rows) if counter is None else counter.count(rows, texts)
+        tokens: Sequence[int | None] = [None] * len(rows)
+        if counter is not None:
+            tokens = counter.count(rows, texts)
         for row, parts, length in zip(rows, texts, tokens, strict=True):
             joined = "\n".join(parts)
             characters.update(joined)
