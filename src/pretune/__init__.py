@@ -1,7 +1,7 @@
 """pretune: from raw text to a served language model.
 
-The public functions are `load`, `train`, `evaluate`, `predict`, `generate`, `prompt` and `push`;
-see their help.
+The public functions are `load`, `train`, `evaluate`, `predict`, `generate`, `prompt`,
+`embed` and `push`; see their help.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Published,
         Recipe,
         RunResult,
+        embed,
         evaluate,
         generate,
         load,
@@ -42,6 +43,7 @@ __all__ = [
     "Published",
     "Recipe",
     "RunResult",
+    "embed",
     "evaluate",
     "generate",
     "load",

@@ -1,5 +1,5 @@
 """The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `generate`, `prompt`,
-`push`.
+`embed`, `push`.
 
 import pretune
 run = pretune.train("train.tsv", {"train.epochs": 2})
@@ -16,11 +16,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Records, read
 from pretune.errors import PretuneError, did_you_mean
 from pretune.hub import Published
 from pretune.infer import Decoding, Generation, TextGenerator
+from pretune.infer.embed import Embedder
 from pretune.infer.few_shot import measure, options_from
 from pretune.infer.few_shot_result import FewShotResult
 from pretune.infer.predict import Predictor, the_task
@@ -237,6 +241,47 @@ def prompt(
     )
 
 
+def embed(
+    model: Bundle | str | Path,
+    texts: Sequence[str] | str,
+    *,
+    pooling: str | None = None,
+    normalize: bool = True,
+    device: str = "auto",
+    precision: str = "float32",
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+) -> NDArray[np.float32]:
+    """One vector a text.
+
+    Args:
+        model: from `load`, or what `load` takes; its head, if any, is not used.
+        texts: N of them; one by itself works too.
+        pooling: `mean`, `cls` or `last`; default: `mean` for encoders, `last` for decoders.
+        normalize: make every vector of length 1, so that a dot product is a cosine.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `float32`, `bf16` or `auto`.
+        batch_tokens: tokens at a time; changes memory and speed only.
+        max_length: tokens of a text; the rest is cut. Default: all that the model can read.
+
+    Returns:
+        `[N, hidden]` float32.
+
+    Raises:
+        PretuneError: bad text or model, or a pooling that the model has not.
+    """
+    embedder = Embedder(
+        model if isinstance(model, Bundle) else load(model, bare=True),
+        pooling=pooling,
+        normalize=normalize,
+        device=device,
+        precision=precision,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+    )
+    return embedder.embed([texts] if isinstance(texts, str) else texts)
+
+
 __all__ = [
     "Bundle",
     "Evaluation",
@@ -246,6 +291,7 @@ __all__ = [
     "Published",
     "Recipe",
     "RunResult",
+    "embed",
     "evaluate",
     "generate",
     "load",

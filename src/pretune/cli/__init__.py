@@ -7,12 +7,14 @@ from pretune.cli.app import app, main
 from pretune.cli import tokenizer  # noqa: F401
 from pretune.cli import train  # noqa: F401
 from pretune.cli import plan  # noqa: F401
+from pretune.cli import describe  # noqa: F401
 from pretune.cli import sweep  # noqa: F401
 from pretune.cli import ladder  # noqa: F401
 from pretune.cli import runs  # noqa: F401
 from pretune.cli import use  # noqa: F401
 from pretune.cli import generate  # noqa: F401
 from pretune.cli import prompt  # noqa: F401
+from pretune.cli import embed  # noqa: F401
 from pretune.cli import inspect  # noqa: F401
 from pretune.cli import push  # noqa: F401
 from pretune.cli import convert  # noqa: F401

@@ -129,11 +129,17 @@ class Duplicates:
         """
         if self.exact and key in self._keys:
             return "duplicate"
-        if self._index is not None and values is not None:
+        if values is not None and self.similar(values) is not None:
+            return "near-duplicate"
+        self.remember(key, values)
+        return None
+
+    def similar(self, values: Signature) -> int | None:
+        """Which of the documents kept (0-based) is near enough to one with this signature."""
+        if self._index is not None:
             for other in self._index.query(self._minhash(values)):
                 if float(np.mean(self._signatures[other] == values)) >= (self.near or 0.0):
-                    return "near-duplicate"
-        self.remember(key, values)
+                    return int(other)
         return None
 
     def remember(self, key: bytes, values: Signature | None) -> None:

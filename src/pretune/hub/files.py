@@ -76,19 +76,24 @@ def remove_folder(path: Path) -> None:
     _discard(aside)
 
 
-def atomic_text(path: Path, text: str) -> None:
-    """Write a text file: aside, to the disk, then renamed into place."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A file to write, aside; it bears its name only when all of it is on the disk."""
     aside = _aside(path)
     try:
-        with aside.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield aside
+        _sync(aside)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write a text file: aside, to the disk, then renamed into place."""
+    with atomic_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -160,12 +160,21 @@ def read_inputs(
             max_chars=MAX_CHARS,
             with_targets=False,
         )
+    return lines_to_records(task, file_lines(source, encoding), str(source))
+
+
+def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
+    """The numbered lines of a text file with one input a line.
+
+    Raises:
+        DataError: not to be read, not in that encoding, or without any text.
+    """
     from pretune.data.read import decode
 
     lines = decode(source, encoding).splitlines()
     if not any(line.strip() for line in lines):
         raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
-    return lines_to_records(task, list(enumerate(lines, start=1)), str(source))
+    return list(enumerate(lines, start=1))
 
 
 def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:

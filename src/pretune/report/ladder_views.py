@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.hub import atomic_text
+from pretune.report.charts import DPI, font_families, readable, write_png
 from pretune.report.ladder import Ladder, not_writable
-from pretune.report.plots import DPI, font_families, readable, write_png
 
 COLUMNS = (
     "name",

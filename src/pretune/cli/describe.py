@@ -1,0 +1,102 @@
+"""`pretune describe`: what is in the data, before anybody trains on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AsJson, Encoding, Quoting, app
+from pretune.errors import PretuneError
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune describe train.tsv\n\n"
+    "pretune describe train.tsv --validation dev.tsv --tokenizer minilm --html data.html\n\n"
+    "pretune describe reviews.jsonl --text title --text body --label stars --png charts"
+)
+def describe(
+    data: Annotated[list[str], typer.Argument(help="Data files, or Hub datasets.")],
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="One more file; texts that are in those before it are leaks."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Take the columns that this task reads, e.g. causal_lm.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A column with text. Default: what looks like it.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The column with the labels.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="minilm, a model folder, a run: count its tokens too.")
+    ] = None,
+    near: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Similarity of near-duplicates between files; 0: do not look."
+        ),
+    ] = 0.8,
+    html: Annotated[Path | None, typer.Option(help="Write all of it as one HTML file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
+    encoding: Encoding = "utf-8",
+    quoting: Quoting = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK]."""
+    from pretune.data import read
+    from pretune.hub import atomic_text
+    from pretune.hub.source import find_source
+    from pretune.report.describe import describe as look
+    from pretune.report.describe_page import description_page, write_charts
+    from pretune.report.describe_views import description_tables, font_warning
+    from pretune.text import load_tokenizer
+    from pretune.training.log import Reporter
+
+    if html is not None and not html.resolve().parent.is_dir():
+        raise PretuneError(f"--html {html}: no such folder", "Make it first.")
+    if png is not None and png.exists() and not png.is_dir():
+        raise PretuneError(f"--png {png}: is a file", "Give the name of a folder.")
+    sources = [*data, *(validation or [])]
+    files = [read(source, encoding=encoding, quoting=quoting) for source in sources]
+    there = importlib.util.find_spec("datasketch") is not None
+    chosen = None if tokenizer is None else load_tokenizer(find_source(tokenizer))
+    total = sum(map(len, files))
+    with Reporter(quiet=quiet) as reporter, reporter.working("looking", total) as done:
+        found = look(
+            files,
+            text=text or _columns(task),
+            label=label,
+            tokenizer=chosen,
+            near=near if near and there and len(files) > 1 else None,
+            progress=done,
+        )
+    out = Console(highlight=False)
+    if as_json:
+        out.print_json(data=found.to_dict())
+    else:
+        out.print(description_tables(found))
+    notes = Console(stderr=True, highlight=False)
+    if html is not None:
+        atomic_text(html, description_page(found, "Data: " + ", ".join(sources)))
+        notes.print(f"written: {html}", markup=False, soft_wrap=True)
+    if png is not None:
+        for path in write_charts(found, png):
+            notes.print(f"written: {path}", markup=False, soft_wrap=True)
+    warning = font_warning(found) if html or png else None
+    if warning:
+        notes.print(warning, markup=False, soft_wrap=True)
+
+
+def _columns(task: str | None) -> list[str] | None:
+    from pretune.tasks import task_class
+
+    if task is None:
+        return None
+    chosen = task_class(task)
+    return list(chosen(chosen.options_type(name=task)).inputs)

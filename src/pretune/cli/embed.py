@@ -1,0 +1,108 @@
+"""`pretune embed`: texts as vectors, and the nearest to one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import AllowPickle, AsJson, Device, Encoding, Model, Quoting, app
+from pretune.errors import PretuneError
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune embed minilm sentences.tsv --output vectors.npy\n\n"
+    "pretune embed runs/tickets inbox.csv --column body --output inbox.parquet\n\n"
+    "pretune embed minilm faq.jsonl --query 'How do I return a parcel?' --top-k 3"
+)
+def embed(
+    run: Model,
+    data: Annotated[
+        str, typer.Argument(help="A table, a .txt file with one text a line, or a Hub dataset.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="vectors.npy (float32, a row a text), or .parquet (with the columns)."),
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(help="Show the texts nearest to this one instead.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many of them.")] = 5,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="mean, cls or last. Default: mean for encoders, last for decoders."),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize/--no-normalize", help="Make every vector of length 1.")
+    ] = True,
+    column: Annotated[
+        str | None, typer.Option(help="Where the texts are. Default: what looks like it.")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens at a time; changes memory and speed only.")
+    ] = 8192,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a text; the rest is cut. Default: all the model can read."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bf16 or auto, which round to 3 digits.")
+    ] = "float32",
+    overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
+    encoding: Encoding = "utf-8",
+    quoting: Quoting = "auto",
+    device: Device = "auto",
+    allow_pickle: AllowPickle = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn each text of a file into a vector, or find those nearest to a text."""
+    from pretune.infer.embed import Embedder
+    from pretune.infer.embed_file import check_output, read_texts, write_vectors
+    from pretune.tasks.bundle import load
+    from pretune.training.log import Reporter
+
+    if (output is None) == (query is None):
+        raise PretuneError("give either --output FILE or --query TEXT")
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    records, texts = read_texts(data, column=column, encoding=encoding, quoting=quoting)
+    embedder = Embedder(
+        load(run, bare=True, allow_pickle=allow_pickle),
+        pooling=pooling,
+        normalize=normalize,
+        device=device,
+        precision=precision,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+    )
+    out = Console(highlight=False)
+    with Reporter(quiet=quiet) as reporter, reporter.working("embedding", len(texts)) as done:
+        if output is not None:
+            write_vectors(embedder, records, texts, output, progress=done)
+        else:
+            found = embedder.search(
+                query or "", texts, top_k=top_k, where=records.where, progress=done
+            )
+    if output is not None:
+        shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
+        if as_json:
+            out.print_json(data={**shape, "pooling": embedder.pooling})
+        else:
+            shown = (
+                f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
+            )
+            out.print(shown, markup=False, soft_wrap=True)
+        return
+    for item in found:
+        place = records.where(item.row)
+        if as_json:
+            print(json.dumps({**asdict(item), "where": place}, ensure_ascii=False))
+        else:
+            line = f"{item.score:.4f}  {place}\n        {item.text}"
+            out.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,62 @@
+"""`pretune describe` as a person uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pretune.cli import app
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "train.tsv"
+    path.write_text("text\tlabel\ngood film\tgood\n中国电影书\tbad\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments: Any) -> Any:
+    given = ["describe", *map(str, arguments), "-q"]
+    return CliRunner().invoke(app, given, env={"COLUMNS": "140"})
+
+
+def test_tables(data: Path, tiny_folder: Path) -> None:
+    done = run(data, "--tokenizer", tiny_folder)
+    assert done.exit_code == 0, done.output
+    assert "train.tsv: 2 rows" in done.output
+    assert "U+4E66" in done.output
+
+
+def test_everything_in_files(data: Path, tmp_path: Path) -> None:
+    page, folder = tmp_path / "data.html", tmp_path / "charts"
+    done = run(data, "--validation", data, "--html", page, "--png", folder, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [facts["rows"] for facts in found["files"]] == [2, 2]
+    assert found["leaks"][0]["rows"] == 2
+    assert "中国电影书" in page.read_text(encoding="utf-8")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        f"{number}-train-{chart}.png"
+        for number in (1, 2)
+        for chart in ("labels", "mean_words", "words")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--label", "lable"), "Did you mean 'label'?"),
+        (("--text", "body"), "no column 'body'"),
+        (("--html", "no/such/data.html"), "no such folder"),
+        (("--task", "clasify"), "Did you mean 'classify'?"),
+    ],
+)
+def test_mistakes(data: Path, more: tuple[str, ...], said: str) -> None:
+    done = run(data, *more)
+    assert done.exit_code == 2
+    assert said in done.output

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from pretune.data import Records
+from pretune.data.columns import as_text, label_column, text_columns
+from pretune.errors import DataError
+
+
+def of(**row: object) -> Records:
+    return Records([row], "a.jsonl", [1], tuple(row))
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"text": "a", "other": "a long enough text"}, ("text",)),
+        ({"sentence1": "a", "sentence2": "b"}, ("sentence1", "sentence2")),
+        ({"id": "7", "review": "a long enough text", "label": "a label that is long"}, ("review",)),
+        ({"id": "7", "word": "short"}, ("word",)),
+    ],
+)
+def test_columns_of_text(row: dict[str, object], found: tuple[str, ...]) -> None:
+    assert text_columns(of(**row), label="label") == found
+
+
+def test_nothing_that_looks_like_text() -> None:
+    with pytest.raises(DataError, match="no column looks like text; it has n"):
+        text_columns(of(n=3))
+
+
+def test_labels() -> None:
+    assert label_column(of(text="a", ner_tags=[])) == "ner_tags"
+    assert label_column(of(text="a")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(["a", "b"], "a b"), (3, "3"), (None, None), ("a\ud83d", "a?")]
+)
+def test_cells_as_text(value: object, text: str | None) -> None:
+    assert as_text(value) == text
