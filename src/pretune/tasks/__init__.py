@@ -14,12 +14,17 @@ from pretune.tasks.base import (
     lower_is_better,
 )
 from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
+from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
+from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
+from pretune.tasks.regress import Regress, RegressOptions, ScorePrediction
 
 #: Every task by the name recipes know it by.
-TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify, MaskLm, CausalLm)}
+TASKS: dict[str, type[AnyTask]] = {
+    task.name: task for task in (Classify, Multilabel, Regress, Choose, MaskLm, CausalLm)
+}
 
 
 def task_class(name: str) -> type[AnyTask]:
@@ -38,16 +43,25 @@ __all__ = [
     "AnyTask",
     "CausalLm",
     "CausalLmOptions",
+    "ChoicePrediction",
+    "Choose",
+    "ChooseOptions",
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "LabelsPrediction",
     "LmPrediction",
     "Loss",
     "MaskLm",
     "MaskLmOptions",
     "MaskPrediction",
     "Metrics",
+    "Multilabel",
+    "MultilabelOptions",
     "Prediction",
+    "Regress",
+    "RegressOptions",
+    "ScorePrediction",
     "Task",
     "TaskOptions",
     "featurize",

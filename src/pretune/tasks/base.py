@@ -77,8 +77,8 @@ class Metrics(Protocol):
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better: of losses and perplexities; of all others more is."""
-    return metric.endswith(("loss", "cross_entropy", "perplexity"))
+    """Whether less of a metric is better: of losses, errors, perplexities; of all others more."""
+    return metric.endswith(("loss", "cross_entropy", "perplexity")) or metric in ("mse", "mae")
 
 
 O = TypeVar("O", bound=TaskOptions)  # noqa: E741 - O for options
@@ -169,6 +169,22 @@ class Task(ABC, Generic[O, P]):
     @abstractmethod
     def metrics(self) -> Metrics:
         """A fresh evaluation."""
+
+    def tune(self, metrics: Any) -> None:
+        """Choose by the validation data what the answers depend on and training does not touch.
+
+        Called in training, before the figures of an evaluation are made.
+
+        Args:
+            metrics: of this task, having seen all validation data; to go by what is chosen.
+        """
+
+    def tuned_as(self, other: Self) -> None:
+        """Take over what `tune` chose for another, whose trained head is taken over too."""
+
+    def outputs(self) -> dict[str, Any]:
+        """What the head's outputs stand for: a head with other outputs is not taken over."""
+        return self.state()
 
     def config_entries(self) -> dict[str, Any]:
         """What `config.json` should say about the head, as transformers has it; here nothing."""

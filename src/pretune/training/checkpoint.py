@@ -177,11 +177,12 @@ class Checkpoints:
         self._thread.start()
 
     def _snapshot(self, of: Callable[[Tensor], Tensor]) -> Bundle:
-        """What is trained, with weights of its own."""
+        """What is trained, with weights of its own; and the task as it is now tuned."""
         model = self.bundle.model
         tensors = (*model.named_parameters(), *model.named_buffers())
         weights = {name: of(tensor) for name, tensor in tensors}
-        return replace(self.bundle, model=_fleshed(self._skeleton, weights))
+        fleshed = _fleshed(self._skeleton, weights)
+        return replace(self.bundle, model=fleshed, task=copy.copy(self.bundle.task))
 
     def _save_sharded(self, step: int, state: State, values: str, *, best: bool) -> None:
         """All processes write their shares of the state; the main one the whole model."""

@@ -83,6 +83,7 @@ def evaluate_features(
     precision: str = "auto",
     progress: Callable[[int], None] | None = None,
     world: World | None = None,
+    tune: bool = False,
 ) -> Evaluation:
     """Loss and metrics over all features; the model's mode is as it was afterwards.
 
@@ -97,6 +98,7 @@ def evaluate_features(
         precision: as in `precision_context`.
         progress: called with the number of features done.
         world: the processes that evaluate together; all get the whole result.
+        tune: let the task choose its thresholds by these features.
     """
     device, world = device or torch.device("cpu"), world or World()
     start = time.perf_counter()
@@ -130,6 +132,8 @@ def evaluate_features(
             module.training = training
     if world.size > 1:
         metrics, sums, count = _together(world, metrics, sums, count)
+    if tune:
+        task.tune(metrics)
     means = {name: value / max(count, 1) for name, value in sums.items()}
     figures = {**means, **metrics.result()}
     seconds = time.perf_counter() - start

@@ -103,6 +103,8 @@ def read_once(trainer: Trainer) -> Tensor | None:
     model, features, options = trainer.model, trainer.train, trainer.options
     if not isinstance(model, PooledHead) or not reads_once(trainer.task, model):
         return None
+    if features.choices is not None:  # more than one vector a feature
+        return None
     kept: Tensor | None = None
     with trainer.reporter.working("reading once", len(features)) as done:
         seen = 0

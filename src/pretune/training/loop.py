@@ -365,6 +365,7 @@ class Trainer:
                     device=self.device,
                     precision=self.options.precision,
                     world=self.world,
+                    tune=True,
                 )
             is_best = self._better(found)
             if is_best:
