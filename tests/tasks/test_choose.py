@@ -73,9 +73,7 @@ class TestFeatures:
         assert found.truncated == 1
 
 
-LENGTHS = st.lists(
-    st.lists(st.integers(1, 4), min_size=2, max_size=4), min_size=1, max_size=8
-)
+LENGTHS = st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=4), min_size=1, max_size=8)
 
 
 @given(LENGTHS, st.integers(1, 12), st.booleans())
@@ -174,9 +172,7 @@ def test_transformers_gives_the_same_logits(tiny_folder: Path, tmp_path: Path) -
         segments[i, :length] = batch.segments[start : start + length]
         mask[i, :length] = 1
     with torch.no_grad():
-        expected = theirs(
-            ids.view(2, 3, -1), mask.view(2, 3, -1), segments.view(2, 3, -1)
-        ).logits
+        expected = theirs(ids.view(2, 3, -1), mask.view(2, 3, -1), segments.view(2, 3, -1)).logits
         found = by_example(bundle.model.eval()(batch), batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 

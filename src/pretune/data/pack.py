@@ -219,6 +219,13 @@ class FeatureSet:
         """`[N]` int64: tokens of each feature."""
         return np.diff(self.starts)
 
+    def sequences(self, which: Array) -> Array:
+        """Tokens of each sequence of some features: more of them where features are several."""
+        if self.choices is None:
+            found: Array = self.lengths[which]
+            return found
+        return np.fromiter((n for i in which for n in self.choices[i]), dtype=np.int64)
+
     def fingerprint(self) -> str:
         """A SHA-256 of all that can be learned from these features, in their order."""
         digest = hashlib.sha256()
@@ -293,11 +300,9 @@ class FeatureSet:
         if sort:
             ascending = np.argsort(lengths, kind="stable")
             which, lengths = which[ascending], lengths[ascending]
-        parts, choices = lengths, None
+        parts, choices = self.sequences(which), None
         if self.choices is not None:
-            chosen = [self.choices[i] for i in which]
-            parts = np.fromiter((n for one in chosen for n in one), dtype=np.int64)
-            choices = tuple(len(one) for one in chosen)
+            choices = tuple(len(self.choices[i]) for i in which)
         positions = _ranges(np.zeros_like(parts), parts)
         rows = _ranges(self.starts[:-1][which], lengths)
         targets = {
