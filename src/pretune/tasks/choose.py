@@ -65,7 +65,7 @@ class ChoicePrediction(Prediction):
 
 
 class Choose(Task[ChooseOptions, ChoicePrediction]):
-    """One score a choice, and a softmax over those of an example (Radford et al. 2018, section 3.3).
+    """One score a choice, and a softmax over those of an example (Radford et al. 2018, 3.3).
 
     Each choice is a sequence of its own, `[CLS] context [SEP] stem choice [SEP]`; those of an
     example are one feature, which is never parted.

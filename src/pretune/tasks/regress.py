@@ -167,8 +167,8 @@ class RegressionMetrics:
 
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
         """Take in one batch of outputs `[B, 1]`."""
-        guess, truth = outputs[:, 0].double(), batch.targets["score"].double()
-        self._pairs.append(np.stack([guess.cpu().numpy(), truth.cpu().numpy()]))
+        guess, truth = outputs[:, 0].cpu().double(), batch.targets["score"].cpu().double()
+        self._pairs.append(np.stack([guess.numpy(), truth.numpy()]))
 
     def merge(self, other: Self) -> None:
         """Take in another's."""
