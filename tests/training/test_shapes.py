@@ -80,7 +80,7 @@ def test_parts_are_the_whole_batch(
     split = one.changed({"train.accumulate": parts, "output": str(tmp_path / "split")})
     found = train_recipe(split, quiet=True)
     assert_close(split.output, weights(one.output))
-    assert found.metrics == pytest.approx(result.metrics, abs=1e-5)
+    assert found.metrics == pytest.approx(result.metrics, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["regress", "multilabel", "choose", "focal"])
@@ -90,7 +90,7 @@ def test_processes_are_one(name: str, make: Make, tmp_path: Path, together: Toge
     several = one.changed({"output": str(tmp_path / "several")})
     together.train(2, several)
     assert_close(several.output, weights(one.output))
-    assert result_of(several.output)["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+    assert result_of(several.output)["metrics"] == pytest.approx(result.metrics, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["regress", "multilabel", "choose"])

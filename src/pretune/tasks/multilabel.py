@@ -322,7 +322,7 @@ class MultilabelMetrics:
 def best_threshold(scores: Array, truth: Array) -> float:
     """The threshold that gives the best F1 when all scores from it on are a yes.
 
-    Of several that are equally good the one nearest to 0.5; 0.5 where nothing is true.
+    0.5 where that is as good as any, or nothing is true; else the middle between two scores.
 
     Args:
         scores: `[N]` probabilities.
