@@ -61,6 +61,15 @@ def test_class_labels_are_categories(calls):
     assert read("owner/name:train").categories == {"label": ["neg", "pos"]}
 
 
+def test_lists_of_class_labels_are_categories(monkeypatch):
+    kinds = {"labels": datasets.Sequence(datasets.ClassLabel(names=["joy", "fear"]))}
+    table = datasets.Dataset.from_dict({"labels": [[1], []]}, features=datasets.Features(kinds))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: table)
+    found = read("owner/name:train")
+    assert found.categories == {"labels": ["joy", "fear"]}
+    assert found.rows[0] == {"labels": [1]}
+
+
 def test_categories_follow_a_renamed_column(calls):
     table = read("owner/name:train").mapped({"stars": "label"}, ["stars"])
     assert table.categories == {"stars": ["neg", "pos"]}

@@ -99,7 +99,8 @@ def their_logits(model: nn.Module, head: str, ids: list[list[int]]) -> list[Tens
     """One sequence at a time: no padding, no mask."""
     outputs = []
     for one in ids:
-        found = model(torch.tensor([one]))
+        # Of multiple choice, one choice: `[1, 1, L]`.
+        found = model(torch.tensor([[one]] if head == "multiple_choice" else [one]))
         if head == "question_answering":
             outputs.append(torch.stack([found.start_logits[0], found.end_logits[0]], -1))
         elif head == "pretraining":
@@ -128,7 +129,8 @@ def our_logits(model: nn.Module, head: str, ids: list[list[int]]) -> list[Tensor
         tokens = both.predictions.split(lengths)
         return [x for pair in zip(tokens, both.seq_relationship_logits, strict=True) for x in pair]
     logits = model(batch)
-    return list(logits) if head == "sequence_classification" else list(logits.split(lengths))
+    pooled = head in ("sequence_classification", "multiple_choice")
+    return list(logits) if pooled else list(logits.split(lengths))
 
 
 def difference(one: list[Tensor], two: list[Tensor]) -> float:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from sklearn import metrics as sk
+from sklearn.utils.class_weight import compute_class_weight
 
 from pretune.data import PackedBatch, Records
 from pretune.errors import CheckpointError, DataError
@@ -81,6 +83,46 @@ class TestLabels:
             featurize(task, labelled("refund", "refnud"), load_tokenizer(tiny_vocab_folder))
         assert "train.tsv, line 3, column 'label': unknown label 'refnud'" in str(caught.value)
         assert "Did you mean 'refund'?" in str(caught.value)
+
+
+class TestClassWeights:
+    @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=30))
+    def test_auto_is_balanced_as_scikit_learn_has_it(self, labels: list[str]) -> None:
+        known = list("abcd")
+        task = fitted(labelled(*labels), labels=known, class_weights="auto")
+        assert task.weights is not None
+        present = sorted(set(labels))
+        expected = compute_class_weight("balanced", classes=np.array(present), y=labels)
+        found = dict(zip(known, task.weights, strict=True))
+        assert [found[label] for label in present] == pytest.approx(expected.tolist())
+        assert all(found[label] == 1.0 for label in known if label not in present)
+
+    def test_given_ones_are_1_elsewhere(self) -> None:
+        task = fitted(labelled("a", "b", "c"), class_weights={"b": 5})
+        assert task.weights == [1.0, 5.0, 1.0]
+
+    def test_of_no_label_name_the_nearest(self) -> None:
+        with pytest.raises(DataError) as caught:
+            fitted(labelled("ham", "spam"), class_weights={"spma": 2})
+        assert "task.class_weights: no label is called 'spma'" in str(caught.value)
+        assert "Did you mean 'spam'?" in str(caught.value)
+
+    @pytest.mark.parametrize("wrong", ["balanced", {"a": -1}, {"a": "many"}, 2])
+    def test_that_make_no_sense_are_refused(self, wrong: Any) -> None:
+        with pytest.raises(ValidationError):
+            ClassifyOptions(class_weights=wrong)
+
+    def test_weigh_the_sum_and_are_kept(self) -> None:
+        task = fitted(labelled("a", "a", "a", "b"), class_weights="auto")
+        logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        batch = PackedBatch.of([[1], [2]], targets={"label": [0, 0]})
+        again = task.with_state(task.state())
+        for one in (task, again):
+            loss = one.loss(logits, batch)
+            plain = Classify(ClassifyOptions(), ["a", "b"]).loss(logits, batch)
+            assert float(loss.sum) == pytest.approx(4 / (2 * 3) * float(plain.sum))
+            assert loss.count == 2  # of examples: parts of a batch add up
+            assert float(loss.parts["cross_entropy"]) == pytest.approx(float(plain.sum))
 
 
 class TestFeatures:

@@ -82,6 +82,55 @@ class TestCrossEntropy:
         total, _ = cross_entropy(logits, labels, smoothing, ignore_index=IGNORED)
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
 
+    @given(cases(), st.sampled_from([0.0, 0.2]), st.sampled_from([0.0, 0.5, 2.0]))
+    def test_class_weights_and_focal_loss_are_the_formula(
+        self, case: tuple[torch.Tensor, torch.Tensor], smoothing: float, gamma: float
+    ) -> None:
+        """Lin et al. 2017, equation 5, row by row in float64."""
+        logits, labels = case
+        weights = [0.5 + 0.25 * i for i in range(logits.shape[1])]
+        ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+        how: dict[str, Any] = {"class_weights": weights, "focal_gamma": gamma}
+        total, parts = cross_entropy(ours, labels, smoothing, 1e-2, IGNORED, **how)
+        expected = theirs.double().sum() * 0
+        for row, label in zip(theirs.double(), labels.tolist(), strict=True):
+            if label != IGNORED:
+                one, _, _ = by_hand(row[None], torch.tensor([label]), smoothing, 0.0)
+                p = torch.softmax(row, -1)[label]
+                expected = expected + weights[label] * (1 - p) ** gamma * one
+                expected = expected + 1e-2 * torch.logsumexp(row, -1) ** 2
+        assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-5)
+        total.backward()
+        expected.backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+        assert list(parts) == ["cross_entropy", "z_loss"]
+
+    @given(cases())
+    def test_class_weights_are_those_of_torch(
+        self, case: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        logits, labels = case
+        weights = [0.5 + i for i in range(logits.shape[1])]
+        expected = torch.nn.functional.cross_entropy(
+            logits,
+            labels,
+            weight=torch.tensor(weights),
+            reduction="sum",
+            ignore_index=IGNORED,
+        )
+        total, _ = cross_entropy(logits, labels, ignore_index=IGNORED, class_weights=weights)
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("gamma", [0.5, 2.0])
+    def test_focal_loss_of_what_is_certain_has_a_gradient(self, gamma: float) -> None:
+        logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
+        total, _ = cross_entropy(logits, torch.tensor([0, 0]), focal_gamma=gamma)
+        total.backward()
+        assert float(total.detach()) == pytest.approx(200.0)
+        assert logits.grad is not None
+        assert logits.grad[0].tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+        assert logits.grad[1].tolist() == pytest.approx([-1.0, 1.0])
+
     def test_is_computed_in_float32(self) -> None:
         logits = torch.tensor([[1.0, 2.0, 3.0]] * 300, dtype=torch.bfloat16)
         total, parts = cross_entropy(logits, torch.full((300,), 2), 0.0, 1e-3)

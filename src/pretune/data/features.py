@@ -28,10 +28,17 @@ class Features(Protocol):
         """Records that nothing can be learned from."""
 
     @property
+    def choices(self) -> tuple[tuple[int, ...], ...] | None:
+        """Where features are several sequences: for each feature the tokens of each."""
+
+    @property
     def goes_on(self) -> Array:
         """`[N]` whether a feature goes on in the record that the one before it is of."""
 
     def __len__(self) -> int: ...
+
+    def sequences(self, which: Array) -> Array:
+        """Tokens of each sequence of some features: more of them where features are several."""
 
     def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
         """Pack some features, shortest first, or in the given order.
@@ -57,6 +64,7 @@ class MadeFeatures:
         truncated: how many features had text cut.
         begins: `[N]` whether a feature is the first of its record; None: each is.
         skipped: records that nothing can be learned from.
+        choices: none: a feature is one sequence.
     """
 
     lengths: Array
@@ -65,6 +73,7 @@ class MadeFeatures:
     truncated: int = 0
     begins: Array | None = None
     skipped: tuple[Skipped, ...] = ()
+    choices: None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -80,6 +89,11 @@ class MadeFeatures:
     def goes_on(self) -> Array:
         """`[N]` whether a feature goes on in the record that the one before it is of."""
         return np.zeros(len(self), np.bool_) if self.begins is None else ~self.begins
+
+    def sequences(self, which: Array) -> Array:
+        """Tokens of each sequence of some features, which are one each."""
+        found: Array = self.lengths[which]
+        return found
 
     def record(self, index: int) -> int:
         """The record that a feature came from."""

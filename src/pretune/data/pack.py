@@ -83,8 +83,9 @@ class PackedBatch:
         layout: where the sequences begin and end.
         positions: `[T]` int64, counted from 0 in each sequence.
         segments: `[T]` int64 segment ids (BERT's token types), or None.
-        targets: named tensors, `[B]` (one value a sequence) or `[T]` (one a token).
-        index: `[B]` int64 on the host: which feature each sequence is, as packing sorts by length.
+        targets: named tensors, `[B]` or `[B, K]` (for each feature) or `[T]` (one a token).
+        index: `[B]` int64 on the host: which features these are, as packing sorts by length.
+        choices: how many sequences each feature is; None where each is one.
     """
 
     tokens: Tensor
@@ -93,6 +94,7 @@ class PackedBatch:
     segments: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    choices: tuple[int, ...] | None = None
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -106,7 +108,7 @@ class PackedBatch:
 
     @property
     def num_sequences(self) -> int:
-        """B."""
+        """B; more where features are several sequences."""
         return len(self.layout.lengths)
 
     @property
@@ -166,14 +168,17 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One sequence as a model reads it, with what it should learn from it.
+    """What is read together, with what should be learned from it: mostly one sequence.
 
     Attributes:
         tokens: token ids.
         segments: segment id of each token, or None.
-        targets: named values: a number (one for the sequence) or a list as long as `tokens`.
+        targets: named values: a number, a table `[1, K]` of K numbers, or a list as long as
+            `tokens`.
         record: which record (0-based) this came from; long records may give several features.
         truncated: whether text was cut to make it fit.
+        choices: where it is several sequences, such as the answers to choose from: the tokens of
+            each, which `tokens` has end to end. They are never parted.
     """
 
     tokens: Sequence[int]
@@ -181,6 +186,7 @@ class Feature:
     targets: Mapping[str, Any] = field(default_factory=dict)
     record: int = 0
     truncated: bool = False
+    choices: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +210,12 @@ class FeatureSet:
         tokens: all token ids, end to end, int32.
         starts: `[N + 1]` int64: where each feature begins.
         segments: one byte a token, or None.
-        targets: by name: `[N]`, or as long as `tokens`.
+        targets: by name: `[N]`, `[N, K]`, or as long as `tokens`.
         records: `[N]`: the record each feature came from.
         truncated: how many features had text cut.
         skipped: records that gave no feature, as they are wrong.
         rows: the records themselves, where somebody needs them beside the features.
+        choices: where features are several sequences: for each feature the tokens of each.
     """
 
     tokens: Array
@@ -219,6 +226,7 @@ class FeatureSet:
     truncated: int = 0
     skipped: tuple[Skipped, ...] = ()
     rows: Sequence[Mapping[str, Any]] = ()
+    choices: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -237,12 +245,23 @@ class FeatureSet:
         """The record that a feature came from."""
         return int(self.records[index])
 
+    def sequences(self, which: Array) -> Array:
+        """Tokens of each sequence of some features: more of them where features are several."""
+        if self.choices is None:
+            found: Array = self.lengths[which]
+            return found
+        return np.fromiter((n for i in which for n in self.choices[i]), dtype=np.int64)
+
     def fingerprint(self) -> str:
         """A SHA-256 of all that can be learned from these features, in their order."""
         digest = hashlib.sha256()
         arrays = {"tokens": self.tokens, "starts": self.starts, **self.targets}
         if self.segments is not None:
             arrays["segments"] = self.segments
+        if self.choices is not None:
+            arrays["choices"] = np.concatenate(
+                [(len(lengths), *lengths) for lengths in self.choices]
+            )
         for name, array in arrays.items():
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -260,26 +279,32 @@ class FeatureSet:
         columns: dict[str, list[Array]] = {}
         kinds: dict[str, int] = {}
         records: list[int] = []
+        choices: list[tuple[int, ...]] = []
         truncated = 0
         for feature in features:
             ids = np.asarray(feature.tokens, dtype=np.int32)
             if len(ids) == 0:
                 raise ValueError(f"the feature of record {feature.record} has no tokens")
+            if feature.choices is not None:
+                if min(feature.choices) < 1 or sum(feature.choices) != len(ids):
+                    raise ValueError(f"choices of {feature.choices} are not {len(ids)} tokens")
+                choices.append(tuple(feature.choices))
             tokens.append(ids)
             if feature.segments is not None:
                 segments.append(np.asarray(feature.segments, dtype=np.uint8))
             for name, value in feature.targets.items():
                 column = np.atleast_1d(np.asarray(value))
-                if np.ndim(value) and len(column) != len(ids):
+                if np.ndim(value) == 1 and len(column) != len(ids):
                     raise ValueError(f"target '{name}': {len(column)} values for {len(ids)} tokens")
                 if kinds.setdefault(name, np.ndim(value)) != np.ndim(value):
-                    raise ValueError(f"target '{name}': now one a sequence, now one a token")
+                    raise ValueError(f"target '{name}': now one a feature, now one a token")
                 columns.setdefault(name, []).append(column)
             records.append(feature.record)
             truncated += feature.truncated
         uneven = [name for name, column in columns.items() if len(column) != len(records)]
-        if uneven or len(segments) not in (0, len(records)):
-            raise ValueError(f"only some features have {', '.join(uneven) or 'segments'}")
+        if uneven or {len(segments), len(choices)} - {0, len(records)}:
+            what = ", ".join(uneven) or "segments or choices"
+            raise ValueError(f"only some features have {what}")
         return cls(
             tokens=_join(tokens, np.int32),
             starts=np.cumsum([0, *(len(ids) for ids in tokens)], dtype=np.int64),
@@ -287,6 +312,7 @@ class FeatureSet:
             targets={name: np.concatenate(column) for name, column in columns.items()},
             records=np.asarray(records, dtype=np.int64),
             truncated=truncated,
+            choices=tuple(choices) if choices else None,
         )
 
     def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
@@ -300,8 +326,10 @@ class FeatureSet:
         if sort:
             ascending = np.argsort(lengths, kind="stable")
             which, lengths = which[ascending], lengths[ascending]
-        layout = Layout.of(lengths.tolist())
-        positions = _ranges(np.zeros_like(lengths), lengths)
+        parts, choices = self.sequences(which), None
+        if self.choices is not None:
+            choices = tuple(len(self.choices[i]) for i in which)
+        positions = _ranges(np.zeros_like(parts), parts)
         rows = _ranges(self.starts[:-1][which], lengths)
         targets = {
             name: torch.from_numpy(column[which if len(column) == len(self) else rows])
@@ -312,11 +340,12 @@ class FeatureSet:
             segments = torch.from_numpy(self.segments[rows].astype(np.int64))
         return PackedBatch(
             tokens=torch.from_numpy(self.tokens[rows].astype(np.int64)),
-            layout=layout,
+            layout=Layout.of(parts.tolist()),
             positions=torch.from_numpy(positions),
             segments=segments,
             targets=targets,
             index=torch.from_numpy(np.array(which, dtype=np.int64, order="C")),
+            choices=choices,
         )
 
 

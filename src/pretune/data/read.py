@@ -358,9 +358,9 @@ def _read_hub(origin: str) -> Records:
     import datasets
 
     table = hub_table(origin)
+    # A column of lists (several labels a record) holds the type of its elements.
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in table.features.items()}
     categories = {
-        column: feature.names
-        for column, feature in table.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)
     }
     return Records(table.to_list(), origin, None, tuple(table.column_names), categories)

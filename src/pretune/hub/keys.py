@@ -117,6 +117,7 @@ BERT = Family(
         "sequence_classification": Head(
             "BertForSequenceClassification", _rules(("classifier", "classifier"))
         ),
+        "multiple_choice": Head("BertForMultipleChoice", _rules(("classifier", "classifier"))),
         "token_classification": Head(
             "BertForTokenClassification", _rules(("classifier", "classifier"))
         ),
@@ -160,6 +161,10 @@ DISTILBERT = Family(
         "backbone": Head("DistilBertModel"),
         "sequence_classification": Head(
             "DistilBertForSequenceClassification",
+            _rules(("dense", "pre_classifier"), ("classifier", "classifier")),
+        ),
+        "multiple_choice": Head(
+            "DistilBertForMultipleChoice",
             _rules(("dense", "pre_classifier"), ("classifier", "classifier")),
         ),
         "token_classification": Head(

@@ -156,6 +156,17 @@ def sequence_classifier(
     return makers[type(backbone)](backbone, num_labels, dropout)
 
 
+def chooser(backbone: Backbone, dropout: float | None = None) -> nn.Module:
+    """A score for each sequence, to choose one of several by: a sequence classifier of one label.
+
+    Raises:
+        ValueError: the family has no such head.
+    """
+    if not isinstance(backbone, BertModel | DistilBertModel):
+        raise ValueError(f"a {backbone.config.model_type} has no multiple-choice head")
+    return sequence_classifier(backbone, 1, dropout)
+
+
 def masked_lm(backbone: Backbone) -> MaskedLM:
     """Masked tokens, by the head of the backbone's family.
 
@@ -231,6 +242,7 @@ HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "sequence_classification": sequence_classifier,
     "token_classification": token_classifier,
     "question_answering": lambda backbone, _: span_answerer(backbone),
+    "multiple_choice": lambda backbone, _: chooser(backbone),
     "masked_lm": lambda backbone, _: masked_lm(backbone),
     "pretraining": lambda backbone, _: pretraining(backbone),
     "causal_lm": lambda backbone, _: causal_lm(backbone),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: What the Hub calls a task, and which class of transformers opens the model, by its head.
 PIPELINES = {
     "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice"),
     "token_classification": ("token-classification", "AutoModelForTokenClassification"),
     "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
@@ -29,6 +30,10 @@ _METRICS = {
     "accuracy": "accuracy",
     "f1": "f1",
     "mcc": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "mse": "mse",
+    "mae": "mae",
     "precision": "precision",
     "recall": "recall",
     "exact_match": "exact_match",
@@ -113,6 +118,7 @@ class CardFacts:
         if name == "f1" and self.task.name == "classify":
             return "F1 of the second label" if len(self.labels) == 2 else "F1, macro average"
         titles = {"mcc": "Matthews correlation", "f1": "F1"}
+        titles |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
         return titles.get(name, name.replace("_", " "))
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -159,7 +160,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
     every = recipe.train.eval_every
     evaluations = math.ceil(epochs) if every == "epoch" else math.ceil(updates / every)
     per_token = _flops_per_token(model, max(1, round(per_epoch / len(train))))
-    passes = 1.0 if epochs > 1 and reads_once(task, model) else epochs
+    passes = 1.0 if epochs > 1 and reads_once(task, model, train) else epochs
     speed, training, evaluating = None, None, None
     if measure:
         speed = _measured(recipe, task, model, train, validation, device, per_token, each)
@@ -171,7 +172,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
     parameters = sum(count for count, _ in counts)
     # Last, as it takes the values of the model away.
     largest = max(batches, key=lambda which: int(train.lengths[which].sum()))
-    memory, process = _memory(recipe, model, train.lengths[largest], validation)
+    memory, process = _memory(recipe, model, train.sequences(largest), validation)
     return Plan(
         examples=len(train),
         validation_examples=0 if validation is None else len(validation),
@@ -352,7 +353,7 @@ def _memory(
     looked_at = 0
     if validation is not None:
         most = min(recipe.train.eval_batch_tokens, int(validation.lengths.sum()))
-        length = max(1, round(float(validation.lengths.mean())))
+        length = max(1, round(float(validation.sequences(np.arange(len(validation))).mean())))
         looked_at = estimate_memory(model, max(1, most // length), length).forward
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]

@@ -12,18 +12,20 @@ from pretune.tasks.base import (
     Prediction,
     Task,
     TaskOptions,
-    featurize,
     lower_is_better,
-    record_features,
 )
 from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
+from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
+from pretune.tasks.featurize import featurize, record_features
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
+from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
+from pretune.tasks.regress import Regress, RegressOptions, ScorePrediction
 
 #: Every task by the name recipes know it by.
 TASKS: dict[str, type[AnyTask]] = {
-    task.name: task for task in (Classify, Answerer, MaskLm, CausalLm)
+    task.name: task for task in (Classify, Multilabel, Regress, Choose, Answerer, MaskLm, CausalLm)
 }
 
 
@@ -46,16 +48,25 @@ __all__ = [
     "AnyTask",
     "CausalLm",
     "CausalLmOptions",
+    "ChoicePrediction",
+    "Choose",
+    "ChooseOptions",
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "LabelsPrediction",
     "LmPrediction",
     "Loss",
     "MaskLm",
     "MaskLmOptions",
     "MaskPrediction",
     "Metrics",
+    "Multilabel",
+    "MultilabelOptions",
     "Prediction",
+    "Regress",
+    "RegressOptions",
+    "ScorePrediction",
     "Task",
     "TaskOptions",
     "featurize",

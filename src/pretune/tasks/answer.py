@@ -15,7 +15,7 @@ from pretune.tasks.answer_features import WindowMaker
 from pretune.tasks.answer_metrics import AnswerMetrics
 from pretune.tasks.answer_options import AnswerOptions
 from pretune.tasks.answer_spans import WindowSpans, allowed, best_spans, merged, span_loss
-from pretune.tasks.base import AnyTask, Loss, Prediction, Task, usual_length
+from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.text import Tokenizer
 
 #: The threshold in config.json, where transformers has no entry for it.
@@ -196,17 +196,13 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
         """With the threshold of an earlier training."""
         return type(self)(self.options, _finite(state["threshold"]))
 
-    def shares_head(self, trained: AnyTask) -> bool:
-        """All starts and ends are alike."""
-        return True
+    def outputs(self) -> dict[str, Any]:
+        """All starts and ends are alike; the threshold comes after the model."""
+        return {}
 
     def recall(self, state: Mapping[str, Any]) -> None:
         """The threshold of the checkpoint."""
         self.threshold = _finite(state["threshold"])
-
-    def feature_key(self) -> Any:
-        """The options alone: the threshold comes after the model."""
-        return self.options.model_dump(mode="json")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:

@@ -5,21 +5,18 @@ Adding a task is adding one file with a `Task` and its options, and one recipe.
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pretune.corpus import StoredDocuments
-from pretune.data import Feature, Features, FeatureSet, PackedBatch, Records, Skipped
+from pretune.data import Feature, Features, PackedBatch, Records, Skipped
 from pretune.data.pack import Array
-from pretune.errors import DataError
 from pretune.models import Backbone
-from pretune.tasks.feature_cache import FeatureCache
 from pretune.text import Tokenizer
 
 
@@ -86,8 +83,8 @@ class Metrics(Protocol):
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better: of losses and perplexities; of all others more is."""
-    return metric.endswith(("loss", "cross_entropy", "perplexity"))
+    """Whether less of a metric is better: of losses, errors, perplexities; of all others more."""
+    return metric.endswith(("loss", "cross_entropy", "perplexity")) or metric in ("mse", "mae")
 
 
 O = TypeVar("O", bound=TaskOptions)  # noqa: E741 - O for options
@@ -258,8 +255,16 @@ class Task(ABC, Generic[O, P]):
         It becomes part of `state`. By default there is nothing to choose.
 
         Args:
-            metrics: of this task, with all of the validation data.
+            metrics: of this task, with all of the validation data; its figures, which are made
+                afterwards, are to go by what is chosen.
         """
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Take over what `calibrate` found for the checkpoint that the training goes on from."""
+
+    def outputs(self) -> dict[str, Any]:
+        """What the head's outputs stand for: a head with other outputs is not taken over."""
+        return self.state()
 
     def config_entries(self) -> dict[str, Any]:
         """What `config.json` should say about the head, as transformers has it; here nothing."""
@@ -273,16 +278,9 @@ class Task(ABC, Generic[O, P]):
         """This task with what an earlier `fit` learned; here there is nothing to learn."""
         return type(self)(self.options)
 
-    def shares_head(self, trained: AnyTask) -> bool:
-        """Whether a head that was trained for another task of this kind answers this one too."""
-        return self.state() == trained.state()
-
-    def recall(self, state: Mapping[str, Any]) -> None:
-        """Take over what `calibrate` found for the checkpoint that the training goes on from."""
-
     def feature_key(self) -> Any:
         """What the features of records depend on besides them and the tokenizer, JSON-ready."""
-        return [self.options.model_dump(mode="json"), self.state()]
+        return [self.options.model_dump(mode="json"), self.outputs()]
 
     @classmethod
     @abstractmethod
@@ -305,96 +303,3 @@ def usual_length(
     """
     positions = config.get(name, most)
     return min(most, positions) if isinstance(positions, int) and positions > 2 else most
-
-
-def featurize(
-    task: AnyTask,
-    records: Records | StoredDocuments,
-    tokenizer: Tokenizer,
-    *,
-    with_targets: bool = True,
-    evaluation: bool = False,
-    chunk: int = 1024,
-    progress: Callable[[int], None] | None = None,
-    cache: FeatureCache | None = None,
-) -> Features:
-    """All features of some records, tokenized in parallel; or of documents that are tokenized.
-
-    Those of records have the records as their `rows`.
-
-    Args:
-        task: decides what a feature is.
-        records: what to turn into features. Those of a prepared corpus are made when asked for.
-        tokenizer: of the model.
-        with_targets: False for prediction, where records have no labels.
-        evaluation: they are to be evaluated on, not trained on.
-        chunk: records at a time.
-        progress: called with the number of records done.
-        cache: where features may be found that were made before, and where new ones go.
-
-    Raises:
-        DataError: a record cannot be used; names its file, line and column. Or the corpus was made
-            with another tokenizer, or is nothing that the task can be trained on.
-    """
-    if isinstance(records, StoredDocuments):
-        if not task.reads_corpus:
-            columns = ", ".join({**task.inputs, **task.targets})
-            raise DataError(
-                f"{records.origin}: a prepared corpus is text alone; {task.name} needs {columns}",
-                "Give it records: a .jsonl, .csv, .tsv or .parquet file.",
-            )
-        records.check_tokenizer(tokenizer)
-        return task.stored_features(records, tokenizer, evaluation=evaluation, progress=progress)
-    return record_features(
-        *(task, records, tokenizer),
-        with_targets=with_targets,
-        evaluation=evaluation,
-        chunk=chunk,
-        progress=progress,
-        cache=cache,
-    )
-
-
-def record_features(
-    task: AnyTask,
-    records: Records,
-    tokenizer: Tokenizer,
-    *,
-    with_targets: bool = True,
-    evaluation: bool = False,
-    chunk: int = 1024,
-    progress: Callable[[int], None] | None = None,
-    cache: FeatureCache | None = None,
-) -> FeatureSet:
-    """`featurize` for records: in arrays, with the records as their `rows`."""
-    key = ""
-    if cache is not None:
-        how = [task.name, task.feature_key(), with_targets, evaluation]
-        key = cache.key(records, tokenizer, how)
-        if (found := cache.read(key)) is not None:
-            return replace(found, rows=records.rows)
-
-    def stream() -> Iterable[Feature | Skipped]:
-        for start in range(0, len(records), chunk):
-            rows = range(start, min(start + chunk, len(records)))
-            if evaluation:
-                yield from task.evaluation_features(records, rows, tokenizer)
-            else:
-                yield from task.features(records, rows, tokenizer, with_targets=with_targets)
-            if progress is not None:
-                progress(rows.stop)
-
-    skipped: list[Skipped] = []
-
-    def kept() -> Iterable[Feature]:
-        for item in stream():
-            if isinstance(item, Skipped):
-                skipped.append(item)
-            else:
-                yield item
-
-    start = time.perf_counter()
-    made = replace(FeatureSet.of(kept()), skipped=tuple(skipped))
-    if cache is not None:
-        cache.keep(key, made, time.perf_counter() - start)
-    return replace(made, rows=records.rows)

@@ -304,7 +304,7 @@ def _check_sizes(
 
 def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     """Whether the checkpoint's head answers the very question that is asked."""
-    return type(trained) is type(wanted) and wanted.shares_head(trained)
+    return type(trained) is type(wanted) and trained.outputs() == wanted.outputs()
 
 
 def _trained_task(
@@ -361,11 +361,29 @@ def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
     tokenizer.save(folder)
 
 
+def _padding(bundle: Bundle) -> dict[str, int]:
+    """`pad_token_id`, by which transformers finds the last token of each text in a padded batch.
+
+    Here nothing is padded, so any token does that no text ends with: what ends texts for a language
+    model, which a classifier does not append.
+    """
+    tokenizer = bundle.tokenizer
+    number: int | None = getattr(bundle.backbone.config, "pad_token_id", None)
+    for name in ("pad_token", "eos_token", "bos_token"):
+        number = tokenizer.special_id(name) if number is None else number
+    if number is None or not 0 <= number < tokenizer.vocab_size:
+        return {}
+    tokenizer.special.setdefault("pad_token", tokenizer.tokens([number])[0])
+    return {"pad_token_id": number}
+
+
 def save(bundle: Bundle, folder: Path) -> None:
     """Write model, tokenizer and task into an existing folder; transformers opens it too."""
     task = bundle.task
     head = "backbone" if task is None else task.head
     extra = {} if task is None else task.config_entries()
+    if head == "sequence_classification" and bundle.backbone.causal:
+        extra |= _padding(bundle)
     save_model(bundle.model, folder, bundle.family, head, extra)
     save_tokenizer(bundle.tokenizer, bundle.family, folder)
     if task is not None:

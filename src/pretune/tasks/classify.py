@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -13,31 +13,42 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, Features, PackedBatch, Records
-from pretune.errors import CheckpointError, DataError, did_you_mean
+from pretune.errors import DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
+from pretune.tasks.sentences import (
+    CLASSES,
+    SentenceOptions,
+    encode_sentences,
+    label_entries,
+    published_kind,
+    sentence_columns,
+    separate_pairs,
+)
 from pretune.text import Tokenizer
 
-#: More classes than any labelled set has; a config.json that claims more is broken.
-MOST_LABELS = 100_000
 
-
-class ClassifyOptions(CrossEntropyOptions):
+class ClassifyOptions(CrossEntropyOptions, SentenceOptions):
     """Options of `classify`."""
 
     name: Literal["classify"] = Field("classify", description="One label for a text or a pair.")
-    pair: bool = Field(
-        False,
-        description="Two texts a record (columns sentence1, sentence2) instead of one (text).",
-    )
     labels: dict[str, str] | list[str] | None = Field(
         None,
         description="The labels in order, or a map from what the data says to what to show "
         "(0: negative). Default: those found in the training data, sorted.",
     )
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="Before the last layer. Default: the model's own."
+    class_weights: Literal["auto"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="What an example of each label weighs in the loss: {spam: 5} (others weigh 1), "
+        "or auto: in inverse proportion to how often it occurs.",
+    )
+    focal_gamma: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Focal loss: examples that are right already count less (2 is usual; 0: off).",
     )
 
 
@@ -75,20 +86,57 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
     def __init__(self, options: ClassifyOptions, labels: Iterable[str] = ()) -> None:
         super().__init__(options)
         self.labels = list(labels)
+        #: What an example of each label weighs; None where all weigh 1.
+        self.weights: list[float] | None = None
 
     @property
     def inputs(self) -> dict[str, str]:
         """`text`, or `sentence1` and `sentence2`."""
-        if self.options.pair:
-            return {"sentence1": "the first text", "sentence2": "the second text"}
-        return {"text": "the text"}
+        return sentence_columns(self.options)
 
     @property
     def targets(self) -> dict[str, str]:
         """`label`."""
         return {"label": "its label"}
 
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Pairs need a token between their texts."""
+        separate_pairs(self.options, tokenizer)
+
     def fit(self, records: Records) -> None:
+        """Find the labels, and what each weighs.
+
+        Raises:
+            DataError: fewer than two; one not among those of the options; a weight of no label.
+        """
+        self._find_labels(records)
+        self.weights = self._class_weights(records)
+
+    def _class_weights(self, records: Records) -> list[float] | None:
+        """By `class_weights`; of `auto` those of scikit-learn's "balanced".
+
+        A label's weight is `N / (K * n)` of `N` records, `n` with it, and `K` labels that occur
+        (King & Zeng 2001): over the training data the mean weight is 1. One that never occurs
+        weighs 1.
+        """
+        given = self.options.class_weights
+        if given is None:
+            return None
+        if given != "auto":
+            for label in given:
+                if label not in self.labels:
+                    raise DataError(
+                        f"task.class_weights: no label is called '{label}'",
+                        f"{did_you_mean(label, self.labels)} There are: {', '.join(self.labels)}.",
+                    )
+            return [given.get(label, 1.0) for label in self.labels]
+        ids = {label: i for i, label in enumerate(self.labels)}
+        found = [self.label_id(records, row, ids) for row in range(len(records))]
+        counts = np.bincount(found, minlength=len(self.labels))
+        occurring = np.count_nonzero(counts)
+        return [len(records) / (occurring * n) if n else 1.0 for n in counts.tolist()]
+
+    def _find_labels(self, records: Records) -> None:
         """Find the labels: those of the options, else the source's own, else all that occur.
 
         Raises:
@@ -97,13 +145,12 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         given = self.options.labels
         declared = records.categories.get("label")
         if given is not None:
-            shown = list(given.values()) if isinstance(given, dict) else list(given)
-            self.labels = list(dict.fromkeys(shown))
+            self.labels = shown_labels(given)
         elif declared is not None:
             self.labels = list(declared)
         else:
             found = {self.raw_label(records, row) for row in range(len(records))}
-            self.labels = sorted(found, key=_numbers_first)
+            self.labels = sorted(found, key=numbers_first)
         if len(self.labels) < 2:
             raise DataError(
                 f"{records.origin}, column 'label': only one label, {self.labels[0]!r}",
@@ -122,18 +169,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         Raises:
             DataError: there is none; names file and line.
         """
-        value = records.rows[row].get("label")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is None or value == "" or isinstance(value, float | list | dict):
-            raise DataError(
-                f"{records.where(row, 'label')}: no label there ({value!r})",
-                "Give every record a label, or remove the record.",
-            )
-        names = records.categories.get("label")
-        if names is not None and isinstance(value, int) and 0 <= value < len(names):
-            return str(names[value])
-        return str(value)
+        return label_text(records, row, "label", records.rows[row].get("label"))
 
     def label_id(self, records: Records, row: int, ids: Mapping[str, int]) -> int:
         """Which label a record has, by `ids`: the number of each.
@@ -142,29 +178,14 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
             DataError: none, or one that is not known; names file and line.
         """
         raw = self.raw_label(records, row)
-        given = self.options.labels
-        shown = given.get(raw, raw) if isinstance(given, dict) else raw
-        if shown not in ids:
-            raise DataError(
-                f"{records.where(row, 'label')}: unknown label '{raw}'",
-                f"{did_you_mean(raw, self.labels)} The model knows: {', '.join(self.labels)}. "
-                "Repair the data, or train with data that has it.",
-            )
-        return ids[shown]
+        return label_number(records, row, "label", raw, self.options.labels, ids)
 
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
         """One feature a record: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`."""
-        columns = list(self.inputs)
-        texts = [[records.text(row, column) for row in rows] for column in columns]
-        encoded = tokenizer.encode(
-            texts[0],
-            texts[1] if self.options.pair else None,
-            max_length=self.options.max_length,
-        )
         ids = {label: i for i, label in enumerate(self.labels)}
-        for row, one in zip(rows, encoded, strict=True):
+        for row, one in encode_sentences(self.options, records, rows, tokenizer):
             label = {"label": self.label_id(records, row, ids)} if with_targets else {}
             yield Feature(one.ids, one.segments, label, row, one.truncated)
 
@@ -173,10 +194,22 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         return sequence_classifier(backbone, len(self.labels), self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
-        """Cross-entropy, counted in sequences."""
+        """Cross-entropy, counted in sequences.
+
+        With class weights too the count is of sequences, not of weights as in torch's weighted
+        mean: the mean over a batch then estimates that over the data, whatever labels the batch
+        happens to hold, and parts of a batch add up.
+        """
         labels = batch.targets["label"]
         options = self.options
-        total, parts = cross_entropy(outputs, labels, options.label_smoothing, options.z_loss)
+        total, parts = cross_entropy(
+            outputs,
+            labels,
+            options.label_smoothing,
+            options.z_loss,
+            class_weights=self.weights,
+            focal_gamma=options.focal_gamma,
+        )
         return Loss(total, len(labels), parts)
 
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ClassPrediction]:
@@ -194,43 +227,31 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
 
     def config_entries(self) -> dict[str, Any]:
         """`id2label`, `label2id`, `problem_type`."""
-        return {
-            "id2label": {str(i): label for i, label in enumerate(self.labels)},
-            "label2id": {label: i for i, label in enumerate(self.labels)},
-            "problem_type": "single_label_classification",
-        }
+        return label_entries(self.labels, CLASSES)
 
-    def state(self) -> dict[str, Any]:
+    def outputs(self) -> dict[str, Any]:
         """The labels."""
         return {"labels": self.labels}
 
+    def state(self) -> dict[str, Any]:
+        """The labels, and their weights where they differ."""
+        weights = {} if self.weights is None else {"weights": self.weights}
+        return {**self.outputs(), **weights}
+
     def with_state(self, state: Mapping[str, Any]) -> Self:
-        """With the labels of an earlier training."""
-        return type(self)(self.options, [str(label) for label in state["labels"]])
+        """With the labels and weights of an earlier training."""
+        task = type(self)(self.options, [str(label) for label in state["labels"]])
+        if (weights := state.get("weights")) is not None:
+            task.weights = [float(weight) for weight in weights]
+        return task
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """A transformers `...ForSequenceClassification`, with the labels of its `id2label`."""
-        architectures = config.get("architectures") or [""]
-        if not str(architectures[0]).endswith("ForSequenceClassification"):
+        found = published_kind(config)
+        if found is None or found[0] != CLASSES:
             return None
-        names = config.get("id2label") or {}
-        count = len(names) if isinstance(names, dict) and names else config.get("num_labels", 2)
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
-            raise CheckpointError(
-                f"config.json: num_labels is {count!r}",
-                f"Expected a whole number from 1 to {MOST_LABELS:,}.",
-            )
-        labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
-        return cls(ClassifyOptions(max_length=usual_length(config, 512)), labels)
-
-
-def _numbers_first(label: str) -> tuple[int, float, str]:
-    """Sort 2 before 10, and numbers before words."""
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)
+        return cls(ClassifyOptions(max_length=usual_length(config, 512)), found[1])
 
 
 class ClassificationMetrics:

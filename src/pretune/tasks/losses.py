@@ -1,7 +1,10 @@
-"""Cross-entropy with what helps large trainings: label smoothing and the z-loss."""
+"""Cross-entropy with label smoothing, the z-loss, class weights and the focal loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -47,15 +50,21 @@ def cross_entropy(
     smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int = -100,
+    *,
+    class_weights: Sequence[float] | None = None,
+    focal_gamma: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum over the rows of what is minimised, in float32, and what it is made of.
 
-    With `Z` the sum of `exp(logits)` and `C` classes, a row costs
+    With `Z` the sum of `exp(logits)`, `C` classes and `p` the probability of the row's label, a row
+    costs
 
-        (1 - smoothing) * -log p[label] + smoothing / C * sum(-log p) + z_loss * log(Z)^2
+        weight[label] * (1 - p)^gamma * H + z_loss * log(Z)^2
+        H = (1 - smoothing) * -log p + smoothing / C * sum(-log p of every class)
 
     Label smoothing: Szegedy et al. 2016, section 7. The z-loss: de Brébisson & Vincent 2016;
-    Chowdhery et al. 2022 (PaLM), section 5, with 1e-4.
+    Chowdhery et al. 2022 (PaLM), section 5, with 1e-4. The focal loss, whose alpha are the class
+    weights: Lin et al. 2017, equation 5.
 
     Args:
         logits: `[N, C]` of any floating type.
@@ -63,18 +72,25 @@ def cross_entropy(
         smoothing: the share of the target that all classes get, at least 0 and below 1.
         z_loss: the weight of the penalty, at least 0.
         ignore_index: rows with this label count nothing.
+        class_weights: what a row of each class weighs; None: 1.
+        focal_gamma: how much less rows count that are right already, at least 0.
 
     Returns:
-        the sum with its graph; and, where smoothing or z-loss is on, sums without a graph:
+        the sum with its graph; and, where it is not the plain cross-entropy, sums without a graph:
         `cross_entropy`, the plain one, and `z_loss`, weighted, if on.
     """
     logits = logits.float()
     log_p = F.log_softmax(logits, -1)
     plain = F.nll_loss(log_p, labels, reduction="sum", ignore_index=ignore_index)
-    if not (smoothing or z_loss):
+    uneven = class_weights is not None or focal_gamma > 0
+    if not (smoothing or z_loss or uneven):
         return plain, {}
     total, parts, counted = plain, {"cross_entropy": plain.detach()}, labels != ignore_index
-    if smoothing:
+    if uneven:
+        kept = log_p[counted]
+        factors = _row_factors(kept, labels[counted], class_weights, focal_gamma)
+        total = (factors * _smoothed(kept, labels[counted], smoothing)).sum()
+    elif smoothing:
         spread = -log_p.mean(-1)[counted].sum()
         total = (1.0 - smoothing) * plain + smoothing * spread
     if z_loss:
@@ -82,3 +98,24 @@ def cross_entropy(
         total = total + penalty
         parts["z_loss"] = penalty.detach()
     return total, parts
+
+
+def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """`[N]`: `H` of each row."""
+    own = -log_p.gather(-1, labels[:, None])[:, 0]
+    return (1.0 - smoothing) * own - smoothing * log_p.mean(-1) if smoothing else own
+
+
+def _row_factors(
+    log_p: Tensor, labels: Tensor, class_weights: Sequence[float] | None, focal_gamma: float
+) -> Tensor:
+    """`[N]`: what stands before `H` of each row."""
+    factors = torch.ones_like(log_p[:, 0])
+    if class_weights is not None:
+        factors = factors.new_tensor(class_weights)[labels]
+    if focal_gamma:
+        own = log_p.gather(-1, labels[:, None])[:, 0]
+        # 1 - p without loss of digits; the slope of x^gamma at 0 is infinite for gamma below 1.
+        wrong = (-torch.expm1(own)).clamp_min(torch.finfo(own.dtype).tiny)
+        factors = factors * wrong.pow(focal_gamma)
+    return factors

@@ -177,7 +177,7 @@ class Checkpoints:
         self._thread.start()
 
     def _snapshot(self, of: Callable[[Tensor], Tensor]) -> Bundle:
-        """What is trained, with weights of its own."""
+        """What is trained, with weights of its own; and the task as it is now tuned."""
         model = self.bundle.model
         tensors = (*model.named_parameters(), *model.named_buffers())
         weights = {name: of(tensor) for name, tensor in tensors}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from pretune.data import batches_by_length
+from pretune.data import Features, batches_by_length
 from pretune.errors import RunError
 from pretune.models import Backbone, PooledHead
 from pretune.tasks import AnyTask, Task
@@ -87,21 +87,22 @@ def train_mode(model: nn.Module) -> None:
         backbone.eval()
 
 
-def reads_once(task: AnyTask, model: nn.Module) -> bool:
+def reads_once(task: AnyTask, model: nn.Module, features: Features) -> bool:
     """Whether what the head reads of the backbone is the same in every epoch, and can be kept.
 
-    Not where the backbone learns, or where the head reads more than one vector a sequence.
+    Not where the backbone learns, or where the head reads more than one vector a feature.
     """
     learns = any(p.requires_grad for p in model.get_submodule("backbone").parameters())
     usual = type(task).forward is Task.forward
-    return usual and not learns and isinstance(model, PooledHead)
+    one = features.choices is None
+    return usual and one and not learns and isinstance(model, PooledHead)
 
 
 @torch.no_grad()
 def read_once(trainer: Trainer) -> Tensor | None:
     """`[N, hidden]`: what a frozen backbone gives for each training feature; else None."""
     model, features, options = trainer.model, trainer.train, trainer.options
-    if not isinstance(model, PooledHead) or not reads_once(trainer.task, model):
+    if not isinstance(model, PooledHead) or not reads_once(trainer.task, model, features):
         return None
     kept: Tensor | None = None
     with trainer.reporter.working("reading once", len(features)) as done:

@@ -1,0 +1,342 @@
+"""Any number of labels for a text or a pair: none, one or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.errors import DataError
+from pretune.models import Backbone, sequence_classifier
+from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
+from pretune.tasks.sentences import (
+    LABELS,
+    SentenceOptions,
+    encode_sentences,
+    label_entries,
+    published_kind,
+    sentence_columns,
+    separate_pairs,
+)
+from pretune.text import Tokenizer
+
+Array = NDArray[Any]
+
+
+class MultilabelOptions(SentenceOptions):
+    """Options of `multilabel`."""
+
+    name: Literal["multilabel"] = Field(
+        "multilabel", description="Any number of labels for a text or a pair."
+    )
+    labels: dict[str, str] | list[str] | None = Field(
+        None,
+        description="The labels in order, or a map from what the data says to what to show. "
+        "Default: those found in the training data, sorted.",
+    )
+    separator: str = Field(
+        "|", min_length=1, description="Between labels, where a record has them as one text: a|b."
+    )
+    label_columns: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Columns that say with 1 or 0 whether a label is there, in place of the column "
+        "`labels`; the labels are called as they are.",
+    )
+    tune_thresholds: bool = Field(
+        True,
+        description="Choose for each label the probability from which it is given: the one with "
+        "the best F1 on the validation data. false: 0.5.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.labels is not None and self.label_columns is not None:
+            raise ValueError("give labels or label_columns, not both")
+        return self
+
+
+@dataclass(frozen=True)
+class LabelsPrediction(Prediction):
+    """The answer for one text.
+
+    Attributes:
+        labels: those whose probability reaches their threshold, in the model's order.
+        scores: the probability of every label.
+    """
+
+    labels: list[str]
+    scores: dict[str, float]
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Every label with its score, best first."""
+        return sorted(self.scores.items(), key=lambda item: -item[1])
+
+
+class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
+    """A yes or no for each label; see `MultilabelOptions`."""
+
+    name: ClassVar[str] = "multilabel"
+    options_type: ClassVar[type[MultilabelOptions]] = MultilabelOptions
+    head: ClassVar[str] = "sequence_classification"
+    best_by: ClassVar[str] = "micro_f1"
+
+    def __init__(self, options: MultilabelOptions, labels: Iterable[str] = ()) -> None:
+        super().__init__(options)
+        self.labels = list(labels)
+        self.thresholds = [0.5] * len(self.labels)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """`text`, or `sentence1` and `sentence2`."""
+        return sentence_columns(self.options)
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """`labels`, or a column of 0 and 1 for each."""
+        if self.options.label_columns is not None:
+            return dict.fromkeys(self.options.label_columns, "1 if it has this label, else 0")
+        return {"labels": "its labels: a list, or a text with | between them"}
+
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Pairs need a token between their texts."""
+        separate_pairs(self.options, tokenizer)
+
+    def fit(self, records: Records) -> None:
+        """Find the labels: those of the options, else the source's own, else all that occur.
+
+        Raises:
+            DataError: there are none.
+        """
+        options = self.options
+        if options.label_columns is not None:
+            self.labels = shown_labels(options.label_columns)
+        elif options.labels is not None:
+            self.labels = shown_labels(options.labels)
+        elif "labels" in records.categories:
+            self.labels = list(records.categories["labels"])
+        else:
+            found = {raw for row in range(len(records)) for raw in self.raw_labels(records, row)}
+            self.labels = sorted(found, key=numbers_first)
+        if not self.labels:
+            raise DataError(
+                f"{records.origin}, column 'labels': no record has a label",
+                "Is it the right column? (data.columns.labels=COLUMN)",
+            )
+        self.thresholds = [0.5] * len(self.labels)
+
+    def raw_labels(self, records: Records, row: int) -> list[str]:
+        """The labels of a record as the data has them, maybe none.
+
+        Raises:
+            DataError: there is nothing that could be labels; names file and line.
+        """
+        if self.options.label_columns is not None:
+            return [name for name in self.options.label_columns if _flag(records, row, name)]
+        value = records.rows[row].get("labels")
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(self.options.separator) if part.strip()]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            value = [value]
+        if not isinstance(value, list):
+            raise DataError(
+                f"{records.where(row, 'labels')}: expected labels, found {value!r}",
+                'Give a list (["a", "b"], [] for none) or a text with '
+                f"{self.options.separator} between them; or name task.label_columns.",
+            )
+        return [label_text(records, row, "labels", one) for one in value]
+
+    def flags(self, records: Records, row: int, ids: Mapping[str, int]) -> Array:
+        """`[K]`: 1 for each label that a record has.
+
+        Raises:
+            DataError: one is not known; names file and line.
+        """
+        found = np.zeros(len(ids), dtype=np.uint8)
+        for raw in self.raw_labels(records, row):
+            found[label_number(records, row, "labels", raw, self.options.labels, ids)] = 1
+        return found
+
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature]:
+        """One feature a record: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+        ids = {label: i for i, label in enumerate(self.labels)}
+        for row, one in encode_sentences(self.options, records, rows, tokenizer):
+            flags = {"labels": self.flags(records, row, ids)[None]} if with_targets else {}
+            yield Feature(one.ids, one.segments, flags, row, one.truncated)
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """The family's classifier with one output a label."""
+        return sequence_classifier(backbone, len(self.labels), self.options.dropout)
+
+    def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
+        """Binary cross-entropy, counted in decisions: sequences times labels, as transformers'."""
+        truth = batch.targets["labels"].float()
+        total = F.binary_cross_entropy_with_logits(outputs.float(), truth, reduction="sum")
+        return Loss(total, truth.numel())
+
+    def predict(self, outputs: Tensor, batch: PackedBatch) -> list[LabelsPrediction]:
+        """A sigmoid for each label, and those that reach their thresholds."""
+        answers = []
+        for row in outputs.float().sigmoid().tolist():
+            pairs = zip(self.labels, row, self.thresholds, strict=True)
+            given = [label for label, score, least in pairs if score >= least]
+            answers.append(LabelsPrediction(given, dict(zip(self.labels, row, strict=True))))
+        return answers
+
+    def metrics(self, features: Features | None = None) -> MultilabelMetrics:
+        """Micro and macro F1, exact match."""
+        return MultilabelMetrics(self.labels, self.thresholds)
+
+    def calibrate(self, metrics: MultilabelMetrics) -> None:
+        """Take the thresholds that are best for what the metrics have seen."""
+        if self.options.tune_thresholds:
+            self.thresholds = metrics.thresholds = metrics.best_thresholds()
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """The thresholds of the checkpoint."""
+        if self.options.tune_thresholds:
+            self.thresholds = [float(value) for value in state["thresholds"]]
+
+    def config_entries(self) -> dict[str, Any]:
+        """`id2label`, `label2id`, `problem_type`."""
+        return label_entries(self.labels, LABELS)
+
+    def outputs(self) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": self.labels}
+
+    def state(self) -> dict[str, Any]:
+        """The labels, and from which probability each is given."""
+        return {**self.outputs(), "thresholds": self.thresholds}
+
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """With the labels and thresholds of an earlier training."""
+        task = type(self)(self.options, [str(label) for label in state["labels"]])
+        thresholds = [float(value) for value in state["thresholds"]]
+        if len(thresholds) != len(task.labels):
+            raise ValueError("one threshold a label")
+        task.thresholds = thresholds
+        return task
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """A transformers `...ForSequenceClassification` for several labels."""
+        found = published_kind(config)
+        if found is None or found[0] != LABELS:
+            return None
+        return cls(MultilabelOptions(max_length=usual_length(config, 512)), found[1])
+
+
+def _flag(records: Records, row: int, column: str) -> bool:
+    """Whether a column says yes.
+
+    Raises:
+        DataError: it says neither 0 nor 1; names file and line.
+    """
+    value = records.rows[row].get(column)
+    known = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+    found = known.get(str(value).strip().lower())
+    if found is None:
+        raise DataError(
+            f"{records.where(row, column)}: expected 0 or 1, found {value!r}",
+            "Each of task.label_columns says with 1 or 0 whether the record has that label.",
+        )
+    return found
+
+
+class MultilabelMetrics:
+    """Thresholds need all probabilities at once, so all are kept: 5 bytes a decision.
+
+    Args:
+        labels: K names.
+        thresholds: from which probability each label is given.
+    """
+
+    def __init__(self, labels: list[str], thresholds: list[float]) -> None:
+        self.labels, self.thresholds = labels, thresholds
+        self._scores: list[Array] = []
+        self._truth: list[Array] = []
+
+    def update(self, outputs: Tensor, batch: PackedBatch) -> None:
+        """Take in one batch of logits `[B, K]`."""
+        self._scores.append(outputs.float().sigmoid().cpu().numpy())
+        self._truth.append(batch.targets["labels"].bool().cpu().numpy())
+
+    def merge(self, other: Self) -> None:
+        """Take in another's."""
+        self._scores += other._scores
+        self._truth += other._truth
+
+    def _all(self) -> tuple[Array, Array]:
+        none = np.empty((0, len(self.labels)))
+        scores = np.concatenate([none, *self._scores])  # float64, in which thresholds are
+        return scores, np.concatenate([none.astype(bool), *self._truth])
+
+    def best_thresholds(self) -> list[float]:
+        """For each label the threshold with the best F1 on what was seen."""
+        scores, truth = self._all()
+        return [best_threshold(scores[:, i], truth[:, i]) for i in range(len(self.labels))]
+
+    def _counts(self) -> tuple[Array, Array, Array, float]:
+        """`[K]` right, given and true ones; and the share of examples that are right as a whole."""
+        scores, truth = self._all()
+        guess = scores >= np.asarray(self.thresholds)
+        exact = float((guess == truth).all(1).mean()) if len(truth) else 0.0
+        return (guess & truth).sum(0), guess.sum(0), truth.sum(0), exact
+
+    def result(self) -> dict[str, float]:
+        """F1 over all decisions, the mean of the labels' F1, and the share of examples whose
+        labels are all right; what is undefined is 0, as in scikit-learn."""
+        right, given, true, exact = self._counts()
+        micro = 2 * right.sum() / max(int(given.sum() + true.sum()), 1)
+        macro = (2 * right / np.maximum(given + true, 1)).mean()
+        return {"micro_f1": float(micro), "macro_f1": float(macro), "exact_match": exact}
+
+    def details(self) -> dict[str, Any]:
+        """The figures of each label, with its threshold."""
+        right, given, true, _ = self._counts()
+        return {
+            "per_class": {
+                label: {
+                    "precision": float(right[i] / max(given[i], 1)),
+                    "recall": float(right[i] / max(true[i], 1)),
+                    "f1": float(2 * right[i] / max(given[i] + true[i], 1)),
+                    "support": int(true[i]),
+                    "threshold": self.thresholds[i],
+                }
+                for i, label in enumerate(self.labels)
+            }
+        }
+
+
+def best_threshold(scores: Array, truth: Array) -> float:
+    """The threshold that gives the best F1 when all scores from it on are a yes.
+
+    0.5 where that is as good as any, or nothing is true; else the middle between two scores.
+
+    Args:
+        scores: `[N]` probabilities.
+        truth: `[N]` bool.
+    """
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    scores, truth = scores[order], truth[order]
+    lower = np.append(scores[1:], 0.0)
+    # A yes for the first k and no more: only where the next score is another.
+    ends = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
+    f1 = 2 * np.cumsum(truth)[ends] / (ends + 1 + truth.sum())
+    ends = ends[f1 == f1.max()]
+    within = (scores[ends] >= 0.5) & (lower[ends] < 0.5)
+    places = np.where(within, 0.5, (scores[ends] + lower[ends]) / 2)
+    return float(places[np.argmin(np.abs(places - 0.5))])
