@@ -6,16 +6,19 @@ from pretune.models.bert import BertConfig, BertModel
 from pretune.models.cache import KVCache
 from pretune.models.classic import ClassicLM, ClassicModel, ClassicOutput, Reading
 from pretune.models.config import ModelConfig, brief
+from pretune.models.crf import CrfWeights, log_likelihood, marginals, viterbi
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
 from pretune.models.heads import (
     HEADS,
     BertPreTraining,
     CausalLM,
+    CrfTagger,
     MaskedLM,
     PooledHead,
     PreTrainingOutput,
     SequenceClassifier,
+    TagScores,
     TokenClassifier,
     causal_lm,
     masked_lm,
@@ -44,6 +47,8 @@ __all__ = [
     "ClassicLM",
     "ClassicModel",
     "ClassicOutput",
+    "CrfTagger",
+    "CrfWeights",
     "DecoderState",
     "DistilBertConfig",
     "DistilBertModel",
@@ -68,12 +73,15 @@ __all__ = [
     "RnnState",
     "Scores",
     "SequenceClassifier",
+    "TagScores",
     "TokenClassifier",
     "attention",
     "attention_maps",
     "attention_reference",
     "brief",
     "causal_lm",
+    "log_likelihood",
+    "marginals",
     "masked_lm",
     "pretraining",
     "resize_vocabulary",
@@ -81,4 +89,5 @@ __all__ = [
     "sequence_classifier",
     "span_answerer",
     "token_classifier",
+    "viterbi",
 ]

@@ -21,6 +21,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.bert import BertModel
 from pretune.models.cache import KVCache
 from pretune.models.classic import ClassicLM, ClassicModel
+from pretune.models.crf import Crf, CrfWeights, log_likelihood
 from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
 from pretune.models.layers import ACTIVATIONS, Dropout, Linear
@@ -136,11 +137,61 @@ class TokenClassifier(nn.Module):
         self.classifier = Linear(backbone.config.size("hidden_size"), num_labels)
         backbone.init_weights(self.classifier)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits `[T, num_labels]`."""
-        hidden = self.backbone(batch).last_hidden_state
+    def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor:
+        """Logits `[T, num_labels]`, or `[R, num_labels]` for the selected tokens alone."""
+        hidden = self.backbone(batch, select=select).last_hidden_state
         logits: Tensor = self.classifier(self.dropout(hidden))
         return logits
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """What a tagger gives for the words of a batch.
+
+    Attributes:
+        logits: `[W, num_labels]`: the emissions, where there is a field.
+        likelihood: `[B]`: log p of the labels of each sequence, where they were given.
+        field: of a `CrfTagger`, without a graph.
+    """
+
+    logits: Tensor
+    likelihood: Tensor | None = None
+    field: CrfWeights | None = None
+
+
+class CrfTagger(TokenClassifier):
+    """A conditional random field on the labels of words (Lample et al. 2016, section 2.2)."""
+
+    def __init__(
+        self, backbone: Backbone, num_labels: int, dropout: float, rate: float = 1.0
+    ) -> None:
+        super().__init__(backbone, num_labels, dropout)
+        self.crf = Crf(num_labels, rate)
+
+    def forward(  # type: ignore[override]
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection,
+        labels: Tensor | None = None,
+        begins: Tensor | None = None,
+        ends: Tensor | None = None,
+    ) -> TagScores:
+        """The emissions, and how likely the labels are.
+
+        Args:
+            batch: of sentences or parts of such.
+            select: a token for each of W words.
+            labels: `[W]`.
+            begins: `[B]` bool: whether a sequence's words are the first of its sentence.
+            ends: `[B]` bool: whether they are the last.
+        """
+        logits = super().forward(batch, select=select)
+        likelihood = None
+        if labels is not None:
+            lengths = select.layout.lengths
+            likelihood = log_likelihood(logits, labels, lengths, self.crf.weights, begins, ends)
+        return TagScores(logits, likelihood, self.crf.weights.detached())
 
 
 class MaskedLM(nn.Module):
@@ -322,9 +373,18 @@ def masked_lm(backbone: Backbone) -> MaskedLM:
 
 
 def token_classifier(
-    backbone: Backbone, num_labels: int, dropout: float | None = None
+    backbone: Backbone,
+    num_labels: int,
+    dropout: float | None = None,
+    crf_rate: float | None = None,
 ) -> TokenClassifier:
     """A label for each token, with the dropout of the backbone's family.
+
+    Args:
+        backbone: of the model.
+        num_labels: how many there are.
+        dropout: default: the model's own.
+        crf_rate: for a `CrfTagger`: its field's learning rate, in those of the model.
 
     Raises:
         ValueError: the family has no such head.
@@ -336,7 +396,10 @@ def token_classifier(
         own = backbone.config.dropout
     else:
         raise ValueError(f"a {backbone.config.model_type} has no token-classification head")
-    return TokenClassifier(backbone, num_labels, own if dropout is None else dropout)
+    rate = own if dropout is None else dropout
+    if crf_rate is not None:
+        return CrfTagger(backbone, num_labels, rate, crf_rate)
+    return TokenClassifier(backbone, num_labels, rate)
 
 
 def span_answerer(backbone: Backbone) -> TokenClassifier:
@@ -381,6 +444,7 @@ def pretraining(backbone: Backbone) -> BertPreTraining:
 HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "sequence_classification": sequence_classifier,
     "token_classification": token_classifier,
+    "token_classification_crf": lambda backbone, n: token_classifier(backbone, n, None, 1.0),
     "question_answering": lambda backbone, _: span_answerer(backbone),
     "masked_lm": lambda backbone, _: masked_lm(backbone),
     "pretraining": lambda backbone, _: pretraining(backbone),

@@ -19,10 +19,12 @@ from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
+from pretune.tasks.tag import Tagger, TagPrediction
+from pretune.tasks.tag_options import TagOptions
 
 #: Every task by the name recipes know it by.
 TASKS: dict[str, type[AnyTask]] = {
-    task.name: task for task in (Classify, Answerer, MaskLm, CausalLm)
+    task.name: task for task in (Classify, Tagger, Answerer, MaskLm, CausalLm)
 }
 
 
@@ -55,6 +57,9 @@ __all__ = [
     "MaskPrediction",
     "Metrics",
     "Prediction",
+    "TagOptions",
+    "TagPrediction",
+    "Tagger",
     "Task",
     "TaskOptions",
     "featurize",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch, Records, Skipped
+from pretune.data import Feature, FeatureSet, PackedBatch, Records, Repaired, Skipped
 from pretune.models import Backbone
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.text import Tokenizer
@@ -146,11 +146,11 @@ class Task(ABC, Generic[O, P]):
     @abstractmethod
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature | Skipped]:
+    ) -> Iterable[Feature | Skipped | Repaired]:
         """Turn some records into what the model reads; long text may become several features.
 
         To train on, a record that is wrong but does no harm may be skipped; all others, and all
-        that are to be predicted, give at least one feature.
+        that are to be predicted, give at least one feature. `Repaired` comes besides them.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -158,7 +158,7 @@ class Task(ABC, Generic[O, P]):
 
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature | Skipped]:
+    ) -> Iterable[Feature | Skipped | Repaired]:
         """What is evaluated on; by default the same features as are trained on."""
         return self.features(records, rows, tokenizer, with_targets=True)
 
@@ -302,7 +302,7 @@ def featurize(
         if (found := cache.read(key)) is not None:
             return replace(found, rows=records.rows)
 
-    def stream() -> Iterable[Feature | Skipped]:
+    def stream() -> Iterable[Feature | Skipped | Repaired]:
         for start in range(0, len(records), chunk):
             rows = range(start, min(start + chunk, len(records)))
             if evaluation:
@@ -313,16 +313,20 @@ def featurize(
                 progress(rows.stop)
 
     skipped: list[Skipped] = []
+    repaired: list[Repaired] = []
 
     def kept() -> Iterable[Feature]:
         for item in stream():
             if isinstance(item, Skipped):
                 skipped.append(item)
+            elif isinstance(item, Repaired):
+                repaired.append(item)
             else:
                 yield item
 
     start = time.perf_counter()
-    made = replace(FeatureSet.of(kept()), skipped=tuple(skipped))
+    made = FeatureSet.of(kept())
+    made = replace(made, skipped=tuple(skipped), repaired=tuple(repaired))
     if cache is not None:
         cache.keep(key, made, time.perf_counter() - start)
     return replace(made, rows=records.rows)

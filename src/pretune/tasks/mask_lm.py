@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, Layout, PackedBatch, Records, Selection
+from pretune.data import Feature, FeatureSet, PackedBatch, Records
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
 from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sentences
 from pretune.data.words import segmenter
@@ -230,10 +230,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
 
         Of pairs with a label both heads' logits.
         """
-        masked = batch.targets[TARGET] != -1
-        rows = masked.nonzero()[:, 0]
-        parts = torch.split(masked.cpu(), list(batch.layout.lengths))
-        select = Selection(rows, Layout.of([int(part.sum()) for part in parts], rows.device))
+        select = batch.where(batch.targets[TARGET] != -1)
         both = {"both": True} if NEXT in batch.targets else {}
         found: Tensor | PreTrainingOutput = model(batch, select=select, **both)
         return found
@@ -278,9 +275,8 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             )
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-        masked = torch.split((batch.targets[TARGET] != -1).cpu(), list(batch.layout.lengths))
         answers, start = [], 0
-        for count in (int(part.sum()) for part in masked):
+        for count in batch.where(batch.targets[TARGET] != -1).layout.lengths:
             answers.append(MaskPrediction(tuple(gaps[start : start + count])))
             start += count
         return answers

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretune.data import MAX_CHARS, FeatureSet, Records, epoch_order, read
+from pretune.data import MAX_CHARS, FeatureSet, Records, Repaired, Skipped, epoch_order, read
 from pretune.errors import DataError
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
@@ -112,19 +112,19 @@ def read_features(
     reporter.say(
         f"{what}: {len(features):,} from {records.origin}, {int(features.starts[-1]):,} tokens{cut}"
     )
-    if features.skipped:
-        reporter.say(_passed_over(features, records))
+    for named, found in (("passed over", features.skipped), ("repaired", features.repaired)):
+        if found:
+            reporter.say(_remarks(named, found, records))
     return features
 
 
-def _passed_over(features: FeatureSet, records: Records) -> str:
-    """How many records were not learned from, and the first of them."""
-    count = len(features.skipped)
-    lines = [
-        f"{count:,} of {len(records):,} records were passed over:" if count > 1 else "passed over:"
-    ]
-    for item in features.skipped[:SHOWN]:
+def _remarks(named: str, found: Sequence[Skipped | Repaired], records: Records) -> str:
+    """How many records something is said of, and the first of them."""
+    count = len(found)
+    lines = [f"{count:,} of {len(records):,} records were {named}:" if count > 1 else f"{named}:"]
+    for item in found[:SHOWN]:
         name = records.rows[item.record].get("id")
-        named = "" if name is None else f" (id {name})"
-        lines.append(f"  {records.where(item.record)}{named}: {item.why}")
+        where = records.where(item.record) + ("" if name is None else f" (id {name})")
+        # Of a list's item the place is better known to whoever looked at it.
+        lines.append(f"  {item.why if item.why.startswith(records.origin) else f'{where}: {item.why}'}")
     return "\n".join(lines + ["  ..."] * (count > SHOWN))
