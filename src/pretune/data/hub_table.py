@@ -50,7 +50,7 @@ def category_names(features: Any) -> dict[str, list[str]]:
     found = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():
         while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
-            feature = feature["feature"]  # noqa: PLW2901 - a list's items
+            feature = feature["feature"]
         names = feature.get("names") if isinstance(feature, Mapping) else None
         if isinstance(names, list) and feature.get("_type") == "ClassLabel":
             found[str(column)] = [str(name) for name in names]

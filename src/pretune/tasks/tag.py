@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pretune.data import Feature, FeatureSet, PackedBatch, Records, Repaired
@@ -166,11 +165,13 @@ class Tagger(Task[TagOptions, TagPrediction]):
         found = []
         for item, tag in enumerate(value):
             if isinstance(tag, int) and not isinstance(tag, bool) and names is not None:
-                tag = names[tag] if 0 <= tag < len(names) else tag  # noqa: PLW2901
+                tag = names[tag] if 0 <= tag < len(names) else tag
             if not isinstance(tag, str) or not is_tag(tag):
                 hint = "Tags are O, or B-, I-, E-, S- (L-, U-, M-) and a type, such as B-PER."
                 if isinstance(tag, int):
-                    hint = "Name the tags in the order of their numbers: task.labels=[O, B-PER, ...]"
+                    hint = (
+                        "Name the tags in the order of their numbers: task.labels=[O, B-PER, ...]"
+                    )
                 raise DataError(
                     f"{records.where(row, 'ner_tags', item)}: {tag!r} is no tag of an entity", hint
                 )

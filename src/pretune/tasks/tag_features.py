@@ -145,7 +145,9 @@ class Pieces:
     cut: bool
 
 
-def pieces_of(ids: Sequence[int], words: Sequence[int | None], count: int, room: int, unknown: int) -> Pieces:
+def pieces_of(
+    ids: Sequence[int], words: Sequence[int | None], count: int, room: int, unknown: int
+) -> Pieces:
     """Tokens grouped by word.
 
     Args:

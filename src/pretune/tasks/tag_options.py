@@ -52,7 +52,9 @@ class TagOptions(CrossEntropyOptions):
                 f"(it is {self.overlap})"
             )
         if self.crf and (self.label_smoothing or self.z_loss):
-            raise ValueError("label_smoothing and z_loss are not for a crf: its loss has no classes")
+            raise ValueError(
+                "label_smoothing and z_loss are not for a crf: its loss has no classes"
+            )
         return self
 
     @classmethod

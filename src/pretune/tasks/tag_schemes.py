@@ -1,8 +1,8 @@
 """How tags spell entities: the schemes, and reading any of them as conlleval does.
 
-    bio    B-x I-x I-x O     (IOB2: every entity begins with B)
-    iob1   I-x I-x I-x O     (B only where an entity touches one of its type)
-    bioes  B-x I-x E-x S-x   (the last word is E, a single one S); bilou: L, U; bmes: M, E, S
+bio    B-x I-x I-x O     (IOB2: every entity begins with B)
+iob1   I-x I-x I-x O     (B only where an entity touches one of its type)
+bioes  B-x I-x E-x S-x   (the last word is E, a single one S); bilou: L, U; bmes: M, E, S
 """
 
 from __future__ import annotations

@@ -126,5 +126,7 @@ def _remarks(named: str, found: Sequence[Skipped | Repaired], records: Records) 
         name = records.rows[item.record].get("id")
         where = records.where(item.record) + ("" if name is None else f" (id {name})")
         # Of a list's item the place is better known to whoever looked at it.
-        lines.append(f"  {item.why if item.why.startswith(records.origin) else f'{where}: {item.why}'}")
+        lines.append(
+            f"  {item.why if item.why.startswith(records.origin) else f'{where}: {item.why}'}"
+        )
     return "\n".join(lines + ["  ..."] * (count > SHOWN))
