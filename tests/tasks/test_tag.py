@@ -14,7 +14,7 @@ import pretune
 from pretune.data import Records, read
 from pretune.errors import DataError
 from pretune.tasks import Tagger, TagOptions, TagPrediction, featurize
-from pretune.tasks.bundle import load, save
+from pretune.tasks.bundle import Bundle, load, save
 from pretune.tasks.tag_features import split_words, windows
 from pretune.tasks.tag_schemes import (
     LETTERS,
@@ -155,6 +155,17 @@ SOME = sentences(
 )
 
 
+def made(folder: Path, seed: int = 0, **options: Any) -> Bundle:
+    """A model whose answers are of all kinds."""
+    torch.manual_seed(seed)
+    bundle = load(folder, task=tagger(**options))
+    with torch.no_grad():
+        bundle.model.get_parameter("classifier.weight").normal_()
+        if options.get("crf"):
+            bundle.model.get_parameter("crf.transitions").normal_()
+    return bundle
+
+
 def tagger(**options: Any) -> Tagger:
     return Tagger(TagOptions(**{"max_length": 24, "overlap": 8, **options}), LABELS)
 
@@ -162,8 +173,7 @@ def tagger(**options: Any) -> Tagger:
 @pytest.mark.parametrize("crf", [False, True])
 class TestModel:
     def test_every_word_has_a_tag_and_counts_once(self, tiny_folder: Path, crf: bool) -> None:
-        torch.manual_seed(0)
-        bundle = load(tiny_folder, task=tagger(crf=crf))
+        bundle = made(tiny_folder, 0, crf=crf)
         assert bundle.task is not None
         found = featurize(bundle.task, SOME, bundle.tokenizer, evaluation=True)
         assert len(found) > 4
@@ -178,8 +188,7 @@ class TestModel:
             assert not crf or malformed(answer.tags, "bio") is None
 
     def test_figures_are_those_of_the_predictions(self, tiny_folder: Path, crf: bool) -> None:
-        torch.manual_seed(1)
-        bundle = load(tiny_folder, task=tagger(crf=crf))
+        bundle = made(tiny_folder, 1, crf=crf)
         task = bundle.task
         assert task is not None
         features = featurize(task, SOME, bundle.tokenizer, evaluation=True)
@@ -203,11 +212,7 @@ class TestModel:
     def test_goes_to_disk_and_back(self, tiny_folder: Path, tmp_path: Path, crf: bool) -> None:
         from transformers import AutoModelForTokenClassification
 
-        torch.manual_seed(2)
-        bundle = load(tiny_folder, task=tagger(crf=crf))
-        if crf:
-            with torch.no_grad():
-                bundle.model.get_parameter("crf.transitions").normal_()
+        bundle = made(tiny_folder, 2, crf=crf)
         save(bundle, tmp_path)
         expected = pretune.predict(bundle, SOME.rows)
         assert pretune.predict(load(tmp_path), SOME.rows) == expected
@@ -301,8 +306,7 @@ class TestData:
 
 
 def test_offsets_are_of_the_text(tiny_folder: Path) -> None:
-    torch.manual_seed(0)
-    bundle = load(tiny_folder, task=tagger())
+    bundle = made(tiny_folder)
     text = "The good film, (un-able) in 中国."
     (found,) = pretune.predict(bundle, [text])
     assert isinstance(found, TagPrediction)

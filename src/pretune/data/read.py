@@ -39,7 +39,7 @@ class Records:
         categories: for columns that the source itself declares as categories, their names in order.
         max_chars: the longest text that is not taken for a mistake.
         numbers: for each row its number in the source (1-based), where only some were taken.
-        line_items: whether the items of a row's lists stand on lines of their own, from its line on.
+        line_items: whether the items of a row's lists stand on a line each, from its line on.
     """
 
     rows: Sequence[Record]

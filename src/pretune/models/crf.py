@@ -3,8 +3,8 @@
     score(y) = start[y_1] + sum_t emission[t, y_t] + sum_t transitions[y_(t-1), y_t] + end[y_n]
 
 and p(y) = exp(score(y)) / Z. Chains of different lengths lie end to end, without padding. All that
-walks along them does so for all chains at once, the longest first: at step t, the chains that have a
-word t are the first `counts[t]` ones.
+walks along them does so for all chains at once, the longest first: at step t, the chains that
+have a word t are the first `counts[t]` ones.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PIPELINES = {
     "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
     "token_classification": ("token-classification", "AutoModelForTokenClassification"),
+    "token_classification_crf": ("token-classification", "AutoModelForTokenClassification"),
     "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
     "pretraining": ("fill-mask", "AutoModelForPreTraining"),

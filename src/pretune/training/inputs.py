@@ -125,8 +125,7 @@ def _remarks(named: str, found: Sequence[Skipped | Repaired], records: Records) 
     for item in found[:SHOWN]:
         name = records.rows[item.record].get("id")
         where = records.where(item.record) + ("" if name is None else f" (id {name})")
-        # Of a list's item the place is better known to whoever looked at it.
-        lines.append(
-            f"  {item.why if item.why.startswith(records.origin) else f'{where}: {item.why}'}"
-        )
+        # Of an item of a list, whoever looked at it knows the place better.
+        own_place = item.why.startswith(records.origin)
+        lines.append(f"  {item.why if own_place else f'{where}: {item.why}'}")
     return "\n".join(lines + ["  ..."] * (count > SHOWN))
