@@ -56,7 +56,7 @@ def test_every_scheme_gives_back_what_was_written(
 
 
 def slow_conlleval(tags: list[str]) -> list[tuple[int, int, str]]:
-    """endOfChunk and startOfChunk of conlleval, as its rules are written down, over B, I and O."""
+    """The rules of conlleval for the ends and beginnings of chunks, over B, I and O."""
     found, start = [], None
     last, last_type = "O", ""
     for i, tag in enumerate([*tags, "O"]):
@@ -263,7 +263,7 @@ class TestData:
     def test_numbers_have_names(self, tiny_folder: Path) -> None:
         rows = [{"tokens": ["a", "b"], "ner_tags": [1, 0]}]
         bare = Records(rows, "x.jsonl", [1], ("tokens", "ner_tags"))
-        with pytest.raises(DataError, match="task.labels"):
+        with pytest.raises(DataError, match=r"task\.labels"):
             Tagger(TagOptions()).fit(bare)
         task = Tagger(TagOptions(labels=["O", "B-X"]))
         task.fit(bare)

@@ -163,7 +163,8 @@ def read(
     Args:
         source: a local `.jsonl`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or `.parquet`
             file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them); another `.txt`
-            file (one text) or a folder of such; or a dataset on the Hugging Face Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+            file (one text) or a folder of such; or a dataset on the Hugging Face Hub as
+            `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public

@@ -13,13 +13,10 @@ from pretune.models.heads import (
     HEADS,
     BertPreTraining,
     CausalLM,
-    CrfTagger,
     MaskedLM,
     PooledHead,
     PreTrainingOutput,
     SequenceClassifier,
-    TagScores,
-    TokenClassifier,
     causal_lm,
     masked_lm,
     pretraining,
@@ -34,6 +31,7 @@ from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
 from pretune.models.rnn import RnnConfig, RnnModel, RnnState
 from pretune.models.scores import Scores, score_tokens
 from pretune.models.sizes import SIZES
+from pretune.models.tagger import CrfTagger, TagScores, TokenClassifier
 from pretune.models.vocabulary import resize_vocabulary
 
 __all__ = [

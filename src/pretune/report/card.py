@@ -193,8 +193,8 @@ def _limits(facts: CardFacts) -> Iterator[str]:
         )
     if facts.task.head == "token_classification_crf":
         lines.append(
-            "- It has a conditional random field (`crf.*` in model.safetensors), which transformers "
-            "does not read: there each word gets its most probable tag by itself."
+            "- It has a conditional random field (`crf.*` in model.safetensors), which "
+            "transformers does not read: there each word gets its most probable tag by itself."
         )
     if facts.labels and facts.task.name != "tag":
         lines.append("- It gives one of its labels to every text, also where none of them fits.")

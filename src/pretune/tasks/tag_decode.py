@@ -48,8 +48,8 @@ def decode(
     """The labels of the words of sentences, and the probabilities of all labels.
 
     Without a field each word has its most probable label. With one, a sentence has the sequence
-    with the highest score of those that are well-formed in the scheme, whatever windows it was read in;
-    the probabilities are those of the field, in which other sequences take part.
+    with the highest score of those that are well-formed in the scheme, whatever windows it was read
+    in; the probabilities are those of the field, in which other sequences take part.
 
     Args:
         sentences: the windows of each, in their order.

@@ -74,7 +74,7 @@ def spans(tags: Sequence[str]) -> list[Span]:
 def write(entities: Iterable[Span], length: int, scheme: Scheme) -> list[str]:
     """The tags of entities that do not overlap, for so many words."""
     tags = [OUTSIDE] * length
-    first, inside, end, single = LETTERS[scheme]
+    first, inside, end, single = list(LETTERS[scheme])
     before = Span(-1, -1, "")
     for one in sorted(entities):
         letters = [inside] * (one.end - one.start)
