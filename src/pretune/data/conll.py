@@ -4,8 +4,8 @@
     rejects VBZ  B-VP  O
 
 The first column is the word, the last one its tag; columns are separated by tabs, or by spaces
-where a line has no tab. `-DOCSTART-` lines, which part documents (Tjong Kim Sang & De Meulder 2003),
-part sentences too. A file with one column has words alone.
+where a line has no tab. `-DOCSTART-` lines part documents (Tjong Kim Sang & De Meulder 2003), and
+so sentences. A file with one column has words alone.
 """
 
 from __future__ import annotations
