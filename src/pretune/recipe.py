@@ -145,6 +145,8 @@ def _for_data(source: str) -> dict[str, Any]:
     task: dict[str, Any] = {"name": "classify"}
     if {"question", "context", "answers"} <= columns:
         task = {"name": "answer", **({"no_answer": True} if "is_impossible" in columns else {})}
+    elif {"tokens", "ner_tags"} <= columns:
+        task = {"name": "tag"}
     elif {"sentence1", "sentence2"} <= columns:
         task["pair"] = True
     return {

@@ -20,5 +20,5 @@ def test_figures_per_class_where_there_are_classes() -> None:
     with_classes = Evaluation({"loss": 1.0}, 8, 0.1, {"per_class": {"good": figures}})
     assert "0.2500" in shown(with_classes)
     language_model = Evaluation({"perplexity": 9.0}, 8, 0.1, {"tokens": 3})
-    assert "perplexity 9.0000" in shown(language_model)
+    assert "│perplexity │ 9.0000│" in shown(language_model)
     assert "precision" not in shown(language_model)

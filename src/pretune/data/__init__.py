@@ -2,7 +2,15 @@
 
 from pretune.data.features import Features, MadeFeatures
 from pretune.data.hub_table import HUB_DATASET, hub_table
-from pretune.data.pack import Feature, FeatureSet, Layout, PackedBatch, Selection, Skipped
+from pretune.data.pack import (
+    Feature,
+    FeatureSet,
+    Layout,
+    PackedBatch,
+    Repaired,
+    Selection,
+    Skipped,
+)
 from pretune.data.prefetch import prefetched
 from pretune.data.read import MAX_CHARS, TABLE_SUFFIXES, Records, read
 from pretune.data.sample import (
@@ -27,6 +35,7 @@ __all__ = [
     "MadeFeatures",
     "PackedBatch",
     "Records",
+    "Repaired",
     "Selection",
     "Skipped",
     "StreamOrder",

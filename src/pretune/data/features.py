@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pretune.data.pack import Array, Feature, FeatureSet, PackedBatch, Skipped
+from pretune.data.pack import Array, Feature, FeatureSet, PackedBatch, Repaired, Skipped
 
 
 class Features(Protocol):
@@ -26,6 +26,10 @@ class Features(Protocol):
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Records that nothing can be learned from."""
+
+    @property
+    def repaired(self) -> tuple[Repaired, ...]:
+        """Records that something was put right in."""
 
     @property
     def choices(self) -> tuple[tuple[int, ...], ...] | None:
@@ -65,6 +69,7 @@ class MadeFeatures:
         begins: `[N]` whether a feature is the first of its record; None: each is.
         skipped: records that nothing can be learned from.
         choices: none: a feature is one sequence.
+        repaired: records that something was put right in.
     """
 
     lengths: Array
@@ -74,6 +79,7 @@ class MadeFeatures:
     begins: Array | None = None
     skipped: tuple[Skipped, ...] = ()
     choices: None = None
+    repaired: tuple[Repaired, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pretune.errors import DataError
@@ -37,3 +39,28 @@ def hub_table(source: str) -> Any:
             "If the Hub cannot be reached, use a local file instead: data.train=FILE "
             "data.validation=FILE; HF_ENDPOINT names a mirror.",
         ) from error
+
+
+def category_names(features: Any) -> dict[str, list[str]]:
+    """The names of the columns of categories, or of lists of such.
+
+    Args:
+        features: `Features.to_dict()` of `datasets`, which it also leaves in its Parquet files.
+    """
+    found = {}
+    for column, feature in features.items() if isinstance(features, Mapping) else ():
+        while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
+            feature = feature["feature"]
+        names = feature.get("names") if isinstance(feature, Mapping) else None
+        if isinstance(names, list) and feature.get("_type") == "ClassLabel":
+            found[str(column)] = [str(name) for name in names]
+    return found
+
+
+def stored_categories(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """`category_names` by the metadata of a Parquet file that `datasets` has written."""
+    try:
+        said = json.loads(metadata.get(b"huggingface", b"{}"))
+        return category_names(said["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return {}

@@ -128,6 +128,12 @@ class PackedBatch:
         ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
         return Selection(self.cu_seqlens[1:].long() - 1, ones)
 
+    def where(self, mask: Tensor) -> Selection:
+        """The tokens for which a mask `[T]` is true; of each sequence any number."""
+        before = np.concatenate([[0], np.cumsum(mask.cpu().numpy())])
+        ends = np.cumsum([0, *self.layout.lengths])
+        return Selection(mask.nonzero()[:, 0], Layout.of(np.diff(before[ends]), mask.device))
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device; copies overlap with work on CUDA."""
         device = torch.device(device)
@@ -202,6 +208,19 @@ class Skipped:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A record that was not as it should be, and is used all the same.
+
+    Attributes:
+        record: which (0-based).
+        why: what was wrong and what was made of it, in a few words, for people.
+    """
+
+    record: int
+    why: str
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Many features in a handful of flat arrays: 4 bytes a token, no Python object per feature.
@@ -214,6 +233,7 @@ class FeatureSet:
         records: `[N]`: the record each feature came from.
         truncated: how many features had text cut.
         skipped: records that gave no feature, as they are wrong.
+        repaired: records that are wrong and gave features.
         rows: the records themselves, where somebody needs them beside the features.
         choices: where features are several sequences: for each feature the tokens of each.
     """
@@ -225,6 +245,7 @@ class FeatureSet:
     records: Array
     truncated: int = 0
     skipped: tuple[Skipped, ...] = ()
+    repaired: tuple[Repaired, ...] = ()
     rows: Sequence[Mapping[str, Any]] = ()
     choices: tuple[tuple[int, ...], ...] | None = None
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pretune.data.hub_table import HUB_DATASET, hub_table
+from pretune.data.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
+from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, stored_categories
 from pretune.data.squad import squad_rows
 from pretune.errors import DataError, did_you_mean
 from pretune.text.decode import SURROGATE, check_encoding, encoding_hint
@@ -35,6 +36,7 @@ class Records:
         categories: for columns that the source itself declares as categories, their names in order.
         max_chars: the longest text that is not taken for a mistake.
         numbers: for each row its number in the source (1-based), where only some were taken.
+        line_items: whether the items of a row's lists stand on a line each, from its line on.
     """
 
     rows: Sequence[Record]
@@ -44,17 +46,25 @@ class Records:
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_chars: int = MAX_CHARS
     numbers: Sequence[int] | None = None
+    line_items: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def where(self, row: int, column: str | None = None) -> str:
-        """A place to name in an error: `train.tsv, line 7, column 'label'`."""
+    def where(self, row: int, column: str | None = None, item: int | None = None) -> str:
+        """A place to name in an error: `train.tsv, line 7, column 'label'`.
+
+        Args:
+            row: which record (0-based).
+            column: the column in it.
+            item: which item (0-based) of the list there.
+        """
+        of_item = "" if item is None or self.line_items else f", item {item + 1}"
         if self.lines is not None:
-            place = f"line {self.lines[row]}"
+            place = f"line {self.lines[row] + (item or 0 if self.line_items else 0)}"
         else:
             place = f"row {row + 1 if self.numbers is None else self.numbers[row]}"
-        return f"{self.origin}, {place}" + (f", column '{column}'" if column else "")
+        return f"{self.origin}, {place}" + (f", column '{column}'" if column else "") + of_item
 
     def take(self, which: Sequence[int]) -> Records:
         """The records at these places (0-based), in this order."""
@@ -149,8 +159,9 @@ def read(
 
     Args:
         source: a local `.jsonl`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or `.parquet`
-            file; a `.txt` file (one text) or a folder of such; or a dataset on the Hugging Face
-            Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+            file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them); another `.txt`
+            file (one text) or a folder of such; or a dataset on the Hugging Face Hub as
+            `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
@@ -165,7 +176,9 @@ def read(
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     hub = HUB_DATASET.fullmatch(str(source))
-    if os.path.exists(path) and is_plain(path):
+    if path.suffix.lower() == ".txt" and os.path.isfile(path) and looks_like_conll(path):
+        records = _read_conll(path, encoding, quoting)
+    elif os.path.exists(path) and is_plain(path):
         records = read_plain(path, encoding)
     elif os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
         if reader is None:
@@ -339,7 +352,13 @@ def _read_parquet(path: Path, encoding: str, quoting: str) -> Records:
         raise DataError(
             f"{path}: not a Parquet file that can be read ({error})", "Write it again."
         ) from None
-    return Records(table.to_pylist(), str(path), None, tuple(table.column_names))
+    categories = stored_categories(table.schema.metadata or {})
+    return Records(table.to_pylist(), str(path), None, tuple(table.column_names), categories)
+
+
+def _read_conll(path: Path, encoding: str, quoting: str) -> Records:
+    rows, lines = conll_rows(path, decode(path, encoding))
+    return Records(rows, str(path), lines, tuple(rows[0]) if rows else (), line_items=True)
 
 
 _READERS: dict[str, Callable[[Path, str, str], Records]] = {
@@ -348,6 +367,7 @@ _READERS: dict[str, Callable[[Path, str, str], Records]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
+    **dict.fromkeys(CONLL_SUFFIXES, _read_conll),
 }
 
 #: Names of files that `read` knows how to read end like this.
@@ -355,12 +375,6 @@ TABLE_SUFFIXES = tuple(_READERS)
 
 
 def _read_hub(origin: str) -> Records:
-    import datasets
-
     table = hub_table(origin)
-    # A column of lists (several labels a record) holds the type of its elements.
-    kinds = {name: getattr(kind, "feature", kind) for name, kind in table.features.items()}
-    categories = {
-        name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)
-    }
+    categories = category_names(table.features.to_dict())
     return Records(table.to_list(), origin, None, tuple(table.column_names), categories)

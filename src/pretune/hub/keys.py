@@ -86,6 +86,12 @@ BERT_MLM = _rules(
     ("norm", "cls.predictions.transform.LayerNorm"),
     ("bias", "cls.predictions.bias"),
 )
+#: transformers has no field: it opens the rest, which is a model of its class. (In `heads`, of two
+#: with one class the last is what `config.json` is taken to mean where it says no more.)
+CRF_TAGGER = _rules(
+    ("classifier", "classifier"),
+    *((name, name) for name in ("crf.transitions", "crf.start", "crf.end")),
+)
 BERT_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
 BERT = Family(
@@ -118,6 +124,7 @@ BERT = Family(
             "BertForSequenceClassification", _rules(("classifier", "classifier"))
         ),
         "multiple_choice": Head("BertForMultipleChoice", _rules(("classifier", "classifier"))),
+        "token_classification_crf": Head("BertForTokenClassification", CRF_TAGGER),
         "token_classification": Head(
             "BertForTokenClassification", _rules(("classifier", "classifier"))
         ),
@@ -167,6 +174,7 @@ DISTILBERT = Family(
             "DistilBertForMultipleChoice",
             _rules(("dense", "pre_classifier"), ("classifier", "classifier")),
         ),
+        "token_classification_crf": Head("DistilBertForTokenClassification", CRF_TAGGER),
         "token_classification": Head(
             "DistilBertForTokenClassification", _rules(("classifier", "classifier"))
         ),
@@ -256,6 +264,7 @@ def expand(rules: tuple[Rule, ...], layers: int, prefix: str = "") -> dict[str, 
     table: dict[str, Names] = {}
     for rule in rules:
         whole = rule.ours.endswith((".weight", ".bias")) or rule.ours == "bias"
+        whole = whole or rule.ours.startswith("crf.")
         for i in range(layers) if "{i}" in rule.ours else (0,):
             for kind in ("",) if whole else (".weight", ".bias"):
                 parts = tuple(prefix + part.format(i=i) + kind for part in rule.theirs)

@@ -6,13 +6,13 @@ from pretune.models.bert import BertConfig, BertModel
 from pretune.models.cache import KVCache
 from pretune.models.classic import ClassicLM, ClassicModel, ClassicOutput, Reading
 from pretune.models.config import ModelConfig, brief
+from pretune.models.crf import CrfWeights, log_likelihood, marginals, viterbi
 from pretune.models.distilbert import DistilBertConfig, DistilBertModel
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
 from pretune.models.heads import (
     HEADS,
     PooledHead,
     SequenceClassifier,
-    TokenClassifier,
     causal_lm,
     chooser,
     masked_lm,
@@ -28,6 +28,7 @@ from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
 from pretune.models.rnn import RnnConfig, RnnModel, RnnState
 from pretune.models.scores import Scores, score_tokens
 from pretune.models.sizes import SIZES
+from pretune.models.tagger import CrfTagger, TagScores, TokenClassifier
 from pretune.models.token_heads import BertPreTraining, CausalLM, MaskedLM, PreTrainingOutput
 from pretune.models.vocabulary import resize_vocabulary
 
@@ -42,6 +43,8 @@ __all__ = [
     "ClassicLM",
     "ClassicModel",
     "ClassicOutput",
+    "CrfTagger",
+    "CrfWeights",
     "DecoderState",
     "DistilBertConfig",
     "DistilBertModel",
@@ -66,6 +69,7 @@ __all__ = [
     "RnnState",
     "Scores",
     "SequenceClassifier",
+    "TagScores",
     "TokenClassifier",
     "attention",
     "attention_maps",
@@ -73,6 +77,8 @@ __all__ = [
     "brief",
     "causal_lm",
     "chooser",
+    "log_likelihood",
+    "marginals",
     "masked_lm",
     "pretraining",
     "resize_vocabulary",
@@ -80,4 +86,5 @@ __all__ = [
     "sequence_classifier",
     "span_answerer",
     "token_classifier",
+    "viterbi",
 ]

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
                 nn.init.zeros_(part.bias)
             else:  # a parameter of the module's own, e.g. the bias of a tied output layer
                 for name, parameter in part.named_parameters(recurse=False):
-                    if name != "bias":
+                    if name not in ("bias", "transitions", "start", "end"):  # the last: a Crf's
                         raise TypeError(f"no rule for {type(part).__name__}.{name}")
                     nn.init.zeros_(parameter)
 

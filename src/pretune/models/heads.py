@@ -19,6 +19,7 @@ from pretune.models.classic import ClassicLM, ClassicModel
 from pretune.models.distilbert import EPS, DistilBertModel
 from pretune.models.gpt2 import Gpt2Model
 from pretune.models.layers import Dropout, Linear
+from pretune.models.tagger import CrfTagger, TokenClassifier
 from pretune.models.token_heads import BertPreTraining, CausalLM, MaskedLM
 
 
@@ -118,26 +119,6 @@ class Gpt2Classifier(PooledHead):
         return logits
 
 
-class TokenClassifier(nn.Module):
-    """Dropout and a linear map on every token: labels of tokens, or the ends of an answer.
-
-    For `...ForTokenClassification`, and with two outputs for `...ForQuestionAnswering`.
-    """
-
-    def __init__(self, backbone: Backbone, num_labels: int, dropout: float) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.dropout = Dropout(dropout)
-        self.classifier = Linear(backbone.config.size("hidden_size"), num_labels)
-        backbone.init_weights(self.classifier)
-
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits `[T, num_labels]`."""
-        hidden = self.backbone(batch).last_hidden_state
-        logits: Tensor = self.classifier(self.dropout(hidden))
-        return logits
-
-
 def sequence_classifier(
     backbone: Backbone, num_labels: int, dropout: float | None = None
 ) -> nn.Module:
@@ -182,9 +163,18 @@ def masked_lm(backbone: Backbone) -> MaskedLM:
 
 
 def token_classifier(
-    backbone: Backbone, num_labels: int, dropout: float | None = None
+    backbone: Backbone,
+    num_labels: int,
+    dropout: float | None = None,
+    crf_rate: float | None = None,
 ) -> TokenClassifier:
     """A label for each token, with the dropout of the backbone's family.
+
+    Args:
+        backbone: of the model.
+        num_labels: how many there are.
+        dropout: default: the model's own.
+        crf_rate: for a `CrfTagger`: its field's learning rate, in those of the model.
 
     Raises:
         ValueError: the family has no such head.
@@ -196,7 +186,10 @@ def token_classifier(
         own = backbone.config.dropout
     else:
         raise ValueError(f"a {backbone.config.model_type} has no token-classification head")
-    return TokenClassifier(backbone, num_labels, own if dropout is None else dropout)
+    rate = own if dropout is None else dropout
+    if crf_rate is not None:
+        return CrfTagger(backbone, num_labels, rate, crf_rate)
+    return TokenClassifier(backbone, num_labels, rate)
 
 
 def span_answerer(backbone: Backbone) -> TokenClassifier:
@@ -241,6 +234,7 @@ def pretraining(backbone: Backbone) -> BertPreTraining:
 HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "sequence_classification": sequence_classifier,
     "token_classification": token_classifier,
+    "token_classification_crf": lambda backbone, n: token_classifier(backbone, n, None, 1.0),
     "question_answering": lambda backbone, _: span_answerer(backbone),
     "multiple_choice": lambda backbone, _: chooser(backbone),
     "masked_lm": lambda backbone, _: masked_lm(backbone),

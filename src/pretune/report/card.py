@@ -39,6 +39,8 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = f"This model reads {plain(reads)}; its task is {plain(facts.task.name)}."
     if facts.task.name == "answer":
         does = "This model finds the answer to a question in a passage."
+    if facts.task.name == "tag":
+        does = "This model finds entities, such as names, in a text and says of which type each is."
     if facts.task.name == "mask_lm":
         does = "This model finds the words that fit the gaps of a text."
     opens = "transformers opens it too" if facts.in_transformers else "pretune opens it"
@@ -190,7 +192,12 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             f"- It gives no answer where that scores over {threshold:.2f} more than the best span "
             f"(`{THRESHOLD}` in config.json). transformers does not look at that by itself."
         )
-    if facts.labels:
+    if facts.task.head == "token_classification_crf":
+        lines.append(
+            "- It has a conditional random field (`crf.*` in model.safetensors), which "
+            "transformers does not read: there each word gets its most probable tag by itself."
+        )
+    if facts.labels and facts.task.name != "tag":
         lines.append("- It gives one of its labels to every text, also where none of them fits.")
     lines.append(
         "- Whether it treats people or groups unequally was not examined; what was wrong in the "

@@ -19,6 +19,7 @@ PIPELINES = {
     "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
     "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice"),
     "token_classification": ("token-classification", "AutoModelForTokenClassification"),
+    "token_classification_crf": ("token-classification", "AutoModelForTokenClassification"),
     "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
     "pretraining": ("fill-mask", "AutoModelForPreTraining"),

@@ -305,7 +305,7 @@ def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
 def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
     if isinstance(model, BertPreTraining):
         found = model(inputs, select=_masked(inputs), both=True)
-        return _sum(found.prediction_logits) + _sum(found.seq_relationship_logits)
+        return _sum(found.predictions) + _sum(found.seq_relationship_logits)
     some = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}
     return _sum(model(inputs, **some))
 

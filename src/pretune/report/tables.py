@@ -100,7 +100,8 @@ def confusion_table(details: Mapping[str, Any]) -> Group | None:
 
 def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 20) -> Text:
     """An input and its answer; for classes their scores as bars."""
-    text = Text("  |  ".join(str(value) for value in inputs.values()) + "\n", "bold")
+    shown = (" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in inputs.values())
+    text = Text("  |  ".join(shown) + "\n", "bold")
     ordered = answer.ranked()
     width = max((len(label) for label, _ in ordered), default=0)
     for label, score in ordered[:most]:

@@ -22,10 +22,13 @@ from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
 from pretune.tasks.regress import Regress, RegressOptions, ScorePrediction
+from pretune.tasks.tag import Tagger, TagPrediction
+from pretune.tasks.tag_options import TagOptions
 
 #: Every task by the name recipes know it by.
 TASKS: dict[str, type[AnyTask]] = {
-    task.name: task for task in (Classify, Multilabel, Regress, Choose, Answerer, MaskLm, CausalLm)
+    task.name: task
+    for task in (Classify, Multilabel, Regress, Choose, Tagger, Answerer, MaskLm, CausalLm)
 }
 
 
@@ -67,6 +70,9 @@ __all__ = [
     "Regress",
     "RegressOptions",
     "ScorePrediction",
+    "TagOptions",
+    "TagPrediction",
+    "Tagger",
     "Task",
     "TaskOptions",
     "featurize",

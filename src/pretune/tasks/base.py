@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pretune.corpus import StoredDocuments
-from pretune.data import Feature, Features, PackedBatch, Records, Skipped
+from pretune.data import Feature, Features, PackedBatch, Records, Repaired, Skipped
 from pretune.data.pack import Array
 from pretune.models import Backbone
 from pretune.text import Tokenizer
@@ -148,11 +148,11 @@ class Task(ABC, Generic[O, P]):
     @abstractmethod
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature | Skipped]:
+    ) -> Iterable[Feature | Skipped | Repaired]:
         """Turn some records into what the model reads; long text may become several features.
 
         To train on, a record that is wrong but does no harm may be skipped; all others, and all
-        that are to be predicted, give at least one feature.
+        that are to be predicted, give at least one feature. `Repaired` comes besides them.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -160,7 +160,7 @@ class Task(ABC, Generic[O, P]):
 
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature | Skipped]:
+    ) -> Iterable[Feature | Skipped | Repaired]:
         """What is evaluated on; by default the same features as are trained on."""
         return self.features(records, rows, tokenizer, with_targets=True)
 

@@ -23,10 +23,11 @@ from pretune.hub import (
 from pretune.models import HEADS, brief
 from pretune.tasks.answer import THRESHOLD
 from pretune.tasks.bundle import save_tokenizer
+from pretune.tasks.tag import CRF
 from pretune.text import load_tokenizer
 
 #: Entries of config.json that say what a head's outputs mean; they go along.
-_KEPT = ("id2label", "label2id", "problem_type", THRESHOLD)
+_KEPT = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
 
 
 def convert(
@@ -80,4 +81,6 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
             f"{folder / 'config.json'}: a {brief(architecture)} is not supported",
             did_you_mean(brief(architecture), known),
         )
-    return family, known.get(architecture, "backbone")
+    name = known.get(architecture, "backbone")
+    with_field = name == "token_classification" and config.get(CRF) is True
+    return family, "token_classification_crf" if with_field else name

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pretune import __version__
-from pretune.data import FeatureSet, Records, Skipped
+from pretune.data import FeatureSet, Records, Repaired, Skipped
 from pretune.text import Tokenizer
 
 #: Features that were made in less time are not worth a file.
@@ -87,6 +87,7 @@ class FeatureCache:
                 said = json.loads(file.metadata()["pretune"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             skipped = tuple(Skipped(**item) for item in said["skipped"])
+            repaired = tuple(Repaired(**item) for item in said["repaired"])
             found = FeatureSet(
                 tokens=arrays["tokens"],
                 starts=arrays["starts"],
@@ -95,6 +96,7 @@ class FeatureCache:
                 records=arrays["records"],
                 truncated=said["truncated"],
                 skipped=skipped,
+                repaired=repaired,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
@@ -124,6 +126,7 @@ class FeatureCache:
             "targets": list(features.targets),  # their order is that of the fingerprint
             "truncated": features.truncated,
             "skipped": [asdict(item) for item in features.skipped],
+            "repaired": [asdict(item) for item in features.repaired],
             "digest": _digest(features),
         }
         aside = self.folder / f".{key}.{os.getpid()}.tmp"

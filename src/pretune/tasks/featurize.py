@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pretune.corpus import StoredDocuments
-from pretune.data import Feature, Features, FeatureSet, Records, Skipped
+from pretune.data import Feature, Features, FeatureSet, Records, Repaired, Skipped
 from pretune.errors import DataError
 from pretune.tasks.base import AnyTask
 from pretune.tasks.feature_cache import FeatureCache
@@ -81,7 +81,7 @@ def record_features(
         if (found := cache.read(key)) is not None:
             return replace(found, rows=records.rows)
 
-    def stream() -> Iterable[Feature | Skipped]:
+    def stream() -> Iterable[Feature | Skipped | Repaired]:
         for start in range(0, len(records), chunk):
             rows = range(start, min(start + chunk, len(records)))
             if evaluation:
@@ -92,16 +92,20 @@ def record_features(
                 progress(rows.stop)
 
     skipped: list[Skipped] = []
+    repaired: list[Repaired] = []
 
     def kept() -> Iterable[Feature]:
         for item in stream():
             if isinstance(item, Skipped):
                 skipped.append(item)
+            elif isinstance(item, Repaired):
+                repaired.append(item)
             else:
                 yield item
 
     start = time.perf_counter()
-    made = replace(FeatureSet.of(kept()), skipped=tuple(skipped))
+    made = FeatureSet.of(kept())
+    made = replace(made, skipped=tuple(skipped), repaired=tuple(repaired))
     if cache is not None:
         cache.keep(key, made, time.perf_counter() - start)
     return replace(made, rows=records.rows)

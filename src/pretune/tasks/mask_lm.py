@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.corpus import StoredDocuments
-from pretune.data import Feature, Features, Layout, PackedBatch, Records, Selection
+from pretune.data import Feature, Features, PackedBatch, Records
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
 from pretune.data.next_sentence import PairMaker, RecordDocuments, Tokens, encode_all
 from pretune.data.words import segmenter
@@ -266,14 +266,11 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         what both heads give.
         """
         masked = batch.targets[TARGET] != -1
-        rows = masked.nonzero()[:, 0]
-        parts = torch.split(masked.cpu(), list(batch.layout.lengths))
-        select = Selection(rows, Layout.of([int(part.sum()) for part in parts], rows.device))
         more: dict[str, Any] = {"both": True} if NEXT in batch.targets else {}
-        labels = batch.targets[TARGET][rows]
+        labels = batch.targets[TARGET][masked]
         if not bool((labels == UNKNOWN).any()):
             more |= {"labels": labels, **self.options.how}
-        found: Outputs = model(batch, select=select, **more)
+        found: Outputs = model(batch, select=batch.where(masked), **more)
         return found
 
     def loss(self, outputs: Outputs, batch: PackedBatch) -> Loss:
@@ -310,9 +307,8 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             )
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-        masked = torch.split((batch.targets[TARGET] != -1).cpu(), list(batch.layout.lengths))
         answers, start = [], 0
-        for count in (int(part.sum()) for part in masked):
+        for count in batch.where(batch.targets[TARGET] != -1).layout.lengths:
             answers.append(MaskPrediction(tuple(gaps[start : start + count])))
             start += count
         return answers

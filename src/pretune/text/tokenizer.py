@@ -114,6 +114,18 @@ class Tokenizer:
         with _explained():
             return encode(list(texts), add_special_tokens=False)
 
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoding]:
+        """Encode sentences that are words already, in parallel, without special tokens.
+
+        `word_ids` of a result say which word each token is of; a word may have no token.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        given = [list(words) for words in sentences]
+        with _explained():
+            return self.engine.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids, as the tokenizer's decoder joins them."""
         text: str = self.engine.decode(list(ids), skip_special_tokens=skip_special)

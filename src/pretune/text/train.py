@@ -288,4 +288,7 @@ def _characters(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    return Tokenizer(engine, {} if unknown is None else {"unk_token": unknown}, settings)
+    named = {} if unknown is None else {"unk_token": unknown}
+    if END_OF_TEXT in special:
+        named |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    return Tokenizer(engine, named, settings)

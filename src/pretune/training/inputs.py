@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pretune.corpus import StoredDocuments, is_corpus
-from pretune.data import MAX_CHARS, Features, Records, epoch_order, read
+from pretune.data import MAX_CHARS, Features, Records, Repaired, Skipped, epoch_order, read
 from pretune.errors import DataError
 from pretune.models import SIZES
 from pretune.recipe import Recipe
@@ -160,19 +160,20 @@ def read_features(
         cut = f"; {features.truncated:,} {task.was_cut}"
     tokens = int(features.lengths.sum())
     reporter.say(f"{what}: {len(features):,} from {records.origin}, {tokens:,} tokens{cut}")
-    if features.skipped and isinstance(records, Records):
-        reporter.say(_passed_over(features, records))
+    for named, found in (("passed over", features.skipped), ("repaired", features.repaired)):
+        if found and isinstance(records, Records):
+            reporter.say(_remarks(named, found, records))
     return features
 
 
-def _passed_over(features: Features, records: Records) -> str:
-    """How many records were not learned from, and the first of them."""
-    count = len(features.skipped)
-    lines = [
-        f"{count:,} of {len(records):,} records were passed over:" if count > 1 else "passed over:"
-    ]
-    for item in features.skipped[:SHOWN]:
+def _remarks(named: str, found: Sequence[Skipped | Repaired], records: Records) -> str:
+    """How many records something is said of, and the first of them."""
+    count = len(found)
+    lines = [f"{count:,} of {len(records):,} records were {named}:" if count > 1 else f"{named}:"]
+    for item in found[:SHOWN]:
         name = records.rows[item.record].get("id")
-        named = "" if name is None else f" (id {name})"
-        lines.append(f"  {records.where(item.record)}{named}: {item.why}")
+        where = records.where(item.record) + ("" if name is None else f" (id {name})")
+        # Of an item of a list, whoever looked at it knows the place better.
+        own_place = item.why.startswith(records.origin)
+        lines.append(f"  {item.why if own_place else f'{where}: {item.why}'}")
     return "\n".join(lines + ["  ..."] * (count > SHOWN))

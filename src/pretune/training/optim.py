@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretune.models.crf import Crf
 from pretune.recipe_train import TrainSection
 from pretune.training.distributed import is_sharded, local
 from pretune.training.state import State
@@ -27,19 +28,26 @@ def parameter_groups(
     """
     depths = _depths(model)
     top = max(depths.values(), default=0)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    rates = _own_rates(model)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            depth = depths[name] if layer_decay != 1.0 else top
-            groups.setdefault((depth, parameter.ndim >= 2), []).append(parameter)
+            scale = layer_decay ** (top - depths[name]) * rates.get(parameter, 1.0)
+            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if matrices else 0.0,
-            "scale": layer_decay ** (top - depth),
+            "scale": scale,
         }
-        for (depth, matrices), parameters in groups.items()
+        for (scale, matrices), parameters in groups.items()
     ]
+
+
+def _own_rates(model: nn.Module) -> dict[nn.Parameter, float]:
+    """The rates of parts that learn quicker than the rest, in those of the model."""
+    parts = (module for module in model.modules() if isinstance(module, Crf))
+    return {parameter: part.rate for part in parts for parameter in part.parameters()}
 
 
 def _depths(model: nn.Module) -> dict[str, int]:

@@ -1,0 +1,217 @@
+"""A linear-chain conditional random field (Lafferty et al. 2001; Lample et al. 2016, section 2.2).
+
+    score(y) = start[y_1] + sum_t emission[t, y_t] + sum_t transitions[y_(t-1), y_t] + end[y_n]
+
+and p(y) = exp(score(y)) / Z. Chains of different lengths lie end to end, without padding. All that
+walks along them does so for all chains at once, the longest first: at step t, the chains that
+have a word t are the first `counts[t]` ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CrfWeights:
+    """What a chain of labels is worth besides its emissions.
+
+    Attributes:
+        transitions: `[L, L]`, from the row's label to the column's.
+        start: `[L]`.
+        end: `[L]`.
+    """
+
+    transitions: Tensor
+    start: Tensor
+    end: Tensor
+
+    def detached(self) -> CrfWeights:
+        """Without a graph."""
+        return CrfWeights(self.transitions.detach(), self.start.detach(), self.end.detach())
+
+    def cpu(self) -> CrfWeights:
+        """A copy on the host, in float32 and without a graph."""
+        parts = (self.transitions, self.start, self.end)
+        copies = (part.detach().to("cpu", torch.float32, copy=True) for part in parts)
+        return CrfWeights(*copies)
+
+    def only(self, follows: Tensor, starts: Tensor, ends: Tensor) -> CrfWeights:
+        """With minus infinity where a label may not follow another, begin or end (all bool)."""
+
+        def masked(weight: Tensor, allowed: Tensor) -> Tensor:
+            return weight.masked_fill(~allowed.to(weight.device), -torch.inf)
+
+        return CrfWeights(
+            masked(self.transitions, follows),
+            masked(self.start, starts),
+            masked(self.end, ends),
+        )
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The words of packed chains in the order of time.
+
+    Attributes:
+        order: `[C]` the chains that have words, longest first; numbers of the given ones.
+        counts: how many chains have a word at each step.
+        rows: `[W]` int64: at each place of that order, which word it is.
+        backward: `[W]` int64: the same where every chain is read from its end.
+        last: `[C]` int64: the row of each chain's last word, in the order of `order`.
+    """
+
+    order: Tensor
+    counts: tuple[int, ...]
+    rows: Tensor
+    backward: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Self:
+        """Of chains of these lengths, which may be 0."""
+        sizes = np.asarray(lengths, dtype=np.int64)
+        starts = np.cumsum(sizes) - sizes
+        order = np.argsort(-sizes, kind="stable")[: int((sizes > 0).sum())]
+        first, last = starts[order], (starts + sizes - 1)[order]
+        counts = [int((sizes > t).sum()) for t in range(int(sizes.max(initial=0)))]
+        none = [np.empty(0, dtype=np.int64)]
+        rows = np.concatenate([first[:n] + t for t, n in enumerate(counts)] or none)
+        backward = np.concatenate([last[:n] - t for t, n in enumerate(counts)] or none)
+        parts = (torch.from_numpy(part).to(device) for part in (order, rows, backward, last))
+        of_chain, forth, back, ends = parts
+        return cls(of_chain, tuple(counts), forth, back, ends)
+
+
+def _scan(emissions: Tensor, rows: Tensor, chains: Chains, first: Tensor, steps: Tensor) -> Tensor:
+    """`[W, L]`: log of the summed weights of all beginnings of a chain that end in each label.
+
+    Equation of the forward algorithm (Rabiner 1989, section III.A), in log space.
+
+    Args:
+        emissions: `[W, L]`.
+        rows: the words in the order of time, forward or backward.
+        chains: of these words.
+        first: `[C, L]` or `[L]`, added at the first word.
+        steps: `[L, L]`, from the row's label to the column's.
+
+    Returns:
+        in the order of the words.
+    """
+    at = torch.split(emissions[rows], list(chains.counts))
+    found = [at[0] + first]
+    for step in at[1:]:
+        before = found[-1][: len(step)]
+        found.append(torch.logsumexp(before[:, :, None] + steps, 1) + step)
+    back = torch.empty_like(rows)
+    back[rows] = torch.arange(len(rows), device=rows.device)
+    return torch.cat(found)[back]
+
+
+def log_likelihood(
+    emissions: Tensor,
+    labels: Tensor,
+    lengths: Sequence[int],
+    weights: CrfWeights,
+    begins: Tensor | None = None,
+    ends: Tensor | None = None,
+) -> Tensor:
+    """`[C]`: log p of each chain's labels; 0 for a chain without words.
+
+    Args:
+        emissions: `[W, L]` of any floating type; computed in float32 at least.
+        labels: `[W]` int64.
+        lengths: words of each of the C chains; together W.
+        weights: of the field.
+        begins: `[C]` bool: whether `start` counts; a part of a sentence may begin inside it.
+        ends: `[C]` bool: whether `end` counts.
+    """
+    emissions = emissions.to(torch.promote_types(emissions.dtype, torch.float32))
+    given = weights.transitions, weights.start, weights.end
+    transitions, start, end = (weight.to(emissions.dtype) for weight in given)
+    total = emissions.new_zeros(len(lengths))
+    if len(emissions) == 0:
+        return total + 0.0 * (transitions.sum() + start.sum() + end.sum())
+    chains = Chains.of(lengths, emissions.device)
+    ones = torch.ones(len(lengths), dtype=torch.bool, device=emissions.device)
+    opened = (ones if begins is None else begins)[chains.order].to(emissions.dtype)[:, None]
+    closed = (ones if ends is None else ends)[chains.order].to(emissions.dtype)[:, None]
+    alphas = _scan(emissions, chains.rows, chains, opened * start, transitions)
+    partition = torch.logsumexp(alphas[chains.last] + closed * end, 1)
+    # The score of the labels: each word's emission and the step to it from the word before.
+    chain = torch.repeat_interleave(
+        torch.tensor(lengths, device=labels.device), output_size=len(labels)
+    )
+    step = transitions[labels[:-1], labels[1:]] * (chain[1:] == chain[:-1])
+    each = emissions.gather(1, labels[:, None])[:, 0] + torch.cat([step.new_zeros(1), step])
+    score = total.index_add(0, chain, each)[chains.order]
+    heads = chains.last - torch.tensor(lengths, device=labels.device)[chains.order] + 1
+    score = score + opened[:, 0] * start[labels[heads]] + closed[:, 0] * end[labels[chains.last]]
+    return total.index_add(0, chains.order, score - partition)
+
+
+def marginals(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) -> Tensor:
+    """`[W, L]`: the probability of each label of each word, over all labels of the others."""
+    if len(emissions) == 0:
+        return emissions
+    emissions = emissions.float()
+    chains = Chains.of(lengths, emissions.device)
+    forth = _scan(emissions, chains.rows, chains, weights.start, weights.transitions)
+    back = _scan(emissions, chains.backward, chains, weights.end, weights.transitions.t())
+    return (forth + back - emissions).softmax(-1)
+
+
+def viterbi(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) -> Tensor:
+    """`[W]` int64: the labels of each chain with the highest score (Viterbi 1967)."""
+    labels = torch.empty(len(emissions), dtype=torch.int64, device=emissions.device)
+    if len(emissions) == 0:
+        return labels
+    chains = Chains.of(lengths, emissions.device)
+    at = torch.split(emissions.float()[chains.rows], list(chains.counts))
+    best = at[0] + weights.start
+    final = best.new_empty(len(chains.order), best.shape[1])
+    from_where = []
+    for step in at[1:]:
+        final[len(step) : len(best)] = best[len(step) :]
+        before = best[: len(step)]
+        value, back = (before[:, :, None] + weights.transitions).max(1)
+        from_where.append(back)
+        best = value + step
+    final[: len(best)] = best
+    now = (final + weights.end).argmax(1)
+    # From the end: a chain joins in at the step of its last word.
+    steps = torch.split(chains.rows, list(chains.counts))
+    for number in range(len(steps) - 1, -1, -1):
+        count = chains.counts[number]
+        labels[steps[number]] = now[:count]
+        if number:
+            past = from_where[number - 1].gather(1, now[:count, None])[:, 0]
+            now = torch.cat([past, now[count:]])
+    return labels
+
+
+class Crf(nn.Module):
+    """The weights of a field over so many labels, at first 0: then it changes nothing.
+
+    Attributes:
+        rate: what its learning rate is a multiple of the model's; its weights are few, start at
+            nothing and have a larger scale than those of a Transformer.
+    """
+
+    def __init__(self, num_labels: int, rate: float = 1.0) -> None:
+        super().__init__()
+        self.rate = rate
+        self.transitions = nn.Parameter(torch.zeros(num_labels, num_labels))
+        self.start = nn.Parameter(torch.zeros(num_labels))
+        self.end = nn.Parameter(torch.zeros(num_labels))
+
+    @property
+    def weights(self) -> CrfWeights:
+        """All three."""
+        return CrfWeights(self.transitions, self.start, self.end)
