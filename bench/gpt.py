@@ -163,7 +163,7 @@ def run_ours(workspace: Path, shape: Shape, steps: int) -> Callable[[], float]:
     records, _ = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
     seed_everything(0)
-    bundle = starting_model(recipe, task)
+    bundle = starting_model(recipe, task, records)
     features = featurize(task, records, bundle.tokenizer)
 
     def run() -> float:

@@ -72,7 +72,7 @@ def prepared(text: Path, shape: str, steps: int) -> tuple[Any, Any, Any, Any]:
     records, _ = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
     seed_everything(0)
-    bundle = starting_model(recipe, task)
+    bundle = starting_model(recipe, task, records)
     return recipe, task, bundle, featurize(task, records, bundle.tokenizer)
 
 
