@@ -9,23 +9,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretune.infer.beam import BeamSearch
-from pretune.infer.prompts import (
-    check_stop_tokens,
-    language_model,
-    prompt_tokens,
-    start_token_of,
-    stop_tokens_of,
-)
+from pretune.infer.prompts import Prompted, check_stop_tokens
 from pretune.infer.reader import Reader
 from pretune.infer.sampling import NEVER, Decoding, draw, generator, narrow, penalize
 from pretune.infer.stream import Detokenizer, StopText, continuation
 from pretune.models import LanguageModel
-from pretune.tasks.bundle import Bundle
 from pretune.text import Tokenizer
-from pretune.training import choose_device
 
 
 @dataclass(frozen=True)
@@ -135,54 +127,24 @@ class _Draft:
         return Piece(self.prompt, self.sample, text, done)
 
 
-class TextGenerator:
+class TextGenerator(Prompted):
     """A model that writes.
 
     Args:
         model: a `LanguageModel`.
         tokenizer: of the model.
-        stop_tokens: after which a text is over.
-        start_token: what stands for an empty prompt.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `float32` or `bf16`.
         batch_size: continuations at a time; changes memory and speed only.
+        options: as `Prompted`'s.
 
     Raises:
         RunError: there is no such device.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        tokenizer: Tokenizer,
-        *,
-        stop_tokens: Collection[int] = (),
-        start_token: int | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_size: int = 16,
+        self, model: LanguageModel, tokenizer: Tokenizer, *, batch_size: int = 16, **options: Any
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.device = choose_device(device)
-        if isinstance(model, nn.Module):
-            model.to(self.device).eval()
-        self._stop_tokens = frozenset(stop_tokens)
-        self._start_token = start_token
-        self._precision = precision
+        super().__init__(model, tokenizer, **options)
         self._batch_size = max(1, batch_size)
-
-    @classmethod
-    def of(cls, bundle: Bundle, **options: Any) -> TextGenerator:
-        """From what `pretune.tasks.bundle.load` gives; `options` as above.
-
-        Raises:
-            RunError: the model cannot generate.
-        """
-        model = language_model(bundle)
-        options.setdefault("stop_tokens", stop_tokens_of(bundle))
-        options.setdefault("start_token", start_token_of(bundle))
-        return cls(model, bundle.tokenizer, **options)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
@@ -227,14 +189,7 @@ class TextGenerator:
     ) -> list[tuple[str | tuple[int, ...], list[int]]]:
         found: list[tuple[str | tuple[int, ...], list[int]]] = []
         for number, prompt in enumerate(prompts, start=1):
-            ids = prompt_tokens(
-                self.tokenizer,
-                prompt,
-                stops=self._stop_tokens,
-                start=self._start_token,
-                vocab_size=self.model.vocab_size,
-                number=number,
-            )
+            ids = self.prompt(prompt, number)
             found.append((prompt if isinstance(prompt, str) else tuple(prompt), ids))
         return found
 

@@ -8,22 +8,21 @@ reading too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretune.data import batches_by_length
 from pretune.errors import DataError
-from pretune.infer.prompts import language_model, prompt_tokens, start_token_of, stop_tokens_of
+from pretune.infer.prompts import Prompted
 from pretune.models import LanguageModel
 from pretune.models.scores import CHUNK_BYTES
-from pretune.tasks.bundle import Bundle
 from pretune.text import Tokenizer
-from pretune.training import choose_device, precision_context
+from pretune.training import precision_context
 
 Ids = tuple[int, ...]
 
@@ -59,19 +58,16 @@ class Pair:
         return len(self.context) + len(self.continuation) - 1
 
 
-class Scorer:
+class Scorer(Prompted):
     """A language model that is asked for probabilities.
 
     Args:
         model: a `LanguageModel`.
         tokenizer: of the model.
-        stop_tokens: what its tokenizer may add to the end of a text.
-        start_token: what stands for an empty context.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `float32` or `bf16`.
         batch_tokens: tokens whose state is held at a time, those read before included; changes
             memory and speed only.
         share: whether to read once what all contexts begin with; changes speed only.
+        options: as `Prompted`'s.
 
     Raises:
         RunError: there is no such device.
@@ -82,35 +78,13 @@ class Scorer:
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
-        stop_tokens: Collection[int] = (),
-        start_token: int | None = None,
-        device: str = "auto",
-        precision: str = "auto",
         batch_tokens: int = 8192,
         share: bool = True,
+        **options: Any,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.device = choose_device(device)
-        if isinstance(model, nn.Module):
-            model.to(self.device).eval()
-        self._stop_tokens = frozenset(stop_tokens)
-        self._start_token = start_token
-        self._precision = precision
+        super().__init__(model, tokenizer, **options)
         self._batch_tokens = batch_tokens
         self._share = share
-
-    @classmethod
-    def of(cls, bundle: Bundle, **options: Any) -> Self:
-        """From what `pretune.tasks.bundle.load` gives; `options` as above.
-
-        Raises:
-            RunError: it is not a language model that reads from left to right.
-        """
-        model = language_model(bundle)
-        options.setdefault("stop_tokens", stop_tokens_of(bundle))
-        options.setdefault("start_token", start_token_of(bundle))
-        return cls(model, bundle.tokenizer, **options)
 
     def encode(self, text: str) -> Ids:
         """The tokens of a text that goes on; of an empty one, what stands for a beginning.
@@ -118,14 +92,7 @@ class Scorer:
         Raises:
             DataError: not valid Unicode, or empty and the model has no such token.
         """
-        ids = prompt_tokens(
-            self.tokenizer,
-            text,
-            stops=self._stop_tokens,
-            start=self._start_token,
-            vocab_size=self.model.vocab_size,
-        )
-        return tuple(ids)
+        return tuple(self.prompt(text))
 
     def pair(self, context: str, continuation: str) -> Pair:
         """A continuation's tokens: those that it adds to the context's, both encoded as one text.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Any, Self, cast
+
+from torch import nn
 
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.models import HEADS, LanguageModel
 from pretune.tasks.bundle import Bundle
 from pretune.text import Tokenizer
+from pretune.training import choose_device
 
 
 def language_model(bundle: Bundle) -> LanguageModel:
@@ -129,3 +132,61 @@ def check_stop_tokens(stops: Collection[int], vocab_size: int) -> None:
     for token in stops:
         if not isinstance(token, int) or not 0 <= token < vocab_size:
             raise PretuneError(f"stop_tokens: {token!r} is not one of the model's {vocab_size:,}")
+
+
+class Prompted:
+    """A language model with what it takes to ask it: the ground of whoever writes or scores.
+
+    Args:
+        model: a `LanguageModel`.
+        tokenizer: of the model.
+        stop_tokens: after which a text is over; the tokenizer may add them to the end of a text.
+        start_token: what stands for an empty text.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto`, `float32` or `bf16`.
+
+    Raises:
+        RunError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        stop_tokens: Collection[int] = (),
+        start_token: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = choose_device(device)
+        if isinstance(model, nn.Module):
+            model.to(self.device).eval()
+        self._stop_tokens = frozenset(stop_tokens)
+        self._start_token = start_token
+        self._precision = precision
+
+    @classmethod
+    def of(cls, bundle: Bundle, **options: Any) -> Self:
+        """From what `pretune.tasks.bundle.load` gives; `options` as above.
+
+        Raises:
+            RunError: it is not a language model that reads from left to right.
+        """
+        model = language_model(bundle)
+        options.setdefault("stop_tokens", stop_tokens_of(bundle))
+        options.setdefault("start_token", start_token_of(bundle))
+        return cls(model, bundle.tokenizer, **options)
+
+    def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
+        """The tokens of a prompt; see `prompt_tokens`."""
+        return prompt_tokens(
+            self.tokenizer,
+            given,
+            stops=self._stop_tokens,
+            start=self._start_token,
+            vocab_size=self.model.vocab_size,
+            number=number,
+        )
