@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _special_tokens(
-    folder: Path, settings: dict[str, Any], engine: RustTokenizer
-) -> dict[str, str]:
-    """The special tokens by name: as the files say, else the usual ones that it has."""
-    said = {**_read_json(folder / "special_tokens_map.json"), **settings}
+def _said(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the files say about special tokens."""
+    return {**_read_json(folder / "special_tokens_map.json"), **settings}
+
+
+def special_tokens(engine: RustTokenizer, said: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by name: as is said, else the usual ones that the vocabulary has."""
     special = {}
     for name in SPECIAL_NAMES:
         token = said.get(name, _USUAL.get(name))
@@ -89,7 +92,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             f"{path}: not a tokenizer.json that can be read ({error})",
             "Copy the file again, or remove it if a vocab.txt stands beside it.",
         ) from None
-    return Tokenizer(engine, _special_tokens(path.parent, settings, engine), settings)
+    return Tokenizer(engine, special_tokens(engine, _said(path.parent, settings)), settings)
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
@@ -138,7 +141,7 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
             strip_accents=_flag(path, settings, "strip_accents"),
         ),
     )
-    special = _special_tokens(path.parent, settings, engine)
+    special = special_tokens(engine, _said(path.parent, settings))
     engine.add_special_tokens(list(special.values()))
     settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer", **settings}
     return Tokenizer(engine, special, settings)

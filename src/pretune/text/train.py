@@ -20,7 +20,7 @@ from pretune.text.engines import (
     character_engine,
     wordpiece_engine,
 )
-from pretune.text.load import BERT_SPECIAL, END_OF_TEXT
+from pretune.text.load import END_OF_TEXT, special_tokens
 from pretune.text.tokenizer import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "char"]
@@ -115,7 +115,7 @@ def train_tokenizer(
         "strip_accents": None,
         "tokenize_chinese_chars": True,
     }
-    return Tokenizer(engine, dict(BERT_SPECIAL), settings)
+    return Tokenizer(engine, special_tokens(engine, {}), settings)
 
 
 def save_trained(tokenizer: Tokenizer, folder: Path) -> None:
@@ -263,13 +263,12 @@ def _byte_level(
         vocabulary.setdefault(token, len(vocabulary))
     engine = byte_level_engine(vocabulary, [(left, right) for left, right in model["merges"]])
     engine.add_special_tokens(special)
-    named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     settings = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }
-    return Tokenizer(engine, named, settings)
+    return Tokenizer(engine, special_tokens(engine, {}), settings)
 
 
 def _characters(
@@ -288,7 +287,4 @@ def _characters(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    named = {} if unknown is None else {"unk_token": unknown}
-    if END_OF_TEXT in special:
-        named |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    return Tokenizer(engine, named, settings)
+    return Tokenizer(engine, special_tokens(engine, {}), settings)
