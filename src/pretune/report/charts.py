@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pretune.errors import RunError
 from pretune.report.markdown import one_line
@@ -15,6 +15,8 @@ from pretune.report.markdown import one_line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+S = TypeVar("S")
 
 #: Fonts for what matplotlib's own font lacks (Chinese, Japanese, Korean), where installed.
 FALLBACK_FONTS = (
@@ -151,20 +153,13 @@ def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis
         series: values by the name of the series.
         axis: what the values are.
     """
-    count = len(series)
-    figure = _figure_for(len(labels), count)
-    axes = figure.subplots()
-    thickness = 0.8 / count
-    for i, values in enumerate(series.values()):
-        middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
-        bars = axes.barh(middles, values, thickness, color=COLOURS[i % len(COLOURS)])
+
+    def draw(axes: Axes, lie: _Place, values: Sequence[float]) -> None:
+        bars = axes.barh(lie.middles, values, lie.thickness, color=lie.colour)
         axes.bar_label(bars, [f"{value:,.4g}" for value in values], padding=3, fontsize=8)
-    axes.margins(x=0.12)
-    axes.set_xlim(left=0)
-    _finish(axes, labels, axis)
-    if count > 1:
-        _legend(axes, list(series))
-    return figure
+        axes.margins(x=0.12)
+
+    return _chart(labels, series, axis, draw)
 
 
 def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: str) -> Figure:
@@ -175,12 +170,8 @@ def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: 
         series: boxes by the name of the series.
         axis: what the values are.
     """
-    count = len(series)
-    figure = _figure_for(len(labels), count)
-    axes = figure.subplots()
-    thickness = 0.8 / count
-    for i, boxes in enumerate(series.values()):
-        middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
+
+    def draw(axes: Axes, lie: _Place, boxes: Sequence[Box]) -> None:
         stats = [
             {
                 "whislo": box.low,
@@ -193,24 +184,48 @@ def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: 
         ]
         axes.bxp(
             stats,
-            positions=middles,
-            widths=0.8 * thickness,
+            positions=lie.middles,
+            widths=0.8 * lie.thickness,
             orientation="horizontal",
             showfliers=False,
             manage_ticks=False,
             patch_artist=True,
-            boxprops={"facecolor": COLOURS[i % len(COLOURS)], "alpha": 0.6},
+            boxprops={"facecolor": lie.colour, "alpha": 0.6},
             medianprops={"color": "black"},
         )
+
+    return _chart(labels, series, axis, draw)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a series lies at the labels, and how thick and in which colour."""
+
+    middles: list[float]
+    thickness: float
+    colour: str
+
+
+def _chart(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[S]],
+    axis: str,
+    draw: Callable[[Axes, _Place, Sequence[S]], None],
+) -> Figure:
+    """Several series side by side, each drawn by `draw`."""
+    count = len(series)
+    height = len(labels) * (LABEL_HEIGHT + BAR_HEIGHT * count) + MARGINS
+    figure = new_figure(WIDTH, height)
+    axes = figure.subplots()
+    thickness = 0.8 / count
+    for i, values in enumerate(series.values()):
+        middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
+        draw(axes, _Place(middles, thickness, COLOURS[i % len(COLOURS)]), values)
     axes.set_xlim(left=0)
     _finish(axes, labels, axis)
     if count > 1:
         _legend(axes, list(series))
     return figure
-
-
-def _figure_for(labels: int, series: int) -> Figure:
-    return new_figure(WIDTH, labels * (LABEL_HEIGHT + BAR_HEIGHT * series) + MARGINS)
 
 
 def _finish(axes: Axes, labels: Sequence[str], axis: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.hub import atomic_text
-from pretune.report.charts import DPI, font_families, readable, write_png
+from pretune.report.charts import font_families, new_figure, readable, write_png
 from pretune.report.ladder import Ladder, not_writable
 
 COLUMNS = (
@@ -96,12 +96,8 @@ def draw_ladder(ladder: Ladder, path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rungs = ladder.rungs
-    figure = Figure(figsize=(8, 0.55 * len(rungs) + 1.4), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # the backend without a screen, whatever MPLBACKEND says
+    figure = new_figure(8, 0.55 * len(rungs) + 1.4)
     axes = figure.subplots()
     bits = [rung.bits_per_character for rung in rungs]
     best = min(bits)
