@@ -20,7 +20,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.config import LARGEST, ModelConfig
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import Linear, ModelOutput
-from pretune.models.scores import Scores, score_tokens
+from pretune.models.scores import Scores, over_vocabulary
 
 
 class State(SequenceState, Protocol):
@@ -219,20 +219,19 @@ class ClassicLM(nn.Module):
         select: Selection | None = None,
         labels: Tensor | None = None,
         state: State | None = None,
-        **how: float,
+        smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Tensor | Scores:
         """Logits `[T, vocab]`, or `[R, vocab]` for the selected tokens alone.
 
         Row t says which token follows token t. With `labels`, `[T]`, the scores of those that do
-        (`how`: options of `score_tokens`), and with them the state after the batch. `state` is the
-        one to go on from (None: from nothing).
+        (`smoothing`, `z_loss`: as `score_tokens`'), and with them the state after the batch.
+        `state` is the one to go on from (None: from nothing).
         """
         output = self.backbone(batch, select=select, state=state)
         hidden = output.last_hidden_state
-        if labels is None:
-            return self.decode(hidden)
-        scores = score_tokens(hidden, self._table, self.bias, labels, **how)  # type: ignore[arg-type]
-        return replace(scores, state=output.state)
+        found = over_vocabulary(hidden, self._table, self.bias, labels, smoothing, z_loss)
+        return replace(found, state=output.state) if isinstance(found, Scores) else found
 
     @property
     def _table(self) -> Tensor:

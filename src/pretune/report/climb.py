@@ -30,7 +30,7 @@ from pretune.report.ladder import (
     not_writable,
 )
 from pretune.report.plan import measure_speed
-from pretune.tasks import CausalLm, CausalLmOptions
+from pretune.tasks import CausalLm, CausalLmOptions, record_features
 from pretune.tasks.bundle import load
 from pretune.tasks.causal_lm_stored import NEXT
 from pretune.text import Tokenizer, load_tokenizer
@@ -243,10 +243,7 @@ class Climb:
     def _counted(self, name: str, tokenizer: Tokenizer, folder: Path) -> RungResult:
         """The n-gram model: nothing is trained, so this is all there is to it."""
         task = CausalLm(CausalLmOptions())
-        train, held_out = (
-            FeatureSet.of(task.features(records, range(len(records)), tokenizer, with_targets=True))
-            for records in self.records
-        )
+        train, held_out = (record_features(task, records, tokenizer) for records in self.records)
         order, start = ORDERS[self.options.level], time.perf_counter()
         texts = token_texts(train)
         model = NGram.fit(texts, order=order, vocab_size=tokenizer.vocab_size)

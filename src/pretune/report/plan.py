@@ -320,7 +320,7 @@ def _forward_rate(
     """Tokens a second in evaluation, over batches of all lengths."""
     model.eval()
     reader = Reader(task, model, features, recipe.train.eval_batch_tokens)
-    batches = reader.batches()
+    (batches,) = reader.batches()
     order = [batches[i] for i in _spread(len(batches))]
     tokens, seconds = 0, 0.0
     for i, which in enumerate([order[0], *order]):

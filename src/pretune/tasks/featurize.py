@@ -13,6 +13,9 @@ from pretune.tasks.base import AnyTask
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.text import Tokenizer
 
+#: Records that are tokenized at a time.
+CHUNK = 1024
+
 
 def featurize(
     task: AnyTask,
@@ -21,7 +24,6 @@ def featurize(
     *,
     with_targets: bool = True,
     evaluation: bool = False,
-    chunk: int = 1024,
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
 ) -> Features:
@@ -35,7 +37,6 @@ def featurize(
         tokenizer: of the model.
         with_targets: False for prediction, where records have no labels.
         evaluation: they are to be evaluated on, not trained on.
-        chunk: records at a time.
         progress: called with the number of records done.
         cache: where features may be found that were made before, and where new ones go.
 
@@ -56,7 +57,6 @@ def featurize(
         *(task, records, tokenizer),
         with_targets=with_targets,
         evaluation=evaluation,
-        chunk=chunk,
         progress=progress,
         cache=cache,
     )
@@ -69,7 +69,6 @@ def record_features(
     *,
     with_targets: bool = True,
     evaluation: bool = False,
-    chunk: int = 1024,
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
 ) -> FeatureSet:
@@ -82,8 +81,8 @@ def record_features(
             return replace(found, rows=records.rows)
 
     def stream() -> Iterable[Feature | Skipped | Repaired]:
-        for start in range(0, len(records), chunk):
-            rows = range(start, min(start + chunk, len(records)))
+        for start in range(0, len(records), CHUNK):
+            rows = range(start, min(start + CHUNK, len(records)))
             if evaluation:
                 yield from task.evaluation_features(records, rows, tokenizer)
             else:

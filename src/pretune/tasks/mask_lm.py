@@ -265,12 +265,12 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         Logits `[masked tokens, vocab]` where nobody knows what is masked. Of pairs with a label
         what both heads give.
         """
-        masked = batch.targets[TARGET] != -1
+        select = batch.where(batch.targets[TARGET] != -1)
         more: dict[str, Any] = {"both": True} if NEXT in batch.targets else {}
-        labels = batch.targets[TARGET][masked]
+        labels = batch.targets[TARGET][select.rows]
         if not bool((labels == UNKNOWN).any()):
             more |= {"labels": labels, **self.options.how}
-        found: Outputs = model(batch, select=batch.where(masked), **more)
+        found: Outputs = model(batch, select=select, **more)
         return found
 
     def loss(self, outputs: Outputs, batch: PackedBatch) -> Loss:

@@ -96,16 +96,17 @@ class Reader:
         self._features, self._batch_tokens = features, batch_tokens
         self._carry = Carry.of(task, model, features)
 
-    def batches(self, rank: int = 0, size: int = 1) -> list[Array]:
-        """Those of one of several processes, in the order in which to run them.
+    def batches(self, size: int = 1) -> list[list[Array]]:
+        """Those of each of so many processes, in the order in which to run them.
 
         The first process has the most.
         """
         lengths, tokens = self._features.lengths, self._batch_tokens
         if self._carry is None:
-            return batches_by_length(lengths, tokens)[rank::size]
-        groups = batches_in_turn(lengths, self._carry.follows, tokens)
-        return [batch for group in groups[rank::size] for batch in group]
+            groups = [[batch] for batch in batches_by_length(lengths, tokens)]
+        else:
+            groups = batches_in_turn(lengths, self._carry.follows, tokens)
+        return [[batch for group in groups[rank::size] for batch in group] for rank in range(size)]
 
     def forward(self, batch: PackedBatch) -> Any:
         """The task's outputs."""
@@ -152,7 +153,8 @@ def evaluate_features(
     sums: dict[str, float] = {"loss": 0.0}
     count, done = 0, 0
     reader = Reader(task, model, features, batch_tokens)
-    mine, most = reader.batches(world.rank, world.size), len(reader.batches(0, world.size))
+    shares = reader.batches(world.size)
+    mine, most = shares[world.rank], len(shares[0])
     try:
         for turn in range(most):
             # A model that is spread over processes runs only in all of them at once.
