@@ -32,6 +32,38 @@ class Clock:
         return units * steps / (self.times[WARM_UP + steps - 1] - self.times[WARM_UP - 1])
 
 
+def prepared(recipe: Any) -> tuple[Any, Any, Any]:
+    """Task, bundle and training features of a recipe."""
+    from pretune.tasks import featurize, task_class
+    from pretune.training import read_data, seed_everything
+    from pretune.training.run import starting_model
+
+    records, _ = read_data(recipe)
+    task = task_class(recipe.task.name)(recipe.task)
+    task.fit(records)
+    seed_everything(0)
+    bundle = starting_model(recipe, task, records)
+    return task, bundle, featurize(task, records, bundle.tokenizer)
+
+
+def run_ours(recipe: Any, steps: int, *, tokens: bool) -> Callable[[], float]:
+    """Prepare our trainer; what is returned trains and gives examples, or tokens, a second."""
+    from pretune.training import Trainer
+
+    task, bundle, features = prepared(recipe)
+    units = recipe.train.batch_size * (float(features.lengths.mean()) if tokens else 1)
+
+    def run() -> float:
+        clock = Clock()
+        trainer = Trainer(
+            task, bundle.model, features, options=recipe.train, should_stop=clock.tick
+        )
+        trainer.fit()
+        return clock.rate(steps, units)
+
+    return run
+
+
 def arguments(batch_size: int, steps: int, **more: Any) -> Any:
     """`TrainingArguments` for the training alone: `steps` updates after the warm-up."""
     import transformers

@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import WARM_UP, Clock, in_turns, peak_of, run_trainer, say_peak, versions
+from clock import WARM_UP, in_turns, peak_of, prepared, run_ours, run_trainer, say_peak, versions
 from peer import PADDINGS, build_trainer
 
 OURS = "pretune"
@@ -35,14 +35,11 @@ ENGINES = (OURS, *PADDINGS)
 BATCH = 32
 
 
-def prepared(data: Path, steps: int) -> tuple[Any, Any, Any, Any]:
-    """Recipe, task, model and features of our run."""
+def recipe_of(data: Path, steps: int) -> Any:
+    """What is trained, as we say it."""
     from pretune.recipe import Recipe
-    from pretune.tasks import featurize, task_class
-    from pretune.tasks.bundle import load
-    from pretune.training import read_data, seed_everything
 
-    recipe = Recipe.load(
+    return Recipe.load(
         "mrpc",
         {
             "data.train": str(data / "train.tsv"),
@@ -51,27 +48,6 @@ def prepared(data: Path, steps: int) -> tuple[Any, Any, Any, Any]:
             "train.max_steps": WARM_UP + steps,
         },
     )
-    records, _ = read_data(recipe)
-    task = task_class(recipe.task.name)(recipe.task)
-    task.fit(records)
-    seed_everything(0)
-    bundle = load(recipe.model.source, task=task, mmap=False)
-    return recipe, task, bundle.model, featurize(task, records, bundle.tokenizer)
-
-
-def run_ours(data: Path, steps: int) -> Callable[[], float]:
-    """Prepare our trainer; what is returned trains `steps` updates and gives examples a second."""
-    from pretune.training import Trainer
-
-    recipe, task, model, features = prepared(data, steps)
-
-    def run() -> float:
-        clock = Clock()
-        trainer = Trainer(task, model, features, options=recipe.train, should_stop=clock.tick)
-        trainer.fit()
-        return clock.rate(steps, BATCH)
-
-    return run
 
 
 def run_peer(data: Path, padding: str, steps: int) -> Callable[[], float]:
@@ -81,7 +57,9 @@ def run_peer(data: Path, padding: str, steps: int) -> Callable[[], float]:
 
 
 def prepare(engine: str, data: Path, steps: int) -> Callable[[], float]:
-    return run_ours(data, steps) if engine == OURS else run_peer(data, engine, steps)
+    if engine == OURS:
+        return run_ours(recipe_of(data, steps), steps, tokens=False)
+    return run_peer(data, engine, steps)
 
 
 def measure_memory(data: Path, steps: int) -> dict[str, float]:
@@ -102,7 +80,8 @@ def useful_flops(data: Path) -> float:
     """
     from pretune.report.costs import backbone_of, count_flops
 
-    _, _, model, features = prepared(data, 1)
+    _, bundle, features = prepared(recipe_of(data, 1))
+    model = bundle.model
     config = backbone_of(model).config
     hidden, inner = config.size("hidden_size"), config.size("intermediate_size")
     total = 0.0

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import WARM_UP, Clock, arguments, in_turns, run_trainer, table, versions
+from clock import WARM_UP, Clock, arguments, in_turns, run_ours, run_trainer, table, versions
 
 OURS = "pretune"
 
@@ -125,14 +126,11 @@ def read_ids(text: str, workspace: Path) -> np.ndarray:
     return np.array([tokenizer.engine.token_to_id(character) for character in text])
 
 
-def run_ours(workspace: Path, shape: Shape, steps: int) -> Callable[[], float]:
-    """Prepare our trainer; what is returned trains and gives tokens a second."""
+def recipe_of(workspace: Path, shape: Shape, steps: int) -> Any:
+    """What is trained, as we say it."""
     from pretune.recipe import Recipe
-    from pretune.tasks import featurize, task_class
-    from pretune.training import Trainer, read_data, seed_everything
-    from pretune.training.run import starting_model
 
-    recipe = Recipe.of(
+    return Recipe.of(
         {
             "task": {"name": "causal_lm", "max_length": shape.block},
             "model": {
@@ -160,21 +158,6 @@ def run_ours(workspace: Path, shape: Shape, steps: int) -> Callable[[], float]:
         },
         "bench",
     )
-    records, _ = read_data(recipe)
-    task = task_class(recipe.task.name)(recipe.task)
-    seed_everything(0)
-    bundle = starting_model(recipe, task, records)
-    features = featurize(task, records, bundle.tokenizer)
-
-    def run() -> float:
-        clock = Clock()
-        trainer = Trainer(
-            task, bundle.model, features, options=recipe.train, should_stop=clock.tick
-        )
-        trainer.fit()
-        return clock.rate(steps, shape.tokens)
-
-    return run
 
 
 def run_plain(ids: np.ndarray, shape: Shape, steps: int) -> Callable[[], float]:
@@ -248,7 +231,7 @@ def measure(text: str, shape: Shape, steps: int, rounds: int) -> dict[str, list[
         (workspace / "text.txt").write_text(text, encoding="utf-8")
         ids = read_ids(text, workspace)
         runs = {
-            OURS: run_ours(workspace, shape, steps),
+            OURS: run_ours(recipe_of(workspace, shape, steps), steps, tokens=True),
             "plain PyTorch": run_plain(ids, shape, steps),
             "transformers' Trainer": run_peer(ids, shape, steps),
         }

@@ -24,10 +24,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 from clock import (
     WARM_UP,
-    Clock,
     arguments,
     in_turns,
     peak_of,
+    prepared,
+    run_ours,
     run_trainer,
     say_peak,
     table,
@@ -47,14 +48,11 @@ SHAPES = {
 }
 
 
-def prepared(text: Path, shape: str, steps: int) -> tuple[Any, Any, Any, Any]:
-    """Recipe, task, bundle and features of our run."""
+def recipe_of(text: Path, shape: str, steps: int) -> Any:
+    """What is trained, as we say it."""
     from pretune.recipe import Recipe
-    from pretune.tasks import featurize, task_class
-    from pretune.training import read_data, seed_everything
-    from pretune.training.run import starting_model
 
-    recipe = Recipe.of(
+    return Recipe.of(
         {
             "task": {"name": "mask_lm", "max_length": BLOCK},
             "model": {"from": "bert-base", "config": SHAPES[shape], "dropout": 0.1},
@@ -69,29 +67,6 @@ def prepared(text: Path, shape: str, steps: int) -> tuple[Any, Any, Any, Any]:
         },
         "bench",
     )
-    records, _ = read_data(recipe)
-    task = task_class(recipe.task.name)(recipe.task)
-    seed_everything(0)
-    bundle = starting_model(recipe, task, records)
-    return recipe, task, bundle, featurize(task, records, bundle.tokenizer)
-
-
-def run_ours(text: Path, shape: str, steps: int) -> Callable[[], float]:
-    """Prepare our trainer; what is returned trains and gives tokens a second."""
-    from pretune.training import Trainer
-
-    recipe, task, bundle, features = prepared(text, shape, steps)
-    tokens = BATCH * features.lengths.mean()
-
-    def run() -> float:
-        clock = Clock()
-        trainer = Trainer(
-            task, bundle.model, features, options=recipe.train, should_stop=clock.tick
-        )
-        trainer.fit()
-        return clock.rate(steps, tokens)
-
-    return run
 
 
 def run_peer(text: Path, shape: str, steps: int) -> Callable[[], float]:
@@ -99,7 +74,7 @@ def run_peer(text: Path, shape: str, steps: int) -> Callable[[], float]:
     import transformers
     from datasets import Dataset
 
-    _, _, bundle, features = prepared(text, shape, 1)
+    _, bundle, features = prepared(recipe_of(text, shape, 1))
     starts = features.starts.tolist()
     blocks = [features.tokens[a:b].tolist() for a, b in pairwise(starts)]
     size = bundle.tokenizer.vocab_size
@@ -117,7 +92,12 @@ def run_peer(text: Path, shape: str, steps: int) -> Callable[[], float]:
     return lambda: run_trainer(trainer, steps, tokens)
 
 
-RUNS = {OURS: run_ours, PEER: run_peer}
+def run_pretune(text: Path, shape: str, steps: int) -> Callable[[], float]:
+    """Ours."""
+    return run_ours(recipe_of(text, shape, steps), steps, tokens=True)
+
+
+RUNS = {OURS: run_pretune, PEER: run_peer}
 
 
 def main() -> None:
