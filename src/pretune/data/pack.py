@@ -128,6 +128,29 @@ class PackedBatch:
         ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
         return Selection(self.cu_seqlens[1:].long() - 1, ones)
 
+    @cached_property
+    def pairs(self) -> tuple[PackedBatch, PackedBatch]:
+        """Of features that are two sequences each, the first ones and the second ones.
+
+        Each has the targets of its own tokens.
+        """
+        return self._every_other(0), self._every_other(1)
+
+    def _every_other(self, first: int) -> PackedBatch:
+        lengths = np.array(self.layout.lengths, dtype=np.int64)
+        mine, device = lengths[first::2], self.tokens.device
+        starts = (np.cumsum(lengths) - lengths)[first::2]
+        rows = torch.from_numpy(_ranges(starts, mine)).to(device, non_blocking=True)
+        whole = len(self.tokens)
+        return PackedBatch(
+            tokens=self.tokens[rows],
+            layout=Layout.of(mine.tolist(), device),
+            positions=self.positions[rows],
+            segments=None if self.segments is None else self.segments[rows],
+            targets={name: t[rows] for name, t in self.targets.items() if len(t) == whole},
+            index=self.index,
+        )
+
     def where(self, mask: Tensor) -> Selection:
         """The tokens for which a mask `[T]` is true; of each sequence any number."""
         before = np.concatenate([[0], np.cumsum(mask.cpu().numpy())])
