@@ -146,7 +146,7 @@ class TransformerEmbeddings(Embeddings):
 
     @property
     def output(self) -> Tensor:
-        """`[vocab, hidden]`: the table of the target's vocabulary, which is the output layer too."""
+        """`[vocab, hidden]`: the table of the target's vocabulary, the output layer too."""
         return (self.tokens if self.targets is None else self.targets).weight
 
     def forward(self, batch: PackedBatch) -> Tensor:
