@@ -50,6 +50,12 @@ class Generation:
         """Of the whole continuation: the sum."""
         return sum(self.logprobs)
 
+    def mean_logprob(self, length_penalty: float = 1.0) -> float:
+        """`score`; where there was no search, the same of the model's own log-probabilities."""
+        if self.score is not None:
+            return self.score
+        return self.logprob / max(1, len(self.tokens)) ** length_penalty
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the sum of the log-probabilities."""
         return {**asdict(self), "logprob": self.logprob}

@@ -107,7 +107,9 @@ def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 20) -
     for label, score in ordered[:most]:
         bar = "█" * round(30 * score)
         text.append(f"  {label:<{width}}  {score:6.1%}  {bar}\n")
-    if not ordered:
+    if answer.written is not None:
+        text.append("".join(f"  {line}\n" for line in answer.written.split("\n")))
+    elif not ordered:
         text.append(f"  {answer.to_dict()}\n")
     return text
 

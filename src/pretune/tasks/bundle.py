@@ -126,6 +126,8 @@ def load(
             f"For random weights of any size, name one to start from: {', '.join(SIZES)}.",
         )
     model_config = config_class.from_dict({**said, **changed})
+    # Of a family, transformers may know only the usual models.
+    family = family_of(model_config.to_dict(), place)
     trained, columns = (None, {}) if folder is None else _trained_task(folder, said, model_config)
     wanted = None if bare else task or trained
     _check_sizes(place, model_config, found, wanted)
@@ -195,10 +197,26 @@ def _config_of(
 
 
 def _of_tokenizer(tokenizer: Tokenizer, config_class: type[ModelConfig]) -> dict[str, Any]:
-    """What a model of random weights takes from its tokenizer: the vocabulary, the end of text."""
+    """What a model of random weights takes from its tokenizer: the vocabulary, the end of text.
+
+    One that writes another text than it reads must begin and end it: it begins with the padding
+    token, as Marian does, or the end where there is none.
+    """
     names = {item.name for item in fields(config_class)}
     end = tokenizer.special_id("eos_token")
     entries = {"vocab_size": tokenizer.vocab_size, "bos_token_id": end, "eos_token_id": end}
+    if "decoder_start_token_id" in names:
+        end = tokenizer.special_id("sep_token") if end is None else end
+        if end is None:
+            raise CheckpointError(
+                "the tokenizer has no token for the end of a text",
+                "Take one with an eos_token or a sep_token; wordpiece and bpe have them "
+                "(model.train_tokenizer.kind).",
+            )
+        pad = tokenizer.special_id("pad_token")
+        begin = end if pad is None else pad
+        entries |= {"eos_token_id": end, "forced_eos_token_id": end, "bos_token_id": None}
+        entries |= {"pad_token_id": begin, "decoder_start_token_id": begin}
     return {name: value for name, value in entries.items() if name in names}
 
 
