@@ -52,8 +52,8 @@ def read_parallel(first: Path, second: Path, encoding: str = "utf-8") -> Records
 
 def _lines(path: Path, encoding: str) -> list[str]:
     """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence."""
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    if not os.path.isfile(path):  # Path's raises where a name is too long
+        siblings = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
         near = f" {did_you_mean(path.name, siblings)}" if 0 < len(siblings) < 50 else ""
         raise DataError(
             f"{path}: no such file.{near}",

@@ -54,7 +54,7 @@ class Generation:
         """`score`; where there was no search, the same of the model's own log-probabilities."""
         if self.score is not None:
             return self.score
-        return self.logprob / max(1, len(self.tokens)) ** length_penalty
+        return self.logprob / float(max(1, len(self.tokens)) ** length_penalty)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the sum of the log-probabilities."""

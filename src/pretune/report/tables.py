@@ -75,7 +75,9 @@ def evaluation_table(result: Evaluation) -> Group:
         table = _plain("", "value")
         for name, value in result.metrics.items():
             table.add_row(name, f"{value:.4f}")
-        return Group(Text(title, "bold"), table)
+        signatures = result.details.get("signatures", {})
+        lines = [Text(f"{name}: {text}", "dim") for name, text in signatures.items()]
+        return Group(Text(title, "bold"), table, *lines)
     overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     title = f"{title}:  {overall}"
     table = _plain("label", "precision", "recall", "f1", "support")

@@ -126,7 +126,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
 
     def __init__(self, options: TranslateOptions) -> None:
         super().__init__(options)
-        self._beams = options.beams
+        self._training = False
         self._start = self._end = 0
         self._tokenizer: Tokenizer | None = None
 
@@ -158,7 +158,12 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
 
     def fit(self, records: Records) -> None:
         """Nothing is learned; evaluations from here on are those of a training."""
-        self._beams = self.options.validation_beams
+        self._training = True
+
+    @property
+    def beams(self) -> int:
+        """Of the searches from here on."""
+        return self.options.validation_beams if self._training else self.options.beams
 
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
@@ -226,13 +231,13 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         """The translations of each source, best first."""
         assert isinstance(model, Translator)  # noqa: S101 - what build made
         assert self._tokenizer is not None  # noqa: S101 - bound
-        options, count = self.options, min(self.options.candidates, self._beams)
+        options, count = self.options, min(self.options.candidates, self.beams)
         decoding = Decoding(
             max_new_tokens=options.max_length,
             length_ratio=options.length_ratio,
             temperature=0,
             top_p=1.0,
-            beams=self._beams,
+            beams=self.beams,
             length_penalty=options.length_penalty,
             samples=count,
         )

@@ -70,7 +70,7 @@ class TranslateMetrics:
         }
 
     def details(self) -> dict[str, Any]:
-        """sacrebleu's signatures, the parts of BLEU, and the first translations."""
+        """The signatures of sacrebleu, the parts of BLEU, and the first translations."""
         texts, references = self._sides()
         if not texts:
             return {}
@@ -105,7 +105,7 @@ class TranslateMetrics:
         return [self._texts[i] for i in order], [self._column(i, "target") for i in order]
 
     def _metric(self, references: Sequence[str]) -> Any:
-        from sacrebleu.metrics import BLEU  # which is slow to import
+        from sacrebleu.metrics.bleu import BLEU  # which is slow to import
 
         metric = BLEU(tokenize=self._tokenization or tokenization_for(references))
         metric.num_refs = 1  # which the signature says, and only a score sets
@@ -115,7 +115,7 @@ class TranslateMetrics:
         return self._metric(references).corpus_score(texts, [references])  # type: ignore[no-any-return]
 
     def _chrf(self, texts: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         metric = CHRF()
         return metric.corpus_score(texts, [references]).score, str(metric.get_signature())
