@@ -112,9 +112,7 @@ def run_ours(prepared: tuple[Any, Any, Any], recipe: Recipe, steps: int) -> Call
 
     def run() -> float:
         clock = Clock()
-        Trainer(
-            task, bundle.model, features, options=recipe.train, should_stop=clock.tick
-        ).fit()
+        Trainer(task, bundle.model, features, options=recipe.train, should_stop=clock.tick).fit()
         return clock.rate(steps, recipe.train.batch_size * targets)
 
     return run
