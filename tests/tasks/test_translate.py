@@ -11,8 +11,8 @@ from sacrebleu import corpus_bleu, corpus_chrf
 
 from pretune.data import Skipped
 from pretune.decoding import Generation
-from pretune.errors import CheckpointError, DataError, RecipeError
-from pretune.infer import Predictor
+from pretune.errors import CheckpointError, DataError, RecipeError, RunError
+from pretune.infer import Predictor, TextGenerator
 from pretune.models import Scores
 from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
@@ -306,3 +306,9 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 def test_other_families_do_not_translate(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be used for the task translate"):
         load(tiny_folder, task=Translate(TranslateOptions(max_length=20)))
+
+
+def test_a_translator_does_not_go_on_from_a_prompt(bpe: Bundle) -> None:
+    with pytest.raises(RunError, match="translates") as caught:
+        TextGenerator.of(bpe)
+    assert "pretune predict" in caught.value.hint

@@ -96,23 +96,23 @@ class BeamSearch:
         self.candidates = max(2, 1 + stop_count) * beams
         self._ending = ending
 
-    def advance(self, found: Candidates) -> list[int]:
+    def advance(self, best: Candidates) -> list[int]:
         """Take in what the model says of each live hypothesis.
 
         Args:
-            found: at least `candidates` of each of them, or all that there are.
+            best: at least `candidates` of each of them, or all that there are.
 
         Returns:
             for each hypothesis that is live now, which of the former ones it continues.
         """
-        before = np.array([h.score for h in self.live], dtype=found.scores.dtype)
-        totals = (found.scores + before[:, None]).ravel()
-        best = np.argsort(-totals, kind="stable")[: self.candidates]
+        before = np.array([h.score for h in self.live], dtype=best.scores.dtype)
+        totals = (best.scores + before[:, None]).ravel()
+        order = np.argsort(-totals, kind="stable")[: self.candidates]
         columns = (
-            totals[best].tolist(),
-            (best // found.scores.shape[1]).tolist(),
-            found.tokens.ravel()[best].tolist(),
-            found.logprobs.ravel()[best].tolist(),
+            totals[order].tolist(),
+            (order // best.scores.shape[1]).tolist(),
+            best.tokens.ravel()[order].tolist(),
+            best.logprobs.ravel()[order].tolist(),
         )
         going: list[tuple[int, Hypothesis]] = []
         for rank, (total, origin, token, logprob) in enumerate(zip(*columns, strict=True)):
