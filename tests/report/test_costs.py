@@ -83,7 +83,7 @@ class TestFlops:
         heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
         config = TransformerConfig.from_dict({**sizes, **heads, "decoder_start_token_id": 0})
         with torch.device("meta"):
-            model = HEADS["translation"](TransformerModel(config), 0).eval()
+            model = HEADS["translation"](TransformerModel(config), 0).to("meta").eval()
         features = [Feature([1] * 18, choices=(9, 9)) for _ in range(4)]
         batch = FeatureSet.of(features).batch(np.arange(4))
         assert counted(model, batch) == 4 * count_flops(model, 18).per_sequence
