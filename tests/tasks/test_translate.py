@@ -256,22 +256,29 @@ def test_a_small_model_learns_its_pairs(tmp_path: Path) -> None:
     assert tokenizer.decode(written[0], skip_special_tokens=True) == PAIRS[1][1]
 
 
-@pytest.mark.parametrize(
-    "more", [{"normalize_before": True}, {"share_encoder_decoder_embeddings": False}]
-)
-def test_what_transformers_has_not_is_saved_as_our_own(
-    more: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_models_are_saved_as_what_transformers_has_or_as_our_own(
+    first: bool, shared: bool, tmp_path: Path
 ) -> None:
+    more = {"normalize_before": first, "share_encoder_decoder_embeddings": shared}
     bundle = translator(**more)
-    assert not bundle.family.published
-    again = load(saved(tmp_path / "model", bundle))
-    assert again.family.model_type == "transformer"
+    assert bundle.family.published is not first
+    folder = saved(tmp_path / "model", bundle)
+    again = load(folder)
+    assert again.family.model_type == ("transformer" if first else "marian")
     features = featurize(bundle.task, records(), bundle.tokenizer)
     batch = features.batch(np.arange(len(PAIRS)))
     with torch.no_grad():
-        torch.testing.assert_close(again.model.eval()(batch), bundle.model(batch))
-    for name in more:
-        assert getattr(again.backbone.config, name) == more[name]
+        mine = bundle.model(batch)
+        torch.testing.assert_close(again.model.eval()(batch), mine)
+    for name, value in more.items():
+        assert getattr(again.backbone.config, name) == value
+    if not first:
+        source, target = (side.tokens.split(side.layout.lengths)[2] for side in batch.pairs)
+        logits = theirs(folder)(source[None], decoder_input_ids=target[None]).logits[0]
+        ours = mine.split(batch.pairs[1].layout.lengths)[2]
+        torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_a_published_model_is_a_translator(tmp_path: Path) -> None:
