@@ -319,3 +319,56 @@ def test_a_translator_does_not_go_on_from_a_prompt(bpe: Bundle) -> None:
     with pytest.raises(RunError, match="translates") as caught:
         TextGenerator.of(bpe)
     assert "pretune predict" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_a_vocabulary_for_each_side(kind: str, tmp_path: Path) -> None:
+    from pretune.recipe import Recipe
+    from pretune.training import train_recipe
+
+    sides = [("zh", "en"), *[("狗 跑 了", "The dog ran away")] * 9]
+    (tmp_path / "pairs.tsv").write_text("\n".join(map("\t".join, sides)) + "\n", encoding="utf-8")
+    recipe = Recipe.load(
+        "translate",
+        {
+            "data.train": str(tmp_path / "pairs.tsv"),
+            "data.validation": 0.3,
+            "data.columns": {"source": "zh", "target": "en"},
+            "model.config": SIZES,
+            "model.train_tokenizer": {"kind": kind, "vocab_size": 300, "joint": False},
+            "task.max_length": 40,
+            "train.max_steps": 2,
+            "output": str(tmp_path / "run"),
+        },
+    )
+    train_recipe(recipe, quiet=True)
+    bundle = load(tmp_path / "run")
+    source, target = bundle.tokenizer, bundle.tokenizer.target
+    config = bundle.backbone.config
+    assert "狗" not in target.engine.get_vocab()
+    assert config.decoder_vocab_size == target.vocab_size == bundle.model.vocab_size
+    assert config.vocab_size == max(source.vocab_size, target.vocab_size)
+    given = records([sides[1]])
+    (feature,) = bundle.task.features(given, range(1), source, with_targets=True)
+    first, _ = feature.choices
+    assert feature.tokens[first - 1] == source.end_id
+    assert feature.targets[NEXT][-1] == target.end_id
+    assert target.decode(feature.targets[NEXT][first:]).lower() == sides[1][1].lower()
+    # What transformers makes of the files: the source by its tokenizer, the target by ours.
+    folder = tmp_path / "run" / "best"
+    written = theirs(folder).generate(
+        **transformers.AutoTokenizer.from_pretrained(folder)(sides[1][0], return_tensors="pt"),
+        num_beams=1,
+        max_new_tokens=2 * first + 10,
+        forced_eos_token_id=None,
+    )
+    found = Predictor(load(folder, options={"beams": 1})).predict(given)
+    assert whole(found[0].translation) == whole(target.decode(written[0].tolist()))
+    with pytest.raises(CheckpointError, match="two vocabularies"):
+        translator_of_one_table(source)
+
+
+def translator_of_one_table(tokenizer: Any) -> Bundle:
+    config = {**SIZES, "share_encoder_decoder_embeddings": True}
+    task = Translate(TranslateOptions(max_length=40))
+    return load("transformer-small", task=task, tokenizer=tokenizer, config=config)

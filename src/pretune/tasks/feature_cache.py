@@ -70,7 +70,8 @@ class FeatureCache:
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
         fixed = [__version__, how, known, records.max_chars, tokenizer.special]
-        for part in (json.dumps(fixed, sort_keys=True), tokenizer.engine.to_str()):
+        engines = [tokenizer.engine.to_str(), tokenizer.written.engine.to_str()]
+        for part in (json.dumps(fixed, sort_keys=True), *engines):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         for row in records.rows:
             digest.update(json.dumps(row, default=repr).encode() + b"\n")

@@ -11,7 +11,7 @@ import numpy as np
 
 from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Features, Records, Repaired, Skipped, epoch_order, read
-from pretune.errors import DataError
+from pretune.errors import DataError, RecipeError
 from pretune.models import SIZES
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
@@ -88,8 +88,21 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     if wanted is None:
         return None
     columns = task_class(recipe.task.name)(recipe.task).vocabulary_of
-    texts = (data.text(row, column) for row in range(len(data)) for column in columns)
-    return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
+
+    def trained(columns: Sequence[str]) -> Tokenizer:
+        texts = (data.text(row, column) for row in range(len(data)) for column in columns)
+        return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
+
+    if wanted.joint:
+        return trained(columns)
+    if len(columns) != 2:
+        raise RecipeError(
+            f"model.train_tokenizer.joint: {recipe.task.name} reads and writes no two languages",
+            "Leave it out: it is for task.name=translate.",
+        )
+    source, target = (trained([column]) for column in columns)
+    source.target = target
+    return source
 
 
 def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
