@@ -280,6 +280,10 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         chosen = self.options.bleu_tokenizer
         return TranslateMetrics(features, None if chosen == "auto" else chosen)
 
+    def feature_key(self) -> Any:
+        """The special tokens are the model's."""
+        return [super().feature_key(), self._start, self._end]
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """A transformers `MarianMTModel`."""
