@@ -50,7 +50,7 @@ def main() -> None:
     table: dict[str, dict[str, float]] = {}
     engines = (OURS, *PADDINGS)
     for engine in engines:
-        run = prepare(engine, data, UPDATES)
+        run = prepare(engine, data, UPDATES, "float32")
         run()  # kernels compiled, memory touched
         with profile(activities=[ProfilerActivity.CPU]) as found:
             run()
