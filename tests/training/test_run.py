@@ -172,7 +172,7 @@ class TestSplit:
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         values = toy_recipe(data__train=str(path), data__validation=0.2).to_dict()
-        values["task"] = {"name": "answer", "max_length": 24, "doc_stride": 4}
+        values["task"] = {"name": "answer"}
         train, held_out = read_data(Recipe.of(values))
         assert isinstance(held_out, Records)
         assert len(train) + len(held_out) == 60
