@@ -100,6 +100,10 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
         """`question`, `context`."""
         return {"question": "a question", "context": "a passage that holds the answer"}
 
+    def usage(self, run: str) -> str:
+        """With a question and its passage."""
+        return f"pretune predict {run} --question TEXT --context-file FILE"
+
     @property
     def targets(self) -> dict[str, str]:
         """`answers`."""

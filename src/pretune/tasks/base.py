@@ -135,6 +135,10 @@ class Task(ABC, Generic[O, P]):
         """The columns that are repeated beside an answer, where a record has them."""
         return tuple(self.inputs)
 
+    def usage(self, run: str) -> str:
+        """The command by which people ask a model in that folder."""
+        return " ".join(["pretune predict", run, *["TEXT"] * len(self.inputs)])
+
     @property
     def was_cut(self) -> str:
         """What is said of features whose text was cut, after their number."""
