@@ -48,6 +48,8 @@ BEAMS = 5
 class PlainTranslator(nn.Module):
     """PyTorch's encoder and decoder, one table for source, target and output."""
 
+    places: Tensor
+
     def __init__(self, sizes: dict[str, Any], vocabulary: int, dropout: float) -> None:
         super().__init__()
         self.width = sizes["d_model"]
@@ -67,7 +69,7 @@ class PlainTranslator(nn.Module):
 
     def embedded(self, ids: Tensor) -> Tensor:
         """`[B, L, width]`."""
-        x = self.table(ids) * math.sqrt(self.width)
+        x: Tensor = self.table(ids) * math.sqrt(self.width)
         embedded: Tensor = self.drop(x + self.places[: ids.shape[1]])
         return embedded
 
@@ -113,7 +115,7 @@ def run_ours(prepared: tuple[Any, Any, Any], recipe: Recipe, steps: int) -> Call
     def run() -> float:
         clock = Clock()
         Trainer(task, bundle.model, features, options=recipe.train, should_stop=clock.tick).fit()
-        return clock.rate(steps, recipe.train.batch_size * targets)
+        return clock.rate(steps, (recipe.train.batch_size or 0) * targets)
 
     return run
 

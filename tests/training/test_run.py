@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretune import yaml12
@@ -19,6 +21,7 @@ from pretune.errors import DataError, RunError
 from pretune.recipe import Recipe
 from pretune.tasks.bundle import load
 from pretune.training import read_data, train_recipe, train_seeds
+from pretune.training.inputs import _groups
 from tests.tasks.questions import question
 
 Make = Callable[..., Recipe]
@@ -262,3 +265,21 @@ class TestStopping:
         process.wait()
         assert load(folder / "last").task is not None
         assert load(folder / "best").task is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_records_that_share_a_text_are_of_one_group(pairs: list[tuple[int, int]]) -> None:
+    rows = [{"source": f"s{a}", "target": f"t{b}"} for a, b in pairs]
+    records = Records(rows, "x", None, ("source", "target"))
+    found = _groups(records, ("source", "target")).tolist()
+    linked = [[a == c or b == d for c, d in pairs] for a, b in pairs]
+    for _ in pairs:  # what is reached in one more step
+        linked = [
+            [
+                any(one and row[j] for one, row in zip(mine, linked, strict=True))
+                for j in range(len(pairs))
+            ]
+            for mine in linked
+        ]
+    assert [[i == j for j in found] for i in found] == linked
+    assert sorted(set(found)) == list(range(max(found) + 1))

@@ -89,7 +89,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
     head: ClassVar[str] = "question_answering"
     best_by: ClassVar[str] = "f1"
     windows: ClassVar[bool] = True
-    kept_together: ClassVar[str | None] = "context"  # else training would know the passages
+    kept_together: ClassVar[tuple[str, ...]] = ("context",)  # else training would know the passages
 
     def __init__(self, options: AnswerOptions, threshold: float = 0.0) -> None:
         super().__init__(options)

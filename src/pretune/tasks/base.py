@@ -106,7 +106,7 @@ class Task(ABC, Generic[O, P]):
         splits_text: whether the end of a single long text can be held back for validation.
         reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
         windows: whether a long text is read as several sequences, rather than cut.
-        kept_together: records with the same text in this column are held back all or none.
+        kept_together: records with the same text in one of these columns are held back all or none.
     """
 
     name: ClassVar[str]
@@ -115,7 +115,7 @@ class Task(ABC, Generic[O, P]):
     splits_text: ClassVar[bool] = False
     reads_corpus: ClassVar[bool] = False
     windows: ClassVar[bool] = False
-    kept_together: ClassVar[str | None] = None
+    kept_together: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: O) -> None:
         self.options = options

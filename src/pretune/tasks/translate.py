@@ -123,6 +123,8 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
     options_type: ClassVar[type[TranslateOptions]] = TranslateOptions
     head: ClassVar[str] = "translation"
     best_by: ClassVar[str] = "bleu"
+    # A sentence may be there with several translations.
+    kept_together: ClassVar[tuple[str, ...]] = ("source", "target")
 
     def __init__(self, options: TranslateOptions) -> None:
         super().__init__(options)

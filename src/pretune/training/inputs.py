@@ -49,8 +49,9 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     groups, what = np.arange(len(found)), "documents"
     if isinstance(found, Records):
         what = "records"
-        if task.kept_together is not None:
-            groups, what = _groups(found, task.kept_together), f"different {task.kept_together}s"
+        if task.kept_together:
+            what = f"different {' and '.join(name + 's' for name in task.kept_together)}"
+            groups = _groups(found, task.kept_together)
     # The same split whatever the seed of the run, so that runs can be compared.
     order = epoch_order(int(groups.max(initial=-1)) + 1, seed=0, epoch=0)
     sizes = np.bincount(groups)[order] if len(found) else order
@@ -113,11 +114,24 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     return source
 
 
-def _groups(records: Records, column: str) -> NDArray[np.int64]:
-    """`[records]` a number for each value of a column."""
-    known: dict[str, int] = {}
-    texts = (records.text(row, column) for row in range(len(records)))
-    return np.array([known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
+def _groups(records: Records, columns: Sequence[str]) -> NDArray[np.int64]:
+    """`[records]` the number of each one's group: those that share a text in one of the columns,
+    and those that share one with them, and so on."""
+    first: dict[tuple[str, str], int] = {}
+    above = list(range(len(records)))  # another of the group, or itself: union-find
+
+    def root(row: int) -> int:
+        while above[row] != row:
+            above[row] = row = above[above[row]]
+        return row
+
+    for row in range(len(records)):
+        for column in columns:
+            other = root(first.setdefault((column, records.text(row, column)), row))
+            above[max(other, root(row))] = min(other, root(row))
+    known: dict[int, int] = {}
+    numbers = [known.setdefault(root(row), len(known)) for row in range(len(records))]
+    return np.array(numbers, dtype=np.int64)
 
 
 def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
