@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +327,8 @@ def test_a_vocabulary_for_each_side(kind: str, tmp_path: Path) -> None:
     from pretune.recipe import Recipe
     from pretune.training import train_recipe
 
-    sides = [("zh", "en"), *[("狗 跑 了", "The dog ran away")] * 9]
+    sides = [("zh", "en")]
+    sides += [("狗 跑 了" + " 了" * i, "The dog ran away" + " away" * i) for i in range(9)]
     (tmp_path / "pairs.tsv").write_text("\n".join(map("\t".join, sides)) + "\n", encoding="utf-8")
     recipe = Recipe.load(
         "translate",
@@ -372,3 +374,15 @@ def translator_of_one_table(tokenizer: Any) -> Bundle:
     config = {**SIZES, "share_encoder_decoder_embeddings": True}
     task = Translate(TranslateOptions(max_length=40))
     return load("transformer-small", task=task, tokenizer=tokenizer, config=config)
+
+
+def test_metrics_go_to_other_processes_without_the_data(bpe: Bundle) -> None:
+    features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
+    metrics = TranslateMetrics(features, None)
+    batch = features.batch(np.array([1]), sort=False)
+    metrics.update(Translated(scores(4), [[generation("Two men.")]]), batch)
+    sent = pickle.dumps(metrics)
+    assert b"Spielhaus" not in sent
+    whole = TranslateMetrics(features, None)
+    whole.merge(pickle.loads(sent))  # noqa: S301 - its own
+    assert whole.result() == metrics.result()

@@ -149,7 +149,7 @@ def predict(
         batches = _piped(predictor)
     show = _print_json if as_json else _print_answer
     for batch in batches:
-        with _progress(shown=asked) as done:
+        with _progress(shown=asked or file is not None) as done:
             answers = predictor.predict(batch, progress=done)
         for row, answer in zip(batch.rows, answers, strict=True):
             shown = {name: row[name] for name in predictor.task.shown if name in row}
@@ -170,7 +170,7 @@ def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
 
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error while a long passage is read."""
+    """A bar on standard error while a long passage or a file is read."""
     if not (shown and sys.stderr.isatty()):
         yield None
         return
