@@ -286,6 +286,10 @@ class Task(ABC, Generic[O, P]):
         """What `config.json` should say about the head, as transformers has it; here nothing."""
         return {}
 
+    def generation_entries(self) -> dict[str, Any]:
+        """What `generation_config.json` should say, as transformers has it; nothing: no file."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What `fit` learned, JSON-ready."""
         return {}

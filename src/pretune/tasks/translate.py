@@ -287,6 +287,17 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         chosen = self.options.bleu_tokenizer
         return TranslateMetrics(features, None if chosen == "auto" else chosen)
 
+    def generation_entries(self) -> dict[str, Any]:
+        """The same search; transformers itself would end every translation after 20 tokens."""
+        return {
+            "decoder_start_token_id": self._start,
+            "eos_token_id": self._end,
+            "pad_token_id": self._start,
+            "max_new_tokens": self.options.max_length,
+            "num_beams": self.options.beams,
+            "length_penalty": self.options.length_penalty,
+        }
+
     def feature_key(self) -> Any:
         """The special tokens are the model's."""
         return [super().feature_key(), self._start, self._end]
