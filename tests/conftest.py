@@ -4,6 +4,8 @@ import os
 
 # Before anything imports huggingface_hub, which reads it once: no test may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# No test may read what another one left in the person's own cache.
+os.environ["PRETUNE_CACHE"] = "off"
 # The models here are tiny: a second thread costs more than it brings, and very much more where
 # other programs compete for the cores. Processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"

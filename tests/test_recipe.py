@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ class TestReading:
         assert recipe.data.train == str(path)
         assert recipe.output == "runs/mail"
         assert not recipe.to_dict()["task"]["pair"]
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_a_data_file_of_questions_is_seen_to_be_one(self, tmp_path: Path, version: int) -> None:
+        item = {"id": "a", "question": "b", "answers": []}
+        item |= {"is_impossible": True} if version == 2 else {}
+        path = tmp_path / "qa.json"
+        content = {"data": [{"paragraphs": [{"context": "c", "qas": [item]}]}]}
+        path.write_text(json.dumps(content), encoding="utf-8")
+        task = Recipe.load(path).to_dict()["task"]
+        assert (task["name"], task["no_answer"]) == ("answer", version == 2)
 
     def test_a_data_file_of_pairs_is_seen_to_be_one(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.tsv"

@@ -140,10 +140,15 @@ def _read_source(source: str) -> tuple[dict[str, Any], str]:
 
 
 def _for_data(source: str) -> dict[str, Any]:
-    """The recipe of somebody who has only a labelled file: classify it with the embedded model."""
-    pair = {"sentence1", "sentence2"} <= set(read(source).columns)
+    """The recipe of somebody who has only a labelled file: its columns say for which task."""
+    columns = set(read(source).columns)
+    task: dict[str, Any] = {"name": "classify"}
+    if {"question", "context", "answers"} <= columns:
+        task = {"name": "answer", **({"no_answer": True} if "is_impossible" in columns else {})}
+    elif {"sentence1", "sentence2"} <= columns:
+        task["pair"] = True
     return {
-        "task": {"name": "classify", **({"pair": True} if pair else {})},
+        "task": task,
         "data": {"train": source},
         "output": f"runs/{Path(source).stem}",
     }

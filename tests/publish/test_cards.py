@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from small_runs import REPO, small_recipe, write_data
 
 import pretune
 from pretune.publish import stage
+from pretune.tasks import AnswerOptions
 
 SIZES = {
     "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "pad_token_id": 0},
@@ -90,3 +92,32 @@ def test_a_masked_language_model(
     ours, theirs = run_code(tmp_path / "out", capsys)
     assert "Candidate(token=" in ours
     assert "logits=tensor" in theirs
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_model_that_finds_answers(
+    family: str, tiny_vocab_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = checkpoint(family, "AutoModel", tiny_vocab_folder, tmp_path / "base")
+    data = tmp_path / "qa.jsonl"
+    row = {
+        "question": "who",
+        "context": "the good film",
+        "answers": {"text": [], "answer_start": []},
+    }
+    data.write_text(f"{json.dumps(row)}\n" * 4, encoding="utf-8")
+    recipe = small_recipe(base, data, tmp_path / "run", validation=str(data))
+    recipe["task"] = AnswerOptions.of_length(32, no_answer=True).model_dump()
+    run = pretune.train(recipe, {"train.max_steps": 2}, quiet=True)
+    stage(tmp_path / "run", REPO, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    said = card.data.to_dict()
+    assert said["pipeline_tag"] == "question-answering"
+    assert {"exact_match", "f1"} <= set(said["metrics"])
+    assert "finds the answer to a question" in card.text
+    assert "(4 examples)" in card.text
+    assert "longer texts are read in parts" in card.text
+    assert f"scores over {run.details['threshold']:.2f} more than the best span" in card.text
+    ours, theirs = run_code(tmp_path / "out", capsys)
+    assert "AnswerPrediction(answer=" in ours
+    assert "start_logits=tensor" in theirs

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
+import pretune
 from pretune.data import Feature, Records
 from pretune.errors import CheckpointError
 from pretune.recipe import Recipe
-from pretune.tasks import CausalLm, CausalLmOptions, causal_lm, featurize
+from pretune.tasks import CausalLm, CausalLmOptions, LmPrediction, featurize
 from pretune.tasks.bundle import load, save
 from pretune.text import Tokenizer
 from pretune.training import evaluate_features, read_data, train_recipe
@@ -77,20 +78,6 @@ def test_without_boundaries_texts_are_one_stream(texts: list[str], size: int) ->
     assert sum(f.targets["bytes"] for f in found) == sum(len(text.encode()) for text in texts)
 
 
-@given(st.text(alphabet="ab \n\t.", max_size=200), st.integers(1, 20))
-def test_a_text_in_pieces_gives_the_tokens_of_the_whole(text: str, size: int) -> None:
-    """With GPT-2's pre-tokenizer, whose cuts depend on what follows a space."""
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    before, causal_lm.PIECE = causal_lm.PIECE, size
-    try:
-        pieces = list(causal_lm._pieces(text))
-    finally:
-        causal_lm.PIECE = before
-    assert "".join(pieces) == text
-    found = [word for piece in pieces for word, _ in splitter.pre_tokenize_str(piece)]
-    assert found == [word for word, _ in splitter.pre_tokenize_str(text)]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random GPT-2 as transformers saves it, over the letters."""
@@ -130,6 +117,28 @@ def test_figures_are_those_of_transformers(folder: Path) -> None:
     assert found.metrics["bits_per_character"] == pytest.approx(nats / math.log(2) / characters)
     assert found.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
     assert found.details == {"tokens": count, "characters": characters, "bytes": size}
+
+
+@pytest.mark.parametrize("boundaries", [True, False])
+def test_a_long_text_gets_one_answer(folder: Path, boundaries: bool) -> None:
+    """Of all its blocks; each text by itself, whatever was trained on."""
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    bundle = load(folder, task=CausalLm(CausalLmOptions(max_length=16, boundaries=boundaries)))
+    texts = ["cab\n😀 b" * 6, "", "abc"]
+    found = pretune.predict(bundle, texts)
+    assert len(found) == 3
+    for text, answer in zip(texts, found, strict=True):
+        assert isinstance(answer, LmPrediction)
+        ids = torch.tensor([LETTERS.index(letter) for letter in f"<{text}<"])
+        nats = 0.0
+        for start in range(0, len(ids) - 1, 16):
+            block, after = ids[start : start + 17][:-1], ids[start + 1 : start + 17]
+            with torch.no_grad():
+                logits = theirs(block[None]).logits[0]
+            nats += float(torch.nn.functional.cross_entropy(logits, after, reduction="sum"))
+        assert answer.tokens == len(ids) - 1
+        assert answer.log_probability == pytest.approx(-nats, rel=1e-5)
+        assert answer.perplexity == pytest.approx(math.exp(nats / answer.tokens), rel=1e-5)
 
 
 def test_goes_back_to_transformers(folder: Path, tmp_path: Path) -> None:

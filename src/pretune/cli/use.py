@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +72,7 @@ def evaluate(
     epilog="Examples:\n\n"
     "pretune predict runs/tickets 'Where is my parcel?' 'I want my money back'\n\n"
     "pretune predict runs/tickets --file inbox.csv --column text=body --json > answers.jsonl\n\n"
+    "pretune predict runs/squad --question 'Who was it?' --context-file book.txt --top-k 3\n\n"
     "tail -f messages.txt | pretune predict runs/tickets --json"
 )
 def predict(
@@ -81,6 +84,20 @@ def predict(
     file: Annotated[
         Path | None,
         typer.Option(help="A table with the task's columns, or plain text with one input a line."),
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option("--question", help="For models that answer: a question; may be repeated."),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="The passage that the questions are about.")
+    ] = None,
+    context_file: Annotated[
+        Path | None, typer.Option(help="The same as a text file of any length.")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many of the possible answers, with their probabilities."),
     ] = None,
     columns: Columns = None,
     encoding: Encoding = "utf-8",
@@ -97,13 +114,17 @@ def predict(
     from pretune.infer import Predictor, read_inputs
     from pretune.tasks.bundle import load
 
-    if texts and file:
-        raise PretuneError("give either TEXT or --file, not both")
-    if not texts and file is None and sys.stdin.isatty():
+    asked = bool(questions) or context is not None or context_file is not None
+    if (texts is not None) + (file is not None) + asked > 1:
+        raise PretuneError("give either TEXT or --file or --question, not several of them")
+    if not texts and file is None and not asked and sys.stdin.isatty():
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
     predictor = Predictor(load(run, allow_pickle=allow_pickle), device=device)
     if texts:
         batches: Iterable[Records] = [_texts_as_records(predictor, texts)]
+    elif asked:
+        passage = _passage(context, context_file, encoding)
+        batches = [_questions(predictor, questions or [], passage)]
     elif file is not None:
         records = read_inputs(
             predictor.bundle,
@@ -118,8 +139,11 @@ def predict(
         batches = _piped(predictor)
     show = _print_json if as_json else _print_answer
     for batch in batches:
-        for row, answer in zip(batch.rows, predictor.predict(batch), strict=True):
-            show({name: row[name] for name in predictor.task.inputs}, answer)
+        with _progress(shown=asked) as done:
+            answers = predictor.predict(batch, progress=done)
+        for row, answer in zip(batch.rows, answers, strict=True):
+            shown = {name: row[name] for name in predictor.task.shown if name in row}
+            show(shown, answer.top(top_k))
         sys.stdout.flush()
 
 
@@ -132,6 +156,43 @@ def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
             "Put each text in quotes.",
         )
     return predictor.records([texts[i : i + width] for i in range(0, len(texts), width)], "TEXT")
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while a long passage is read."""
+    if not (shown and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _passage(context: str | None, file: Path | None, encoding: str) -> str:
+    from pretune.data.read import decode
+
+    if (context is None) == (file is None):
+        raise PretuneError(
+            "a question needs a passage: give --context TEXT or --context-file FILE, one of them"
+        )
+    return decode(file, encoding) if file is not None else str(context)
+
+
+def _questions(predictor: Predictor, questions: list[str], passage: str) -> Records:
+    """A record a question, all with the same passage, which may be a book."""
+    if set(predictor.task.inputs) != {"question", "context"}:
+        raise PretuneError(
+            f"--question is for models that find answers; this one reads "
+            f"{' and '.join(predictor.task.inputs)}",
+            "Give TEXT or --file FILE.",
+        )
+    if not questions:
+        raise PretuneError("there is a passage, but no question", "Ask with --question 'TEXT'.")
+    records = predictor.records([{"question": q, "context": passage} for q in questions], "input")
+    return replace(records, max_chars=max(records.max_chars, len(passage)))
 
 
 def _piped(predictor: Predictor) -> Iterator[Records]:

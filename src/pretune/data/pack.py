@@ -183,6 +183,19 @@ class Feature:
     truncated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that nothing can be learned from.
+
+    Attributes:
+        record: which (0-based).
+        why: in a few words, for people.
+    """
+
+    record: int
+    why: str
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Many features in a handful of flat arrays: 4 bytes a token, no Python object per feature.
@@ -194,6 +207,8 @@ class FeatureSet:
         targets: by name: `[N]`, or as long as `tokens`.
         records: `[N]`: the record each feature came from.
         truncated: how many features had text cut.
+        skipped: records that gave no feature, as they are wrong.
+        rows: the records themselves, where somebody needs them beside the features.
     """
 
     tokens: Array
@@ -202,6 +217,8 @@ class FeatureSet:
     targets: dict[str, Array]
     records: Array
     truncated: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         return len(self.records)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.data.hub_table import HUB_DATASET, hub_table
+from pretune.data.squad import squad_rows
 from pretune.errors import DataError, did_you_mean
 
 Record = dict[str, Any]
@@ -150,9 +151,9 @@ def read(
     """Read records.
 
     Args:
-        source: a local `.jsonl`/`.json`, `.csv`, `.tsv` or `.parquet` file; a `.txt` file (one
-            text) or a folder of such; or a dataset on the Hugging Face Hub as
-            `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+        source: a local `.jsonl`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or `.parquet`
+            file; a `.txt` file (one text) or a folder of such; or a dataset on the Hugging Face
+            Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
@@ -242,6 +243,8 @@ def _read_jsonl(path: Path, encoding: str, quoting: str) -> Records:
     text = decode(path, encoding)
     if text.lstrip().startswith("["):
         return _read_json_array(path, text)
+    if path.suffix.lower() == ".json" and (nested := squad_rows(path, text)) is not None:
+        return Records(nested, str(path), None, _all_columns(nested))
     rows: list[Record] = []
     lines: list[int] = []
     for number, line in enumerate(text.split("\n"), start=1):

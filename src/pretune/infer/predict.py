@@ -59,24 +59,33 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, records: Records, *, progress: Callable[[int], None] | None = None
+        self, records: Records, *, progress: Callable[[int, int], None] | None = None
     ) -> list[Prediction]:
         """One answer a record, in their order.
+
+        Args:
+            records: to answer.
+            progress: called with the number of sequences done, and of all.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
         features = featurize(self.task, records, self.bundle.tokenizer, with_targets=False)
-        answers: dict[int, Prediction] = {}
+        parts: dict[int, Any] = {}
         for which in batches_by_length(features.lengths, self._batch_tokens):
             batch = features.batch(which).to(self.device)
             with precision_context(self.device, self._precision):
                 outputs = self.task.forward(self._model, batch)
             found = self.task.predict(outputs, batch)
-            answers.update(zip(batch.index.tolist(), found, strict=True))
+            parts.update(zip(batch.index.tolist(), found, strict=True))
             if progress is not None:
-                progress(len(answers))
-        return [answers[i] for i in range(len(features))]
+                progress(len(parts), len(features))
+        of_record: list[list[Any]] = [[] for _ in range(len(records))]
+        for index, record in enumerate(features.records.tolist()):
+            of_record[record].append(parts[index])
+        return [
+            self.task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)
+        ]
 
 
 def the_task(bundle: Bundle) -> AnyTask:

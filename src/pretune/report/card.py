@@ -8,6 +8,7 @@ from typing import Any
 from pretune.report.card_data import PIPELINES, CardFacts, DataSource, metadata
 from pretune.report.markdown import fenced, plain, table
 from pretune.report.tables import MOST_CLASSES
+from pretune.tasks.answer import THRESHOLD
 
 #: More rows help nobody.
 MOST_ROWS = 100
@@ -36,6 +37,8 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = f"This model reads {plain(reads)} and gives one of {labels:,} labels."
     else:
         does = f"This model reads {plain(reads)}; its task is {plain(facts.task.name)}."
+    if facts.task.name == "answer":
+        does = "This model finds the answer to a question in a passage."
     if facts.task.name == "mask_lm":
         does = "This model finds the words that fit the gaps of a text."
     yield (
@@ -76,7 +79,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
         f"from transformers import {cls}, AutoTokenizer\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({facts.repo!r})\n"
         f"model = {cls}.from_pretrained({facts.repo!r})\n"
-        f"print(model(**tokenizer({example[0]!r}, return_tensors='pt')))",
+        f"print(model(**tokenizer({', '.join(map(repr, example))}, return_tensors='pt')))",
         "python",
     )
 
@@ -127,6 +130,8 @@ def _confusion(details: Mapping[str, Any]) -> Iterator[str]:
 
 def _measured(facts: CardFacts) -> int | None:
     """How many examples the figures are of, where the evaluation says so."""
+    if isinstance(counted := facts.details.get("examples"), int):
+        return counted
     confusion = facts.details.get("confusion")
     if not confusion:
         return None
@@ -177,7 +182,13 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     else:
         lines.append("- How well it does is not known: measure it on data of your own first.")
     most = facts.task.options.max_length
-    lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are cut.")
+    then = "read in parts" if facts.task.windows else "cut"
+    lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are {then}.")
+    if (threshold := facts.task.config_entries().get(THRESHOLD)) is not None:
+        lines.append(
+            f"- It gives no answer where that scores over {threshold:.2f} more than the best span "
+            f"(`{THRESHOLD}` in config.json). transformers does not look at that by itself."
+        )
     if facts.labels:
         lines.append("- It gives one of its labels to every text, also where none of them fits.")
     lines.append(

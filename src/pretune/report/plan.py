@@ -33,6 +33,7 @@ from pretune.report.costs import (
 )
 from pretune.tasks import AnyTask, featurize, task_class
 from pretune.tasks.bundle import Bundle
+from pretune.tasks.feature_cache import FeatureCache
 from pretune.training import (
     Stopped,
     Trainer,
@@ -199,10 +200,11 @@ def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, FeatureSet, FeatureSet |
     task.fit(records)
     seed_everything(recipe.seed)
     bundle = starting_model(recipe, task)
-    train = featurize(task, records, bundle.tokenizer)
+    cache = FeatureCache.usual()
+    train = featurize(task, records, bundle.tokenizer, cache=cache)
     validation = None
     if held_out is not None:
-        validation = featurize(task, held_out, bundle.tokenizer, evaluation=True)
+        validation = featurize(task, held_out, bundle.tokenizer, evaluation=True, cache=cache)
     return task, bundle, train, validation
 
 

@@ -69,8 +69,15 @@ def _alarm(wrong: Mapping[int, str], count: int) -> list[Text]:
 def evaluation_table(result: Evaluation) -> Group:
     """All figures of an evaluation; figures per class where there are any."""
     classes: Mapping[str, Mapping[str, float]] = result.details.get("per_class", {})
+    count = result.details.get("examples", result.count)
+    title = f"{count:,} examples in {result.seconds:.1f} s"
+    if not classes:
+        table = _plain("", "value")
+        for name, value in result.metrics.items():
+            table.add_row(name, f"{value:.4f}")
+        return Group(Text(title, "bold"), table)
     overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    title = f"{result.count:,} examples in {result.seconds:.1f} s:  {overall}"
+    title = f"{title}:  {overall}"
     table = _plain("label", "precision", "recall", "f1", "support")
     for label, figures in classes.items():
         shown = [f"{figures[name]:.4f}" for name in ("precision", "recall", "f1")]

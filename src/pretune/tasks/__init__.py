@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pretune.errors import RecipeError, did_you_mean
+from pretune.tasks.answer import Answerer, AnswerPrediction
+from pretune.tasks.answer_options import AnswerOptions
 from pretune.tasks.base import (
     AnyTask,
     Loss,
@@ -19,7 +21,9 @@ from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 
 #: Every task by the name recipes know it by.
-TASKS: dict[str, type[AnyTask]] = {task.name: task for task in (Classify, MaskLm, CausalLm)}
+TASKS: dict[str, type[AnyTask]] = {
+    task.name: task for task in (Classify, Answerer, MaskLm, CausalLm)
+}
 
 
 def task_class(name: str) -> type[AnyTask]:
@@ -35,6 +39,9 @@ def task_class(name: str) -> type[AnyTask]:
 
 __all__ = [
     "TASKS",
+    "AnswerOptions",
+    "AnswerPrediction",
+    "Answerer",
     "AnyTask",
     "CausalLm",
     "CausalLmOptions",

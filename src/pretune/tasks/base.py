@@ -5,16 +5,18 @@ Adding a task is adding one file with a `Task` and its options, and one recipe.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch, Records
+from pretune.data import Feature, FeatureSet, PackedBatch, Records, Skipped
 from pretune.models import Backbone
+from pretune.tasks.feature_cache import FeatureCache
 from pretune.text import Tokenizer
 
 
@@ -49,7 +51,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer for one sequence: a typed, frozen dataclass of each task's own."""
+    """An answer for one record: a typed, frozen dataclass of each task's own."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -58,6 +60,10 @@ class Prediction:
     def ranked(self) -> list[tuple[str, float]]:
         """The possible answers with their scores, for people to look at, best first."""
         return []
+
+    def top(self, count: int | None) -> Self:
+        """This answer with no more than so many of the possible ones; None: as many as is usual."""
+        return self
 
 
 class Metrics(Protocol):
@@ -93,12 +99,14 @@ class Task(ABC, Generic[O, P]):
         options_type: its section of the recipe.
         best_by: the metric that decides which checkpoint is best.
         splits_text: whether the end of a single long text can be held back for validation.
+        windows: whether a long text is read as several sequences, rather than cut.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[TaskOptions]]
     best_by: ClassVar[str]
     splits_text: ClassVar[bool] = False
+    windows: ClassVar[bool] = False
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -118,6 +126,16 @@ class Task(ABC, Generic[O, P]):
     def targets(self) -> dict[str, str]:
         """The columns that training and evaluation need besides, and what they mean."""
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The columns that are repeated beside an answer, where a record has them."""
+        return tuple(self.inputs)
+
+    @property
+    def was_cut(self) -> str:
+        """What is said of features whose text was cut, after their number."""
+        return f"were longer than {self.options.max_length} tokens and were cut"
+
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""
 
@@ -128,8 +146,11 @@ class Task(ABC, Generic[O, P]):
     @abstractmethod
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature]:
+    ) -> Iterable[Feature | Skipped]:
         """Turn some records into what the model reads; long text may become several features.
+
+        To train on, a record that is wrong but does no harm may be skipped; all others, and all
+        that are to be predicted, give at least one feature.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -137,7 +158,7 @@ class Task(ABC, Generic[O, P]):
 
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature]:
+    ) -> Iterable[Feature | Skipped]:
         """What is evaluated on; by default the same features as are trained on."""
         return self.features(records, rows, tokenizer, with_targets=True)
 
@@ -163,12 +184,43 @@ class Task(ABC, Generic[O, P]):
         """What to minimise."""
 
     @abstractmethod
-    def predict(self, outputs: Any, batch: PackedBatch) -> list[P]:
-        """One answer for each sequence, in the order of the batch."""
+    def predict(self, outputs: Any, batch: PackedBatch) -> Sequence[Any]:
+        """What each sequence says, in the order of the batch.
+
+        An answer where a record is always one sequence; else what `combine` makes answers of. It
+        goes from process to process and may be kept for many records: small, and on the host.
+        """
+
+    def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> P:
+        """The answer for a record.
+
+        Args:
+            parts: what `predict` gave for each of its sequences, in their order. They may have
+                been in different batches, and in different processes.
+            record: the record itself.
+        """
+        (answer,) = parts
+        found: P = answer
+        return found
 
     @abstractmethod
-    def metrics(self) -> Metrics:
-        """A fresh evaluation."""
+    def metrics(self, features: FeatureSet | None = None) -> Metrics:
+        """A fresh evaluation.
+
+        Args:
+            features: what is evaluated on, for figures about whole records: `records` says of
+                which each sequence is, `rows` has them. None where only the names of the figures
+                are wanted.
+        """
+
+    def calibrate(self, metrics: Any) -> None:
+        """Learn from an evaluation in training what is chosen on validation data: a threshold.
+
+        It becomes part of `state`. By default there is nothing to choose.
+
+        Args:
+            metrics: of this task, with all of the validation data.
+        """
 
     def config_entries(self) -> dict[str, Any]:
         """What `config.json` should say about the head, as transformers has it; here nothing."""
@@ -181,6 +233,17 @@ class Task(ABC, Generic[O, P]):
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """This task with what an earlier `fit` learned; here there is nothing to learn."""
         return type(self)(self.options)
+
+    def shares_head(self, trained: AnyTask) -> bool:
+        """Whether a head that was trained for another task of this kind answers this one too."""
+        return self.state() == trained.state()
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Take over what `calibrate` found for the checkpoint that the training goes on from."""
+
+    def feature_key(self) -> Any:
+        """What the features of records depend on besides them and the tokenizer, JSON-ready."""
+        return [self.options.model_dump(mode="json"), self.state()]
 
     @classmethod
     @abstractmethod
@@ -214,8 +277,9 @@ def featurize(
     evaluation: bool = False,
     chunk: int = 1024,
     progress: Callable[[int], None] | None = None,
+    cache: FeatureCache | None = None,
 ) -> FeatureSet:
-    """All features of some records, tokenized in parallel.
+    """All features of some records, tokenized in parallel; with the records as their `rows`.
 
     Args:
         task: decides what a feature is.
@@ -225,12 +289,20 @@ def featurize(
         evaluation: they are to be evaluated on, not trained on.
         chunk: records at a time.
         progress: called with the number of records done.
+        cache: where features may be found that were made before, and where new ones go.
 
     Raises:
         DataError: a record cannot be used; names its file, line and column.
     """
+    columns = [*task.inputs, *(task.targets if with_targets or evaluation else ())]
+    key = ""
+    if cache is not None:
+        how = [task.name, task.feature_key(), with_targets, evaluation]
+        key = cache.key(records, columns, tokenizer, how)
+        if (found := cache.read(key)) is not None:
+            return replace(found, rows=records.rows)
 
-    def stream() -> Iterable[Feature]:
+    def stream() -> Iterable[Feature | Skipped]:
         for start in range(0, len(records), chunk):
             rows = range(start, min(start + chunk, len(records)))
             if evaluation:
@@ -240,4 +312,17 @@ def featurize(
             if progress is not None:
                 progress(rows.stop)
 
-    return FeatureSet.of(stream())
+    skipped: list[Skipped] = []
+
+    def kept() -> Iterable[Feature]:
+        for item in stream():
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                yield item
+
+    start = time.perf_counter()
+    made = replace(FeatureSet.of(kept()), skipped=tuple(skipped))
+    if cache is not None:
+        cache.keep(key, made, time.perf_counter() - start)
+    return replace(made, rows=records.rows)

@@ -134,6 +134,8 @@ def load(
         head = "backbone" if wanted is None else wanted.head
         names = set() if wanted is None else _head_names(family, wanted)
         same = trained is not None and wanted is not None and _same_head(trained, wanted)
+        if same and trained and wanted and trained is not wanted:
+            wanted.recall(trained.state())
         fresh = set() if same else names
         # A task with more heads than the checkpoint has (next sentences, say) gets those anew.
         promised = names & _head_names(family, trained) if same and trained else set()
@@ -298,7 +300,7 @@ def _check_sizes(
 
 def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     """Whether the checkpoint's head answers the very question that is asked."""
-    return type(trained) is type(wanted) and trained.state() == wanted.state()
+    return type(trained) is type(wanted) and wanted.shares_head(trained)
 
 
 def _trained_task(

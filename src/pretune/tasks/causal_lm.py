@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,17 +12,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from pretune.data import Feature, PackedBatch, Records
+from pretune.data import Feature, FeatureSet, PackedBatch, Records
 from pretune.models import Backbone, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.losses import CrossEntropyOptions
-from pretune.text import Tokenizer
+from pretune.text import Tokenizer, pieces
 
 #: The target of each token: the one after it.
 NEXT = "next"
-#: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
-PIECE = 200_000
-_CUT = re.compile(r"\S\n(?=\S)")
 Array = NDArray[Any]
 
 
@@ -66,6 +62,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     head: ClassVar[str] = "causal_lm"
     best_by: ClassVar[str] = "loss"
     splits_text: ClassVar[bool] = True
+    windows: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -86,7 +83,8 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """Blocks of at most `max_length` tokens, with the token that follows each."""
         size = self.options.max_length
         read = (_Stream.of(records.text(row, "text"), tokenizer, row) for row in rows)
-        texts = read if self.options.boundaries else [_Stream.joined(list(read))]
+        apart = self.options.boundaries or not with_targets  # answers are for one text each
+        texts = read if apart else [_Stream.joined(list(read))]
         for text in texts:
             yield from text.blocks(size)
 
@@ -103,13 +101,19 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         return Loss(outputs.sum, outputs.count, self.options.parts_of(outputs))
 
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
-        """How probable each block is; a text longer than `max_length` gives several."""
+        """How probable each block is; a text longer than `max_length` is several."""
         found = []
         for nats, tokens in zip(outputs.each(batch.layout), batch.layout.lengths, strict=True):
             found.append(LmPrediction(tokens, -nats, math.exp(min(nats / tokens, 700.0))))
         return found
 
-    def metrics(self) -> CausalLmMetrics:
+    def combine(self, parts: Sequence[LmPrediction], record: Mapping[str, Any]) -> LmPrediction:
+        """How probable the whole text is: each block is foretold from its own beginning."""
+        tokens = sum(part.tokens for part in parts)
+        nats = -sum(part.log_probability for part in parts)
+        return LmPrediction(tokens, -nats, math.exp(min(nats / max(tokens, 1), 700.0)))
+
+    def metrics(self, features: FeatureSet | None = None) -> CausalLmMetrics:
         """Perplexity, accuracy, bits per character and byte."""
         return CausalLmMetrics()
 
@@ -145,7 +149,7 @@ class _Stream:
         end = tokenizer.special_id("sep_token") if end is None else end
         edge = [] if end is None else [end]
         ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
-        for piece in _pieces(text):
+        for piece in pieces(text):
             encoding = tokenizer.engine.encode(piece, add_special_tokens=False)
             ids.append(np.array(encoding.ids))
             ends.append(base + np.array([after for _, after in encoding.offsets]))
@@ -190,22 +194,6 @@ def _bytes_before(text: str) -> Array:
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     each = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     return np.concatenate([[0], np.cumsum(each)])
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces that give the tokens of the whole.
-
-    Each ends with a single line end between two characters that are no spaces: there every
-    pre-tokenizer cuts, so no token crosses, and none depends on what follows.
-    """
-    start = 0
-    while len(text) - start > PIECE:
-        cut = _CUT.search(text, start + PIECE)
-        if cut is None:
-            break
-        yield text[start : cut.start() + 2]
-        start = cut.start() + 2
-    yield text[start:]
 
 
 class CausalLmMetrics:

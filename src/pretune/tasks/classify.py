@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pretune.data import Feature, PackedBatch, Records
+from pretune.data import Feature, FeatureSet, PackedBatch, Records
 from pretune.errors import CheckpointError, DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
@@ -58,6 +58,10 @@ class ClassPrediction(Prediction):
     def ranked(self) -> list[tuple[str, float]]:
         """Every label with its score, best first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])
+
+    def top(self, count: int | None) -> Self:
+        """With the scores of so many labels."""
+        return self if count is None else replace(self, scores=dict(self.ranked()[:count]))
 
 
 class Classify(Task[ClassifyOptions, ClassPrediction]):
@@ -184,7 +188,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
             answers.append(ClassPrediction(self.labels[best], row[best], scores))
         return answers
 
-    def metrics(self) -> ClassificationMetrics:
+    def metrics(self, features: FeatureSet | None = None) -> ClassificationMetrics:
         """Accuracy, F1, Matthews correlation."""
         return ClassificationMetrics(self.labels)
 

@@ -21,11 +21,12 @@ from pretune.hub import (
     save_model,
 )
 from pretune.models import HEADS, brief
+from pretune.tasks.answer import THRESHOLD
 from pretune.tasks.bundle import save_tokenizer
 from pretune.text import load_tokenizer
 
 #: Entries of config.json that say what a head's outputs mean; they go along.
-_KEPT = ("id2label", "label2id", "problem_type")
+_KEPT = ("id2label", "label2id", "problem_type", THRESHOLD)
 
 
 def convert(

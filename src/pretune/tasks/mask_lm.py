@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Feature, Layout, PackedBatch, Records, Selection
+from pretune.data import Feature, FeatureSet, Layout, PackedBatch, Records, Selection
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
 from pretune.data.next_sentence import PairMaker, Tokens, encode_all, split_sentences
 from pretune.data.words import segmenter
@@ -55,6 +55,10 @@ class MaskPrediction(Prediction):
             for number, gap in enumerate(self.gaps, start=1)
             for candidate in gap
         ]
+
+    def top(self, count: int | None) -> Self:
+        """With so many candidates for each gap."""
+        return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
 
 
 class MaskLm(Task[MaskLmOptions, MaskPrediction]):
@@ -285,7 +289,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             start += count
         return answers
 
-    def metrics(self) -> MaskLmMetrics:
+    def metrics(self, features: FeatureSet | None = None) -> MaskLmMetrics:
         """Perplexity (or pseudo-perplexity) and accuracy, and the accuracy of `next`."""
         if self.options.evaluate == "each":
             return MaskLmMetrics("pseudo_perplexity")

@@ -3,6 +3,7 @@
 from pretune.text.extend import extend
 from pretune.text.load import load_tokenizer
 from pretune.text.measure import Measured, measure
+from pretune.text.pieces import pieces
 from pretune.text.read import find_files, iter_texts
 from pretune.text.sample import Sample, take_sample
 from pretune.text.tokenizer import Encoded, Tokenizer
@@ -18,6 +19,7 @@ __all__ = [
     "iter_texts",
     "load_tokenizer",
     "measure",
+    "pieces",
     "save_trained",
     "take_sample",
     "train_tokenizer",

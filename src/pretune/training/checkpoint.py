@@ -181,7 +181,8 @@ class Checkpoints:
         model = self.bundle.model
         tensors = (*model.named_parameters(), *model.named_buffers())
         weights = {name: of(tensor) for name, tensor in tensors}
-        return replace(self.bundle, model=_fleshed(self._skeleton, weights))
+        task = copy.copy(self.bundle.task)  # the next evaluation may choose another threshold
+        return replace(self.bundle, model=_fleshed(self._skeleton, weights), task=task)
 
     def _save_sharded(self, step: int, state: State, values: str, *, best: bool) -> None:
         """All processes write their shares of the state; the main one the whole model."""

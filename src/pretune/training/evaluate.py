@@ -83,6 +83,7 @@ def evaluate_features(
     precision: str = "auto",
     progress: Callable[[int], None] | None = None,
     world: World | None = None,
+    calibrate: bool = False,
 ) -> Evaluation:
     """Loss and metrics over all features; the model's mode is as it was afterwards.
 
@@ -97,12 +98,13 @@ def evaluate_features(
         precision: as in `precision_context`.
         progress: called with the number of features done.
         world: the processes that evaluate together; all get the whole result.
+        calibrate: let the task choose on these features what is chosen on validation data.
     """
     device, world = device or torch.device("cpu"), world or World()
     start = time.perf_counter()
     modes = [(module, module.training) for module in model.modules()]  # parts may be frozen
     model.eval()
-    metrics = task.metrics()
+    metrics = task.metrics(features)
     sums: dict[str, float] = {"loss": 0.0}
     count, done = 0, 0
     batches = batches_by_length(features.lengths, batch_tokens)
@@ -129,7 +131,9 @@ def evaluate_features(
         for module, training in modes:
             module.training = training
     if world.size > 1:
-        metrics, sums, count = _together(world, metrics, sums, count)
+        metrics, sums, count = _together(world, task.metrics(features), (metrics, sums, count))
+    if calibrate:
+        task.calibrate(metrics)
     means = {name: value / max(count, 1) for name, value in sums.items()}
     figures = {**means, **metrics.result()}
     seconds = time.perf_counter() - start
@@ -137,12 +141,12 @@ def evaluate_features(
 
 
 def _together(
-    world: World, metrics: Metrics, sums: dict[str, float], count: int
+    world: World, metrics: Metrics, mine: tuple[Metrics, dict[str, float], int]
 ) -> tuple[Metrics, dict[str, float], int]:
     """What all processes found; a process may have had no batch, and so no parts of the loss."""
-    first, *others = world.gather((metrics, sums, count))
-    metrics, sums, count = first
-    for more, more_sums, more_count in others:
+    sums: dict[str, float] = {}
+    count = 0
+    for more, more_sums, more_count in world.gather(mine):
         metrics.merge(more)
         sums = {k: sums.get(k, 0.0) + more_sums.get(k, 0.0) for k in {**sums, **more_sums}}
         count += more_count

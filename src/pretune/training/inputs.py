@@ -12,7 +12,11 @@ from pretune.errors import DataError
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
 from pretune.tasks.bundle import Bundle
+from pretune.tasks.feature_cache import FeatureCache
 from pretune.training.log import Reporter
+
+#: Records that were passed over and are named.
+SHOWN = 3
 
 
 def read_data(recipe: Recipe) -> tuple[Records, Records | None]:
@@ -96,12 +100,31 @@ def read_features(
 ) -> FeatureSet:
     """The features of some records, with a line about them for people."""
     with reporter.working(f"reading {what}", len(records)) as done:
-        features = featurize(task, records, bundle.tokenizer, evaluation=evaluation, progress=done)
+        features = featurize(
+            *(task, records, bundle.tokenizer),
+            evaluation=evaluation,
+            progress=done,
+            cache=FeatureCache.usual(),
+        )
     cut = ""
     if features.truncated:
-        most = task.options.max_length
-        cut = f"; {features.truncated:,} were longer than {most} tokens and were cut"
+        cut = f"; {features.truncated:,} {task.was_cut}"
     reporter.say(
         f"{what}: {len(features):,} from {records.origin}, {int(features.starts[-1]):,} tokens{cut}"
     )
+    if features.skipped:
+        reporter.say(_passed_over(features, records))
     return features
+
+
+def _passed_over(features: FeatureSet, records: Records) -> str:
+    """How many records were not learned from, and the first of them."""
+    count = len(features.skipped)
+    lines = [
+        f"{count:,} of {len(records):,} records were passed over:" if count > 1 else "passed over:"
+    ]
+    for item in features.skipped[:SHOWN]:
+        name = records.rows[item.record].get("id")
+        named = "" if name is None else f" (id {name})"
+        lines.append(f"  {records.where(item.record)}{named}: {item.why}")
+    return "\n".join(lines + ["  ..."] * (count > SHOWN))

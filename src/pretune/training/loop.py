@@ -365,6 +365,7 @@ class Trainer:
                     device=self.device,
                     precision=self.options.precision,
                     world=self.world,
+                    calibrate=True,
                 )
             is_best = self._better(found)
             if is_best:

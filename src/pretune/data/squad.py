@@ -1,0 +1,92 @@
+"""The nested JSON of SQuAD 1.1 and 2.0, and of what is laid out like it: CMRC 2018, DRCD, XQuAD.
+
+    {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [{"id": ..., "question": ...,
+      "answers": [{"text": ..., "answer_start": ...}], "is_impossible": ...}]}]}]}
+
+Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pretune.errors import DataError
+
+
+def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
+    """One row a question, as the Hub's `rajpurkar/squad` has them; None for another kind of file.
+
+    A row has `id`, `title`, `context` (one string for all questions of a paragraph), `question`,
+    `answers` (`{"text": [...], "answer_start": [...]}`) and, where the file has it,
+    `is_impossible`.
+
+    Args:
+        path: for errors.
+        text: what the file holds.
+
+    Raises:
+        DataError: a part is missing or of another kind; names where.
+    """
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None  # several objects, one a line, or broken: the reader of those says where
+    articles = found.get("data")
+    if not isinstance(articles, list) or not any(
+        isinstance(article, dict) and "paragraphs" in article for article in articles
+    ):
+        return None
+    return list(_rows(path, articles))
+
+
+def _rows(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
+    for a, article in enumerate(articles):
+        at = f"data[{a}]"
+        for p, paragraph in enumerate(_part(path, at, article, "paragraphs", list)):
+            below = f"{at}.paragraphs[{p}]"
+            context = _part(path, below, paragraph, "context", str)
+            for q, item in enumerate(_part(path, below, paragraph, "qas", list)):
+                place = f"{below}.qas[{q}]"
+                row = {
+                    "id": _id(path, place, item),
+                    "title": article.get("title", ""),
+                    "context": context,
+                    "question": _part(path, place, item, "question", str),
+                    "answers": _answers(path, place, item),
+                }
+                if "is_impossible" in item:
+                    row["is_impossible"] = _part(path, place, item, "is_impossible", bool)
+                yield row
+
+
+def _id(path: Path, place: str, item: Any) -> str:
+    found = item.get("id", place) if isinstance(item, Mapping) else place
+    return str(found)
+
+
+def _answers(path: Path, place: str, item: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The answers; a file to predict on has none."""
+    texts, starts = [], []
+    given = _part(path, place, item, "answers", list) if "answers" in item else []
+    for i, answer in enumerate(given):
+        here = f"{place}.answers[{i}]"
+        texts.append(_part(path, here, answer, "text", str))
+        starts.append(_part(path, here, answer, "answer_start", int))
+    return {"text": texts, "answer_start": starts}
+
+
+def _part(path: Path, place: str, parent: Any, name: str, kind: type) -> Any:
+    value = parent.get(name) if isinstance(parent, Mapping) else None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        given = "nothing" if value is None else f"a {type(value).__name__}"
+        named = f" (id {parent['id']})" if isinstance(parent, Mapping) and "id" in parent else ""
+        raise DataError(
+            f"{path}, {place}{named}: expected a {kind.__name__} as '{name}', found {given}",
+            "SQuAD is {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
+        )
+    return value
