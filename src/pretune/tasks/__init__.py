@@ -17,6 +17,7 @@ from pretune.tasks.base import (
 )
 from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
+from pretune.tasks.grade import EachLoss, Grade
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 
@@ -48,6 +49,8 @@ __all__ = [
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "EachLoss",
+    "Grade",
     "LmPrediction",
     "Loss",
     "MaskLm",

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, FeatureSet, PackedBatch, Records, Skipped
 from pretune.models import Backbone
 from pretune.tasks.feature_cache import FeatureCache
+from pretune.tasks.grade import Array, EachLoss, Grade
 from pretune.text import Tokenizer
 
 
@@ -100,6 +103,7 @@ class Task(ABC, Generic[O, P]):
         best_by: the metric that decides which checkpoint is best.
         splits_text: whether the end of a single long text can be held back for validation.
         windows: whether a long text is read as several sequences, rather than cut.
+        each_sequence: whether examples to look at are sequences (blocks of a text), not records.
     """
 
     name: ClassVar[str]
@@ -107,6 +111,7 @@ class Task(ABC, Generic[O, P]):
     best_by: ClassVar[str]
     splits_text: ClassVar[bool] = False
     windows: ClassVar[bool] = False
+    each_sequence: ClassVar[bool] = False
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -212,6 +217,35 @@ class Task(ABC, Generic[O, P]):
                 which each sequence is, `rows` has them. None where only the names of the figures
                 are wanted.
         """
+
+    def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
+        """The loss of each sequence; None where it can only be told of a batch of one."""
+        if batch.num_sequences != 1:
+            return None
+        loss = self.loss(outputs, batch)
+        return EachLoss(loss.sum.detach()[None], torch.tensor([loss.count]))
+
+    def grade(self, answer: P, records: Records, row: int) -> Grade:
+        """An answer beside the truth; by default there is nothing that could be right or wrong.
+
+        Args:
+            answer: what `combine` gave for the record.
+            records: with their targets.
+            row: which of them.
+        """
+        return Grade()
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Figures of any selection of examples, all at once.
+
+        Args:
+            sums: `[..., 2 + K]` over the examples of each selection: the sum and the count of their
+                losses, then their `Grade.counts`.
+
+        Returns:
+            by name, `[...]` each: those of `metrics` that follow from these sums.
+        """
+        return {"loss": sums[..., 0] / np.maximum(sums[..., 1], 1)}
 
     def calibrate(self, metrics: Any) -> None:
         """Learn from an evaluation in training what is chosen on validation data: a threshold.

@@ -15,7 +15,8 @@ from torch import nn
 from pretune.data import Feature, FeatureSet, PackedBatch, Records
 from pretune.models import Backbone, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
-from pretune.tasks.losses import CrossEntropyOptions
+from pretune.tasks.grade import EachLoss
+from pretune.tasks.losses import CrossEntropyOptions, token_losses, with_perplexity
 from pretune.text import Tokenizer, pieces
 
 #: The target of each token: the one after it.
@@ -63,6 +64,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     best_by: ClassVar[str] = "loss"
     splits_text: ClassVar[bool] = True
     windows: ClassVar[bool] = True
+    each_sequence: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -112,6 +114,14 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         tokens = sum(part.tokens for part in parts)
         nats = -sum(part.log_probability for part in parts)
         return LmPrediction(tokens, -nats, math.exp(min(nats / max(tokens, 1), 700.0)))
+
+    def each_loss(self, outputs: Scores, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each block."""
+        return token_losses(outputs, batch.layout)
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss and perplexity."""
+        return with_perplexity(super().figures(sums))
 
     def metrics(self, features: FeatureSet | None = None) -> CausalLmMetrics:
         """Perplexity, accuracy, bits per character and byte."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pretune.data import Layout
 from pretune.models import Scores
 from pretune.tasks.base import TaskOptions
+from pretune.tasks.grade import Array, EachLoss
 
 
 class CrossEntropyOptions(TaskOptions):
@@ -82,3 +86,18 @@ def cross_entropy(
         total = total + penalty
         parts["z_loss"] = penalty.detach()
     return total, parts
+
+
+def token_losses(scores: Scores, layout: Layout) -> EachLoss:
+    """The cross-entropy of each sequence, counted in tokens.
+
+    Args:
+        scores: of tokens of a batch.
+        layout: how many of them are of each sequence.
+    """
+    return EachLoss(torch.tensor(scores.each(layout)), torch.tensor(layout.lengths))
+
+
+def with_perplexity(figures: dict[str, Array], name: str = "perplexity") -> dict[str, Array]:
+    """Figures, and after them exp of the loss."""
+    return {**figures, name: np.exp(np.minimum(figures["loss"], 700.0))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,8 @@ from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.grade import Array, EachLoss
+from pretune.tasks.losses import token_losses, with_perplexity
 from pretune.tasks.mask_lm_metrics import (
     NEXT,
     TARGET,
@@ -237,10 +239,8 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         Logits `[masked tokens, vocab]` where nobody knows what is masked. Of pairs with a label
         what both heads give.
         """
-        masked = batch.targets[TARGET] != -1
-        rows = masked.nonzero()[:, 0]
-        parts = torch.split(masked.cpu(), list(batch.layout.lengths))
-        select = Selection(rows, Layout.of([int(part.sum()) for part in parts], rows.device))
+        rows = (batch.targets[TARGET] != -1).nonzero()[:, 0]
+        select = Selection(rows, Layout.of(_masks(batch), rows.device))
         more: dict[str, Any] = {"both": True} if NEXT in batch.targets else {}
         labels = batch.targets[TARGET][rows]
         if not bool((labels == UNKNOWN).any()):
@@ -269,9 +269,27 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         shown = {"mask_loss": scores.sum.detach(), f"{self.options.next}_loss": second.detach()}
         return Loss(scores.sum + second, scores.count, {**parts, **shown})
 
+    def each_loss(self, outputs: Outputs, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each sequence's masked tokens; `next` is no matter of tokens."""
+        masks = _masks(batch)
+        layout = Layout.of(masks, batch.tokens.device)
+        return token_losses(token_scores(outputs), layout)
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss and (pseudo-)perplexity."""
+        each = self.options.evaluate == "each"
+        return with_perplexity(
+            super().figures(sums), "pseudo_perplexity" if each else "perplexity"
+        )
+
+    def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
+        """The gaps of all parts; an evaluated text is read once for each of its tokens."""
+        return MaskPrediction(tuple(gap for part in parts for gap in part.gaps))
+
     def predict(self, outputs: Outputs, batch: PackedBatch) -> list[MaskPrediction]:
         """The best candidates for each gap."""
-        assert isinstance(outputs, Tensor)  # noqa: S101 - as `forward` gives for gaps
+        if not isinstance(outputs, Tensor):
+            return [MaskPrediction(())] * batch.num_sequences  # the truth is known: no gaps
         assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
@@ -282,9 +300,8 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             )
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-        masked = torch.split((batch.targets[TARGET] != -1).cpu(), list(batch.layout.lengths))
         answers, start = [], 0
-        for count in (int(part.sum()) for part in masked):
+        for count in _masks(batch):
             answers.append(MaskPrediction(tuple(gaps[start : start + count])))
             start += count
         return answers
@@ -306,6 +323,12 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         both = architecture == "BertForPreTraining" and length >= FEWEST
         found = MaskLmOptions(max_length=length, next="nsp" if both else "none", evaluate="each")
         return cls(found)
+
+
+def _masks(batch: PackedBatch) -> list[int]:
+    """How many tokens of each sequence are masked."""
+    masked = (batch.targets[TARGET] != -1).cpu()
+    return [int(part.sum()) for part in torch.split(masked, list(batch.layout.lengths))]
 
 
 def _needed(tokenizer: Tokenizer, name: str) -> int:
