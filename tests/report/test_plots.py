@@ -9,8 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from pretune.errors import RunError
-from pretune.report import plots
-from pretune.report.plots import draw_attention, readable
+from pretune.report.plots import draw_attention
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -71,8 +70,3 @@ class TestDrawAttention:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="cannot be written"):
             draw_attention(maps_of(1, 1, 2), ["a", "b"], [0], [0], tmp_path / "no" / "a.png")
-
-
-def test_characters_without_a_glyph_get_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_drawable", lambda: frozenset(map(ord, "ab##")))
-    assert readable(["ab", "##好"]) == ["ab", "##U+597D"]

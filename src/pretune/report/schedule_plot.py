@@ -15,7 +15,7 @@ from rich.text import Text
 from pretune.data import DataOrder
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import Recipe
-from pretune.report.plots import DPI, write_png
+from pretune.report.charts import new_figure, write_png
 from pretune.tasks import featurize, task_class
 from pretune.tasks.bundle import load
 from pretune.text import extend
@@ -213,9 +213,6 @@ def draw_plan(plan: Plan, path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     total = plan.schedule.total
     steps = _sampled(total, min(POINTS, total)) if total > 1 else [0]
     # What has corners is drawn at them too.
@@ -223,8 +220,7 @@ def draw_plan(plan: Plan, path: Path) -> None:
     curves: list[tuple[str, list[float]]] = [("learning rate", [plan.rate(s) for s in steps])]
     if plan.batches.updates:
         curves.append((f"batch ({plan.unit})", [plan.batches.at(s) for s in steps]))
-    figure = Figure(figsize=(7, 2.6 * len(curves) + 0.4), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # the backend without a screen, whatever MPLBACKEND says
+    figure = new_figure(7, 2.6 * len(curves) + 0.4)
     rows = figure.subplots(len(curves), 1, squeeze=False, sharex=True)
     updates = [step + 1 for step in steps]
     for (axes,), (name, values) in zip(rows, curves, strict=True):

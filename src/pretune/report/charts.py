@@ -1,0 +1,241 @@
+"""What all pictures share: figures without a screen, fonts for every script, bars and boxes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretune.errors import RunError
+from pretune.report.markdown import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Fonts for what matplotlib's own font lacks (Chinese, Japanese, Korean), where installed.
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "SimHei",
+    "Arial Unicode MS",
+)
+OWN_FONT = "DejaVu Sans"
+DPI = 150
+#: Longer labels push the chart itself aside.
+LONGEST_LABEL = 24
+#: Of charts, in inches: as wide as a page, and so much for each label and each bar at it.
+WIDTH, LABEL_HEIGHT, BAR_HEIGHT, MARGINS = 7.0, 0.12, 0.2, 0.8
+#: Distinct also without colours, by their lightness (of Okabe and Ito's palette).
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box of `box_chart`: the middle half of some values, and how far the others go."""
+
+    low: float
+    first_quartile: float
+    median: float
+    third_quartile: float
+    high: float
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, drawn without a screen whatever MPLBACKEND says."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The bytes of a PNG of a figure."""
+    held = io.BytesIO()
+    figure.savefig(held, format="png")
+    return held.getvalue()
+
+
+def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
+    """Write a picture.
+
+    Args:
+        figure: to write.
+        path: the PNG.
+        option: of the command line, that says where.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def font_families() -> list[str]:
+    """The font of matplotlib, then those of `FALLBACK_FONTS` that this machine has."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    return [OWN_FONT, *(name for name in FALLBACK_FONTS if name in there)]
+
+
+@lru_cache(maxsize=1)
+def _drawable() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known: set[int] = set()
+    for family in font_families():
+        known.update(get_font(findfont(FontProperties(family=family))).get_charmap())
+    return frozenset(known)
+
+
+def can_draw(text: str) -> bool:
+    """Whether the fonts of this machine have all characters of a text."""
+    return all(ord(character) in _drawable() for character in text)
+
+
+def readable(tokens: Sequence[str]) -> list[str]:
+    """The tokens; a character that no font here can draw becomes its number, e.g. `U+597D`."""
+    drawable = _drawable()
+    return ["".join(c if ord(c) in drawable else f"U+{ord(c):04X}" for c in t) for t in tokens]
+
+
+def chart_labels(labels: Sequence[str]) -> list[str]:
+    """Labels as a chart can show them: on one line and cut; `#3` for a third that has no glyphs.
+
+    A row of code points would be as unreadable as empty boxes: whoever shows the chart has the
+    labels in a table beside it, in the same order (see `undrawable`).
+    """
+    shown = []
+    for number, label in enumerate(labels, start=1):
+        line = one_line(label)
+        if len(line) > LONGEST_LABEL:
+            line = line[: LONGEST_LABEL - 1] + "…"
+        shown.append(line if can_draw(line) else f"#{number}")
+    return shown
+
+
+def undrawable(labels: Sequence[str]) -> str | None:
+    """What to tell people about labels that became numbers in a chart; None where none did."""
+    if all(can_draw(one_line(label)) for label in labels):
+        return None
+    return (
+        "No font on this machine has all characters of these labels: in the charts, #1 is the "
+        "first row of the table. Install one to see them there, such as Noto Sans CJK."
+    )
+
+
+def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis: str) -> Figure:
+    """Lying bars, first label on top; several series side by side, with a legend.
+
+    Args:
+        labels: one for each bar of a series.
+        series: values by the name of the series.
+        axis: what the values are.
+    """
+    count = len(series)
+    figure = _figure_for(len(labels), count)
+    axes = figure.subplots()
+    thickness = 0.8 / count
+    for i, (name, values) in enumerate(series.items()):
+        middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
+        bars = axes.barh(
+            middles, values, thickness, color=COLOURS[i % len(COLOURS)], label=chart_labels([name])
+        )
+        axes.bar_label(bars, [f"{value:,.4g}" for value in values], padding=3, fontsize=8)
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    _finish(axes, labels, axis)
+    if count > 1:
+        _legend(axes, list(series))
+    return figure
+
+
+def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: str) -> Figure:
+    """Lying boxes, first label on top: quartiles, the median as a line, and the whole range.
+
+    Args:
+        labels: one for each box of a series.
+        series: boxes by the name of the series.
+        axis: what the values are.
+    """
+    count = len(series)
+    figure = _figure_for(len(labels), count)
+    axes = figure.subplots()
+    thickness = 0.8 / count
+    for i, boxes in enumerate(series.values()):
+        middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
+        stats = [
+            {
+                "whislo": box.low,
+                "q1": box.first_quartile,
+                "med": box.median,
+                "q3": box.third_quartile,
+                "whishi": box.high,
+            }
+            for box in boxes
+        ]
+        axes.bxp(
+            stats,
+            positions=middles,
+            widths=0.8 * thickness,
+            orientation="horizontal",
+            showfliers=False,
+            manage_ticks=False,
+            patch_artist=True,
+            boxprops={"facecolor": COLOURS[i % len(COLOURS)], "alpha": 0.6},
+            medianprops={"color": "black"},
+        )
+    axes.set_xlim(left=0)
+    _finish(axes, labels, axis)
+    if count > 1:
+        _legend(axes, list(series))
+    return figure
+
+
+def _figure_for(labels: int, series: int) -> Figure:
+    return new_figure(WIDTH, labels * (LABEL_HEIGHT + BAR_HEIGHT * series) + MARGINS)
+
+
+def _finish(axes: Axes, labels: Sequence[str], axis: str) -> None:
+    axes.set_yticks(range(len(labels)), chart_labels(labels), family=font_families())
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)  # a label may be "$"
+    axes.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
+    axes.set_xlabel(axis)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Axes, names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=COLOURS[i % len(COLOURS)]) for i in range(len(names))]
+    legend = axes.figure.legend(
+        patches,
+        chart_labels(names),
+        loc="outside upper right",
+        ncols=min(len(names), 4),
+        prop={"family": font_families(), "size": 8},
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,165 @@
+"""One HTML file that needs nothing else: no network, no script, pictures inside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: What a browser is told as well: load nothing, run nothing, send nothing.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", "PingFang SC",
+  "Microsoft YaHei", sans-serif; color: #1b1f24; background: #fff;
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
+nav a { margin-right: 1rem; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .7rem;
+  border-bottom: 1px solid #d8dde3; overflow-wrap: anywhere; }
+thead th { border-bottom: 2px solid #8a94a0; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } figcaption { color: #4a5561; font-size: .9rem; }
+pre { background: #f4f6f8; padding: .7rem; overflow-x: auto; }
+@media print { body { max-width: none; } h2 { break-after: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Some sentences."""
+
+    text: str
+
+    def html(self) -> str:
+        """As HTML, escaped."""
+        return f"<p>{escaped(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text whose lines and spaces count."""
+
+    text: str
+
+    def html(self) -> str:
+        """As HTML, escaped."""
+        return f"<pre>{escaped(self.text)}</pre>"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text.
+
+    Attributes:
+        header: names of the columns.
+        rows: as many cells each.
+        caption: above it.
+        numbers: which columns (0-based) are numbers, set to the right.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    numbers: Sequence[int] = ()
+
+    def html(self) -> str:
+        """As HTML, escaped."""
+        caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
+        head = "".join(
+            f'<th scope="col"{self._kind(i)}>{escaped(name)}</th>'
+            for i, name in enumerate(self.header)
+        )
+        body = "\n".join(
+            "<tr>"
+            + "".join(
+                f"<td{self._kind(i)}><bdi>{escaped(cell)}</bdi></td>" for i, cell in enumerate(row)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        return (
+            f'<div class="table"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
+            f"<tbody>\n{body}\n</tbody></table></div>"
+        )
+
+    def _kind(self, column: int) -> str:
+        return ' class="number"' if column in self.numbers else ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture.
+
+    Attributes:
+        png: its bytes, from `charts.figure_png`.
+        alt: what it shows, for who cannot see it.
+        caption: below it.
+    """
+
+    png: bytes
+    alt: str
+    caption: str = ""
+
+    def html(self) -> str:
+        """As HTML, the picture inside."""
+        data = base64.b64encode(self.png).decode("ascii")
+        caption = f"<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
+        source = f"data:image/png;base64,{data}"
+        return f'<figure><img src="{source}" alt="{escaped(self.alt)}">{caption}</figure>'
+
+
+Part = Paragraph | Code | Grid | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    heading: str
+    parts: Sequence[Part]
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """A whole HTML page: safe to open whatever the data has in it.
+
+    Args:
+        title: of the page.
+        sections: in order; a page of several begins with links to them.
+    """
+    links = "".join(f'<a href="#s{i}">{escaped(s.heading)}</a>' for i, s in enumerate(sections))
+    contents = f"<nav>{links}</nav>\n" if len(sections) > 1 else ""
+    body = "\n".join(
+        f'<section id="s{i}"><h2>{escaped(section.heading)}</h2>\n'
+        + "\n".join(part.html() for part in section.parts)
+        + "\n</section>"
+        for i, section in enumerate(sections)
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escaped(title)}</h1>\n{contents}{body}\n</body>\n</html>\n"
+    )
+
+
+def escaped(text: object) -> str:
+    """A text as HTML shows it; characters that HTML must not have become U+FFFD."""
+    return html.escape("".join(map(_allowed, str(text))), quote=True)
+
+
+def _allowed(character: str) -> str:
+    if character in "\n\t":
+        return character
+    # Control characters and halves of pairs cannot be written in HTML at all (HTML, 13.2.3.5).
+    return "\ufffd" if unicodedata.category(character) in {"Cc", "Cs"} else character
