@@ -10,6 +10,7 @@ from pretune.cli import plan  # noqa: F401
 from pretune.cli import sweep  # noqa: F401
 from pretune.cli import runs  # noqa: F401
 from pretune.cli import use  # noqa: F401
+from pretune.cli import report  # noqa: F401
 from pretune.cli import generate  # noqa: F401
 from pretune.cli import prompt  # noqa: F401
 from pretune.cli import inspect  # noqa: F401

@@ -278,9 +278,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     def figures(self, sums: Array) -> dict[str, Array]:
         """Loss and (pseudo-)perplexity."""
         each = self.options.evaluate == "each"
-        return with_perplexity(
-            super().figures(sums), "pseudo_perplexity" if each else "perplexity"
-        )
+        return with_perplexity(super().figures(sums), "pseudo_perplexity" if each else "perplexity")
 
     def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
         """The gaps of all parts; an evaluated text is read once for each of its tokens."""
