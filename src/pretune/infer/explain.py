@@ -75,13 +75,13 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch, task: Any) -> tuple
     with torch.enable_grad(), _caught(bundle.backbone.embeddings.tokens) as caught:
         loss = task.loss(task.forward(bundle.model, batch), batch)
         if not loss.sum.requires_grad:
-            return float(loss.sum), torch.zeros(batch.num_tokens)
+            return float(loss.sum.detach()), torch.zeros(batch.num_tokens)
         embedded = caught[-1]
         (gradient,) = torch.autograd.grad(loss.sum, embedded, allow_unused=True)
     if gradient is None:
-        return float(loss.sum), torch.zeros(batch.num_tokens)
+        return float(loss.sum.detach()), torch.zeros(batch.num_tokens)
     scores = (gradient.float() * embedded.detach().float()).sum(-1)
-    return float(loss.sum), scores[: batch.num_tokens].cpu()
+    return float(loss.sum.detach()), scores[: batch.num_tokens].cpu()
 
 
 @contextmanager
