@@ -12,7 +12,7 @@ import numpy as np
 
 from pretune.errors import RunError
 from pretune.hub import atomic_text, make_folder
-from pretune.infer.examine import Example, Examined
+from pretune.infer.examine import Examined, Example
 from pretune.infer.explain import Explained
 from pretune.report.calibration import (
     fit_temperature,
