@@ -1,12 +1,14 @@
-"""One HTML file that needs nothing else: no network, no script, pictures inside it."""
+"""One HTML file that needs nothing else: no network, no script but its own, pictures inside."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 #: What a browser is told as well: load nothing, run nothing, send nothing.
 _POLICY = (
@@ -118,7 +120,11 @@ class Picture:
         return f'<figure><img src="{source}" alt="{escaped(self.alt)}">{caption}</figure>'
 
 
-Part = Paragraph | Code | Grid | Picture
+class Part(Protocol):
+    """Something that stands in a section."""
+
+    def html(self) -> str:
+        """As HTML, escaped."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,19 @@ class Section:
     parts: Sequence[Part]
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
+def page(title: str, sections: Sequence[Section], script: str = "") -> str:
     """A whole HTML page: safe to open whatever the data has in it.
 
     Args:
         title: of the page.
         sections: in order; a page of several begins with links to them.
+        script: the only one that may run, at the end of the page; of ours, never from the data.
     """
+    policy, ending = _POLICY, ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        policy = f"{_POLICY}; script-src 'sha256-{digest}'"
+        ending = f"<script>{script}</script>\n"
     links = "".join(f'<a href="#s{i}">{escaped(s.heading)}</a>' for i, s in enumerate(sections))
     contents = f"<nav>{links}</nav>\n" if len(sections) > 1 else ""
     body = "\n".join(
@@ -146,10 +158,10 @@ def page(title: str, sections: Sequence[Section]) -> str:
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escaped(title)}</h1>\n{contents}{body}\n</body>\n</html>\n"
+        f"<h1>{escaped(title)}</h1>\n{contents}{body}\n{ending}</body>\n</html>\n"
     )
 
 

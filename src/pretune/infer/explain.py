@@ -1,0 +1,110 @@
+"""Which tokens of an example its loss hangs on: gradient x input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretune.data import PackedBatch
+from pretune.infer.examine import Examined, batch_of
+from pretune.tasks.bundle import Bundle
+
+#: An attention map of more tokens than this cannot be read.
+MOST_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What an example's loss hangs on.
+
+    Attributes:
+        tokens: its T tokens.
+        attributions: `[T]` gradient x input, in nats: above 0 where the token raises the loss.
+        attention: `[L, T, T]` each layer's attention, the mean over its heads; None where the model
+            has none, or there are too many tokens to look at.
+    """
+
+    tokens: tuple[str, ...]
+    attributions: tuple[float, ...]
+    attention: Tensor | None = None
+
+
+def explain(bundle: Bundle, examined: Examined, number: int) -> Explained:
+    """Attributions and attention of one example; of one with several sequences, the worst.
+
+    Args:
+        bundle: the model that was examined.
+        examined: its examples.
+        number: of the example.
+    """
+    task, model = examined.task, bundle.model.eval()
+    device = next(model.parameters()).device
+    best: tuple[float, PackedBatch, Tensor] | None = None
+    for index in examined.examples[number].features[:16]:
+        batch = batch_of(task, examined.features, index).to(device)
+        loss, scores = gradient_times_input(bundle, batch, task)
+        if best is None or loss > best[0]:
+            best = loss, batch, scores
+    assert best is not None  # noqa: S101 - an example has a sequence
+    _, batch, scores = best
+    tokens = bundle.tokenizer.tokens(batch.tokens.tolist())
+    return Explained(tuple(tokens), tuple(scores.tolist()), _attention(bundle, batch))
+
+
+def gradient_times_input(bundle: Bundle, batch: PackedBatch, task: Any) -> tuple[float, Tensor]:
+    """The loss of one sequence, and the dot product of each token's embedding and its gradient.
+
+    That is how much the loss would change, to first order, if the embedding of the token grew: the
+    derivative by a factor before it, at 1 (Shrikumar et al. 2016, arXiv:1605.01713; Denil et al.
+    2014). The embedding is that of the vocabulary alone, without position and segment. Unlike
+    integrated gradients, the attributions do not add up to any difference of losses.
+
+    Args:
+        bundle: model and task.
+        batch: one sequence.
+        task: of the model.
+
+    Returns:
+        the loss, and `[T]` float32 attributions.
+    """
+    with torch.enable_grad(), _caught(bundle.backbone.embeddings.tokens) as caught:
+        loss = task.loss(task.forward(bundle.model, batch), batch)
+        if not loss.sum.requires_grad:
+            return float(loss.sum.detach()), torch.zeros(batch.num_tokens)
+        embedded = caught[-1]
+        (gradient,) = torch.autograd.grad(loss.sum, embedded)
+    scores = (gradient.float() * embedded.detach().float()).sum(-1)
+    return float(loss.sum.detach()), scores[: batch.num_tokens].cpu()
+
+
+@contextmanager
+def _caught(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module gives, as a leaf whose gradient can be asked for."""
+    caught: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        caught.append(output.detach().requires_grad_())
+        return caught[-1]
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def _attention(bundle: Bundle, batch: PackedBatch) -> Tensor | None:
+    layers = bundle.backbone.layers
+    if not len(layers) or batch.num_tokens > MOST_TOKENS:
+        return None
+    if not all(hasattr(layer, "attention_maps") for layer in layers):
+        return None
+    with torch.inference_mode():
+        maps = bundle.backbone(batch, output_attentions=True).attentions
+    # Each is a list of [heads, T, T], one a sequence.
+    return torch.stack([layer[0].float().mean(0).cpu() for layer in maps])
