@@ -54,6 +54,7 @@ class Examined:
         records: where they come from.
         features: what the model read.
         examples: in the order of the data.
+        losses: `[features]` the loss of a term of each.
         metrics: as `evaluate` gives them.
         details: as `evaluate` gives them.
     """
@@ -62,6 +63,7 @@ class Examined:
     records: Records
     features: FeatureSet
     examples: tuple[Example, ...]
+    losses: Array
     metrics: dict[str, float]
     details: dict[str, Any]
 
@@ -80,6 +82,15 @@ class Examined:
         """The numbers of the examples, those with the highest loss of a term first."""
         losses = np.nan_to_num([-example.mean_loss for example in self.examples], nan=np.inf)
         return [int(i) for i in np.argsort(losses, kind="stable")]
+
+    def places(self) -> tuple[str, list[int]]:
+        """Where each example stands in its file: `line` or `row`, and their numbers (1-based)."""
+        records = self.records
+        if records.lines is not None:
+            lines = records.lines
+            return "line", [lines[example.record] for example in self.examples]
+        numbers = records.numbers or range(1, len(records) + 1)
+        return "row", [numbers[example.record] for example in self.examples]
 
     def text(self, number: int) -> dict[str, str]:
         """What to show of an example: its columns, or the text of its sequence."""
@@ -163,7 +174,10 @@ def examine(
                 grade=grade(answer, record),
             )
         )
-    return Examined(bundle, records, features, tuple(examples), whole.metrics, whole.details)
+    losses = sums / np.maximum(terms, 1)
+    return Examined(
+        bundle, records, features, tuple(examples), losses, whole.metrics, whole.details
+    )
 
 
 def batch_of(task: AnyTask, features: FeatureSet, which: int) -> PackedBatch:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretune.data import PackedBatch
 from pretune.infer.examine import Examined, batch_of
+from pretune.infer.predict import the_task
 from pretune.tasks.bundle import Bundle
 
 #: An attention map of more tokens than this cannot be read.
@@ -34,29 +35,25 @@ class Explained:
     attention: Tensor | None = None
 
 
-def explain(bundle: Bundle, examined: Examined, number: int) -> Explained:
-    """Attributions and attention of one example; of one with several sequences, the worst.
+def explain(examined: Examined, number: int) -> Explained:
+    """Attributions and attention of one example; of one with several sequences, of the worst.
+
+    A sequence is read by itself, also where the evaluation carried a state to it.
 
     Args:
-        bundle: the model that was examined.
-        examined: its examples.
+        examined: examples with their model.
         number: of the example.
     """
-    task, model = examined.task, bundle.model.eval()
-    device = next(model.parameters()).device
-    best: tuple[float, PackedBatch, Tensor] | None = None
-    for index in examined.examples[number].features[:16]:
-        batch = batch_of(task, examined.features, index).to(device)
-        loss, scores = gradient_times_input(bundle, batch, task)
-        if best is None or loss > best[0]:
-            best = loss, batch, scores
-    assert best is not None  # noqa: S101 - an example has a sequence
-    _, batch, scores = best
+    bundle, task = examined.bundle, examined.task
+    device = next(bundle.model.eval().parameters()).device
+    worst = max(examined.examples[number].features, key=examined.losses.__getitem__)
+    batch = batch_of(task, examined.features, worst).to(device)
+    scores = gradient_times_input(bundle, batch)[1]
     tokens = bundle.tokenizer.tokens(batch.tokens.tolist())
     return Explained(tuple(tokens), tuple(scores.tolist()), _attention(bundle, batch))
 
 
-def gradient_times_input(bundle: Bundle, batch: PackedBatch, task: Any) -> tuple[float, Tensor]:
+def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Tensor]:
     """The loss of one sequence, and the dot product of each token's embedding and its gradient.
 
     That is how much the loss would change, to first order, if the embedding of the token grew: the
@@ -66,16 +63,16 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch, task: Any) -> tuple
 
     Args:
         bundle: model and task.
-        batch: one sequence.
-        task: of the model.
+        batch: one feature.
 
     Returns:
         the loss, and `[T]` float32 attributions.
     """
-    with torch.enable_grad(), _caught(bundle.backbone.embeddings.tokens) as caught:
+    task = the_task(bundle)
+    # cuDNN's recurrent layers have a gradient in training mode only.
+    plain = torch.backends.cudnn.flags(enabled=False)
+    with torch.enable_grad(), plain, _caught(bundle.backbone.embeddings.tokens) as caught:
         loss = task.loss(task.forward(bundle.model, batch), batch)
-        if not loss.sum.requires_grad:
-            return float(loss.sum.detach()), torch.zeros(batch.num_tokens)
         embedded = caught[-1]
         (gradient,) = torch.autograd.grad(loss.sum, embedded)
     scores = (gradient.float() * embedded.detach().float()).sum(-1)
@@ -100,7 +97,7 @@ def _caught(module: nn.Module) -> Iterator[list[Tensor]]:
 
 def _attention(bundle: Bundle, batch: PackedBatch) -> Tensor | None:
     layers = bundle.backbone.layers
-    if not len(layers) or batch.num_tokens > MOST_TOKENS:
+    if not len(layers) or batch.num_tokens > MOST_TOKENS or batch.num_sequences > 1:
         return None
     if not all(hasattr(layer, "attention_maps") for layer in layers):
         return None

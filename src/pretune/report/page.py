@@ -8,30 +8,47 @@ import html
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-#: What a browser is told as well: load nothing, run nothing, send nothing.
+from pretune.report.svg import figure_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: What a browser is told as well: load nothing, run nothing (but what `page` names), send nothing.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d8dde3;
+  --strong: #8a94a0; --soft: #f4f6f8; --faint: #4a5561; --link: #0b5cad; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e8ed; --back: #16191d; --line: #363d45;
+  --strong: #6b7682; --soft: #22272d; --faint: #a4afba; --link: #7ab8ff; } }
 body { font: 15px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", "PingFang SC",
-  "Microsoft YaHei", sans-serif; color: #1b1f24; background: #fff;
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-nav a { margin-right: 1rem; }
+  "Microsoft YaHei", sans-serif; color: var(--text); background: var(--back);
+  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin-top: 2.2rem; overflow-wrap: anywhere; }
+a { color: var(--link); }
+nav a { margin-right: 1rem; display: inline-block; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .7rem;
-  border-bottom: 1px solid #d8dde3; overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid #8a94a0; white-space: nowrap; }
+  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+thead th { border-bottom: 2px solid var(--strong); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; }
-figure { margin: 1rem 0; } figcaption { color: #4a5561; font-size: .9rem; }
-pre { background: #f4f6f8; padding: .7rem; overflow-x: auto; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
+figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; }
+pre { background: var(--soft); padding: .7rem; overflow-x: auto; }
+.tools > * { margin-right: .8rem; }
+.tokens { line-height: 1.9; } .tokens span { padding: .1rem .2rem; border-radius: .2rem; }
+td.text { min-width: 8rem; white-space: pre-wrap; }
+th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
+  padding: 0; cursor: pointer; white-space: nowrap; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+th[aria-sort=ascending] button::after { content: " \\2191"; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } }
 """
 
@@ -103,20 +120,22 @@ class Picture:
     """A picture.
 
     Attributes:
-        png: its bytes, from `charts.figure_png`.
+        figure: what is drawn.
         alt: what it shows, for who cannot see it.
         caption: below it.
+        name: of its file, where it is written as one.
     """
 
-    png: bytes
+    figure: Figure
     alt: str
     caption: str = ""
+    name: str = ""
 
     def html(self) -> str:
-        """As HTML, the picture inside."""
-        data = base64.b64encode(self.png).decode("ascii")
+        """As HTML, the picture inside: an image of its own, so that nothing in it can run."""
+        data = base64.b64encode(figure_svg(self.figure).encode("utf-8")).decode("ascii")
         caption = f"<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
-        source = f"data:image/png;base64,{data}"
+        source = f"data:image/svg+xml;base64,{data}"
         return f'<figure><img src="{source}" alt="{escaped(self.alt)}">{caption}</figure>'
 
 

@@ -10,30 +10,32 @@ from typing import Any
 from pretune.infer.examine import Examined
 from pretune.report.page import escaped
 
-#: Characters of a text that are shown; a page of 10,000 books would not open.
-LONGEST_TEXT = 2000
-#: Rows that are in the page at a time.
+#: Characters of all texts that a page may hold, and the most and the least of one text: what is
+#: over it is cut, as a browser has to read it all.
+ALL_TEXT, LONGEST_TEXT, SHORTEST_TEXT = 20_000_000, 2000, 200
+#: Rows that are in the table at a time.
 PAGE_ROWS = 50
 
 #: Everything from the data is set as text, never as HTML.
 SCRIPT = """
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("examples").textContent);
-  const body = document.getElementById("rows"), count = document.getElementById("count");
-  const filter = document.getElementById("filter"), wrong = document.getElementById("wrong");
+  const get = id => document.getElementById(id);
+  const data = JSON.parse(get("examples").textContent);
+  const body = get("rows"), filter = get("filter"), wrong = get("wrong"), kind = get("kind");
   const state = { column: data.sort, down: true, page: 0 };
   let shown = [];
+  const number = value => value === "" || typeof value === "boolean" ? NaN : Number(value);
   const compare = (a, b) => {
-    const x = a[state.column], y = b[state.column];
-    if (x === y) return 0;
-    if (x === null) return 1;
-    if (y === null) return -1;
-    return (x < y ? -1 : 1) * (state.down ? -1 : 1);
+    let x = a[state.column], y = b[state.column];
+    if (x === null || y === null) return (x === null) - (y === null);
+    if (!Number.isNaN(number(x)) && !Number.isNaN(number(y))) { x = number(x); y = number(y); }
+    return x === y ? 0 : (x < y ? -1 : 1) * (state.down ? -1 : 1);
   };
   const choose = () => {
-    const word = filter.value.toLowerCase();
+    const word = filter.value.toLowerCase(), some = kind.value;
     shown = data.rows.filter(row => (!wrong.checked || row[data.right] === false) &&
+      (!some || row[data.mistakes].split("; ").some(m => m === some || m.startsWith(some + ":"))) &&
       (!word || row.some(cell => typeof cell === "string" && cell.toLowerCase().includes(word))));
     shown.sort(compare);
     state.page = 0;
@@ -45,19 +47,21 @@ SCRIPT = """
     body.replaceChildren(...shown.slice(state.page * data.size, (state.page + 1) * data.size)
       .map(row => {
         const line = document.createElement("tr");
-        for (const value of row) {
+        row.forEach((value, i) => {
           const field = document.createElement("td"), text = document.createElement("bdi");
           if (typeof value === "number") field.className = "number";
+          if (data.texts.includes(i)) field.className = "text";
           text.textContent = cell(value);
           field.append(text);
           line.append(field);
-        }
+        });
         return line;
       }));
     const pages = Math.max(1, Math.ceil(shown.length / data.size));
-    count.textContent = `${shown.length} examples, page ${state.page + 1} of ${pages}`;
-    document.getElementById("back").disabled = state.page === 0;
-    document.getElementById("on").disabled = state.page + 1 >= pages;
+    get("count").textContent = `${shown.length.toLocaleString("en")} examples, ` +
+      `page ${state.page + 1} of ${pages}`;
+    get("back").disabled = state.page === 0;
+    get("on").disabled = state.page + 1 >= pages;
     document.querySelectorAll("#head th").forEach((head, i) => head.setAttribute("aria-sort",
       i !== state.column ? "none" : state.down ? "descending" : "ascending"));
   };
@@ -66,9 +70,18 @@ SCRIPT = """
     state.column = i;
     choose();
   });
-  document.getElementById("back").onclick = () => { state.page -= 1; draw(); };
-  document.getElementById("on").onclick = () => { state.page += 1; draw(); };
-  filter.oninput = wrong.onchange = choose;
+  const kinds = [...new Set(data.mistakes < 0 ? [] : data.rows.flatMap(row =>
+    row[data.mistakes] ? row[data.mistakes].split("; ").map(m => m.split(":")[0]) : []))];
+  for (const name of kinds.sort()) {
+    const option = document.createElement("option");
+    option.textContent = option.value = name;
+    kind.append(option);
+  }
+  kind.parentElement.hidden = kinds.length < 2;
+  wrong.parentElement.hidden = data.right < 0;
+  get("back").onclick = () => { state.page -= 1; draw(); };
+  get("on").onclick = () => { state.page += 1; draw(); };
+  filter.oninput = wrong.onchange = kind.onchange = choose;
   choose();
 })();
 """
@@ -82,53 +95,77 @@ class ExampleTable:
 
     def html(self) -> str:
         """As HTML: an empty table and its rows as JSON, in which no `<` can end the script."""
-        header, rows = example_rows(self.examined)
-        right = header.index("right") if "right" in header else -1
-        values = {"rows": rows, "sort": header.index("loss"), "right": right, "size": PAGE_ROWS}
-        text = json.dumps(values, ensure_ascii=True, allow_nan=False)
-        safe = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        header, texts, rows = example_rows(self.examined)
+        values = {
+            "rows": rows,
+            "texts": texts,
+            "sort": header.index("loss"),
+            "right": header.index("right") if "right" in header else -1,
+            "mistakes": header.index("mistakes") if "mistakes" in header else -1,
+            "size": PAGE_ROWS,
+        }
+        found = json.dumps(
+            values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
+        )
+        # Halves of pairs are no UTF-8; U+2028 and U+2029 are no trouble in JSON.
+        found = found.encode("utf-8", "replace").decode("utf-8")
+        safe = found.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         buttons = "".join(
             f'<th scope="col"><button type="button">{escaped(name)}</button></th>'
             for name in header
         )
-        hidden = "" if right >= 0 else " hidden"
         return (
-            '<p><label>contains <input id="filter" type="search"></label> '
-            f'<label{hidden}><input id="wrong" type="checkbox"> only mistakes</label> '
-            '<button id="back" type="button">back</button> '
-            '<button id="on" type="button">on</button> <span id="count"></span></p>\n'
+            '<p class="tools"><label>contains <input id="filter" type="search"></label> '
+            '<label><input id="wrong" type="checkbox"> only mistakes</label> '
+            '<label>of the kind <select id="kind"><option value="">any</option></select></label> '
+            '<span><button id="back" type="button">back</button> '
+            '<button id="on" type="button">on</button> <span id="count"></span></span></p>\n'
             f'<div class="table"><table><thead><tr id="head">{buttons}</tr></thead>'
             '<tbody id="rows"></tbody></table></div>\n'
+            "<noscript><p>The table needs JavaScript, which is in this file.</p></noscript>\n"
             f'<script type="application/json" id="examples">{safe}</script>'
         )
 
 
-def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
-    """Names of columns, and the cells of each example; columns that nobody filled are left out."""
-    lm = "perplexity" in examined.metrics or "pseudo_perplexity" in examined.metrics
+def example_rows(examined: Examined) -> tuple[list[str], list[int], list[list[Any]]]:
+    """Names of columns, which of them are texts, and the cells of each example.
+
+    Columns that nobody filled are left out.
+    """
+    examples = examined.examples
+    name_of_place, places = examined.places()
     columns: dict[str, list[Any]] = {
-        "number": [example.record + 1 for example in examined.examples],
-        "loss": [_finite(example.mean_loss) for example in examined.examples],
+        name_of_place: places,
+        "loss": [_finite(example.mean_loss) for example in examples],
     }
-    if lm:
-        columns["perplexity"] = [
-            _finite(math.exp(min(example.mean_loss, 700.0))) for example in examined.examples
-        ]
-    columns["tokens"] = [example.tokens for example in examined.examples]
+    if {"perplexity", "pseudo_perplexity"} & examined.metrics.keys():
+        columns["perplexity"] = [_finite(math.exp(min(e.mean_loss, 700.0))) for e in examples]
+    columns["tokens"] = [example.tokens for example in examples]
+    longest = max(SHORTEST_TEXT, min(LONGEST_TEXT, ALL_TEXT // max(len(examples), 1)))
+    texts = set()
     for name in ("truth", "answer", "confidence", "right", "mistakes"):
-        values = [getattr(example.grade, name) for example in examined.examples]
+        values = [getattr(example.grade, name) for example in examples]
         if name == "mistakes":
             values = ["; ".join(map(str, value)) for value in values]
+        if name == "confidence":
+            values = [None if value is None else round(value, 4) for value in values]
         if any(value not in ("", None) for value in values):
-            columns[name] = values
-    shown = [examined.text(number) for number in range(len(examined.examples))]
+            columns[name] = [cut(v, longest) if isinstance(v, str) else v for v in values]
+            texts |= {name} if name in ("truth", "answer", "mistakes") else set()
+    shown = [examined.text(number) for number in range(len(examples))]
     for name in dict.fromkeys(name for own in shown for name in own):
-        texts = [own.get(name, "") for own in shown]
-        columns[name] = [
-            text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…" for text in texts
-        ]
-    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+        title = name if name not in columns else f"{name} (data)"
+        columns[title] = [cut(own.get(name, ""), longest) for own in shown]
+        texts.add(title)
+    header = list(columns)
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return header, [i for i, name in enumerate(header) if name in texts], rows
+
+
+def cut(text: str, longest: int) -> str:
+    """A text of at most so many characters, and a sign where it was longer."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return round(value, 6) if math.isfinite(value) else None

@@ -205,7 +205,9 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
                 truth=choices[truth],
                 answer=choices[answer.choice],
                 right=right,
-                decisions=(Decision(answer.score, right, tuple(answer.scores), truth),),
+                decisions=(
+                    Decision(answer.score, right, tuple(answer.scores), answer.choice, truth),
+                ),
                 mistakes=() if right else (mistake,),
                 counts=(float(right), 1.0),
             )

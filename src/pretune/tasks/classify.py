@@ -244,7 +244,9 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
                 truth=label,
                 answer=answer.label,
                 right=right,
-                decisions=(Decision(answer.score, right, tuple(answer.scores.values()), truth),),
+                decisions=(
+                    Decision(answer.score, right, tuple(answer.scores.values()), guess, truth),
+                ),
                 mistakes=() if right else (mistake,),
                 counts=tuple(counts.ravel().tolist()),
             )

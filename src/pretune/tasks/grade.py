@@ -29,12 +29,14 @@ class Decision:
         confidence: the probability that the model gave to it.
         right: whether it was right.
         distribution: the probabilities of all that it could have said; empty where not known.
-        truth: which of these (0-based) would have been right.
+        said: which of these (0-based) it said; and
+        truth: which would have been right.
     """
 
     confidence: float
     right: bool
     distribution: tuple[float, ...] = ()
+    said: int = 0
     truth: int = 0
 
 

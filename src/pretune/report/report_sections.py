@@ -1,0 +1,199 @@
+"""The parts of a report that add examples up."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from pretune.data.pack import Array
+from pretune.infer.examine import Examined, Example
+from pretune.report.calibration import (
+    Reliability,
+    fit_temperature,
+    nll,
+    reliability,
+    sharpened,
+    whole_distributions,
+)
+from pretune.report.charts import bar_chart, undrawable
+from pretune.report.page import Grid, Paragraph, Part, Picture, Section
+from pretune.report.report_charts import confusion_chart, reliability_chart, scatter_chart
+from pretune.report.report_examples import cut
+from pretune.tasks import Decision
+
+#: Rows of the tables of mistakes, characters of each text there, groups by length.
+SHOWN, CUT, GROUPS = 25, 300, 6
+#: Wider confusion matrices cannot be read.
+MOST_CLASSES = 60
+
+
+def figures_section(examined: Examined) -> Section:
+    """The figures, as `evaluate` gives them."""
+    rows = [(name, f"{value:.4f}") for name, value in examined.metrics.items()]
+    report = examined.bundle.report
+    text = (
+        f"{len(examined.examples):,} examples from {examined.records.origin}, answered by "
+        f"{report.source if report else 'a model'} ({examined.task.name})."
+    )
+    return Section("Figures", [Paragraph(text), Grid(("", "value"), rows, numbers=(1,))])
+
+
+def class_section(examined: Examined) -> Section | None:
+    """Figures of each class, and the confusion matrix of those that exclude each other."""
+    classes = examined.details.get("per_class")
+    if not classes:
+        return None
+    names = list(next(iter(classes.values())))
+    rows = [(label, *(_figure(own[name]) for name in names)) for label, own in classes.items()]
+    grid = Grid(("label", *names), rows, numbers=range(1, len(names) + 1))
+    parts: list[Part] = [grid]
+    if "confusion" in examined.details:
+        parts += _confusion(examined.details["labels"], examined.details["confusion"])
+    return Section("Classes", parts)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[Part]:
+    if len(labels) > MOST_CLASSES:
+        text = f"A confusion matrix of {len(labels)} labels cannot be read; see the mistakes."
+        return [Paragraph(text)]
+    chart = confusion_chart(labels, matrix)
+    caption = "Confusion matrix: rows are the truth and add up to 100%; the counts are below."
+    parts: list[Part] = [Picture(chart, "confusion matrix", caption, "confusion")]
+    if (note := undrawable(labels)) is not None:
+        parts.append(Paragraph(note))
+    counts = [
+        (label, *(f"{n:,}" for n in row), f"{sum(row):,}")
+        for label, row in zip(labels, matrix, strict=True)
+    ]
+    header = ("truth \\ answer", *labels, "all")
+    parts.append(Grid(header, counts, "Counts", range(1, len(header))))
+    return parts
+
+
+def score_section(examined: Examined) -> Section | None:
+    """True scores and answers, where these are numbers that are neither right nor wrong."""
+    grades = [example.grade for example in examined.examples]
+    if any(grade.right is not None for grade in grades):
+        return None
+    try:
+        pairs = [(float(grade.truth), float(grade.answer)) for grade in grades]
+    except ValueError:
+        return None
+    truth, answers = zip(*pairs, strict=True)
+    chart = scatter_chart(truth, answers)
+    return Section("Scores", [Picture(chart, "true scores and answers", name="scores")])
+
+
+def calibration_section(examined: Examined, fitted: Examined | None) -> Section | None:
+    """Whether the model is right as often as it is sure; and with a temperature."""
+    decisions = _decisions(examined)
+    if not decisions:
+        return None
+    now = _reliability(decisions)
+    series = {"as it is": now}
+    what = "answers" if len(decisions) == len(examined.examples) else "decisions"
+    parts: list[Part] = [
+        Paragraph(f"Expected calibration error of {len(decisions):,} {what}: {now.ece:.4f}.")
+    ]
+    here = whole_distributions(decisions)
+    there = here if fitted is None else whole_distributions(_decisions(fitted))
+    if here is not None and there is not None:
+        temperature = fit_temperature(*there)
+        series[f"temperature {temperature:.2f}"] = after = _sharper(here, decisions, temperature)
+        place = "these very data" if fitted is None else fitted.records.origin
+        text = (
+            f"Temperature fitted on {place}: {temperature:.3f} (above 1: the model is too sure). "
+            f"With it the loss goes from {nll(*here, 1.0):.4f} to {nll(*here, temperature):.4f}, "
+            f"the calibration error from {now.ece:.4f} to {after.ece:.4f}."
+        )
+        parts.append(Paragraph(text))
+    chart = reliability_chart(series)
+    parts.append(Picture(chart, "reliability diagram", name="calibration"))
+    return Section("Calibration", parts)
+
+
+def _decisions(examined: Examined) -> list[Decision]:
+    return [one for example in examined.examples for one in example.grade.decisions]
+
+
+def _reliability(decisions: Sequence[Decision]) -> Reliability:
+    sure = [decision.confidence for decision in decisions]
+    return reliability(sure, [decision.right for decision in decisions])
+
+
+def _sharper(
+    here: tuple[Array, Array], decisions: Sequence[Decision], temperature: float
+) -> Reliability:
+    """The same decisions, as sure as they are at a temperature."""
+    said = [decision.said for decision in decisions]
+    after = sharpened(here[0], temperature)[np.arange(len(said)), said]
+    return reliability(after.tolist(), [decision.right for decision in decisions])
+
+
+def mistake_section(examined: Examined) -> Section | None:
+    """The kinds of mistakes, and those that the model was surest of."""
+    found = [(n, m) for n, e in enumerate(examined.examples) for m in e.grade.mistakes]
+    if not found:
+        return None
+    parts: list[Part] = []
+    kinds = Counter(mistake.kind for _, mistake in found)
+    if len(kinds) > 1:
+        rows = [(kind, f"{n:,}") for kind, n in kinds.most_common()]
+        parts.append(Grid(("kind", "how often"), rows, "Kinds of mistakes", (1,)))
+    details = Counter((mistake.kind, mistake.detail) for _, mistake in found if mistake.detail)
+    if details:
+        most = [(*which, f"{n:,}") for which, n in details.most_common(SHOWN)]
+        caption = "In detail" + (f", the {SHOWN} most frequent" if len(details) > SHOWN else "")
+        parts.append(Grid(("kind", "", "how often"), most, caption, (2,)))
+    place, places = examined.places()
+    known = [(m.confidence, n, m) for n, m in found if m.confidence is not None]
+    surest = sorted(known, key=lambda item: (-item[0], item[1]))[:SHOWN]
+    shown = []
+    for sure, number, mistake in surest:
+        grade = examined.examples[number].grade
+        text = cut(" | ".join(examined.text(number).values()), CUT)
+        said = (cut(grade.truth, CUT), cut(grade.answer, CUT))
+        shown.append((places[number], f"{sure:.3f}", str(mistake), *said, text))
+    header = (place, "confidence", "mistake", "truth", "answer", "example")
+    if shown:
+        parts.append(Grid(header, shown, "The most confident mistakes", (0, 1)))
+    return Section("Mistakes", parts)
+
+
+def length_section(examined: Examined) -> Section | None:
+    """How often the model is right, and its loss, by the length of the examples."""
+    groups = by_length(examined.examples)
+    if len(groups) < 2:
+        return None
+    names, rows, shares = [], [], []
+    for own in groups:
+        judged = [bool(e.grade.right) for e in own if e.grade.right is not None]
+        terms = sum(e.terms for e in own)
+        low, high = min(e.tokens for e in own), max(e.tokens for e in own)
+        names.append(f"{low} to {high}" if low < high else f"{low}")
+        shares.append(sum(judged) / len(judged) if judged else math.nan)
+        share = "" if not judged else f"{shares[-1]:.4f}"
+        loss = f"{sum(e.loss for e in own) / terms:.4f}" if terms else ""
+        rows.append((names[-1], f"{len(own):,}", share, loss))
+    header = ("tokens", "examples", "share that is right", "loss")
+    parts: list[Part] = [Grid(header, rows, numbers=(1, 2, 3))]
+    if not any(map(math.isnan, shares)):
+        chart = bar_chart(names, {"right": [round(s, 4) for s in shares]}, "share that is right")
+        parts.append(Picture(chart, "accuracy by length in tokens", name="lengths"))
+    return Section("By length", parts)
+
+
+def by_length(examples: Sequence[Example]) -> list[list[Example]]:
+    """Groups of about the same size, shortest first; examples of one length stay together."""
+    lengths = np.array([example.tokens for example in examples])
+    edges = np.unique(np.quantile(lengths, np.arange(1, GROUPS) / GROUPS, method="higher"))
+    which = np.searchsorted(edges, lengths, side="left")
+    groups = [[examples[i] for i in np.flatnonzero(which == g)] for g in range(len(edges) + 1)]
+    return [group for group in groups if group]
