@@ -20,6 +20,8 @@ _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
+#: A cell of so many characters stays on one line.
+SHORT = 24
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d8dde3;
   --strong: #8a94a0; --soft: #f4f6f8; --faint: #4a5561; --link: #0b5cad; }
@@ -36,15 +38,19 @@ nav a { margin-right: 1rem; display: inline-block; }
 table { border-collapse: collapse; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .7rem;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 1rem; }
+.short { white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--strong); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; padding: .3rem;
+  box-sizing: border-box; }
+summary { cursor: pointer; color: var(--link); }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; }
 pre { background: var(--soft); padding: .7rem; overflow-x: auto; }
 .tools > * { margin-right: .8rem; }
 .tokens { line-height: 1.9; } .tokens span { padding: .1rem .2rem; border-radius: .2rem; }
-td.text { min-width: 8rem; white-space: pre-wrap; }
+.long { min-width: 16rem; }
+.long bdi { display: block; max-height: 9rem; overflow: auto; white-space: pre-wrap; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
   padding: 0; cursor: pointer; white-space: nowrap; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
@@ -101,7 +107,8 @@ class Grid:
         body = "\n".join(
             "<tr>"
             + "".join(
-                f"<td{self._kind(i)}><bdi>{escaped(cell)}</bdi></td>" for i, cell in enumerate(row)
+                f"<td{self._kind(i, cell)}><bdi>{escaped(cell)}</bdi></td>"
+                for i, cell in enumerate(row)
             )
             + "</tr>"
             for row in self.rows
@@ -111,8 +118,10 @@ class Grid:
             f"<tbody>\n{body}\n</tbody></table></div>"
         )
 
-    def _kind(self, column: int) -> str:
-        return ' class="number"' if column in self.numbers else ""
+    def _kind(self, column: int, cell: object = "") -> str:
+        if column in self.numbers:
+            return ' class="number"'
+        return "" if len(str(cell)) > SHORT else ' class="short"'
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,18 @@ class Part(Protocol):
 
     def html(self) -> str:
         """As HTML, escaped."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A part that is seen after a click."""
+
+    summary: str
+    part: Part
+
+    def html(self) -> str:
+        """As HTML, escaped."""
+        return f"<details><summary>{escaped(self.summary)}</summary>{self.part.html()}</details>"
 
 
 @dataclass(frozen=True)

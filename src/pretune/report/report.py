@@ -12,7 +12,7 @@ from pretune.infer.examine import Examined
 from pretune.infer.explain import Explained
 from pretune.report.charts import not_writable, undrawable, write_pngs
 from pretune.report.course import Course
-from pretune.report.page import Code, Paragraph, Picture, Section, page
+from pretune.report.page import Code, Folded, Paragraph, Picture, Section, page
 from pretune.report.report_examples import SCRIPT, ExampleTable
 from pretune.report.report_explained import explained_section
 from pretune.report.report_sections import (
@@ -95,11 +95,9 @@ def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
     if output.is_dir():
         raise RunError(f"{output}: is a folder", "Name a file: --output report.html")
     if output.exists() and not overwrite:
-        raise RunError(
-            f"{output}: is there already", "Add --overwrite, or choose another --output."
-        )
+        raise RunError(f"{output}: is there already", "Add --overwrite, or name another --output.")
     if not output.resolve().parent.is_dir():
-        raise RunError(f"{output}: there is no such folder", "Make it, or choose another --output.")
+        raise RunError(f"{output}: there is no such folder", "Make it, or name another --output.")
     if png is not None and png.exists() and not png.is_dir():
         raise RunError(f"{png}: is a file", "Give the name of a folder: --png FOLDER")
 
@@ -118,5 +116,6 @@ def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> N
         raise not_writable(output, "--output", error) from None
     if png is not None:
         parts = [part for section in sections for part in section.parts]
+        parts = [part.part if isinstance(part, Folded) else part for part in parts]
         pictures = {part.name: part.figure for part in parts if isinstance(part, Picture)}
         write_pngs(pictures, png)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pretune.infer.explain import Explained
 from pretune.report.calibration import Reliability
-from pretune.report.charts import COLOURS, chart_labels, label_ticks, new_figure, readable
+from pretune.report.charts import (
+    COLOURS,
+    LONGEST_LABEL,
+    chart_labels,
+    cut_label,
+    label_ticks,
+    new_figure,
+    readable,
+)
 from pretune.report.course import Course
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Inches of a page in a browser.
+PAGE_WIDTH = 10.0
 #: Confusion matrices of more labels have no figures in their cells.
 MOST_CELLS = 20
 
@@ -61,7 +71,7 @@ def confusion_chart(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
     if cells:
         for (i, j), share in np.ndenumerate(shares):
             text = f"{share:.0%}\n{counts[i, j]:,.0f}"
-            colour = "white" if share > 0.5 else "black"
+            colour = "white" if share > 0.62 else "black"
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
     return figure
 
@@ -100,18 +110,22 @@ def scatter_chart(truth: Sequence[float], answers: Sequence[float]) -> Figure:
 def attention_chart(explained: Explained) -> Figure:
     """A map for each layer: how the tokens (rows) look at each other, over all heads."""
     assert explained.attention is not None  # noqa: S101 - asked for where there is one
-    maps, labels = explained.attention.numpy(), readable(explained.tokens)
-    panel = min(max(0.13 * len(labels), 1.6), 5.0)
-    columns = min(len(maps), 3)
+    maps, labels = (
+        explained.attention.numpy(),
+        [cut_label(token) for token in readable(explained.tokens)],
+    )
+    # No smaller than can be read, and as many side by side as a page is wide.
+    each = min(0.17, max(0.1, 4.4 / len(labels)))
+    margin = 0.055 * min(max(map(len, labels)), LONGEST_LABEL) + 0.25
+    panel = max(each * len(labels), 1.5)
+    columns = min(len(maps), 3, max(1, int(PAGE_WIDTH / (panel + margin))))
     rows = -(-len(maps) // columns)
-    margin = 0.06 * max(map(len, labels)) + 0.3
     figure = new_figure(columns * (panel + margin), rows * (panel + margin + 0.2))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for layer, (axes, one) in enumerate(zip(panels, maps, strict=False)):
         axes.imshow(one, cmap="Blues", vmin=0, vmax=1)
         axes.set_title(f"layer {layer}", fontsize=8)
-        size = min(7.0, max(3.0, 60 * panel / len(labels)))
-        _square_ticks(axes, explained.tokens, labels, size, steep=True)
+        _square_ticks(axes, explained.tokens, labels, min(8.0, 58 * each), steep=True)
     for axes in panels[len(maps) :]:
         axes.set_visible(False)
     return figure
@@ -121,7 +135,7 @@ def _square_ticks(
     axes: Axes, labels: Sequence[str], shown: Sequence[str], size: float, *, steep: bool = False
 ) -> None:
     """The same labels on both axes; below they are turned where they are long."""
-    turned = {"rotation": 90} if steep else {}
+    turned: dict[str, Any] = {"rotation": 90} if steep else {}
     if not steep and max(map(len, shown)) > 3:
         turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     label_ticks(axes.xaxis, labels, shown, fontsize=size, **turned)

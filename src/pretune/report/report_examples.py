@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretune.infer.examine import Examined
-from pretune.report.page import escaped
+from pretune.report.page import SHORT, escaped
 
 #: Characters of all texts that a page may hold, and the most and the least of one text: what is
 #: over it is cut, as a browser has to read it all.
@@ -47,14 +47,14 @@ SCRIPT = """
     body.replaceChildren(...shown.slice(state.page * data.size, (state.page + 1) * data.size)
       .map(row => {
         const line = document.createElement("tr");
-        row.forEach((value, i) => {
+        for (const value of row) {
           const field = document.createElement("td"), text = document.createElement("bdi");
           if (typeof value === "number") field.className = "number";
-          if (data.texts.includes(i)) field.className = "text";
+          else field.className = String(value).length > data.short ? "long" : "short";
           text.textContent = cell(value);
           field.append(text);
           line.append(field);
-        });
+        }
         return line;
       }));
     const pages = Math.max(1, Math.ceil(shown.length / data.size));
@@ -95,10 +95,10 @@ class ExampleTable:
 
     def html(self) -> str:
         """As HTML: an empty table and its rows as JSON, in which no `<` can end the script."""
-        header, texts, rows = example_rows(self.examined)
+        header, rows = example_rows(self.examined)
         values = {
             "rows": rows,
-            "texts": texts,
+            "short": SHORT,
             "sort": header.index("loss"),
             "right": header.index("right") if "right" in header else -1,
             "mistakes": header.index("mistakes") if "mistakes" in header else -1,
@@ -127,10 +127,11 @@ class ExampleTable:
         )
 
 
-def example_rows(examined: Examined) -> tuple[list[str], list[int], list[list[Any]]]:
-    """Names of columns, which of them are texts, and the cells of each example.
+def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
+    """Names of columns, and the cells of each example.
 
-    Columns that nobody filled are left out.
+    Columns that nobody filled are left out, and the mistakes where all are of one kind: truth and
+    answer say it.
     """
     examples = examined.examples
     name_of_place, places = examined.places()
@@ -142,24 +143,20 @@ def example_rows(examined: Examined) -> tuple[list[str], list[int], list[list[An
         columns["perplexity"] = [_finite(math.exp(min(e.mean_loss, 700.0))) for e in examples]
     columns["tokens"] = [example.tokens for example in examples]
     longest = max(SHORTEST_TEXT, min(LONGEST_TEXT, ALL_TEXT // max(len(examples), 1)))
-    texts = set()
+    several = len({mistake.kind for e in examples for mistake in e.grade.mistakes}) > 1
     for name in ("truth", "answer", "confidence", "right", "mistakes"):
         values = [getattr(example.grade, name) for example in examples]
         if name == "mistakes":
             values = ["; ".join(map(str, value)) for value in values]
         if name == "confidence":
             values = [None if value is None else round(value, 4) for value in values]
-        if any(value not in ("", None) for value in values):
+        if any(value not in ("", None) for value in values) and (several or name != "mistakes"):
             columns[name] = [cut(v, longest) if isinstance(v, str) else v for v in values]
-            texts |= {name} if name in ("truth", "answer", "mistakes") else set()
     shown = [examined.text(number) for number in range(len(examples))]
     for name in dict.fromkeys(name for own in shown for name in own):
         title = name if name not in columns else f"{name} (data)"
         columns[title] = [cut(own.get(name, ""), longest) for own in shown]
-        texts.add(title)
-    header = list(columns)
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return header, [i for i, name in enumerate(header) if name in texts], rows
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def cut(text: str, longest: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pretune.infer.examine import Examined
 from pretune.infer.explain import Explained
-from pretune.report.page import Paragraph, Part, Picture, Section, escaped
+from pretune.report.page import Folded, Paragraph, Part, Picture, Section, escaped
 from pretune.report.report_charts import attention_chart
 
 _METHOD = (
@@ -45,7 +45,7 @@ def explained_section(examined: Examined, explained: Mapping[int, Explained]) ->
     for number, one in explained.items():
         example = examined.examples[number]
         grade = example.grade
-        said = f"; {grade.truth}, answered {grade.answer}" if grade.answer else ""
+        said = f"; truth: {grade.truth}; answer: {grade.answer}" if grade.answer else ""
         place = f"{kind} {places[number]}"
         parts.append(Paragraph(f"{place.capitalize()}: loss {example.mean_loss:.4f}{said}"))
         parts.append(Coloured(one))
@@ -54,5 +54,7 @@ def explained_section(examined: Examined, explained: Mapping[int, Explained]) ->
             if examined.task.each_sequence:
                 name += f"-{number + 1}"
             chart = attention_chart(one)
-            parts.append(Picture(chart, f"attention maps of {place}", name=name))
+            parts.append(
+                Folded("Attention maps", Picture(chart, f"attention maps of {place}", name=name))
+            )
     return Section("What the loss hangs on", parts)

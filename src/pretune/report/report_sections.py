@@ -142,16 +142,10 @@ def mistake_section(examined: Examined) -> Section | None:
     found = [(n, m) for n, e in enumerate(examined.examples) for m in e.grade.mistakes]
     if not found:
         return None
-    parts: list[Part] = []
     kinds = Counter(mistake.kind for _, mistake in found)
-    if len(kinds) > 1:
-        rows = [(kind, f"{n:,}") for kind, n in kinds.most_common()]
-        parts.append(Grid(("kind", "how often"), rows, "Kinds of mistakes", (1,)))
-    details = Counter((mistake.kind, mistake.detail) for _, mistake in found if mistake.detail)
-    if details:
-        most = [(*which, f"{n:,}") for which, n in details.most_common(SHOWN)]
-        caption = "In detail" + (f", the {SHOWN} most frequent" if len(details) > SHOWN else "")
-        parts.append(Grid(("kind", "", "how often"), most, caption, (2,)))
+    parts: list[Part] = [_counted(kinds, "kind")]
+    if details := Counter(str(mistake) for _, mistake in found if mistake.detail):
+        parts.append(_counted(details, "in detail"))
     place, places = examined.places()
     known = [(m.confidence, n, m) for n, m in found if m.confidence is not None]
     surest = sorted(known, key=lambda item: (-item[0], item[1]))[:SHOWN]
@@ -160,11 +154,21 @@ def mistake_section(examined: Examined) -> Section | None:
         grade = examined.examples[number].grade
         text = cut(" | ".join(examined.text(number).values()), CUT)
         said = (cut(grade.truth, CUT), cut(grade.answer, CUT))
-        shown.append((places[number], f"{sure:.3f}", str(mistake), *said, text))
-    header = (place, "confidence", "mistake", "truth", "answer", "example")
+        kind = [str(mistake)] if len(kinds) > 1 else []
+        shown.append((places[number], f"{sure:.3f}", *kind, *said, text))
+    named = ["mistake"] if len(kinds) > 1 else []
+    header = (place, "confidence", *named, "truth", "answer", "example")
     if shown:
         parts.append(Grid(header, shown, "The most confident mistakes", (0, 1)))
     return Section("Mistakes", parts)
+
+
+def _counted(what: Counter[str], name: str) -> Grid:
+    """What there is most of."""
+    caption = f"The {SHOWN} most frequent" if len(what) > SHOWN else ""
+    return Grid(
+        (name, "how often"), [(x, f"{n:,}") for x, n in what.most_common(SHOWN)], caption, (1,)
+    )
 
 
 def length_section(examined: Examined) -> Section | None:
@@ -195,5 +199,7 @@ def by_length(examples: Sequence[Example]) -> list[list[Example]]:
     lengths = np.array([example.tokens for example in examples])
     edges = np.unique(np.quantile(lengths, np.arange(1, GROUPS) / GROUPS, method="higher"))
     which = np.searchsorted(edges, lengths, side="left")
-    groups = [[examples[i] for i in np.flatnonzero(which == g)] for g in range(len(edges) + 1)]
+    groups = [
+        [examples[i] for i in np.flatnonzero(which == g).tolist()] for g in range(len(edges) + 1)
+    ]
     return [group for group in groups if group]
