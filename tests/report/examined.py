@@ -1,44 +1,33 @@
-"""A tiny classifier and examples that would like to break a page."""
+"""What a report is made of, for tiny models of each task."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from pretune.data import Records
-from pretune.infer.examine import Examined, examine
+from pretune.infer.examine import examine
 from pretune.infer.explain import explain
-from pretune.report.report import ReportFacts, ReportPage
-from pretune.tasks import Classify, ClassifyOptions
-from pretune.tasks.bundle import Bundle, load
+from pretune.report.course import Course
+from pretune.report.report import ReportFacts
+from tests.tasks.every_task import CASES
 
-NASTY = "</script><script>window.broken = true</script><!-- <img src=http://127.0.0.1:9/x>"
-
-
-def classifier(folder: Path, **options: float) -> Bundle:
-    torch.manual_seed(0)
-    task = Classify(ClassifyOptions(max_length=32, **options), ["bad", "good", "好"])
-    return load(folder, task=task)
-
-
-def records(count: int = 120) -> Records:
-    rows = [
-        {"text": f"{'the ' * (i % 7)}film {i}", "label": ("bad", "good", "好")[i % 3]}
-        for i in range(count)
-    ]
-    rows[0]["text"] = NASTY
-    return Records(rows, "films.tsv", range(2, count + 2), ("text", "label"))
+COURSE = [
+    '{"step": 1, "epoch": 1, "train/loss": 0.9, "train/learning_rate": 1e-5}',
+    '{"step": 2, "epoch": 2, "train/loss": 0.5, "train/learning_rate": 0.0}',
+    '{"step": 2, "epoch": 2, "validation/loss": 0.6, "validation/accuracy": 0.5}',
+    '{"step": 3, "epo',
+]
 
 
-def examined(folder: Path, count: int = 120) -> tuple[Bundle, Examined]:
-    bundle = classifier(folder)
-    return bundle, examine(bundle, records(count), device="cpu")
-
-
-def built(folder: Path, count: int = 120) -> ReportPage:
-    bundle, found = examined(folder, count)
-    worst = found.worst_first()[:2]
-    course = {"train/loss": ([1.0, 2.0], [0.9, 0.5]), "validation/loss": ([2.0], [0.6])}
-    explained = {number: explain(bundle, found, number) for number in worst}
-    return ReportPage(ReportFacts("films", "task: classify", course, found, explained))
+def facts(name: str, tiny_folder: Path, tmp_path: Path, count: int = 24) -> ReportFacts:
+    """A report on so many records of a task."""
+    case = CASES[name]
+    found = examine(case.bundle(tiny_folder, tmp_path), case.records(count), device="cpu")
+    explained = {number: explain(found, number) for number in found.worst_first()[:1]}
+    return ReportFacts(
+        name="films <b>",
+        examined=found,
+        recipe="task: <b>",
+        course=Course.of(COURSE),
+        explained=explained,
+        fitted=found,
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.data import PackedBatch
@@ -75,8 +76,12 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
         loss = task.loss(task.forward(bundle.model, batch), batch)
         embedded = caught[-1]
         (gradient,) = torch.autograd.grad(loss.sum, embedded)
-    scores = (gradient.float() * embedded.detach().float()).sum(-1)
-    return float(loss.sum.detach()), scores[: batch.num_tokens].cpu()
+    scores = (gradient.float() * embedded.detach().float()).sum(-1).cpu()
+    if scores.dim() == 2:
+        # Of each place the last n tokens, oldest first (NNLM): a token is in n of these.
+        each = [F.pad(scores[n:, -1 - n], (0, n)) for n in range(min(scores.shape))]
+        scores = torch.stack(each).sum(0)
+    return float(loss.sum.detach()), scores
 
 
 @contextmanager

@@ -211,7 +211,9 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
             for label, true, given in zip(self.labels, truth, guess, strict=True):
                 yes = answer.scores[label]
                 sure = yes if given else 1 - yes
-                decisions.append(Decision(sure, true == given, (1 - yes, yes), given, true))
+                decisions.append(
+                    Decision(sure, true == given, (1 - yes, yes), int(given), int(true))
+                )
                 if true != given:
                     mistakes.append(Mistake("missed" if true else "spurious", label, sure))
             both = np.logical_and(truth, guess)
