@@ -128,6 +128,7 @@ def test_places_that_cannot_be_written(made: ReportFacts, tmp_path: Path) -> Non
         (tmp_path / "none" / "r.html", None, "no such folder"),
         (tmp_path / "file" / "r.html", None, "no such folder"),
         (tmp_path / "r.html", tmp_path / "file", "is a file"),
+        (tmp_path / "r.html", tmp_path / "file" / "png", "is a file"),
     ]:
         with pytest.raises(RunError, match=said):
             check_writable(output, png, overwrite=False)
@@ -137,3 +138,4 @@ def test_places_that_cannot_be_written(made: ReportFacts, tmp_path: Path) -> Non
     with pytest.raises(RunError, match="cannot be written"):
         write_report(made, tmp_path / "r.html", tmp_path / "file" / "png")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "r.html").exists()

@@ -118,7 +118,7 @@ def report(
         fitted=fitted,
     )
     write_report(facts, output, png)
-    if (note := font_note(facts)) is not None:
+    if png is not None and (note := font_note(facts)) is not None:
         notes.print(note, markup=False, soft_wrap=True)
     size = output.stat().st_size / 1e6
     Console(highlight=False).print(

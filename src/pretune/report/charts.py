@@ -202,9 +202,9 @@ def undrawable(labels: Sequence[str]) -> str | None:
     if all(can_draw(one_line(label)) for label in labels):
         return None
     return (
-        "No font on this machine has all characters of these labels: in PNG charts, #1 is the "
-        "first row of the table. Install one to see them there, such as Noto Sans CJK. Charts in a "
-        "page show them where the browser has one."
+        "No font on this machine has all characters of these labels: in the PNG charts, #1 is the "
+        "first row of the table. Install one to see them there, such as Noto Sans CJK (apt install "
+        "fonts-noto-cjk). Charts in a page are drawn with the fonts of the browser."
     )
 
 

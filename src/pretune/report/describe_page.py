@@ -10,12 +10,11 @@ from pretune.report.charts import bar_chart, box_chart, write_pngs
 from pretune.report.describe import Description, Facts
 from pretune.report.describe_views import (
     MOST,
-    font_warning,
     grids,
     group_names,
     leak_grid,
 )
-from pretune.report.page import Paragraph, Part, Picture, Section, page
+from pretune.report.page import Part, Picture, Section, page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +41,8 @@ def charts(facts: Facts) -> Iterator[tuple[str, str, Figure]]:
 def description_page(description: Description, title: str = "Data") -> str:
     """One self-contained HTML file."""
     sections = []
-    warning = font_warning(description)
     for facts in description.files:
-        parts: list[Part] = [] if warning is None else [Paragraph(warning)]
-        parts += list(grids(facts))
+        parts: list[Part] = list(grids(facts))
         parts += [Picture(figure, what, what) for _, what, figure in charts(facts)]
         sections.append(Section(facts.origin, parts))
     if description.leaks:

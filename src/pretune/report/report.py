@@ -98,8 +98,10 @@ def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
         raise RunError(f"{output}: is there already", "Add --overwrite, or name another --output.")
     if not output.resolve().parent.is_dir():
         raise RunError(f"{output}: there is no such folder", "Make it, or name another --output.")
-    if png is not None and png.exists() and not png.is_dir():
-        raise RunError(f"{png}: is a file", "Give the name of a folder: --png FOLDER")
+    if png is not None:
+        there = next(place for place in (png, *png.resolve().parents) if place.exists())
+        if not there.is_dir():
+            raise RunError(f"{there}: is a file", "Give the name of a folder: --png FOLDER")
 
 
 def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> None:
@@ -110,12 +112,12 @@ def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> N
     """
     sections = report_sections(facts)
     text = page(f"{facts.name}: report", sections, SCRIPT)
-    try:
-        atomic_text(output, text)
-    except OSError as error:
-        raise not_writable(output, "--output", error) from None
     if png is not None:
         parts = [part for section in sections for part in section.parts]
         parts = [part.part if isinstance(part, Folded) else part for part in parts]
         pictures = {part.name: part.figure for part in parts if isinstance(part, Picture)}
         write_pngs(pictures, png)
+    try:
+        atomic_text(output, text)
+    except OSError as error:
+        raise not_writable(output, "--output", error) from None

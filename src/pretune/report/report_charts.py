@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Inches of a page in a browser.
-PAGE_WIDTH = 10.0
+PAGE_WIDTH = 10.2
 #: Confusion matrices of more labels have no figures in their cells.
 MOST_CELLS = 20
 
@@ -115,7 +115,7 @@ def attention_chart(explained: Explained) -> Figure:
         [cut_label(token) for token in readable(explained.tokens)],
     )
     # No smaller than can be read, and as many side by side as a page is wide.
-    each = min(0.17, max(0.1, 4.4 / len(labels)))
+    each = min(0.17, max(0.095, 4.3 / len(labels)))
     margin = 0.055 * min(max(map(len, labels)), LONGEST_LABEL) + 0.25
     panel = max(each * len(labels), 1.5)
     columns = min(len(maps), 3, max(1, int(PAGE_WIDTH / (panel + margin))))
@@ -136,7 +136,7 @@ def _square_ticks(
 ) -> None:
     """The same labels on both axes; below they are turned where they are long."""
     turned: dict[str, Any] = {"rotation": 90} if steep else {}
-    if not steep and max(map(len, shown)) > 3:
+    if not steep and max(len(cut_label(label)) for label in labels) > 3:
         turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     label_ticks(axes.xaxis, labels, shown, fontsize=size, **turned)
     label_ticks(axes.yaxis, labels, shown, fontsize=size)

@@ -10,6 +10,8 @@ from pretune.infer.explain import Explained
 from pretune.report.page import Folded, Paragraph, Part, Picture, Section, escaped
 from pretune.report.report_charts import attention_chart
 
+#: In the place of no entities, or no labels.
+NOTHING = "(none)"
 _METHOD = (
     "Gradient x input: how much the loss would rise, to first order, if the embedding of a token "
     "grew. Orange raises the loss, blue lowers it, each relative to the strongest of its example; "
@@ -45,7 +47,9 @@ def explained_section(examined: Examined, explained: Mapping[int, Explained]) ->
     for number, one in explained.items():
         example = examined.examples[number]
         grade = example.grade
-        said = f"; truth: {grade.truth}; answer: {grade.answer}" if grade.answer else ""
+        said = ""
+        if grade.truth or grade.answer:
+            said = f"; truth: {grade.truth or NOTHING}; answer: {grade.answer or NOTHING}"
         place = f"{kind} {places[number]}"
         parts.append(Paragraph(f"{place.capitalize()}: loss {example.mean_loss:.4f}{said}"))
         parts.append(Coloured(one))

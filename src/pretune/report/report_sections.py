@@ -11,6 +11,7 @@ import numpy as np
 from pretune.data.pack import Array
 from pretune.infer.examine import Examined, Example
 from pretune.report.calibration import (
+    LIMIT,
     Reliability,
     fit_temperature,
     nll,
@@ -18,11 +19,11 @@ from pretune.report.calibration import (
     sharpened,
     whole_distributions,
 )
-from pretune.report.charts import bar_chart, undrawable
+from pretune.report.charts import bar_chart
 from pretune.report.page import Grid, Paragraph, Part, Picture, Section
 from pretune.report.report_charts import confusion_chart, reliability_chart, scatter_chart
 from pretune.report.report_examples import cut
-from pretune.tasks import Decision
+from pretune.tasks import Decision, Mistake
 
 #: Rows of the tables of mistakes, characters of each text there, groups by length.
 SHOWN, CUT, GROUPS = 25, 300, 6
@@ -66,8 +67,6 @@ def _confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[P
     chart = confusion_chart(labels, matrix)
     caption = "Confusion matrix: rows are the truth and add up to 100%; the counts are below."
     parts: list[Part] = [Picture(chart, "confusion matrix", caption, "confusion")]
-    if (note := undrawable(labels)) is not None:
-        parts.append(Paragraph(note))
     counts = [
         (label, *(f"{n:,}" for n in row), f"{sum(row):,}")
         for label, row in zip(labels, matrix, strict=True)
@@ -108,8 +107,11 @@ def calibration_section(examined: Examined, fitted: Examined | None) -> Section 
         temperature = fit_temperature(*there)
         series[f"temperature {temperature:.2f}"] = after = _sharper(here, decisions, temperature)
         place = "these very data" if fitted is None else fitted.records.origin
+        says = "above 1: the model is too sure"
+        if abs(math.log(temperature)) > LIMIT - 1e-6:
+            says = "the limit: no temperature is best"
         text = (
-            f"Temperature fitted on {place}: {temperature:.3f} (above 1: the model is too sure). "
+            f"Temperature fitted on {place}: {temperature:.3f} ({says}). "
             f"With it the loss goes from {nll(*here, 1.0):.4f} to {nll(*here, temperature):.4f}, "
             f"the calibration error from {now.ece:.4f} to {after.ece:.4f}."
         )
@@ -145,22 +147,30 @@ def mistake_section(examined: Examined) -> Section | None:
     kinds = Counter(mistake.kind for _, mistake in found)
     parts: list[Part] = [_counted(kinds, "kind")]
     if details := Counter(str(mistake) for _, mistake in found if mistake.detail):
-        parts.append(_counted(details, "in detail"))
+        # Of a single kind the details say it all.
+        parts = [*(parts if len(kinds) > 1 else []), _counted(details, "mistake")]
+    if surest := _surest(examined, found, several=len(kinds) > 1):
+        parts.append(surest)
+    return Section("Mistakes", parts)
+
+
+def _surest(
+    examined: Examined, found: Sequence[tuple[int, Mistake]], *, several: bool
+) -> Grid | None:
+    """The mistakes that the model was surest of; with their kinds, where there are several."""
     place, places = examined.places()
     known = [(m.confidence, n, m) for n, m in found if m.confidence is not None]
-    surest = sorted(known, key=lambda item: (-item[0], item[1]))[:SHOWN]
-    shown = []
-    for sure, number, mistake in surest:
+    parts_named = any(mistake.text for _, mistake in found)
+    rows = []
+    for sure, number, mistake in sorted(known, key=lambda item: (-item[0], item[1]))[:SHOWN]:
         grade = examined.examples[number].grade
-        text = cut(" | ".join(examined.text(number).values()), CUT)
-        said = (cut(grade.truth, CUT), cut(grade.answer, CUT))
-        kind = [str(mistake)] if len(kinds) > 1 else []
-        shown.append((places[number], f"{sure:.3f}", *kind, *said, text))
-    named = ["mistake"] if len(kinds) > 1 else []
-    header = (place, "confidence", *named, "truth", "answer", "example")
-    if shown:
-        parts.append(Grid(header, shown, "The most confident mistakes", (0, 1)))
-    return Section("Mistakes", parts)
+        kind = [str(mistake)] if several else []
+        said = [mistake.text] if parts_named else [grade.truth, grade.answer]
+        texts = [cut(text, CUT) for text in (*said, " | ".join(examined.text(number).values()))]
+        rows.append((places[number], f"{sure:.3f}", *kind, *texts))
+    compared = ["of"] if parts_named else ["truth", "answer"]
+    header = (place, "confidence", *(["mistake"] if several else []), *compared, "example")
+    return Grid(header, rows, "The most confident mistakes", (0, 1)) if rows else None
 
 
 def _counted(what: Counter[str], name: str) -> Grid:

@@ -24,6 +24,8 @@ _STYLE = (
     'text { font-family: "DejaVu Sans", Verdana, "Noto Sans", "Noto Sans CJK SC", "PingFang SC", '
     '"Microsoft YaHei", system-ui, sans-serif !important; }'
 )
+#: Points around a figure.
+EDGE = 5
 #: As wide as a Chinese character in `charts.OWN_FONT`: one em.
 _WIDE, _NARROW = "—", "x"
 
@@ -42,6 +44,13 @@ def figure_svg(figure: Figure) -> str:
             del group.attrib["id"]
             for text in group.iter(f"{{{_SVG}}}text"):
                 text.text = label.removeprefix(STANDS_FOR)
+    # Letters of a browser may be a little wider than those that were measured.
+    width, height = (72 * float(inches) for inches in figure.get_size_inches())
+    root.set("viewBox", f"{-EDGE} {-EDGE} {width + 2 * EDGE:g} {height + 2 * EDGE:g}")
+    root.set("width", f"{width + 2 * EDGE:g}pt")
+    root.set("height", f"{height + 2 * EDGE:g}pt")
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
     style = ElementTree.Element(f"{{{_SVG}}}style")
     style.text = _STYLE
     root.insert(0, style)

@@ -48,11 +48,13 @@ class Mistake:
         kind: one of few, e.g. `boundary`, `missed`.
         detail: which of that kind, e.g. `PER`.
         confidence: how sure the model was of it; None where nobody knows.
+        text: which part of the example it is about, for people; empty where it is all of it.
     """
 
     kind: str
     detail: str = ""
     confidence: float | None = None
+    text: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind

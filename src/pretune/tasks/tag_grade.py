@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pretune.data import Records
@@ -49,23 +49,27 @@ def tag_grader(
                 counts[place * len(types) + types[span.type]] += 1
         words_right = sum(a == b for a, b in zip(tags, answer.tags or (), strict=True))
 
-        def shown(some: Sequence[Span]) -> str:
-            texts = (f"{span.type} {joint.join(words[span.start : span.end])}" for span in some)
-            return "; ".join(texts)
+        def text(span: Span) -> str:
+            return joint.join(words[span.start : span.end])
+
+        def shown(some: Iterable[Span]) -> str:
+            return "; ".join(f"{span.type} {text(span)}" for span in some)
 
         return Grade(
             truth=shown(right),
-            answer=shown(list(found)),
+            answer=shown(found),
             right=set(right) == found.keys(),
             decisions=tuple(Decision(sure, span in right) for span, sure in found.items()),
-            mistakes=tuple(span_mistakes(right, found)),
+            mistakes=tuple(span_mistakes(right, found, text)),
             counts=(*counts, float(words_right), float(len(words))),
         )
 
     return grade
 
 
-def span_mistakes(right: Sequence[Span], found: dict[Span, float]) -> list[Mistake]:
+def span_mistakes(
+    right: Sequence[Span], found: Mapping[Span, float], text: Callable[[Span], str]
+) -> list[Mistake]:
     """What is wrong with some entities, each counted once.
 
     Those that are right are put aside. Of the others, each that was found is put beside one that is
@@ -76,6 +80,7 @@ def span_mistakes(right: Sequence[Span], found: dict[Span, float]) -> list[Mista
     Args:
         right: what is there.
         found: with the score of each.
+        text: of an entity.
     """
     true, guessed = set(right) - found.keys(), found.keys() - set(right)
     pairs = []
@@ -93,7 +98,10 @@ def span_mistakes(right: Sequence[Span], found: dict[Span, float]) -> list[Mista
             true.remove(other)
             kind = ("type", "boundary", "boundary and type")[order]
             detail = one.type if order == 1 else f"{other.type} taken for {one.type}"
-            mistakes.append((one.start, Mistake(kind, detail, found[one])))
-    mistakes += [(one.start, Mistake("spurious", one.type, found[one])) for one in guessed]
-    mistakes += [(one.start, Mistake("missed", one.type)) for one in true]
+            both = text(one) if order == 0 else f"{text(one)} (right: {text(other)})"
+            mistakes.append((one.start, Mistake(kind, detail, found[one], both)))
+    mistakes += [
+        *((one.start, Mistake("spurious", one.type, found[one], text(one))) for one in guessed),
+        *((one.start, Mistake("missed", one.type, None, text(one))) for one in true),
+    ]
     return [mistake for _, mistake in sorted(mistakes, key=lambda item: (item[0], str(item[1])))]
