@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from pretune.report.calibration import fit_temperature, nll, reliability
+from pretune.report.calibration import fit_temperature, nll, reliability, whole_distributions
+from pretune.tasks import Decision
 
 
 def test_a_temperature_is_scipys_optimum() -> None:
@@ -30,3 +33,34 @@ def test_ece_by_hand() -> None:
     # Bins: one at 0.95 (right), two at 0.85 (half right), one at 0.5 (wrong).
     assert found.ece == pytest.approx((0.05 + 2 * 0.35 + 0.5) / 4)
     assert found.counts.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 2, 1]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40),
+    st.integers(1, 15),
+)
+def test_ece_is_that_of_a_loop(pairs: list[tuple[float, bool]], bins: int) -> None:
+    """Guo et al. 2017, equation 3: bin m holds what is in ((m - 1) / M, m / M]."""
+    total = 0.0
+    for m in range(1, bins + 1):
+        # The lowest bin has what is sure of nothing, too. Products, as quotients are rounded.
+        own = [(c, r) for c, r in pairs if m - 1 < c * bins <= m or (m == 1 and c == 0)]
+        if own:
+            accuracy = sum(r for _, r in own) / len(own)
+            total += len(own) / len(pairs) * abs(accuracy - sum(c for c, _ in own) / len(own))
+    found = reliability(*zip(*pairs, strict=True), bins=bins)
+    assert found.ece == pytest.approx(total, abs=1e-12)
+    assert found.counts.sum() == len(pairs)
+
+
+def test_choices_that_others_lack_change_nothing() -> None:
+    two = [Decision(0.7, True, (0.7, 0.3), 0, 0), Decision(0.6, False, (0.4, 0.6), 1, 0)]
+    three = [Decision(0.5, False, (0.5, 0.2, 0.3), 0, 2)]
+    whole = whole_distributions([*two, *three])
+    assert whole is not None
+    for temperature in (0.5, 1.0, 3.0):
+        parts = [whole_distributions(two), whole_distributions(three)]
+        apart = [nll(*part, temperature) for part in parts if part is not None]
+        assert nll(*whole, temperature) == pytest.approx((2 * apart[0] + apart[1]) / 3, rel=1e-6)
+    assert whole_distributions([*two, Decision(0.5, True)]) is None
+    assert whole_distributions([]) is None

@@ -46,6 +46,7 @@ def course_chart(course: Course) -> Figure:
                 )
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.locator_params(axis="x", integer=True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 5))
         axes.yaxis.get_offset_text().set_fontsize(7)
         axes.grid(alpha=0.3)

@@ -186,22 +186,25 @@ def length_section(examined: Examined) -> Section | None:
     groups = by_length(examined.examples)
     if len(groups) < 2:
         return None
-    names, rows, shares = [], [], []
+    names, shares, rows = [], [], []
     for own in groups:
         judged = [bool(e.grade.right) for e in own if e.grade.right is not None]
-        terms = sum(e.terms for e in own)
         low, high = min(e.tokens for e in own), max(e.tokens for e in own)
         names.append(f"{low} to {high}" if low < high else f"{low}")
-        shares.append(sum(judged) / len(judged) if judged else math.nan)
-        share = "" if not judged else f"{shares[-1]:.4f}"
-        loss = f"{sum(e.loss for e in own) / terms:.4f}" if terms else ""
-        rows.append((names[-1], f"{len(own):,}", share, loss))
-    header = ("tokens", "examples", "share that is right", "loss")
-    parts: list[Part] = [Grid(header, rows, numbers=(1, 2, 3))]
-    if not any(map(math.isnan, shares)):
-        chart = bar_chart(names, {"right": [round(s, 4) for s in shares]}, "share that is right")
-        parts.append(Picture(chart, "accuracy by length in tokens", name="lengths"))
-    return Section("By length", parts)
+        shares += [sum(judged) / len(judged)] if judged else []
+        loss = sum(e.loss for e in own) / max(sum(e.terms for e in own), 1)
+        rows.append((names[-1], f"{len(own):,}", f"{loss:.4f}", *_share(judged)))
+    if len(shares) < len(groups):
+        header = ("tokens", "examples", "loss")
+        return Section("By length", [Grid(header, [row[:3] for row in rows], numbers=(1, 2))])
+    grid = Grid(("tokens", "examples", "loss", "share that is right"), rows, numbers=(1, 2, 3))
+    chart = bar_chart(names, {"right": [round(s, 4) for s in shares]}, "share that is right")
+    picture = Picture(chart, "accuracy by length in tokens", name="lengths")
+    return Section("By length", [grid, picture])
+
+
+def _share(judged: Sequence[bool]) -> list[str]:
+    return [f"{sum(judged) / len(judged):.4f}"] if judged else []
 
 
 def by_length(examples: Sequence[Example]) -> list[list[Example]]:
