@@ -74,7 +74,7 @@ def test_the_table_has_every_example(name: str, tiny_folder: Path, tmp_path: Pat
     assert min(row[0] for row in rows) == 2
     html = ExampleTable(made.examined).html()
     shown = json.loads(html.split('id="examples">')[1].split("</script>")[0])
-    assert shown["rows"] == [[_plain(cell) for cell in row] for row in rows]
+    assert [row[:-1] for row in shown["rows"]] == [[_plain(cell) for cell in row] for row in rows]
     if name == "classify":
         own = rows[3]
         assert own[header.index("truth")] == "good"

@@ -35,7 +35,7 @@ SCRIPT = """
   const choose = () => {
     const word = filter.value.toLowerCase(), some = kind.value;
     shown = data.rows.filter(row => (!wrong.checked || row[data.right] === false) &&
-      (!some || row[data.mistakes].split("; ").some(m => m === some || m.startsWith(some + ":"))) &&
+      (!some || row.at(-1).includes(some)) &&
       (!word || row.some(cell => typeof cell === "string" && cell.toLowerCase().includes(word))));
     shown.sort(compare);
     state.page = 0;
@@ -47,7 +47,7 @@ SCRIPT = """
     body.replaceChildren(...shown.slice(state.page * data.size, (state.page + 1) * data.size)
       .map(row => {
         const line = document.createElement("tr");
-        for (const value of row) {
+        for (const value of row.slice(0, -1)) {
           const field = document.createElement("td"), text = document.createElement("bdi");
           if (typeof value === "number") field.className = "number";
           else field.className = String(value).length > data.short ? "long" : "short";
@@ -70,9 +70,8 @@ SCRIPT = """
     state.column = i;
     choose();
   });
-  const kinds = [...new Set(data.mistakes < 0 ? [] : data.rows.flatMap(row =>
-    row[data.mistakes] ? row[data.mistakes].split("; ").map(m => m.split(":")[0]) : []))];
-  for (const name of kinds.sort()) {
+  const kinds = [...new Set(data.rows.flatMap(row => row.at(-1)))].sort();
+  for (const name of kinds) {
     const option = document.createElement("option");
     option.textContent = option.value = name;
     kind.append(option);
@@ -96,12 +95,13 @@ class ExampleTable:
     def html(self) -> str:
         """As HTML: an empty table and its rows as JSON, in which no `<` can end the script."""
         header, rows = example_rows(self.examined)
+        # Last in each row, and no column: the kinds of mistakes, to choose by.
+        kinds = [sorted({m.kind for m in e.grade.mistakes}) for e in self.examined.examples]
         values = {
-            "rows": rows,
+            "rows": [[*row, own] for row, own in zip(rows, kinds, strict=True)],
             "short": SHORT,
             "sort": header.index("loss"),
             "right": header.index("right") if "right" in header else -1,
-            "mistakes": header.index("mistakes") if "mistakes" in header else -1,
             "size": PAGE_ROWS,
         }
         found = json.dumps(

@@ -236,9 +236,9 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         def grade(answer: ClassPrediction, row: int) -> Grade:
             truth, guess = self.label_id(records, row, ids), ids[answer.label]
             right, label = truth == guess, self.labels[truth]
-            counts = np.zeros((3, len(ids)))
-            counts[0, truth] = right
-            counts[1, truth] = counts[2, guess] = 1
+            counts = [0.0] * (3 * len(ids))
+            counts[truth] = float(right)
+            counts[len(ids) + truth] = counts[2 * len(ids) + guess] = 1.0
             mistake = Mistake("confused", f"{label} taken for {answer.label}", answer.score)
             return Grade(
                 truth=label,
@@ -248,7 +248,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
                     Decision(answer.score, right, tuple(answer.scores.values()), guess, truth),
                 ),
                 mistakes=() if right else (mistake,),
-                counts=tuple(counts.ravel().tolist()),
+                counts=tuple(counts),
             )
 
         return grade

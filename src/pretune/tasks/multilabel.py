@@ -224,7 +224,7 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
                 right=not mistakes,
                 decisions=tuple(decisions),
                 mistakes=tuple(mistakes),
-                counts=tuple(map(float, (*both, *truth, *guess, not mistakes, 1))),
+                counts=tuple(1.0 if n else 0.0 for n in (*both, *truth, *guess, not mistakes, 1)),
             )
 
         return grade
