@@ -129,3 +129,21 @@ def test_worst_come_first_and_smoothing_says_nothing_of_an_example(tiny_folder: 
     smoothed = examine(classifier(label_smoothing=0.2), data, device="cpu")
     plain = [example.loss for example in found.examples]
     assert [example.loss for example in smoothed.examples] == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [*CASES, "lstm-small"])
+def test_a_gpu_finds_the_same(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    if name in CASES:
+        bundle, data = CASES[name].bundle(tiny_folder, tmp_path), CASES[name].records(8)
+    else:
+        found = lm(name, tiny_folder)
+        bundle, data = found.bundle, found.records
+    cpu, gpu = (
+        examine(bundle, data, device=device, precision="float32") for device in ("cpu", "cuda")
+    )
+    assert [e.loss for e in gpu.examples] == pytest.approx([e.loss for e in cpu.examples], rel=1e-3)
+    there = explain(gpu, 0).attributions
+    bundle.model.cpu()
+    assert there == pytest.approx(explain(cpu, 0).attributions, abs=1e-3)

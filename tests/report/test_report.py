@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pretune.errors import RunError
-from pretune.infer.examine import Example
+from pretune.data import Records
+from pretune.errors import DataError, RunError
+from pretune.infer.examine import Example, examine
+from pretune.infer.explain import explain
 from pretune.report.course import Course
 from pretune.report.page import page
 from pretune.report.report import ReportFacts, check_writable, write_report
@@ -146,3 +149,25 @@ def test_places_that_cannot_be_written(made: ReportFacts, tmp_path: Path) -> Non
         write_report(made, tmp_path / "r.html", tmp_path / "file" / "png")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("name", ["classify", "multilabel", "tag", "regress"])
+def test_a_model_that_gives_no_numbers_has_a_report(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    bundle = case.bundle(tiny_folder, tmp_path)
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter.fill_(torch.nan)
+    found = examine(bundle, case.records(4), device="cpu")
+    made = ReportFacts("broken", found, explained={0: explain(found, 0)})
+    write_report(made, tmp_path / "report.html")
+    header, rows = example_rows(found)
+    assert {row[header.index("loss")] for row in rows} == {None}
+
+
+def test_data_that_ask_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    bundle = CASES["mask_lm_each"].bundle(tiny_folder, tmp_path)
+    with pytest.raises(DataError, match=r"e\.txt: no record has anything to ask"):
+        examine(bundle, Records([{"text": " "}], "e.txt", (1,), ("text",)), device="cpu")

@@ -12,6 +12,7 @@ import torch
 
 from pretune.data import FeatureSet, PackedBatch, Records
 from pretune.data.pack import Array
+from pretune.errors import DataError
 from pretune.infer.predict import the_task
 from pretune.tasks import AnyTask, EachLoss, Grade, record_features
 from pretune.tasks.bundle import Bundle
@@ -137,6 +138,11 @@ def examine(
     """
     task, target = the_task(bundle), choose_device(device)
     features = record_features(task, records, bundle.tokenizer, evaluation=True)
+    if not len(features):
+        raise DataError(
+            f"{records.origin}: no record has anything to ask the model about",
+            "Name other data.",
+        )
     model = bundle.model.to(target).eval()
     parts: dict[int, Any] = {}
     sums, terms = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)

@@ -149,7 +149,7 @@ def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
         if name == "mistakes":
             values = ["; ".join(map(str, value)) for value in values]
         if name == "confidence":
-            values = [None if value is None else round(value, 4) for value in values]
+            values = [None if value is None else _finite(value, 4) for value in values]
         if any(value not in ("", None) for value in values) and (several or name != "mistakes"):
             columns[name] = [cut(v, longest) if isinstance(v, str) else v for v in values]
     shown = [examined.text(number) for number in range(len(examples))]
@@ -164,5 +164,5 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _finite(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
+def _finite(value: float, digits: int = 6) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None

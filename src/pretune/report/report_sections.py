@@ -122,7 +122,9 @@ def calibration_section(examined: Examined, fitted: Examined | None) -> Section 
 
 
 def _decisions(examined: Examined) -> list[Decision]:
-    return [one for example in examined.examples for one in example.grade.decisions]
+    """All of them; but not those of a model that gives no numbers."""
+    every = (one for example in examined.examples for one in example.grade.decisions)
+    return [one for one in every if math.isfinite(one.confidence)]
 
 
 def _reliability(decisions: Sequence[Decision]) -> Reliability:
