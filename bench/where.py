@@ -14,7 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from finetune import OURS, PADDINGS, WARM_UP, prepare
+from clock import WARM_UP
+from finetune import OURS, prepare
+from peer import PADDINGS
 from torch.profiler import ProfilerActivity, profile
 
 UPDATES = 10
@@ -50,7 +52,7 @@ def main() -> None:
     table: dict[str, dict[str, float]] = {}
     engines = (OURS, *PADDINGS)
     for engine in engines:
-        run = prepare(engine, data, UPDATES)
+        run = prepare(engine, data, UPDATES, "float32")
         run()  # kernels compiled, memory touched
         with profile(activities=[ProfilerActivity.CPU]) as found:
             run()

@@ -153,7 +153,9 @@ class TrainSection(Section):
     workers: int = Field(0, ge=0, le=64, description="Threads that make batches ahead of time.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on CUDA, float32 elsewhere."
+        "auto",
+        description="auto: bf16 autocast on CUDA, float32 elsewhere. bf16 also pays on a CPU with "
+        "AVX512-BF16 or AMX.",
     )
     deterministic: bool = Field(
         False, description="Refuse operations whose result may differ from run to run (CUDA)."

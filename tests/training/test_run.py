@@ -14,10 +14,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretune import yaml12
+from pretune.data import Records
 from pretune.errors import DataError, RunError
 from pretune.recipe import Recipe
 from pretune.tasks.bundle import load
 from pretune.training import read_data, train_recipe, train_seeds
+from tests.tasks.questions import question
 
 Make = Callable[..., Recipe]
 
@@ -160,6 +162,26 @@ class TestSplit:
         path.write_text("text\tlabel\na\tx\nb\ty\n", encoding="utf-8")
         with pytest.raises(DataError, match="too few to hold back"):
             read_data(toy_recipe(data__train=str(path)))
+
+    def test_questions_about_a_passage_stay_together(
+        self, toy_recipe: Make, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "questions.jsonl"
+        rows = [
+            question("good film", f"A good film, number {i % 9}.", number=str(i)) for i in range(60)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        values = toy_recipe(data__train=str(path), data__validation=0.2).to_dict()
+        values["task"] = {"name": "answer"}
+        train, held_out = read_data(Recipe.of(values))
+        assert isinstance(held_out, Records)
+        assert len(train) + len(held_out) == 60
+        assert 12 <= len(held_out) <= 12 + 60 // 9
+        seen, new = ({row["context"] for row in data.rows} for data in (train, held_out))
+        assert not seen & new
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[::9]), encoding="utf-8")
+        with pytest.raises(DataError, match="1 different contexts are too few"):
+            read_data(Recipe.of(values))
 
     def test_none_is_possible(self, toy_recipe: Make) -> None:
         recipe = toy_recipe(data__validation=None, train__max_steps=2)

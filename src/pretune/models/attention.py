@@ -64,6 +64,16 @@ def attention(
         _check(queries, keys, causal)
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _pad_rows(_varlen(q, k, v, queries, keys, causal, dropout_p), len(q))
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # The small products and the softmax of a group are slower in bf16 there than in float32.
+        with torch.autocast("cpu", enabled=False):
+            return _grouped(q.float(), k.float(), v.float(), queries, keys, causal, dropout_p)
+    return _grouped(q, k, v, queries, keys, causal, dropout_p)
+
+
+def _grouped(
+    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, causal: bool, dropout_p: float
+) -> Tensor:
     plan = _plan(queries, keys, q.device)
     outputs = [_attend_group(q, k, v, group, causal, dropout_p) for group in plan.groups]
     packed = torch.cat(outputs) if outputs else q[:0]

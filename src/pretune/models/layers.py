@@ -50,11 +50,18 @@ class ModelOutput:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` for `[rows, in]`, through the fastest matrix product this machine has."""
+    """`nn.Linear` for `[rows, in]`, through the fastest matrix product this machine has.
+
+    Attributes:
+        keep_bf16: whether what comes out goes through an activation to another such product, and
+            need not be float32 where products are those of bf16.
+    """
+
+    keep_bf16 = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
         """`[rows, in]` to `[rows, out]`."""
-        return ops.linear(input, self.weight, self.bias)
+        return ops.linear(input, self.weight, self.bias, keep_bf16=self.keep_bf16)
 
 
 class Embedding(nn.Embedding):
@@ -159,6 +166,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.up = Linear(hidden_size, intermediate_size)
+        self.up.keep_bf16 = True
         self.down = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

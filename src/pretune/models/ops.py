@@ -4,6 +4,9 @@ On CUDA both are PyTorch's own. On a CPU two things are worth doing by hand:
 
 - PyTorch sends float32 matrix products to MKL, which on processors that are not Intel's takes an
   AVX2 path; oneDNN, which PyTorch ships too, uses AVX-512 there and is about twice as fast.
+- Under bf16 autocast, only the products of `linear` are worth rounding for, on processors that
+  multiply bf16 (AVX512-BF16, AMX): they go twice as fast. Softmax, GELU and the small products of
+  attention are slower in bf16 than in float32, so what goes in and comes out stays float32.
 - `torch.nn.functional.dropout` draws one random number an element. Four 16-bit comparisons fit in
   one 64-bit draw.
 """
@@ -39,6 +42,29 @@ def uses_onednn() -> bool:
     return available and x86 and not _is_intel()
 
 
+@lru_cache(maxsize=1)
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products of bf16 (and is used for them)."""
+    if not uses_onednn():
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def _rounds() -> bool:
+    """Whether products on the CPU are to be those of bf16 now: torch's autocast says so."""
+    if not torch.is_autocast_enabled("cpu") or not multiplies_bf16():
+        return False
+    return bool(torch.get_autocast_dtype("cpu") == torch.bfloat16)
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """A weight as the products of `linear` take it now, for several of them in a row."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and _rounds():
+        return weight.bfloat16()
+    return weight
+
+
 def _is_intel() -> bool:
     try:
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -54,18 +80,23 @@ def padded_rows(rows: int, device: torch.device) -> int:
     return -(-rows // ROW_TILE) * ROW_TILE
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, keep_bf16: bool = False
+) -> Tensor:
     """`x @ weight.T + bias`.
 
     Args:
         x: `[rows, in]`.
         weight: `[out, in]`.
         bias: `[out]`.
+        keep_bf16: leave the products of bf16 as they are, for an activation and another product.
     """
     given = (x, weight) if bias is None else (x, weight, bias)
+    half = _rounds()
+    types = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     plain = (
         # The kernel does not look: of a weight elsewhere (CUDA, meta) it would read any memory.
-        any(t.device.type != "cpu" or t.dtype != torch.float32 for t in given)
+        any(t.device.type != "cpu" or t.dtype not in types for t in given)
         or x.dim() != 2
         or len(x) == 0
         or (bias is not None and bias.shape != weight.shape[:1])
@@ -76,42 +107,54 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if plain:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        product: Tensor = _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        how = (half, keep_bf16)
+        product: Tensor = _OneDnnLinear.apply(x, weight, bias, how)  # type: ignore[no-untyped-call]
         return product
-    return _product(x, weight, bias)
+    if half:
+        x, weight = x.bfloat16(), weight.bfloat16()
+    return _product(x, weight, bias, keep_bf16)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, keep_bf16: bool = False
+) -> Tensor:
+    """In float32; of two matrices in bf16, summed in float32 and rounded to bf16 at the end."""
     if bias is not None:
-        bias = bias.contiguous()  # the kernel reads its memory whatever the strides are
+        bias = bias.to(x.dtype).contiguous()  # the kernel reads its memory whatever the strides are
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+    return product if keep_bf16 else product.float()
 
 
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[bool, bool]
+    ) -> Tensor:
+        half, keep_bf16 = how
+        ctx.keep_bf16 = x.dtype == torch.bfloat16  # a gradient has the type of what it is of
+        if half:
+            x, weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias)
+        return _product(x, weight, bias, keep_bf16)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
         grad_x = grad_weight = grad_bias = None
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0, dtype=torch.float32)
+        grad = grad.to(x.dtype).contiguous()
         if ctx.needs_input_grad[0]:
-            grad_x = _product(grad, weight.t())
+            grad_x = _product(grad, weight.t(), keep_bf16=ctx.keep_bf16)
         if ctx.needs_input_grad[1]:
             # Both give grad.T @ x; the kernel is faster with the smaller side first.
             if grad.shape[1] <= x.shape[1]:
                 grad_weight = _product(grad.t(), x.t())
             else:
                 grad_weight = _product(x.t(), grad.t()).t()
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0)
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

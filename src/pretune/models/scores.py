@@ -117,6 +117,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             torch.zeros_like(t) if need and t is not None else None
             for need, t in zip(wanted, (hidden, table, bias), strict=True)
         ]
+        table = ops.rounded(table)
         for start in range(0, len(labels), rows):
             part, target = hidden[start : start + rows], labels[start : start + rows]
             logits = ops.linear(part, table, bias).float()

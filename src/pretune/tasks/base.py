@@ -105,6 +105,7 @@ class Task(ABC, Generic[O, P]):
         reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
         windows: whether a long text is read as several sequences, rather than cut.
         each_sequence: whether examples to look at are sequences (blocks of a text), not records.
+        kept_together: records with the same text in this column are held back all or none.
     """
 
     name: ClassVar[str]
@@ -114,6 +115,7 @@ class Task(ABC, Generic[O, P]):
     reads_corpus: ClassVar[bool] = False
     windows: ClassVar[bool] = False
     each_sequence: ClassVar[bool] = False
+    kept_together: ClassVar[str | None] = None
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -137,6 +139,10 @@ class Task(ABC, Generic[O, P]):
     def shown(self) -> tuple[str, ...]:
         """The columns that are repeated beside an answer, where a record has them."""
         return tuple(self.inputs)
+
+    def usage(self, run: str) -> str:
+        """The command by which people ask a model in that folder."""
+        return " ".join(["pretune predict", run, *["TEXT"] * len(self.inputs)])
 
     @property
     def was_cut(self) -> str:

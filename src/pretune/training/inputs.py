@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Features, Records, Repaired, Skipped, epoch_order, read
@@ -41,20 +42,27 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         return found.head(data.limit), _read(recipe, data.validation)
     if data.validation is None:
         return found.head(data.limit), None
-    # The same split whatever the seed of the run, so that runs can be compared.
-    order = epoch_order(len(found), seed=0, epoch=0)
+    task = task_class(recipe.task.name)
     count = round(data.validation * len(found))
-    splits = isinstance(found, Records) and task_class(recipe.task.name).splits_text
-    if count == 0 and splits:
-        return _split_texts(found, data.validation)  # type: ignore[arg-type]
-    if not 0 < count < len(found):
-        what = "records" if isinstance(found, Records) else "documents"
+    if count == 0 and isinstance(found, Records) and task.splits_text:
+        return _split_texts(found, data.validation)
+    groups, what = np.arange(len(found)), "documents"
+    if isinstance(found, Records):
+        what = "records"
+        if task.kept_together is not None:
+            groups, what = _groups(found, task.kept_together), f"different {task.kept_together}s"
+    # The same split whatever the seed of the run, so that runs can be compared.
+    order = epoch_order(int(groups.max(initial=-1)) + 1, seed=0, epoch=0)
+    sizes = np.bincount(groups)[order] if len(found) else order
+    taken = int(np.searchsorted(sizes.cumsum(), count)) + 1 if count else 0
+    if not 0 < taken < len(order):
         raise DataError(
-            f"{found.origin}: {len(found)} {what} are too few to hold back "
+            f"{found.origin}: {len(order)} {what} are too few to hold back "
             f"{data.validation:g} of them",
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
-    kept, held_out = np.sort(order[count:]), np.sort(order[:count])
+    out = np.isin(groups, order[:taken])
+    kept, held_out = np.flatnonzero(~out), np.flatnonzero(out)
     if isinstance(found, StoredDocuments):
         return found.take(kept).head(data.limit), found.take(held_out)
     return found.take(kept.tolist()).head(data.limit), found.take(held_out.tolist())
@@ -90,6 +98,13 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     columns = task_class(recipe.task.name)(recipe.task).inputs
     texts = (data.text(row, column) for row in range(len(data)) for column in columns)
     return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
+
+
+def _groups(records: Records, column: str) -> NDArray[np.int64]:
+    """`[records]` a number for each value of a column."""
+    known: dict[str, int] = {}
+    texts = (records.text(row, column) for row in range(len(records)))
+    return np.array([known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
 
 
 def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
