@@ -22,7 +22,6 @@ from pretune.cli.app import (
 from pretune.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from pretune.data import Records
     from pretune.infer.examine import Examined
     from pretune.tasks.bundle import Bundle
 
@@ -77,6 +76,7 @@ def report(
     from pretune.tasks.bundle import load
     from pretune.training import read_for
     from pretune.training.folder import METRICS, RECIPE, RunFolder
+    from pretune.training.inputs import held_out
 
     place, notes = Path(run), Console(stderr=True, highlight=False)
     is_run = (place / RECIPE).is_file()
@@ -85,7 +85,7 @@ def report(
     bundle = load(run, allow_pickle=allow_pickle)
     recipe = RunFolder(place).recipe() if is_run else None
     if data is None:
-        records = _held_out(place) if is_run else None
+        records = held_out(place)
         if records is None:
             raise RunError(
                 f"{run}: no validation data with records to report on",
@@ -144,22 +144,13 @@ def _numbers(found: Examined, places: list[int]) -> list[int]:
     return [number for number, place in enumerate(known) if place in places]
 
 
-def _held_out(run: Path) -> Records | None:
-    """The validation data of a run, if it has any that are records."""
-    from pretune.data import Records
-    from pretune.training.folder import RunFolder
-    from pretune.training.inputs import read_data
-
-    found = read_data(RunFolder(run).recipe())[1]
-    return found if isinstance(found, Records) else None
-
-
 def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examined | None:
     """What the temperature is fitted on: the validation data of the run, if they are there."""
     from pretune.infer.examine import examine
+    from pretune.training.inputs import held_out
 
     try:
-        records = _held_out(run)
+        records = held_out(run)
     except DataError as error:
         notes.print(
             f"The temperature is fitted on DATA itself: {error.message}",
