@@ -18,6 +18,7 @@ from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.featurize import featurize, record_features
+from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
@@ -68,6 +69,9 @@ __all__ = [
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "Decision",
+    "EachLoss",
+    "Grade",
     "LabelsPrediction",
     "LmPrediction",
     "Loss",
@@ -75,6 +79,7 @@ __all__ = [
     "MaskLmOptions",
     "MaskPrediction",
     "Metrics",
+    "Mistake",
     "Multilabel",
     "MultilabelOptions",
     "Prediction",
