@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from pretune.data import Skipped
@@ -19,7 +21,13 @@ from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
 from pretune.tasks.losses import cross_entropy
 from pretune.tasks.translate import NEXT, Translated
-from pretune.tasks.translate_metrics import TranslateMetrics, tokenization_for
+from pretune.tasks.translate_metrics import (
+    TranslateMetrics,
+    bleu_counts,
+    bleu_metric,
+    bleu_of,
+    tokenization_for,
+)
 from pretune.text import train_tokenizer
 from pretune.training import evaluate_features
 from tests.tasks.translations import PAIRS, SIZES, records, saved, translator
@@ -386,3 +394,37 @@ def test_metrics_go_to_other_processes_without_the_data(bpe: Bundle) -> None:
     whole = TranslateMetrics(features, None)
     whole.merge(pickle.loads(sent))  # noqa: S301 - its own
     assert whole.result() == metrics.result()
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=7).map(" ".join)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS.filter(bool)), min_size=1, max_size=6))
+def test_bleu_of_sums_is_that_of_the_corpus(pairs: list[tuple[str, str]]) -> None:
+    texts, references = map(list, zip(*pairs, strict=True))
+    metric = bleu_metric("13a", references)
+    sums = np.sum([bleu_counts(metric, *pair) for pair in pairs], axis=0)
+    expected = corpus_bleu(texts, [references]).score
+    assert float(bleu_of(sums)) == pytest.approx(expected, abs=1e-6)
+    assert bleu_of(np.stack([sums, sums]))[1] == pytest.approx(expected, abs=1e-6)
+
+
+@torch.inference_mode()
+def test_each_example_has_its_loss_and_its_part_of_bleu(bpe: Bundle) -> None:
+    features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
+    batch = features.batch(np.arange(len(PAIRS)), sort=False)
+    outputs = bpe.task.forward(bpe.model, batch)
+    each = bpe.task.each_loss(outputs, batch)
+    assert float(each.sums.sum()) == pytest.approx(float(outputs.scores.cross_entropy), rel=1e-5)
+    grade = bpe.task.grader(records())
+    answers = bpe.task.predict(outputs, batch)
+    rows = [
+        [float(each.sums[i]), int(each.counts[i]), *grade(answer, i).counts]
+        for i, answer in enumerate(answers)
+    ]
+    figures = bpe.task.figures(np.sum(rows, axis=0))
+    texts = [answer.translation for answer in answers]
+    assert figures["bleu"] == pytest.approx(corpus_bleu(texts, [[t for _, t in PAIRS]]).score)
+    metrics = bpe.task.metrics(features)
+    metrics.update(outputs, batch)
+    assert figures["perplexity"] == pytest.approx(metrics.result()["perplexity"], rel=1e-4)

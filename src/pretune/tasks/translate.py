@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,13 +11,21 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from pretune.data import Feature, Features, PackedBatch, Records, Skipped
+from pretune.data.pack import Array
 from pretune.decoding import Decoding, Generation, Writer
 from pretune.decoding.writer import Prompt
 from pretune.errors import DataError, RunError
 from pretune.models import Backbone, Scores, TransformerModel, Translator, translator
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
-from pretune.tasks.losses import CrossEntropyOptions
-from pretune.tasks.translate_metrics import Tokenization, TranslateMetrics
+from pretune.tasks.grade import EachLoss, Grade
+from pretune.tasks.losses import CrossEntropyOptions, token_losses, with_perplexity
+from pretune.tasks.translate_metrics import (
+    Tokenization,
+    TranslateMetrics,
+    bleu_counts,
+    bleu_metric,
+    bleu_of,
+)
 from pretune.text import Tokenizer
 
 #: What follows each token of a target.
@@ -284,8 +292,32 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
 
     def metrics(self, features: Features | None = None) -> TranslateMetrics:
         """BLEU and chrF, perplexity and accuracy."""
+        return TranslateMetrics(features, self._bleu_tokenizer)
+
+    @property
+    def _bleu_tokenizer(self) -> Tokenization | None:
         chosen = self.options.bleu_tokenizer
-        return TranslateMetrics(features, None if chosen == "auto" else chosen)
+        return None if chosen == "auto" else chosen
+
+    def each_loss(self, outputs: Translated, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each target."""
+        assert outputs.scores is not None  # noqa: S101 - there are targets
+        return token_losses(outputs.scores, batch.pairs[1].layout)
+
+    def grader(self, records: Records) -> Callable[[TranslationPrediction, int], Grade]:
+        """The two texts; counts are those of BLEU."""
+        references = [records.text(row, "target") for row in range(len(records))]
+        metric = bleu_metric(self._bleu_tokenizer, references)
+
+        def grade(answer: TranslationPrediction, row: int) -> Grade:
+            counts = bleu_counts(metric, answer.translation, references[row])
+            return Grade(references[row], answer.translation, counts=counts)
+
+        return grade
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss, perplexity and BLEU."""
+        return {**with_perplexity(super().figures(sums)), "bleu": bleu_of(sums[..., 2:])}
 
     def generation_entries(self) -> dict[str, Any]:
         """The same search; transformers itself would end every translation after 20 tokens."""

@@ -7,11 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+
 from pretune.data import Features, FeatureSet, PackedBatch
+from pretune.data.pack import Array
 from pretune.models import Scores
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics.bleu import BLEUScore
+    from sacrebleu.metrics.bleu import BLEU, BLEUScore
 
 #: sacrebleu's ways to take texts apart that need nothing else installed.
 Tokenization = Literal["13a", "intl", "zh", "char", "none"]
@@ -25,6 +28,35 @@ def tokenization_for(references: Sequence[str]) -> Tokenization:
     """`zh` where more than a third of all characters are Chinese ones, else sacrebleu's usual."""
     every = sum(map(len, references))
     return "zh" if 3 * sum(len(_HAN.findall(text)) for text in references) > every else "13a"
+
+
+def bleu_metric(tokenization: Tokenization | None, references: Sequence[str]) -> BLEU:
+    """Sacrebleu's BLEU; no tokenization: by the references."""
+    from sacrebleu.metrics.bleu import BLEU  # which is slow to import
+
+    metric = BLEU(tokenize=tokenization or tokenization_for(references))
+    metric.num_refs = 1  # which the signature says, and only a score sets
+    return metric
+
+
+def bleu_counts(metric: BLEU, text: str, reference: str) -> tuple[float, ...]:
+    """What BLEU knows of a translation, which adds up over translations: its tokens and those of
+    the reference; of its n-grams for n from 1 to 4 how many are in there, and how many there are.
+    """
+    found = metric.corpus_score([text], [[reference]])
+    return (found.sys_len, found.ref_len, *found.counts, *found.totals)
+
+
+def bleu_of(sums: Array) -> Array:
+    """BLEU of sums of `bleu_counts`, `[..., 10]`, as sacrebleu has it (smoothing `exp`)."""
+    length, reference = sums[..., 0], sums[..., 1]
+    right, every = sums[..., 2:6], sums[..., 6:10]
+    halved = np.cumsum((right == 0) & (every > 0), -1)  # the n-th size without a hit: half as much
+    hits = np.where(right > 0, right, 0.5**halved)
+    logs = np.where(every > 0, np.log(hits / np.maximum(every, 1)), -np.inf)
+    brevity = np.minimum(1.0, np.exp(1.0 - reference / np.maximum(length, 1)))
+    found: Array = 100.0 * brevity * np.exp(logs.mean(-1)) * (right.sum(-1) > 0)
+    return found
 
 
 class TranslateMetrics:
@@ -79,7 +111,7 @@ class TranslateMetrics:
         if not texts:
             return {}
         bleu = self._bleu(texts, references)
-        metric = self._metric(references)
+        metric = bleu_metric(self._tokenization, references)
         first = sorted(self._texts)[:SHOWN]
         return {
             "signatures": {
@@ -108,15 +140,10 @@ class TranslateMetrics:
         order = sorted(self._texts)
         return [self._texts[i] for i in order], [self._column(i, "target") for i in order]
 
-    def _metric(self, references: Sequence[str]) -> Any:
-        from sacrebleu.metrics.bleu import BLEU  # which is slow to import
-
-        metric = BLEU(tokenize=self._tokenization or tokenization_for(references))
-        metric.num_refs = 1  # which the signature says, and only a score sets
-        return metric
-
     def _bleu(self, texts: Sequence[str], references: Sequence[str]) -> BLEUScore:
-        return self._metric(references).corpus_score(texts, [references])  # type: ignore[no-any-return]
+        metric = bleu_metric(self._tokenization, references)
+        found: BLEUScore = metric.corpus_score(texts, [references])
+        return found
 
     def _chrf(self, texts: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
         from sacrebleu.metrics.chrf import CHRF
