@@ -16,6 +16,7 @@ from pretune.data import Skipped
 from pretune.decoding import Generation
 from pretune.errors import CheckpointError, DataError, RecipeError, RunError
 from pretune.infer import Predictor, TextGenerator
+from pretune.infer.explain import gradient_times_input
 from pretune.models import Scores
 from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
@@ -428,3 +429,19 @@ def test_each_example_has_its_loss_and_its_part_of_bleu(bpe: Bundle) -> None:
     metrics = bpe.task.metrics(features)
     metrics.update(outputs, batch)
     assert figures["perplexity"] == pytest.approx(metrics.result()["perplexity"], rel=1e-4)
+
+
+def test_what_a_loss_hangs_on_is_told_of_both_sides() -> None:
+    bundle = translator(share_encoder_decoder_embeddings=False)
+    features = featurize(bundle.task, records(), bundle.tokenizer, evaluation=True)
+    batch = features.batch(np.array([1]))
+    loss, found = gradient_times_input(bundle, batch)
+    assert len(found) == batch.num_tokens
+    source = len(batch.pairs[0].tokens)
+    parts = found.split([source, len(found) - source])
+    assert all(part.abs().min() > 0 for part in parts)
+    # The derivative by a factor before the sources' embeddings; the other table is the output, too.
+    with torch.no_grad():
+        bundle.backbone.embeddings.tokens.weight.mul_(1.001)
+        raised = float(bundle.task.loss(bundle.task.forward(bundle.model, batch), batch).sum)
+    assert float(parts[0].sum()) == pytest.approx((raised - loss) / 0.001, rel=0.1)

@@ -72,11 +72,18 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
     task = the_task(bundle)
     # cuDNN's recurrent layers have a gradient in training mode only.
     plain = torch.backends.cudnn.flags(enabled=False)
-    with torch.enable_grad(), plain, _caught(bundle.backbone.embeddings.tokens) as caught:
+    embeddings = bundle.backbone.embeddings
+    tables = [embeddings.tokens, getattr(embeddings, "targets", None)]
+    with torch.enable_grad(), plain, _caught(*tables) as caught:
         loss = task.loss(task.forward(bundle.model, batch), batch)
-        embedded = caught[-1]
-        (gradient,) = torch.autograd.grad(loss.sum, embedded)
-    scores = (gradient.float() * embedded.detach().float()).sum(-1).cpu()
+        # Of a pair the source, then the target; whatever a search looked up is in no loss.
+        gradients = torch.autograd.grad(loss.sum, caught, allow_unused=True)
+    parts = [
+        (gradient.float() * embedded.detach().float()).sum(-1).cpu()
+        for gradient, embedded in zip(gradients, caught, strict=True)
+        if gradient is not None
+    ]
+    scores = torch.cat(parts)
     if scores.dim() == 2:
         # Of each place the last n tokens, oldest first (NNLM): a token is in n of these.
         each = [F.pad(scores[n:, -1 - n], (0, n)) for n in range(min(scores.shape))]
@@ -85,19 +92,20 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
 
 
 @contextmanager
-def _caught(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gives, as a leaf whose gradient can be asked for."""
+def _caught(*modules: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What modules give, in the order of the calls, as leaves whose gradients can be asked for."""
     caught: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         caught.append(output.detach().requires_grad_())
         return caught[-1]
 
-    handle = module.register_forward_hook(keep)
+    handles = [module.register_forward_hook(keep) for module in modules if module is not None]
     try:
         yield caught
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _attention(bundle: Bundle, batch: PackedBatch) -> Tensor | None:
