@@ -19,6 +19,7 @@ ORDER = (
     "text",
     "data",
     "models",
+    "decoding",
     "hub",
     "corpus",
     "tasks",

@@ -156,7 +156,12 @@ def _for_data(source: str) -> dict[str, Any]:
     }
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value`, whose value is YAML.
+
+    Raises:
+        RecipeError: it has another form.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
@@ -170,7 +175,7 @@ def _override(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
         pairs = [(str(key), value) for key, value in overrides.items()]
     else:
-        pairs = [_parse_override(text) for text in overrides]
+        pairs = [parse_override(text) for text in overrides]
     for key, value in pairs:
         _set(values, key, value)
     return values

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretune.data import PackedBatch
+from pretune.decoding.reader import Reader
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.infer import Decoding, Generation, Piece, TextGenerator
 from pretune.infer.prompts import stop_tokens_of
-from pretune.infer.reader import Reader
 from pretune.models import CausalLM
 from pretune.tasks.bundle import load
 from tests.infer.conftest import CONTEXT, Pair
@@ -313,6 +313,7 @@ class Counting:
     """A language model without weights: after n comes n + 1; what an RNN would look like."""
 
     context_length = None
+    opening = None
     vocab_size = 300
 
     def start(self, prompts: Any) -> Any:

@@ -87,7 +87,7 @@ def compare_gradients(ours: nn.Module, theirs: nn.Module, losses, head: str) -> 
         model.zero_grad()
         loss.backward()
     layers = ours.get_submodule("layers" if head == "backbone" else "backbone.layers")
-    table = name_table(BERT, head, len(layers))
+    table = name_table(BERT, head, (len(layers),))
     mine, others = dict(ours.named_parameters()), dict(theirs.named_parameters())
     assert mine.keys() == table.keys()
     assert {name for names in table.values() for name in names.parts} == others.keys()

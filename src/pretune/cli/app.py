@@ -86,6 +86,14 @@ Model = Annotated[
 ]
 
 
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value of an option of the task: --set beams=1."
+    ),
+]
+
+
 def column_pairs(given: list[str] | None) -> dict[str, str]:
     """The values of `--column` as our names -> the data's.
 
@@ -99,6 +107,17 @@ def column_pairs(given: list[str] | None) -> dict[str, str]:
             raise PretuneError(f"--column '{text}': expected name=column", "For example text=body.")
         pairs[ours] = theirs
     return pairs
+
+
+def option_pairs(given: list[str] | None) -> dict[str, Any]:
+    """The values of `--set`, which are YAML as in a recipe.
+
+    Raises:
+        PretuneError: one is not of the form key=value.
+    """
+    from pretune.recipe import parse_override
+
+    return dict(parse_override(text) for text in given or [])
 
 
 def main() -> None:

@@ -21,8 +21,10 @@ from pretune.cli.app import (
     Encoding,
     Model,
     Quoting,
+    TaskOptions,
     app,
     column_pairs,
+    option_pairs,
 )
 from pretune.errors import PretuneError
 
@@ -35,7 +37,11 @@ if TYPE_CHECKING:
 CHUNK = 4096
 
 
-@app.command(epilog="Example: pretune evaluate runs/tickets test.tsv")
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune evaluate runs/tickets test.tsv\n\n"
+    "pretune evaluate runs/translate test.de,test.en --set beams=1"
+)
 def evaluate(
     run: Model,
     data: Annotated[str, typer.Argument(help="A labelled file, or a Hub dataset.")],
@@ -43,6 +49,7 @@ def evaluate(
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
     device: Device = "auto",
+    options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +58,7 @@ def evaluate(
     from pretune.report import confusion_table, evaluation_table
 
     found = api.evaluate(
-        api.load(run, allow_pickle=allow_pickle),
+        api.load(run, options=option_pairs(options), allow_pickle=allow_pickle),
         data,
         columns=column_pairs(columns),
         device=device,
@@ -72,6 +79,7 @@ def evaluate(
     epilog="Examples:\n\n"
     "pretune predict runs/tickets 'Where is my parcel?' 'I want my money back'\n\n"
     "pretune predict runs/tickets --file inbox.csv --column text=body --json > answers.jsonl\n\n"
+    "pretune predict runs/translate 'Guten Morgen!' --set candidates=3\n\n"
     "pretune predict runs/squad --question 'Who was it?' --context-file book.txt --top-k 3\n\n"
     "tail -f messages.txt | pretune predict runs/tickets --json"
 )
@@ -103,6 +111,7 @@ def predict(
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
     device: Device = "auto",
+    options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +128,8 @@ def predict(
         raise PretuneError("give either TEXT or --file or --question, not several of them")
     if not texts and file is None and not asked and sys.stdin.isatty():
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
-    predictor = Predictor(load(run, allow_pickle=allow_pickle), device=device)
+    bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
+    predictor = Predictor(bundle, device=device)
     if texts:
         batches: Iterable[Records] = [_texts_as_records(predictor, texts)]
     elif asked:

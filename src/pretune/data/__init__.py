@@ -2,13 +2,12 @@
 
 from pretune.data.features import Features, MadeFeatures
 from pretune.data.hub_table import HUB_DATASET, hub_table
+from pretune.data.layout import Layout, Selection
 from pretune.data.pack import (
     Feature,
     FeatureSet,
-    Layout,
     PackedBatch,
     Repaired,
-    Selection,
     Skipped,
 )
 from pretune.data.prefetch import prefetched

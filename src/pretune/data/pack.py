@@ -21,57 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretune.data.layout import Layout, Selection
+
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the sequences of a packed batch begin and end.
-
-    Attributes:
-        lengths: tokens of each sequence, on the host, so that planning never waits for a GPU.
-        cu_seqlens: `[B + 1]` int32, on the batch's device: where sequence i begins, and then T.
-    """
-
-    lengths: tuple[int, ...]
-    cu_seqlens: Tensor
-    # Plans derived from the lengths (see models/attention.py) are kept as long as the layout is:
-    # every layer of a model asks for the same one.
-    plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
-        """The layout of sequences of these lengths."""
-        ends = np.cumsum([0, *lengths], dtype=np.int32)
-        return cls(tuple(int(n) for n in lengths), torch.from_numpy(ends).to(device))
-
-    @property
-    def max_seqlen(self) -> int:
-        """The longest sequence, in tokens."""
-        return max(self.lengths, default=0)
-
-    @cached_property
-    def total(self) -> int:
-        """T, the number of tokens."""
-        return sum(self.lengths)
-
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """Where each sequence begins, on the host."""
-        return tuple(int(n) for n in np.cumsum([0, *self.lengths[:-1]])) if self.lengths else ()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Some of the tokens of a packed batch: those whose last hidden state somebody reads.
-
-    Attributes:
-        rows: `[R]` int64: which rows of the batch, in ascending order.
-        layout: how many of them belong to each sequence.
-    """
-
-    rows: Tensor
-    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -127,6 +79,29 @@ class PackedBatch:
         """The last token of each sequence."""
         ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
         return Selection(self.cu_seqlens[1:].long() - 1, ones)
+
+    @cached_property
+    def pairs(self) -> tuple[PackedBatch, PackedBatch]:
+        """Of features that are two sequences each, the first ones and the second ones.
+
+        Each has the targets of its own tokens.
+        """
+        return self._every_other(0), self._every_other(1)
+
+    def _every_other(self, first: int) -> PackedBatch:
+        lengths = np.array(self.layout.lengths, dtype=np.int64)
+        mine, device = lengths[first::2], self.tokens.device
+        starts = (np.cumsum(lengths) - lengths)[first::2]
+        rows = torch.from_numpy(_ranges(starts, mine)).to(device, non_blocking=True)
+        whole = len(self.tokens)
+        return PackedBatch(
+            tokens=self.tokens[rows],
+            layout=Layout.of(mine.tolist(), device),
+            positions=self.positions[rows],
+            segments=None if self.segments is None else self.segments[rows],
+            targets={name: t[rows] for name, t in self.targets.items() if len(t) == whole},
+            index=self.index,
+        )
 
     def where(self, mask: Tensor) -> Selection:
         """The tokens for which a mask `[T]` is true; of each sequence any number."""

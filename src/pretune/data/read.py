@@ -92,7 +92,8 @@ class Records:
         """
         for name in needed:
             wanted = mapping.get(name, name)
-            if wanted not in self.columns:
+            # A mapping may be for the data that a recipe names, and these have our own names.
+            if not {wanted, name} & {*self.columns}:
                 raise DataError(
                     f"{self.origin}: no column '{wanted}'"
                     + (f" (for '{name}')" if wanted != name else "")
@@ -160,7 +161,8 @@ def read(
     Args:
         source: a local `.jsonl`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or `.parquet`
             file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them); another `.txt`
-            file (one text) or a folder of such; or a dataset on the Hugging Face Hub as
+            file (one text) or a folder of such; two files of parallel text, `train.de,train.en`,
+            whose lines are `source` and `target`; or a dataset on the Hugging Face Hub as
             `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
@@ -171,12 +173,15 @@ def read(
     Raises:
         DataError: missing, empty, broken or unknown, with the line where there is one.
     """
-    from pretune.data.plain import is_plain, read_plain  # which knows records, too
+    from pretune.data.parallel import parallel_files, read_parallel  # which know records, too
+    from pretune.data.plain import is_plain, read_plain
 
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     hub = HUB_DATASET.fullmatch(str(source))
-    if path.suffix.lower() == ".txt" and os.path.isfile(path) and looks_like_conll(path):
+    if (both := parallel_files(source)) is not None:
+        records = read_parallel(*both, encoding)
+    elif path.suffix.lower() == ".txt" and os.path.isfile(path) and looks_like_conll(path):
         records = _read_conll(path, encoding, quoting)
     elif os.path.exists(path) and is_plain(path):
         records = read_plain(path, encoding)

@@ -2,14 +2,15 @@
 
 A rule pairs one of our names with theirs; several of theirs are concatenated along the first
 dimension (query, key and value share one matrix here). `{i}` stands for a layer's number, and a
-name without `.weight` or `.bias` means both.
+name without `.weight` or `.bias` means both. Where layers are of two stacks, an encoder and a
+decoder, ours are numbered through, theirs begin again at 0.
 In a `transposed` rule, their matrices are `[in, out]` (GPT-2's Conv1D).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretune.models import (
     Backbone,
@@ -18,6 +19,7 @@ from pretune.models import (
     Gpt2Model,
     NnlmModel,
     RnnModel,
+    TransformerModel,
 )
 
 
@@ -28,11 +30,14 @@ class Rule:
     ours: str
     theirs: tuple[str, ...]
     transposed: bool = False
+    stack: int = 0
 
 
-def _rules(*pairs: tuple[str, str | tuple[str, ...]], transposed: bool = False) -> tuple[Rule, ...]:
+def _rules(
+    *pairs: tuple[str, str | tuple[str, ...]], transposed: bool = False, stack: int = 0
+) -> tuple[Rule, ...]:
     return tuple(
-        Rule(ours, (theirs,) if isinstance(theirs, str) else theirs, transposed)
+        Rule(ours, (theirs,) if isinstance(theirs, str) else theirs, transposed, stack)
         for ours, theirs in pairs
     )
 
@@ -78,7 +83,7 @@ class Family:
 
     def head_names(self, head: str) -> tuple[str, ...]:
         """Our parameter names of a head."""
-        return tuple(expand(self.heads[head].rules, 1))
+        return tuple(expand(self.heads[head].rules, (1,)))
 
 
 BERT_MLM = _rules(
@@ -225,6 +230,64 @@ GPT2 = Family(
 )
 
 
+def _stack(name: str, stack: int) -> tuple[Rule, ...]:
+    """What the layers of Marian's encoder and decoder have in common."""
+    layer = f"{name}.layers.{{i}}"
+    attention = tuple(f"{layer}.self_attn.{part}_proj" for part in "qkv")
+    return _rules(
+        ("layers.{i}.attention.qkv", attention),
+        ("layers.{i}.attention.output", f"{layer}.self_attn.out_proj"),
+        ("layers.{i}.attention_norm", f"{layer}.self_attn_layer_norm"),
+        ("layers.{i}.feed_forward.up", f"{layer}.fc1"),
+        ("layers.{i}.feed_forward.down", f"{layer}.fc2"),
+        ("layers.{i}.feed_forward_norm", f"{layer}.final_layer_norm"),
+        stack=stack,
+    )
+
+
+MARIAN = Family(
+    model_type="marian",
+    prefix="model.",
+    backbone=TransformerModel,
+    rules=(
+        *_rules(
+            ("embeddings.tokens.weight", "shared.weight"),
+            ("embeddings.targets.weight", "decoder.embed_tokens.weight"),
+            ("source_norm", "encoder.layer_norm"),
+            ("final_norm", "decoder.layer_norm"),
+        ),
+        *_stack("encoder", 0),
+        *_stack("decoder", 1),
+        *_rules(
+            ("layers.{i}.cross.query", "decoder.layers.{i}.encoder_attn.q_proj"),
+            (
+                "layers.{i}.cross.kv",
+                (
+                    "decoder.layers.{i}.encoder_attn.k_proj",
+                    "decoder.layers.{i}.encoder_attn.v_proj",
+                ),
+            ),
+            ("layers.{i}.cross.output", "decoder.layers.{i}.encoder_attn.out_proj"),
+            ("layers.{i}.cross_norm", "decoder.layers.{i}.encoder_attn_layer_norm"),
+            stack=1,
+        ),
+    ),
+    heads={
+        "backbone": Head("MarianModel"),
+        "translation": Head(
+            "MarianMTModel", _rules(("bias", "final_logits_bias")), ("lm_head.weight",)
+        ),
+    },
+    ignored=tuple(
+        f"{stack}.{name}.weight"
+        for stack in ("encoder", "decoder")
+        for name in ("embed_tokens", "embed_positions")
+    ),
+)
+#: What Marian has not: LayerNorm first, or a vocabulary's table for each side.
+TRANSFORMER = replace(MARIAN, model_type="transformer", published=False)
+
+
 def _own(*names: str) -> tuple[Rule, ...]:
     """Names that nobody has published a layout for: theirs are ours."""
     return _rules(*((name, name) for name in names))
@@ -247,7 +310,7 @@ NNLM = _classic("Nnlm", "nnlm", NnlmModel, "embeddings.start.weight", "layers.{i
 RNN = _classic("Rnn", "rnn", RnnModel, "layers.{i}.input", "layers.{i}.recurrent")
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, DISTILBERT, GPT2, NNLM, RNN)
+    family.model_type: family for family in (BERT, DISTILBERT, GPT2, MARIAN, TRANSFORMER, NNLM, RNN)
 }
 
 
@@ -259,34 +322,35 @@ class Names:
     transposed: bool = False
 
 
-def expand(rules: tuple[Rule, ...], layers: int, prefix: str = "") -> dict[str, Names]:
-    """Full parameter names: ours -> theirs, for a model of `layers` layers."""
+def expand(rules: tuple[Rule, ...], stacks: tuple[int, ...], prefix: str = "") -> dict[str, Names]:
+    """Full parameter names: ours -> theirs, for a model whose stacks have so many layers."""
     table: dict[str, Names] = {}
     for rule in rules:
         whole = rule.ours.endswith((".weight", ".bias")) or rule.ours == "bias"
         whole = whole or rule.ours.startswith("crf.")
-        for i in range(layers) if "{i}" in rule.ours else (0,):
+        below = sum(stacks[: rule.stack])
+        for i in range(stacks[rule.stack]) if "{i}" in rule.ours else (0,):
             for kind in ("",) if whole else (".weight", ".bias"):
                 parts = tuple(prefix + part.format(i=i) + kind for part in rule.theirs)
-                table[rule.ours.format(i=i) + kind] = Names(
+                table[rule.ours.format(i=below + i) + kind] = Names(
                     parts, rule.transposed and kind == ".weight"
                 )
     return table
 
 
-def name_table(family: Family, head: str, layers: int) -> dict[str, Names]:
+def name_table(family: Family, head: str, stacks: tuple[int, ...]) -> dict[str, Names]:
     """Every parameter of a model with this head: our full name -> theirs.
 
     Our models with a head hold their backbone as `backbone`.
     """
     if head == "backbone":
-        return expand(family.rules, layers)
-    inner = expand(family.rules, layers, family.prefix)
+        return expand(family.rules, stacks)
+    inner = expand(family.rules, stacks, family.prefix)
     table = {f"backbone.{ours}": names for ours, names in inner.items()}
-    return table | expand(family.heads[head].rules, layers)
+    return table | expand(family.heads[head].rules, stacks)
 
 
-def ignored_names(family: Family, head: str, layers: int) -> set[str]:
+def ignored_names(family: Family, head: str, stacks: tuple[int, ...]) -> set[str]:
     """Their names that carry nothing of their own, with and without the family's prefix."""
-    plain = {name.format(i=i) for name in family.ignored for i in range(layers)}
+    plain = {name.format(i=i) for name in family.ignored for i in range(max(stacks))}
     return plain | {family.prefix + name for name in plain} | set(family.heads[head].tied)

@@ -85,8 +85,7 @@ def load_into(
         model = build()
     backbone = model if head == "backbone" else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-    count = len(backbone.layers)
-    table = name_table(family, head, count)
+    table = name_table(family, head, backbone.stacks)
     use_prefix(weights, family.prefix, wanted=head != "backbone")
     plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, family, head, folder)
@@ -99,7 +98,7 @@ def load_into(
     if hollow:  # not a user's mistake: a name in no table
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
     used = {name for names in plan.values() for name in names.parts}
-    unused = weights.names - used - ignored_names(family, head, count)
+    unused = weights.names - used - ignored_names(family, head, backbone.stacks)
     return model, LoadReport(
         source=str(folder),
         loaded=len(used),

@@ -38,7 +38,7 @@ def save_model(
         "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
         **(extra or {}),
     }
-    table = name_table(family, head, len(backbone.layers))  # type: ignore[arg-type]
+    table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors = {}
     for ours, value in model.state_dict().items():
         names = table[ours]

@@ -1,8 +1,8 @@
 """Using a trained model."""
 
-from pretune.infer.generate import Generation, Piece, TextGenerator
+from pretune.decoding import Decoding, Generation, Piece
+from pretune.infer.generate import TextGenerator
 from pretune.infer.predict import Predictor, read_inputs, stream_lines
-from pretune.infer.sampling import Decoding
 
 __all__ = [
     "Decoding",

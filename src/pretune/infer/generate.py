@@ -2,129 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from pretune.infer.beam import BeamSearch
+from pretune.decoding import Decoding, Generation, Piece, Writer
+from pretune.decoding.writer import Prompt
 from pretune.infer.prompts import Prompted, check_stop_tokens
-from pretune.infer.reader import Reader
-from pretune.infer.sampling import NEVER, Decoding, draw, generator, narrow, penalize
-from pretune.infer.stream import Detokenizer, StopText, continuation
 from pretune.models import LanguageModel
 from pretune.text import Tokenizer
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One continuation of a prompt.
-
-    Attributes:
-        prompt: as it was given.
-        sample: which continuation of it, from 0.
-        text: what follows the prompt; without a stop text, and without half a character at its end.
-        finish: why it ended: `stop_token`, `stop_text`, `length` (max_new_tokens) or `exhausted`
-            (every token would have repeated an n-gram).
-        tokens: the tokens that were generated, the stop token or those of the stop text included.
-        logprobs: natural logarithm of the probability that the model gave each token, before
-            penalties, temperature and filters.
-        score: what a search compares: the sum of log-probabilities (after penalties) over
-            length**length_penalty; None where there was no search.
-    """
-
-    prompt: str | tuple[int, ...]
-    sample: int
-    text: str
-    finish: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    score: float | None = None
-
-    @property
-    def logprob(self) -> float:
-        """Of the whole continuation: the sum."""
-        return sum(self.logprobs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the sum of the log-probabilities."""
-        return {**asdict(self), "logprob": self.logprob}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some more text of one continuation.
-
-    Attributes:
-        prompt: which prompt, from 0.
-        sample: which continuation of it, from 0.
-        text: what is new; may be empty.
-        done: the whole continuation, with its last piece; None before.
-    """
-
-    prompt: int
-    sample: int
-    text: str
-    done: Generation | None = None
-
-
-@dataclass
-class _Draft:
-    """A continuation that is being written."""
-
-    prompt: int
-    sample: int
-    given: str | tuple[int, ...]
-    ids: list[int]
-    decoding: Decoding
-    stops: Collection[int]
-    tokenizer: Tokenizer
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    finish: str | None = None
-
-    def __post_init__(self) -> None:
-        self.random = generator(self.decoding.seed, self.sample)
-        self._detokenizer = Detokenizer(self.tokenizer, self.ids)
-        self._gate = StopText(self.decoding.stop)
-
-    def take(self, token: int, logprob: float) -> Piece:
-        """Add a token."""
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        text = ""
-        if token in self.stops:
-            self.finish = "stop_token"
-        else:
-            text = self._gate.push(self._detokenizer.push(token))
-            if self._gate.found:
-                self.finish = "stop_text"
-            elif len(self.tokens) == self.decoding.max_new_tokens:
-                self.finish = "length"
-        return self.piece(text)
-
-    def piece(self, text: str = "", score: float | None = None) -> Piece:
-        """What is new; with the whole where it has ended."""
-        done = None
-        if self.finish is not None:
-            text += self._gate.rest()
-        self.texts.append(text)
-        if self.finish is not None:
-            done = Generation(
-                self.given,
-                self.sample,
-                "".join(self.texts),
-                self.finish,
-                tuple(self.tokens),
-                tuple(self.logprobs),
-                score,
-            )
-        return Piece(self.prompt, self.sample, text, done)
+from pretune.training import precision_context
 
 
 class TextGenerator(Prompted):
@@ -144,7 +31,14 @@ class TextGenerator(Prompted):
         self, model: LanguageModel, tokenizer: Tokenizer, *, batch_size: int = 16, **options: Any
     ) -> None:
         super().__init__(model, tokenizer, **options)
-        self._batch_size = max(1, batch_size)
+        self._writer = Writer(
+            model,
+            tokenizer,
+            device=self.device,
+            batch_size=batch_size,
+            stop_tokens=self._stop_tokens,
+            context=partial(precision_context, self.device, self._precision),
+        )
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
@@ -154,11 +48,8 @@ class TextGenerator(Prompted):
         Raises:
             PretuneError: as `stream`.
         """
-        pieces = (piece for piece in self.stream(prompts, decoding) if piece.done is not None)
-        ordered = sorted(pieces, key=lambda piece: (piece.prompt, piece.sample))
-        return [piece.done for piece in ordered if piece.done is not None]
+        return self._writer.write(*self._checked(prompts, decoding))
 
-    @torch.inference_mode()
     def stream(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
     ) -> Iterator[Piece]:
@@ -171,144 +62,16 @@ class TextGenerator(Prompted):
         Raises:
             PretuneError: a prompt or a stop token cannot be used; names it.
         """
+        yield from self._writer.stream(*self._checked(prompts, decoding))
+
+    def _checked(
+        self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None
+    ) -> tuple[list[Prompt], Decoding]:
         decoding = decoding or Decoding()
-        stops = self._stop_tokens
         if decoding.stop_tokens is not None:
-            stops = frozenset(decoding.stop_tokens)
-            check_stop_tokens(stops, self.model.vocab_size)
-        drafts = [
-            _Draft(index, sample, given, ids, decoding, stops, self.tokenizer)
-            for index, (given, ids) in enumerate(self._encoded(prompts))
-            for sample in range(decoding.samples)
-        ]
-        write = self._search if decoding.beams > 1 else self._write
-        yield from write(drafts, decoding)
-
-    def _encoded(
-        self, prompts: Sequence[str | Sequence[int]]
-    ) -> list[tuple[str | tuple[int, ...], list[int]]]:
-        found: list[tuple[str | tuple[int, ...], list[int]]] = []
-        for number, prompt in enumerate(prompts, start=1):
-            ids = self.prompt(prompt, number)
-            found.append((prompt if isinstance(prompt, str) else tuple(prompt), ids))
-        return found
-
-    def _reader(self) -> Reader:
-        return Reader(self.model, self.device, self._precision)
-
-    def _write(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[Piece]:
-        """Token by token; what has ended leaves the batch, and others take its place."""
-        reader = self._reader()
-        waiting, live = deque(drafts), list[_Draft]()
-        while waiting or live:
-            # Room is made by the half batch: each admission copies the state of those at work.
-            if waiting and len(live) <= self._batch_size // 2:
-                room = min(self._batch_size - len(live), len(waiting))
-                admitted = [waiting.popleft() for _ in range(room)]
-                _admit(reader, admitted)
-                live += admitted
-            tokens, logprobs, exhausted = _choose(reader, live, decoding)
-            for draft, token, logprob, none_left in zip(
-                live, tokens, logprobs, exhausted, strict=True
-            ):
-                if none_left:
-                    draft.finish = "exhausted"
-                    yield draft.piece()
-                else:
-                    yield draft.take(token, logprob)
-            going = [i for i, draft in enumerate(live) if draft.finish is None]
-            live = [live[i] for i in going]
-            reader.keep(going)
-            if live:
-                reader.feed([draft.tokens[-1] for draft in live])
-
-    def _search(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[Piece]:
-        """A beam search for each prompt, several side by side."""
-        first = [draft for draft in drafts if draft.sample == 0]
-        size = max(1, self._batch_size // decoding.beams)
-        for start in range(0, len(first), size):
-            chunk = first[start : start + size]
-            for draft, search in zip(chunk, self._searched(chunk, decoding), strict=True):
-                best = search.finished[: decoding.samples]
-                for sample, found in enumerate(best):
-                    mine = drafts[draft.prompt * decoding.samples + sample]
-                    text = ""
-                    for token, logprob in zip(found.tokens, found.logprobs, strict=True):
-                        text += mine.take(token, logprob).text
-                    mine.finish, mine.texts = found.stopped, [text]
-                    piece = mine.piece(score=found.score)
-                    yield Piece(piece.prompt, piece.sample, text + piece.text, piece.done)
-
-    def _searched(self, drafts: Sequence[_Draft], decoding: Decoding) -> list[BeamSearch]:
-        reader = self._reader()
-        reader.add([draft.ids for draft in drafts], [1] * len(drafts))
-        searches = [
-            BeamSearch(
-                decoding.beams,
-                decoding.length_penalty,
-                decoding.early_stopping,
-                len(draft.stops),
-                partial(_ending, draft),
-            )
-            for draft in drafts
-        ]
-        active = searches
-        while active:
-            own = reader.logits.log_softmax(-1)
-            scores = penalize(own, reader.histories, decoding)
-            rows, tokens, start = list[int](), list[int](), 0
-            for search in active:
-                end = start + len(search.live)
-                origins = search.advance(scores[start:end], own[start:end])
-                if not search.done:
-                    rows += [start + origin for origin in origins]
-                    tokens += [hypothesis.tokens[-1] for hypothesis in search.live]
-                start = end
-            active = [search for search in active if not search.done]
-            if active:
-                reader.keep(rows)
-                reader.feed(tokens)
-        return searches
-
-
-def _admit(reader: Reader, drafts: Sequence[_Draft]) -> None:
-    """Begin drafts; samples of one prompt share its reading."""
-    prompts, copies = list[list[int]](), list[int]()
-    for i, draft in enumerate(drafts):
-        if i and draft.prompt == drafts[i - 1].prompt:
-            copies[-1] += 1
-        else:
-            prompts.append(draft.ids)
-            copies.append(1)
-    reader.add(prompts, copies)
-
-
-def _choose(
-    reader: Reader, drafts: Sequence[_Draft], decoding: Decoding
-) -> tuple[list[int], list[float], list[bool]]:
-    """The next token of each, its log-probability, and whether none was left to choose."""
-    logits = reader.logits
-    scores = penalize(logits, reader.histories, decoding)
-    exhausted = [False] * len(drafts)
-    if decoding.no_repeat_ngram:
-        none_left = (scores == NEVER).all(-1)
-        exhausted = none_left.tolist()
-        scores = torch.where(none_left[:, None], logits, scores)
-    if decoding.greedy:
-        chosen = scores.argmax(-1)
-    else:
-        uniform = [draft.random.random() for draft in drafts]
-        chosen = draw(narrow(scores, decoding), uniform)
-    logprobs: Tensor = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-    return chosen.tolist(), logprobs.tolist(), exhausted
-
-
-def _ending(draft: _Draft, tokens: Sequence[int]) -> str | None:
-    """Why a continuation of a draft's prompt would end with its last token, or None."""
-    if tokens[-1] in draft.stops:
-        return "stop_token"
-    if draft.decoding.stop:
-        text = continuation(draft.tokenizer, draft.ids, tokens)
-        if any(stop in text for stop in draft.decoding.stop):
-            return "stop_text"
-    return "length" if len(tokens) == draft.decoding.max_new_tokens else None
+            check_stop_tokens(frozenset(decoding.stop_tokens), self.model.vocab_size)
+        found = []
+        for number, given in enumerate(prompts, start=1):
+            ids = self.prompt(given, number)
+            found.append(Prompt(given if isinstance(given, str) else tuple(given), ids))
+        return found, decoding

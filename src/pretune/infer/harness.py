@@ -20,10 +20,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pretune.decoding.sampling import Decoding
 from pretune.errors import PretuneError
 from pretune.infer.generate import TextGenerator
 from pretune.infer.likelihood import Ids, Likelihood, Pair, Scorer
-from pretune.infer.sampling import Decoding
 from pretune.tasks.bundle import Bundle, load
 
 try:

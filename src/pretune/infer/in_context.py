@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError, PretuneError, did_you_mean
 from pretune.infer.few_shot_result import Guess
 from pretune.infer.generate import TextGenerator
 from pretune.infer.likelihood import Pair, Scorer
-from pretune.infer.sampling import Decoding
 from pretune.infer.template import Template
 from pretune.tasks.bundle import Bundle
 

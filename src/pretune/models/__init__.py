@@ -20,6 +20,7 @@ from pretune.models.heads import (
     sequence_classifier,
     span_answerer,
     token_classifier,
+    translator,
 )
 from pretune.models.language_model import DecoderState, LanguageModel
 from pretune.models.layers import ModelOutput
@@ -30,6 +31,8 @@ from pretune.models.scores import Scores, score_tokens
 from pretune.models.sizes import SIZES
 from pretune.models.tagger import CrfTagger, TagScores, TokenClassifier
 from pretune.models.token_heads import BertPreTraining, CausalLM, MaskedLM, PreTrainingOutput
+from pretune.models.transformer import TransformerConfig, TransformerModel
+from pretune.models.translator import Translator
 from pretune.models.vocabulary import resize_vocabulary
 
 __all__ = [
@@ -71,6 +74,9 @@ __all__ = [
     "SequenceClassifier",
     "TagScores",
     "TokenClassifier",
+    "TransformerConfig",
+    "TransformerModel",
+    "Translator",
     "attention",
     "attention_maps",
     "attention_reference",
@@ -86,5 +92,6 @@ __all__ = [
     "sequence_classifier",
     "span_answerer",
     "token_classifier",
+    "translator",
     "viterbi",
 ]

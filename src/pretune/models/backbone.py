@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretune.data import PackedBatch, Selection
+from pretune.data import Layout, PackedBatch, Selection
 from pretune.models.cache import KVCache
 from pretune.models.config import ModelConfig
 from pretune.models.language_model import SequenceState
@@ -123,11 +123,8 @@ class Backbone(nn.Module):
                 attentions.append(layer.attention_maps(x, batch.layout))
             last = i == len(self.layers) - 1
             rows = select if last and not early else None
-            if self.recompute and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, batch.layout, select=rows, use_reentrant=False)
-            else:
-                kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
-                x = layer(x, batch.layout, select=rows, **kept)
+            kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
+            x = self.through(layer, x, batch.layout, select=rows, **kept)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
             if output_hidden_states:  # else nobody but autograd should hold on to them
@@ -142,6 +139,19 @@ class Backbone(nn.Module):
             hidden_states=tuple(h[:total] for h in hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    @property
+    def stacks(self) -> tuple[int, ...]:
+        """How many of the layers are of each stack: one, where there is no encoder and decoder."""
+        return (len(self.layers),)
+
+    def through(self, layer: nn.Module, x: Tensor, layout: Layout, **options: Any) -> Tensor:
+        """What a layer gives; see `recompute`."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            found: Tensor = checkpoint(layer, x, layout, use_reentrant=False, **options)
+        else:
+            found = layer(x, layout, **options)
+        return found
 
     def pool(self, x: Tensor, batch: PackedBatch, select: Selection | None) -> Tensor | None:
         """`[B, hidden]`: one vector a sequence, for families that have a pooler."""

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.data import Layout
 
-#: Room grows by this many tokens a sequence.
+#: Room grows by this many tokens a sequence; short ones, of which there may be many, have less.
 BLOCK = 128
+SMALL_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ class LayerCache:
     keys: Tensor
     values: Tensor
 
-    def fill(self, k: Tensor, v: Tensor, layout: Layout) -> None:
-        """Take in the packed `[T, H, D]` keys and values of whole sequences."""
-        capacity = _capacity(layout.max_seqlen)
+    def fill(self, k: Tensor, v: Tensor, layout: Layout, capacity: int | None = None) -> None:
+        """Take in the packed `[T, H, D]` keys and values of whole sequences.
+
+        There is room for `capacity` tokens of each; default: for some more than there are.
+        """
+        capacity = _capacity(layout.max_seqlen) if capacity is None else capacity
         shape = (len(layout.lengths), k.shape[1], capacity, k.shape[2])
         # Zeros: what is masked is still multiplied by 0, and 0 times whatever lay there may be NaN.
         self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
@@ -91,11 +96,92 @@ class LayerCache:
         self.values = torch.cat([_resized(x.values, capacity) for x in (self, other)])
 
 
+class SourceCache:
+    """Keys and values of the sources that sequences look at: computed once, never added to.
+
+    Several sequences may share a source, as the hypotheses of a beam do: it is kept once, and
+    reordering them moves nothing.
+
+    Attributes:
+        owners: for each sequence, which source is its own.
+    """
+
+    def __init__(self, num_layers: int, count: int) -> None:
+        self.owners = list(range(count))
+        self._lengths = [0] * count
+        self._layers = [LayerCache() for _ in range(num_layers)]
+        self._visible: Tensor | None = None
+
+    def fill(self, layer: int, k: Tensor, v: Tensor, layout: Layout) -> None:
+        """Take in the packed `[Ts, H, D]` keys and values of a layer."""
+        self._lengths = list(layout.lengths)
+        self._visible = _first_of_each(self._lengths, k.device)
+        self._layers[layer].fill(k, v, layout, layout.max_seqlen)
+
+    def attend(self, layer: int, q: Tensor, queries: Layout) -> Tensor:
+        """What each query sees of its sequence's source.
+
+        Args:
+            layer: whose keys and values.
+            q: `[T, H, D]`, packed; further rows are the caller's padding and come back as zeros.
+            queries: how many of `q` are of each sequence.
+
+        Returns:
+            `[T, H, D]`.
+        """
+        entry, sources, real = self._layers[layer], len(self._lengths), q[: queries.total]
+        each = queries.total // max(sources, 1)
+        owner = [o for o, n in zip(self.owners, queries.lengths, strict=True) for _ in range(n)]
+        if owner == [source for source in range(sources) for _ in range(each)]:
+            # As many queries of each source, in its order: those of a source share its keys.
+            asking = real.view(sources, each, *q.shape[1:]).transpose(1, 2)
+            keys, values, visible = entry.keys, entry.values, self._visible
+        else:
+            rows = torch.tensor(owner, dtype=torch.int64, device=q.device)
+            asking = real.unsqueeze(2)
+            keys, values = entry.keys[rows], entry.values[rows]
+            visible = None if self._visible is None else self._visible[rows]
+        mixed = F.scaled_dot_product_attention(asking, keys, values, attn_mask=visible)
+        mixed = mixed.transpose(1, 2).reshape(real.shape)
+        return F.pad(mixed, (0, 0, 0, 0, 0, len(q) - len(real)))
+
+    def select(self, rows: Sequence[int]) -> None:
+        """As `KVCache.select`; sources that nobody looks at any more are dropped."""
+        self.owners = [self.owners[row] for row in rows]
+        used = sorted(set(self.owners))
+        if len(used) == len(self._lengths):
+            return
+        place = {source: i for i, source in enumerate(used)}
+        self.owners = [place[source] for source in self.owners]
+        self._lengths = [self._lengths[source] for source in used]
+        index = torch.tensor(used, dtype=torch.int64, device=self._layers[0].keys.device)
+        for layer in self._layers:
+            layer.select(index, max(self._lengths, default=0))
+        self._visible = _first_of_each(self._lengths, index.device)
+
+    def extend(self, other: SourceCache) -> None:
+        """As `KVCache.extend`."""
+        self.owners += [len(self._lengths) + owner for owner in other.owners]
+        self._lengths = self._lengths + other._lengths
+        for layer, more in zip(self._layers, other._layers, strict=True):
+            layer.extend(more)
+        self._visible = _first_of_each(self._lengths, self._layers[0].keys.device)
+
+
+def _first_of_each(lengths: Sequence[int], device: torch.device) -> Tensor | None:
+    """`[B, 1, 1, longest]` True for the first so many of each; None where that is all."""
+    if not lengths or min(lengths) == max(lengths):
+        return None
+    columns = torch.arange(max(lengths))
+    return (columns < torch.tensor(lengths)[:, None])[:, None, None].to(device)
+
+
 class KVCache:
     """The state of a decoder that reads B sequences of any lengths, without padding tokens.
 
     Attributes:
         lengths: tokens read of each sequence, on the host.
+        source: of a decoder that looks at a source besides: what it has of it.
         layers: one `LayerCache` a layer.
         visible: during a step, `[B, 1, 1, longest]` True where a key is of the sequence; None where
             all are.
@@ -104,8 +190,9 @@ class KVCache:
             that neither steps nor has these is the first one, which fills.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, source: SourceCache | None = None) -> None:
         self.lengths: list[int] = []
+        self.source = source
         self.layers = [LayerCache() for _ in range(num_layers)]
         self.visible: Tensor | None = None
         self.stepping = False
@@ -152,17 +239,22 @@ class KVCache:
         index = torch.tensor(rows, dtype=torch.int64, device=self.layers[0].keys.device)
         for layer in self.layers:
             layer.select(index, capacity)
+        if self.source is not None:
+            self.source.select(rows)
 
     def extend(self, other: KVCache) -> None:
         """Take in the sequences of another cache, after one's own."""
         self.lengths = self.lengths + other.lengths
+        if self.source is not None and other.source is not None:
+            self.source.extend(other.source)
         for layer, more in zip(self.layers, other.layers, strict=True):
             layer.extend(more)
 
 
 def _capacity(length: int) -> int:
     """Room for these tokens and the next."""
-    return (length // BLOCK + 1) * BLOCK
+    block = BLOCK if length >= BLOCK else SMALL_BLOCK
+    return (length // block + 1) * block
 
 
 def _resized(x: Tensor, capacity: int) -> Tensor:

@@ -199,9 +199,11 @@ class ClassicLM(nn.Module):
 
     Class attributes:
         context_length: None, as a text may go on without end.
+        opening: None: what is written goes on from what was read.
     """
 
     context_length = None
+    opening = None
 
     def __init__(self, backbone: ClassicModel) -> None:
         super().__init__()

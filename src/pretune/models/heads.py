@@ -21,6 +21,8 @@ from pretune.models.gpt2 import Gpt2Model
 from pretune.models.layers import Dropout, Linear
 from pretune.models.tagger import CrfTagger, TokenClassifier
 from pretune.models.token_heads import BertPreTraining, CausalLM, MaskedLM
+from pretune.models.transformer import TransformerModel
+from pretune.models.translator import Translator
 
 
 class PooledHead(nn.Module):
@@ -230,6 +232,17 @@ def pretraining(backbone: Backbone) -> BertPreTraining:
     return BertPreTraining(backbone)
 
 
+def translator(backbone: Backbone) -> Translator:
+    """The next token of a target.
+
+    Raises:
+        ValueError: the backbone has no encoder and decoder.
+    """
+    if not isinstance(backbone, TransformerModel):
+        raise ValueError(f"a {backbone.config.model_type} has no translation head")
+    return Translator(backbone)
+
+
 #: Heads by the names `hub/keys.py` gives them: (backbone, number of labels) -> model.
 HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "sequence_classification": sequence_classifier,
@@ -240,4 +253,5 @@ HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "masked_lm": lambda backbone, _: masked_lm(backbone),
     "pretraining": lambda backbone, _: pretraining(backbone),
     "causal_lm": lambda backbone, _: causal_lm(backbone),
+    "translation": lambda backbone, _: translator(backbone),
 }

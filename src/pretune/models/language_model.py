@@ -51,6 +51,13 @@ class LanguageModel(Protocol):
     def vocab_size(self) -> int:
         """V, the length of a row of logits."""
 
+    @property
+    def opening(self) -> Sequence[int] | None:
+        """With what each text begins, for a model that writes another text than it reads.
+
+        None: what is written goes on from what was read.
+        """
+
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
         """Read the beginnings of B sequences.
 

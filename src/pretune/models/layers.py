@@ -81,10 +81,11 @@ class Dropout(nn.Dropout):
         return ops.dropout(input, self.p, self.training)
 
 
-def sinusoidal_positions(count: int, hidden_size: int) -> Tensor:
+def sinusoidal_positions(count: int, hidden_size: int, *, interleaved: bool = True) -> Tensor:
     """`[count, hidden]` fixed position vectors (Vaswani et al. 2017, section 3.5).
 
-    PE(pos, 2i) = sin(pos / 10000^(2i / hidden)), PE(pos, 2i + 1) = cos(the same).
+    PE(pos, 2i) = sin(pos / 10000^(2i / hidden)), PE(pos, 2i + 1) = cos(the same). Not
+    `interleaved`: all the sines, then all the cosines, as Marian has them.
 
     On the CPU whatever the default device: no checkpoint holds the table, so a model that is built
     on the meta device would never get it. In float64 until the end: an angle of thousands of
@@ -93,9 +94,12 @@ def sinusoidal_positions(count: int, hidden_size: int) -> Tensor:
     even = torch.arange(0, hidden_size, 2, dtype=torch.float64, device="cpu")
     rate = torch.exp(even * (-math.log(10000.0) / hidden_size))
     angle = torch.arange(count, device="cpu")[:, None] * rate
+    sines, cosines = angle.sin().float(), angle.cos()[:, : hidden_size // 2].float()
+    if not interleaved:
+        return torch.cat([sines, cosines], 1)
     table = torch.empty(count, hidden_size, device="cpu")
-    table[:, 0::2] = angle.sin()
-    table[:, 1::2] = angle.cos()[:, : hidden_size // 2]
+    table[:, 0::2] = sines
+    table[:, 1::2] = cosines
     return table
 
 
@@ -154,9 +158,79 @@ class SelfAttention(nn.Module):
         return attention_maps(q, k, layout, layout, causal=causal)
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """`[T, parts * hidden]` to `parts` tensors `[T, H, D]`."""
-        size = projected.shape[1] // (parts * self.num_heads)
-        return projected.view(len(projected), parts, self.num_heads, size).unbind(1)
+        return heads_of(projected, parts, self.num_heads)
+
+
+def heads_of(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """`[T, parts * hidden]` to `parts` tensors `[T, H, D]`."""
+    size = projected.shape[1] // (parts * num_heads)
+    return projected.view(len(projected), parts, num_heads, size).unbind(1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a decoder translates: the encoder's last hidden states.
+
+    Attributes:
+        hidden: `[Ts, hidden]`; rows past `layout.total` are padding.
+        layout: of the sources, as many as there are targets.
+    """
+
+    hidden: Tensor
+    layout: Layout
+
+
+class CrossAttention(nn.Module):
+    """Attention of each target to its source ("encoder-decoder attention", section 3.2.3).
+
+    Key and value share one matrix `[2 * hidden, hidden]`, in that order.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = Linear(hidden_size, hidden_size)
+        self.kv = Linear(hidden_size, 2 * hidden_size)
+        self.output = Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        source: Source | None,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`.
+
+        Args:
+            x: of the targets.
+            layout: of the targets.
+            source: what they look at; None where a cache has its keys and values.
+            cache: keeps those of this layer, by its number `layer`.
+            layer: see there.
+        """
+        (q,) = heads_of(self.query(x), 1, self.num_heads)
+        if source is None:
+            if cache is None or cache.source is None:
+                raise ValueError("cross-attention needs a source, or a cache that has read one")
+            mixed = cache.source.attend(layer, q, layout)
+        else:
+            k, v = heads_of(self.kv(source.hidden), 2, self.num_heads)
+            if cache is not None and cache.source is not None:
+                cache.source.fill(layer, k, v, source.layout)
+            dropout = self.dropout if self.training else 0.0
+            mixed = attention(q, k, v, layout, source.layout, dropout_p=dropout)
+        projected: Tensor = self.output(mixed.flatten(1))
+        return projected
+
+    def maps(self, x: Tensor, layout: Layout, source: Source) -> list[Tensor]:
+        """The attention weights of each target, `[H, target, source]`, without dropout."""
+        (q,) = heads_of(self.query(x), 1, self.num_heads)
+        k, _ = heads_of(self.kv(source.hidden), 2, self.num_heads)
+        return attention_maps(q, k, layout, source.layout)
 
 
 class FeedForward(nn.Module):
@@ -176,9 +250,10 @@ class FeedForward(nn.Module):
 
 
 class PostNormLayer(nn.Module):
-    """One encoder layer as the original Transformer and BERT have it: LayerNorm after each sum.
+    """One layer as the original Transformer and BERT have it: LayerNorm after each sum.
 
     x = LayerNorm(x + Dropout(SelfAttention(x)))
+    x = LayerNorm(x + Dropout(CrossAttention(x, source)))    in a decoder that has a source
     x = LayerNorm(x + Dropout(FeedForward(x)))
 
     Args:
@@ -190,6 +265,8 @@ class PostNormLayer(nn.Module):
         attention_dropout: on the attention weights.
         eps: of the LayerNorms.
         dropout_attended: on the attention's output; default: `dropout`.
+        causal: whether a token sees only those before it.
+        cross: whether it looks at a source, too.
     """
 
     def __init__(
@@ -203,35 +280,59 @@ class PostNormLayer(nn.Module):
         attention_dropout: float,
         eps: float,
         dropout_attended: float | None = None,
+        causal: bool = False,
+        cross: bool = False,
     ) -> None:
         super().__init__()
+        self.causal = causal
         self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
         self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.cross, self.cross_norm = _cross(cross, hidden_size, num_heads, attention_dropout, eps)
         self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout_attended = Dropout(dropout if dropout_attended is None else dropout_attended)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: Layout, *, select: Selection | None = None) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone."""
-        attended = self.dropout_attended(self.attention(x, layout, select=select))
-        x = self.attention_norm((x if select is None else x[select.rows]) + attended)
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        *,
+        select: Selection | None = None,
+        source: Source | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
+    ) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone.
+
+        With a cache, this is the layer of that index; what it has read of a source need not be
+        given again.
+        """
+        attended = self.attention(
+            x, layout, select=select, causal=self.causal, cache=cache, layer=index
+        )
+        kept = x if select is None else x[select.rows]
+        x = self.attention_norm(kept + self.dropout_attended(attended))
+        if self.cross is not None and self.cross_norm is not None:
+            rows = layout if select is None else select.layout
+            seen = self.cross(x, rows, source, cache=cache, layer=index)
+            x = self.cross_norm(x + self.dropout_attended(seen))
         normed: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return normed
 
     def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """The weights with which this layer attends, `[H, length, length]` a sequence."""
-        return self.attention.maps(x, layout)
+        return self.attention.maps(x, layout, causal=self.causal)
 
 
 class PreNormLayer(nn.Module):
     """One layer as GPT-2 has it: LayerNorm before each part, on the way into it.
 
     x = x + Dropout(SelfAttention(LayerNorm(x)))
+    x = x + Dropout(CrossAttention(LayerNorm(x), source))    in a decoder that has a source
     x = x + Dropout(FeedForward(LayerNorm(x)))
 
-    Args: as `PostNormLayer`'s, and
-        causal: whether a token sees only those before it.
+    Args: as `PostNormLayer`'s.
     """
 
     def __init__(
@@ -244,12 +345,14 @@ class PreNormLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         eps: float,
-        causal: bool,
+        causal: bool = False,
+        cross: bool = False,
     ) -> None:
         super().__init__()
         self.causal = causal
         self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.cross, self.cross_norm = _cross(cross, hidden_size, num_heads, attention_dropout, eps)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
         self.dropout = Dropout(dropout)
@@ -260,21 +363,32 @@ class PreNormLayer(nn.Module):
         layout: Layout,
         *,
         select: Selection | None = None,
+        source: Source | None = None,
         cache: KVCache | None = None,
         index: int = 0,
     ) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone.
-
-        With a cache, this is the layer of that index.
-        """
+        """As `PostNormLayer.forward`."""
         normed = self.attention_norm(x)
         attended = self.attention(
             normed, layout, select=select, causal=self.causal, cache=cache, layer=index
         )
         x = (x if select is None else x[select.rows]) + self.dropout(attended)
+        if self.cross is not None and self.cross_norm is not None:
+            rows = layout if select is None else select.layout
+            seen = self.cross(self.cross_norm(x), rows, source, cache=cache, layer=index)
+            x = x + self.dropout(seen)
         added: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return added
 
     def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """The weights with which this layer attends, `[H, length, length]` a sequence."""
         return self.attention.maps(self.attention_norm(x), layout, causal=self.causal)
+
+
+def _cross(
+    wanted: bool, hidden_size: int, num_heads: int, dropout: float, eps: float
+) -> tuple[CrossAttention | None, nn.LayerNorm | None]:
+    """Attention to a source and its LayerNorm, for a decoder that has one."""
+    if not wanted:
+        return None, None
+    return CrossAttention(hidden_size, num_heads, dropout), nn.LayerNorm(hidden_size, eps=eps)

@@ -85,9 +85,11 @@ class NGram:
 
     Class attributes:
         context_length: None, as a text may go on without end.
+        opening: None: what is written goes on from what was read.
     """
 
     context_length = None
+    opening = None
 
     def __init__(
         self,

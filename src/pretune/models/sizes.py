@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 #: Name -> (model type, entries of config.json). BERT's smaller sizes: Turc et al. 2019, table 1.
+#: `transformer-...`: Vaswani et al. 2017, table 3 (`small` is ours).
 #: `nnlm`: Bengio et al. 2003, MLP10. `lstm-...`: Zaremba et al. 2014, section 4.1, and the same for
 #: the other cells; a vocabulary of 10,000.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,6 +36,27 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             ("medium", 24, 1024),
             ("large", 36, 1280),
             ("xl", 48, 1600),
+        )
+    },
+    **{
+        f"transformer-{name}": (
+            "marian",
+            {
+                "encoder_layers": layers,
+                "decoder_layers": layers,
+                "d_model": hidden,
+                "encoder_attention_heads": heads,
+                "decoder_attention_heads": heads,
+                "encoder_ffn_dim": 4 * hidden,
+                "decoder_ffn_dim": 4 * hidden,
+                "activation_function": "relu",
+                "scale_embedding": True,
+            },
+        )
+        for name, layers, hidden, heads in (
+            ("small", 3, 256, 4),
+            ("base", 6, 512, 8),
+            ("big", 6, 1024, 16),
         )
     },
     "nnlm": ("nnlm", {}),

@@ -159,7 +159,12 @@ class CausalLM(nn.Module):
     """The next token, by the vocabulary's own table as the output layer, without bias.
 
     A `LanguageModel`: with `start` and `step` it generates, keeping keys and values in between.
+
+    Class attributes:
+        opening: None: what is written goes on from what was read.
     """
+
+    opening = None
 
     def __init__(self, backbone: Gpt2Model) -> None:
         super().__init__()

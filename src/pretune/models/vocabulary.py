@@ -11,6 +11,8 @@ from pretune.models.backbone import Backbone
 from pretune.models.classic import ClassicLM
 from pretune.models.layers import Embedding
 from pretune.models.token_heads import MaskedLM
+from pretune.models.transformer import TransformerModel
+from pretune.models.translator import Translator
 
 
 def resize_vocabulary(model: nn.Module, size: int) -> None:
@@ -37,13 +39,12 @@ def resize_vocabulary(model: nn.Module, size: int) -> None:
         raise ValueError(f"{len(old)} token embeddings cannot become {size}")
     if added == 0:
         return
-    with torch.no_grad():
-        table = torch.cat([old, _around(old, added)])
-    embedding = Embedding(1, table.shape[1])
-    embedding.num_embeddings = size
-    embedding.weight = nn.Parameter(table, requires_grad=old.requires_grad)
-    backbone.embeddings.tokens = embedding
-    backbone.config = replace(backbone.config, vocab_size=size)  # type: ignore[call-arg]
+    backbone.embeddings.tokens = _grown(backbone.embeddings.tokens, added)
+    sizes = {"vocab_size": size}
+    if isinstance(backbone, TransformerModel) and backbone.embeddings.targets is not None:
+        backbone.embeddings.targets = _grown(backbone.embeddings.targets, added)
+        sizes["decoder_vocab_size"] = backbone.config.target_size + added
+    backbone.config = replace(backbone.config, **sizes)
     if isinstance(model, ClassicLM) and model.output is not None:
         rows = model.output.weight
         with torch.no_grad():
@@ -53,6 +54,20 @@ def resize_vocabulary(model: nn.Module, size: int) -> None:
     if isinstance(model, MaskedLM | ClassicLM):
         bias = model.bias.detach()
         model.bias = nn.Parameter(torch.cat([bias, bias.mean().expand(added)]))
+    if isinstance(model, Translator):
+        bias = model.bias.detach()
+        more = bias.mean().expand(1, added)
+        model.bias = nn.Parameter(torch.cat([bias, more], 1), requires_grad=False)
+
+
+def _grown(embedding: Embedding, added: int) -> Embedding:
+    old = embedding.weight
+    with torch.no_grad():
+        table = torch.cat([old, _around(old, added)])
+    grown = Embedding(1, table.shape[1])
+    grown.num_embeddings = len(table)
+    grown.weight = nn.Parameter(table, requires_grad=old.requires_grad)
+    return grown
 
 
 def _around(rows: Tensor, count: int) -> Tensor:

@@ -41,6 +41,8 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = "This model finds the answer to a question in a passage."
     if facts.task.name == "tag":
         does = "This model finds entities, such as names, in a text and says of which type each is."
+    if facts.task.name == "translate":
+        does = "This model translates."
     if facts.task.name == "mask_lm":
         does = "This model finds the words that fit the gaps of a text."
     opens = "transformers opens it too" if facts.in_transformers else "pretune opens it"
@@ -75,6 +77,16 @@ def _use(facts: CardFacts) -> Iterator[str]:
     if cls is None or not facts.in_transformers:
         return
     yield "With transformers:"
+    if pipeline == "translation":
+        yield fenced(
+            f"from transformers import {cls}, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({facts.repo!r})\n"
+            f"model = {cls}.from_pretrained({facts.repo!r})\n"
+            f"inputs = tokenizer({example[0]!r}, return_tensors='pt')\n"
+            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
+            "python",
+        )
+        return
     if pipeline == "text-classification":
         yield fenced(_pipeline(facts, example), "python")
         return

@@ -24,6 +24,7 @@ PIPELINES = {
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
     "pretraining": ("fill-mask", "AutoModelForPreTraining"),
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
+    "translation": ("translation", "AutoModelForSeq2SeqLM"),
 }
 
 #: The Hub's names of metrics, by ours.
@@ -39,6 +40,8 @@ _METRICS = {
     "recall": "recall",
     "exact_match": "exact_match",
     "perplexity": "perplexity",
+    "bleu": "sacrebleu",
+    "chrf": "chrf",
 }
 
 
@@ -118,7 +121,7 @@ class CardFacts:
         """A metric's name for people."""
         if name == "f1" and self.task.name == "classify":
             return "F1 of the second label" if len(self.labels) == 2 else "F1, macro average"
-        titles = {"mcc": "Matthews correlation", "f1": "F1"}
+        titles = {"mcc": "Matthews correlation", "f1": "F1", "bleu": "BLEU", "chrf": "chrF"}
         titles |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
         return titles.get(name, name.replace("_", " "))
 

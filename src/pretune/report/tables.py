@@ -75,7 +75,9 @@ def evaluation_table(result: Evaluation) -> Group:
         table = _plain("", "value")
         for name, value in result.metrics.items():
             table.add_row(name, f"{value:.4f}")
-        return Group(Text(title, "bold"), table)
+        signatures = result.details.get("signatures", {})
+        lines = [Text(f"{name}: {text}", "dim") for name, text in signatures.items()]
+        return Group(Text(title, "bold"), table, *lines)
     overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     title = f"{title}:  {overall}"
     table = _plain("label", "precision", "recall", "f1", "support")
@@ -107,7 +109,9 @@ def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 20) -
     for label, score in ordered[:most]:
         bar = "█" * round(30 * score)
         text.append(f"  {label:<{width}}  {score:6.1%}  {bar}\n")
-    if not ordered:
+    if answer.written is not None:
+        text.append("".join(f"  {line}\n" for line in answer.written.split("\n")))
+    elif not ordered:
         text.append(f"  {answer.to_dict()}\n")
     return text
 

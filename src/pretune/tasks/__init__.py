@@ -24,11 +24,22 @@ from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOpt
 from pretune.tasks.regress import Regress, RegressOptions, ScorePrediction
 from pretune.tasks.tag import Tagger, TagPrediction
 from pretune.tasks.tag_options import TagOptions
+from pretune.tasks.translate import Translate, TranslateOptions, TranslationPrediction
 
 #: Every task by the name recipes know it by.
 TASKS: dict[str, type[AnyTask]] = {
     task.name: task
-    for task in (Classify, Multilabel, Regress, Choose, Tagger, Answerer, MaskLm, CausalLm)
+    for task in (
+        Classify,
+        Multilabel,
+        Regress,
+        Choose,
+        Tagger,
+        Answerer,
+        MaskLm,
+        CausalLm,
+        Translate,
+    )
 }
 
 
@@ -75,6 +86,9 @@ __all__ = [
     "Tagger",
     "Task",
     "TaskOptions",
+    "Translate",
+    "TranslateOptions",
+    "TranslationPrediction",
     "featurize",
     "lower_is_better",
     "record_features",

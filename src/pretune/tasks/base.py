@@ -61,6 +61,11 @@ class Prediction:
         """The possible answers with their scores, for people to look at, best first."""
         return []
 
+    @property
+    def written(self) -> str | None:
+        """An answer that is a text; None: it is not one."""
+        return None
+
     def top(self, count: int | None) -> Self:
         """This answer with no more than so many of the possible ones; None: as many as is usual."""
         return self
@@ -127,6 +132,11 @@ class Task(ABC, Generic[O, P]):
     @abstractmethod
     def targets(self) -> dict[str, str]:
         """The columns that training and evaluation need besides, and what they mean."""
+
+    @property
+    def vocabulary_of(self) -> tuple[str, ...]:
+        """The columns whose texts a tokenizer is trained on, where a recipe wants a new one."""
+        return tuple(self.inputs)
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pretune.errors import CheckpointError, RecipeError, did_you_mean
@@ -32,6 +33,7 @@ from pretune.hub import (
 )
 from pretune.models import SIZES, Backbone, ModelConfig, brief, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
+from pretune.tasks.fresh import known_entries, of_tokenizer, vocabulary_for
 from pretune.text import Tokenizer, extend
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
@@ -73,6 +75,7 @@ def load(
     *,
     task: AnyTask | None = None,
     bare: bool = False,
+    options: Mapping[str, Any] | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     config: Mapping[str, Any] | None = None,
     dropout: float | None = None,
@@ -90,6 +93,7 @@ def load(
         task: load for this task: where the checkpoint has no such head (or one for other labels),
             it gets a fresh one. Default: the task the checkpoint was trained for.
         bare: load the backbone alone, whatever the checkpoint was trained for.
+        options: other values of options of the task it was trained for, e.g. `{"beams": 1}`.
         tokenizer: another one than the source's, or where it is (see `find_tokenizer`).
         config: entries of `config.json` that shall differ; for random weights only.
         dropout: of the hidden layers; default: as the checkpoint says.
@@ -116,17 +120,21 @@ def load(
     config_class = family.backbone.config_class
     found = tokenizer
     if not isinstance(found, Tokenizer):
-        found = find_tokenizer(found or folder or _vocabulary_of(family, str(source)))
+        found = find_tokenizer(found or folder or vocabulary_for(family, str(source)))
     changed = config_class.dropout_entries(dropout, attention_dropout)
     if folder is None:
-        said = {**said, **_of_tokenizer(found, config_class), **_known(config, config_class)}
+        said = {**said, **of_tokenizer(found, config_class), **known_entries(config, config_class)}
     elif config:
         raise CheckpointError(
             f"{place}: has weights, so its sizes are what they are (model.config)",
             f"For random weights of any size, name one to start from: {', '.join(SIZES)}.",
         )
     model_config = config_class.from_dict({**said, **changed})
+    # Of a family, transformers may know only the usual models.
+    family = family_of(model_config.to_dict(), place)
     trained, columns = (None, {}) if folder is None else _trained_task(folder, said, model_config)
+    if trained is not None and options:
+        trained = _with_options(trained, options)
     wanted = None if bare else task or trained
     _check_sizes(place, model_config, found, wanted)
     build = partial(_build, family, model_config, wanted)
@@ -147,6 +155,33 @@ def load(
     if wanted is not None:
         wanted.bind(found)
     return Bundle(model, found, family, wanted, columns, report)
+
+
+def _with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
+    """A trained task with some options changed.
+
+    Raises:
+        RecipeError: there is no such option, its value makes no sense, or the model would have to
+            be another one.
+    """
+    known = [name for name in task.options_type.model_fields if name != "name"]
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"the task {task.name} has no option '{name}'", did_you_mean(name, known)
+            )
+    try:
+        chosen = task.options_type.model_validate({**task.options.model_dump(), **options})
+        changed = type(task)(chosen).with_state(task.state())
+    except ValueError as error:  # of pydantic, for one
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise RecipeError(f"{', '.join(options)}: {said.removeprefix('Value error, ')}") from None
+    if changed.outputs() != task.outputs():
+        raise RecipeError(
+            f"{', '.join(options)}: a model was trained with what this option was",
+            "Train it anew with the other value.",
+        )
+    return changed
 
 
 def _build(family: Family, config: ModelConfig, task: AnyTask | None) -> nn.Module:
@@ -192,40 +227,6 @@ def _config_of(
         kind, entries = SIZES[str(source)]
         return {"model_type": kind, **entries}
     return read_config(folder, lambda: weights.names if weights else tensorflow_names(folder))
-
-
-def _of_tokenizer(tokenizer: Tokenizer, config_class: type[ModelConfig]) -> dict[str, Any]:
-    """What a model of random weights takes from its tokenizer: the vocabulary, the end of text."""
-    names = {item.name for item in fields(config_class)}
-    end = tokenizer.special_id("eos_token")
-    entries = {"vocab_size": tokenizer.vocab_size, "bos_token_id": end, "eos_token_id": end}
-    return {name: value for name, value in entries.items() if name in names}
-
-
-def _known(config: Mapping[str, Any] | None, config_class: type[ModelConfig]) -> Mapping[str, Any]:
-    """The entries, if the family's `config.json` has such.
-
-    Raises:
-        CheckpointError: it has not; names the nearest.
-    """
-    names = [item.name for item in fields(config_class)]
-    for name in config or {}:
-        if name not in names:
-            raise CheckpointError(
-                f"model.config: no entry is called '{name}'", did_you_mean(name, names)
-            )
-    return config or {}
-
-
-def _vocabulary_of(family: Family, name: str) -> Path:
-    """A tokenizer for random weights: the uncased English one that comes with `minilm`."""
-    if family.model_type not in ("bert", "distilbert"):
-        raise CheckpointError(
-            f"{name}: random weights need a tokenizer",
-            "Name a folder that has one (model.tokenizer=FOLDER), or have one trained on the data: "
-            "model.train_tokenizer='{kind: bpe, vocab_size: 8000}'",
-        )
-    return find_source("minilm")
 
 
 @dataclass(frozen=True)

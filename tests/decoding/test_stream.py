@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.infer.stream import Detokenizer, StopText, continuation
+from pretune.decoding.stream import Detokenizer, StopText, continuation
 from tests.infer.conftest import TEXTS, Pair
 
 letters = st.text(alphabet="ab#", max_size=30)

@@ -16,6 +16,8 @@ from pretune.errors import PretuneError
 Array = NDArray[np.int64]
 
 NEVER = float("-inf")
+#: Tokens that `length_ratio` leaves to the shortest prompt.
+SPARE = 10
 #: A nucleus is looked for among so many best tokens before all are sorted.
 NUCLEUS_CANDIDATES = 1024
 
@@ -26,6 +28,8 @@ class Decoding:
 
     Attributes:
         max_new_tokens: the most tokens of a continuation.
+        length_ratio: and at most so many for each token of its prompt, and `SPARE` more; 0: no
+            such limit.
         repetition_penalty: logits of tokens that occurred are divided by this where positive, else
             multiplied (Keskar et al. 2019, section 4.1); 1: off.
         no_repeat_ngram: no n tokens in a row occur twice (Paulus et al. 2018, section 2.5); 0: off.
@@ -51,6 +55,7 @@ class Decoding:
     """
 
     max_new_tokens: int = 128
+    length_ratio: float = 0.0
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
     temperature: float = 1.0
@@ -107,6 +112,12 @@ class Decoding:
                 f"Use beams={self.samples}, or fewer samples.",
             )
 
+    def limit(self, prompt: Sequence[int]) -> int:
+        """The most tokens of a continuation of these tokens."""
+        if self.length_ratio == 0:
+            return self.max_new_tokens
+        return min(self.max_new_tokens, round(self.length_ratio * len(prompt)) + SPARE)
+
     @property
     def greedy(self) -> bool:
         """Whether nothing is drawn."""
@@ -116,6 +127,7 @@ class Decoding:
 #: Of each number: its kind, the least, the most, and whether it must be above the least.
 _RANGES: dict[str, tuple[type, float, float, bool]] = {
     "max_new_tokens": (int, 1, 1_000_000, False),
+    "length_ratio": (float, 0, 1000, False),
     "repetition_penalty": (float, 0, 1000, True),
     "no_repeat_ngram": (int, 0, 1000, False),
     "temperature": (float, 0, 1000, False),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretune.models import LanguageModel
-from pretune.training import precision_context
 
 
 class Reader:
@@ -21,19 +21,25 @@ class Reader:
     Args:
         model: on `device`.
         device: where it is.
-        precision: `auto`, `float32` or `bf16`.
+        context: entered whenever the model runs, e.g. for bf16.
 
     Attributes:
-        histories: all tokens of each sequence, those out of sight too.
+        histories: all tokens of each sequence, those out of sight too; of a model that writes
+            another text than it reads, those of that one.
         logits: `[B, V]` float32 of the token after each.
     """
 
-    def __init__(self, model: LanguageModel, device: torch.device, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.histories: list[list[int]] = []
         self.logits = torch.empty(0, model.vocab_size, device=device)
         self._model = model
         self._device = device
-        self._precision = precision
+        self._context = context
         self._state: Any = None
         self._held: list[int] = []  # how many tokens the state has of each
 
@@ -54,7 +60,8 @@ class Reader:
         else:
             self._state = state
         self.logits = torch.cat([self.logits, logits[rows]])
-        self.histories += [list(prompts[row]) for row in rows]
+        begun = prompts if self._model.opening is None else [self._model.opening] * len(prompts)
+        self.histories += [list(begun[row]) for row in rows]
         self._held += [len(windows[row]) for row in rows]
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -91,10 +98,10 @@ class Reader:
             self._state, self.logits = state, logits
 
     def _start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
-        with precision_context(self._device, self._precision):
+        with self._context():
             logits, state = self._model.start(prompts)
         return logits.float(), state
 
     def _step(self, tokens: Sequence[int]) -> Tensor:
-        with precision_context(self._device, self._precision):
+        with self._context():
             return self._model.step(torch.tensor(tokens, device=self._device), self._state).float()

@@ -23,9 +23,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from pretune.decoding import sampling
+from pretune.decoding.sampling import Decoding, draw, generator, narrow, penalize
 from pretune.errors import PretuneError
-from pretune.infer import sampling
-from pretune.infer.sampling import Decoding, draw, generator, narrow, penalize
 
 OFF = Decoding(top_p=1.0)
 

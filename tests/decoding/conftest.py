@@ -1,0 +1,3 @@
+from tests.infer.conftest import bpe, wordpiece
+
+__all__ = ["bpe", "wordpiece"]

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sacrebleu import corpus_bleu, corpus_chrf
+
+from pretune.data import Skipped
+from pretune.decoding import Generation
+from pretune.errors import CheckpointError, DataError, RecipeError
+from pretune.infer import Predictor
+from pretune.models import Scores
+from pretune.tasks import Translate, TranslateOptions, featurize
+from pretune.tasks.bundle import Bundle, load
+from pretune.tasks.losses import cross_entropy
+from pretune.tasks.translate import NEXT, Translated
+from pretune.tasks.translate_metrics import TranslateMetrics, tokenization_for
+from pretune.text import train_tokenizer
+from pretune.training import evaluate_features
+from tests.tasks.translations import PAIRS, SIZES, records, saved, translator
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Bundle:
+    return translator()
+
+
+@pytest.fixture(scope="module")
+def wordpiece() -> Bundle:
+    return translator("wordpiece")
+
+
+class TestFeatures:
+    def test_a_pair_is_a_source_and_what_the_decoder_reads(self, bpe: Bundle) -> None:
+        tokenizer = bpe.tokenizer
+        (feature,) = bpe.task.features(records(PAIRS[1:2]), range(1), tokenizer, with_targets=True)
+        source, target = feature.choices
+        end = "<|endoftext|>"
+        ids = list(feature.tokens)
+        assert tokenizer.decode(ids[:source], skip_special=False) == PAIRS[1][0] + end
+        assert tokenizer.decode(ids[source:], skip_special=False) == end + PAIRS[1][1]
+        following = feature.targets[NEXT][source:]
+        assert len(feature.targets[NEXT]) == len(ids)
+        assert tokenizer.decode(following, skip_special=False) == PAIRS[1][1] + end
+        assert target == len(following)
+
+    def test_wordpiece_begins_with_pad_and_ends_with_sep(self, wordpiece: Bundle) -> None:
+        given = records(PAIRS[4:])
+        (feature,) = wordpiece.task.features(
+            given, range(1), wordpiece.tokenizer, with_targets=True
+        )
+        shown = wordpiece.tokenizer.tokens(list(feature.tokens))
+        source, _ = feature.choices
+        assert (shown[0], shown[source - 1], shown[source]) == ("[CLS]", "[SEP]", "[PAD]")
+        assert wordpiece.tokenizer.tokens(feature.targets[NEXT][-1:]) == ["[SEP]"]
+
+    def test_pairs_too_long_are_skipped_in_training_and_cut_in_evaluation(
+        self, bpe: Bundle
+    ) -> None:
+        task = bpe.task
+        long = [("Hund " * 30, "dog"), ("Hund", "dog " * 40), PAIRS[1]]
+        found = list(task.features(records(long), range(3), bpe.tokenizer, with_targets=True))
+        assert [type(item) is Skipped for item in found] == [True, True, False]
+        assert "40 tokens (task.max_length)" in found[0].why
+        kept = list(task.evaluation_features(records(long), range(3), bpe.tokenizer))
+        assert [feature.truncated for feature in kept] == [True, True, False]
+        assert max(max(feature.choices) for feature in kept) == 40
+        end = bpe.model.backbone.config.eos_token_id
+        assert kept[0].tokens[kept[0].choices[0] - 1] == end
+
+    @pytest.mark.parametrize("wrong", [("", "x"), ("x", "  "), ("x", None), (["x"], "y")])
+    def test_a_side_without_a_text_names_the_place(self, wrong: Any, bpe: Bundle) -> None:
+        column = "target" if wrong[0] == "x" else "source"
+        with pytest.raises(DataError, match=rf"pairs\.tsv, line 3, column '{column}'"):
+            featurize(bpe.task, records([PAIRS[0], wrong]), bpe.tokenizer)
+
+
+@torch.no_grad()
+def test_the_loss_is_the_smoothed_cross_entropy_of_every_target(bpe: Bundle) -> None:
+    given = records()
+    features = featurize(bpe.task, given, bpe.tokenizer)
+    batch = features.batch(np.arange(len(PAIRS)))
+    bpe.model.train()
+    bpe.model.backbone.embeddings.dropout.eval()
+    outputs = bpe.task.forward(bpe.model.eval(), batch)
+    loss = bpe.task.loss(outputs, batch)
+    labels = batch.pairs[1].targets[NEXT]
+    expected, parts = cross_entropy(bpe.model(batch), labels, smoothing=0.1)
+    torch.testing.assert_close(loss.sum, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(loss.parts["cross_entropy"], parts["cross_entropy"])
+    assert loss.count == len(labels) == batch.pairs[1].num_tokens
+
+
+def whole(text: str) -> str:
+    return text.replace("\ufffd", "").strip()
+
+
+def theirs(folder: Path) -> Any:
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert type(model).__name__ == "MarianMTModel"
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("penalty", [1.0, 0.0, 2.0])
+def test_searches_find_what_transformers_finds(
+    kind: str, penalty: float, bpe: Bundle, wordpiece: Bundle, tmp_path: Path
+) -> None:
+    """The saved files, by transformers alone: its tokenizer, its model, its search."""
+    bundle = {"bpe": bpe, "wordpiece": wordpiece}[kind]
+    folder = saved(tmp_path / "model", bundle)
+    model, tokenizer = theirs(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    changes = {"candidates": 3, "beams": 3, "length_penalty": penalty, "length_ratio": 0}
+    mine = Predictor(load(folder, options={**changes, "max_length": 14}))
+    found = mine.predict(mine.records([source for source, _ in PAIRS]))
+    for (source, _), answer in zip(PAIRS, found, strict=True):
+        inputs = tokenizer(source, return_tensors="pt")
+        (ours,) = mine.task.features(
+            records([(source, "")]), range(1), mine.bundle.tokenizer, with_targets=False
+        )
+        ours = list(ours.tokens)
+        if len(ours) < 14:
+            assert inputs["input_ids"][0].tolist() == ours
+        expected = model.generate(
+            torch.tensor([ours]),
+            num_beams=3,
+            num_return_sequences=3,
+            length_penalty=penalty,
+            max_new_tokens=14,
+            forced_eos_token_id=None,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        scores = [score for _, score in answer.candidates]
+        assert scores == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
+        texts = tokenizer.batch_decode(expected.sequences, skip_special_tokens=True)
+        # Random bytes are no text: transformers shows half a character at the end, we do not.
+        assert [whole(text) for text, _ in answer.candidates] == [whole(text) for text in texts]
+
+
+@torch.inference_mode()
+def test_greedy_is_the_uncached_slow_forward(bpe: Bundle) -> None:
+    task = Translate(TranslateOptions(max_length=40, beams=1))
+    task.build(bpe.backbone)
+    task.bind(bpe.tokenizer)
+    features = featurize(task, records(), bpe.tokenizer, with_targets=False)
+    outputs = task.forward(bpe.model, features.batch(np.arange(len(PAIRS)), sort=False))
+    for i, (found,) in enumerate(outputs.found):
+        source = features.batch(np.array([i])).tokens.tolist()
+        target, limit = [bpe.model.opening[0]], min(40, 2 * len(source) + 10)
+        while len(target) <= limit and (len(target) == 1 or target[-1] != task._end):
+            hidden = bpe.backbone.decode(pack(target), bpe.backbone.encode(pack(source)))
+            logits = hidden @ bpe.backbone.embeddings.output.T
+            target.append(int(logits[-1].argmax()))
+        assert list(found.tokens) == target[1:]
+
+
+def pack(ids: list[int]) -> Any:
+    from pretune.data import PackedBatch
+
+    return PackedBatch.of([ids])
+
+
+def generation(text: str) -> Generation:
+    return Generation((), 0, text, "stop_token", (1,), (-0.5,))
+
+
+def scores(count: int) -> Scores:
+    zero = torch.zeros(())
+    return Scores(zero, count, torch.tensor(2.0 * count), zero, count // 2, torch.zeros(count))
+
+
+def test_metrics_are_those_of_sacrebleu(bpe: Bundle) -> None:
+    features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
+    texts = [
+        "A dog runs over the meadow.",
+        "Two men cook.",
+        "A girl climbs.",
+        "A book is.",
+        "Dogs.",
+    ]
+    batch = features.batch(np.array([3, 1, 4, 0, 2]), sort=False)
+    parts = [TranslateMetrics(features, None) for _ in range(2)]
+    for number, which in enumerate(([3, 1], [4, 0, 2])):
+        batch = features.batch(np.array(which), sort=False)
+        found = [[generation(texts[i] + " ")] for i in which]
+        parts[number].update(Translated(scores(10), found), batch)
+    parts[0].merge(parts[1])
+    references = [[target for _, target in PAIRS]]
+    result, details = parts[0].result(), parts[0].details()
+    assert result["bleu"] == pytest.approx(corpus_bleu(texts, references).score)
+    assert result["chrf"] == pytest.approx(corpus_chrf(texts, references).score)
+    assert result["perplexity"] == pytest.approx(np.exp(2.0))
+    assert result["accuracy"] == 0.5
+    assert details["signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
+    assert details["translations"][1] == {
+        "source": PAIRS[1][0],
+        "translation": "Two men cook.",
+        "reference": PAIRS[1][1],
+    }
+    assert set(TranslateMetrics(None, None).result()) == set(result)
+
+
+def test_chinese_references_are_taken_apart_by_characters() -> None:
+    assert tokenization_for(["我喜欢猫。", "OK"]) == "zh"
+    assert tokenization_for(["I like cats", "猫"]) == "13a"
+
+
+def test_evaluation_while_training_has_beams_of_its_own(bpe: Bundle) -> None:
+    task = Translate(TranslateOptions(max_length=40, beams=4, validation_beams=1))
+    assert task.beams == 4
+    task.fit(records())
+    assert task.beams == 1
+
+
+def test_a_small_model_learns_its_pairs(tmp_path: Path) -> None:
+    from pretune.recipe import Recipe
+    from pretune.training import train_recipe
+
+    lines = ["\t".join(pair) for pair in [("de", "en"), *PAIRS]]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = str(tmp_path / "pairs.tsv")
+    recipe = Recipe.load(
+        "translate",
+        {
+            "data.train": data,
+            "data.validation": data,
+            "model.config": {**SIZES, "d_model": 64},
+            "model.dropout": 0.0,
+            "model.train_tokenizer.vocab_size": 300,
+            "task.max_length": 40,
+            "train.max_steps": 120,
+            "train.warmup": 20,
+            "train.learning_rate": 5e-3,
+            "train.eval_every": 60,
+            "output": str(tmp_path / "run"),
+        },
+    )
+    result = train_recipe(recipe, quiet=True)
+    assert result.metrics["bleu"] > 99
+    bundle = load(tmp_path / "run")
+    found = Predictor(bundle).predict(Predictor(bundle).records([PAIRS[0][0]]))
+    assert found[0].translation == PAIRS[0][1]
+    features = featurize(bundle.task, records(), bundle.tokenizer, evaluation=True)
+    again = evaluate_features(bundle.task, bundle.model, features)
+    assert again.metrics["cross_entropy"] == pytest.approx(
+        result.metrics["cross_entropy"], rel=1e-4
+    )
+    folder = tmp_path / "run" / "best"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    written = theirs(folder).generate(**tokenizer(PAIRS[1][0], return_tensors="pt"), num_beams=1)
+    assert tokenizer.decode(written[0], skip_special_tokens=True) == PAIRS[1][1]
+
+
+@pytest.mark.parametrize(
+    "more", [{"normalize_before": True}, {"share_encoder_decoder_embeddings": False}]
+)
+def test_what_transformers_has_not_is_saved_as_our_own(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = translator(**more)
+    assert not bundle.family.published
+    again = load(saved(tmp_path / "model", bundle))
+    assert again.family.model_type == "transformer"
+    features = featurize(bundle.task, records(), bundle.tokenizer)
+    batch = features.batch(np.arange(len(PAIRS)))
+    with torch.no_grad():
+        torch.testing.assert_close(again.model.eval()(batch), bundle.model(batch))
+    for name in more:
+        assert getattr(again.backbone.config, name) == more[name]
+
+
+def test_a_published_model_is_a_translator(tmp_path: Path) -> None:
+    config = transformers.MarianConfig(
+        **SIZES, vocab_size=300, pad_token_id=299, decoder_start_token_id=299, eos_token_id=0
+    )
+    transformers.MarianMTModel(config).save_pretrained(tmp_path)
+    train_tokenizer([text for pair in PAIRS for text in pair], "bpe", 300).save(tmp_path)
+    bundle = load(tmp_path)
+    assert bundle.task.name == "translate"
+    assert bundle.task.options.max_length == 64
+    assert bundle.report.unexpected == ()
+
+
+def test_options_can_be_changed_and_are_checked(bpe: Bundle, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", bpe)
+    assert load(folder, options={"beams": 2}).task.options.beams == 2
+    with pytest.raises(RecipeError, match="no option 'beam'"):
+        load(folder, options={"beam": 2})
+    with pytest.raises(RecipeError, match="candidates"):
+        load(folder, options={"candidates": 9})
+    with pytest.raises(RecipeError, match="beams"):
+        load(folder, options={"beams": "x"})
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    task = Translate(TranslateOptions())
+    with pytest.raises(CheckpointError, match="end of a text"):
+        load("transformer-small", task=task, tokenizer=train_tokenizer(["abc"], "char"))
+
+
+def test_other_families_do_not_translate(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be used for the task translate"):
+        load(tiny_folder, task=Translate(TranslateOptions(max_length=20)))
