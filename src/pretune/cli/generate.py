@@ -178,15 +178,15 @@ def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool)
             ended.add(number)
         while current < total and (current in ended or (live and texts.get(current))):
             if not opened:
-                _put(
+                put(
                     (f"== {current + 1}/{total} ==\n" if total > 1 else "")
                     + prompts[current // samples]
                 )
             opened = True
-            _put(texts.pop(current, ""))
+            put(texts.pop(current, ""))
             if current not in ended:
                 break
-            _put("\n")
+            put("\n")
             current, opened = current + 1, False
 
 
@@ -194,6 +194,7 @@ def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool)
 _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 
 
-def _put(text: str) -> None:
+def put(text: str) -> None:
+    """Show some of what a model writes, at once."""
     sys.stdout.write(text.translate(_CONTROLS))
     sys.stdout.flush()

@@ -15,6 +15,7 @@ from pretune.tasks.base import (
     lower_is_better,
 )
 from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
+from pretune.tasks.chat import Chat, ChatOptions
 from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.featurize import featurize, record_features
@@ -22,6 +23,7 @@ from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
 from pretune.tasks.regress import Regress, RegressOptions, ScorePrediction
+from pretune.tasks.replies import ReplyPrediction
 from pretune.tasks.tag import Tagger, TagPrediction
 from pretune.tasks.tag_options import TagOptions
 from pretune.tasks.translate import Translate, TranslateOptions, TranslationPrediction
@@ -38,6 +40,7 @@ TASKS: dict[str, type[AnyTask]] = {
         Answerer,
         MaskLm,
         CausalLm,
+        Chat,
         Translate,
     )
 }
@@ -62,6 +65,8 @@ __all__ = [
     "AnyTask",
     "CausalLm",
     "CausalLmOptions",
+    "Chat",
+    "ChatOptions",
     "ChoicePrediction",
     "Choose",
     "ChooseOptions",
@@ -80,6 +85,7 @@ __all__ = [
     "Prediction",
     "Regress",
     "RegressOptions",
+    "ReplyPrediction",
     "ScorePrediction",
     "TagOptions",
     "TagPrediction",

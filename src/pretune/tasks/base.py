@@ -138,6 +138,12 @@ class Task(ABC, Generic[O, P]):
         """The columns whose texts a tokenizer is trained on, where a recipe wants a new one."""
         return tuple(self.inputs)
 
+    def texts(self, records: Records) -> Iterable[str]:
+        """The texts that a tokenizer is trained on, where a recipe wants a new one."""
+        return (
+            records.text(r, column) for r in range(len(records)) for column in self.vocabulary_of
+        )
+
     @property
     def shown(self) -> tuple[str, ...]:
         """The columns that are repeated beside an answer, where a record has them."""

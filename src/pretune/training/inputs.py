@@ -87,8 +87,7 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     wanted = model.train_tokenizer
     if wanted is None:
         return None
-    columns = task_class(recipe.task.name)(recipe.task).vocabulary_of
-    texts = (data.text(row, column) for row in range(len(data)) for column in columns)
+    texts = task_class(recipe.task.name)(recipe.task).texts(data)
     return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
 
 
