@@ -165,7 +165,9 @@ def _answer(message: str, talk: Conversation, notes: Console) -> None:
     if fitted.cut:
         what = "only the end of your message"
         left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens"
-        notes.print(f"({what} fits the model's window: {left} of it left out)", style="dim")
+        notes.print(
+            f"({what} fits the model's window: {left} of it left out)", style="dim", soft_wrap=True
+        )
     shown = False
     try:
         with closing(talk.say(message)) as pieces:
