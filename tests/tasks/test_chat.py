@@ -15,23 +15,17 @@ from hypothesis import strategies as st
 import pretune
 from pretune.data import Feature, FeatureSet, Records, Skipped
 from pretune.errors import DataError
-from pretune.recipe import Recipe
 from pretune.tasks import Chat, ChatOptions, ReplyPrediction, featurize
-from pretune.tasks.bundle import load, save
+from pretune.tasks.bundle import load
 from pretune.tasks.replies import ASKED, IGNORED, NEXT
 from pretune.tasks.reply_metrics import distinct
 from pretune.tasks.turns import TurnLayout
-from pretune.training import evaluate_features, train_recipe
+from pretune.training import evaluate_features
 from tests.infer.conftest import CONTEXT, Pair, wordpiece
+from tests.tasks.chats import DIALOGUES, trained
 from tests.tasks.test_turns import BERT_LIKE, TEXTS, WORDS
 
 __all__ = ["wordpiece"]  # a fixture
-
-DIALOGUES = [
-    ["the film good?", "good", "un good."],
-    ["中国电影好看不", "好看"],
-    ["bad bad", "the film", "好", "the bad film is bad", "no!", "不看"],
-]
 
 
 def records(dialogues: list[Any]) -> Records:
@@ -128,9 +122,9 @@ def test_backwards_the_last_turn_is_the_first() -> None:
     task = chat(reverse=True, learn="replies")
     (feature,) = task.features(records([["a a", "b", "c"]]), range(1), BERT_LIKE, with_targets=True)
     assert isinstance(feature, Feature)
-    assert [WORDS[i] for i in feature.tokens] == "[CLS] c [SEP] b [SEP] a a".split()
+    assert [WORDS[i] for i in feature.tokens] == ["[CLS]", "c", "[SEP]", "b", "[SEP]", "a", "a"]
     shown = [WORDS[i] if i >= 0 else "-" for i in feature.targets[NEXT]]
-    assert shown == "- - b [SEP] a a [SEP]".split()
+    assert shown == ["-", "-", "b", "[SEP]", "a", "a", "[SEP]"]
 
 
 def test_samples_are_spread_over_the_data_and_asked_up_to_the_last_turn() -> None:
@@ -142,7 +136,7 @@ def test_samples_are_spread_over_the_data_and_asked_up_to_the_last_turn() -> Non
     assert max(asked) - min(asked) >= 6
     (one,) = [f for f in found if isinstance(f, Feature) and f.record == asked[0]]
     prompt = [WORDS[i] for i in one.tokens[: one.targets[ASKED]]]
-    assert prompt == "[CLS] a [SEP] b [SEP]".split()
+    assert prompt == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
 
 
 def test_written_replies_do_not_depend_on_the_batch(wordpiece: Pair) -> None:
@@ -203,38 +197,17 @@ def test_distinct_by_hand() -> None:
 
 def test_is_trained_saved_and_opened_by_transformers(tmp_path: Path) -> None:
     """It learns what is said to what by heart."""
-    import json
-
-    lines = [json.dumps({"turns": turns}, ensure_ascii=False) for turns in DIALOGUES]
-    (tmp_path / "talk.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    recipe = Recipe.load(
-        "chat-zh",
-        {
-            "data.train": str(tmp_path / "talk.jsonl"),
-            "data.validation": str(tmp_path / "talk.jsonl"),
-            "model.tokenizer": None,
-            "model.train_tokenizer": {"kind": "wordpiece", "vocab_size": 100},
-            "model.config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64},
-            "model.dropout": 0.0,
-            "model.attention_dropout": 0.0,
-            "task.max_length": 64,
-            "train.epochs": 60,
-            "train.eval_every": 60,
-            "train.warmup": 2,
-            "train.learning_rate": 1e-2,
-            "train.device": "cpu",
-            "output": str(tmp_path / "run"),
-        },
-    )
-    result = train_recipe(recipe, quiet=True)
-    assert result.metrics["perplexity"] < 1.3
-    bundle = load(tmp_path / "run", options={"temperature": 0})
+    run = trained(tmp_path, DIALOGUES)
+    bundle = load(run, options={"temperature": 0})
     found = pretune.predict(bundle, [{"turns": turns[:-1]} for turns in DIALOGUES])
     assert [answer.to_dict()["reply"] for answer in found] == [turns[-1] for turns in DIALOGUES]
-    save(bundle, tmp_path / "run" / "best")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "last")
     layout = TurnLayout.of(bundle.tokenizer)
     ids = torch.tensor([layout.history(DIALOGUES[1][:1], 60).ids])
     written = theirs.generate(ids, do_sample=False, max_new_tokens=20, pad_token_id=0)[0]
     assert int(written[-1]) == layout.end, "its config says how a turn ends"
     assert bundle.tokenizer.decode(written[ids.shape[1] :].tolist()).replace(" ", "") == "好看"
+
+
+def test_a_tokenizer_is_trained_on_every_turn() -> None:
+    assert list(chat().texts(records(DIALOGUES))) == [t for turns in DIALOGUES for t in turns]
