@@ -10,8 +10,9 @@ from pretune.decoding import Decoding, Generation
 from pretune.errors import DataError, PretuneError
 from pretune.infer.generate import TextGenerator
 from pretune.infer.likelihood import Pair, Scorer
+from pretune.infer.prompts import template_of
 from pretune.tasks.bundle import Bundle
-from pretune.tasks.chat import ChatOptions
+from pretune.tasks.chat import Chat, ChatOptions
 from pretune.tasks.replies import ReplyOptions
 from pretune.tasks.turns import Fitted, TurnLayout
 from pretune.text.decode import SURROGATE
@@ -110,8 +111,9 @@ class Conversation:
         candidates: int = 1,
         **options: Any,
     ) -> None:
-        self._writer = TextGenerator.of(bundle, **options)
-        self._layout: History = TurnLayout.of(bundle.tokenizer)
+        template = None if isinstance(bundle.task, Chat) else template_of(bundle, always=True)
+        self._writer = TextGenerator.of(bundle, template=template, **options)
+        self._layout: History = template or TurnLayout.of(bundle.tokenizer)
         trained = None if bundle.task is None else bundle.task.options
         if isinstance(trained, ChatOptions) and trained.reverse:
             raise PretuneError(

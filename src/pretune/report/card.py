@@ -43,6 +43,8 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = "This model finds entities, such as names, in a text and says of which type each is."
     if facts.task.name == "chat":
         does = "This model replies in a conversation."
+    if facts.task.name == "instruct":
+        does = "This model answers instructions."
     if facts.task.name == "translate":
         does = "This model translates."
     if facts.task.name == "mask_lm":

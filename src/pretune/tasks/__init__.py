@@ -19,6 +19,7 @@ from pretune.tasks.chat import Chat, ChatOptions
 from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.featurize import featurize, record_features
+from pretune.tasks.instruct import Instruct, InstructOptions
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
@@ -41,6 +42,7 @@ TASKS: dict[str, type[AnyTask]] = {
         MaskLm,
         CausalLm,
         Chat,
+        Instruct,
         Translate,
     )
 }
@@ -73,6 +75,8 @@ __all__ = [
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "Instruct",
+    "InstructOptions",
     "LabelsPrediction",
     "LmPrediction",
     "Loss",

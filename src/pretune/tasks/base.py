@@ -154,6 +154,19 @@ class Task(ABC, Generic[O, P]):
         """What is said of features whose text was cut, after their number."""
         return f"were longer than {self.options.max_length} tokens and were cut"
 
+    def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
+        """Records in the form that the task reads, where data come in several.
+
+        Args:
+            records: as they were read.
+            columns: task's name -> the data's, as a recipe has them.
+            with_targets: whether answers are needed.
+
+        Raises:
+            DataError: a record has none of the forms; names its file and line.
+        """
+        return records
+
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""
 

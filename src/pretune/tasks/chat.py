@@ -171,7 +171,7 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
 
     def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction]:
         """The replies."""
-        return [ReplyPrediction.of(outputs.written[i]) for i in range(batch.num_sequences)]
+        return outputs.predictions(batch)
 
     def metrics(self, features: Features | None = None) -> ReplyMetrics:
         """Perplexity; distinct-1 and -2."""

@@ -7,7 +7,7 @@ is the one after it where that is learned, and `IGNORED` elsewhere.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,10 @@ class Replied:
         assert self.scores is not None  # noqa: S101 - there are targets
         return Loss(self.scores.sum, self.scores.count, options.parts_of(self.scores))
 
+    def predictions(self, batch: PackedBatch) -> list[ReplyPrediction]:
+        """The replies, one a sequence."""
+        return [ReplyPrediction.of(self.written[i]) for i in range(batch.num_sequences)]
+
 
 @dataclass(frozen=True)
 class Span:
@@ -155,22 +159,31 @@ def targets_of(spans: Sequence[Span]) -> tuple[list[int], dict[str, Any]]:
 
 
 def reply(
-    model: nn.Module, batch: PackedBatch, options: ReplyOptions, tokenizer: Tokenizer | None
+    model: nn.Module,
+    batch: PackedBatch,
+    options: ReplyOptions,
+    tokenizer: Tokenizer | None,
+    ends: Collection[int] = (),
 ) -> Replied:
     """Score what is learned; write replies where they are asked for.
 
-    Without targets, to every sequence.
+    Without targets, to every sequence. `ends`: what ends a reply besides the usual tokens.
     """
+
+    def written(asked: Sequence[int]) -> dict[int, Generation]:
+        assert tokenizer is not None  # noqa: S101 - bound
+        return _written(model, batch, asked, options, tokenizer, ends)
+
     labels = batch.targets.get(NEXT)
     if labels is None:
         lengths = batch.layout.lengths
-        return Replied(None, None, _written(model, batch, lengths, options, tokenizer))
+        return Replied(None, None, written(lengths))
     select = batch.where(labels != IGNORED)
     scores = model(batch, select=select, labels=labels[select.rows], **options.how)
     asked: Tensor | None = batch.targets.get(ASKED)
     if model.training or asked is None:
         return Replied(scores, select)
-    return Replied(scores, select, _written(model, batch, asked.tolist(), options, tokenizer))
+    return Replied(scores, select, written(asked.tolist()))
 
 
 def _written(
@@ -178,22 +191,22 @@ def _written(
     batch: PackedBatch,
     asked: Sequence[int],
     options: ReplyOptions,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
+    ends: Collection[int],
 ) -> dict[int, Generation]:
     """Replies after the first so many tokens of the sequences, where those are not 0."""
-    assert tokenizer is not None  # noqa: S101 - bound
     tokens, starts = batch.tokens.tolist(), batch.layout.starts
     where = [i for i, count in enumerate(asked) if count]
     if not where:
         return {}
     names = ("eos_token", "sep_token", "cls_token")
-    stops = {tokenizer.special_id(name) for name in names} - {None}
+    stops = [tokenizer.special_id(name) for name in names]
     writer = Writer(
         model,
         tokenizer,
         device=batch.tokens.device,
         batch_size=ROWS,
-        stop_tokens=[token for token in stops if token is not None],
+        stop_tokens=[*(token for token in stops if token is not None), *ends],
     )
     histories = [tokens[starts[i] : starts[i] + asked[i]] for i in where]
     # Figures of many replies that all had the same luck would say little.

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from pretune.data import Features, FeatureSet, PackedBatch
-from pretune.tasks.answer_scores import mixed_segments
+from pretune.tasks.answer_scores import mixed_segments, normalized
 from pretune.tasks.replies import TURN, Replied
 
 #: Replies that `details` shows.
@@ -56,6 +56,31 @@ def variety(samples: Sequence[Sample]) -> dict[str, float]:
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "reply_words": words / max(1, len(texts)),
+    }
+
+
+def rouge_l(reference: str, text: str) -> float:
+    """F1 of the longest common subsequence of words (Lin 2004, section 3; beta = 1).
+
+    Words are characters in Chinese; case does not count.
+    """
+    ours, theirs = mixed_segments(text), mixed_segments(reference)
+    row = [0] * (len(theirs) + 1)
+    for word in ours:
+        before = row
+        row = [0]
+        for j, other in enumerate(theirs, start=1):
+            row.append(before[j - 1] + 1 if word == other else max(before[j], row[j - 1]))
+    return 2 * row[-1] / (len(ours) + len(theirs)) if row[-1] else 0.0
+
+
+def matches(samples: Sequence[Sample]) -> dict[str, float]:
+    """`rouge_l` and `exact_match`, of 1: how like the references the replies are."""
+    count = max(1, len(samples))
+    same = sum(normalized(one.reply) == normalized(one.reference) for one in samples)
+    return {
+        "rouge_l": sum(rouge_l(one.reference, one.reply) for one in samples) / count,
+        "exact_match": same / count,
     }
 
 

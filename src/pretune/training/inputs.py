@@ -134,7 +134,7 @@ def read_for(
     """
     needed = [*task.inputs, *(task.targets if with_targets else ())]
     records = read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
-    return records.mapped(columns, needed)
+    return task.adapted(records, columns, with_targets).mapped(columns, needed)
 
 
 def read_features(
