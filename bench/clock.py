@@ -36,11 +36,12 @@ def prepared(recipe: Any) -> tuple[Any, Any, Any]:
     """Task, bundle and training features of a recipe."""
     from pretune.tasks import featurize, task_class
     from pretune.training import read_data, seed_everything
+    from pretune.training.inputs import fit
     from pretune.training.run import starting_model
 
     records, _ = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
-    task.fit(records)
+    fit(task, records)
     seed_everything(0)
     bundle = starting_model(recipe, task, records)
     return task, bundle, featurize(task, records, bundle.tokenizer)
@@ -89,7 +90,7 @@ def run_trainer(trainer: Any, steps: int, units: float) -> float:
 
     clock = Clock()
 
-    class Ticks(TrainerCallback):
+    class Ticks(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
             clock.tick()
 
@@ -105,7 +106,7 @@ def in_turns(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
     """What each run gives in each round; the order alternates."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
-        for name in runs if number % 2 == 0 else reversed(runs):
+        for name in runs if number % 2 == 0 else reversed(list(runs)):
             found[name].append(runs[name]())
     return found
 

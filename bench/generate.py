@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,9 @@ def main() -> None:
                 decoding = Decoding(**{**vars(decoding), "max_new_tokens": options.new_tokens})
                 found: dict[str, list[float]] = {"ours": [], "theirs": []}
                 for i in range(options.rounds + 1):
-                    mine = seconds(lambda p=prompts, d=decoding: ours(writer, p, d))
+                    mine = seconds(partial(ours, writer, prompts, decoding))
                     other = seconds(
-                        lambda p=prompts, o=theirs_options: peer(theirs, p, options.new_tokens, o)
+                        partial(peer, theirs, prompts, options.new_tokens, theirs_options)
                     )
                     if i:  # the first round warms up
                         found["ours"].append(mine)

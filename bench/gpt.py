@@ -87,7 +87,8 @@ class PlainBlock(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(size, length, width)))
         inner = F.gelu(self.up(self.middle(x)), approximate="tanh")
-        return x + self.drop(self.down(inner))
+        added: Tensor = x + self.drop(self.down(inner))
+        return added
 
 
 class PlainGpt(nn.Module):

@@ -134,8 +134,8 @@ def main() -> None:
         options.rounds,
     )
     print("\n" + table(f"masked LM, {options.shape}", found, OURS, "tokens/s"))
-    settings = ("--shape", options.shape, "--steps", str(options.steps))
-    settings += ("--precision", options.precision)
+    settings = ["--shape", options.shape, "--steps", str(options.steps)]
+    settings += ["--precision", options.precision]
     ours, theirs = (peak_of(__file__, *settings, "--only", name) for name in RUNS)
     print(f"\npeak memory: {ours:,.0f} MiB, Trainer {theirs:,.0f} MiB: {ours / theirs:.2f} of it")
 

@@ -24,11 +24,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from pretune.recipe import Recipe
-from pretune.training import run, train_recipe
+from pretune.training import train_recipe
 from pretune.training.checkpoint import Checkpoints
 from pretune.training.guard import Guard
 from pretune.training.log import Reporter
 from pretune.training.loop import Trainer
+from pretune.training.stop import StopRequest
 
 #: What is measured: where, what, and under which head.
 MEASURED: tuple[tuple[Any, str, str], ...] = (
@@ -38,7 +39,7 @@ MEASURED: tuple[tuple[Any, str, str], ...] = (
     (Guard, "accept", "guard: remembering it"),
     (torch, "get_rng_state", "guard: the generator, for an exact second look"),
     (Reporter, "step", "logs: terminal, JSON lines, TensorBoard"),
-    (run.StopRequest, "__call__", "asked to stop?"),
+    (StopRequest, "__call__", "asked to stop?"),
 )
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from finetune import OURS, PADDINGS, WARM_UP, prepare
+from clock import WARM_UP
+from finetune import OURS, prepare
+from peer import PADDINGS
 from torch.profiler import ProfilerActivity, profile
 
 UPDATES = 10

@@ -31,6 +31,11 @@ class TokenizerSection(Section):
         description="The most entries. Default: 30522 for wordpiece, 50257 for bpe, all characters "
         "for char.",
     )
+    joint: bool = Field(
+        True,
+        description="For translation: one vocabulary for both sides; false: one for each, of "
+        "vocab_size entries each.",
+    )
 
 
 class ModelSection(Section):

@@ -238,7 +238,7 @@ def test_translations_that_are_begun_later_join_those_at_work() -> None:
 def test_tables_of_their_own_and_larger_vocabularies() -> None:
     model = model_of(share_encoder_decoder_embeddings=False, decoder_vocab_size=29)
     assert model.vocab_size == 29
-    assert model.backbone.config.to_dict()["model_type"] == "transformer"
+    assert model.backbone.config.to_dict()["model_type"] == "marian"
     given = [([30, 36], [0, 28])]
     assert model(batch_of(given)).shape == (2, 29)
     shared = model_of()

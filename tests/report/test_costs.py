@@ -8,13 +8,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretune.data import PackedBatch
-from pretune.models import HEADS, BertConfig, BertModel, Gpt2Config, Gpt2Model
+from pretune.data import Feature, FeatureSet, PackedBatch
+from pretune.models import (
+    HEADS,
+    BertConfig,
+    BertModel,
+    Gpt2Config,
+    Gpt2Model,
+    TransformerConfig,
+    TransformerModel,
+)
 from pretune.report.costs import FLOAT, LiveBytes, count_flops, estimate_memory
 from pretune.tasks.bundle import outline
 
@@ -68,6 +77,17 @@ class TestFlops:
         with torch.device("meta"):
             model = HEADS["causal_lm"](Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), 0).eval()
         assert counted(model, PackedBatch.of([[1] * 9])) == count_flops(model, 9).per_sequence
+
+    def test_pairs_have_half_of_their_tokens_on_each_side(self) -> None:
+        sizes = {"vocab_size": 100, "d_model": 48, "encoder_layers": 2, "decoder_layers": 3}
+        heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+        config = TransformerConfig.from_dict({**sizes, **heads, "decoder_start_token_id": 0})
+        with torch.device("meta"):
+            model = HEADS["translation"](TransformerModel(config), 0).to("meta").eval()
+        features = [Feature([1] * 18, choices=(9, 9)) for _ in range(4)]
+        batch = FeatureSet.of(features).batch(np.arange(4))
+        assert counted(model, batch) == 4 * count_flops(model, 18).per_sequence
+        assert estimate_memory(model, 4, 18).training > 0
 
     def test_the_formula_by_hand(self, config_folder: MakeFolder) -> None:
         found = count_flops(outline(config_folder("bert")).model, 128)

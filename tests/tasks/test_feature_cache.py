@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from pretune.data import FeatureSet, Records
-from pretune.tasks import Answerer, AnswerOptions, Classify, ClassifyOptions, featurize
+from pretune.tasks import (
+    Answerer,
+    AnswerOptions,
+    Choose,
+    ChooseOptions,
+    Classify,
+    ClassifyOptions,
+    featurize,
+)
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.text import Tokenizer, load_tokenizer
 from tests.tasks.questions import question, records
@@ -68,6 +76,21 @@ def test_other_tasks_too(cache: FeatureCache, tokenizer: Tokenizer) -> None:
     assert alike(plain, featurize(task, data, tokenizer, cache=cache))
     other = Classify(ClassifyOptions(max_length=16), ["b", "a"])
     assert featurize(other, data, tokenizer, cache=cache).targets["label"].tolist() == [1, 0]
+
+
+def test_features_of_several_sequences(
+    cache: FeatureCache, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"context": "film", "choices": ["good", "bad film", "un"][:n], "label": 0} for n in (3, 2)
+    ]
+    data = Records(rows, "x", None, ("context", "choices", "label"))
+    plain = featurize(Choose(ChooseOptions(max_length=16)), data, tokenizer)
+    featurize(Choose(ChooseOptions(max_length=16)), data, tokenizer, cache=cache)
+    monkeypatch.setattr(Choose, "features", None)
+    found = featurize(Choose(ChooseOptions(max_length=16)), data, tokenizer, cache=cache)
+    assert alike(plain, found)
+    assert found.choices == plain.choices
 
 
 def test_the_key_is_of_all_that_matters(cache: FeatureCache, tokenizer: Tokenizer) -> None:

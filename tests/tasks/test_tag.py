@@ -209,6 +209,24 @@ class TestModel:
             assert found.metrics["recall"] == pytest.approx(right / true)
             assert found.details["examples"] == 3
 
+    def test_processes_may_have_any_part_of_a_sentence(self, tiny_folder: Path, crf: bool) -> None:
+        bundle = made(tiny_folder, 3, crf=crf)
+        task = bundle.task
+        assert task is not None
+        features = featurize(task, SOME, bundle.tokenizer, evaluation=True)
+        whole, *shares = (task.metrics(features) for _ in range(4))
+        with torch.no_grad():
+            for index in range(len(features)):
+                batch = features.batch(np.array([index]))
+                outputs = task.forward(bundle.model.eval(), batch)
+                whole.update(outputs, batch)
+                shares[index % 3].update(outputs, batch)
+        shares[1].merge(shares[2])
+        shares[0].merge(shares[1])
+        assert shares[0].result() == whole.result()
+        assert shares[0].details() == whole.details()
+        assert whole.details()["examples"] == 3
+
     def test_goes_to_disk_and_back(self, tiny_folder: Path, tmp_path: Path, crf: bool) -> None:
         from transformers import AutoModelForTokenClassification
 

@@ -11,8 +11,8 @@ from sacrebleu import corpus_bleu, corpus_chrf
 
 from pretune.data import Skipped
 from pretune.decoding import Generation
-from pretune.errors import CheckpointError, DataError, RecipeError
-from pretune.infer import Predictor
+from pretune.errors import CheckpointError, DataError, RecipeError, RunError
+from pretune.infer import Predictor, TextGenerator
 from pretune.models import Scores
 from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
@@ -256,22 +256,29 @@ def test_a_small_model_learns_its_pairs(tmp_path: Path) -> None:
     assert tokenizer.decode(written[0], skip_special_tokens=True) == PAIRS[1][1]
 
 
-@pytest.mark.parametrize(
-    "more", [{"normalize_before": True}, {"share_encoder_decoder_embeddings": False}]
-)
-def test_what_transformers_has_not_is_saved_as_our_own(
-    more: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_models_are_saved_as_what_transformers_has_or_as_our_own(
+    first: bool, shared: bool, tmp_path: Path
 ) -> None:
+    more = {"normalize_before": first, "share_encoder_decoder_embeddings": shared}
     bundle = translator(**more)
-    assert not bundle.family.published
-    again = load(saved(tmp_path / "model", bundle))
-    assert again.family.model_type == "transformer"
+    assert bundle.family.published is not first
+    folder = saved(tmp_path / "model", bundle)
+    again = load(folder)
+    assert again.family.model_type == ("transformer" if first else "marian")
     features = featurize(bundle.task, records(), bundle.tokenizer)
     batch = features.batch(np.arange(len(PAIRS)))
     with torch.no_grad():
-        torch.testing.assert_close(again.model.eval()(batch), bundle.model(batch))
-    for name in more:
-        assert getattr(again.backbone.config, name) == more[name]
+        mine = bundle.model(batch)
+        torch.testing.assert_close(again.model.eval()(batch), mine)
+    for name, value in more.items():
+        assert getattr(again.backbone.config, name) == value
+    if not first:
+        source, target = (side.tokens.split(side.layout.lengths)[2] for side in batch.pairs)
+        logits = theirs(folder)(source[None], decoder_input_ids=target[None]).logits[0]
+        ours = mine.split(batch.pairs[1].layout.lengths)[2]
+        torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_a_published_model_is_a_translator(tmp_path: Path) -> None:
@@ -306,3 +313,62 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 def test_other_families_do_not_translate(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be used for the task translate"):
         load(tiny_folder, task=Translate(TranslateOptions(max_length=20)))
+
+
+def test_a_translator_does_not_go_on_from_a_prompt(bpe: Bundle) -> None:
+    with pytest.raises(RunError, match="translates") as caught:
+        TextGenerator.of(bpe)
+    assert "pretune predict" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_a_vocabulary_for_each_side(kind: str, tmp_path: Path) -> None:
+    from pretune.recipe import Recipe
+    from pretune.training import train_recipe
+
+    sides = [("zh", "en"), *[("狗 跑 了", "The dog ran away")] * 9]
+    (tmp_path / "pairs.tsv").write_text("\n".join(map("\t".join, sides)) + "\n", encoding="utf-8")
+    recipe = Recipe.load(
+        "translate",
+        {
+            "data.train": str(tmp_path / "pairs.tsv"),
+            "data.validation": 0.3,
+            "data.columns": {"source": "zh", "target": "en"},
+            "model.config": SIZES,
+            "model.train_tokenizer": {"kind": kind, "vocab_size": 300, "joint": False},
+            "task.max_length": 40,
+            "train.max_steps": 2,
+            "output": str(tmp_path / "run"),
+        },
+    )
+    train_recipe(recipe, quiet=True)
+    bundle = load(tmp_path / "run")
+    source, target = bundle.tokenizer, bundle.tokenizer.target
+    config = bundle.backbone.config
+    assert "狗" not in target.engine.get_vocab()
+    assert config.decoder_vocab_size == target.vocab_size == bundle.model.vocab_size
+    assert config.vocab_size == max(source.vocab_size, target.vocab_size)
+    given = records([sides[1]])
+    (feature,) = bundle.task.features(given, range(1), source, with_targets=True)
+    first, _ = feature.choices
+    assert feature.tokens[first - 1] == source.end_id
+    assert feature.targets[NEXT][-1] == target.end_id
+    assert target.decode(feature.targets[NEXT][first:]).lower() == sides[1][1].lower()
+    # What transformers makes of the files: the source by its tokenizer, the target by ours.
+    folder = tmp_path / "run" / "best"
+    written = theirs(folder).generate(
+        **transformers.AutoTokenizer.from_pretrained(folder)(sides[1][0], return_tensors="pt"),
+        num_beams=1,
+        max_new_tokens=2 * first + 10,
+        forced_eos_token_id=None,
+    )
+    found = Predictor(load(folder, options={"beams": 1})).predict(given)
+    assert whole(found[0].translation) == whole(target.decode(written[0].tolist()))
+    with pytest.raises(CheckpointError, match="two vocabularies"):
+        translator_of_one_table(source)
+
+
+def translator_of_one_table(tokenizer: Any) -> Bundle:
+    config = {**SIZES, "share_encoder_decoder_embeddings": True}
+    task = Translate(TranslateOptions(max_length=40))
+    return load("transformer-small", task=task, tokenizer=tokenizer, config=config)

@@ -108,6 +108,28 @@ class TestSameUpdates:
             result_of(mask_recipe.output)["metrics"], rel=1e-4
         )
 
+    def test_of_a_tagger_whose_sentences_are_in_several_windows(
+        self, toy_recipe: Make, tmp_path: Path, together: Together
+    ) -> None:
+        """The windows of a sentence are evaluated in any process; a field is trained too."""
+        data = tmp_path / "names.conll"
+        words = ["the\tO\n", "good\tB-A\n", "film\tI-A\n", "un\tB-C\n"]
+        data.write_text(
+            "\n".join("".join((words * 9)[i % 3 : 5 + i % 29]) for i in range(40)) + "\n",
+            encoding="utf-8",
+        )
+        values = toy_recipe(**STEADY, train__batch_size=7, train__max_steps=6).to_dict()
+        values["task"] = {"name": "tag", "max_length": 12, "overlap": 4, "crf": True}
+        values["data"]["train"] = str(data)
+        one = Recipe.of(values)
+        result = train_recipe(one, quiet=True)
+        several = one.changed({"output": str(tmp_path / "several")})
+        together.train(2, several)
+        assert_close(several.output, weights(one.output))
+        found = result_of(several.output)
+        assert found["details"] == result.details
+        assert found["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+
     def test_the_mean_of_means_would_be_another(
         self, mask_recipe: Recipe, tmp_path: Path, together: Together
     ) -> None:

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretune import yaml12
+from pretune.data import Records
 from pretune.errors import DataError, RunError
 from pretune.recipe import Recipe
 from pretune.tasks.bundle import load
 from pretune.training import read_data, train_recipe, train_seeds
+from pretune.training.inputs import _groups
+from tests.tasks.questions import question
 
 Make = Callable[..., Recipe]
 
@@ -161,6 +166,26 @@ class TestSplit:
         with pytest.raises(DataError, match="too few to hold back"):
             read_data(toy_recipe(data__train=str(path)))
 
+    def test_questions_about_a_passage_stay_together(
+        self, toy_recipe: Make, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "questions.jsonl"
+        rows = [
+            question("good film", f"A good film, number {i % 9}.", number=str(i)) for i in range(60)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        values = toy_recipe(data__train=str(path), data__validation=0.2).to_dict()
+        values["task"] = {"name": "answer"}
+        train, held_out = read_data(Recipe.of(values))
+        assert isinstance(held_out, Records)
+        assert len(train) + len(held_out) == 60
+        assert 12 <= len(held_out) <= 12 + 60 // 9
+        seen, new = ({row["context"] for row in data.rows} for data in (train, held_out))
+        assert not seen & new
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[::9]), encoding="utf-8")
+        with pytest.raises(DataError, match="1 different contexts are too few"):
+            read_data(Recipe.of(values))
+
     def test_none_is_possible(self, toy_recipe: Make) -> None:
         recipe = toy_recipe(data__validation=None, train__max_steps=2)
         result = train_recipe(recipe, quiet=True)
@@ -240,3 +265,21 @@ class TestStopping:
         process.wait()
         assert load(folder / "last").task is not None
         assert load(folder / "best").task is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_records_that_share_a_text_are_of_one_group(pairs: list[tuple[int, int]]) -> None:
+    rows = [{"source": f"s{a}", "target": f"t{b}"} for a, b in pairs]
+    records = Records(rows, "x", None, ("source", "target"))
+    found = _groups(records, ("source", "target")).tolist()
+    linked = [[a == c or b == d for c, d in pairs] for a, b in pairs]
+    for _ in pairs:  # what is reached in one more step
+        linked = [
+            [
+                any(one and row[j] for one, row in zip(mine, linked, strict=True))
+                for j in range(len(pairs))
+            ]
+            for mine in linked
+        ]
+    assert [[i == j for j in found] for i in found] == linked
+    assert sorted(set(found)) == list(range(max(found) + 1))

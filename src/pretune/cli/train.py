@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,7 +72,7 @@ def train(
     except Interrupted as stopped:
         fail(
             f"{stopped}\ngo on:  pretune train --resume {stopped.folder}\n"
-            f"use it: pretune predict {stopped.folder}/last TEXT",
+            f"use it: {_usage(stopped.folder, 'last')}",
             STOPPED_BY + stopped.signal,
         )
 
@@ -110,5 +111,18 @@ def _show(result: RunResult, *, as_json: bool) -> None:
         out.print_json(data=result.to_dict())
         return
     out.print(run_table(result))
-    out.print(f"ask it:      pretune predict {result.folder} TEXT", highlight=False, markup=False)
-    out.print(f"evaluate it: pretune evaluate {result.folder} DATA", highlight=False, markup=False)
+    for line in (
+        f"ask it:      {_usage(result.folder)}",
+        f"evaluate it: pretune evaluate {result.folder} DATA",
+        f"look at it:  pretune report {result.folder}",
+    ):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _usage(run: str | Path, part: str = "") -> str:
+    """The command that asks the model of a run, or of a checkpoint in it."""
+    from pretune.tasks import task_class
+    from pretune.training.folder import RunFolder
+
+    task = RunFolder(Path(run)).recipe().task
+    return task_class(task.name)(task).usage(str(Path(run) / part))

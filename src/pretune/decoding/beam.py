@@ -4,8 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens with which hypotheses may go on best, for several searches at once.
+
+    Attributes:
+        scores: `[R, C]` of each of the best tokens of R hypotheses, best first.
+        tokens: `[R, C]` which they are.
+        logprobs: `[R, C]` the log-probability that the model gave them.
+    """
+
+    scores: Array
+    tokens: Array
+    logprobs: Array
+
+    @classmethod
+    def of(cls, scores: Tensor, logprobs: Tensor, count: int) -> Candidates:
+        """The `count` best.
+
+        Args:
+            scores: `[R, V]` log-probabilities after penalties: what is maximised.
+            logprobs: `[R, V]` the model's own.
+            count: C; V where that is less.
+        """
+        best = scores.topk(min(count, scores.shape[1]))
+        own = best.values if logprobs is scores else logprobs.gather(1, best.indices)
+        return cls(*(part.cpu().numpy() for part in (best.values, best.indices, own)))
+
+    def rows(self, start: int, end: int) -> Candidates:
+        """Those of some of the hypotheses."""
+        return Candidates(self.scores[start:end], self.tokens[start:end], self.logprobs[start:end])
 
 
 @dataclass(frozen=True)
@@ -36,6 +73,9 @@ class BeamSearch:
             than the worst of them at its present length.
         stop_count: how many tokens are stop tokens.
         ending: why a continuation of these tokens ends, or None.
+
+    Attributes:
+        candidates: how many it looks at in each step.
     """
 
     def __init__(
@@ -53,28 +93,26 @@ class BeamSearch:
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping
         # So many that enough go on, even if each beam's best are all stop tokens.
-        self._candidates = max(2, 1 + stop_count) * beams
+        self.candidates = max(2, 1 + stop_count) * beams
         self._ending = ending
 
-    def advance(self, scores: Tensor, logprobs: Tensor) -> list[int]:
+    def advance(self, best: Candidates) -> list[int]:
         """Take in what the model says of each live hypothesis.
 
         Args:
-            scores: `[live, V]` log-probabilities after penalties: what is maximised.
-            logprobs: `[live, V]` the model's own.
+            best: at least `candidates` of each of them, or all that there are.
 
         Returns:
             for each hypothesis that is live now, which of the former ones it continues.
         """
-        totals = scores + scores.new_tensor([h.score for h in self.live])[:, None]
-        best = totals.flatten().topk(min(self._candidates, totals.numel()))
-        origins = best.indices // scores.shape[1]
-        tokens = best.indices % scores.shape[1]
+        before = np.array([h.score for h in self.live], dtype=best.scores.dtype)
+        totals = (best.scores + before[:, None]).ravel()
+        order = np.argsort(-totals, kind="stable")[: self.candidates]
         columns = (
-            best.values.tolist(),
-            origins.tolist(),
-            tokens.tolist(),
-            logprobs[origins, tokens].tolist(),
+            totals[order].tolist(),
+            (order // best.scores.shape[1]).tolist(),
+            best.tokens.ravel()[order].tolist(),
+            best.logprobs.ravel()[order].tolist(),
         )
         going: list[tuple[int, Hypothesis]] = []
         for rank, (total, origin, token, logprob) in enumerate(zip(*columns, strict=True)):

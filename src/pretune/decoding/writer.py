@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretune.decoding.beam import BeamSearch
+from pretune.decoding.beam import BeamSearch, Candidates
 from pretune.decoding.reader import Reader
 from pretune.decoding.sampling import NEVER, Decoding, draw, generator, narrow, penalize
 from pretune.decoding.stream import Detokenizer, StopText, continuation
@@ -261,10 +261,11 @@ class Writer:
         while active:
             own = reader.logits.log_softmax(-1)
             scores = penalize(own, reader.histories, decoding)
+            best = Candidates.of(scores, own, max(search.candidates for search in active))
             rows, tokens, start = list[int](), list[int](), 0
             for search in active:
                 end = start + len(search.live)
-                origins = search.advance(scores[start:end], own[start:end])
+                origins = search.advance(best.rows(start, end))
                 if not search.done:
                     rows += [start + origin for origin in origins]
                     tokens += [hypothesis.tokens[-1] for hypothesis in search.live]

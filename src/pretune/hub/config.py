@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.errors import CheckpointError, did_you_mean
-from pretune.hub.keys import FAMILIES, Family
+from pretune.hub.keys import FAMILIES, TWO_TABLES, Family
 from pretune.models import brief
 
 #: More classes than any labelled set has; a config.json that claims more is broken.
@@ -106,4 +106,6 @@ def family_of(config: Mapping[str, Any], folder: Path) -> Family:
             f"{folder / 'config.json'}: model_type '{kind}' is not supported",
             did_you_mean(kind, FAMILIES),
         )
+    if kind in TWO_TABLES and config.get("share_encoder_decoder_embeddings") is False:
+        return TWO_TABLES[kind]
     return FAMILIES[kind]

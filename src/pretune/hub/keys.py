@@ -284,8 +284,19 @@ MARIAN = Family(
         for name in ("embed_tokens", "embed_positions")
     ),
 )
-#: What Marian has not: LayerNorm first, or a vocabulary's table for each side.
-TRANSFORMER = replace(MARIAN, model_type="transformer", published=False)
+#: Where source and target have a table each, the source's has another name.
+MARIAN_TWO_TABLES = replace(
+    MARIAN,
+    rules=(
+        Rule("embeddings.tokens.weight", ("encoder.embed_tokens.weight",)),
+        *(rule for rule in MARIAN.rules if rule.ours != "embeddings.tokens.weight"),
+    ),
+)
+#: LayerNorm first: Marian has no such model.
+TRANSFORMER, TRANSFORMER_TWO_TABLES = (
+    replace(family, model_type="transformer", published=False)
+    for family in (MARIAN, MARIAN_TWO_TABLES)
+)
 
 
 def _own(*names: str) -> tuple[Rule, ...]:
@@ -312,6 +323,10 @@ RNN = _classic("Rnn", "rnn", RnnModel, "layers.{i}.input", "layers.{i}.recurrent
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, DISTILBERT, GPT2, MARIAN, TRANSFORMER, NNLM, RNN)
 }
+
+
+#: Families of models with two tables, by the type of those with one.
+TWO_TABLES = {family.model_type: family for family in (MARIAN_TWO_TABLES, TRANSFORMER_TWO_TABLES)}
 
 
 @dataclass(frozen=True)

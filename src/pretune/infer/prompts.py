@@ -26,6 +26,13 @@ def language_model(bundle: Bundle) -> LanguageModel:
     if bundle.task is None and bundle.backbone.causal:
         # A checkpoint of a language model without a task of ours: its output layer is its table.
         model = HEADS["causal_lm"](bundle.backbone, 0)
+    if getattr(model, "opening", None) is not None:
+        where = bundle.report.source if bundle.report else "this model"
+        raise RunError(
+            f"{where}: a {bundle.family.model_type} model translates; it does not go on from a "
+            "prompt",
+            "Ask it with: pretune predict RUN TEXT",
+        )
     if hasattr(model, "start") and hasattr(model, "step"):
         return cast(LanguageModel, model)
     where = bundle.report.source if bundle.report else "this model"

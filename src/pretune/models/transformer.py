@@ -5,9 +5,9 @@ A batch has pairs: features of two sequences, the source and what the decoder re
 source, wherever both begin and end.
 
 What is saved is in the layout of transformers' Marian, which is this model: LayerNorm after each
-sum, sinusoids, and one table of the vocabulary for the source, the target and the output. Where
-LayerNorm comes first, or source and target have tables of their own, transformers has no such
-model, and `config.json` says `transformer` instead of `marian`.
+sum, sinusoids, one table of the vocabulary for the source, the target and the output, or one for
+the source and one for the others. Where LayerNorm comes first transformers has no such model, and
+`config.json` says `transformer` instead of `marian`.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ class TransformerConfig(ModelConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """For `config.json`; `model_type` says whether transformers has such a model."""
-        own = self.normalize_before or not self.share_encoder_decoder_embeddings
-        kind = {"model_type": "transformer"} if own else {}
+        kind = {"model_type": "transformer"} if self.normalize_before else {}
         return {**super().to_dict(), **kind, "is_encoder_decoder": True}
 
 

@@ -31,6 +31,8 @@ from pretune.models import (
     ClassicModel,
     MaskedLM,
     TokenClassifier,
+    TransformerModel,
+    Translator,
 )
 
 #: Bytes of a float32.
@@ -83,11 +85,15 @@ def count_flops(model: nn.Module, length: int) -> Flops:
     softmax are left out, as there. A causal model is counted with the half of attention that its
     mask throws away: it is computed all the same.
 
+    Of a pair of a source and a target, half of the tokens are on each side: each goes through the
+    matrices of its own stack.
+
     Args:
         model: a backbone or a model with a head, on any device.
-        length: tokens of a sequence.
+        length: tokens of a sequence, or of a pair.
     """
-    config = backbone_of(model).config
+    backbone = backbone_of(model)
+    config = backbone.config
     each_token, each_sequence = 0, 0
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
@@ -98,8 +104,12 @@ def count_flops(model: nn.Module, length: int) -> Flops:
             each_token += module.weight.numel()
     if _tied(model):
         each_token += config.size("vocab_size") * config.size("hidden_size")
-    layers = config.size("num_hidden_layers") if config.size("num_attention_heads") else 0
-    attention = 4 * length * config.size("hidden_size") * layers
+    layers = float(config.size("num_hidden_layers") if config.size("num_attention_heads") else 0)
+    if isinstance(backbone, TransformerModel):
+        # A token of a target looks at its source as well, in each layer; half the tokens are such.
+        layers = (layers + backbone.config.decoder_layers) / 4
+        each_token //= 2
+    attention = round(4 * length * config.size("hidden_size") * layers)
     per_token = 2 * each_token + attention
     whole = length * per_token + 2 * each_sequence
     return Flops(length, each_token, attention, per_token, whole)
@@ -109,7 +119,7 @@ def _once_a_sequence(model: nn.Module, name: str) -> bool:
     """Whether a matrix is applied to one vector a sequence rather than to every token's."""
     if name.rpartition(".")[2] in ("pooler", "relationship"):
         return True
-    kinds = Backbone | TokenClassifier | MaskedLM | CausalLM | ClassicLM
+    kinds = Backbone | TokenClassifier | MaskedLM | CausalLM | ClassicLM | Translator
     return not isinstance(model, kinds) and not name.startswith("backbone.")
 
 
@@ -117,7 +127,7 @@ def _tied(model: nn.Module) -> bool:
     """Whether the table of embeddings is the output layer too."""
     if isinstance(model, ClassicLM):
         return model.output is None
-    return isinstance(model, MaskedLM | CausalLM)
+    return isinstance(model, MaskedLM | CausalLM | Translator)
 
 
 def backbone_of(model: nn.Module) -> Backbone:
@@ -227,13 +237,13 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
         length: tokens of each, special tokens included.
     """
     with torch.device("meta"):
-        head = "causal_lm" if isinstance(model, ClassicModel) else "sequence_classification"
+        head = _usual_head(model)
         trained = HEADS[head](model, 2) if isinstance(model, Backbone) else model
     trained.to("meta")  # a table of sinusoids is always made on the CPU
     for module in trained.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = False  # an optimizer may have asked for it; the meta device has none
-    inputs = _inputs(batch, length)
+    inputs = _inputs(trained, batch, length)
     weights = FLOAT * sum(p.numel() for p in trained.parameters())
     tables = _lookup_tables(trained)
     before = [p.requires_grad for p in tables]
@@ -268,8 +278,19 @@ def _lookup_tables(model: nn.Module) -> list[nn.Parameter]:
     return [m.get_parameter("weight") for m in model.modules() if isinstance(m, nn.Embedding)]
 
 
-def _inputs(batch: int, length: int) -> PackedBatch:
+def _usual_head(model: nn.Module) -> str:
+    """What a backbone without a head is trained with."""
+    if isinstance(model, TransformerModel):
+        return "translation"
+    return "causal_lm" if isinstance(model, ClassicModel) else "sequence_classification"
+
+
+def _inputs(model: nn.Module, batch: int, length: int) -> PackedBatch:
     ids = torch.zeros(batch * length, dtype=torch.int64, device="meta")
+    if isinstance(model, Translator):
+        sides, pairs = [length - length // 2, length // 2], (2,) * batch
+        layout = Layout.of(sides * batch, "meta")
+        return PackedBatch(tokens=ids, layout=layout, positions=ids, choices=pairs)
     layout = Layout.of([length] * batch, "meta")
     return PackedBatch(tokens=ids, layout=layout, positions=ids, segments=ids)
 

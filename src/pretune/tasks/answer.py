@@ -89,6 +89,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
     head: ClassVar[str] = "question_answering"
     best_by: ClassVar[str] = "f1"
     windows: ClassVar[bool] = True
+    kept_together: ClassVar[tuple[str, ...]] = ("context",)  # else training would know the passages
 
     def __init__(self, options: AnswerOptions, threshold: float = 0.0) -> None:
         super().__init__(options)
@@ -98,6 +99,10 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
     def inputs(self) -> dict[str, str]:
         """`question`, `context`."""
         return {"question": "a question", "context": "a passage that holds the answer"}
+
+    def usage(self, run: str) -> str:
+        """With a question and its passage."""
+        return f"pretune predict {run} --question TEXT --context-file FILE"
 
     @property
     def targets(self) -> dict[str, str]:

@@ -106,6 +106,7 @@ class Task(ABC, Generic[O, P]):
         splits_text: whether the end of a single long text can be held back for validation.
         reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
         windows: whether a long text is read as several sequences, rather than cut.
+        kept_together: records with the same text in one of these columns are held back all or none.
     """
 
     name: ClassVar[str]
@@ -114,6 +115,7 @@ class Task(ABC, Generic[O, P]):
     splits_text: ClassVar[bool] = False
     reads_corpus: ClassVar[bool] = False
     windows: ClassVar[bool] = False
+    kept_together: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -148,6 +150,10 @@ class Task(ABC, Generic[O, P]):
     def shown(self) -> tuple[str, ...]:
         """The columns that are repeated beside an answer, where a record has them."""
         return tuple(self.inputs)
+
+    def usage(self, run: str) -> str:
+        """The command by which people ask a model in that folder."""
+        return " ".join(["pretune predict", run, *["TEXT"] * len(self.inputs)])
 
     @property
     def was_cut(self) -> str:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from pretune.errors import CheckpointError, RecipeError, did_you_mean
+from pretune.errors import CheckpointError, RecipeError
 from pretune.hub import (
     MANIFEST,
     Family,
@@ -33,7 +32,7 @@ from pretune.hub import (
 )
 from pretune.models import SIZES, Backbone, ModelConfig, brief, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
-from pretune.tasks.fresh import known_entries, of_tokenizer, vocabulary_for
+from pretune.tasks.fresh import known_entries, of_tokenizer, vocabulary_for, with_options
 from pretune.text import Tokenizer, extend
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
@@ -134,7 +133,7 @@ def load(
     family = family_of(model_config.to_dict(), place)
     trained, columns = (None, {}) if folder is None else _trained_task(folder, said, model_config)
     if trained is not None and options:
-        trained = _with_options(trained, options)
+        trained = with_options(trained, options)
     wanted = None if bare else task or trained
     _check_sizes(place, model_config, found, wanted)
     build = partial(_build, family, model_config, wanted)
@@ -155,33 +154,6 @@ def load(
     if wanted is not None:
         wanted.bind(found)
     return Bundle(model, found, family, wanted, columns, report)
-
-
-def _with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
-    """A trained task with some options changed.
-
-    Raises:
-        RecipeError: there is no such option, its value makes no sense, or the model would have to
-            be another one.
-    """
-    known = [name for name in task.options_type.model_fields if name != "name"]
-    for name in options:
-        if name not in known:
-            raise RecipeError(
-                f"the task {task.name} has no option '{name}'", did_you_mean(name, known)
-            )
-    try:
-        chosen = task.options_type.model_validate({**task.options.model_dump(), **options})
-        changed = type(task)(chosen).with_state(task.state())
-    except ValueError as error:  # of pydantic, for one
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise RecipeError(f"{', '.join(options)}: {said.removeprefix('Value error, ')}") from None
-    if changed.outputs() != task.outputs():
-        raise RecipeError(
-            f"{', '.join(options)}: a model was trained with what this option was",
-            "Train it anew with the other value.",
-        )
-    return changed
 
 
 def _build(family: Family, config: ModelConfig, task: AnyTask | None) -> nn.Module:
@@ -294,6 +266,12 @@ def _check_sizes(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
             f"{vocabulary:,}",
             "They are not of the same model: copy both from one place.",
+        )
+    if tokenizer.target is not None and getattr(config, "share_encoder_decoder_embeddings", True):
+        raise CheckpointError(
+            f"{folder}: there is a tokenizer for each of two vocabularies, and a model with one",
+            "Train with model.config='{share_encoder_decoder_embeddings: false}'; or take another "
+            "tokenizer.",
         )
     if task is not None and task.options.max_length > positions:
         raise CheckpointError(

@@ -75,6 +75,10 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """`text`."""
         return {"text": "a text"}
 
+    def usage(self, run: str) -> str:
+        """With the beginning of a text."""
+        return f"pretune generate {run} --prompt TEXT"
+
     @property
     def targets(self) -> dict[str, str]:
         """None: the text is its own answer."""

@@ -67,6 +67,10 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
         """`turns`."""
         return {TURNS: "what was said: a list of texts, oldest first"}
 
+    def usage(self, run: str) -> str:
+        """In a conversation; of a model for replies of another one, with that."""
+        return f"pretune chat RUN --mmi {run}" if self.options.reverse else f"pretune chat {run}"
+
     @property
     def targets(self) -> dict[str, str]:
         """None: the turns are their own answers."""

@@ -84,6 +84,10 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         meaning = "a choice" if several else "the choices: a list, or a text with | between them"
         return {"context": "the context", **stem, **dict.fromkeys(self.options.choices, meaning)}
 
+    def usage(self, run: str) -> str:
+        """Choices are given as a table."""
+        return f"pretune predict {run} --file FILE"
+
     @property
     def targets(self) -> dict[str, str]:
         """`label`."""

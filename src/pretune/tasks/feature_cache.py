@@ -70,7 +70,8 @@ class FeatureCache:
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
         fixed = [__version__, how, known, records.max_chars, tokenizer.special]
-        for part in (json.dumps(fixed, sort_keys=True), tokenizer.engine.to_str()):
+        engines = [tokenizer.engine.to_str(), tokenizer.written.engine.to_str()]
+        for part in (json.dumps(fixed, sort_keys=True), *engines):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         for row in records.rows:
             digest.update(json.dumps(row, default=repr).encode() + b"\n")
@@ -88,6 +89,11 @@ class FeatureCache:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             skipped = tuple(Skipped(**item) for item in said["skipped"])
             repaired = tuple(Repaired(**item) for item in said["repaired"])
+            choices = None
+            if "choices" in arrays:
+                ends = np.cumsum(arrays["counts"])[:-1]
+                parts = np.split(arrays["choices"], ends)
+                choices = tuple(tuple(part.tolist()) for part in parts)
             found = FeatureSet(
                 tokens=arrays["tokens"],
                 starts=arrays["starts"],
@@ -97,6 +103,7 @@ class FeatureCache:
                 truncated=said["truncated"],
                 skipped=skipped,
                 repaired=repaired,
+                choices=choices,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
@@ -120,6 +127,10 @@ class FeatureCache:
         arrays |= {_TARGET + name: column for name, column in features.targets.items()}
         if features.segments is not None:
             arrays["segments"] = features.segments
+        if features.choices is not None:
+            counts = [len(lengths) for lengths in features.choices]
+            every = [length for lengths in features.choices for length in lengths]
+            arrays |= {"counts": np.array(counts), "choices": np.array(every)}
         if sum(array.nbytes for array in arrays.values()) > self.most_bytes:
             return
         said = {

@@ -1,4 +1,4 @@
-"""A model of random weights: what it takes from its tokenizer, and what a recipe may change."""
+"""What a model of random weights takes from its tokenizer; what may be changed of any model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pretune.errors import CheckpointError, did_you_mean
+from pydantic import ValidationError
+
+from pretune.errors import CheckpointError, RecipeError, did_you_mean
 from pretune.hub import Family, find_source
 from pretune.models import ModelConfig
+from pretune.tasks.base import AnyTask
 from pretune.text import Tokenizer
 
 
@@ -21,19 +24,29 @@ def of_tokenizer(tokenizer: Tokenizer, config_class: type[ModelConfig]) -> dict[
     """
     names = {item.name for item in fields(config_class)}
     end = tokenizer.special_id("eos_token")
-    entries = {"vocab_size": tokenizer.vocab_size, "bos_token_id": end, "eos_token_id": end}
+    entries: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
     if "decoder_start_token_id" in names:
-        end = tokenizer.special_id("sep_token") if end is None else end
-        if end is None:
+        writer = tokenizer.written
+        end = writer.end_id
+        if end is None or tokenizer.end_id is None:
             raise CheckpointError(
                 "the tokenizer has no token for the end of a text",
                 "Take one with an eos_token or a sep_token; wordpiece and bpe have them "
                 "(model.train_tokenizer.kind).",
             )
-        pad = tokenizer.special_id("pad_token")
+        pad = writer.special_id("pad_token")
         begin = end if pad is None else pad
         entries |= {"eos_token_id": end, "forced_eos_token_id": end, "bos_token_id": None}
         entries |= {"pad_token_id": begin, "decoder_start_token_id": begin}
+        if tokenizer.target is not None:
+            # transformers wants the padding token to be in both tables.
+            size = max(tokenizer.vocab_size, writer.vocab_size)
+            entries |= {"vocab_size": size, "decoder_vocab_size": writer.vocab_size}
+            entries["share_encoder_decoder_embeddings"] = False
     return {name: value for name, value in entries.items() if name in names}
 
 
@@ -63,3 +76,30 @@ def vocabulary_for(family: Family, name: str) -> Path:
             "model.train_tokenizer='{kind: bpe, vocab_size: 8000}'",
         )
     return find_source("minilm")
+
+
+def with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
+    """A trained task with some options changed.
+
+    Raises:
+        RecipeError: there is no such option, its value makes no sense, or the model would have to
+            be another one.
+    """
+    known = [name for name in task.options_type.model_fields if name != "name"]
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"the task {task.name} has no option '{name}'", did_you_mean(name, known)
+            )
+    try:
+        chosen = task.options_type.model_validate({**task.options.model_dump(), **options})
+        changed = type(task)(chosen).with_state(task.state())
+    except ValueError as error:  # of pydantic, for one
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise RecipeError(f"{', '.join(options)}: {said.removeprefix('Value error, ')}") from None
+    if changed.outputs() != task.outputs():
+        raise RecipeError(
+            f"{', '.join(options)}: a model was trained with what this option was",
+            "Train it anew with the other value.",
+        )
+    return changed

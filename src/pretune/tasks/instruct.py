@@ -72,6 +72,10 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
         """`messages`."""
         return {MESSAGES: "a conversation: messages with a role and a content, or one text"}
 
+    def usage(self, run: str) -> str:
+        """In a conversation."""
+        return f"pretune chat {run}"
+
     @property
     def targets(self) -> dict[str, str]:
         """None: the conversation has the replies."""

@@ -123,11 +123,13 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
     options_type: ClassVar[type[TranslateOptions]] = TranslateOptions
     head: ClassVar[str] = "translation"
     best_by: ClassVar[str] = "bleu"
+    # A sentence may be there with several translations.
+    kept_together: ClassVar[tuple[str, ...]] = ("source", "target")
 
     def __init__(self, options: TranslateOptions) -> None:
         super().__init__(options)
         self._training = False
-        self._start = self._end = 0
+        self._start = self._end = self._source_end = 0
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -142,16 +144,17 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
 
     @property
     def vocabulary_of(self) -> tuple[str, ...]:
-        """Both sides have one vocabulary."""
+        """Both sides; in this order, where each has a vocabulary of its own."""
         return (*self.inputs, *self.targets)
 
     def bind(self, tokenizer: Tokenizer) -> None:
         """Keep the tokenizer; have it end each text, also for those who use it without us."""
-        self._tokenizer = tokenizer
+        self._tokenizer, number = tokenizer, tokenizer.end_id
+        self._source_end = number = self._end if number is None else number
         (probe,) = tokenizer.encode(["a"])
-        if probe.ids[-1:] != [self._end]:
-            (end,) = tokenizer.tokens([self._end])
-            ending = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, self._end)])
+        if probe.ids[-1:] != [number]:
+            (end,) = tokenizer.tokens([number])
+            ending = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
             tokenizer.engine.post_processor = ending
             # A class for GPT-2's or another model would put its own in this one's place.
             tokenizer.settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -189,7 +192,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         texts = [[_text(records, row, column) for row in rows] for column in self.vocabulary_of]
         most = self.options.max_length - 1
         sources = self._sources(texts[0], tokenizer)
-        targets = tokenizer.encode_bare(texts[1], offsets=False)
+        targets = tokenizer.written.encode_bare(texts[1], offsets=False)
         for row, (source, cut), encoding in zip(rows, sources, targets, strict=True):
             target = encoding.ids[:most]
             yield Feature(
@@ -206,8 +209,9 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         """The tokens of each, its end the last, and whether some were cut off."""
         most = self.options.max_length
         for encoded in tokenizer.encode(texts):
-            ids = encoded.ids if encoded.ids[-1:] == [self._end] else [*encoded.ids, self._end]
-            yield (ids, False) if len(ids) <= most else ([*ids[: most - 1], self._end], True)
+            end = [self._source_end]
+            ids = encoded.ids if encoded.ids[-1:] == end else encoded.ids + end
+            yield (ids, False) if len(ids) <= most else (ids[: most - 1] + end, True)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's own output layer; its config knows how targets begin and end."""
@@ -243,7 +247,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         )
         writer = Writer(
             model,
-            self._tokenizer,
+            self._tokenizer.written,
             device=sources.tokens.device,
             batch_size=ROWS,
             stop_tokens=[self._end],
@@ -277,6 +281,10 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         """BLEU and chrF, perplexity and accuracy."""
         chosen = self.options.bleu_tokenizer
         return TranslateMetrics(features, None if chosen == "auto" else chosen)
+
+    def feature_key(self) -> Any:
+        """The special tokens are the model's."""
+        return [super().feature_key(), self._start, self._end]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:

@@ -54,7 +54,7 @@ class TurnLayout:
             CheckpointError: it has none that could end a turn.
         """
         begin, end = tokenizer.special_id("cls_token"), tokenizer.special_id("sep_token")
-        end = tokenizer.special_id("eos_token") if end is None else end
+        end = tokenizer.end_id if end is None else end
         if end is None:
             raise CheckpointError(
                 "the tokenizer has no token for the end of a turn",

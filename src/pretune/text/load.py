@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError
 from pretune.text.engines import bert_normalizer, wordpiece_engine
-from pretune.text.tokenizer import SPECIAL_NAMES, Tokenizer
+from pretune.text.tokenizer import SPECIAL_NAMES, TARGET_FILE, Tokenizer
 
 BERT_SPECIAL = {
     "unk_token": "[UNK]",
@@ -41,6 +41,13 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     settings = _read_json(folder / "tokenizer_config.json")
+    found = _load(path, settings, lowercase)
+    if path.is_dir() and (path / TARGET_FILE).is_file():
+        found.target = _from_json(path / TARGET_FILE, {})
+    return found
+
+
+def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
     if path.is_file():
         if path.suffix == ".json":
             return _from_json(path, settings)

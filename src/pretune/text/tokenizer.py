@@ -24,6 +24,9 @@ SPECIAL_NAMES = (
     "eos_token",
 )
 
+#: Where a tokenizer for the texts that are written is, beside the one for those that are read.
+TARGET_FILE = "target_tokenizer.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -51,11 +54,14 @@ class Tokenizer:
         engine: the Rust tokenizer; never pads or truncates by itself.
         special: the special tokens by their Hugging Face names, e.g. `{"cls_token": "[CLS]"}`.
         settings: what `tokenizer_config.json` said; written back by `save`.
+        target: another one, for the texts that a translator writes; None: they have this one's
+            vocabulary. In a file of its own, `TARGET_FILE`.
     """
 
     engine: RustTokenizer
     special: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
+    target: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         # A published tokenizer.json often carries the padding and truncation of its demo
@@ -72,6 +78,17 @@ class Tokenizer:
         """The id of a special token by its Hugging Face name (`cls_token`), if it has one."""
         token = self.special.get(name)
         return None if token is None else self.engine.token_to_id(token)
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text: the end of text, or BERT's `[SEP]`; None: there is none."""
+        end = self.special_id("eos_token")
+        return self.special_id("sep_token") if end is None else end
+
+    @property
+    def written(self) -> Tokenizer:
+        """The one of the texts that are written: `target`, or this one."""
+        return self if self.target is None else self.target
 
     def encode(
         self,
@@ -152,6 +169,9 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout."""
         # Its own `save` raises a bare Exception where the disk is full.
         (folder / "tokenizer.json").write_text(self.engine.to_str(pretty=True), encoding="utf-8")
+        if self.target is not None:
+            text = self.target.engine.to_str(pretty=True)
+            (folder / TARGET_FILE).write_text(text, encoding="utf-8")
         settings = {**self.settings, **self.special}
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True)

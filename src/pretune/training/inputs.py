@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Features, Records, Repaired, Skipped, epoch_order, read
-from pretune.errors import DataError
+from pretune.errors import DataError, RecipeError
 from pretune.models import SIZES
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
@@ -41,20 +42,28 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         return found.head(data.limit), _read(recipe, data.validation)
     if data.validation is None:
         return found.head(data.limit), None
-    # The same split whatever the seed of the run, so that runs can be compared.
-    order = epoch_order(len(found), seed=0, epoch=0)
+    task = task_class(recipe.task.name)
     count = round(data.validation * len(found))
-    splits = isinstance(found, Records) and task_class(recipe.task.name).splits_text
-    if count == 0 and splits:
-        return _split_texts(found, data.validation)  # type: ignore[arg-type]
-    if not 0 < count < len(found):
-        what = "records" if isinstance(found, Records) else "documents"
+    if count == 0 and isinstance(found, Records) and task.splits_text:
+        return _split_texts(found, data.validation)
+    groups, what = np.arange(len(found)), "documents"
+    if isinstance(found, Records):
+        what = "records"
+        if task.kept_together:
+            what = f"different {' and '.join(name + 's' for name in task.kept_together)}"
+            groups = _groups(found, task.kept_together)
+    # The same split whatever the seed of the run, so that runs can be compared.
+    order = epoch_order(int(groups.max(initial=-1)) + 1, seed=0, epoch=0)
+    sizes = np.bincount(groups)[order] if len(found) else order
+    taken = int(np.searchsorted(sizes.cumsum(), count)) + 1 if count else 0
+    if not 0 < taken < len(order):
         raise DataError(
-            f"{found.origin}: {len(found)} {what} are too few to hold back "
+            f"{found.origin}: {len(order)} {what} are too few to hold back "
             f"{data.validation:g} of them",
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
-    kept, held_out = np.sort(order[count:]), np.sort(order[:count])
+    out = np.isin(groups, order[:taken])
+    kept, held_out = np.flatnonzero(~out), np.flatnonzero(out)
     if isinstance(found, StoredDocuments):
         return found.take(kept).head(data.limit), found.take(held_out)
     return found.take(kept.tolist()).head(data.limit), found.take(held_out.tolist())
@@ -87,8 +96,43 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     wanted = model.train_tokenizer
     if wanted is None:
         return None
-    texts = task_class(recipe.task.name)(recipe.task).texts(data)
-    return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
+    task = task_class(recipe.task.name)(recipe.task)
+    if wanted.joint:
+        return train_tokenizer(task.texts(data), wanted.kind, wanted.vocab_size)
+    columns = task.vocabulary_of
+    if len(columns) != 2:
+        raise RecipeError(
+            f"model.train_tokenizer.joint: {recipe.task.name} reads and writes no two languages",
+            "Leave it out: it is for task.name=translate.",
+        )
+    source, target = (
+        train_tokenizer(
+            (data.text(row, column) for row in range(len(data))), wanted.kind, wanted.vocab_size
+        )
+        for column in columns
+    )
+    source.target = target
+    return source
+
+
+def _groups(records: Records, columns: Sequence[str]) -> NDArray[np.int64]:
+    """`[records]` the number of each one's group: those that share a text in one of the columns,
+    and those that share one with them, and so on."""
+    first: dict[tuple[str, str], int] = {}
+    above = list(range(len(records)))  # another of the group, or itself: union-find
+
+    def root(row: int) -> int:
+        while above[row] != row:
+            above[row] = row = above[above[row]]
+        return row
+
+    for row in range(len(records)):
+        for column in columns:
+            other = root(first.setdefault((column, records.text(row, column)), row))
+            above[max(other, root(row))] = min(other, root(row))
+    known: dict[int, int] = {}
+    numbers = [known.setdefault(root(row), len(known)) for row in range(len(records))]
+    return np.array(numbers, dtype=np.int64)
 
 
 def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
