@@ -60,3 +60,10 @@ def test_mistakes(data: Path, more: tuple[str, ...], said: str) -> None:
     done = run(data, *more)
     assert done.exit_code == 2
     assert said in done.output
+
+
+def test_charts_that_cannot_be_written(data: Path) -> None:
+    refused = run(data, "--png", data / "charts")
+    assert refused.exit_code == 2
+    assert isinstance(refused.exception, SystemExit)
+    assert f"{data / 'charts'}: cannot be written" in refused.output.replace("\n", "")

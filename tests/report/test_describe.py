@@ -124,7 +124,7 @@ def test_the_page_is_whole_and_escaped() -> None:
     text = description_page(found)
     assert "<b>" not in text
     assert "&lt;b&gt;bold" in text
-    assert text.count("data:image/png;base64,") == sum(
+    assert text.count("data:image/svg+xml;base64,") == sum(
         len(list(charts(facts))) for facts in found.files
     )
 

@@ -16,7 +16,7 @@ from pretune.data import PackedBatch, Records
 from pretune.errors import DataError
 from pretune.tasks import Classify, ClassifyOptions, Multilabel, MultilabelOptions, featurize
 from pretune.tasks.bundle import load, save
-from pretune.tasks.multilabel import MultilabelMetrics, best_threshold
+from pretune.tasks.multilabel_metrics import MultilabelMetrics, best_threshold
 from pretune.text import load_tokenizer
 
 

@@ -21,6 +21,7 @@ from pretune.hub import find_damage
 from pretune.recipe import Recipe
 from pretune.training import train_recipe
 from pretune.training.jobs import share_out
+from tests.tasks.translations import PAIRS, SIZES
 from tests.training.groups import (
     STEADY,
     Together,
@@ -129,6 +130,38 @@ class TestSameUpdates:
         found = result_of(several.output)
         assert found["details"] == result.details
         assert found["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+
+    def test_of_a_translator(self, tmp_path: Path, together: Together) -> None:
+        """BLEU is of the translations of all processes."""
+        files = [tmp_path / "a.de", tmp_path / "a.en"]
+        for side, path in enumerate(files):
+            path.write_text("".join(pair[side] + "\n" for pair in PAIRS * 2), encoding="utf-8")
+        data = ",".join(map(str, files))
+        one = Recipe.load(
+            "translate",
+            {
+                "data.train": data,
+                "data.validation": data,
+                "model.config": SIZES,
+                "model.dropout": 0.0,
+                "model.train_tokenizer.vocab_size": 300,
+                "task.max_length": 40,
+                "train.batch_tokens": None,
+                "train.batch_size": 5,
+                "train.max_steps": 4,
+                "train.warmup": 0,
+                "train.eps": 1e-2,
+                "train.eval_batch_tokens": 200,
+                "output": str(tmp_path / "one"),
+            },
+        )
+        result = train_recipe(one, quiet=True)
+        several = one.changed({"output": str(tmp_path / "several")})
+        together.train(2, several)
+        assert_close(several.output, weights(one.output))
+        found = result_of(several.output)
+        assert found["metrics"] == pytest.approx(result.metrics, rel=1e-3)
+        assert found["details"]["translations"] == result.details["translations"]
 
     def test_the_mean_of_means_would_be_another(
         self, mask_recipe: Recipe, tmp_path: Path, together: Together

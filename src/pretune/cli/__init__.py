@@ -12,6 +12,8 @@ from pretune.cli import sweep  # noqa: F401
 from pretune.cli import ladder  # noqa: F401
 from pretune.cli import runs  # noqa: F401
 from pretune.cli import use  # noqa: F401
+from pretune.cli import report  # noqa: F401
+from pretune.cli import compare  # noqa: F401
 from pretune.cli import generate  # noqa: F401
 from pretune.cli import chat  # noqa: F401
 from pretune.cli import prompt  # noqa: F401

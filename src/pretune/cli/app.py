@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -118,6 +121,19 @@ def option_pairs(given: list[str] | None) -> dict[str, Any]:
     from pretune.recipe import parse_override
 
     return dict(parse_override(text) for text in given or [])
+
+
+@contextmanager
+def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error, if it is a terminal: call it with the number done and of all."""
+    if not (shown and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

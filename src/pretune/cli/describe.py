@@ -52,6 +52,7 @@ def describe(
     from pretune.data import read
     from pretune.hub import atomic_text
     from pretune.hub.source import find_source
+    from pretune.report.charts import not_writable
     from pretune.report.describe import describe as look
     from pretune.report.describe_page import description_page, write_charts
     from pretune.report.describe_views import description_tables, font_warning
@@ -83,12 +84,15 @@ def describe(
         out.print(description_tables(found))
     notes = Console(stderr=True, highlight=False)
     if html is not None:
-        atomic_text(html, description_page(found, "Data: " + ", ".join(sources)))
+        try:
+            atomic_text(html, description_page(found, "Data: " + ", ".join(sources)))
+        except OSError as error:
+            raise not_writable(html, "--html", error) from None
         notes.print(f"written: {html}", markup=False, soft_wrap=True)
     if png is not None:
         for path in write_charts(found, png):
             notes.print(f"written: {path}", markup=False, soft_wrap=True)
-    warning = font_warning(found) if html or png else None
+    warning = font_warning(found) if png else None
     if warning:
         notes.print(warning, markup=False, soft_wrap=True)
 

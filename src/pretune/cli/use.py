@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +24,7 @@ from pretune.cli.app import (
     app,
     column_pairs,
     option_pairs,
+    progress_bar,
 )
 from pretune.errors import PretuneError
 
@@ -150,7 +150,7 @@ def predict(
         batches = _piped(predictor)
     show = _print_json if as_json else _print_answer
     for batch in batches:
-        with _progress(shown=asked) as done:
+        with progress_bar("reading", shown=asked or file is not None) as done:
             answers = predictor.predict(batch, progress=done)
         for row, answer in zip(batch.rows, answers, strict=True):
             shown = {name: row[name] for name in predictor.task.shown if name in row}
@@ -167,19 +167,6 @@ def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
             "Put each text in quotes.",
         )
     return predictor.records([texts[i : i + width] for i in range(0, len(texts), width)], "TEXT")
-
-
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error while a long passage is read."""
-    if not (shown and sys.stderr.isatty()):
-        yield None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _passage(context: str | None, file: Path | None, encoding: str) -> str:

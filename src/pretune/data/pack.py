@@ -158,8 +158,8 @@ class Feature:
             `tokens`.
         record: which record (0-based) this came from; long records may give several features.
         truncated: whether text was cut to make it fit.
-        choices: where it is several sequences, such as the answers to choose from: the tokens of
-            each, which `tokens` has end to end. They are never parted.
+        choices: where it is several sequences, such as the answers to choose from, or a source and
+            its target: the tokens of each, which `tokens` has end to end. They are never parted.
     """
 
     tokens: Sequence[int]

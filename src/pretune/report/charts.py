@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pretune.errors import RunError
+from pretune.hub import make_folder
+from pretune.hub.files import atomic_file
 from pretune.report.markdown import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 S = TypeVar("S")
 
@@ -32,9 +36,23 @@ FALLBACK_FONTS = (
     "Microsoft YaHei",
     "SimHei",
     "Arial Unicode MS",
+    "Noto Serif CJK SC",
+    "Source Han Sans CN",
+    "Source Han Serif SC",
+    "Heiti SC",
+    "STHeiti",
+    "Songti SC",
+    "SimSun",
+    "AR PL UMing CN",
+    "Noto Sans CJK KR",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "Unifont",
 )
 OWN_FONT = "DejaVu Sans"
 DPI = 150
+#: In the gid of a text of a figure: the label that it stands for, which no font here can draw.
+STANDS_FOR = "label:"
 #: Longer labels push the chart itself aside.
 LONGEST_LABEL = 24
 #: Of charts, in inches: as wide as a page, and so much for each label and each bar at it.
@@ -72,7 +90,7 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
-    """Write a picture.
+    """Write a picture; it is there only when all of it is on the disk.
 
     Args:
         figure: to write.
@@ -83,11 +101,33 @@ def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
         RunError: the file cannot be written.
     """
     try:
-        figure.savefig(path, format="png")
+        with atomic_file(path) as aside:
+            figure.savefig(aside, format="png")
     except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
-        ) from None
+        raise not_writable(path, option, error) from None
+
+
+def write_pngs(figures: Mapping[str, Figure], folder: Path, option: str = "--png") -> list[Path]:
+    """Write pictures into a folder, which is made: each as `NAME.png`.
+
+    Raises:
+        RunError: one cannot be written.
+    """
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise not_writable(folder, option, error) from None
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        write_png(figure, path, option)
+    return paths
+
+
+def not_writable(path: Path, option: str, error: OSError) -> RunError:
+    """What to say of a file that cannot be written, where that option says."""
+    return RunError(
+        f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
+    )
 
 
 @lru_cache(maxsize=1)
@@ -126,13 +166,35 @@ def chart_labels(labels: Sequence[str]) -> list[str]:
     A row of code points would be as unreadable as empty boxes: whoever shows the chart has the
     labels in a table beside it, in the same order (see `undrawable`).
     """
-    shown = []
-    for number, label in enumerate(labels, start=1):
-        line = one_line(label)
-        if len(line) > LONGEST_LABEL:
-            line = line[: LONGEST_LABEL - 1] + "…"
-        shown.append(line if can_draw(line) else f"#{number}")
-    return shown
+    lines = map(cut_label, labels)
+    return [line if can_draw(line) else f"#{n}" for n, line in enumerate(lines, start=1)]
+
+
+def cut_label(label: str) -> str:
+    """A label on one line, and cut."""
+    line = one_line(label)
+    return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…"
+
+
+def stand_for(text: Text, label: str) -> None:
+    """Remember what a text of a figure stands for: a browser may have fonts that are not here."""
+    text.set_parse_math(False)  # a label may be "$"
+    if text.get_text() != cut_label(label):
+        text.set_gid(STANDS_FOR + cut_label(label))
+
+
+def label_ticks(axis: Axis, labels: Sequence[str], shown: Sequence[str], **style: Any) -> None:
+    """Put labels at 0, 1, 2, ... of an axis.
+
+    Args:
+        axis: of some axes.
+        labels: what is meant.
+        shown: what this machine can draw of it, by `chart_labels` or `readable`.
+        style: of the texts.
+    """
+    axis.set_ticks(range(len(labels)), shown, family=font_families(), **style)
+    for text, label in zip(axis.get_ticklabels(), labels, strict=True):
+        stand_for(text, label)
 
 
 def undrawable(labels: Sequence[str]) -> str | None:
@@ -140,8 +202,9 @@ def undrawable(labels: Sequence[str]) -> str | None:
     if all(can_draw(one_line(label)) for label in labels):
         return None
     return (
-        "No font on this machine has all characters of these labels: in the charts, #1 is the "
-        "first row of the table. Install one to see them there, such as Noto Sans CJK."
+        "No font on this machine has all characters of these labels: in the PNG charts, #1 is the "
+        "first row of the table. Install one to see them there, such as Noto Sans CJK (apt install "
+        "fonts-noto-cjk). Charts in a page are drawn with the fonts of the browser."
     )
 
 
@@ -229,9 +292,7 @@ def _chart(
 
 
 def _finish(axes: Axes, labels: Sequence[str], axis: str) -> None:
-    axes.set_yticks(range(len(labels)), chart_labels(labels), family=font_families())
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)  # a label may be "$"
+    label_ticks(axes.yaxis, labels, chart_labels(labels))
     axes.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
     axes.set_xlabel(axis)
     axes.grid(axis="x", alpha=0.3)
@@ -250,5 +311,5 @@ def _legend(axes: Axes, names: Sequence[str]) -> None:
         prop={"family": font_families(), "size": 8},
         frameon=False,
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        stand_for(text, name)

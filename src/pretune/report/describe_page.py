@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretune.report.charts import bar_chart, box_chart, figure_png, write_png
+from pretune.report.charts import bar_chart, box_chart, write_pngs
 from pretune.report.describe import Description, Facts
 from pretune.report.describe_views import (
     MOST,
-    font_warning,
     grids,
     group_names,
     leak_grid,
 )
-from pretune.report.page import Paragraph, Part, Picture, Section, page
+from pretune.report.page import Part, Picture, Section, page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,11 +41,9 @@ def charts(facts: Facts) -> Iterator[tuple[str, str, Figure]]:
 def description_page(description: Description, title: str = "Data") -> str:
     """One self-contained HTML file."""
     sections = []
-    warning = font_warning(description)
     for facts in description.files:
-        parts: list[Part] = [] if warning is None else [Paragraph(warning)]
-        parts += list(grids(facts))
-        parts += [Picture(figure_png(figure), what, what) for _, what, figure in charts(facts)]
+        parts: list[Part] = list(grids(facts))
+        parts += [Picture(figure, what, what) for _, what, figure in charts(facts)]
         sections.append(Section(facts.origin, parts))
     if description.leaks:
         sections.append(Section("Texts that files share", [leak_grid(description.leaks)]))
@@ -59,11 +56,9 @@ def write_charts(description: Description, folder: Path) -> list[Path]:
     Raises:
         RunError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, facts in enumerate(description.files, start=1):
-        for name, _, figure in charts(facts):
-            path = folder / f"{number}-{Path(facts.origin).stem}-{name}.png".replace(":", "-")
-            write_png(figure, path, "--png")
-            written.append(path)
-    return written
+    figures = {
+        f"{number}-{Path(facts.origin).stem}-{name}".replace(":", "-"): figure
+        for number, facts in enumerate(description.files, start=1)
+        for name, _, figure in charts(facts)
+    }
+    return write_pngs(figures, folder)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.hub import atomic_text
-from pretune.report.charts import font_families, new_figure, readable, write_png
+from pretune.report.charts import COLOURS, can_draw, font_families, new_figure, write_png
 from pretune.report.ladder import Ladder, not_writable
 
 COLUMNS = (
@@ -102,7 +102,7 @@ def draw_ladder(ladder: Ladder, path: Path) -> None:
     bits = [rung.bits_per_character for rung in rungs]
     best = min(bits)
     places = range(len(rungs))
-    colours = ["tab:green" if value == best else "tab:blue" for value in bits]
+    colours = [COLOURS[2 if value == best else 0] for value in bits]
     axes.barh(places, bits, color=colours, height=0.7)
     axes.set_yticks(places, [rung.title for rung in rungs])
     axes.invert_yaxis()
@@ -114,8 +114,9 @@ def draw_ladder(ladder: Ladder, path: Path) -> None:
             note, (rung.bits_per_character, place), (4, 0), textcoords="offset points", va="center"
         )
     axes.set_xlabel("bits per character on text that was held back (less is better)")
-    (name,) = readable([Path(ladder.corpus).name])
-    title = axes.set_title(f"{name}, {ladder.level} tokens, {ladder.budget} each", fontsize=11)
+    name = one_line(Path(ladder.corpus).name)
+    shown = f"{name}, " if can_draw(name) else ""
+    title = axes.set_title(f"{shown}{ladder.level} tokens, {ladder.budget} each", fontsize=11)
     title.set_fontfamily(font_families())
     title.set_parse_math(False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pretune.report.charts import font_families, new_figure, readable, write_png
+from pretune.report.charts import label_ticks, new_figure, readable, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,8 @@ def draw_attention(
     alone = len(layers) == len(heads) == 1
     count = len(tokens)
     panel = min(max(0.25 * count, 3.0), 14.0) if alone else min(max(0.07 * count, 1.2), 2.5)
-    labels = readable(tokens)
-    margin = 0.1 * max(len(label) for label in labels) + 0.4
+    shown = readable(tokens)
+    margin = 0.1 * max(map(len, shown)) + 0.4
     size = (panel * len(heads) + margin + 0.3, panel * len(layers) + margin + 0.3)
     figure = new_figure(*size)
     axes = figure.subplots(len(layers), len(heads), squeeze=False)
@@ -51,20 +51,24 @@ def draw_attention(
             here.imshow(maps[row, column].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="equal")
             here.set_title(f"layer {layer}, head {head}", fontsize=10 if alone else 6, pad=2)
             left, bottom = column == 0, row == len(layers) - 1
-            _label(here, labels, points, left=left, bottom=bottom)
+            _label(here, tokens, shown, points, left=left, bottom=bottom)
     write_png(figure, path)
 
 
-def _label(axes: Axes, labels: list[str], points: float, *, left: bool, bottom: bool) -> None:
+def _label(
+    axes: Axes,
+    tokens: Sequence[str],
+    shown: Sequence[str],
+    points: float,
+    *,
+    left: bool,
+    bottom: bool,
+) -> None:
     """Tokens at the outer edges alone: all maps have the same."""
-    places = range(len(labels))
-    style: dict[str, Any] = {"fontsize": points, "family": font_families()}
     axes.set_xticks([])
     axes.set_yticks([])
     if bottom:
-        axes.set_xticks(places, labels, rotation=90, **style)
+        label_ticks(axes.xaxis, tokens, shown, fontsize=points, rotation=90)
     if left:
-        axes.set_yticks(places, labels, **style)
+        label_ticks(axes.yaxis, tokens, shown, fontsize=points)
     axes.tick_params(length=0, pad=1)
-    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        text.set_parse_math(False)  # a token may be "$"

@@ -19,6 +19,7 @@ from pretune.tasks.chat import Chat, ChatOptions
 from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.featurize import featurize, record_features
+from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.instruct import Instruct, InstructOptions
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
@@ -75,6 +76,9 @@ __all__ = [
     "ClassPrediction",
     "Classify",
     "ClassifyOptions",
+    "Decision",
+    "EachLoss",
+    "Grade",
     "Instruct",
     "InstructOptions",
     "LabelsPrediction",
@@ -84,6 +88,7 @@ __all__ = [
     "MaskLmOptions",
     "MaskPrediction",
     "Metrics",
+    "Mistake",
     "Multilabel",
     "MultilabelOptions",
     "Prediction",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from torch import Tensor, nn
 
 from pretune.data import Feature, Features, FeatureSet, PackedBatch, Records, Skipped
+from pretune.data.pack import Array
 from pretune.models import Backbone, span_answerer
 from pretune.tasks.answer_features import WindowMaker
+from pretune.tasks.answer_grade import answer_grader
 from pretune.tasks.answer_metrics import AnswerMetrics
 from pretune.tasks.answer_options import AnswerOptions
 from pretune.tasks.answer_spans import WindowSpans, allowed, best_spans, merged, span_loss
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.grade import EachLoss, Grade
 from pretune.text import Tokenizer
 
 #: The threshold in config.json, where transformers has no entry for it.
@@ -144,8 +148,23 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """The mean of the cross-entropies of start and end, counted in windows."""
-        total, count = span_loss(outputs, batch, allowed(batch))
-        return Loss(total, count)
+        each, known = span_loss(outputs, batch, allowed(batch))
+        return Loss(each.sum(), int(known.sum()))
+
+    def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
+        """That of each window; those whose answer has no place count nothing."""
+        each, known = span_loss(outputs.detach(), batch, allowed(batch))
+        return EachLoss(each, known.long())
+
+    def grader(self, records: Records) -> Callable[[AnswerPrediction, int], Grade]:
+        """Exact match and F1 with the right answers."""
+        return answer_grader(self.options, records)
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss, exact match and F1, in percent."""
+        count = np.maximum(sums[..., 4], 1)
+        both = {"exact_match": 100 * sums[..., 2] / count, "f1": 100 * sums[..., 3] / count}
+        return {**super().figures(sums), **both}
 
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[WindowSpans]:
         """The best spans of each window."""

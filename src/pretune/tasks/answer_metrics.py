@@ -14,10 +14,7 @@ from pretune.tasks.answer_features import right_answers
 from pretune.tasks.answer_scores import (
     Threshold,
     best_threshold,
-    cmrc,
-    is_chinese,
-    squad_v1,
-    squad_v2,
+    comparison,
 )
 from pretune.tasks.answer_spans import WindowSpans
 
@@ -88,9 +85,8 @@ class AnswerMetrics:
             of_record.setdefault(record, []).append(self._parts[index])
         rows = [self._features.rows[record] for record in of_record]
         right = [[answer.text for answer in right_answers(row, "answers")] for row in rows]
-        compare = squad_v2 if self._task.options.no_answer else squad_v1
-        if self.by_characters(right):
-            compare = cmrc
+        options = self._task.options
+        compare = comparison(right, options.match, no_answer=options.no_answer)
         found = []
         for parts, row, texts in zip(of_record.values(), rows, right, strict=True):
             answer = self._task.combine(parts, row)
@@ -99,13 +95,6 @@ class AnswerMetrics:
             exact, f1 = compare(texts, text)
             found.append(Graded(text, odds, bool(texts), exact, f1))
         return found
-
-    def by_characters(self, right: Sequence[Sequence[str]]) -> bool:
-        """Whether answers are compared as CMRC 2018 does it."""
-        options = self._task.options
-        if options.no_answer or options.match == "words":
-            return False
-        return options.match == "characters" or is_chinese(right)
 
     def best(self, what: str) -> Threshold:
         """The best threshold for `exact` or `f1`."""

@@ -104,6 +104,21 @@ def is_chinese(right: Sequence[Sequence[str]]) -> bool:
     return 2 * found > len(answered)
 
 
+def comparison(right: Sequence[Sequence[str]], match: str, *, no_answer: bool) -> Compare:
+    """The script by which answers are compared with the right ones.
+
+    Args:
+        right: the right answers of each record.
+        match: as `AnswerOptions` has it.
+        no_answer: whether there may be none.
+    """
+    if no_answer:
+        return squad_v2
+    if match == "characters" or (match == "auto" and is_chinese(right)):
+        return cmrc
+    return squad_v1
+
+
 @dataclass(frozen=True)
 class Threshold:
     """The threshold at which most is right, by SQuAD 2.0's script.

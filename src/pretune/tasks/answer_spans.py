@@ -39,8 +39,8 @@ def allowed(batch: PackedBatch) -> Tensor:
     return inside | (at == 0)
 
 
-def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor, int]:
-    """The mean of the cross-entropies of the start and of the end, summed over the windows.
+def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the cross-entropies of the start and of the end, of each window.
 
     The softmax of each window is over its own tokens alone; BERT's section 4.2 and transformers'
     `...ForQuestionAnswering`, which let every token compete.
@@ -51,7 +51,7 @@ def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor,
         mask: `[T]` bool: which tokens compete; the first of a window always does.
 
     Returns:
-        the sum, and how many windows it is over.
+        `[B]`: the loss of each window, and whether it counts; where not, the loss is 0.
     """
     which = sequence_of(batch)
     index = which[:, None].expand(-1, 2)
@@ -66,7 +66,7 @@ def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor,
     known = ends[:, 0] >= 0
     rows = batch.cu_seqlens[:-1].long()[:, None] + ends.clamp(min=0)
     each = (top + total.log() - scores.gather(0, rows)).mean(1)
-    return each.masked_fill(~known, 0.0).sum(), int(known.sum())
+    return each.masked_fill(~known, 0.0), known
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from pretune.corpus import StoredDocuments
 from pretune.data import Feature, Features, PackedBatch, Records, Repaired, Skipped
 from pretune.data.pack import Array
 from pretune.models import Backbone
+from pretune.tasks.grade import EachLoss, Grade
 from pretune.text import Tokenizer
 
 
@@ -106,6 +109,7 @@ class Task(ABC, Generic[O, P]):
         splits_text: whether the end of a single long text can be held back for validation.
         reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
         windows: whether a long text is read as several sequences, rather than cut.
+        each_sequence: whether examples to look at are sequences (blocks of a text), not records.
         kept_together: records with the same text in one of these columns are held back all or none.
     """
 
@@ -115,6 +119,7 @@ class Task(ABC, Generic[O, P]):
     splits_text: ClassVar[bool] = False
     reads_corpus: ClassVar[bool] = False
     windows: ClassVar[bool] = False
+    each_sequence: ClassVar[bool] = False
     kept_together: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: O) -> None:
@@ -284,6 +289,36 @@ class Task(ABC, Generic[O, P]):
                 are wanted.
         """
 
+    def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
+        """The loss of each feature; None where it can only be told of a batch of one."""
+        if len(batch.index) != 1:
+            return None
+        loss = self.loss(outputs, batch)
+        return EachLoss(loss.sum.detach()[None], torch.tensor([loss.count]))
+
+    def grader(self, records: Records) -> Callable[[P, int], Grade]:
+        """What puts answers beside the truth; by default nothing could be right or wrong.
+
+        Args:
+            records: with their targets.
+
+        Returns:
+            what an answer, as `combine` gave it, is worth to the record of that number.
+        """
+        return lambda answer, row: Grade()
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Figures of any selection of examples, all at once.
+
+        Args:
+            sums: `[..., 2 + K]` over the examples of each selection: the sum and the count of their
+                losses, then their `Grade.counts`.
+
+        Returns:
+            by name, `[...]` each: those of `metrics` that follow from these sums.
+        """
+        return {"loss": sums[..., 0] / np.maximum(sums[..., 1], 1)}
+
     def calibrate(self, metrics: Any) -> None:
         """Learn from an evaluation in training what is chosen on validation data: a threshold.
 
@@ -303,6 +338,10 @@ class Task(ABC, Generic[O, P]):
 
     def config_entries(self) -> dict[str, Any]:
         """What `config.json` should say about the head, as transformers has it; here nothing."""
+        return {}
+
+    def generation_entries(self) -> dict[str, Any]:
+        """What `generation_config.json` should say, as transformers has it; nothing: no file."""
         return {}
 
     def state(self) -> dict[str, Any]:

@@ -377,5 +377,8 @@ def save(bundle: Bundle, folder: Path) -> None:
             "state": task.state(),
             "columns": bundle.columns,
         }
-        text = json.dumps(saved, ensure_ascii=False, indent=2)
-        (folder / TASK_FILE).write_text(text + "\n", encoding="utf-8")
+        files = {TASK_FILE: saved, "generation_config.json": task.generation_entries()}
+        for name, values in files.items():
+            if values:
+                text = json.dumps(values, ensure_ascii=False, indent=2)
+                (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -18,7 +18,8 @@ from pretune.errors import CheckpointError
 from pretune.models import Backbone, ClassicLM, ClassicModel, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.causal_lm_stored import NEXT, edge_of, stored_blocks
-from pretune.tasks.losses import CrossEntropyOptions
+from pretune.tasks.grade import EachLoss
+from pretune.tasks.losses import CrossEntropyOptions, token_losses, with_perplexity
 from pretune.text import Tokenizer, pieces
 
 
@@ -69,6 +70,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     splits_text: ClassVar[bool] = True
     reads_corpus: ClassVar[bool] = True
     windows: ClassVar[bool] = True
+    each_sequence: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -159,6 +161,14 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         tokens = sum(part.tokens for part in parts)
         nats = -sum(part.log_probability for part in parts)
         return LmPrediction(tokens, -nats, math.exp(min(nats / max(tokens, 1), 700.0)))
+
+    def each_loss(self, outputs: Scores, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each block."""
+        return token_losses(outputs, batch.layout)
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss and perplexity."""
+        return with_perplexity(super().figures(sums))
 
     def metrics(self, features: Features | None = None) -> CausalLmMetrics:
         """Perplexity, accuracy, bits per character and byte."""

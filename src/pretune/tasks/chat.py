@@ -12,6 +12,7 @@ from pretune.data import Feature, Features, PackedBatch, Records, Skipped
 from pretune.errors import DataError
 from pretune.models import Backbone, causal_lm
 from pretune.tasks.base import Loss, Task
+from pretune.tasks.grade import EachLoss
 from pretune.tasks.replies import (
     ASKED,
     TURN,
@@ -172,6 +173,10 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
     def loss(self, outputs: Replied, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens that are learned."""
         return outputs.loss(self.options)
+
+    def each_loss(self, outputs: Replied, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each sequence."""
+        return outputs.each_loss()
 
     def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction]:
         """The replies."""

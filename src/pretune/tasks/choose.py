@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.data.pack import Array
 from pretune.errors import DataError
 from pretune.models import Backbone, chooser
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
 from pretune.text import Tokenizer
 
 #: Between choices, where a record has them as one text.
@@ -187,6 +190,37 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
             best = max(range(count), key=scores.__getitem__)
             answers.append(ChoicePrediction(best, scores[best], scores))
         return answers
+
+    def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of the choices."""
+        labels = batch.targets["label"]
+        sums = F.cross_entropy(by_example(outputs.detach(), batch), labels, reduction="none")
+        return EachLoss(sums, torch.ones_like(labels))
+
+    def grader(self, records: Records) -> Callable[[ChoicePrediction, int], Grade]:
+        """The choice, by its text; counts whether it was right, and 1."""
+
+        def grade(answer: ChoicePrediction, row: int) -> Grade:
+            choices = self.choices(records, row)
+            truth = self.label(records, row, len(choices))
+            right = answer.choice == truth
+            mistake = Mistake("another choice", confidence=answer.score)
+            return Grade(
+                truth=choices[truth],
+                answer=choices[answer.choice],
+                right=right,
+                decisions=(
+                    Decision(answer.score, right, tuple(answer.scores), answer.choice, truth),
+                ),
+                mistakes=() if right else (mistake,),
+                counts=(float(right), 1.0),
+            )
+
+        return grade
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss and accuracy."""
+        return {**super().figures(sums), "accuracy": sums[..., 2] / np.maximum(sums[..., 3], 1)}
 
     def metrics(self, features: Features | None = None) -> ChoiceMetrics:
         """Accuracy."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.data.pack import Array
 from pretune.errors import DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
 from pretune.tasks.sentences import (
@@ -221,6 +223,41 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
             answers.append(ClassPrediction(self.labels[best], row[best], scores))
         return answers
 
+    def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy."""
+        labels = batch.targets["label"]
+        sums = F.cross_entropy(outputs.detach().float(), labels, reduction="none")
+        return EachLoss(sums, torch.ones_like(labels))
+
+    def grader(self, records: Records) -> Callable[[ClassPrediction, int], Grade]:
+        """The label; of each label counts how often it was right, was the truth, was the answer."""
+        ids = {label: i for i, label in enumerate(self.labels)}
+
+        def grade(answer: ClassPrediction, row: int) -> Grade:
+            truth, guess = self.label_id(records, row, ids), ids[answer.label]
+            right, label = truth == guess, self.labels[truth]
+            counts = [0.0] * (3 * len(ids))
+            counts[truth] = float(right)
+            counts[len(ids) + truth] = counts[2 * len(ids) + guess] = 1.0
+            mistake = Mistake("confused", f"{label} taken for {answer.label}", answer.score)
+            return Grade(
+                truth=label,
+                answer=answer.label,
+                right=right,
+                decisions=(
+                    Decision(answer.score, right, tuple(answer.scores.values()), guess, truth),
+                ),
+                mistakes=() if right else (mistake,),
+                counts=tuple(counts),
+            )
+
+        return grade
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss, accuracy, F1, Matthews correlation."""
+        right, truth, guess = np.split(sums[..., 2:], 3, axis=-1)
+        return {**super().figures(sums), **class_figures(right, truth, guess)}
+
     def metrics(self, features: Features | None = None) -> ClassificationMetrics:
         """Accuracy, F1, Matthews correlation."""
         return ClassificationMetrics(self.labels)
@@ -254,12 +291,41 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         return cls(ClassifyOptions(max_length=usual_length(config, 512)), found[1])
 
 
+def f1_of(right: Array, truth: Array, guess: Array) -> Array:
+    """F1 of each class; 0 where undefined."""
+    f1: Array = 2 * right / np.maximum(truth + guess, 1)
+    return f1
+
+
+def class_figures(right: Array, truth: Array, guess: Array) -> dict[str, Array]:
+    """Figures of one or many evaluations.
+
+    Accuracy; F1 (of class 1 where there are two, as GLUE has it, else the macro average over the
+    classes that occur); Matthews correlation (Gorodkin's for several classes).
+
+    Args:
+        right: `[..., C]`: how often each class was answered rightly.
+        truth: `[..., C]`: how often it was the truth.
+        guess: `[..., C]`: how often it was the answer.
+    """
+    f1, total, hits = f1_of(right, truth, guess), truth.sum(-1), right.sum(-1)
+    seen = truth + guess > 0
+    macro = (f1 * seen).sum(-1) / np.maximum(seen.sum(-1), 1)
+    above = hits * total - (truth * guess).sum(-1)
+    spread = (total**2 - (guess**2).sum(-1)) * (total**2 - (truth**2).sum(-1))
+    return {
+        "accuracy": hits / np.maximum(total, 1),
+        "f1": f1[..., 1] if f1.shape[-1] == 2 else macro,
+        "mcc": np.where(spread > 0, above / np.sqrt(np.where(spread > 0, spread, 1)), 0.0),
+    }
+
+
 class ClassificationMetrics:
     """Everything follows from the confusion matrix: memory is labels times labels."""
 
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels
-        self.confusion: NDArray[np.int64] = np.zeros((len(labels), len(labels)), dtype=np.int64)
+        self.confusion: Array = np.zeros((len(labels), len(labels)), dtype=np.int64)
 
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
         """Count one batch of logits `[B, labels]`; rows of the matrix are the truth."""
@@ -272,36 +338,21 @@ class ClassificationMetrics:
         """Add another's counts."""
         self.confusion += other.confusion
 
-    def _per_class(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Precision, recall and F1 of each class; 0 where undefined, as scikit-learn has it."""
-        right = np.diag(self.confusion).astype(float)
-        precision = right / np.maximum(self.confusion.sum(0), 1)
-        recall = right / np.maximum(self.confusion.sum(1), 1)
-        f1 = 2 * right / np.maximum(self.confusion.sum(0) + self.confusion.sum(1), 1)
-        return precision, recall, f1
+    def _margins(self) -> tuple[Array, Array, Array]:
+        """How often each label was right, was the truth, was the answer."""
+        matrix = self.confusion.astype(float)
+        return np.diag(matrix), matrix.sum(1), matrix.sum(0)
 
     def result(self) -> dict[str, float]:
-        """Accuracy; F1 (of class 1 where there are two, as GLUE has it, else the macro average);
-        Matthews correlation (Gorodkin's for several classes)."""
-        total = int(self.confusion.sum())
-        f1 = self._per_class()[2]
-        seen = self.confusion.sum(0) + self.confusion.sum(1) > 0
-        return {
-            "accuracy": float(np.trace(self.confusion)) / max(total, 1),
-            "f1": float(f1[1] if len(f1) == 2 else f1[seen].mean() if seen.any() else 0.0),
-            "mcc": self._matthews(),
-        }
-
-    def _matthews(self) -> float:
-        matrix = self.confusion.astype(float)
-        truth, guess, total = matrix.sum(1), matrix.sum(0), matrix.sum()
-        above = np.trace(matrix) * total - truth @ guess
-        below = np.sqrt((total**2 - guess @ guess) * (total**2 - truth @ truth))
-        return float(above / below) if below > 0 else 0.0
+        """See `class_figures`."""
+        return {name: float(value) for name, value in class_figures(*self._margins()).items()}
 
     def details(self) -> dict[str, Any]:
         """The confusion matrix and the figures of each class."""
-        precision, recall, f1 = self._per_class()
+        right, truth, guess = self._margins()
+        # 0 where undefined, as scikit-learn has it.
+        precision, recall = right / np.maximum(guess, 1), right / np.maximum(truth, 1)
+        f1 = f1_of(right, truth, guess)
         return {
             "labels": self.labels,
             "confusion": self.confusion.tolist(),

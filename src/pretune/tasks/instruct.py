@@ -13,6 +13,7 @@ from pretune.data.messages import MESSAGES, messages_of, with_messages
 from pretune.errors import DataError
 from pretune.models import Backbone, causal_lm
 from pretune.tasks.base import Loss, Task
+from pretune.tasks.grade import EachLoss
 from pretune.tasks.replies import (
     ASKED,
     IGNORED,
@@ -183,6 +184,10 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
     def loss(self, outputs: Replied, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens of replies."""
         return outputs.loss(self.options)
+
+    def each_loss(self, outputs: Replied, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each sequence."""
+        return outputs.each_loss()
 
     def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction]:
         """The replies."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pretune.data import Layout
+from pretune.data.pack import Array
 from pretune.models import Scores
 from pretune.tasks.base import TaskOptions
+from pretune.tasks.grade import EachLoss
 
 
 class CrossEntropyOptions(TaskOptions):
@@ -119,3 +123,29 @@ def _row_factors(
         wrong = (-torch.expm1(own)).clamp_min(torch.finfo(own.dtype).tiny)
         factors = factors * wrong.pow(focal_gamma)
     return factors
+
+
+def sums_of(each: Tensor, layout: Layout) -> Tensor:
+    """`[B]` float64 on the host: the sum over the rows of each sequence.
+
+    Args:
+        each: `[R]` numbers of some tokens.
+        layout: how many of them are of each sequence.
+    """
+    parts = torch.split(each.detach().cpu().double(), list(layout.lengths))
+    return torch.stack([part.sum() for part in parts])
+
+
+def token_losses(scores: Scores, layout: Layout) -> EachLoss:
+    """The cross-entropy of each sequence, counted in tokens.
+
+    Args:
+        scores: of tokens of a batch.
+        layout: how many of them are of each sequence.
+    """
+    return EachLoss(sums_of(scores.nats, layout), torch.tensor(layout.lengths))
+
+
+def with_perplexity(figures: dict[str, Array], name: str = "perplexity") -> dict[str, Array]:
+    """Figures, and after them exp of the loss."""
+    return {**figures, name: np.exp(np.minimum(figures["loss"], 700.0))}

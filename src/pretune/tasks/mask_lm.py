@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -15,10 +15,13 @@ from pretune.corpus import StoredDocuments
 from pretune.data import Feature, Features, PackedBatch, Records
 from pretune.data.mask import NOT_MASKED, MaskVocabulary, draw_masks
 from pretune.data.next_sentence import PairMaker, RecordDocuments, Tokens, encode_all
+from pretune.data.pack import Array
 from pretune.data.words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models import Backbone, PreTrainingOutput, masked_lm, pretraining
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.grade import EachLoss
+from pretune.tasks.losses import token_losses, with_perplexity
 from pretune.tasks.mask_lm_metrics import (
     NEXT,
     TARGET,
@@ -294,9 +297,24 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         shown = {"mask_loss": scores.sum.detach(), f"{self.options.next}_loss": second.detach()}
         return Loss(scores.sum + second, scores.count, {**parts, **shown})
 
+    def each_loss(self, outputs: Outputs, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each sequence's masked tokens; `next` is no matter of tokens."""
+        layout = batch.where(batch.targets[TARGET] != -1).layout
+        return token_losses(token_scores(outputs), layout)
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss and (pseudo-)perplexity."""
+        each = self.options.evaluate == "each"
+        return with_perplexity(super().figures(sums), "pseudo_perplexity" if each else "perplexity")
+
+    def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
+        """The gaps of all parts; an evaluated text is read once for each of its tokens."""
+        return MaskPrediction(tuple(gap for part in parts for gap in part.gaps))
+
     def predict(self, outputs: Outputs, batch: PackedBatch) -> list[MaskPrediction]:
         """The best candidates for each gap."""
-        assert isinstance(outputs, Tensor)  # noqa: S101 - as `forward` gives for gaps
+        if not isinstance(outputs, Tensor):
+            return [MaskPrediction(())] * batch.num_sequences  # the truth is known: no gaps
         assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))

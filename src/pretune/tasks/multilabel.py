@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.data.pack import Array
 from pretune.errors import DataError
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
+from pretune.tasks.multilabel_metrics import MultilabelMetrics, decision_figures
 from pretune.tasks.sentences import (
     LABELS,
     SentenceOptions,
@@ -27,8 +30,6 @@ from pretune.tasks.sentences import (
     separate_pairs,
 )
 from pretune.text import Tokenizer
-
-Array = NDArray[Any]
 
 
 class MultilabelOptions(SentenceOptions):
@@ -193,6 +194,48 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
             answers.append(LabelsPrediction(given, dict(zip(self.labels, row, strict=True))))
         return answers
 
+    def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
+        """Binary cross-entropy, counted in labels."""
+        truth = batch.targets["labels"].float()
+        each = F.binary_cross_entropy_with_logits(outputs.detach().float(), truth, reduction="none")
+        return EachLoss(each.sum(1), torch.full((len(truth),), truth.shape[1]))
+
+    def grader(self, records: Records) -> Callable[[LabelsPrediction, int], Grade]:
+        """The labels; of each counts whether it was right, true, given; then exact match and 1."""
+        ids = {label: i for i, label in enumerate(self.labels)}
+
+        def grade(answer: LabelsPrediction, row: int) -> Grade:
+            truth = self.flags(records, row, ids).astype(bool).tolist()
+            guess = [label in answer.labels for label in self.labels]
+            decisions, mistakes = [], []
+            for label, true, given in zip(self.labels, truth, guess, strict=True):
+                yes = answer.scores[label]
+                sure = yes if given else 1 - yes
+                decisions.append(
+                    Decision(sure, true == given, (1 - yes, yes), int(given), int(true))
+                )
+                if true != given:
+                    mistakes.append(Mistake("missed" if true else "spurious", label, sure))
+            both = np.logical_and(truth, guess)
+            named = [label for label, true in zip(self.labels, truth, strict=True) if true]
+            return Grade(
+                truth=", ".join(named),
+                answer=", ".join(answer.labels),
+                right=not mistakes,
+                decisions=tuple(decisions),
+                mistakes=tuple(mistakes),
+                counts=tuple(1.0 if n else 0.0 for n in (*both, *truth, *guess, not mistakes, 1)),
+            )
+
+        return grade
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss, micro and macro F1, exact match."""
+        *counts, exact, count = np.moveaxis(sums[..., 2:], -1, 0)
+        right, true, given = np.split(np.stack(counts, -1), 3, axis=-1)
+        found = {**super().figures(sums), **decision_figures(right, given, true)}
+        return {**found, "exact_match": exact / np.maximum(count, 1)}
+
     def metrics(self, features: Features | None = None) -> MultilabelMetrics:
         """Micro and macro F1, exact match."""
         return MultilabelMetrics(self.labels, self.thresholds)
@@ -252,91 +295,3 @@ def _flag(records: Records, row: int, column: str) -> bool:
             "Each of task.label_columns says with 1 or 0 whether the record has that label.",
         )
     return found
-
-
-class MultilabelMetrics:
-    """Thresholds need all probabilities at once, so all are kept: 5 bytes a decision.
-
-    Args:
-        labels: K names.
-        thresholds: from which probability each label is given.
-    """
-
-    def __init__(self, labels: list[str], thresholds: list[float]) -> None:
-        self.labels, self.thresholds = labels, thresholds
-        self._scores: list[Array] = []
-        self._truth: list[Array] = []
-
-    def update(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Take in one batch of logits `[B, K]`."""
-        self._scores.append(outputs.float().sigmoid().cpu().numpy())
-        self._truth.append(batch.targets["labels"].bool().cpu().numpy())
-
-    def merge(self, other: Self) -> None:
-        """Take in another's."""
-        self._scores += other._scores
-        self._truth += other._truth
-
-    def _all(self) -> tuple[Array, Array]:
-        none = np.empty((0, len(self.labels)))
-        scores = np.concatenate([none, *self._scores])  # float64, in which thresholds are
-        return scores, np.concatenate([none.astype(bool), *self._truth])
-
-    def best_thresholds(self) -> list[float]:
-        """For each label the threshold with the best F1 on what was seen."""
-        scores, truth = self._all()
-        return [best_threshold(scores[:, i], truth[:, i]) for i in range(len(self.labels))]
-
-    def _counts(self) -> tuple[Array, Array, Array, float]:
-        """`[K]` right, given and true ones; and the share of examples that are right as a whole."""
-        scores, truth = self._all()
-        guess = scores >= np.asarray(self.thresholds)
-        exact = float((guess == truth).all(1).mean()) if len(truth) else 0.0
-        return (guess & truth).sum(0), guess.sum(0), truth.sum(0), exact
-
-    def result(self) -> dict[str, float]:
-        """F1 over all decisions, the mean of the labels' F1, and the share of examples whose
-        labels are all right; what is undefined is 0, as in scikit-learn."""
-        right, given, true, exact = self._counts()
-        micro = 2 * right.sum() / max(int(given.sum() + true.sum()), 1)
-        macro = (2 * right / np.maximum(given + true, 1)).mean()
-        return {"micro_f1": float(micro), "macro_f1": float(macro), "exact_match": exact}
-
-    def details(self) -> dict[str, Any]:
-        """The figures of each label, with its threshold."""
-        right, given, true, _ = self._counts()
-        return {
-            "per_class": {
-                label: {
-                    "precision": float(right[i] / max(given[i], 1)),
-                    "recall": float(right[i] / max(true[i], 1)),
-                    "f1": float(2 * right[i] / max(given[i] + true[i], 1)),
-                    "support": int(true[i]),
-                    "threshold": self.thresholds[i],
-                }
-                for i, label in enumerate(self.labels)
-            }
-        }
-
-
-def best_threshold(scores: Array, truth: Array) -> float:
-    """The threshold that gives the best F1 when all scores from it on are a yes.
-
-    0.5 where that is as good as any, or nothing is true; else the middle between two scores.
-
-    Args:
-        scores: `[N]` probabilities.
-        truth: `[N]` bool.
-    """
-    if not truth.any():
-        return 0.5
-    order = np.argsort(-scores, kind="stable")
-    scores, truth = scores[order], truth[order]
-    lower = np.append(scores[1:], 0.0)
-    # A yes for the first k and no more: only where the next score is another.
-    ends = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
-    f1 = 2 * np.cumsum(truth)[ends] / (ends + 1 + truth.sum())
-    ends = ends[f1 == f1.max()]
-    within = (scores[ends] >= 0.5) & (lower[ends] < 0.5)
-    places = np.where(within, 0.5, (scores[ends] + lower[ends]) / 2)
-    return float(places[np.argmin(np.abs(places - 0.5))])

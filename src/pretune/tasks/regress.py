@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.data.pack import Array
 from pretune.errors import DataError
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.grade import EachLoss, Grade
 from pretune.tasks.sentences import (
     SCORE,
     SentenceOptions,
@@ -29,7 +31,6 @@ from pretune.text import Tokenizer
 
 #: Beyond this, fresh weights would need more updates to get there than a fine-tuning has.
 LARGEST = 1000.0
-Array = NDArray[Any]
 
 
 class RegressOptions(SentenceOptions):
@@ -137,6 +138,31 @@ class Regress(Task[RegressOptions, ScorePrediction]):
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ScorePrediction]:
         """The output as it is."""
         return [ScorePrediction(score) for score in outputs[:, 0].float().tolist()]
+
+    def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
+        """Squared errors."""
+        scores = batch.targets["score"]
+        return EachLoss((outputs[:, 0].detach().float() - scores).square(), torch.ones_like(scores))
+
+    def grader(self, records: Records) -> Callable[[ScorePrediction, int], Grade]:
+        """The two scores; counts 1, both, their squares and product, and how far they are apart."""
+
+        def grade(answer: ScorePrediction, row: int) -> Grade:
+            guess, truth = answer.score, self.score(records, row)
+            counts = (1.0, guess, truth, guess**2, truth**2, guess * truth, abs(guess - truth))
+            return Grade(truth=f"{truth:g}", answer=f"{guess:.4f}", counts=counts)
+
+        return grade
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Mean squared error (which is the loss), mean absolute error, Pearson's correlation."""
+        found = super().figures(sums)
+        count, *others = np.moveaxis(sums[..., 2:], -1, 0)
+        guess, truth, guess2, truth2, both, apart = (x / np.maximum(count, 1) for x in others)
+        spread = np.maximum(guess2 - guess**2, 0) * np.maximum(truth2 - truth**2, 0)
+        above = np.where(spread > 0, both - guess * truth, 0.0)
+        pearson = np.clip(above / np.sqrt(np.where(spread > 0, spread, 1.0)), -1.0, 1.0)
+        return {**found, "mse": found["loss"], "mae": apart, "pearson": pearson}
 
     def metrics(self, features: Features | None = None) -> RegressionMetrics:
         """Pearson's and Spearman's correlation, mean squared and absolute error."""

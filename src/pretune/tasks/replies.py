@@ -19,7 +19,8 @@ from pretune.decoding import Decoding, Generation, Writer
 from pretune.decoding.writer import Prompt
 from pretune.models import Scores
 from pretune.tasks.base import Loss, Prediction
-from pretune.tasks.losses import CrossEntropyOptions
+from pretune.tasks.grade import EachLoss
+from pretune.tasks.losses import CrossEntropyOptions, token_losses
 from pretune.text import Tokenizer
 
 #: What follows each token, and what stands there where that is not to be learned.
@@ -126,6 +127,12 @@ class Replied:
         """Cross-entropy, counted in tokens that are learned."""
         assert self.scores is not None  # noqa: S101 - there are targets
         return Loss(self.scores.sum, self.scores.count, options.parts_of(self.scores))
+
+    def each_loss(self) -> EachLoss:
+        """Cross-entropy of each sequence, over its tokens that are learned."""
+        assert self.scores is not None  # noqa: S101 - there are targets
+        assert self.select is not None  # noqa: S101
+        return token_losses(self.scores, self.select.layout)
 
     def predictions(self, batch: PackedBatch) -> list[ReplyPrediction]:
         """The replies, one a sequence."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.data import Feature, Features, PackedBatch, Records, Repaired
+from pretune.data.pack import Array
 from pretune.errors import DataError, did_you_mean
 from pretune.models import Backbone, TagScores, token_classifier
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
-from pretune.tasks.losses import cross_entropy
+from pretune.tasks.grade import EachLoss, Grade
+from pretune.tasks.losses import cross_entropy, sums_of
 from pretune.tasks.tag_decode import WindowTags, decode, window_tags
 from pretune.tasks.tag_features import (
     BEGINS,
@@ -26,7 +30,8 @@ from pretune.tasks.tag_features import (
     windows,
     words_of,
 )
-from pretune.tasks.tag_metrics import TagMetrics
+from pretune.tasks.tag_grade import tag_grader
+from pretune.tasks.tag_metrics import TagMetrics, entity_figures
 from pretune.tasks.tag_options import TagOptions
 from pretune.tasks.tag_schemes import (
     OUTSIDE,
@@ -120,6 +125,11 @@ class Tagger(Task[TagOptions, TagPrediction]):
     def targets(self) -> dict[str, str]:
         """`ner_tags`."""
         return {"ner_tags": "the tag of each word"}
+
+    @property
+    def joint(self) -> str:
+        """What stands between words."""
+        return "" if self.characters else " "
 
     @property
     def was_cut(self) -> str:
@@ -286,15 +296,39 @@ class Tagger(Task[TagOptions, TagPrediction]):
             places = split_words(given, characters=self.characters)
         else:
             places = [(i, i + 1) for i in range(len(given))]
-        joint = "" if self.characters else " "
         found = []
         for span in spans(tags):
             start, end = places[span.start][0], places[span.end - 1][1]
             part = given[start:end]
-            text = part if isinstance(part, str) else joint.join(part)
+            text = part if isinstance(part, str) else self.joint.join(part)
             score = float(sure[span.start : span.end].mean())
             found.append(Entity(span.type, text, score, start, end))
         return TagPrediction(tuple(found), None if isinstance(given, str) else tuple(tags))
+
+    def each_loss(self, outputs: TagScores, batch: PackedBatch) -> EachLoss:
+        """As `loss`, of each window, counted in words."""
+        select = batch.where(batch.targets[WORD] >= 0)
+        counts = torch.tensor(select.layout.lengths)
+        if outputs.likelihood is not None:
+            return EachLoss(-outputs.likelihood.detach(), counts)
+        labels = batch.targets[LABEL][select.rows].long()
+        each = F.cross_entropy(outputs.logits.detach().float(), labels, reduction="none")
+        return EachLoss(sums_of(each, select.layout), counts)
+
+    def grader(self, records: Records) -> Callable[[TagPrediction, int], Grade]:
+        """Entities beside those of the data."""
+
+        def tags_of(row: int) -> list[str]:
+            return self._raw_tags(records, row)
+
+        return tag_grader(records, tags_of, self.labels, self.options.scheme, self.joint)
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Loss; precision, recall and F1 of entities; the share of right tags."""
+        right, guessed, true = np.split(sums[..., 2:-2], 3, axis=-1)
+        accuracy = sums[..., -2] / np.maximum(sums[..., -1], 1)
+        found = entity_figures(right, guessed, true)
+        return {**super().figures(sums), **found, "accuracy": accuracy}
 
     def metrics(self, features: Features | None = None) -> TagMetrics:
         """Precision, recall and F1 of entities, as conlleval has them."""

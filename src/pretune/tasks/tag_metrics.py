@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
+
 from pretune.data import PackedBatch
+from pretune.data.pack import Array
 from pretune.models import TagScores
 from pretune.tasks.tag_decode import WindowTags, decode, window_tags
 from pretune.tasks.tag_features import BEGINS, ENDS, LABEL, WORD
@@ -90,39 +93,52 @@ class TagMetrics:
         A figure without anything to count is 0, as in conlleval.
         """
         self._close()
-        totals = (sum(c.values()) for c in (self._right, self._guessed, self._true))
-        precision, recall, f1 = _figures(*totals)
-        types = {*self._true, *self._guessed}
-        each = [_figures(self._right[t], self._guessed[t], self._true[t])[2] for t in types]
-        return {
-            "f1": f1,
-            "precision": precision,
-            "recall": recall,
-            "macro_f1": sum(each) / max(len(each), 1),
-            "accuracy": self._words_right / max(self._words, 1),
-        }
+        figures = entity_figures(*self._counts(sorted({*self._true, *self._guessed})))
+        found = {name: float(value) for name, value in figures.items()}
+        return {**found, "accuracy": self._words_right / max(self._words, 1)}
+
+    def _counts(self, types: Sequence[str]) -> list[Array]:
+        """`[types]` each: those that were found rightly, those found, those there."""
+        counts = (self._right, self._guessed, self._true)
+        return [np.array([own[kind] for kind in types], dtype=float) for own in counts]
 
     def details(self) -> dict[str, Any]:
         """Figures and counts of each type."""
         self._close()
-        per_class = {}
-        for kind in sorted({*self._true, *self._guessed}):
-            counts = self._right[kind], self._guessed[kind], self._true[kind]
-            precision, recall, f1 = _figures(*counts)
-            per_class[kind] = {
-                "precision": precision,
-                "recall": recall,
-                "f1": f1,
-                "support": counts[2],
-                "found": counts[1],
-                "right": counts[0],
+        types = sorted({*self._true, *self._guessed})
+        precision, recall, f1 = _figures(*self._counts(types))
+        per_class = {
+            kind: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": self._true[kind],
+                "found": self._guessed[kind],
+                "right": self._right[kind],
             }
+            for i, kind in enumerate(types)
+        }
         return {"examples": self._sentences, "words": self._words, "per_class": per_class}
 
 
-def _figures(right: int, guessed: int, true: int) -> tuple[float, float, float]:
+def entity_figures(right: Array, guessed: Array, true: Array) -> dict[str, Array]:
+    """Figures of entities of all types together, and the mean of the types' F1.
+
+    Args:
+        right: `[..., types]` how many of each type were found rightly; and so on
+        guessed: how many were found.
+        true: how many there are; a type of which there is none, found or not, is left out.
+    """
+    precision, recall, f1 = _figures(right.sum(-1), guessed.sum(-1), true.sum(-1))
+    seen = (guessed + true > 0).sum(-1)
+    macro = _figures(right, guessed, true)[2].sum(-1) / np.maximum(seen, 1)
+    return {"f1": f1, "precision": precision, "recall": recall, "macro_f1": macro}
+
+
+def _figures(right: Array, guessed: Array, true: Array) -> tuple[Array, Array, Array]:
+    """Precision, recall, F1; 0 where undefined."""
     return (
-        right / guessed if guessed else 0.0,
-        right / true if true else 0.0,
-        2 * right / (guessed + true) if guessed + true else 0.0,
+        right / np.maximum(guessed, 1),
+        right / np.maximum(true, 1),
+        2 * right / np.maximum(guessed + true, 1),
     )

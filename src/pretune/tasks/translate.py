@@ -13,7 +13,7 @@ from torch import nn
 from pretune.data import Feature, Features, PackedBatch, Records, Skipped
 from pretune.decoding import Decoding, Generation, Writer
 from pretune.decoding.writer import Prompt
-from pretune.errors import DataError
+from pretune.errors import DataError, RunError
 from pretune.models import Backbone, Scores, TransformerModel, Translator, translator
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.losses import CrossEntropyOptions
@@ -233,6 +233,11 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
 
     def _translations(self, model: nn.Module, sources: PackedBatch) -> list[list[Generation]]:
         """The translations of each source, best first."""
+        if hasattr(model, "reshard"):
+            raise RunError(
+                "a model of which each process holds a share cannot be searched with",
+                "Set train.parallel=ddp; or evaluate afterwards: data.validation=null.",
+            )
         assert isinstance(model, Translator)  # noqa: S101 - what build made
         assert self._tokenizer is not None  # noqa: S101 - bound
         options, count = self.options, min(self.options.candidates, self.beams)
@@ -281,6 +286,17 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         """BLEU and chrF, perplexity and accuracy."""
         chosen = self.options.bleu_tokenizer
         return TranslateMetrics(features, None if chosen == "auto" else chosen)
+
+    def generation_entries(self) -> dict[str, Any]:
+        """The same search; transformers itself would end every translation after 20 tokens."""
+        return {
+            "decoder_start_token_id": self._start,
+            "eos_token_id": self._end,
+            "pad_token_id": self._start,
+            "max_new_tokens": self.options.max_length,
+            "num_beams": self.options.beams,
+            "length_penalty": self.options.length_penalty,
+        }
 
     def feature_key(self) -> Any:
         """The special tokens are the model's."""

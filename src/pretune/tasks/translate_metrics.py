@@ -41,6 +41,10 @@ class TranslateMetrics:
         self._texts: dict[int, str] = {}  # by the number of the feature
         self._nats, self._right, self._tokens = 0.0, 0, 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the features: where this goes to be merged, they are too."""
+        return {**vars(self), "_features": None}
+
     def update(self, outputs: Any, batch: PackedBatch) -> None:
         """Take in one batch of `Translated`."""
         scores: Scores = outputs.scores

@@ -129,6 +129,7 @@ def evaluate_features(
     progress: Callable[[int], None] | None = None,
     world: World | None = None,
     calibrate: bool = False,
+    watch: Callable[[PackedBatch, Any], None] | None = None,
 ) -> Evaluation:
     """Loss and metrics over all features; the model's mode is as it was afterwards.
 
@@ -143,6 +144,7 @@ def evaluate_features(
         precision: as in `precision_context`.
         progress: called with the number of features done.
         world: the processes that evaluate together; all get the whole result.
+        watch: called with each batch and what the model gave for it.
         calibrate: let the task choose on these features what is chosen on validation data.
     """
     device, world = device or torch.device("cpu"), world or World()
@@ -167,6 +169,8 @@ def evaluate_features(
             if not real:
                 continue
             metrics.update(outputs, batch)
+            if watch is not None:
+                watch(batch, outputs)
             sums["loss"] += float(loss.sum)
             for name, value in loss.parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)

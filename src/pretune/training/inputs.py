@@ -19,6 +19,7 @@ from pretune.tasks import AnyTask, featurize, task_class
 from pretune.tasks.bundle import Bundle
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.text import Tokenizer, train_tokenizer
+from pretune.training.folder import RECIPE, RunFolder
 from pretune.training.log import Reporter
 
 #: Records, or the documents of a prepared corpus.
@@ -67,6 +68,19 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     if isinstance(found, StoredDocuments):
         return found.take(kept).head(data.limit), found.take(held_out)
     return found.take(kept.tolist()).head(data.limit), found.take(held_out.tolist())
+
+
+def held_out(run: Path) -> Records | None:
+    """The validation data of a run folder; None where it is none, or has none that are records.
+
+    Raises:
+        PretuneError: its recipe or the data cannot be read.
+    """
+    folder = RunFolder(run)
+    if not (run / RECIPE).is_file():
+        return None
+    found = read_data(folder.recipe())[1]
+    return found if isinstance(found, Records) else None
 
 
 def fit(task: AnyTask, data: Data) -> None:

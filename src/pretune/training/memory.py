@@ -27,6 +27,7 @@ def reusing_memory(enabled: bool = True) -> Iterator[None]:
     if libc is None:
         yield
         return
+    libc.malloc_trim(0)  # what reading and tokenizing left behind, in the arenas of their threads
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_MMAP_MAX, 0)
     try:

@@ -1,0 +1,112 @@
+"""`pretune compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import (
+    AllowPickle,
+    AsJson,
+    Columns,
+    Device,
+    Encoding,
+    Quoting,
+    app,
+    column_pairs,
+    progress_bar,
+)
+from pretune.errors import RunError
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune compare runs/mrpc runs/mrpc-large\n\n"
+    "pretune compare runs/a runs/b runs/c --data test.tsv --output apart.jsonl"
+)
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Run folders, checkpoints, Hub ids; the first is compared with.",
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A labelled file, or a Hub dataset. Default: the validation data of the first run."
+        ),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=100, help="Draws for the intervals and for the test.")
+    ] = 5000,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Show so many that only one of two gets right.")
+    ] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write what each makes of every example (.jsonl)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
+    quoting: Quoting = "auto",
+    device: Device = "auto",
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare trained models on the same data: is one better, or was it luck?
+
+    Figures come with bootstrap intervals, differences with the p of a paired randomization test.
+    This says what other test data would change, not what other seeds of the training would: train
+    with --seeds for that.
+    """
+    from pretune.hub import atomic_text
+    from pretune.infer.examine import examine
+    from pretune.infer.predict import the_task
+    from pretune.report import compare as sides
+    from pretune.report.compare_tables import compare_tables
+    from pretune.report.report import check_writable
+    from pretune.tasks.bundle import load
+    from pretune.training import read_for
+    from pretune.training.inputs import held_out
+
+    if output is not None:
+        check_writable(output, None, overwrite=overwrite)
+    bundles = [load(run, allow_pickle=allow_pickle) for run in runs]
+    tasks = [the_task(bundle) for bundle in bundles]
+    sides.check_tasks(runs, tasks)
+    if data is None:
+        records = held_out(Path(runs[0]))
+        if records is None:
+            raise RunError(
+                f"{runs[0]}: no validation data with records to compare on",
+                f"Name some: pretune compare {' '.join(runs)} --data DATA",
+            )
+    else:
+        names = {**bundles[0].columns, **column_pairs(columns)}
+        records = read_for(tasks[0], data, columns=names, encoding=encoding, quoting=quoting)
+    records = records.head(limit)
+    found = []
+    for run, bundle in zip(runs, bundles, strict=True):
+        with progress_bar(f"examining with {run}") as done:
+            found.append(examine(bundle, records, device=device, progress=done))
+    with progress_bar("drawing") as done:
+        result = sides.compare(runs, found, resamples=resamples, level=level, progress=done)
+    if output is not None:
+        lines = (json.dumps(row, ensure_ascii=False) for row in result.rows())
+        atomic_text(output, "".join(line + "\n" for line in lines))
+    out = Console(highlight=False)
+    if as_json:
+        out.print_json(data=result.to_dict())
+        return
+    out.print(compare_tables(result, examples))
+    if output is not None:
+        out.print(f"wrote {output}", markup=False, soft_wrap=True)

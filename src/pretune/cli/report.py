@@ -1,0 +1,164 @@
+"""`pretune report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pretune.cli.app import (
+    AllowPickle,
+    Columns,
+    Device,
+    Encoding,
+    Model,
+    Quoting,
+    app,
+    column_pairs,
+    progress_bar,
+)
+from pretune.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from pretune.infer.examine import Examined
+    from pretune.tasks.bundle import Bundle
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "pretune report runs/emotion\n\n"
+    "pretune report runs/emotion test.tsv --output test.html --png pictures\n\n"
+    "pretune report runs/emotion --explain 20 --example 17 --example 1204"
+)
+def report(
+    run: Model,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="A labelled file, or a Hub dataset. Default: the validation data."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The page. Default: report.html in the run folder."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a page that is there already.")
+    ] = False,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the pictures here too.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
+    explain: Annotated[
+        int, typer.Option(min=0, help="Show what the loss hangs on for so many, worst first.")
+    ] = 5,
+    examples: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--example", metavar="LINE", help="Explain this one too, by its number in the table."
+        ),
+    ] = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
+    quoting: Quoting = "auto",
+    device: Device = "auto",
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Write one page about a trained model: its training, its mistakes, every example.
+
+    The page needs nothing but itself: it can be sent by mail and opened in any browser.
+    """
+    from pretune.infer.examine import examine
+    from pretune.infer.explain import explain as explain_one
+    from pretune.infer.predict import the_task
+    from pretune.report.course import Course
+    from pretune.report.report import ReportFacts, check_writable, font_note, write_report
+    from pretune.tasks.bundle import load
+    from pretune.training import read_for
+    from pretune.training.folder import METRICS, RECIPE, RunFolder
+    from pretune.training.inputs import held_out
+
+    place, notes = Path(run), Console(stderr=True, highlight=False)
+    is_run = (place / RECIPE).is_file()
+    output = output or (place if is_run else Path()) / "report.html"
+    check_writable(output, png, overwrite=overwrite)
+    bundle = load(run, allow_pickle=allow_pickle)
+    recipe = RunFolder(place).recipe() if is_run else None
+    if data is None:
+        records = held_out(place)
+        if records is None:
+            raise RunError(
+                f"{run}: no validation data with records to report on",
+                f"Name some: pretune report {run} DATA",
+            )
+    else:
+        names = {**bundle.columns, **column_pairs(columns)}
+        records = read_for(
+            the_task(bundle), data, columns=names, encoding=encoding, quoting=quoting
+        )
+    with progress_bar("examining") as done:
+        found = examine(bundle, records.head(limit), device=device, progress=done)
+    chosen = dict.fromkeys([*_numbers(found, examples or []), *found.worst_first()[:explain]])
+    calibrates = any(d.distribution for e in found.examples for d in e.grade.decisions)
+    fitted = None
+    if data is not None and is_run and calibrates:
+        fitted = _fitted_on(bundle, place, device, notes)
+    explained = {}
+    with progress_bar("explaining") as done:
+        for count, number in enumerate(chosen, start=1):
+            explained[number] = explain_one(found, number)
+            if done is not None:
+                done(count, len(chosen))
+    facts = ReportFacts(
+        name=place.resolve().name if is_run else run,
+        examined=found,
+        recipe=None if recipe is None else recipe.to_yaml(),
+        course=Course.read(place / METRICS),
+        explained=explained,
+        fitted=fitted,
+    )
+    write_report(facts, output, png)
+    if png is not None and (note := font_note(facts)) is not None:
+        notes.print(note, markup=False, soft_wrap=True)
+    size = output.stat().st_size / 1e6
+    Console(highlight=False).print(
+        f"wrote {output} ({len(found.examples):,} examples, {size:.1f} MB)",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _numbers(found: Examined, places: list[int]) -> list[int]:
+    """The examples at some lines (or rows).
+
+    Raises:
+        RunError: there is none at one of them.
+    """
+    kind, known = found.places()
+    for place in places:
+        if place not in known:
+            raise RunError(
+                f"--example {place}: no example begins in that {kind} of {found.records.origin}",
+                f"They are in the {kind}s {min(known)} to {max(known)}.",
+            )
+    return [number for number, place in enumerate(known) if place in places]
+
+
+def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examined | None:
+    """What the temperature is fitted on: the validation data of the run, if they are there."""
+    from pretune.infer.examine import examine
+    from pretune.training.inputs import held_out
+
+    try:
+        records = held_out(run)
+    except DataError as error:
+        notes.print(
+            f"The temperature is fitted on DATA itself: {error.message}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return None
+    if records is None:
+        return None
+    with progress_bar("examining the validation data") as done:
+        return examine(bundle, records, device=device, progress=done)

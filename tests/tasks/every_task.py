@@ -1,0 +1,174 @@
+"""A tiny model and some labelled records for each task, for what has to work for all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretune.data import Records
+from pretune.tasks import (
+    Answerer,
+    AnswerOptions,
+    AnyTask,
+    CausalLm,
+    CausalLmOptions,
+    Choose,
+    ChooseOptions,
+    Classify,
+    ClassifyOptions,
+    MaskLm,
+    MaskLmOptions,
+    Multilabel,
+    MultilabelOptions,
+    Regress,
+    RegressOptions,
+    Tagger,
+    TagOptions,
+)
+from pretune.tasks.bundle import Bundle, load
+from tests.tasks.questions import question
+
+Rows = list[dict[str, Any]]
+#: What would like to break a page, as a text of the data.
+NASTY = "</script><script>window.broken = true</script><!-- <img src=http://127.0.0.1:9/x>"
+TYPES = ["PER", "<b>LOC"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task and what it can be asked.
+
+    Attributes:
+        task: a fresh one.
+        rows: labelled records, so many.
+        family: of the model.
+    """
+
+    task: Callable[[], AnyTask]
+    rows: Callable[[int], Rows]
+    family: str = "bert"
+
+    def bundle(self, tiny_folder: Path, tmp_path: Path) -> Bundle:
+        """The model, with a head of random weights that says something else of each text."""
+        torch.manual_seed(0)
+        folder = tiny_folder
+        if self.family != "bert":
+            folder = tmp_path / self.family
+            _other_family(self.family, folder, tiny_folder)
+        bundle = load(folder, task=self.task())
+        with torch.no_grad():
+            for name, parameter in bundle.model.named_parameters():
+                if not name.startswith("backbone."):
+                    parameter.normal_(std=0.3)
+        return bundle
+
+    def records(self, count: int = 24) -> Records:
+        """Labelled records from the second line of a file on."""
+        rows = self.rows(count)
+        return Records(rows, "some.jsonl", range(2, len(rows) + 2), tuple(rows[0]))
+
+
+def _other_family(family: str, folder: Path, tiny_folder: Path) -> None:
+    import transformers
+
+    folder.mkdir()
+    vocabulary = (tiny_folder / "vocab.txt").read_text(encoding="utf-8")
+    (folder / "vocab.txt").write_text(vocabulary, encoding="utf-8")
+    size = len(vocabulary.splitlines())
+    if family == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=size, n_embd=32, n_layer=1, n_head=2, n_positions=64
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+        return
+    raise ValueError(family)
+
+
+def _text(i: int) -> str:
+    return NASTY if i == 3 else f"{'the good ' * (i % 5)}film {'bad ' * (i % 2)}{i}好"
+
+
+def _texts(name: str, label: Callable[[int], Any]) -> Callable[[int], Rows]:
+    return lambda count: [{"text": _text(i), name: label(i)} for i in range(count)]
+
+
+def _questions(last: str) -> Callable[[int], Rows]:
+    answers = ["good film", "China", "bad film was", last]
+    return lambda count: [question(answers[i % 4], number=str(i)) for i in range(count)]
+
+
+def _sentences(count: int) -> Rows:
+    words = ["good", "film", "x", "un", "好", NASTY.split()[0]]
+    tags = ["B-PER", "I-PER", "O", "B-<b>LOC", "O", "B-PER"]
+    return [
+        {"tokens": (words * 3)[: 3 + i % 9], "ner_tags": (tags * 3)[: 3 + i % 9]}
+        for i in range(count)
+    ]
+
+
+def _choices(count: int) -> Rows:
+    return [
+        {"context": _text(i), "choices": ["good", NASTY, "un x"][: 2 + i % 2], "label": i % 2}
+        for i in range(count)
+    ]
+
+
+LABELS = ["good", "<i>bad", "好"]
+CASES = {
+    "classify": Case(
+        lambda: Classify(ClassifyOptions(max_length=32), LABELS),
+        _texts("label", lambda i: LABELS[i % 3]),
+    ),
+    "multilabel": Case(
+        lambda: Multilabel(MultilabelOptions(max_length=32), LABELS),
+        _texts("labels", lambda i: LABELS[: i % 4]),
+    ),
+    "regress": Case(
+        lambda: Regress(RegressOptions(max_length=32)), _texts("score", lambda i: i % 7 / 2)
+    ),
+    "choose": Case(lambda: Choose(ChooseOptions(max_length=32)), _choices),
+    "tag": Case(
+        lambda: Tagger(
+            TagOptions.of_length(12, "bio", crf=False),
+            ["O", *(f"{letter}-{kind}" for kind in TYPES for letter in "BI")],
+        ),
+        _sentences,
+    ),
+    "tag_crf": Case(
+        lambda: Tagger(
+            TagOptions.of_length(12, "bio", crf=True),
+            ["O", *(f"{letter}-{kind}" for kind in TYPES for letter in "BI")],
+        ),
+        _sentences,
+    ),
+    "answer": Case(lambda: Answerer(AnswerOptions.of_length(32)), _questions("中国")),
+    "answer_none": Case(
+        lambda: Answerer(AnswerOptions.of_length(32, no_answer=True), -1e3), _questions("")
+    ),
+    "mask_lm": Case(
+        lambda: MaskLm(MaskLmOptions(max_length=16, evaluate="masked")), _texts("n", lambda i: i)
+    ),
+    "mask_lm_each": Case(
+        lambda: MaskLm(MaskLmOptions(max_length=16, evaluate="each")), _texts("n", lambda i: i)
+    ),
+    "mask_lm_pairs": Case(
+        lambda: MaskLm(MaskLmOptions(max_length=32, next="nsp", evaluate="masked")),
+        lambda count: [{"text": f"{_text(i)} good. The bad. Un. film x."} for i in range(count)],
+    ),
+    "causal_lm": Case(
+        lambda: CausalLm(CausalLmOptions(max_length=16)), _texts("n", lambda i: i), "gpt2"
+    ),
+}
+
+
+def write(rows: Rows, path: Path) -> Path:
+    """As a JSONL file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
