@@ -118,6 +118,20 @@ def test_no_dialogue_sees_another_one(wordpiece: Pair) -> None:
     assert torch.allclose(nats([DIALOGUES[2], DIALOGUES[1]])[-len(alone) :], alone, atol=1e-5)
 
 
+def test_what_each_dialogue_costs_is_what_transformers_says(wordpiece: Pair) -> None:
+    task = chat()
+    bundle = load(wordpiece.folder, task=task)
+    bundle.model.eval()
+    features = featurize(task, records(DIALOGUES), bundle.tokenizer)
+    assert isinstance(features, FeatureSet)
+    batch = features.batch(torch.arange(3).numpy(), sort=False)
+    each = task.each_loss(task.forward(bundle.model, batch), batch)
+    layout = TurnLayout.of(bundle.tokenizer)
+    for turns, nats, count in zip(DIALOGUES, each.sums, each.counts, strict=True):
+        expected = theirs_of(wordpiece.folder, turns, layout, 0)
+        assert (float(nats), int(count)) == (pytest.approx(expected[0], rel=1e-4), expected[1])
+
+
 def test_backwards_the_last_turn_is_the_first() -> None:
     task = chat(reverse=True, learn="replies")
     (feature,) = task.features(records([["a a", "b", "c"]]), range(1), BERT_LIKE, with_targets=True)
@@ -150,6 +164,24 @@ def test_written_replies_do_not_depend_on_the_batch(wordpiece: Pair) -> None:
     assert one == two
     assert [s["history"] for s in one] == [turns[:-1] for turns in DIALOGUES]
     assert [s["reference"] for s in one] == [turns[-1] for turns in DIALOGUES]
+
+
+def test_an_evaluation_has_answers_where_replies_were_asked_for(wordpiece: Pair) -> None:
+    task = chat(samples=2, max_length=12)
+    bundle = load(wordpiece.folder, task=task)
+    bundle.model.eval()
+    features = featurize(task, records(DIALOGUES), bundle.tokenizer, evaluation=True)
+    assert isinstance(features, FeatureSet)
+    batch = features.batch(torch.arange(len(features)).numpy(), sort=False)
+    found = task.predict(task.forward(bundle.model, batch), batch)
+    answers = []
+    for record in range(3):
+        parts = [one for i, one in enumerate(found) if features.record(i) == record]
+        answers.append(task.combine(parts, {}))
+    assert [answer.tokens > 0 for answer in answers] == [
+        task.options.is_sample(row, 3) for row in range(3)
+    ]
+    assert sum(answer.tokens > 0 for answer in answers) == 2
 
 
 def test_a_prediction_is_a_reply(wordpiece: Pair) -> None:

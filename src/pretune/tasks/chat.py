@@ -20,6 +20,7 @@ from pretune.tasks.replies import (
     ReplyOptions,
     ReplyPrediction,
     Span,
+    last_reply,
     reply,
     targets_of,
 )
@@ -178,9 +179,15 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
         """Cross-entropy of each sequence."""
         return outputs.each_loss()
 
-    def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction]:
+    def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction | None]:
         """The replies."""
         return outputs.predictions(batch)
+
+    def combine(
+        self, parts: Sequence[ReplyPrediction | None], record: Mapping[str, Any]
+    ) -> ReplyPrediction:
+        """The reply; empty where none was asked for, as in most of an evaluation."""
+        return last_reply(parts)
 
     def metrics(self, features: Features | None = None) -> ReplyMetrics:
         """Perplexity; distinct-1 and -2."""

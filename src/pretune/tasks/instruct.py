@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -22,6 +22,7 @@ from pretune.tasks.replies import (
     Replied,
     ReplyOptions,
     ReplyPrediction,
+    last_reply,
     reply,
     targets_of,
 )
@@ -189,9 +190,15 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
         """Cross-entropy of each sequence."""
         return outputs.each_loss()
 
-    def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction]:
+    def predict(self, outputs: Replied, batch: PackedBatch) -> list[ReplyPrediction | None]:
         """The replies."""
         return outputs.predictions(batch)
+
+    def combine(
+        self, parts: Sequence[ReplyPrediction | None], record: Mapping[str, Any]
+    ) -> ReplyPrediction:
+        """The reply; empty where none was asked for, as in most of an evaluation."""
+        return last_reply(parts)
 
     def metrics(self, features: Features | None = None) -> ReplyMetrics:
         """Perplexity, ROUGE-L, exact match."""

@@ -134,9 +134,10 @@ class Replied:
         assert self.select is not None  # noqa: S101
         return token_losses(self.scores, self.select.layout)
 
-    def predictions(self, batch: PackedBatch) -> list[ReplyPrediction]:
-        """The replies, one a sequence."""
-        return [ReplyPrediction.of(self.written[i]) for i in range(batch.num_sequences)]
+    def predictions(self, batch: PackedBatch) -> list[ReplyPrediction | None]:
+        """The reply to each sequence; None where none was asked for."""
+        found = [self.written.get(i) for i in range(batch.num_sequences)]
+        return [None if one is None else ReplyPrediction.of(one) for one in found]
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,11 @@ class Span:
     ids: Sequence[int]
     turn: int = 0
     learned: bool = False
+
+
+def last_reply(parts: Sequence[ReplyPrediction | None]) -> ReplyPrediction:
+    """Of the sequences of a record the last reply that was written; an empty one where none was."""
+    return next((one for one in reversed(parts) if one is not None), ReplyPrediction("", 0.0, 0))
 
 
 def targets_of(spans: Sequence[Span]) -> tuple[list[int], dict[str, Any]]:
