@@ -74,7 +74,7 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
     plain = torch.backends.cudnn.flags(enabled=False)
     with torch.enable_grad(), plain, _caught(bundle.backbone.embeddings.tokens) as caught:
         loss = task.loss(task.forward(bundle.model, batch), batch)
-        embedded = caught[-1]
+        embedded = caught[0]  # a model that also writes looks up what it writes afterwards
         (gradient,) = torch.autograd.grad(loss.sum, embedded)
     scores = (gradient.float() * embedded.detach().float()).sum(-1).cpu()
     if scores.dim() == 2:
