@@ -52,6 +52,18 @@ class GuardSection(Section):
         return self.action != "stop" if self.spikes is None else self.spikes
 
 
+class LoraSection(Section):
+    """Small matrices beside those of the model, which alone learn (Hu et al. 2021)."""
+
+    rank: int = Field(8, ge=1, description="Of what is added to a matrix.")
+    alpha: float = Field(16, gt=0, description="It counts alpha / rank times.")
+    targets: list[
+        Literal["attention.qkv", "attention.output", "feed_forward.up", "feed_forward.down"]
+    ] = Field(
+        ["attention.qkv"], min_length=1, description="To which matrices of each layer it is added."
+    )
+
+
 class BatchRamp(Section):
     """A batch that grows: small early batches learn more from each token."""
 
@@ -120,6 +132,11 @@ class TrainSection(Section):
         "none",
         description="What does not learn: none, embeddings, backbone, {layers: N} (the embeddings "
         "and the first N layers), or a pattern of parameter names (backbone.layers.*.attention.*).",
+    )
+    lora: LoraSection | None = Field(
+        None,
+        description="Learn small matrices beside those of the model, e.g. {rank: 8, alpha: 16, "
+        "targets: [attention.qkv]}; for causal_lm, chat and instruct.",
     )
     clip: float | None = Field(
         1.0, gt=0, description="Longest gradient (Euclidean norm); null: no clipping."

@@ -17,6 +17,9 @@ from pretune.tasks import task_class
         ("causal_lm", {}, "pretune generate runs/x --prompt TEXT"),
         ("mask_lm", {}, "pretune predict runs/x TEXT"),
         ("tag", {}, "pretune predict runs/x TEXT"),
+        ("chat", {}, "pretune chat runs/x"),
+        ("chat", {"reverse": True}, "pretune chat RUN --mmi runs/x"),
+        ("instruct", {}, "pretune chat runs/x"),
     ],
 )
 def test_how_people_ask(name: str, options: dict[str, Any], command: str) -> None:

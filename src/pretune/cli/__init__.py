@@ -15,6 +15,7 @@ from pretune.cli import use  # noqa: F401
 from pretune.cli import report  # noqa: F401
 from pretune.cli import compare  # noqa: F401
 from pretune.cli import generate  # noqa: F401
+from pretune.cli import chat  # noqa: F401
 from pretune.cli import prompt  # noqa: F401
 from pretune.cli import embed  # noqa: F401
 from pretune.cli import inspect  # noqa: F401

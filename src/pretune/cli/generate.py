@@ -15,6 +15,8 @@ from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
     from pretune.infer import Generation, Piece
+    from pretune.tasks.bundle import Bundle
+    from pretune.tasks.templated import TemplateLayout
 
 
 Prompts = Annotated[
@@ -59,6 +61,14 @@ Stream = Annotated[
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Continuations at a time; changes memory and speed only.")
 ]
+Template = Annotated[
+    bool | None,
+    typer.Option(
+        "--template/--no-template",
+        help="Prompts are messages, laid out by the chat template. Default: where the model was "
+        "trained with one (task instruct).",
+    ),
+]
 JsonLines = Annotated[
     bool,
     typer.Option("--json", help="One JSON object a line, with tokens and log-probabilities."),
@@ -92,6 +102,7 @@ def generate(
     stream: Stream = None,
     batch_size: BatchSize = 16,
     encoding: Encoding = "utf-8",
+    template: Template = None,
     device: Device = "auto",
     allow_pickle: AllowPickle = False,
     as_json: JsonLines = False,
@@ -120,7 +131,8 @@ def generate(
     )
     given = _prompts(prompts, file, encoding)
     bundle = load(run, allow_pickle=allow_pickle)
-    writer = TextGenerator.of(bundle, device=device, batch_size=batch_size)
+    how = {} if template is None else {"template": _template(bundle) if template else None}
+    writer = TextGenerator.of(bundle, device=device, batch_size=batch_size, **how)
     pieces = writer.stream(given, decoding)
     if as_json:
         for done in _in_order(pieces, samples):
@@ -128,6 +140,18 @@ def generate(
         return
     live = sys.stdout.isatty() if stream is None else stream
     _show(pieces, given, samples, live)
+
+
+def _template(bundle: Bundle) -> TemplateLayout:
+    from pretune.infer.prompts import template_of
+
+    found = template_of(bundle, always=True)
+    if found is None:
+        raise PretuneError(
+            "--template: the model's tokenizer has no chat template",
+            "Train it by the task instruct, or put a chat_template into tokenizer_config.json.",
+        )
+    return found
 
 
 def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> list[str]:
@@ -178,15 +202,15 @@ def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool)
             ended.add(number)
         while current < total and (current in ended or (live and texts.get(current))):
             if not opened:
-                _put(
+                put(
                     (f"== {current + 1}/{total} ==\n" if total > 1 else "")
                     + prompts[current // samples]
                 )
             opened = True
-            _put(texts.pop(current, ""))
+            put(texts.pop(current, ""))
             if current not in ended:
                 break
-            _put("\n")
+            put("\n")
             current, opened = current + 1, False
 
 
@@ -194,6 +218,7 @@ def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool)
 _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 
 
-def _put(text: str) -> None:
+def put(text: str) -> None:
+    """Show some of what a model writes, at once."""
     sys.stdout.write(text.translate(_CONTROLS))
     sys.stdout.flush()

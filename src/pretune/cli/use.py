@@ -40,7 +40,8 @@ CHUNK = 4096
 @app.command(
     epilog="Examples:\n\n"
     "pretune evaluate runs/tickets test.tsv\n\n"
-    "pretune evaluate runs/translate test.de,test.en --set beams=1"
+    "pretune evaluate runs/translate test.de,test.en --set beams=1\n\n"
+    "pretune evaluate runs/chat-zh dialogues.jsonl --set samples=500"
 )
 def evaluate(
     run: Model,
@@ -55,7 +56,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model on labelled data."""
     from pretune import api
-    from pretune.report import confusion_table, evaluation_table
+    from pretune.report import confusion_table, evaluation_table, sample_sheet
 
     found = api.evaluate(
         api.load(run, options=option_pairs(options), allow_pickle=allow_pickle),
@@ -70,9 +71,9 @@ def evaluate(
         out.print_json(data=found.to_dict())
         return
     out.print(evaluation_table(found))
-    confusion = confusion_table(found.details)
-    if confusion is not None:
-        out.print(confusion)
+    for more in (confusion_table(found.details), sample_sheet(found.details)):
+        if more is not None:
+            out.print(more)
 
 
 @app.command(

@@ -133,16 +133,23 @@ class Records:
                 f"{self.where(row, column)}: expected a text, found {kind}",
                 "Give every record a text there, or remove the record.",
             )
-        text = value if isinstance(value, str) else str(value)
+        return self.checked(str(value), row, column)
+
+    def checked(self, text: str, row: int, column: str, item: int | None = None) -> str:
+        """A text of that column, or of an item of the list there, if it can be used.
+
+        Raises:
+            DataError: over `max_chars` characters, or no valid Unicode.
+        """
+        where = self.where(row, column, item)
         if len(text) > self.max_chars:
             raise DataError(
-                f"{self.where(row, column)}: a text of {len(text):,} characters "
-                f"(the limit is {self.max_chars:,})",
+                f"{where}: a text of {len(text):,} characters (the limit is {self.max_chars:,})",
                 "Split the text, or allow it with data.max_chars=N if that is what you mean.",
             )
         if (half := SURROGATE.search(text)) is not None:
             raise DataError(
-                f"{self.where(row, column)}: half a character, \\u{ord(half[0]):04x}, "
+                f"{where}: half a character, \\u{ord(half[0]):04x}, "
                 f"at character {half.start() + 1}",
                 "A text was cut inside a surrogate pair (an emoji, often): repair or remove it.",
             )

@@ -239,6 +239,7 @@ def draw(scores: Tensor, uniform: Sequence[float]) -> Tensor:
     return torch.searchsorted(cumulative, where, right=True).squeeze(1)
 
 
-def generator(seed: int, sample: int) -> np.random.Generator:
-    """The random generator of one sample."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample])))
+def generator(seed: int, sample: int, salt: int = 0) -> np.random.Generator:
+    """The random generator of one sample; of prompts with different salts they are unlike."""
+    more = [salt] if salt else []
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample, *more])))

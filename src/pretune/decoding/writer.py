@@ -85,10 +85,12 @@ class Prompt:
     Attributes:
         given: as it was given.
         ids: its tokens.
+        salt: another one than another prompt's where what is drawn for the two shall be unlike.
     """
 
     given: str | tuple[int, ...]
     ids: list[int]
+    salt: int = 0
 
 
 @dataclass
@@ -110,7 +112,7 @@ class _Draft:
     def __post_init__(self) -> None:
         self.ids = self.whole.ids
         self.limit = self.decoding.limit(self.ids)
-        self.random = generator(self.decoding.seed, self.sample)
+        self.random = generator(self.decoding.seed, self.sample, self.whole.salt)
         self.before = self.ids if self.opening is None else self.opening
         self._detokenizer = Detokenizer(self.tokenizer, self.before)
         self._gate = StopText(self.decoding.stop)

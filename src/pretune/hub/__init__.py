@@ -1,5 +1,6 @@
 """Checkpoints in and out, in the Hugging Face layout."""
 
+from pretune.hub.adapter import fill_adapter, save_adapter
 from pretune.hub.config import MOST_LABELS, family_of, read_config, read_object
 from pretune.hub.files import (
     atomic_folder,
@@ -36,6 +37,7 @@ __all__ = [
     "atomic_text",
     "check_name",
     "family_of",
+    "fill_adapter",
     "find_damage",
     "find_source",
     "find_tokenizer",
@@ -49,6 +51,7 @@ __all__ = [
     "read_config",
     "read_object",
     "remove_folder",
+    "save_adapter",
     "save_model",
     "staged_files",
     "sweep",

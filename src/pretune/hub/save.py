@@ -13,6 +13,7 @@ from torch import nn
 
 from pretune.hub.keys import Family, name_table
 from pretune.hub.weights import common_dtype, type_name
+from pretune.models.lora import merged_state
 
 
 def save_model(
@@ -22,7 +23,7 @@ def save_model(
     head: str,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json` and `model.safetensors`, in the type the model is in.
+    """Write `config.json` and `model.safetensors`, in the type the model is in; adapters merged.
 
     Args:
         model: a backbone, or a model that holds one as `backbone`.
@@ -40,7 +41,7 @@ def save_model(
     }
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors = {}
-    for ours, value in model.state_dict().items():
+    for ours, value in merged_state(model).items():
         names = table[ours]
         for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
             lying = part.t() if names.transposed else part

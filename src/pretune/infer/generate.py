@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from pretune.decoding import Decoding, Generation, Piece, Writer
 from pretune.decoding.writer import Prompt
-from pretune.infer.prompts import Prompted, check_stop_tokens
+from pretune.infer.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
 from pretune.models import LanguageModel
+from pretune.tasks.bundle import Bundle
+from pretune.tasks.templated import TemplateLayout
 from pretune.text import Tokenizer
 from pretune.training import precision_context
 
@@ -21,6 +24,7 @@ class TextGenerator(Prompted):
         model: a `LanguageModel`.
         tokenizer: of the model.
         batch_size: continuations at a time; changes memory and speed only.
+        template: prompts that are texts are the user's messages, laid out by this.
         options: as `Prompted`'s.
 
     Raises:
@@ -28,9 +32,16 @@ class TextGenerator(Prompted):
     """
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, *, batch_size: int = 16, **options: Any
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 16,
+        template: TemplateLayout | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(model, tokenizer, **options)
+        self._template = template
         self._writer = Writer(
             model,
             tokenizer,
@@ -39,6 +50,22 @@ class TextGenerator(Prompted):
             stop_tokens=self._stop_tokens,
             context=partial(precision_context, self.device, self._precision),
         )
+
+    @classmethod
+    def of(cls, bundle: Bundle, **options: Any) -> Self:
+        """As `Prompted.of`; a model that was trained with a chat template is asked with it."""
+        template = options.setdefault("template", template_of(bundle))
+        if template is not None:
+            options.setdefault("stop_tokens", stop_tokens_of(bundle) | template.ends())
+        return super().of(bundle, **options)
+
+    def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
+        """As `Prompted.prompt`; of a message that is too long for half the context, the end."""
+        plain = super().prompt(given, number)
+        if self._template is None or not isinstance(given, str):
+            return plain
+        room = self.model.context_length
+        return self._template.history([given], sys.maxsize if room is None else room // 2).ids
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None

@@ -89,7 +89,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
         how: dict[str, Any] = {"device": device or "auto", "precision": precision}
         self.scorer = Scorer.of(bundle, batch_tokens=int(batch_tokens), **how)
         texts = int(batch_size) if str(batch_size).isdigit() else 16
-        self._writer = TextGenerator.of(bundle, batch_size=texts, **how)
+        self._writer = TextGenerator.of(bundle, template=None, batch_size=texts, **how)
         self._name = bundle.report.source if bundle.report else type(bundle.model).__name__
         self._device = self.scorer.device
 

@@ -260,7 +260,7 @@ class FewShot:
         progress: Callable[[int], None],
     ) -> list[Guess]:
         """By what the model writes."""
-        writer = TextGenerator.of(self.bundle, device=self.device)
+        writer = TextGenerator.of(self.bundle, template=None, device=self.device)
         longest = max(len(pair.continuation) for prompt in prompts for pair in prompt.pairs)
         decoding = Decoding(temperature=0, max_new_tokens=longest + MARGIN)
         asked = [self.scorer.encode(self.text(p.question.values, shots).rstrip()) for p in prompts]

@@ -150,7 +150,7 @@ def read_inputs(
     task = the_task(bundle)
     if source.suffix.lower() in TABLE_SUFFIXES or not source.is_file():
         mapping = {**bundle.columns, **(columns or {})}
-        inputs = {ours: theirs for ours, theirs in mapping.items() if ours in task.inputs}
+        inputs = {ours: theirs for ours, theirs in mapping.items() if ours not in task.targets}
         return read_for(
             task,
             source,

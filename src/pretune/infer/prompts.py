@@ -9,7 +9,9 @@ from torch import nn
 
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.models import HEADS, LanguageModel
+from pretune.tasks import Instruct
 from pretune.tasks.bundle import Bundle
+from pretune.tasks.templated import TemplateLayout
 from pretune.text import Tokenizer
 from pretune.training import choose_device
 
@@ -39,6 +41,21 @@ def language_model(bundle: Bundle) -> LanguageModel:
         f"{where}: a {bundle.family.model_type} model{trained} cannot generate text",
         "Name a language model that reads from left to right, such as a GPT-2.",
     )
+
+
+def template_of(bundle: Bundle, *, always: bool = False) -> TemplateLayout | None:
+    """The chat template of a model that was trained with one; None: it was not.
+
+    Args:
+        bundle: the model.
+        always: also where it was trained for something else, if its tokenizer has one.
+
+    Raises:
+        CheckpointError: the template is not valid.
+    """
+    if isinstance(bundle.task, Instruct):
+        return bundle.task.layout(bundle.tokenizer)
+    return TemplateLayout.of(bundle.tokenizer) if always else None
 
 
 def token_named(tokenizer: Tokenizer, name: str) -> int | None:

@@ -24,6 +24,7 @@ from pretune.models.heads import (
 )
 from pretune.models.language_model import DecoderState, LanguageModel
 from pretune.models.layers import ModelOutput
+from pretune.models.lora import LoraLinear, adapters, add_lora, merged_state
 from pretune.models.ngram import NGram, NGramState
 from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
 from pretune.models.rnn import RnnConfig, RnnModel, RnnState
@@ -56,6 +57,7 @@ __all__ = [
     "Gpt2Model",
     "KVCache",
     "LanguageModel",
+    "LoraLinear",
     "MaskedLM",
     "ModelConfig",
     "ModelOutput",
@@ -77,6 +79,8 @@ __all__ = [
     "TransformerConfig",
     "TransformerModel",
     "Translator",
+    "adapters",
+    "add_lora",
     "attention",
     "attention_maps",
     "attention_reference",
@@ -86,6 +90,7 @@ __all__ = [
     "log_likelihood",
     "marginals",
     "masked_lm",
+    "merged_state",
     "pretraining",
     "resize_vocabulary",
     "score_tokens",

@@ -6,6 +6,7 @@ from pretune.report.tables import (
     confusion_table,
     evaluation_table,
     run_table,
+    sample_sheet,
     seeds_table,
 )
 
@@ -15,6 +16,7 @@ __all__ = [
     "degenerate_seeds",
     "evaluation_table",
     "run_table",
+    "sample_sheet",
     "seeds_table",
     "seeds_to_dict",
 ]

@@ -41,6 +41,10 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = "This model finds the answer to a question in a passage."
     if facts.task.name == "tag":
         does = "This model finds entities, such as names, in a text and says of which type each is."
+    if facts.task.name == "chat":
+        does = "This model replies in a conversation."
+    if facts.task.name == "instruct":
+        does = "This model answers instructions."
     if facts.task.name == "translate":
         does = "This model translates."
     if facts.task.name == "mask_lm":

@@ -100,6 +100,25 @@ def confusion_table(details: Mapping[str, Any]) -> Group | None:
     return Group(Text(title, "bold"), table)
 
 
+def sample_sheet(details: Mapping[str, Any]) -> Text | None:
+    """Replies that a model wrote beside those that were given, if there are any."""
+    samples: Sequence[Mapping[str, Any]] = details.get("samples", ())
+    if not samples:
+        return None
+    sheet = Text()
+    for number, sample in enumerate(samples, start=1):
+        sheet.append(f"{number}. " + _line(" / ".join(sample["history"])) + "\n", "bold")
+        sheet.append(f"   model: {_line(sample['reply'])}\n")
+        sheet.append(f"   given: {_line(sample['reference'])}\n", "dim")
+    return sheet
+
+
+def _line(text: str) -> str:
+    """On one line, and nothing that would steer a terminal."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())
+
+
 def answer_text(inputs: Mapping[str, Any], answer: Prediction, most: int = 20) -> Text:
     """An input and its answer; for classes their scores as bars."""
     shown = (" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in inputs.values())

@@ -15,14 +15,17 @@ from pretune.tasks.base import (
     lower_is_better,
 )
 from pretune.tasks.causal_lm import CausalLm, CausalLmOptions, LmPrediction
+from pretune.tasks.chat import Chat, ChatOptions
 from pretune.tasks.choose import ChoicePrediction, Choose, ChooseOptions
 from pretune.tasks.classify import Classify, ClassifyOptions, ClassPrediction
 from pretune.tasks.featurize import featurize, record_features
 from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
+from pretune.tasks.instruct import Instruct, InstructOptions
 from pretune.tasks.mask_lm import MaskLm, MaskPrediction
 from pretune.tasks.mask_lm_options import MaskLmOptions
 from pretune.tasks.multilabel import LabelsPrediction, Multilabel, MultilabelOptions
 from pretune.tasks.regress import Regress, RegressOptions, ScorePrediction
+from pretune.tasks.replies import ReplyPrediction
 from pretune.tasks.tag import Tagger, TagPrediction
 from pretune.tasks.tag_options import TagOptions
 from pretune.tasks.translate import Translate, TranslateOptions, TranslationPrediction
@@ -39,6 +42,8 @@ TASKS: dict[str, type[AnyTask]] = {
         Answerer,
         MaskLm,
         CausalLm,
+        Chat,
+        Instruct,
         Translate,
     )
 }
@@ -63,6 +68,8 @@ __all__ = [
     "AnyTask",
     "CausalLm",
     "CausalLmOptions",
+    "Chat",
+    "ChatOptions",
     "ChoicePrediction",
     "Choose",
     "ChooseOptions",
@@ -72,6 +79,8 @@ __all__ = [
     "Decision",
     "EachLoss",
     "Grade",
+    "Instruct",
+    "InstructOptions",
     "LabelsPrediction",
     "LmPrediction",
     "Loss",
@@ -85,6 +94,7 @@ __all__ = [
     "Prediction",
     "Regress",
     "RegressOptions",
+    "ReplyPrediction",
     "ScorePrediction",
     "TagOptions",
     "TagPrediction",

@@ -145,6 +145,12 @@ class Task(ABC, Generic[O, P]):
         """The columns whose texts a tokenizer is trained on, where a recipe wants a new one."""
         return tuple(self.inputs)
 
+    def texts(self, records: Records) -> Iterable[str]:
+        """The texts that a tokenizer is trained on, where a recipe wants a new one."""
+        return (
+            records.text(r, column) for r in range(len(records)) for column in self.vocabulary_of
+        )
+
     @property
     def shown(self) -> tuple[str, ...]:
         """The columns that are repeated beside an answer, where a record has them."""
@@ -158,6 +164,19 @@ class Task(ABC, Generic[O, P]):
     def was_cut(self) -> str:
         """What is said of features whose text was cut, after their number."""
         return f"were longer than {self.options.max_length} tokens and were cut"
+
+    def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
+        """Records in the form that the task reads, where data come in several.
+
+        Args:
+            records: as they were read.
+            columns: task's name -> the data's, as a recipe has them.
+            with_targets: whether answers are needed.
+
+        Raises:
+            DataError: a record has none of the forms; names its file and line.
+        """
+        return records
 
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""

@@ -27,16 +27,19 @@ from pretune.hub import (
     open_weights,
     read_config,
     read_object,
+    save_adapter,
     save_model,
     tensorflow_names,
 )
-from pretune.models import SIZES, Backbone, ModelConfig, brief, resize_vocabulary
+from pretune.models import SIZES, Backbone, ModelConfig, adapters, brief, resize_vocabulary
 from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.tasks.fresh import known_entries, of_tokenizer, vocabulary_for, with_options
 from pretune.text import Tokenizer, extend
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
 TASK_FILE = "pretune.json"
+#: Where the adapter is, in peft's layout, of a model that was trained by LoRA.
+ADAPTER = "adapter"
 #: How the files of a checkpoint begin that hold the state of its run (training/checkpoint.py).
 RUN_STATE = ("trainer.", "shards/")
 
@@ -364,6 +367,9 @@ def save(bundle: Bundle, folder: Path) -> None:
     if head == "sequence_classification" and bundle.backbone.causal:
         extra |= _padding(bundle)
     save_model(bundle.model, folder, bundle.family, head, extra)
+    if adapters(bundle.model):
+        base = "" if bundle.report is None else bundle.report.source
+        save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
     save_tokenizer(bundle.tokenizer, bundle.family, folder)
     if task is not None:
         saved = {

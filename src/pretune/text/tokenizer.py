@@ -117,19 +117,28 @@ class Tokenizer:
             encodings = self.engine.encode_batch(texts)
         return [_encoded(encoding, max_length) for encoding in encodings]
 
-    def encode_bare(self, texts: Sequence[str], *, offsets: bool = True) -> list[Encoding]:
+    def encode_bare(
+        self, texts: Sequence[str], *, offsets: bool = True, literal: bool = False
+    ) -> list[Encoding]:
         """Encode texts in parallel, without special tokens and as long as they are.
 
         Args:
             texts: the texts.
             offsets: whether the characters of each token are wanted; it is quicker without.
+            literal: where a text has the name of a special token in it, such as `[SEP]`, read that
+                as text: what a stranger writes shall not end his turn and begin another's.
 
         Raises:
             DataError: as `encode`.
         """
         encode = self.engine.encode_batch if offsets else self.engine.encode_batch_fast
-        with _explained():
-            return encode(list(texts), add_special_tokens=False)
+        before = self.engine.encode_special_tokens
+        self.engine.encode_special_tokens = before or literal
+        try:
+            with _explained():
+                return encode(list(texts), add_special_tokens=False)
+        finally:
+            self.engine.encode_special_tokens = before
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoding]:
         """Encode sentences that are words already, in parallel, without special tokens.

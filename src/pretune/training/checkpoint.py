@@ -32,7 +32,8 @@ from pretune.hub import (
     sweep,
     write_manifest,
 )
-from pretune.tasks.bundle import Bundle, load, save
+from pretune.tasks.bundle import Bundle, save
+from pretune.training.adapters import weights_in
 from pretune.training.distributed import World, is_sharded, is_share, whole
 from pretune.training.state import Saved, State
 
@@ -248,8 +249,7 @@ class Checkpoints:
             CheckpointError: it is of a model alone, or not readable.
             RunError: the links cannot be written.
         """
-        state = read_state(path)
-        weights = load(path, task=self.bundle.task).model.state_dict()
+        state, weights = read_state(path), weights_in(path, self.bundle)
         if self.world.main:
             try:
                 self._point_back(path)

@@ -110,20 +110,21 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     wanted = model.train_tokenizer
     if wanted is None:
         return None
-    columns = task_class(recipe.task.name)(recipe.task).vocabulary_of
-
-    def trained(columns: Sequence[str]) -> Tokenizer:
-        texts = (data.text(row, column) for row in range(len(data)) for column in columns)
-        return train_tokenizer(texts, wanted.kind, wanted.vocab_size)
-
+    task = task_class(recipe.task.name)(recipe.task)
     if wanted.joint:
-        return trained(columns)
+        return train_tokenizer(task.texts(data), wanted.kind, wanted.vocab_size)
+    columns = task.vocabulary_of
     if len(columns) != 2:
         raise RecipeError(
             f"model.train_tokenizer.joint: {recipe.task.name} reads and writes no two languages",
             "Leave it out: it is for task.name=translate.",
         )
-    source, target = (trained([column]) for column in columns)
+    source, target = (
+        train_tokenizer(
+            (data.text(row, column) for row in range(len(data))), wanted.kind, wanted.vocab_size
+        )
+        for column in columns
+    )
     source.target = target
     return source
 
@@ -191,7 +192,7 @@ def read_for(
     """
     needed = [*task.inputs, *(task.targets if with_targets else ())]
     records = read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
-    return records.mapped(columns, needed)
+    return task.adapted(records, columns, with_targets).mapped(columns, needed)
 
 
 def read_features(

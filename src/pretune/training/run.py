@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from pretune.data import Features
 from pretune.errors import RunError
+from pretune.models import add_lora
 from pretune.recipe import Overrides, Recipe
 from pretune.tasks import AnyTask, task_class
 from pretune.tasks.bundle import Bundle, grow_vocabulary, load
+from pretune.training.adapters import check_lora
 from pretune.training.checkpoint import Checkpoints, newest_whole, read_values
 from pretune.training.distributed import World, joined
 from pretune.training.evaluate import choose_device
@@ -130,7 +132,10 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
     Raises:
         PretuneError: nothing there, damaged, or not fit for the task.
     """
-    model = recipe.model
+    model, lora = recipe.model, recipe.train.lora
+    if lora is not None:
+        check_lora(recipe)
+        start = None  # a checkpoint's adapter is beside the model that the run began with
     bundle = load(
         model.source if start is None else start,
         task=task,
@@ -144,7 +149,10 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
     bundle.columns = dict(recipe.data.columns)
     if start is None:
         grow_vocabulary(bundle, model.new_tokens, model.vocab_multiple)
-    freeze(bundle.model, recipe.train.freeze)
+    if lora is None:
+        freeze(bundle.model, recipe.train.freeze)
+    else:
+        add_lora(bundle.model, lora.rank, lora.alpha, lora.targets)
     return bundle
 
 

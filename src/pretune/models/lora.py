@@ -1,0 +1,98 @@
+"""LoRA (Hu et al. 2021): a matrix that is left as it is, and a small one beside it that learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pretune.errors import RunError
+from pretune.models import ops
+from pretune.models.backbone import Backbone
+from pretune.models.layers import Linear
+
+#: Of each layer, what can have one, by our names.
+TARGETS = ("attention.qkv", "attention.output", "feed_forward.up", "feed_forward.down")
+
+
+class LoraLinear(nn.Module):
+    """A linear map whose matrix is W + alpha / rank * B A (section 4.1); only A and B learn.
+
+    A starts as random numbers and B as zeros, so that at first nothing is changed.
+
+    Attributes:
+        base: W, `[out, in]`.
+        bias: `[out]` or None.
+        lora_a: A, `[rank, in]`.
+        lora_b: B, `[out, rank]`.
+        alpha: see there.
+    """
+
+    def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base, self.bias = linear.weight, linear.bias
+        self.alpha, self.keep_bf16 = alpha, linear.keep_bf16
+        self.lora_a = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
+        self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as peft
+
+    @property
+    def rank(self) -> int:
+        """r, the rank of what is added."""
+        return len(self.lora_a)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole matrix, `[out, in]`."""
+        return self.base + (self.alpha / self.rank) * (self.lora_b @ self.lora_a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[rows, in]` to `[rows, out]`."""
+        return ops.linear(x, self.weight, self.bias, keep_bf16=self.keep_bf16)
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Put matrices that learn beside those of every layer, in place; all else is frozen.
+
+    Args:
+        model: holds its backbone as `backbone`.
+        rank: of what is added.
+        alpha: it is multiplied by alpha / rank.
+        targets: of `TARGETS`.
+
+    Raises:
+        RunError: a target that the layers have not.
+    """
+    backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    model.requires_grad_(False)
+    for layer in backbone.layers:
+        for target in targets:
+            place, _, name = target.rpartition(".")
+            holder = getattr(layer, place, None)
+            linear = getattr(holder, name, None)
+            if holder is None or not isinstance(linear, Linear):
+                raise RunError(
+                    f"train.lora.targets: the layers of a {backbone.config.model_type} have no "
+                    f"'{target}'",
+                    "LoRA is for Transformers, such as a GPT-2.",
+                )
+            setattr(holder, name, LoraLinear(linear, rank, alpha))
+
+
+def adapters(model: nn.Module) -> dict[str, LoraLinear]:
+    """All that `add_lora` put into a model, by name."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, LoraLinear)}
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's `state_dict` as if it had been trained whole: what was added is in the matrices."""
+    state: dict[str, Tensor] = model.state_dict()
+    for name, part in adapters(model).items():
+        for own in ("base", "lora_a", "lora_b"):
+            del state[f"{name}.{own}"]
+        state[f"{name}.weight"] = part.weight
+    return state

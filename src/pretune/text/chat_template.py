@@ -1,0 +1,169 @@
+"""Chat templates: how messages become one text, written in Jinja as transformers does it.
+
+A template comes with a checkpoint, from anybody. It runs in Jinja's sandbox: it can neither reach
+Python's own functions nor change what it is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pretune.errors import CheckpointError, DataError
+from pretune.text.tokenizer import Tokenizer
+
+#: A message: `{"role": "user", "content": "..."}`.
+Message = Mapping[str, str]
+
+#: Templates to train with where a tokenizer has none. A text ends with the tokenizer's end of text,
+#: which in a BERT's vocabulary is `[SEP]`.
+TEMPLATES = {
+    # Taori et al. 2023, "Stanford Alpaca"; without its preamble, and in several turns.
+    "alpaca": """\
+{%- set end = eos_token or sep_token -%}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{ message.content + '\n\n' }}
+{%- elif message.role == 'user' -%}{{ '### Instruction:\n' + message.content + '\n\n' }}
+{%- else -%}{{ '### Response:\n' + message.content + end }}
+{%- if not loop.last %}{{ '\n\n' }}{% endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '### Response:\n' }}{%- endif -%}
+""",
+    # OpenAI's ChatML.
+    "chatml": """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
+""",
+}
+
+
+class _Generation(Extension):
+    """`{% generation %}`: marks replies for whoever wants them; here the text as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the class above has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
+    """Jinja's own would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **how)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    found = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    kept = {name: found.globals[name] for name in ("range", "dict", "namespace")}
+    found.globals.clear()
+    found.globals.update(
+        kept,
+        raise_exception=_refuse,
+        strftime_now=lambda how: datetime.now().strftime(how),
+    )
+    found.filters["tojson"] = _to_json
+    return found
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template, and the special tokens that it may name.
+
+    Attributes:
+        text: in Jinja.
+        special: by name, e.g. `{"eos_token": "<|endoftext|>"}`.
+
+    Raises:
+        CheckpointError: it is not valid Jinja.
+    """
+
+    text: str
+    special: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            compiled = _environment().from_string(self.text)
+        except (TemplateError, RecursionError) as error:
+            raise CheckpointError(
+                f"chat_template: not a Jinja template that can be read ({error})",
+                "Repair it in tokenizer_config.json, or name another with task.template.",
+            ) from None
+        object.__setattr__(self, "_compiled", compiled)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """A tokenizer's own; None: it has none.
+
+        Raises:
+            CheckpointError: it is not valid Jinja.
+        """
+        text = tokenizer.settings.get("chat_template")
+        if isinstance(text, list):  # several by name
+            named = {one["name"]: one["template"] for one in text if isinstance(one, dict)}
+            text = named.get("default")
+        return cls(text, dict(tokenizer.special)) if isinstance(text, str) else None
+
+    def render(self, messages: Sequence[Message], *, asked: bool = False) -> str:
+        """Messages as one text.
+
+        Args:
+            messages: oldest first.
+            asked: whether a reply is to follow (`add_generation_prompt`).
+
+        Raises:
+            DataError: the template refuses these messages, or cannot be run on them.
+        """
+        try:
+            text: str = self._compiled.render(  # type: ignore[attr-defined]
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=asked,
+                tools=None,
+                documents=None,
+                **self.special,
+            )
+        except Exception as error:  # whatever the template does wrong
+            raise DataError(
+                f"the chat template refuses these messages ({type(error).__name__}: {error})",
+                "Change them, or take another template (task.template).",
+            ) from None
+        return text
+
+    def parts(self, messages: Sequence[Message]) -> list[tuple[str, int, bool]]:
+        """Messages as pieces of the one text: each with the number of its message, and whether it
+        is a reply: what the model writes, its end among it.
+
+        Raises:
+            DataError: as `render`; or what was said before a reply changes with it.
+        """
+        found, done = [], ""
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            asked, replied = self.render(messages[:i], asked=True), self.render(messages[: i + 1])
+            # Another message may follow with something in between.
+            if not (asked.startswith(done) and replied.startswith(asked)):
+                raise DataError(
+                    f"the chat template changes what was said before message {i + 1}, so it cannot "
+                    "be told what of it is the reply",
+                    "Take another template, e.g. task.template=chatml.",
+                )
+            found += [(asked[len(done) :], i, False), (replied[len(asked) :], i, True)]
+            done = replied
+        return found

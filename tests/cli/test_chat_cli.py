@@ -1,0 +1,100 @@
+"""`pretune chat` as a person uses it: on a terminal, and through a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.cli.test_cli import pretune, refused
+from tests.tasks.chats import DIALOGUES, ENDLESS, trained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("chat"), [*DIALOGUES, ENDLESS])
+
+
+def test_a_conversation_on_a_terminal(run: Path, tmp_path: Path) -> None:
+    arguments = ["-m", "pretune", "chat", str(run), "--temperature", "0", "--device", "cpu"]
+    talk = pexpect.spawn(
+        sys.executable,
+        arguments,
+        cwd=str(tmp_path),
+        encoding="utf-8",
+        timeout=120,
+        dimensions=(24, 120),
+        env={**os.environ, "PYTHONUTF8": "1", "TERM": "dumb", "LC_ALL": "C.UTF-8"},
+    )
+
+    def ready() -> str:
+        talk.expect("\r\n> ")
+        return str(talk.before)
+
+    talk.expect("/help shows the commands")
+    ready()
+    talk.sendline("中国电影好看不")
+    assert ready().split() == ["中国电影好看不", "好看"]
+    talk.sendline("/reset")
+    assert "(forgotten)" in ready()
+
+    # The reply to the third turn is another one than to the same words at the beginning.
+    talk.sendline("the film good?")
+    assert ready().split("\r\n")[1] == "good"
+    talk.sendline("/save talk.jsonl")
+    assert "saved in talk.jsonl" in ready()
+    talk.sendline("/reset")
+    ready()
+
+    talk.sendline("/set max_new_tokens=1000000")
+    ready()
+    talk.sendline("go!")
+    talk.expect("看看看看看看看看")  # as it is written: this reply has no end
+    talk.sendintr()
+    talk.expect(r"\(stopped\)")
+    ready()
+    talk.sendintr()  # where nothing is being written
+    talk.expect("Ctrl-D or /quit leaves")
+    talk.sendline("/set max_new_tokens=8")
+    ready()
+
+    talk.sendline("bad " * 200)
+    talk.expect("only the end of your message fits the model's window: 1[0-9][0-9] tokens")
+    ready()
+    talk.sendline("/rest")
+    assert "Did you mean '/reset'?" in ready()
+    talk.sendline("/set temperature=-1")
+    assert "temperature must be a number from 0" in ready()
+    talk.sendline("/settings")
+    assert "max_new_tokens=8" in ready()
+    talk.sendline("/save talk.txt")
+    assert "JSON lines" in ready()
+    talk.sendeof()
+    talk.expect(pexpect.EOF)
+    talk.close()
+    assert talk.exitstatus == 0
+    (line,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {"turns": ["the film good?", "good"]}
+
+
+def test_lines_of_a_pipe_are_messages(run: Path, tmp_path: Path) -> None:
+    million = "看" * 999_999 + "!"
+    text = (
+        f"中国电影好看不\n/reset\nthe film good?\n\n/reset\n{million}\n/save a/b.jsonl\n/quit\nno\n"
+    )
+    done = pretune("chat", run, "--temperature", "0", cwd=tmp_path, text=text, PYTHONUTF8="1")
+    assert done.returncode == 0, done.stderr
+    replies = done.stdout.splitlines()
+    assert replies[:2] == ["好看", "good"]
+    assert len(replies) == 3
+    assert "only the end of your message fits" in done.stderr
+    assert "a/b.jsonl: cannot be written" in done.stderr
+
+
+def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
+    done = pretune("chat", run, "--mmi", run, "--top-p", "3", cwd=tmp_path, text="hello\n")
+    refused(done, "not trained on dialogues backwards", "pretune train chat-zh-mmi")

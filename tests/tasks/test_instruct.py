@@ -1,0 +1,343 @@
+"""Instruction tuning: which tokens are learned, the three forms of data, figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pretune
+from pretune.data import Feature, FeatureSet, Records, Skipped, read
+from pretune.data.messages import with_messages
+from pretune.errors import DataError
+from pretune.infer import Decoding, TextGenerator
+from pretune.infer.chat import Conversation
+from pretune.recipe import Recipe
+from pretune.tasks import Instruct, InstructOptions, ReplyPrediction, featurize
+from pretune.tasks.bundle import Bundle, load, save
+from pretune.tasks.replies import ASKED, IGNORED, NEXT
+from pretune.tasks.reply_metrics import matches, rouge_l
+from pretune.text import extend, train_tokenizer
+from pretune.text.chat_template import TEMPLATES
+from pretune.training import evaluate_features, train_recipe
+
+#: ChatML as transformers wants it, to say itself which tokens are the assistant's.
+MARKED = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\n' }}
+{%- if message.role == 'assistant' -%}
+{%- generation -%}{{ message.content + '<|im_end|>\n' }}{%- endgeneration -%}
+{%- else -%}{{ message.content + '<|im_end|>\n' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
+"""
+TALKS = [
+    [
+        ("user", "Who are you? 你是谁"),
+        ("assistant", "A model."),
+        ("user", "Sure?"),
+        ("assistant", "No"),
+    ],
+    [("system", "Be kind."), ("user", "Add 2 and 2"), ("assistant", "It is 4 🙂.")],
+    [("user", "Say something long"), ("assistant", "word " * 12 + "end")],
+]
+
+
+def messages(talk: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in talk]
+
+
+def records(talks: list[Any]) -> Records:
+    rows = [{"messages": talk} for talk in talks]
+    return Records(rows, "talk.jsonl", range(1, len(rows) + 1), ("messages",))
+
+
+EVERY = records([messages(talk) for talk in TALKS])
+
+
+@cache
+def bundle(template: str = MARKED, **options: Any) -> Bundle:
+    """A model of random weights; its tokenizer has ChatML's marks."""
+    texts = [content for talk in TALKS for _, content in talk]
+    tokenizer = train_tokenizer(texts * 2, "bpe", 320)
+    extend(tokenizer, ["<|im_start|>", "<|im_end|>"])
+    tokenizer.settings["chat_template"] = template
+    task = Instruct(InstructOptions(**{"max_length": 96, "max_new_tokens": 8, **options}))
+    torch.manual_seed(0)
+    made = load(
+        "gpt2-small",
+        task=task,
+        tokenizer=tokenizer,
+        config={"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 96},
+    )
+    for name, parameter in made.model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.2)
+    made.model.eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("instruct")
+    save(bundle(), place)
+    return place
+
+
+def theirs_of(folder: Path, talk: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
+    """Tokens and labels as transformers makes them, -100 where the assistant does not speak."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    made = tokenizer.apply_chat_template(
+        messages(talk), return_dict=True, return_assistant_tokens_mask=True
+    )
+    marked = zip(made["input_ids"], made["assistant_masks"], strict=True)
+    return made["input_ids"], [token if own else -100 for token, own in marked]
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_learned_is_what_transformers_marks_token_by_token(
+    folder: Path, talk: list[tuple[str, str]]
+) -> None:
+    task, tokenizer = bundle().task, bundle().tokenizer
+    assert task is not None
+    found = task.features(records([messages(talk)]), range(1), tokenizer, with_targets=True)
+    (feature,) = found
+    assert isinstance(feature, Feature)
+    ids, labels = theirs_of(folder, talk)
+    assert feature.tokens == ids[:-1]
+    assert feature.targets[NEXT] == labels[1:]
+    assert IGNORED == -100
+
+
+def test_the_loss_is_that_of_transformers(folder: Path) -> None:
+    made = bundle()
+    assert made.task is not None
+    features = featurize(made.task, EVERY, made.tokenizer, evaluation=True)
+    found = evaluate_features(made.task, made.model, features)
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    nats, count = 0.0, 0
+    for talk in TALKS:
+        ids, labels = theirs_of(folder, talk)
+        with torch.no_grad():
+            loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        tokens = sum(label != -100 for label in labels)
+        nats, count = nats + float(loss) * tokens, count + tokens
+    assert found.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert [s["reference"] for s in found.details["samples"]] == [t[-1][1] for t in TALKS]
+
+
+def test_no_conversation_sees_another_one() -> None:
+    made = bundle()
+    features = featurize(made.task, EVERY, made.tokenizer)  # type: ignore[arg-type]
+    assert isinstance(features, FeatureSet)
+
+    def gradient(which: list[int], of: int) -> torch.Tensor:
+        batch = features.batch(torch.tensor(which).numpy(), sort=False)
+        outputs = made.task.forward(made.model, batch)  # type: ignore[union-attr]
+        parts = torch.split(outputs.scores.nats, list(outputs.select.layout.lengths))
+        return parts[of]
+
+    assert torch.allclose(gradient([0, 1, 2], 1), gradient([1], 0), atol=1e-5)
+    assert torch.allclose(gradient([2, 2, 0], 2), gradient([0], 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chatml"])
+def test_built_in_templates_learn_replies_and_their_end(template: str) -> None:
+    made = _with(template)
+    task, tokenizer = made.task, made.tokenizer
+    assert task is not None
+    assert tokenizer.settings["chat_template"] == TEMPLATES[template]
+    (feature,) = task.features(
+        records([messages(TALKS[0])]), range(1), tokenizer, with_targets=True
+    )
+    assert isinstance(feature, Feature)
+    learned = [label for label in feature.targets[NEXT] if label != IGNORED]
+    end = {"alpaca": "<|endoftext|>", "chatml": "<|im_end|>\n"}[template]
+    assert tokenizer.decode(learned, skip_special=False) == f"A model.{end}No{end}"
+
+
+def _with(template: str) -> Bundle:
+    texts = [content for talk in TALKS for _, content in talk]
+    task = Instruct(InstructOptions(max_length=200, template=template))  # type: ignore[arg-type]
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_positions": 200}
+    tokenizer = train_tokenizer(texts, "bpe", 300)
+    return load("gpt2-small", task=task, tokenizer=tokenizer, config=sizes)
+
+
+def test_what_is_too_long_is_cut_and_what_has_no_reply_is_passed_over() -> None:
+    made = bundle()
+    task = Instruct(InstructOptions(max_length=24))
+    talks = [
+        messages([("user", "a"), ("assistant", "word " * 40)]),
+        messages([("user", "word " * 40), ("assistant", "a")]),
+        messages([("user", "a")]),
+    ]
+    found = list(task.features(records(talks), range(3), made.tokenizer, with_targets=True))
+    first, second, third = found
+    assert isinstance(first, Feature)
+    assert first.truncated
+    assert len(first.tokens) == len(first.targets[NEXT]) == 24
+    assert second == Skipped(1, "no reply within the first 24 tokens (task.max_length)")
+    assert third == Skipped(2, "no reply in it")
+    (evaluated, *_) = task.evaluation_features(records(talks), range(1), made.tokenizer)
+    assert isinstance(evaluated, Feature)
+    prompt = evaluated.tokens[: evaluated.targets[ASKED]]
+    assert made.tokenizer.decode(prompt, skip_special=False).endswith("<|im_start|>assistant\n")
+
+
+ALPACA = {"instruction": "Add", "input": "2 and 2", "output": "4"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (ALPACA, [("user", "Add\n\n2 and 2"), ("assistant", "4")]),
+        ({**ALPACA, "input": ""}, [("user", "Add"), ("assistant", "4")]),
+        (SHAREGPT, [("user", "Hi"), ("assistant", "Yes")]),
+        ({"messages": messages(TALKS[1])}, TALKS[1]),
+    ],
+)
+def test_three_forms_are_one(
+    tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    found = with_messages(read(tmp_path / "a.jsonl"), replies=True)
+    assert found.rows[0]["messages"] == messages(expected)
+    assert "messages" in found.columns
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [
+        ([("assistant", "a")], "item 1: roles out of order: 'assistant' at the beginning"),
+        ([("user", "a"), ("user", "b")], "item 2: roles out of order: 'user' after 'user'"),
+        ([("user", "a"), ("system", "b")], "'system' after 'user', expected assistant"),
+        ([("usr", "a")], "the role 'usr' is not known\n  Did you mean 'user'?"),
+        ([("user", "a"), ("assistant", " ")], "item 2: an empty reply"),
+        ([("user", "")], "item 1: an empty message"),
+        ([], "found an empty list"),
+    ],
+)
+def test_what_is_no_conversation_is_named(talk: list[tuple[str, str]], said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        with_messages(records([messages(talk)]), replies=True)
+    assert str(caught.value).startswith("talk.jsonl, line 1, column 'messages'")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ALPACA, "output": " "},
+        {**ALPACA, "output": None},
+        {"messages": [{"role": "user"}]},
+        {"messages": 3},
+    ],
+)
+def test_other_mistakes_are_named(row: dict[str, Any]) -> None:
+    given = Records([row], "talk.jsonl", [7], tuple(row))
+    with pytest.raises(DataError, match=r"talk\.jsonl, line 7"):
+        with_messages(given, replies=True)
+
+
+def slow_lcs(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    if not first or not second:
+        return 0
+    if first[-1] == second[-1]:
+        return 1 + slow_lcs(first[:-1], second[:-1])
+    return max(slow_lcs(first[:-1], second), slow_lcs(first, second[:-1]))
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
+def test_rouge_l_by_its_definition(first: list[str], second: list[str]) -> None:
+    common = slow_lcs(tuple(first), tuple(second))
+    expected = 0.0
+    if common:
+        precision, recall = common / len(second), common / len(first)
+        expected = 2 * precision * recall / (precision + recall)
+    assert rouge_l(" ".join(first), " ".join(second)) == pytest.approx(expected)
+
+
+def test_rouge_l_and_exact_match_of_texts() -> None:
+    from pretune.tasks.reply_metrics import Sample
+
+    # Lin 2004's example: "police kill the gunman" against "police killed the gunman": 3 of 4.
+    assert rouge_l("police killed the gunman", "police kill the gunman") == 0.75
+    assert rouge_l("今天很好", "今天好") == pytest.approx(2 * 3 / 7)
+    found = matches([Sample([], "The Cat.", "cat"), Sample([], "dog", "cat")])
+    assert found["exact_match"] == 0.5
+
+
+def test_generate_and_chat_ask_with_the_template() -> None:
+    made = bundle()
+    writer = TextGenerator.of(made, device="cpu")
+    text = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    ids = made.tokenizer.encode_bare([text])[0].ids
+    assert writer.prompt("Who?") == ids
+    assert TextGenerator.of(made, template=None, device="cpu").prompt("Who?") != ids
+    talk = Conversation(made, Decoding(max_new_tokens=4, seed=2), device="cpu")
+    assert talk.fit("Who?").ids == ids
+    "".join(piece.text for piece in talk.say("Who?"))
+    if talk.turns:
+        text = text + talk.turns[1] + "<|im_end|>\n" + text
+        assert made.tokenizer.decode(talk.fit("Who?").ids, skip_special=False) == text
+    stop = made.tokenizer.engine.token_to_id("<|im_end|>")
+    assert stop in writer._stop_tokens
+
+
+@given(message=st.text("ab ", max_size=300).map(lambda text: text + "!"), room=st.integers(40, 90))
+def test_a_history_keeps_the_template_and_the_end_of_the_message(message: str, room: int) -> None:
+    made = bundle()
+    layout = made.task.layout(made.tokenizer)  # type: ignore[union-attr]
+    fitted = layout.history(["a" * 50, "b" * 50, message], room)
+    text = made.tokenizer.decode(fitted.ids, skip_special=False)
+    assert len(fitted.ids) <= room
+    assert text.startswith("<|im_start|>user\n")
+    assert text.endswith("!<|im_end|>\n<|im_start|>assistant\n")
+    assert fitted.dropped in (0, 2)
+
+
+def test_is_trained_saved_and_asked(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Name a colour", "input": "", "output": "red"},
+        {"instruction": "Add", "input": "1 and 1", "output": "two"},
+        {"instruction": "Opposite", "input": "hot", "output": "cold"},
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = Recipe.load(
+        "instruct",
+        {
+            "data.train": str(data),
+            "data.validation": str(data),
+            "model.from": "gpt2-small",
+            "model.train_tokenizer": {"kind": "bpe", "vocab_size": 300},
+            "model.config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 96},
+            "model.dropout": 0.0,
+            "task.max_length": 96,
+            "task.temperature": 0.0,
+            "train.epochs": 60,
+            "train.eval_every": 60,
+            "train.warmup": 2,
+            "train.learning_rate": 1e-2,
+            "train.device": "cpu",
+            "output": str(tmp_path / "run"),
+        },
+    )
+    result = train_recipe(recipe, quiet=True)
+    assert result.metrics["exact_match"] == result.metrics["rouge_l"] == 1.0
+    made = load(tmp_path / "run")
+    found = pretune.predict(made, ["Name a colour", {"messages": "Add\n\n1 and 1"}])
+    assert all(isinstance(answer, ReplyPrediction) for answer in found)
+    assert [answer.to_dict()["reply"] for answer in found] == ["red", "two"]
+    (written,) = pretune.generate(tmp_path / "run", "Opposite\n\nhot", temperature=0)
+    assert written.text == "cold"

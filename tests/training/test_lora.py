@@ -1,0 +1,180 @@
+"""LoRA: beside peft, resumed, saved in peft's layout and merged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from pretune.data import PackedBatch
+from pretune.errors import CheckpointError, RecipeError
+from pretune.hub import fill_adapter, save_adapter
+from pretune.models import adapters, add_lora, merged_state
+from pretune.models.lora import TARGETS
+from pretune.recipe import Recipe
+from pretune.tasks.bundle import ADAPTER, load
+from pretune.training import resume, train_recipe
+from pretune.training.adapters import check_lora
+from pretune.training.checkpoint import checkpoints
+from tests.infer.conftest import Pair, bpe
+from tests.tasks.test_instruct import TALKS, messages
+
+__all__ = ["bpe"]  # a fixture
+
+IDS = [[5, 9, 2, 7, 7, 30], [1, 4, 8]]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(PackedBatch.of(IDS))
+    return found
+
+
+def theirs(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model(torch.tensor([ids])).logits[0] for ids in IDS])
+
+
+@pytest.mark.parametrize("targets", [TARGETS[:1], TARGETS])
+def test_an_adapter_is_pefts_there_and_back(
+    bpe: Pair, tmp_path: Path, targets: tuple[str, ...]
+) -> None:
+    bundle = load(bpe.folder)
+    before = logits(bundle.model)
+    add_lora(bundle.model, 3, 6.0, targets)
+    assert torch.equal(logits(bundle.model), before), "at first nothing is changed"
+    for part in adapters(bundle.model).values():
+        torch.nn.init.normal_(part.lora_b, std=0.1)
+    mine = logits(bundle.model)
+    assert not torch.allclose(mine, before, atol=1e-2)
+    save_adapter(bundle.model, tmp_path / "a", bundle.family, "causal_lm", str(bpe.folder))
+    base = transformers.GPT2LMHeadModel.from_pretrained(bpe.folder)
+    opened = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    assert torch.allclose(theirs(opened), mine, atol=1e-4)
+    # What peft writes is read, too.
+    opened.save_pretrained(tmp_path / "b")
+    again = load(bpe.folder)
+    add_lora(again.model, 3, 6.0, targets)
+    fill_adapter(again.model, tmp_path / "b", again.family, "causal_lm")
+    assert torch.allclose(logits(again.model), mine, atol=1e-6)
+    other = load(bpe.folder)
+    add_lora(other.model, 2, 6.0, targets)
+    with pytest.raises(CheckpointError, match=r"r=3, lora_alpha=6.0, but"):
+        fill_adapter(other.model, tmp_path / "b", other.family, "causal_lm")
+    merged = opened.merge_and_unload()
+    plain = load(bpe.folder).model
+    plain.load_state_dict(merged_state(bundle.model))
+    assert torch.allclose(logits(plain), theirs(merged), atol=1e-4)
+
+
+def test_gradients_are_pefts(bpe: Pair) -> None:
+    bundle = load(bpe.folder)
+    add_lora(bundle.model, 2, 4.0, TARGETS)
+    base = transformers.GPT2LMHeadModel.from_pretrained(bpe.folder)
+    names = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=names, fan_in_fan_out=True)
+    other = peft.get_peft_model(base, config).eval()
+    values = dict(other.named_parameters())
+    paired = []
+    for name, part in adapters(bundle.model).items():
+        layer, ours = name.split(".")[2], ".".join(name.split(".")[3:])
+        place = f"base_model.model.transformer.h.{layer}.{names[TARGETS.index(ours)]}"
+        for letter, own in (("A", part.lora_a), ("B", part.lora_b)):
+            twin = values[f"{place}.lora_{letter}.default.weight"]
+            torch.nn.init.normal_(own, std=0.1)
+            twin.data.copy_(own.data)
+            paired.append((own, twin))
+    bundle.model.eval()
+    batch = PackedBatch.of(IDS[:1])
+    labels = torch.tensor([*IDS[0][1:], 3])
+    bundle.model(batch, labels=labels).sum.backward()
+    found = other(torch.tensor(IDS[:1])).logits[0]
+    torch.nn.functional.cross_entropy(found, labels, reduction="sum").backward()
+    for own, twin in paired:
+        assert own.grad is not None
+        assert torch.allclose(own.grad, twin.grad, atol=1e-3, rtol=1e-3)
+    learns = {id(p) for p in bundle.model.parameters() if p.requires_grad}
+    assert learns == {id(own) for own, _ in paired}
+
+
+@pytest.fixture
+def recipe(bpe: Pair, tmp_path: Path) -> Recipe:
+    data = tmp_path / "talk.jsonl"
+    rows = [json.dumps({"messages": messages(talk[-2:])}) for talk in TALKS]
+    data.write_text("\n".join(rows * 4) + "\n", encoding="utf-8")
+    return Recipe.load(
+        "instruct",
+        {
+            "data.train": str(data),
+            "data.validation": str(data),
+            "model.from": str(bpe.folder),
+            "task.max_length": 48,
+            "task.samples": 0,
+            "train.lora": {"rank": 4, "targets": list(TARGETS)},
+            "train.max_steps": 12,
+            "train.eval_every": 6,
+            "train.save_every": 4,
+            "train.keep": 5,
+            "train.learning_rate": 1e-2,
+            "train.batch_size": 4,
+            "train.batch_tokens": None,
+            "train.warmup": 0,
+            "train.device": "cpu",
+            "output": str(tmp_path / "run"),
+        },
+    )
+
+
+def test_only_the_adapter_learns_and_what_is_saved_is_whole(
+    recipe: Recipe, bpe: Pair, tmp_path: Path
+) -> None:
+    train_recipe(recipe, quiet=True)
+    folder = tmp_path / "run" / "last"
+    plain = load(folder)
+    assert not adapters(plain.model), "merged"
+    base = transformers.GPT2LMHeadModel.from_pretrained(bpe.folder)
+    opened = peft.PeftModel.from_pretrained(base, folder / ADAPTER).eval()
+    assert torch.allclose(theirs(opened), logits(plain.model), atol=1e-4)
+    whole = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    assert torch.allclose(theirs(whole), logits(plain.model), atol=1e-4)
+    assert not torch.allclose(logits(plain.model), logits(bpe.bundle.model), atol=1e-2)
+    old, new = bpe.bundle.model.state_dict(), plain.model.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    expected = {name for name in old if name.endswith("weight") and any(t in name for t in TARGETS)}
+    assert changed == expected
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe: Recipe, tmp_path: Path) -> None:
+    train_recipe(recipe, quiet=True)
+    whole = load(tmp_path / "run" / "last").model.state_dict()
+    other = recipe.changed({"output": str(tmp_path / "cut")})
+    train_recipe(other, quiet=True)
+    run = tmp_path / "cut"
+    (run / "result.json").unlink()
+    for step, path in checkpoints(run):
+        if step > 4:
+            shutil.rmtree(path)
+    resume(run, quiet=True)
+    again = load(run / "last").model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.from": "gpt2-small"}, "random weights have not"),
+        ({"train.freeze": "embeddings"}, "Leave out train.freeze"),
+        ({"task": {"name": "classify"}}, "has a head that must learn"),
+        ({"train.lora": {"targets": ["attention"]}}, "attention.qkv"),
+    ],
+)
+def test_where_it_makes_no_sense(recipe: Recipe, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_lora(recipe.changed(changes))
+    assert said in str(caught.value)
