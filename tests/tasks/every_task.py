@@ -17,10 +17,14 @@ from pretune.tasks import (
     AnyTask,
     CausalLm,
     CausalLmOptions,
+    Chat,
+    ChatOptions,
     Choose,
     ChooseOptions,
     Classify,
     ClassifyOptions,
+    Instruct,
+    InstructOptions,
     MaskLm,
     MaskLmOptions,
     Multilabel,
@@ -29,9 +33,13 @@ from pretune.tasks import (
     RegressOptions,
     Tagger,
     TagOptions,
+    Translate,
+    TranslateOptions,
 )
 from pretune.tasks.bundle import Bundle, load
+from pretune.text import train_tokenizer
 from tests.tasks.questions import question
+from tests.tasks.translations import SIZES
 
 Rows = list[dict[str, Any]]
 #: What would like to break a page, as a text of the data.
@@ -56,11 +64,16 @@ class Case:
     def bundle(self, tiny_folder: Path, tmp_path: Path) -> Bundle:
         """The model, with a head of random weights that says something else of each text."""
         torch.manual_seed(0)
-        folder = tiny_folder
-        if self.family != "bert":
-            folder = tmp_path / self.family
-            _other_family(self.family, folder, tiny_folder)
-        bundle = load(folder, task=self.task())
+        if self.family == "transformer":
+            texts = [text for row in self.rows(24) for text in row.values()]
+            tokenizer = train_tokenizer(texts, "bpe", 300)
+            bundle = load("transformer-small", task=self.task(), tokenizer=tokenizer, config=SIZES)
+        else:
+            folder = tiny_folder
+            if self.family != "bert":
+                folder = tmp_path / self.family
+                _other_family(self.family, folder, tiny_folder)
+            bundle = load(folder, task=self.task())
         with torch.no_grad():
             for name, parameter in bundle.model.named_parameters():
                 if not name.startswith("backbone."):
@@ -120,6 +133,18 @@ def _choices(count: int) -> Rows:
     ]
 
 
+def _turns(i: int) -> list[str]:
+    return ["the film?", "good " * (1 + i % 3), "bad?", NASTY if i == 3 else f"no{i}"][: 2 + i % 3]
+
+
+def _messages(i: int) -> list[dict[str, str]]:
+    roles = ["user", "assistant"] * 2
+    return [
+        {"role": role, "content": text}
+        for role, text in zip(roles, _turns(i)[: 2 * (1 + i % 2)], strict=False)
+    ][: 2 if i % 2 == 0 or len(_turns(i)) < 4 else 4]
+
+
 LABELS = ["good", "<i>bad", "好"]
 CASES = {
     "classify": Case(
@@ -164,6 +189,21 @@ CASES = {
     ),
     "causal_lm": Case(
         lambda: CausalLm(CausalLmOptions(max_length=16)), _texts("n", lambda i: i), "gpt2"
+    ),
+    "chat": Case(
+        lambda: Chat(ChatOptions(max_length=48, max_new_tokens=4, temperature=0)),
+        lambda count: [{"turns": _turns(i)} for i in range(count)],
+        "gpt2",
+    ),
+    "instruct": Case(
+        lambda: Instruct(InstructOptions(max_length=48, max_new_tokens=4)),
+        lambda count: [{"messages": _messages(i)} for i in range(count)],
+        "gpt2",
+    ),
+    "translate": Case(
+        lambda: Translate(TranslateOptions(max_length=64, label_smoothing=0.0, beams=1)),
+        lambda count: [{"source": _text(i), "target": f"un {_text(i)}"} for i in range(count)],
+        "transformer",
     ),
 }
 
