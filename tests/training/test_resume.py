@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no clipping, wsd": {"train__clip": None, "train__schedule": "wsd"},
     "no validation": {"data__validation": None},
     "guarded": {"train__guard": "rollback"},
+    "bf16": {"train__precision": "bf16"},
     "stopped early": {
         "train__epochs": 8,
         "train__patience": 2,
