@@ -104,8 +104,7 @@ def product_peak(dtype: torch.dtype) -> float:
     best = 0.0
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
         for size in (1024, 2048, 3072):
-            a, b = torch.randn(size, size), torch.randn(size, size)
-            a, b = (a, b) if dtype == torch.float32 else (a.to(dtype), b.to(dtype))
+            a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
             for _ in range(12):
                 start = time.perf_counter()
                 ops.linear(a, b, keep_bf16=True)

@@ -47,6 +47,11 @@ class HubError(PretuneError):
     """The Hugging Face Hub refused, could not be reached, or holds something else there."""
 
 
+def found(value: object) -> str:
+    """What stands where something else should, for "expected ..., found ..."."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like `word`, if any is like it at all."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

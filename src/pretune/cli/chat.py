@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pretune.cli.app import AllowPickle, Device, Model, app
 from pretune.cli.generate import put
-from pretune.errors import DataError, PretuneError, did_you_mean
+from pretune.errors import PretuneError, did_you_mean
 
 if TYPE_CHECKING:
     from pretune.infer.chat import Conversation
@@ -147,16 +147,12 @@ def _messages(notes: Console) -> Iterator[str]:
 
 
 def _piped() -> Iterator[str]:
+    from pretune.infer.predict import decode_line
+
     number = 0
     while raw := sys.stdin.buffer.readline(MOST_BYTES):
         number += 1
-        try:
-            yield raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"input, line {number}: not valid UTF-8 (byte 0x{raw[error.start]:02x})",
-                "Convert it first, e.g. with iconv -f gb18030 -t utf-8.",
-            ) from None
+        yield decode_line(raw, number).rstrip("\r\n")
 
 
 def _answer(message: str, talk: Conversation, notes: Console) -> None:

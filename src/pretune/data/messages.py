@@ -58,13 +58,9 @@ def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict
     value = records.rows[row].get(column)
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError(
-            f"{records.where(row, column)}: expected a list of messages, found {_kind(value)}",
-            'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].',
-        )
+    hint = 'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
     found: list[dict[str, str]] = []
-    for item, message in enumerate(value):
+    for item, message in enumerate(records.items(value, row, column, "messages", hint)):
         role, content = _message(message, records, row, column, item)
         _check_order(role, found, records.where(row, column, item))
         found.append({"role": role, "content": content})
@@ -126,11 +122,3 @@ def _of_columns(records: Records, row: int, *, replies: bool) -> list[dict[str, 
             )
         found.append({"role": "assistant", "content": answer})
     return found
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, list | tuple):
-        return "an empty list"
-    return f"a {type(value).__name__}"

@@ -14,7 +14,7 @@ from typing import Any
 from pretune.data.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
 from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, stored_categories
 from pretune.data.squad import squad_rows
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import DataError, did_you_mean, found
 from pretune.text.decode import SURROGATE, check_encoding, encoding_hint
 
 Record = dict[str, Any]
@@ -128,12 +128,24 @@ class Records:
         """
         value = self.rows[row].get(column)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            kind = "nothing" if value is None else f"a {type(value).__name__}"
             raise DataError(
-                f"{self.where(row, column)}: expected a text, found {kind}",
+                f"{self.where(row, column)}: expected a text, found {found(value)}",
                 "Give every record a text there, or remove the record.",
             )
         return self.checked(str(value), row, column)
+
+    def items(self, value: Any, row: int, column: str, what: str, hint: str) -> list[Any]:
+        """A value of that column that has to be a list, and not an empty one.
+
+        Raises:
+            DataError: it is not; says that a list of `what` was expected, and the hint.
+        """
+        if isinstance(value, list | tuple) and value:
+            return list(value)
+        given = "an empty list" if isinstance(value, list | tuple) else found(value)
+        raise DataError(
+            f"{self.where(row, column)}: expected a list of {what}, found {given}", hint
+        )
 
     def checked(self, text: str, row: int, column: str, item: int | None = None) -> str:
         """A text of that column, or of an item of the list there, if it can be used.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pretune.errors import DataError
+from pretune.errors import DataError, found
 
 
 def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
@@ -83,10 +83,9 @@ def _answers(path: Path, place: str, item: Mapping[str, Any]) -> dict[str, list[
 def _part(path: Path, place: str, parent: Any, name: str, kind: type) -> Any:
     value = parent.get(name) if isinstance(parent, Mapping) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        given = "nothing" if value is None else f"a {type(value).__name__}"
         named = f" (id {parent['id']})" if isinstance(parent, Mapping) and "id" in parent else ""
         raise DataError(
-            f"{path}, {place}{named}: expected a {kind.__name__} as '{name}', found {given}",
+            f"{path}, {place}{named}: expected a {kind.__name__} as '{name}', found {found(value)}",
             "SQuAD is {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
         )
     return value

@@ -218,13 +218,18 @@ def stream_lines(descriptor: int, *, most: int = 1 << 20) -> Iterator[list[tuple
                 "Give one text a line.",
             )
         if whole:
-            yield [(number + i, _decode_line(raw, number + i)) for i, raw in enumerate(whole, 1)]
+            yield [(number + i, decode_line(raw, number + i)) for i, raw in enumerate(whole, 1)]
         number += len(whole)
         if not chunk:
             return
 
 
-def _decode_line(raw: bytes, number: int) -> str:
+def decode_line(raw: bytes, number: int) -> str:
+    """A line of standard input, without a carriage return at its end.
+
+    Raises:
+        DataError: not UTF-8; names the line.
+    """
     try:
         return raw.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretune.data import Layout
+from pretune.data import Layout, PackedBatch
 
 #: Room grows by this many tokens a sequence; short ones, of which there may be many, have less.
 BLOCK = 128
@@ -203,8 +203,9 @@ class KVCache:
         """B."""
         return len(self.lengths)
 
-    def advance(self, device: torch.device) -> Tensor:
-        """Before a pass with one token a sequence: makes room, gives their positions `[B]`."""
+    def advance(self, tokens: Tensor) -> PackedBatch:
+        """What to read in a pass with one token a sequence, `[B]`; makes room for it."""
+        device = tokens.device
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
         self.stepping, self.new = True, None
@@ -212,13 +213,15 @@ class KVCache:
         if min(self.lengths) != max(self.lengths):
             columns = torch.arange(max(self.lengths), device=device)
             self.visible = (columns <= positions[:, None])[:, None, None]
-        return positions
+        return PackedBatch(tokens, Layout.of([1] * len(tokens), device), positions)
 
-    def lengthen(self, more: Sequence[int], device: torch.device) -> Tensor:
-        """Before a pass with several tokens a sequence: gives their positions, packed `[T]`."""
-        self.stepping, self.new = False, NewTokens.of(self.lengths, more, device)
-        self.lengths = [old + count for old, count in zip(self.lengths, more, strict=True)]
-        return self.new.columns
+    def lengthen(self, more: Sequence[Sequence[int]], device: torch.device) -> PackedBatch:
+        """What to read in a pass with several tokens a sequence; makes room for them."""
+        batch = PackedBatch.of(more).to(device)
+        counts = batch.layout.lengths
+        self.stepping, self.new = False, NewTokens.of(self.lengths, counts, device)
+        self.lengths = [old + count for old, count in zip(self.lengths, counts, strict=True)]
+        return PackedBatch(batch.tokens, batch.layout, self.new.columns)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Take in a layer's keys and values; gives all it has, `[B, H, longest, D]`."""

@@ -218,16 +218,12 @@ class CausalLM(nn.Module):
 
     def step(self, tokens: Tensor, state: KVCache) -> Tensor:
         """As `LanguageModel.step`: one row a sequence."""
-        positions = state.advance(tokens.device)
-        batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
-        return self._decode(self.backbone(batch, state=state).last_hidden_state)
+        return self._decode(self.backbone(state.advance(tokens), state=state).last_hidden_state)
 
     def follow(
         self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
     ) -> Tensor:
         """As `LanguageModel.follow`: one pass over all new tokens, packed."""
-        batch = PackedBatch.of(more).to(self.backbone.embeddings.tokens.weight.device)
-        positions = state.lengthen(batch.layout.lengths, batch.tokens.device)
-        batch = PackedBatch(batch.tokens, batch.layout, positions)
+        batch = state.lengthen(more, self.backbone.embeddings.tokens.weight.device)
         output = self.backbone(batch, select=None if every else batch.last, state=state)
         return self._decode(output.last_hidden_state)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Layout, PackedBatch, Selection
+from pretune.data import PackedBatch, Selection
 from pretune.models import ops
 from pretune.models.cache import KVCache, SourceCache
 from pretune.models.scores import Scores, over_vocabulary
@@ -84,17 +84,13 @@ class Translator(nn.Module):
 
     def step(self, tokens: Tensor, state: KVCache) -> Tensor:
         """As `LanguageModel.step`: one row a sequence."""
-        positions = state.advance(tokens.device)
-        batch = PackedBatch(tokens, Layout.of([1] * len(tokens), tokens.device), positions)
-        return self._decode(self.backbone.decode(batch, None, state=state))
+        return self._decode(self.backbone.decode(state.advance(tokens), None, state=state))
 
     def follow(
         self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
     ) -> Tensor:
         """As `LanguageModel.follow`: one pass over all new tokens, packed."""
-        batch = PackedBatch.of(more).to(self.bias.device)
-        positions = state.lengthen(batch.layout.lengths, batch.tokens.device)
-        batch = PackedBatch(batch.tokens, batch.layout, positions)
+        batch = state.lengthen(more, self.bias.device)
         hidden = self.backbone.decode(batch, None, state=state)
         return self._decode(hidden if every else hidden[batch.last.rows])
 

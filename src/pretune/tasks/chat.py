@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from pretune.data import Feature, Features, PackedBatch, Records, Skipped
-from pretune.errors import DataError
+from pretune.errors import DataError, found
 from pretune.models import Backbone, causal_lm
 from pretune.tasks.base import Loss, Task
 from pretune.tasks.grade import EachLoss
@@ -212,16 +212,13 @@ def turns_of(records: Records, row: int) -> list[str]:
     value = records.rows[row].get(TURNS)
     if isinstance(value, str):
         value = [value]
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError(
-            f"{records.where(row, TURNS)}: expected a list of texts, found {_kind(value)}",
-            'A dialogue is {"turns": ["...", "...", ...]}.',
-        )
-    for item, text in enumerate(value):
+    hint = 'A dialogue is {"turns": ["...", "...", ...]}.'
+    turns = records.items(value, row, TURNS, "texts", hint)
+    for item, text in enumerate(turns):
         where = records.where(row, TURNS, item)
         if not isinstance(text, str):
             raise DataError(
-                f"{where}: expected a text, found {_kind(text)}",
+                f"{where}: expected a text, found {found(text)}",
                 "Messages with roles are read by the task instruct."
                 if isinstance(text, dict)
                 else "Each turn is one text.",
@@ -229,12 +226,4 @@ def turns_of(records: Records, row: int) -> list[str]:
         if not text.strip():
             raise DataError(f"{where}: an empty turn", "Write what was said, or remove the turn.")
         records.checked(text, row, TURNS, item)
-    return list(value)
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, list | tuple):
-        return "an empty list"
-    return f"a {type(value).__name__}"
+    return turns

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import DataError, did_you_mean, found
 
 STDIN = "-"
 #: Bytes read at a time.
@@ -189,8 +189,7 @@ def json_field(line: str, place: str, field: str) -> str | Problem:
 def checked_text(value: object, place: str, field: str) -> str | Problem:
     """A value, if it is a text that can be encoded."""
     if not isinstance(value, str):
-        kind = "nothing" if value is None else f"a {type(value).__name__}"
-        message = f"{place}, field '{field}': expected a text, found {kind}"
+        message = f"{place}, field '{field}': expected a text, found {found(value)}"
         return Problem("field", message, "Give every record a text there, or remove the record.")
     if (half := SURROGATE.search(value)) is not None:
         message = (

@@ -76,10 +76,9 @@ def held_out(run: Path) -> Records | None:
     Raises:
         PretuneError: its recipe or the data cannot be read.
     """
-    folder = RunFolder(run)
     if not (run / RECIPE).is_file():
         return None
-    found = read_data(folder.recipe())[1]
+    found = read_data(RunFolder(run).recipe())[1]
     return found if isinstance(found, Records) else None
 
 
