@@ -38,7 +38,8 @@ from pretune.models import SIZES
 from pretune.models.layers import sinusoidal_positions
 from pretune.recipe import Recipe
 from pretune.tasks.bundle import Bundle, load, save
-from pretune.tasks.translate import NEXT, ROWS
+from pretune.tasks.losses import NEXT
+from pretune.tasks.translate import ROWS
 from pretune.training import Trainer
 
 OURS = "pretune"

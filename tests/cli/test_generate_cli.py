@@ -104,3 +104,25 @@ def test_from_python(bpe: Pair) -> None:
 def test_options_in_python_are_checked(bpe: Pair, options: dict[str, Any], said: str) -> None:
     with pytest.raises(PretuneError, match=said):
         library.generate(bpe.bundle, "a", **options)
+
+
+def test_a_document_is_scored_by_blocks_that_overlap(bpe: Pair, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("The film was good. " * 40 + "\n", encoding="utf-8")
+
+    def loss(*options: str) -> float:
+        done = pretune("evaluate", bpe.folder, "book.txt", "--json", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return float(json.loads(done.stdout)["metrics"]["loss"])
+
+    text = (tmp_path / "book.txt").read_text(encoding="utf-8")
+    for stride in (20, 5):
+        options = ("--set", "max_length=20", "--set", f"stride={stride}")
+        done = pretune("predict", bpe.folder, "--json", text, *options, cwd=tmp_path)
+        (answer,) = [json.loads(line) for line in done.stdout.splitlines()]
+        assert loss(*options) == pytest.approx(-answer["log_probability"] / answer["tokens"])
+    assert loss("--set", "max_length=20") == loss("--set", "max_length=20", "--set", "stride=20")
+    assert loss("--set", "max_length=20") != loss("--set", "max_length=20", "--set", "stride=5")
+    refused(
+        pretune("evaluate", bpe.folder, "book.txt", "--set", "stride=9999", cwd=tmp_path),
+        "is more than max_length",
+    )

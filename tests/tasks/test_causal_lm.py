@@ -17,9 +17,12 @@ from tokenizers import Tokenizer as RustTokenizer
 import pretune
 from pretune.data import Feature, Records
 from pretune.errors import CheckpointError
+from pretune.infer.examine import examine
+from pretune.models.rnn import RnnConfig, RnnModel
 from pretune.recipe import Recipe
 from pretune.tasks import CausalLm, CausalLmOptions, LmPrediction, featurize
 from pretune.tasks.bundle import load, save
+from pretune.tasks.losses import IGNORED
 from pretune.text import Tokenizer
 from pretune.training import evaluate_features, read_data, train_recipe
 
@@ -76,6 +79,60 @@ def test_without_boundaries_texts_are_one_stream(texts: list[str], size: int) ->
     assert all(len(feature.tokens) == size for feature in found[:-1])
     assert sum(f.targets["chars"] for f in found) == sum(map(len, texts))
     assert sum(f.targets["bytes"] for f in found) == sum(len(text.encode()) for text in texts)
+
+
+@given(texts=TEXTS, size=st.integers(3, 12), data=st.data(), boundaries=st.booleans())
+def test_blocks_that_overlap_foretell_every_token_once(
+    texts: list[str], size: int, data: st.DataObject, boundaries: bool
+) -> None:
+    step = data.draw(st.integers(1, size))
+    options = CausalLmOptions(max_length=size, stride=step, boundaries=boundaries)
+    rows, tokenizer = range(len(texts)), letters(end=True)
+    found = list(CausalLm(options).evaluation_features(records(texts), rows, tokenizer))
+    streams = [f"<{text}<" for text in texts] if boundaries else ["".join(f"<{t}<" for t in texts)]
+    for stream in streams:
+        whole, seen = [LETTERS.index(letter) for letter in stream], 1
+        for start in range(0, len(whole), step):
+            feature = found.pop(0)
+            labels = list(feature.targets["next"])
+            assert list(feature.tokens) == whole[start : start + size][: len(whole) - 1 - start]
+            fresh = [label for label in labels if label != IGNORED]
+            assert labels == [IGNORED] * (len(labels) - len(fresh)) + fresh
+            assert fresh == whole[seen : seen + len(fresh)]
+            own = "".join(LETTERS[token] for token in fresh).replace("<", "")
+            assert (feature.targets["chars"], feature.targets["bytes"]) == (
+                len(own),
+                len(own.encode()),
+            )
+            seen += len(fresh)
+            if seen == len(whole):
+                break
+            # From the second block on, what is foretold has at least this much before it.
+            assert len(labels) == size
+    assert not found
+
+
+def test_training_blocks_never_overlap() -> None:
+    task = CausalLm(CausalLmOptions(max_length=4, stride=1))
+    plain = CausalLm(CausalLmOptions(max_length=4))
+    for one, other in zip(
+        features_of(task, ["abcabcab"], letters(end=True)),
+        features_of(plain, ["abcabcab"], letters(end=True)),
+        strict=True,
+    ):
+        assert list(one.tokens) == list(other.tokens)
+        assert list(one.targets["next"]) == list(other.targets["next"])
+
+
+def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="a stride of 9 is more than max_length, 8"):
+        CausalLmOptions(max_length=8, stride=9)
+
+
+def test_a_model_with_a_state_needs_no_stride() -> None:
+    task = CausalLm(CausalLmOptions(max_length=8, stride=4))
+    with pytest.raises(CheckpointError, match=r"task\.stride: a rnn keeps its state"):
+        task.build(RnnModel(RnnConfig(vocab_size=len(LETTERS), hidden_size=8)))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +196,42 @@ def test_a_long_text_gets_one_answer(folder: Path, boundaries: bool) -> None:
         assert answer.tokens == len(ids) - 1
         assert answer.log_probability == pytest.approx(-nats, rel=1e-5)
         assert answer.perplexity == pytest.approx(math.exp(nats / answer.tokens), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 16])
+def test_a_stride_gives_tokens_more_before_them(folder: Path, stride: int) -> None:
+    """Token by token: each is foretold from the longest context that one of the blocks has."""
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    texts = ["cab\n😀 b" * 6, "", "abc", "b" * 15, "c" * 16]
+    expected = []
+    for text in texts:
+        ids = [LETTERS.index(letter) for letter in f"<{text}<"]
+        nats = 0.0
+        for place in range(1, len(ids)):
+            # The first block that reaches the token: a multiple of the stride, at most 16 before.
+            start = -(-max(place - 16, 0) // stride) * stride
+            with torch.no_grad():
+                logits = theirs(torch.tensor([ids[start:place]])).logits[0, -1]
+            nats -= float(logits.log_softmax(-1)[ids[place]])
+        expected.append((nats, len(ids) - 1))
+    total, count = (sum(part) for part in zip(*expected, strict=True))
+    options = {"stride": stride, "max_length": 16}
+    bundle = load(folder, task=CausalLm(CausalLmOptions(**options)))
+    for (nats, tokens), answer in zip(expected, pretune.predict(bundle, texts), strict=True):
+        assert isinstance(answer, LmPrediction)
+        assert answer.tokens == tokens
+        assert answer.log_probability == pytest.approx(-nats, rel=1e-5)
+    task = bundle.task
+    assert isinstance(task, CausalLm)
+    features = featurize(task, records(texts), bundle.tokenizer, evaluation=True)
+    found = evaluate_features(task, bundle.model, features)
+    assert found.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+    size = sum(len(text.encode()) for text in texts)
+    assert found.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+    assert found.details["tokens"] == count
+    examined = examine(bundle, records(texts))
+    assert sum(example.loss for example in examined.examples) == pytest.approx(total, rel=1e-5)
+    assert sum(example.terms for example in examined.examples) == count
 
 
 def test_goes_back_to_transformers(folder: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ DOCUMENTS = st.lists(
     size=st.integers(3, 20),
     boundaries=st.booleans(),
     kind=st.sampled_from(["bpe", "char"]),
+    stride=st.one_of(st.none(), st.integers(1, 20)),
 )
 def test_are_those_of_the_texts(
     tokenizers: dict[str, Path],
@@ -48,16 +49,18 @@ def test_are_those_of_the_texts(
     size: int,
     boundaries: bool,
     kind: str,
+    stride: int | None,
 ) -> None:
     tokenizer = load_tokenizer(tokenizers[kind])
+    stride = None if stride is None else min(stride, size)
     documents = stored(texts, tokenizers[kind], tmp_path / "c")
-    task = CausalLm(CausalLmOptions(max_length=size, boundaries=boundaries))
-    expected = featurize(task, raw(texts), tokenizer)
+    task = CausalLm(CausalLmOptions(max_length=size, boundaries=boundaries, stride=stride))
+    expected = featurize(task, raw(texts), tokenizer, evaluation=True)
     if len(expected) == 0:
         with pytest.raises(DataError, match="no document has two tokens"):
-            featurize(task, documents, tokenizer)
+            featurize(task, documents, tokenizer, evaluation=True)
         return
-    found = featurize(task, documents, tokenizer)
+    found = featurize(task, documents, tokenizer, evaluation=True)
     # A place inside a document is told evenly: where a block ends there, by the sum of its own.
     assert_same(found, expected, but=("chars", "bytes"))
     if boundaries:  # where a recurrent model's state is carried on

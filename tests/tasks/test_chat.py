@@ -17,7 +17,8 @@ from pretune.data import Feature, FeatureSet, Records, Skipped
 from pretune.errors import DataError
 from pretune.tasks import Chat, ChatOptions, ReplyPrediction, featurize
 from pretune.tasks.bundle import load
-from pretune.tasks.replies import ASKED, IGNORED, NEXT
+from pretune.tasks.losses import IGNORED, NEXT
+from pretune.tasks.replies import ASKED
 from pretune.tasks.reply_metrics import distinct
 from pretune.tasks.turns import TurnLayout
 from pretune.training import evaluate_features

@@ -23,7 +23,8 @@ from pretune.infer.chat import Conversation
 from pretune.recipe import Recipe
 from pretune.tasks import Instruct, InstructOptions, ReplyPrediction, featurize
 from pretune.tasks.bundle import Bundle, load, save
-from pretune.tasks.replies import ASKED, IGNORED, NEXT
+from pretune.tasks.losses import IGNORED, NEXT
+from pretune.tasks.replies import ASKED
 from pretune.tasks.reply_metrics import matches, rouge_l
 from pretune.text import extend, train_tokenizer
 from pretune.text.chat_template import TEMPLATES

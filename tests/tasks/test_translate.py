@@ -20,8 +20,8 @@ from pretune.infer.explain import gradient_times_input
 from pretune.models import Scores
 from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
-from pretune.tasks.losses import cross_entropy
-from pretune.tasks.translate import NEXT, Translated
+from pretune.tasks.losses import NEXT, cross_entropy
+from pretune.tasks.translate import Translated
 from pretune.tasks.translate_metrics import (
     TranslateMetrics,
     bleu_counts,

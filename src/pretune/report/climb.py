@@ -32,7 +32,7 @@ from pretune.report.ladder import (
 from pretune.report.plan import measure_speed
 from pretune.tasks import CausalLm, CausalLmOptions, record_features
 from pretune.tasks.bundle import load
-from pretune.tasks.causal_lm_stored import NEXT
+from pretune.tasks.losses import NEXT
 from pretune.text import Tokenizer, load_tokenizer
 from pretune.text.train import save_trained, train_tokenizer
 from pretune.training import choose_device, read_data, resume, train_recipe

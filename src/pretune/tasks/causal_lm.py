@@ -8,18 +8,24 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from pretune.corpus import StoredDocuments
-from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.data import Feature, Features, Layout, PackedBatch, Records, Selection
 from pretune.data.pack import Array
 from pretune.errors import CheckpointError
 from pretune.models import Backbone, ClassicLM, ClassicModel, Scores, causal_lm
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
-from pretune.tasks.causal_lm_stored import NEXT, edge_of, stored_blocks
+from pretune.tasks.causal_lm_stored import edge_of, stored_blocks
 from pretune.tasks.grade import EachLoss
-from pretune.tasks.losses import CrossEntropyOptions, token_losses, with_perplexity
+from pretune.tasks.losses import (
+    IGNORED,
+    NEXT,
+    CrossEntropyOptions,
+    token_losses,
+    with_perplexity,
+)
 from pretune.text import Tokenizer, pieces
 
 
@@ -38,6 +44,22 @@ class CausalLmOptions(CrossEntropyOptions):
         "back-propagation through time. Default: where the model keeps a state (rnn, gru, lstm, "
         "nnlm).",
     )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="In evaluations and predictions each block begins so many tokens after the one "
+        "before and foretells only what that one did not: with less than max_length, tokens have "
+        "at least max_length - stride others before them. Default: blocks have nothing in common.",
+    )
+
+    @model_validator(mode="after")
+    def _reaches_every_token(self) -> Self:
+        if self.stride is not None and self.stride > self.max_length:
+            raise ValueError(
+                f"a stride of {self.stride} is more than max_length, {self.max_length}: what lies "
+                "between two blocks would not be foretold"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -93,12 +115,26 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
         """Blocks of at most `max_length` tokens, with the token that follows each."""
-        size = self.options.max_length
-        read = (_Stream.of(records.text(row, "text"), tokenizer, row) for row in rows)
         apart = self.options.boundaries or not with_targets  # answers are for one text each
-        texts = read if apart else [_Stream.joined(list(read))]
-        for text in texts:
-            yield from text.blocks(size)
+        step = self._step(evaluation=not with_targets)
+        return self._blocks(_read(records, rows, tokenizer), step, apart=apart)
+
+    def evaluation_features(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature]:
+        """The same blocks, or with `stride` such as have some tokens in common."""
+        step = self._step(evaluation=True)
+        read = _read(records, rows, tokenizer)
+        return self._blocks(read, step, apart=self.options.boundaries)
+
+    def _blocks(self, texts: Iterable[_Stream], step: int, *, apart: bool) -> Iterator[Feature]:
+        for text in texts if apart else [_Stream.joined(list(texts))]:
+            yield from text.blocks(self.options.max_length, step)
+
+    def _step(self, *, evaluation: bool) -> int:
+        """How many tokens after the one before a block begins."""
+        stride = self.options.stride if evaluation else None
+        return self.options.max_length if stride is None else stride
 
     def stored_features(
         self,
@@ -110,18 +146,25 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     ) -> Features:
         """The same blocks, of the tokens on the disk."""
         options = self.options
-        return stored_blocks(documents, tokenizer, options.max_length, options.boundaries)
+        step = self._step(evaluation=evaluation)
+        return stored_blocks(documents, tokenizer, options.max_length, step, options.boundaries)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's own output layer.
 
         Raises:
-            CheckpointError: `carry_state`, and the model keeps no state.
+            CheckpointError: `carry_state`, and the model keeps no state; or `stride`, and it does.
         """
+        kind = backbone.config.model_type
+        if self.options.stride is not None and isinstance(backbone, ClassicModel):
+            raise CheckpointError(
+                f"task.stride: a {kind} keeps its state from block to block, and so knows what was "
+                "before",
+                "Leave it out.",
+            )
         if self.options.carry_state and not isinstance(backbone, ClassicModel):
             raise CheckpointError(
-                f"task.carry_state: a {backbone.config.model_type} keeps no state from block to "
-                "block",
+                f"task.carry_state: a {kind} keeps no state from block to block",
                 "Leave it out, or train a model that does: model.from=lstm-small (or rnn-small, "
                 "gru-small, nnlm).",
             )
@@ -143,7 +186,21 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         return scores, scores.state
 
     def _scored(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Any:
-        return model(batch, labels=batch.targets[NEXT], **self.options.how, **more)
+        select, labels = self._foretold(batch), batch.targets[NEXT]
+        if select is not None:
+            labels = labels[select.rows]
+        return model(batch, select=select, labels=labels, **self.options.how, **more)
+
+    def _foretold(self, batch: PackedBatch) -> Selection | None:
+        """The tokens whose next one the block before has not foretold; None: all."""
+        if self.options.stride is None:
+            return None
+        return batch.where(batch.targets[NEXT] != IGNORED)
+
+    def _layout(self, batch: PackedBatch) -> Layout:
+        """How many tokens of each block are foretold."""
+        select = self._foretold(batch)
+        return batch.layout if select is None else select.layout
 
     def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens."""
@@ -151,20 +208,20 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
 
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
         """How probable each block is; a text longer than `max_length` is several."""
-        found = []
-        for nats, tokens in zip(outputs.each(batch.layout), batch.layout.lengths, strict=True):
+        found, layout = [], self._layout(batch)
+        for nats, tokens in zip(outputs.each(layout), layout.lengths, strict=True):
             found.append(LmPrediction(tokens, -nats, math.exp(min(nats / tokens, 700.0))))
         return found
 
     def combine(self, parts: Sequence[LmPrediction], record: Mapping[str, Any]) -> LmPrediction:
-        """How probable the whole text is: each block is foretold from its own beginning."""
+        """How probable the whole text is; each block knows but its own beginning."""
         tokens = sum(part.tokens for part in parts)
         nats = -sum(part.log_probability for part in parts)
         return LmPrediction(tokens, -nats, math.exp(min(nats / max(tokens, 1), 700.0)))
 
     def each_loss(self, outputs: Scores, batch: PackedBatch) -> EachLoss:
         """Cross-entropy of each block."""
-        return token_losses(outputs, batch.layout)
+        return token_losses(outputs, self._layout(batch))
 
     def figures(self, sums: Array) -> dict[str, Array]:
         """Loss and perplexity."""
@@ -228,20 +285,34 @@ class _Stream:
             np.concatenate([text.rows for text in texts]),
         )
 
-    def blocks(self, size: int) -> Iterator[Feature]:
-        """Blocks of at most `size` tokens, each with the token after it as its last target."""
-        for start in range(0, len(self.ids) - 1, size):
-            stop = min(start + size, len(self.ids) - 1)
+    def blocks(self, size: int, step: int) -> Iterator[Feature]:
+        """Blocks of at most `size` tokens, each with the token after it as its last target.
+
+        Each begins `step` tokens after the one before, and has as targets what that one had not.
+        """
+        last, done = len(self.ids) - 1, 0
+        for start in range(0, last, step):
+            if done == last:
+                return
+            stop = min(start + size, last)
+            following = self.ids[start + 1 : stop + 1].astype(np.int64)
+            following[: done - start] = IGNORED
             yield Feature(
                 tokens=self.ids[start:stop],  # type: ignore[arg-type]
                 targets={
-                    NEXT: self.ids[start + 1 : stop + 1].astype(np.int64),
-                    # What is foretold are the tokens from start + 1 to stop.
-                    "chars": int(self.chars[stop + 1] - self.chars[start + 1]),
-                    "bytes": int(self.bytes[stop + 1] - self.bytes[start + 1]),
+                    NEXT: following,
+                    # What is foretold are the tokens from done + 1 to stop.
+                    "chars": int(self.chars[stop + 1] - self.chars[done + 1]),
+                    "bytes": int(self.bytes[stop + 1] - self.bytes[done + 1]),
                 },
                 record=int(self.rows[start]),
             )
+            done = stop
+
+
+def _read(records: Records, rows: range, tokenizer: Tokenizer) -> Iterator[_Stream]:
+    """Some texts, tokenized."""
+    return (_Stream.of(records.text(row, "text"), tokenizer, row) for row in rows)
 
 
 def _bytes_before(text: str) -> Array:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from pretune.corpus import StoredDocuments
 from pretune.data import Feature, MadeFeatures
 from pretune.errors import DataError
+from pretune.tasks.losses import IGNORED, NEXT
 from pretune.text import Tokenizer
 
-#: The target of each token: the one after it.
-NEXT = "next"
 Array = NDArray[Any]
 
 
@@ -27,7 +26,7 @@ def edge_of(tokenizer: Tokenizer) -> list[int]:
 
 
 def stored_blocks(
-    documents: StoredDocuments, tokenizer: Tokenizer, size: int, boundaries: bool
+    documents: StoredDocuments, tokenizer: Tokenizer, size: int, step: int, boundaries: bool
 ) -> MadeFeatures:
     """Blocks of at most `size` tokens, each with the token after it as its last target.
 
@@ -38,6 +37,8 @@ def stored_blocks(
         documents: tokenized by that tokenizer.
         tokenizer: of the model.
         size: tokens of a block.
+        step: how many tokens after the one before a block begins; its targets are those that the
+            one before had not.
         boundaries: whether blocks end where documents do.
 
     Raises:
@@ -46,7 +47,7 @@ def stored_blocks(
     stream = _Stream.of(documents, tokenizer)
     # Every token but the first is foretold once.
     targets = np.diff(stream.starts) - 1 if boundaries else stream.starts[-1:] - 1
-    counts = -(-targets // size)
+    counts = np.where(targets > 0, 1 - (-(targets - size).clip(0) // step), 0)
     firsts = np.concatenate([[0], np.cumsum(counts)])
     if firsts[-1] == 0:
         raise DataError(
@@ -55,14 +56,17 @@ def stored_blocks(
         )
     lengths = np.full(firsts[-1], size, dtype=np.int32)
     some = counts > 0
-    lengths[firsts[1:][some] - 1] = (targets - (counts - 1) * size)[some]
+    lengths[firsts[1:][some] - 1] = (targets - (counts - 1) * step)[some]
 
     def make(index: int) -> Feature:
         unit = int(np.searchsorted(firsts, index, side="right")) - 1
-        start = int(stream.starts[unit]) + (index - int(firsts[unit])) * size
-        return stream.block(start, start + int(lengths[index]))
+        place = index - int(firsts[unit])
+        start = int(stream.starts[unit]) + place * step
+        done = start + size - step if place else start
+        return stream.block(start, done, start + int(lengths[index]))
 
-    said = f"causal_lm {size} {boundaries} {stream.edge} {documents.fingerprint()}"
+    blocks = f"{size}" if step == size else f"{size}/{step}"
+    said = f"causal_lm {blocks} {boundaries} {stream.edge} {documents.fingerprint()}"
     begins = np.zeros(firsts[-1], dtype=np.bool_)
     begins[firsts[:-1][some]] = True
     digest = hashlib.sha256(said.encode()).hexdigest()
@@ -92,25 +96,32 @@ class _Stream:
         ends = np.cumsum(documents.lengths() + 2 * len(edge))
         return cls(documents, tokenizer, edge, np.concatenate([[0], ends]))
 
-    def block(self, start: int, stop: int) -> Feature:
-        """The tokens from `start` to `stop`, and as targets those that follow each."""
+    def block(self, start: int, done: int, stop: int) -> Feature:
+        """The tokens from `start` to `stop`, and as targets those that follow each after `done`."""
+        tokens, *size = self._read(start, stop + 1)
+        if done > start:
+            _, *size = self._read(done, stop + 1)
+        following = tokens[1:].astype(np.int64)
+        following[: done - start] = IGNORED
+        return Feature(
+            tokens=tokens[:-1],  # type: ignore[arg-type]
+            targets={NEXT: following, "chars": size[0], "bytes": size[1]},
+            record=int(np.searchsorted(self.starts, start, side="right")) - 1,
+        )
+
+    def _read(self, start: int, stop: int) -> tuple[Array, int, int]:
+        """Some tokens; the characters and bytes of all but the first, which is not foretold."""
         ids: list[Array] = []
         chars, size, begin = 0, 0, start
         first = row = int(np.searchsorted(self.starts, start, side="right")) - 1
-        while begin <= stop:
-            here, end = int(self.starts[row]), min(stop + 1, int(self.starts[row + 1]))
+        while begin < stop:
+            here, end = int(self.starts[row]), min(stop, int(self.starts[row + 1]))
             ids.append(self._tokens(row, begin - here, end - here))
-            # The first token of the block is not foretold in it.
             before = self._size(row, begin - here + (row == first))
             after = self._size(row, end - here)
             chars, size = chars + after[0] - before[0], size + after[1] - before[1]
             begin, row = end, row + 1
-        tokens = np.concatenate(ids)
-        return Feature(
-            tokens=tokens[:-1],  # type: ignore[arg-type]
-            targets={NEXT: tokens[1:].astype(np.int64), "chars": chars, "bytes": size},
-            record=first,
-        )
+        return np.concatenate(ids), chars, size
 
     def _tokens(self, row: int, start: int, stop: int) -> Array:
         """A piece of a document between its ends, as int32."""

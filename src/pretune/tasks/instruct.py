@@ -14,10 +14,9 @@ from pretune.errors import DataError
 from pretune.models import Backbone, causal_lm
 from pretune.tasks.base import Loss, Task
 from pretune.tasks.grade import EachLoss
+from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tasks.replies import (
     ASKED,
-    IGNORED,
-    NEXT,
     TURN,
     Replied,
     ReplyOptions,

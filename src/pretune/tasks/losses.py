@@ -16,6 +16,9 @@ from pretune.models import Scores
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.grade import EachLoss
 
+#: The target of each token: the one after it; and what stands there where that is not foretold.
+NEXT, IGNORED = "next", -100
+
 
 class CrossEntropyOptions(TaskOptions):
     """Options of every task that is trained by cross-entropy."""

@@ -20,11 +20,9 @@ from pretune.decoding.writer import Prompt
 from pretune.models import Scores
 from pretune.tasks.base import Loss, Prediction
 from pretune.tasks.grade import EachLoss
-from pretune.tasks.losses import CrossEntropyOptions, token_losses
+from pretune.tasks.losses import IGNORED, NEXT, CrossEntropyOptions, token_losses
 from pretune.text import Tokenizer
 
-#: What follows each token, and what stands there where that is not to be learned.
-NEXT, IGNORED = "next", -100
 #: Which turn of its conversation the token after each one belongs to.
 TURN = "turn"
 #: How many tokens of a sequence a reply is to be written after; 0: none is.

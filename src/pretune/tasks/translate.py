@@ -18,7 +18,7 @@ from pretune.errors import DataError, RunError
 from pretune.models import Backbone, Scores, TransformerModel, Translator, translator
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.grade import EachLoss, Grade
-from pretune.tasks.losses import CrossEntropyOptions, token_losses, with_perplexity
+from pretune.tasks.losses import NEXT, CrossEntropyOptions, token_losses, with_perplexity
 from pretune.tasks.translate_metrics import (
     Tokenization,
     TranslateMetrics,
@@ -28,8 +28,6 @@ from pretune.tasks.translate_metrics import (
 )
 from pretune.text import Tokenizer
 
-#: What follows each token of a target.
-NEXT = "next"
 #: Hypotheses that are written side by side.
 ROWS = 320
 
