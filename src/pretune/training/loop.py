@@ -150,9 +150,9 @@ class Trainer:
         self.reporter.begin(self.total, self.course.steps)
         if self.options.guard.action == "rollback" and self.course.steps == 0:
             self._save(best=False)  # something to go back to
-        with reusing_memory(self.device.type == "cpu"):
+        with reusing_memory(self.device.type == "cpu") as tidy:
             while self.course.steps < self.total and not self.course.early:
-                self._run()
+                self._run(tidy)
         return self.course
 
     def state(self) -> State:
@@ -204,14 +204,15 @@ class Trainer:
         self.begun.clear()
         self.begun.extend(Cursor(*place) for place in values["begun"])
 
-    def _run(self) -> None:
-        """Updates until the end, or until the guard had to step in."""
+    def _run(self, tidy: Callable[[], None]) -> None:
+        """Updates until the end, or until the guard had to step in; `tidy` after each."""
         with closing(self._jobs()) as jobs:
             for job in jobs:
                 trouble = self._update(job)
                 if trouble is not None:
                     rescue(self, job, trouble)
                     return
+                tidy()
                 ended = self.cursor.epoch > job.at.epoch
                 done = self.course.steps == self.total
                 if self._eval_due(ended) or done:
