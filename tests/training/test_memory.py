@@ -73,14 +73,17 @@ def test_nothing_is_given_back_while_there_is_little() -> None:
 def test_free_memory_goes_back_to_the_system() -> None:
     with reusing_memory() as tidy:
         tidy()  # learns what there is now
+        assert isinstance(tidy, Tidy)
         before = own_memory()
-        blocks = [torch.ones(4 * MIB) for _ in range(128)]  # 2 GiB
-        kept = [torch.ones(1000) for _ in range(128)]
+        tidy.limit = before + 512 * MIB  # whatever other tests have left
+        # 1 GiB: of 2 GiB at the end of the heap glibc gives back by itself.
+        blocks = [torch.ones(4 * MIB) for _ in range(64)]
+        kept = [torch.ones(1000) for _ in range(64)]
         blocks.clear()
-        assert own_memory() > before + 1024 * MIB  # freed, and still here
+        assert own_memory() > before + 768 * MIB  # freed, and still here
         tidy()
         assert own_memory() < before + 256 * MIB
-        assert len(kept) == 128
+        assert len(kept) == 64
 
 
 def test_elsewhere_nothing_happens() -> None:
