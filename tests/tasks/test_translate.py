@@ -21,11 +21,11 @@ from pretune.models import Scores
 from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
 from pretune.tasks.losses import NEXT, cross_entropy
-from pretune.tasks.translate import Translated
+from pretune.tasks.translate import Translated, TranslationPrediction
 from pretune.tasks.translate_metrics import (
+    BleuKind,
     TranslateMetrics,
     bleu_counts,
-    bleu_metric,
     bleu_of,
     tokenization_for,
 )
@@ -194,7 +194,7 @@ def test_metrics_are_those_of_sacrebleu(bpe: Bundle) -> None:
         "Dogs.",
     ]
     batch = features.batch(np.array([3, 1, 4, 0, 2]), sort=False)
-    parts = [TranslateMetrics(features, None) for _ in range(2)]
+    parts = [TranslateMetrics(features, BleuKind()) for _ in range(2)]
     for number, which in enumerate(([3, 1], [4, 0, 2])):
         batch = features.batch(np.array(which), sort=False)
         found = [[generation(texts[i] + " ")] for i in which]
@@ -212,7 +212,7 @@ def test_metrics_are_those_of_sacrebleu(bpe: Bundle) -> None:
         "translation": "Two men cook.",
         "reference": PAIRS[1][1],
     }
-    assert set(TranslateMetrics(None, None).result()) == set(result)
+    assert set(TranslateMetrics(None, BleuKind()).result()) == set(result)
 
 
 def test_chinese_references_are_taken_apart_by_characters() -> None:
@@ -387,14 +387,33 @@ def translator_of_one_table(tokenizer: Any) -> Bundle:
 
 def test_metrics_go_to_other_processes_without_the_data(bpe: Bundle) -> None:
     features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
-    metrics = TranslateMetrics(features, None)
+    metrics = TranslateMetrics(features, BleuKind())
     batch = features.batch(np.array([1]), sort=False)
     metrics.update(Translated(scores(4), [[generation("Two men.")]]), batch)
     sent = pickle.dumps(metrics)
     assert b"Spielhaus" not in sent
-    whole = TranslateMetrics(features, None)
+    whole = TranslateMetrics(features, BleuKind())
     whole.merge(pickle.loads(sent))  # noqa: S301 - its own
     assert whole.result() == metrics.result()
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_capitals_may_count_as_small_letters(bpe: Bundle, lowercase: bool) -> None:
+    task = Translate(TranslateOptions(max_length=40, bleu_lowercase=lowercase))
+    features = featurize(task, records(), bpe.tokenizer, evaluation=True)
+    texts = [target.upper() for _, target in PAIRS]
+    metrics = task.metrics(features)
+    batch = features.batch(np.arange(len(PAIRS)), sort=False)
+    metrics.update(Translated(scores(4), [[generation(text)] for text in texts]), batch)
+    expected = corpus_bleu(texts, [[target for _, target in PAIRS]], lowercase=lowercase)
+    assert metrics.result()["bleu"] == pytest.approx(expected.score)
+    assert (metrics.result()["bleu"] == pytest.approx(100.0)) is lowercase
+    case = "lc" if lowercase else "mixed"
+    assert f"case:{case}" in metrics.details()["signatures"]["bleu"]
+    grade = task.grader(records())
+    answers = [TranslationPrediction(text, 0.0) for text in texts]
+    counts = np.sum([grade(answer, i).counts for i, answer in enumerate(answers)], axis=0)
+    assert float(bleu_of(counts)) == pytest.approx(expected.score)
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=7).map(" ".join)
@@ -403,7 +422,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=7).map(" ".join
 @given(st.lists(st.tuples(WORDS, WORDS.filter(bool)), min_size=1, max_size=6))
 def test_bleu_of_sums_is_that_of_the_corpus(pairs: list[tuple[str, str]]) -> None:
     texts, references = map(list, zip(*pairs, strict=True))
-    metric = bleu_metric("13a", references)
+    metric = BleuKind("13a").metric(references)
     sums = np.sum([bleu_counts(metric, *pair) for pair in pairs], axis=0)
     expected = corpus_bleu(texts, [references]).score
     assert float(bleu_of(sums)) == pytest.approx(expected, abs=1e-6)

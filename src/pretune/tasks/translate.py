@@ -20,10 +20,10 @@ from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.grade import EachLoss, Grade
 from pretune.tasks.losses import NEXT, CrossEntropyOptions, token_losses, with_perplexity
 from pretune.tasks.translate_metrics import (
+    BleuKind,
     Tokenization,
     TranslateMetrics,
     bleu_counts,
-    bleu_metric,
     bleu_of,
 )
 from pretune.text import Tokenizer
@@ -75,6 +75,9 @@ class TranslateOptions(CrossEntropyOptions):
         "auto",
         description="How sacrebleu takes texts apart; auto: zh where the references are Chinese, "
         "else 13a.",
+    )
+    bleu_lowercase: bool = Field(
+        False, description="Whether capitals count as small letters in BLEU, as in some papers."
     )
 
     @model_validator(mode="after")
@@ -290,12 +293,12 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
 
     def metrics(self, features: Features | None = None) -> TranslateMetrics:
         """BLEU and chrF, perplexity and accuracy."""
-        return TranslateMetrics(features, self._bleu_tokenizer)
+        return TranslateMetrics(features, self._bleu)
 
     @property
-    def _bleu_tokenizer(self) -> Tokenization | None:
+    def _bleu(self) -> BleuKind:
         chosen = self.options.bleu_tokenizer
-        return None if chosen == "auto" else chosen
+        return BleuKind(None if chosen == "auto" else chosen, self.options.bleu_lowercase)
 
     def each_loss(self, outputs: Translated, batch: PackedBatch) -> EachLoss:
         """Cross-entropy of each target."""
@@ -305,7 +308,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
     def grader(self, records: Records) -> Callable[[TranslationPrediction, int], Grade]:
         """The two texts; counts are those of BLEU."""
         references = [records.text(row, "target") for row in range(len(records))]
-        metric = bleu_metric(self._bleu_tokenizer, references)
+        metric = self._bleu.metric(references)
 
         def grade(answer: TranslationPrediction, row: int) -> Grade:
             counts = bleu_counts(metric, answer.translation, references[row])

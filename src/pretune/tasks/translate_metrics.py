@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -30,13 +31,26 @@ def tokenization_for(references: Sequence[str]) -> Tokenization:
     return "zh" if 3 * sum(len(_HAN.findall(text)) for text in references) > every else "13a"
 
 
-def bleu_metric(tokenization: Tokenization | None, references: Sequence[str]) -> BLEU:
-    """Sacrebleu's BLEU; no tokenization: by the references."""
-    from sacrebleu.metrics.bleu import BLEU  # which is slow to import
+@dataclass(frozen=True)
+class BleuKind:
+    """Which of sacrebleu's BLEUs.
 
-    metric = BLEU(tokenize=tokenization or tokenization_for(references))
-    metric.num_refs = 1  # which the signature says, and only a score sets
-    return metric
+    Attributes:
+        tokenization: how texts are taken apart; None: by the references.
+        lowercase: whether capitals count as small letters.
+    """
+
+    tokenization: Tokenization | None = None
+    lowercase: bool = False
+
+    def metric(self, references: Sequence[str]) -> BLEU:
+        """Sacrebleu's object, for these references."""
+        from sacrebleu.metrics.bleu import BLEU  # which is slow to import
+
+        tokenization = self.tokenization or tokenization_for(references)
+        metric = BLEU(tokenize=tokenization, lowercase=self.lowercase)
+        metric.num_refs = 1  # which the signature says, and only a score sets
+        return metric
 
 
 def bleu_counts(metric: BLEU, text: str, reference: str) -> tuple[float, ...]:
@@ -64,12 +78,12 @@ class TranslateMetrics:
 
     Args:
         features: of pairs, whose records have `source` and `target`.
-        tokenization: of BLEU; None: by the references.
+        kind: of BLEU.
     """
 
-    def __init__(self, features: Features | None, tokenization: Tokenization | None) -> None:
+    def __init__(self, features: Features | None, kind: BleuKind) -> None:
         self._features = features if isinstance(features, FeatureSet) else None
-        self._tokenization = tokenization
+        self._kind = kind
         self._texts: dict[int, str] = {}  # by the number of the feature
         self._nats, self._right, self._tokens = 0.0, 0, 0
 
@@ -111,7 +125,7 @@ class TranslateMetrics:
         if not texts:
             return {}
         bleu = self._bleu(texts, references)
-        metric = bleu_metric(self._tokenization, references)
+        metric = self._kind.metric(references)
         first = sorted(self._texts)[:SHOWN]
         return {
             "signatures": {
@@ -141,8 +155,7 @@ class TranslateMetrics:
         return [self._texts[i] for i in order], [self._column(i, "target") for i in order]
 
     def _bleu(self, texts: Sequence[str], references: Sequence[str]) -> BLEUScore:
-        metric = bleu_metric(self._tokenization, references)
-        found: BLEUScore = metric.corpus_score(texts, [references])
+        found: BLEUScore = self._kind.metric(references).corpus_score(texts, [references])
         return found
 
     def _chrf(self, texts: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
