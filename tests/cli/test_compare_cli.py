@@ -64,6 +64,19 @@ def test_json(two: tuple[Path, Path], data: Path) -> None:
     assert right[1] - right[0] == only["only_this_right"] - only["only_first_right"]
 
 
+def test_other_values_of_options(two: tuple[Path, Path], data: Path) -> None:
+    losses = []
+    for more in ((), ("--set", "max_length=4")):
+        done = run(*two, "--data", data, "--resamples", 100, "--json", *more)
+        assert done.exit_code == 0, done.output
+        sides = json.loads(done.stdout)["runs"]
+        losses.append([side["figures"]["loss"]["value"] for side in sides])
+    assert losses[0] != losses[1]
+    done = run(*two, "--data", data, "--set", "max_lenth=4")
+    assert done.exit_code == 2
+    assert "max_length" in done.output
+
+
 def sum_of(accuracy: float) -> int:
     return round(12 * accuracy)
 

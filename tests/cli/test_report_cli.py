@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ def test_other_data_and_chosen_examples(place: Path, tmp_path: Path) -> None:
         "They are in the lines 2 to 7.",
     )
     assert not (tmp_path / "b.html").exists()
+
+
+def test_other_values_of_options(place: Path, tmp_path: Path) -> None:
+    pages = []
+    for more in ((), ("--set", "max_length=4"), ("--set", "max_length=16")):
+        output = tmp_path / "a.html"
+        given = (place / "run", place / "test.tsv", "--output", output, "--explain", 0)
+        done = run(*given, "--overwrite", *more)
+        assert done.exit_code == 0, done.output
+        pages.append(re.sub(r"\d{4}-\d\d-\d\d.*", "", output.read_text(encoding="utf-8")))
+    assert pages[0] != pages[1]
+    assert pages[0] == pages[2]  # the value it was trained with
 
 
 def test_a_model_that_is_no_run(place: Path, tmp_path: Path) -> None:

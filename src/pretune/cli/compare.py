@@ -16,11 +16,12 @@ from pretune.cli.app import (
     Device,
     Encoding,
     Quoting,
+    TaskOptions,
     app,
     column_pairs,
+    option_pairs,
     progress_bar,
 )
-from pretune.errors import RunError
 
 
 @app.command(
@@ -59,6 +60,7 @@ def compare(
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
     device: Device = "auto",
+    options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,25 +77,18 @@ def compare(
     from pretune.report.compare_tables import compare_tables
     from pretune.report.report import check_writable
     from pretune.tasks.bundle import load
-    from pretune.training import read_for
-    from pretune.training.inputs import held_out
+    from pretune.training.inputs import examined_records
 
     if output is not None:
         check_writable(output, None, overwrite=overwrite)
-    bundles = [load(run, allow_pickle=allow_pickle) for run in runs]
+    values = option_pairs(options)
+    bundles = [load(run, options=values, allow_pickle=allow_pickle) for run in runs]
     tasks = [the_task(bundle) for bundle in bundles]
     sides.check_tasks(runs, tasks)
-    if data is None:
-        records = held_out(Path(runs[0]))
-        if records is None:
-            raise RunError(
-                f"{runs[0]}: no validation data with records to compare on",
-                f"Name some: pretune compare {' '.join(runs)} --data DATA",
-            )
-    else:
-        names = {**bundles[0].columns, **column_pairs(columns)}
-        records = read_for(tasks[0], data, columns=names, encoding=encoding, quoting=quoting)
-    records = records.head(limit)
+    names = {**bundles[0].columns, **column_pairs(columns)}
+    records = examined_records(
+        *(runs[0], tasks[0], data), columns=names, encoding=encoding, quoting=quoting
+    ).head(limit)
     found = []
     for run, bundle in zip(runs, bundles, strict=True):
         with progress_bar(f"examining with {run}") as done:

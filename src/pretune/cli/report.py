@@ -15,8 +15,10 @@ from pretune.cli.app import (
     Encoding,
     Model,
     Quoting,
+    TaskOptions,
     app,
     column_pairs,
+    option_pairs,
     progress_bar,
 )
 from pretune.errors import DataError, RunError
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     epilog="Examples:\n\n"
     "pretune report runs/emotion\n\n"
     "pretune report runs/emotion test.tsv --output test.html --png pictures\n\n"
-    "pretune report runs/emotion --explain 20 --example 17 --example 1204"
+    "pretune report runs/emotion --explain 20 --example 17 --example 1204\n\n"
+    "pretune report runs/translate test.de,test.en --set beams=1"
 )
 def report(
     run: Model,
@@ -62,6 +65,7 @@ def report(
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
     device: Device = "auto",
+    options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Write one page about a trained model: its training, its mistakes, every example.
@@ -74,28 +78,19 @@ def report(
     from pretune.report.course import Course
     from pretune.report.report import ReportFacts, check_writable, font_note, write_report
     from pretune.tasks.bundle import load
-    from pretune.training import read_for
     from pretune.training.folder import METRICS, RECIPE, RunFolder
-    from pretune.training.inputs import held_out
+    from pretune.training.inputs import examined_records
 
     place, notes = Path(run), Console(stderr=True, highlight=False)
     is_run = (place / RECIPE).is_file()
     output = output or (place if is_run else Path()) / "report.html"
     check_writable(output, png, overwrite=overwrite)
-    bundle = load(run, allow_pickle=allow_pickle)
+    bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
     recipe = RunFolder(place).recipe() if is_run else None
-    if data is None:
-        records = held_out(place)
-        if records is None:
-            raise RunError(
-                f"{run}: no validation data with records to report on",
-                f"Name some: pretune report {run} DATA",
-            )
-    else:
-        names = {**bundle.columns, **column_pairs(columns)}
-        records = read_for(
-            the_task(bundle), data, columns=names, encoding=encoding, quoting=quoting
-        )
+    names = {**bundle.columns, **column_pairs(columns)}
+    records = examined_records(
+        *(run, the_task(bundle), data), columns=names, encoding=encoding, quoting=quoting
+    )
     with progress_bar("examining") as done:
         found = examine(bundle, records.head(limit), device=device, progress=done)
     chosen = dict.fromkeys([*_numbers(found, examples or []), *found.worst_first()[:explain]])

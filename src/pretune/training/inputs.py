@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Features, Records, Repaired, Skipped, epoch_order, read
-from pretune.errors import DataError, RecipeError
+from pretune.errors import DataError, RecipeError, RunError
 from pretune.models import SIZES
 from pretune.recipe import Recipe
 from pretune.tasks import AnyTask, featurize, task_class
@@ -80,6 +80,39 @@ def held_out(run: Path) -> Records | None:
         return None
     found = read_data(RunFolder(run).recipe())[1]
     return found if isinstance(found, Records) else None
+
+
+def examined_records(
+    run: str,
+    task: AnyTask,
+    data: str | None,
+    *,
+    columns: Mapping[str, str],
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+) -> Records:
+    """What a trained model is to be asked about: labelled data, or its run's validation data.
+
+    Args:
+        run: the run folder.
+        task: of the model.
+        data: a file or a Hub dataset; None: the validation data.
+        columns: as `read_for`'s, and so
+        encoding: and
+        quoting: those of `data`.
+
+    Raises:
+        PretuneError: there are none, or they cannot be read.
+    """
+    if data is not None:
+        return read_for(task, data, columns=columns, encoding=encoding, quoting=quoting)
+    records = held_out(Path(run))
+    if records is None:
+        raise RunError(
+            f"{run}: no validation data that are records",
+            "Name some: pretune report RUN DATA, pretune compare RUN RUN --data DATA.",
+        )
+    return records
 
 
 def fit(task: AnyTask, data: Data) -> None:
