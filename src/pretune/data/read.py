@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pretune.data.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
+from pretune.data.delimited import table_rows
 from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, stored_categories
 from pretune.data.squad import squad_rows
 from pretune.errors import DataError, did_you_mean, found
@@ -273,14 +272,9 @@ def _read_jsonl(path: Path, encoding: str, quoting: str) -> Records:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(
-                f"{path}, line {number}: not valid JSON ({error})",
-                'Each line is one object, such as {"text": "...", "label": "..."}.',
+                f"{path}, line {number}: not valid JSON ({error})", f"Each line {_OBJECT}"
             ) from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number}: expected an object, found {type(row).__name__}",
-                'Each line is one object, such as {"text": "...", "label": "..."}.',
-            )
+        _check_object(row, f"{path}, line {number}", "line")
         rows.append(row)
         lines.append(number)
     return Records(rows, str(path), lines, _all_columns(rows))
@@ -292,12 +286,18 @@ def _read_json_array(path: Path, text: str) -> Records:
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})", "Repair it at that place.") from None
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, row {number}: expected an object, found {type(row).__name__}",
-                'Each element is one object, such as {"text": "...", "label": "..."}.',
-            )
+        _check_object(row, f"{path}, row {number}", "element")
     return Records(rows, str(path), None, _all_columns(rows))
+
+
+_OBJECT = 'is one object, such as {"text": "...", "label": "..."}.'
+
+
+def _check_object(row: Any, where: str, what: str) -> None:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{where}: expected an object, found {type(row).__name__}", f"Each {what} {_OBJECT}"
+        )
 
 
 def _all_columns(rows: Sequence[Record]) -> tuple[str, ...]:
@@ -313,57 +313,8 @@ def _read_tsv(path: Path, encoding: str, quoting: str) -> Records:
 
 
 def _read_table(path: Path, encoding: str, delimiter: str, *, quoted: bool) -> Records:
-    text = decode(path, encoding)
-    header: list[str] = []
-    rows: list[Record] = []
-    lines: list[int] = []
-    for number, fields in _fields(path, text, delimiter, quoted=quoted):
-        if not header:
-            header = [name.strip() for name in fields]
-            if len(set(header)) < len(header) or "" in header:
-                raise DataError(
-                    f"{path}, line {number}: the header has empty or repeated names: {header}",
-                    "The first line must name every column once.",
-                )
-            continue
-        if len(fields) != len(header):
-            raise DataError(
-                f"{path}, line {number}: {len(fields)} fields, but the header names {len(header)} "
-                f"({', '.join(header)})",
-                f"Repair the line, or change how quotes are read: data.quoting="
-                f"{'none' if quoted else 'standard'}",
-            )
-        rows.append(dict(zip(header, fields, strict=True)))
-        lines.append(number)
-    return Records(rows, str(path), lines, tuple(header))
-
-
-def _fields(
-    path: Path, text: str, delimiter: str, *, quoted: bool
-) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of each line that is not blank."""
-    if not quoted:
-        for number, line in enumerate(text.split("\n"), start=1):
-            line = line.removesuffix("\r")
-            if line:
-                yield number, line.split(delimiter)
-        return
-    # The limit is one for the whole process and guards other programs against memory; texts over
-    # our own limit are reported later, with their line and column.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield number, fields
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {number}: {error}",
-            "A double quote inside a quoted field is written twice; if quotes mean nothing in this "
-            "file, set data.quoting=none",
-        ) from None
+    header, rows, lines = table_rows(path, decode(path, encoding), delimiter, quoted=quoted)
+    return Records(rows, str(path), lines, header)
 
 
 def _read_parquet(path: Path, encoding: str, quoting: str) -> Records:

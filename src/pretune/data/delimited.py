@@ -1,0 +1,79 @@
+"""Tables with a delimiter: CSV and TSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pretune.errors import DataError
+
+
+def table_rows(
+    path: Path, text: str, delimiter: str, *, quoted: bool
+) -> tuple[tuple[str, ...], list[dict[str, Any]], list[int]]:
+    """The names of the columns, the rows, and the line that each begins in.
+
+    Args:
+        path: of the file, for messages.
+        text: what is in it.
+        delimiter: between fields.
+        quoted: whether double quotes hold fields together.
+
+    Raises:
+        DataError: a header with empty or repeated names, a row with other fields than it, or a
+            quote that is left open; names the line.
+    """
+    header: tuple[str, ...] = ()
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, fields in _fields(path, text, delimiter, quoted=quoted):
+        if not header:
+            header = tuple(name.strip() for name in fields)
+            if len(set(header)) < len(header) or "" in header:
+                raise DataError(
+                    f"{path}, line {number}: the header has empty or repeated names: "
+                    f"{list(header)}",
+                    "The first line must name every column once.",
+                )
+            continue
+        if len(fields) != len(header):
+            raise DataError(
+                f"{path}, line {number}: {len(fields)} fields, but the header names {len(header)} "
+                f"({', '.join(header)})",
+                f"Repair the line, or change how quotes are read: data.quoting="
+                f"{'none' if quoted else 'standard'}",
+            )
+        rows.append(dict(zip(header, fields, strict=True)))
+        lines.append(number)
+    return header, rows, lines
+
+
+def _fields(
+    path: Path, text: str, delimiter: str, *, quoted: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of each line that is not blank."""
+    if not quoted:
+        for number, line in enumerate(text.split("\n"), start=1):
+            line = line.removesuffix("\r")
+            if line:
+                yield number, line.split(delimiter)
+        return
+    # The limit is one for the whole process and guards other programs against memory; texts over
+    # our own limit are reported later, with their line and column.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    number = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {number}: {error}",
+            "A double quote inside a quoted field is written twice; if quotes mean nothing in this "
+            "file, set data.quoting=none",
+        ) from None
