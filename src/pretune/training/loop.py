@@ -216,7 +216,7 @@ class Trainer:
                 ended = self.cursor.epoch > job.at.epoch
                 done = self.course.steps == self.total
                 if self._eval_due(ended) or done:
-                    self._evaluate_and_save()
+                    self._evaluate_and_save(tidy)
                 elif self._save_due():
                     self._save(best=False)
                 if done or self.course.early:
@@ -353,7 +353,7 @@ class Trainer:
             self.keeper.save(self.course.steps, state, best=best)
         self._saved_at = self.course.steps
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, tidy: Callable[[], None]) -> None:
         """Evaluate on the validation data and keep the model."""
         step, is_best = self.course.steps, False
         if self.validation is not None:
@@ -365,6 +365,7 @@ class Trainer:
                     batch_tokens=self.options.eval_batch_tokens,
                     device=self.device,
                     precision=self.options.precision,
+                    progress=lambda done: tidy(),
                     world=self.world,
                     calibrate=True,
                 )

@@ -35,7 +35,8 @@ def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
     Does nothing where the C library is not glibc.
 
     Yields:
-        what is to be called between updates, and gives back what has become too much.
+        what is to be called between updates (and batches of an evaluation), and gives back what
+        has become too much.
     """
     libc = _glibc() if enabled else None
     if libc is None:
