@@ -245,6 +245,16 @@ class TestMistakes:
             "Did you mean 'good'?",
         )
 
+    def test_the_way_out_is_an_option_of_the_command(self, place: Path) -> None:
+        (place / "gb.tsv").write_bytes("text\tlabel\n很好的电影\tgood\n".encode("gb18030"))
+        done = pretune("evaluate", "runs/films", "gb.tsv", cwd=place)
+        refused(done, "gb.tsv, line 2: not valid UTF-8", "--encoding gb18030")
+        assert "data.encoding" not in done.stderr
+        way_out = ("--encoding", "gb18030")
+        assert pretune("evaluate", "runs/films", "gb.tsv", *way_out, cwd=place).returncode == 0
+        done = pretune("train", "sst2", "data.train=gb.tsv", "data.validation=0.5", cwd=place)
+        refused(done, "data.encoding=gb18030")
+
     def test_nan_in_the_weights(self, place: Path, tiny_folder: Path, tmp_path: Path) -> None:
         for name in ("config.json", "vocab.txt"):
             (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())

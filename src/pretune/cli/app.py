@@ -28,9 +28,16 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except PretuneError as error:
-            fail(f"error: {error}", USER_MISTAKE)
+            fail(f"error: {self._said(str(error), ctx)}", USER_MISTAKE)
         except KeyboardInterrupt:
             fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
+
+    def _said(self, text: str, ctx: Any) -> str:
+        """With the command's own options in place of the keys of recipes that they stand for."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        for parameter in [] if command is None else command.params:
+            text = text.replace(f"data.{parameter.name}=", f"--{parameter.name} ")
+        return text
 
 
 def fail(text: str, code: int) -> NoReturn:
