@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from pretune.errors import CheckpointError, DataError
-from pretune.text import train_tokenizer
+from pretune.text import load_tokenizer, train_tokenizer
 from pretune.text.chat_template import TEMPLATES, ChatTemplate
 from pretune.text.tokenizer import Tokenizer
 
@@ -121,3 +121,29 @@ def test_of_several_the_default_is_taken(tokenizer: Tokenizer) -> None:
     assert found.render(TALK) == "d"
     del tokenizer.settings["chat_template"]
     assert ChatTemplate.of(tokenizer) is None
+
+
+def test_a_template_in_a_file_of_its_own_is_found(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    tokenizer.settings["chat_template"] = "old"
+    tokenizer.save(tmp_path / "ours")
+    del tokenizer.settings["chat_template"]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    theirs.chat_template = MARKED
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "chat_template.jinja").is_file()
+    # Both are there in what was once saved by an older version: the file counts, as it does there.
+    (tmp_path / "ours" / "chat_template.jinja").write_text(MARKED, encoding="utf-8")
+    for folder in ("ours", "theirs"):
+        again = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+        found = ChatTemplate.of(load_tokenizer(tmp_path / folder))
+        assert found is not None
+        expected = again.apply_chat_template(TALK, tokenize=False)
+        assert found.render(TALK) == expected != "old"
+
+
+def test_a_template_file_that_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
+        load_tokenizer(tmp_path)

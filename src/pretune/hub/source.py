@@ -23,6 +23,8 @@ _PATTERNS = [
     "*.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "target_tokenizer.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "vocab.txt",
     "pretune.json",

@@ -103,7 +103,8 @@ class ChatTemplate:
         except (TemplateError, RecursionError) as error:
             raise CheckpointError(
                 f"chat_template: not a Jinja template that can be read ({error})",
-                "Repair it in tokenizer_config.json, or name another with task.template.",
+                "Repair it in tokenizer_config.json or chat_template.jinja, or name another with "
+                "task.template.",
             ) from None
         object.__setattr__(self, "_compiled", compiled)
 
@@ -116,7 +117,7 @@ class ChatTemplate:
         """
         text = tokenizer.settings.get("chat_template")
         if isinstance(text, list):  # several by name
-            named = {one["name"]: one["template"] for one in text if isinstance(one, dict)}
+            named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
             text = named.get("default")
         return cls(text, dict(tokenizer.special)) if isinstance(text, str) else None
 

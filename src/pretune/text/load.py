@@ -41,6 +41,8 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     settings = _read_json(folder / "tokenizer_config.json")
+    if (template := folder / "chat_template.jinja").is_file():  # where transformers 5 writes it
+        settings["chat_template"] = _read_text(template)
     found = _load(path, settings, lowercase)
     if path.is_dir() and (path / TARGET_FILE).is_file():
         found.target = _from_json(path / TARGET_FILE, {})
@@ -66,12 +68,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
     return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 ({error})", "Copy the file again.") from None
 
 
 def _said(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
