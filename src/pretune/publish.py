@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.data import HUB_DATASET, TABLE_SUFFIXES
+from pretune.data.parallel import parallel_files
 from pretune.errors import RunError
 from pretune.hub import (
     EMBEDDED,
@@ -39,6 +40,8 @@ _ABSOLUTE = re.compile(r"(?:/|~|\\\\|[A-Za-z]:[\\/]|file:)")
 _PATH_IN_TEXT = re.compile(r"""(?<![\w/:.~])(?:~|/[^\s/'"]+|[A-Za-z]:)(?:[\\/][^\s\\/'"]+)+""")
 #: Values of a recipe that are words and not paths, whatever they look like.
 _WORDS = ("task.labels", "data.columns", "model.new_tokens")
+#: Keys of a recipe that name data.
+_DATA = {"data.train", "data.validation"}
 #: The formats of local files as `datasets` calls them.
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -244,7 +247,7 @@ def _data_source(trained: Trained, source: str) -> DataSource:
     match = _hub_dataset(trained, source)
     if match:
         return DataSource(source, match["name"], True, match["config"], match["split"])
-    return DataSource(_name(source), _FORMATS.get(Path(source).suffix.lower(), "text"))
+    return DataSource(_data_name(source), _FORMATS.get(Path(source).suffix.lower(), "text"))
 
 
 def _hub_dataset(trained: Trained, source: str) -> re.Match[str] | None:
@@ -279,7 +282,7 @@ def shareable(trained: Trained, recipe: Recipe) -> Recipe:
         if key == "description":
             return _PATH_IN_TEXT.sub(lambda match: _name(match[0]), value)
         if _ABSOLUTE.match(value) or _means_local(trained, key, value):
-            return _name(value)
+            return _data_name(value) if key in _DATA else _name(value)
         return value
 
     return Recipe.of(shared(recipe.to_dict(), ""))
@@ -287,11 +290,17 @@ def shareable(trained: Trained, recipe: Recipe) -> Recipe:
 
 def _means_local(trained: Trained, key: str, value: str) -> bool:
     """Whether a recipe's value is a path for certain, absolute or not."""
-    if key in {"data.train", "data.validation"}:
+    if key in _DATA:
         return _hub_dataset(trained, value) is None
     if key == "model.from":
         return value not in EMBEDDED and (trained.is_local(value) or not HUB_ID.fullmatch(value))
     return key == "output"
+
+
+def _data_name(source: str) -> str:
+    """As `_name`; of two files of parallel text that of both."""
+    both = parallel_files(source)
+    return _name(source) if both is None else ",".join(_name(str(path)) for path in both)
 
 
 def _name(path: str) -> str:
