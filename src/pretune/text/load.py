@@ -41,7 +41,7 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     settings = _read_json(folder / "tokenizer_config.json")
-    if (template := folder / "chat_template.jinja").is_file():  # where transformers 5 writes it
+    if (template := folder / "chat_template.jinja").is_file():  # where newer transformers write it
         settings["chat_template"] = _read_text(template)
     found = _load(path, settings, lowercase)
     if path.is_dir() and (path / TARGET_FILE).is_file():

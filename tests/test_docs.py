@@ -1,0 +1,72 @@
+"""The docs in English and in Chinese say the same: headings, commands, options, figures, links."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENGLISH = sorted((ROOT / "docs").glob("*.md"))
+CHINESE = ROOT / "docs" / "zh-CN"
+
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"(^|\s)#\s.*$")
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def code_and_prose(path: Path) -> tuple[list[str], str]:
+    """The lines of all code without comments, and what is left of the text."""
+    text = path.read_text(encoding="utf-8")
+    fenced = "\n".join(FENCE.findall(text)).split("\n")
+    prose, indented, after_blank = [], [], True
+    for line in FENCE.sub("", text).split("\n"):
+        if line.startswith("    ") and after_blank:
+            indented.append(line)
+        else:
+            prose.append(line)
+            after_blank = not line.strip()
+    code = [COMMENT.sub("", line).rstrip() for line in (*fenced, *indented)]
+    return [line for line in code if line], "\n".join(prose)
+
+
+def headings(prose: str) -> list[int]:
+    return [len(line.split(" ")[0]) for line in prose.split("\n") if line.startswith("#")]
+
+
+def table_figures(prose: str) -> list[Counter[str]]:
+    """Of each row of a table the numbers in it."""
+    rows = [line for line in prose.split("\n") if line.startswith("|")]
+    return [Counter(re.findall(r"\d[\d,.]*\d|\d", row)) for row in rows]
+
+
+@pytest.mark.parametrize("path", ENGLISH, ids=lambda path: path.stem)
+def test_both_languages_say_the_same(path: Path) -> None:
+    other = CHINESE / path.name
+    assert other.is_file(), f"{other} is missing: translate {path.name}"
+    (code, prose), (their_code, their_prose) = code_and_prose(path), code_and_prose(other)
+    assert their_code == code
+    assert headings(their_prose) == headings(prose)
+    assert table_figures(their_prose) == table_figures(prose)
+    spans = [set(re.findall(r"`([^`\n]+)`", text)) for text in (prose, their_prose)]
+    assert spans[0] == spans[1]
+    assert f"(zh-CN/{path.name})" in prose
+    assert f"(../{path.name})" in their_prose
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", ROOT / "README.zh-CN.md", *ENGLISH, *sorted(CHINESE.glob("*.md"))],
+    ids=lambda path: f"{path.parent.name}-{path.stem}" if path.parent == CHINESE else path.stem,
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for target, _ in LINK.findall(text):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_chinese_docs_are_no_more_than_the_english_ones() -> None:
+    assert {path.name for path in CHINESE.glob("*.md")} == {path.name for path in ENGLISH}
