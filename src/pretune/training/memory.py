@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _STATM = Path("/proc/self/statm")
 
-#: Giving back, and faulting in again, takes a tenth of an update.
-_OFTEN = 10
+#: The least time between two times of giving back, in times of how long it took. Faulting the pages
+#: in again takes about as long: two hundredths of the time in all.
+_APART = 100
 
 
 @contextmanager
@@ -57,32 +59,31 @@ def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
 class Tidy:
     """Gives free memory back when the process has half as much again as it needs.
 
-    What it needs is what it has after the first update, and after the first one since it gave
-    back: those began with nothing to spare. Updates may need very different amounts: where the last
-    time was a few updates ago, the limit rises by a twentieth.
+    What it needs is what it has after the first update, which began with nothing to spare. Where
+    later ones need more, memory is given back as often as costs little time.
 
     Attributes:
         trim: gives back all that is free.
         held: how many bytes the process has.
+        clock: the time, in seconds.
         limit: the bytes above which memory is given back.
     """
 
     trim: Callable[[], object]
     held: Callable[[], int]
+    clock: Callable[[], float] = time.perf_counter
     limit: float = 0.0
-    _learn: bool = True
-    _updates: int = 0
+    _not_before: float = 0.0
 
     def __call__(self) -> None:
         """After an update."""
-        held = self.held()
-        self._updates += 1
-        if self._learn:
-            self.limit, self._learn = max(self.limit, 1.5 * held), False
-        elif held > self.limit:
+        held, now = self.held(), self.clock()
+        if not self.limit:
+            self.limit = 1.5 * held
+        elif held > self.limit and now >= self._not_before:
             self.trim()
-            self.limit *= 1.05 if self._updates < _OFTEN else 1.0
-            self._learn, self._updates = True, 0
+            after = self.clock()
+            self._not_before = after + _APART * (after - now)
 
 
 def own_memory() -> int:
