@@ -161,8 +161,9 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
         return prompts
     if file is not None:
         from pretune.data.read import decode
+        from pretune.text.decode import lines_of
 
-        lines, origin = decode(file, encoding).splitlines(), str(file)
+        lines, origin = lines_of(decode(file, encoding)), str(file)
     elif sys.stdin.isatty():
         raise PretuneError("no prompt: give --prompt TEXT, --file FILE, or lines through a pipe")
     else:

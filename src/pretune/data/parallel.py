@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pretune.data.read import Records, decode
 from pretune.errors import DataError, did_you_mean
+from pretune.text.decode import lines_of
 
 #: What the lines of the first and of the second file are called.
 COLUMNS = ("source", "target")
@@ -51,7 +52,6 @@ def read_parallel(first: Path, second: Path, encoding: str = "utf-8") -> Records
 
 
 def _lines(path: Path, encoding: str) -> list[str]:
-    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence."""
     if not os.path.isfile(path):  # Path's raises where a name is too long
         siblings = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
         near = f" {did_you_mean(path.name, siblings)}" if 0 < len(siblings) < 50 else ""
@@ -59,7 +59,4 @@ def _lines(path: Path, encoding: str) -> list[str]:
             f"{path}: no such file.{near}",
             "Parallel text is two files with a comma between: train.de,train.en",
         )
-    lines = decode(path, encoding).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return lines_of(decode(path, encoding))

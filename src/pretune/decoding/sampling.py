@@ -20,6 +20,8 @@ NEVER = float("-inf")
 SPARE = 10
 #: A nucleus is looked for among so many best tokens before all are sorted.
 NUCLEUS_CANDIDATES = 1024
+#: Below this temperature the likeliest token has all the probability, and logits would overflow.
+COLDEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Decoding:
         samples: how many continuations of each prompt; of a search, its best.
         stop: texts at which a continuation ends; they are not part of it.
         stop_tokens: token ids at which a continuation ends; None: the model's own.
+        never: token ids that are not written.
         seed: of what is drawn. Sample i of a prompt has a random generator of its own, made from
             this and i: what else is generated beside it does not matter.
 
@@ -69,6 +72,7 @@ class Decoding:
     samples: int = 1
     stop: str | Sequence[str] = ()
     stop_tokens: tuple[int, ...] | None = None
+    never: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,23 +140,24 @@ _RANGES: dict[str, tuple[type, float, float, bool]] = {
     "min_p": (float, 0, 1, False),
     "typical_p": (float, 0, 1, True),
     "beams": (int, 1, 1000, False),
-    "length_penalty": (float, -100, 100, False),
+    "length_penalty": (float, -10, 10, False),
     "samples": (int, 1, 10_000, False),
     "seed": (int, 0, 2**64 - 1, False),
 }
 
 
 def penalize(scores: Tensor, histories: Sequence[Sequence[int]], decoding: Decoding) -> Tensor:
-    """Scores after the repetition penalty and the ban on repeated n-grams.
+    """Scores after the repetition penalty, the ban on repeated n-grams and that on tokens.
 
     Args:
         scores: `[B, V]` logits, or log-probabilities in a search.
         histories: the B sequences so far, prompts included.
         decoding: says how.
     """
-    if decoding.repetition_penalty == 1 and not decoding.no_repeat_ngram:
+    if decoding.repetition_penalty == 1 and not (decoding.no_repeat_ngram or decoding.never):
         return scores
     scores = scores.clone()
+    scores[:, list(decoding.never)] = NEVER
     for row, history in zip(scores, histories, strict=True):
         seen = np.asarray(history, dtype=np.int64)
         if decoding.repetition_penalty != 1:
@@ -180,7 +185,9 @@ def narrow(logits: Tensor, decoding: Decoding) -> Tensor:
 
     Tokens that are equally probable as the last one that passes pass too.
     """
-    scores = logits if decoding.temperature in (0, 1) else logits / decoding.temperature
+    scores = logits
+    if decoding.temperature not in (0, 1):
+        scores = logits / max(decoding.temperature, COLDEST)
     if 0 < decoding.top_k < scores.shape[-1]:
         scores = _at_least(scores, scores.topk(decoding.top_k).values[:, -1:])
     if decoding.top_p < 1:

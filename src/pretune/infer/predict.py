@@ -13,6 +13,7 @@ from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records, batches_by_length
 from pretune.errors import DataError, RunError
 from pretune.tasks import AnyTask, Prediction, record_features
 from pretune.tasks.bundle import Bundle
+from pretune.text.decode import lines_of
 from pretune.training import choose_device, precision_context, read_for
 
 
@@ -171,7 +172,7 @@ def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
     """
     from pretune.data.read import decode
 
-    lines = decode(source, encoding).splitlines()
+    lines = lines_of(decode(source, encoding))
     if not any(line.strip() for line in lines):
         raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
     return list(enumerate(lines, start=1))

@@ -13,7 +13,7 @@ the source and one for the others. Where LayerNorm comes first transformers has 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -99,7 +99,11 @@ class TransformerConfig(ModelConfig):
             )
         if self.decoder_vocab_size is not None:
             self.check("decoder_vocab_size", int, 1, LARGEST["vocab_size"])
-        self.check("decoder_start_token_id", int, 0, self.target_size - 1)
+        for name in ("decoder_start_token_id", "eos_token_id"):
+            self.check(name, int, 0, self.target_size - 1)
+        for item in fields(self):
+            if item.type == "bool" and not isinstance(getattr(self, item.name), bool):
+                raise CheckpointError(f"config: {item.name} must be true or false")
         self.check_sinusoids()
         if not self.tie_word_embeddings:
             raise CheckpointError(

@@ -31,7 +31,15 @@ from pretune.hub import (
     save_model,
     tensorflow_names,
 )
-from pretune.models import SIZES, Backbone, ModelConfig, adapters, brief, resize_vocabulary
+from pretune.models import (
+    SIZES,
+    Backbone,
+    ModelConfig,
+    TransformerConfig,
+    adapters,
+    brief,
+    resize_vocabulary,
+)
 from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.tasks.fresh import known_entries, of_tokenizer, vocabulary_for, with_options
 from pretune.text import Tokenizer, extend
@@ -276,6 +284,14 @@ def _check_sizes(
             "Train with model.config='{share_encoder_decoder_embeddings: false}'; or take another "
             "tokenizer.",
         )
+    if tokenizer.target is not None and isinstance(config, TransformerConfig):
+        size = tokenizer.target.vocab_size
+        if size > config.target_size:
+            raise CheckpointError(
+                f"{folder}: the tokenizer of the targets has {size:,} tokens, the model only "
+                f"{config.target_size:,}",
+                "They are not of the same model: copy both from one place.",
+            )
     if task is not None and task.options.max_length > positions:
         raise CheckpointError(
             f"{folder}: the model has {positions} positions, "

@@ -56,8 +56,8 @@ class TranslateOptions(CrossEntropyOptions):
     )
     length_penalty: float = Field(
         1.0,
-        ge=-100,
-        le=100,
+        ge=-10,
+        le=10,
         description="A search compares log-probability / tokens**length_penalty: above 0, longer "
         "translations win more often.",
     )
@@ -160,6 +160,9 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         """Keep the tokenizer; have it end each text, also for those who use it without us."""
         self._tokenizer, number = tokenizer, tokenizer.end_id
         self._source_end = number = self._end if number is None else number
+        if number is not None and tokenizer.special_id("pad_token") is None:
+            # transformers needs one to lay texts of a batch side by side, and does not read it.
+            tokenizer.settings.setdefault("pad_token", tokenizer.tokens([number])[0])
         (probe,) = tokenizer.encode(["a"])
         if probe.ids[-1:] != [number]:
             (end,) = tokenizer.tokens([number])
@@ -201,7 +204,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         texts = [[_text(records, row, column) for row in rows] for column in self.vocabulary_of]
         most = self.options.max_length - 1
         sources = self._sources(texts[0], tokenizer)
-        targets = tokenizer.written.encode_bare(texts[1], offsets=False)
+        targets = tokenizer.written.encode_bare(texts[1], offsets=False, literal=True)
         for row, (source, cut), encoding in zip(rows, sources, targets, strict=True):
             target = encoding.ids[:most]
             yield Feature(
@@ -217,7 +220,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
     ) -> Iterable[tuple[list[int], bool]]:
         """The tokens of each, its end the last, and whether some were cut off."""
         most = self.options.max_length
-        for encoded in tokenizer.encode(texts):
+        for encoded in tokenizer.encode(texts, literal=True):
             end = [self._source_end]
             ids = encoded.ids if encoded.ids[-1:] == end else encoded.ids + end
             yield (ids, False) if len(ids) <= most else (ids[: most - 1] + end, True)
@@ -258,6 +261,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
             beams=self.beams,
             length_penalty=options.length_penalty,
             samples=count,
+            never=self._never,
         )
         writer = Writer(
             model,
@@ -320,6 +324,11 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         """Loss, perplexity and BLEU."""
         return {**with_perplexity(super().figures(sums)), "bleu": bleu_of(sums[..., 2:])}
 
+    @property
+    def _never(self) -> tuple[int, ...]:
+        """The start token is for the beginning: in published models it is padding."""
+        return () if self._start == self._end else (self._start,)
+
     def generation_entries(self) -> dict[str, Any]:
         """The same search; transformers itself would end every translation after 20 tokens."""
         return {
@@ -329,6 +338,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
             "max_new_tokens": self.options.max_length,
             "num_beams": self.options.beams,
             "length_penalty": self.options.length_penalty,
+            **({"bad_words_ids": [[token] for token in self._never]} if self._never else {}),
         }
 
     def feature_key(self) -> Any:

@@ -42,6 +42,14 @@ def check_encoding(encoding: str) -> str:
         ) from None
 
 
+def lines_of(text: str) -> list[str]:
+    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence."""
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
 def encoding_hint(start: bytes, option: str = "--encoding ") -> str:
     """What to do about bytes that are not in the encoding they should be in.
 

@@ -96,6 +96,7 @@ class Tokenizer:
         second: Sequence[str] | None = None,
         *,
         max_length: int | None = None,
+        literal: bool = False,
     ) -> list[Encoded]:
         """Encode texts, or pairs of texts, in parallel.
 
@@ -106,6 +107,7 @@ class Tokenizer:
             second: where given, the second text of each pair; as many as `first`.
             max_length: the most tokens of a result, special tokens included. What is over it is
                 cut token by token from the longer of the two texts ("longest first").
+            literal: as `encode_bare`'s.
 
         Raises:
             DataError: a text has characters that the vocabulary has not, and there is no [UNK].
@@ -113,7 +115,7 @@ class Tokenizer:
                 special tokens.
         """
         texts = list(first) if second is None else list(zip(first, second, strict=True))
-        with _explained():
+        with self._reading(literal):
             encodings = self.engine.encode_batch(texts)
         return [_encoded(encoding, max_length) for encoding in encodings]
 
@@ -132,11 +134,17 @@ class Tokenizer:
             DataError: as `encode`.
         """
         encode = self.engine.encode_batch if offsets else self.engine.encode_batch_fast
+        with self._reading(literal):
+            return encode(list(texts), add_special_tokens=False)
+
+    @contextmanager
+    def _reading(self, literal: bool) -> Iterator[None]:
+        """While entered, names of special tokens in texts are read as text, if they are to be."""
         before = self.engine.encode_special_tokens
         self.engine.encode_special_tokens = before or literal
         try:
             with _explained():
-                return encode(list(texts), add_special_tokens=False)
+                yield
         finally:
             self.engine.encode_special_tokens = before
 

@@ -56,14 +56,14 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     # The same split whatever the seed of the run, so that runs can be compared.
     order = epoch_order(int(groups.max(initial=-1)) + 1, seed=0, epoch=0)
     sizes = np.bincount(groups)[order] if len(found) else order
-    taken = int(np.searchsorted(sizes.cumsum(), count)) + 1 if count else 0
-    if not 0 < taken < len(order):
+    taken = _filling(sizes, count)
+    if not 0 < len(taken) < len(order):
         raise DataError(
             f"{found.origin}: {len(order)} {what} are too few to hold back "
             f"{data.validation:g} of them",
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
-    out = np.isin(groups, order[:taken])
+    out = np.isin(groups, order[taken])
     kept, held_out = np.flatnonzero(~out), np.flatnonzero(out)
     if isinstance(found, StoredDocuments):
         return found.take(kept).head(data.limit), found.take(held_out)
@@ -159,6 +159,22 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     )
     source.target = target
     return source
+
+
+def _filling(sizes: NDArray[np.int64], count: int) -> list[int]:
+    """Which groups, in their order, have `count` records or a little less.
+
+    One that would be too much is passed over, however early it comes: a target that many sources
+    share may be most of the data. Where all are too large, the smallest.
+    """
+    taken, total = [], 0
+    for place, size in enumerate(sizes.tolist()):
+        if total == count:
+            break
+        if total + size <= count:
+            taken.append(place)
+            total += size
+    return taken or ([int(sizes.argmin())] if count and len(sizes) else [])
 
 
 def _groups(records: Records, columns: Sequence[str]) -> NDArray[np.int64]:
