@@ -47,6 +47,26 @@ def test_several_prompts_come_in_order(bpe: Pair, tmp_path: Path) -> None:
     assert heads == ["== 1/4 ==", "== 2/4 ==", "== 3/4 ==", "== 4/4 =="]
 
 
+def test_a_prompt_ends_at_a_line_feed_alone(bpe: Pair, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("The\x0bfilm\u2028good\r\nbad\n".encode())
+    options = ("--file", "prompts.txt", "--max-new-tokens", "2", "--json")
+    done = pretune("generate", bpe.folder, *options, cwd=tmp_path)
+    rows = [json.loads(line) for line in done.stdout.split("\n")[:-1]]
+    assert [row["prompt"] for row in rows] == ["The\x0bfilm\u2028good", "bad"]
+
+
+@pytest.mark.parametrize("temperature", ["1e-39", "1e-300"])
+def test_a_temperature_of_next_to_nothing_is_greedy(
+    bpe: Pair, tmp_path: Path, temperature: str
+) -> None:
+    options = ("--prompt", "The film", "--max-new-tokens", "9", "--no-stream")
+    (expected,) = bpe.writer.generate(["The film"], Decoding(max_new_tokens=9, temperature=0))
+    done = pretune("generate", bpe.folder, *options, "--temperature", temperature, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = "".join(c for c in expected.text if c in "\n\t" or c.isprintable())
+    assert done.stdout == "The film" + shown + "\n"
+
+
 @pytest.mark.parametrize("mode", ["--stream", "--no-stream"])
 def test_interleaved_pieces_are_shown_one_text_after_the_other(
     mode: str, capsys: pytest.CaptureFixture[str]

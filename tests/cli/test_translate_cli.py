@@ -49,6 +49,16 @@ def test_options_of_the_task_are_set(folder: Path) -> None:
         assert run(*asked, value).exit_code == 2
 
 
+def test_a_line_ends_at_a_line_feed_alone(folder: Path, tmp_path: Path) -> None:
+    text = "Ein Hund.\nEin Mann\u2028schläft.\x0c\x85\r\nZwei.\n"
+    (tmp_path / "in.txt").write_bytes(text.encode())
+    given = pretune("predict", folder, "--file", "in.txt", "--json", cwd=tmp_path)
+    sources = [json.loads(line)["source"] for line in given.stdout.split("\n")[:-1]]
+    assert sources == ["Ein Hund.", "Ein Mann\u2028schläft.\x0c\x85", "Zwei."]
+    piped = pretune("predict", folder, "--json", cwd=tmp_path, text=text, PYTHONUTF8="1")
+    assert len(piped.stdout.split("\n")) == 4
+
+
 def test_evaluation_says_how_bleu_was_measured(folder: Path, tmp_path: Path) -> None:
     for side, name in enumerate(("val.de", "val.en")):
         text = "".join(pair[side] + "\n" for pair in PAIRS)

@@ -268,6 +268,13 @@ def test_fresh_matrices_have_the_variance_of_glorot() -> None:
         ({"decoder_layers": 0}, "decoder_layers"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"decoder_start_token_id": VOCABULARY}, "decoder_start_token_id"),
+        ({"eos_token_id": VOCABULARY}, "eos_token_id"),
+        ({"eos_token_id": -5}, "eos_token_id"),
+        ({"eos_token_id": "x"}, "eos_token_id"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id"),
+        ({"scale_embedding": "no"}, "scale_embedding must be true or false"),
+        ({"normalize_before": 1}, "normalize_before must be true or false"),
+        ({"share_encoder_decoder_embeddings": "x"}, "share_encoder_decoder_embeddings"),
     ],
 )
 def test_a_config_that_makes_no_sense(wrong: dict[str, object], named: str) -> None:

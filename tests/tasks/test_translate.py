@@ -267,6 +267,60 @@ def test_other_families_do_not_translate(tiny_folder: Path) -> None:
         load(tiny_folder, task=Translate(TranslateOptions(max_length=20)))
 
 
+def test_the_start_token_is_never_written(tmp_path: Path) -> None:
+    """Published models have a row of zeros for it, and generation configs that forbid it."""
+    bundle = translator("wordpiece")
+    start = bundle.backbone.config.decoder_start_token_id
+    with torch.no_grad():  # all logits but its own far below 0
+        bundle.backbone.embeddings.tokens.weight[start] = 0.0
+        bundle.model.bias -= 100.0
+        bundle.model.bias[:, start] = 0.0
+    folder = saved(tmp_path / "model", bundle)
+    theirs = transformers.MarianMTModel.from_pretrained(folder).eval()
+    assert theirs.generation_config.bad_words_ids == [[start]]
+    for beams in (1, 3):
+        found = Predictor(load(folder, options={"beams": beams})).predict(records())
+        for (source, _), answer in zip(PAIRS, found, strict=True):
+            ids = torch.tensor([bundle.tokenizer.encode([source])[0].ids])
+            most = min(40, 2 * ids.numel() + 10)
+            with torch.no_grad():
+                written = theirs.generate(ids, num_beams=beams, max_new_tokens=most)
+            expected = bundle.tokenizer.decode(written[0].tolist())
+            assert answer.translation == expected.strip()
+
+
+def test_names_of_special_tokens_in_texts_are_text(bpe: Bundle, wordpiece: Bundle) -> None:
+    for bundle, name in ((bpe, "<|endoftext|>"), (wordpiece, "[SEP]")):
+        given = records([(f"Ein {name} Hund", f"A {name} dog")])
+        (feature,) = bundle.task.features(given, range(1), bundle.tokenizer, with_targets=True)
+        end = bundle.tokenizer.end_id
+        source, _ = feature.choices
+        tokens = list(feature.tokens)
+        assert [i for i, token in enumerate(tokens[:source]) if token == end] == [source - 1]
+        target = list(feature.targets[NEXT])[source:]
+        assert [i for i, token in enumerate(target) if token == end] == [len(target) - 1]
+
+
+def test_transformers_can_pad_what_we_save(bpe: Bundle, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", bpe)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    sources = [source for source, _ in PAIRS]
+    batch = theirs(sources, return_tensors="pt", padding=True)
+    assert batch["attention_mask"].sum(1).tolist() == [
+        len(encoded.ids) for encoded in bpe.tokenizer.encode(sources)
+    ]
+
+
+def test_a_tokenizer_of_targets_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    config = {"share_encoder_decoder_embeddings": False}
+    bundle = translator(**config)
+    bundle.tokenizer.target = train_tokenizer([chr(n) for n in range(200, 700)], "char")
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer of the targets has \d+ tokens, the model"
+    ):
+        load(saved(tmp_path / "model", bundle))
+
+
 def test_a_translator_does_not_go_on_from_a_prompt(bpe: Bundle) -> None:
     with pytest.raises(RunError, match="translates") as caught:
         TextGenerator.of(bpe)
