@@ -27,7 +27,7 @@ from pretune.infer import Decoding, Generation, TextGenerator
 from pretune.infer.embed import Embedder
 from pretune.infer.few_shot import measure, options_from
 from pretune.infer.few_shot_result import FewShotResult
-from pretune.infer.predict import Predictor, the_task
+from pretune.infer.predict import Predictor, column_names, the_task
 from pretune.publish import push
 from pretune.recipe import Recipe
 from pretune.tasks import Prediction, featurize
@@ -129,7 +129,7 @@ def evaluate(
         records = read_for(
             task,
             data,
-            columns={**bundle.columns, **(columns or {})},
+            columns=column_names(bundle, columns),
             encoding=encoding,
             quoting=quoting,
             max_chars=max_chars,

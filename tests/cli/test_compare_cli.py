@@ -39,11 +39,12 @@ def run(*arguments: Any) -> Any:
 
 
 def test_two_models(two: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
-    output = tmp_path / "apart.jsonl"
+    output = tmp_path / ":train:.jsonl"
     done = run(*two, "--data", data, "--resamples", 200, "--output", output)
     assert done.exit_code == 0, done.output
     for part in ("12 examples, 95% intervals of 200 resamples", "accuracy", "mcc", "difference"):
         assert part in done.output
+    assert f"wrote {output}" in done.output
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row["line"] for row in rows] == list(range(1, 13))
     assert rows[3]["text"] == NASTY

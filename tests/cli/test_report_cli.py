@@ -112,6 +112,19 @@ def test_validation_data_that_are_gone_are_said(place: Path, tmp_path: Path) -> 
     assert "The temperature is fitted on DATA itself" in done.stderr
 
 
+def test_validation_data_with_an_unknown_label_are_said(place: Path, tmp_path: Path) -> None:
+    moved, dev = tmp_path / "run", tmp_path / "odd.tsv"
+    shutil.copytree(place / "run", moved, symlinks=True)
+    recipe = (moved / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = recipe.replace(str(place / "dev.tsv"), str(dev))
+    (moved / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    dev.write_text("text\tlabel\nx\tgood\ny\tfair\n", encoding="utf-8")
+    done = run(moved, place / "test.tsv", "-o", tmp_path / ":train:.html", "--explain", 0)
+    assert done.exit_code == 0, done.output
+    assert f"fitted on DATA itself: {dev}, line 3, column 'label': unknown label" in done.stderr
+    assert f"wrote {tmp_path / ':train:.html'}" in done.stdout
+
+
 def test_mistakes(place: Path, tmp_path: Path, tiny_folder: Path) -> None:
     data, output = place / "test.tsv", tmp_path / "a.html"
     wrong = tmp_path / "wrong.tsv"

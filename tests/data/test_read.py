@@ -62,6 +62,11 @@ class TestFormats:
         records = read(write(tmp_path, name, CONTENTS[name], "utf-8-sig"))
         assert list(records.rows) == ROWS
 
+    @pytest.mark.parametrize("encoding", ["utf_8", "U8", "UTF8", "utf-8-sig"])
+    def test_byte_order_mark_by_other_spellings(self, tmp_path, encoding):
+        path = write(tmp_path, "a.csv", CONTENTS["a.csv"], "utf-8-sig")
+        assert read(path, encoding=encoding).columns == ("text", "label")
+
     @pytest.mark.parametrize("name", CONTENTS)
     def test_no_line_end_at_the_end(self, tmp_path, name):
         assert list(read(write(tmp_path, name, CONTENTS[name].rstrip("\n"))).rows) == ROWS
@@ -130,6 +135,12 @@ class TestQuotes:
         assert error.message.startswith(f"{path}, line 3: ")
         assert "data.quoting=none" in error.hint
 
+    @pytest.mark.parametrize(("name", "near"), [("Standard", "standard"), ("of", "none")])
+    def test_unknown_quoting(self, tmp_path, name, near):
+        error = refused(write(tmp_path, "a.csv", CONTENTS["a.csv"]), quoting=name)
+        assert error.message == f"no quoting is called '{name}'"
+        assert near in error.hint
+
 
 class TestEncodingErrors:
     @pytest.mark.parametrize("name", CONTENTS)
@@ -149,6 +160,16 @@ class TestEncodingErrors:
     def test_unknown_encoding(self, tmp_path):
         path = write(tmp_path, "a.tsv", CONTENTS["a.tsv"])
         assert refused(path, encoding="utf-99").message == "no encoding is called 'utf-99'"
+
+    @pytest.mark.parametrize("name", ["undefined", "utf\0-8", "\udc80", ""])
+    def test_names_that_are_no_encoding(self, tmp_path, name):
+        path = write(tmp_path, "a.tsv", CONTENTS["a.tsv"])
+        assert refused(path, encoding=name).message == f"no encoding is called '{name}'"
+
+    @pytest.mark.parametrize("content", [b"a-,,", b"a\xff"])
+    def test_encodings_that_know_no_place(self, tmp_path, content):
+        path = write(tmp_path, "a.tsv", content)
+        assert "not valid PUNYCODE" in refused(path, encoding="punycode").message
 
     def test_wrong_encoding_is_named(self, tmp_path):
         path = write(tmp_path, "a.tsv", b"text\n\x81\x20\n")
@@ -223,6 +244,13 @@ class TestJsonErrors:
         path = write(tmp_path, "a.json", broken)
         assert refused(path).message.startswith(f"{path}: not valid JSON")
 
+    @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+    @pytest.mark.parametrize("around", ["{}", "[{}]"])
+    def test_number_with_too_many_digits(self, tmp_path, name, around):
+        row = '{"text": ' + "9" * 5000 + "}"
+        path = write(tmp_path, name, around.replace("{}", row))
+        assert "not valid JSON (Exceeds the limit" in refused(path).message
+
     def test_element_that_is_no_object(self, tmp_path):
         path = write(tmp_path, "a.json", '[{"a": 1}, ["b"]]')
         assert refused(path).message == f"{path}, row 2: expected an object, found list"
@@ -233,6 +261,20 @@ class TestParquetErrors:
     def test_not_parquet(self, tmp_path, content):
         path = write(tmp_path, "a.parquet", content)
         assert refused(path).message.startswith(f"{path}: not a Parquet file")
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string()),
+            pa.array([0, 10**18], pa.int64()).view(pa.timestamp("us")),
+            pa.array([0, 2**31 - 1], pa.int32()).view(pa.date32()),
+        ],
+    )
+    def test_value_that_python_cannot_have(self, tmp_path, values):
+        parquet.write_table(pa.table({"id": [1, 2], "text": values}), tmp_path / "a.parquet")
+        assert refused(tmp_path / "a.parquet").message.startswith(
+            f"{tmp_path / 'a.parquet'}, column 'text': a value that cannot be read"
+        )
 
     def test_cut_in_half(self, tmp_path):
         parquet.write_table(pa.Table.from_pylist(ROWS * 100), tmp_path / "a.parquet")

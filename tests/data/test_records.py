@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pretune.data import Records, read
+from pretune.data.names import ColumnNames
 from pretune.errors import DataError
 
 
@@ -64,6 +65,33 @@ class TestMapped:
     def test_categories_of_a_dropped_column_go_with_it(self):
         table = records({"label": 0, "stars": 1}, categories={"label": ["a", "b"]})
         assert table.mapped({"label": "stars"}, ["label"]).categories == {}
+
+
+class TestGiven:
+    def test_must_be_there(self):
+        table = records({"text": "a", "body": "b"})
+        names = ColumnNames({"text": "x"}, {"text": "bdy"}, ["text", "label"])
+        with pytest.raises(DataError, match=r"no column 'bdy' \(for 'text'\)") as caught:
+            table.mapped(names, ["text"])
+        assert "Did you mean 'body'?" in caught.value.hint
+
+    def test_those_of_a_recipe_need_not(self):
+        table = records({"text": "a"})
+        assert table.mapped(ColumnNames({"text": "x"}, {}, []), ["text"]).rows == [{"text": "a"}]
+
+    def test_must_be_there_where_not_needed(self):
+        with pytest.raises(DataError, match=r"no column 'stars' \(for 'label'\)"):
+            records({"text": "a"}).mapped(ColumnNames({}, {"label": "stars"}, ["label"]), ["text"])
+
+    def test_may_be_mapped_twice(self):
+        names = ColumnNames({}, {"text": "body"}, ["text"])
+        once = records({"text": "a", "body": "b"}).mapped(names, ())
+        assert once.mapped(names, ["text"]).rows == [{"text": "b"}]
+
+    def test_must_be_known(self):
+        with pytest.raises(DataError, match="no column 'txt'") as caught:
+            ColumnNames({}, {"txt": "body"}, ["text", "label"])
+        assert caught.value.hint == "Did you mean 'text'?"
 
 
 class TestText:

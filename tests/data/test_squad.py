@@ -104,3 +104,11 @@ def test_public_files(data_folder: Path, name: str, count: int, without: int) ->
     for row in rows:
         for text, start in zip(*row["answers"].values(), strict=True):
             assert row["context"].startswith(text, start)
+
+
+def test_a_number_with_too_many_digits(tmp_path: Path) -> None:
+    path = tmp_path / "squad.json"
+    content = json.dumps(nested({"context": "Is a film.", "qas": [QUESTION]}))
+    path.write_text(content.replace('"answer_start": 3', '"answer_start": ' + "9" * 5000))
+    with pytest.raises(DataError, match=r"not valid JSON \(Exceeds the limit"):
+        read(path)

@@ -12,6 +12,7 @@ import torch
 import pretune
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.infer import Predictor, read_inputs, stream_lines
+from pretune.infer.predict import decode_line
 from pretune.tasks import Classify, ClassifyOptions
 from pretune.tasks.bundle import Bundle, load
 
@@ -126,7 +127,7 @@ def test_an_unknown_device_is_an_error(single: Bundle) -> None:
 
 class TestStream:
     @staticmethod
-    def lines(*chunks: bytes) -> list[tuple[int, str]]:
+    def lines(*chunks: bytes, encoding: str = "utf-8") -> list[tuple[int, str]]:
         reader, writer = os.pipe()
 
         def write() -> None:
@@ -139,7 +140,7 @@ class TestStream:
         thread.start()
         most = max(5, max((len(chunk) for chunk in chunks), default=0) // 100)
         try:
-            return [line for found in stream_lines(reader, most=most) for line in found]
+            return [line for found in stream_lines(reader, encoding, most=most) for line in found]
         finally:
             os.close(reader)
             thread.join()
@@ -165,8 +166,27 @@ class TestStream:
         with pytest.raises(DataError, match="input, line 2: not valid UTF-8"):
             self.lines(b"ok\n", b"\xff\n")
 
+    def test_a_mark_before_the_first_line_is_dropped(self) -> None:
+        assert self.lines(b"\xef\xbb", b"\xbfa\n\xef\xbb\xbfb\n") == [(1, "a"), (2, "\ufeffb")]
+        assert decode_line(b"\xef\xbb\xbfa\r", 1) == "a"
+        assert decode_line(b"\xef\xbb\xbfa", 2) == "\ufeffa"
+
+    @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-32-le", "latin-1"])
+    def test_other_encodings(self, encoding: str) -> None:
+        texts = ["ab\xe9", "好" * (encoding != "latin-1"), "x"]
+        raw = "\r\n".join(texts).encode(encoding)
+        assert self.lines(raw[:3], raw[3:], encoding=encoding) == list(enumerate(texts, 1))
+
+    def test_bytes_of_another_encoding_name_the_line(self) -> None:
+        with pytest.raises(DataError, match=r"input, line 3: not valid GB18030 \(byte 0xff\)"):
+            self.lines("好\n好\n好".encode("gb18030") + b"\xff\n", encoding="gb18030")
+        with pytest.raises(DataError, match="input, line 1: not valid UTF-16"):
+            self.lines(b"ab\n\n", encoding="utf-16")
+        with pytest.raises(DataError, match="no encoding is called 'utf-99'"):
+            self.lines(b"ab\n", encoding="utf-99")
+
     def test_a_line_without_end_is_an_error(self) -> None:
-        with pytest.raises(DataError, match="input, line 2: over 800,000 bytes"):
+        with pytest.raises(DataError, match="input, line 2: over 800,000 characters"):
             self.lines(b"ok\n", b"x" * 900_000)
 
 

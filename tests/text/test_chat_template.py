@@ -142,6 +142,30 @@ def test_a_template_in_a_file_of_its_own_is_found(tokenizer: Tokenizer, tmp_path
         assert found.render(TALK) == expected != "old"
 
 
+def test_a_template_file_with_a_mark_before_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(MARKED, encoding="utf-8-sig")
+    assert load_tokenizer(tmp_path).settings["chat_template"] == MARKED
+
+
+def test_a_template_file_that_cannot_be_read(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "chat_template.jinja"
+    path.write_text(MARKED, encoding="utf-8")
+    read_text = Path.read_text
+
+    def refuse(self: Path, **how: str) -> str:
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return read_text(self, **how)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CheckpointError, match=r"jinja: cannot be read \(Permission denied\)"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_template_file_that_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")

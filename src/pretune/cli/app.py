@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -36,13 +37,18 @@ class _Commands(TyperGroup):
         """With the command's own options in place of the keys of recipes that they stand for."""
         command = self.get_command(ctx, ctx.invoked_subcommand or "")
         for parameter in [] if command is None else command.params:
-            text = text.replace(f"data.{parameter.name}=", f"--{parameter.name} ")
+            name, option = re.escape(parameter.name or ""), parameter.opts[0]
+            if not option.startswith("--"):
+                continue
+            # data.columns.text=COLUMN is --column text=COLUMN, or the option for that one column.
+            text = re.sub(rf"\bdata\.{name}\.(?=[^\s=]+=)", f"{option} ", text)
+            text = re.sub(rf"\bdata\.(?:columns\.)?{name}=", f"{option} ", text)
         return text
 
 
 def fail(text: str, code: int) -> NoReturn:
     """End the command: say why on standard error, exit with `code`."""
-    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+    Console(stderr=True, highlight=False, emoji=False).print(text, markup=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -119,6 +125,31 @@ def column_pairs(given: list[str] | None) -> dict[str, str]:
     return pairs
 
 
+def only_with_data(context: typer.Context, data: str | None, called: str) -> None:
+    """Options that say how to read data are for data that the command names.
+
+    Args:
+        context: of the command.
+        data: what it names.
+        called: the argument or option that it does so by.
+
+    Raises:
+        PretuneError: there are such options, and no data.
+    """
+    for parameter in context.command.params if data is None else ():
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in _ABOUT_DATA and source is not None and source.name == "COMMANDLINE":
+            raise PretuneError(
+                f"{parameter.opts[0]} is about {called}, and there is none: the validation data "
+                "are read as their run's recipe says",
+                f"Leave it out, or name the data: {called}.",
+            )
+
+
+#: The options that say how data are to be read.
+_ABOUT_DATA = ("columns", "encoding", "quoting")
+
+
 def option_pairs(given: list[str] | None) -> dict[str, Any]:
     """The values of `--set`, which are YAML as in a recipe.
 
@@ -136,9 +167,12 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, in
     if not (shown and sys.stderr.isatty()):
         yield None
         return
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    # What is told may be a path, and no markup.
+    told = TextColumn("{task.description}", style="progress.description", markup=False)
+    columns = (told, *Progress.get_default_columns()[1:])
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -19,6 +19,7 @@ from pretune.cli.app import (
     TaskOptions,
     app,
     column_pairs,
+    only_with_data,
     option_pairs,
     progress_bar,
 )
@@ -30,6 +31,7 @@ from pretune.cli.app import (
     "pretune compare runs/a runs/b runs/c --data test.tsv --output apart.jsonl"
 )
 def compare(
+    context: typer.Context,
     runs: Annotated[
         list[str],
         typer.Argument(
@@ -72,20 +74,21 @@ def compare(
     """
     from pretune.hub import atomic_text
     from pretune.infer.examine import examine
-    from pretune.infer.predict import the_task
+    from pretune.infer.predict import column_names, the_task
     from pretune.report import compare as sides
     from pretune.report.compare_tables import compare_tables
     from pretune.report.report import check_writable
     from pretune.tasks.bundle import load
     from pretune.training.inputs import examined_records
 
+    only_with_data(context, data, "--data")
     if output is not None:
         check_writable(output, None, overwrite=overwrite)
     values = option_pairs(options)
     bundles = [load(run, options=values, allow_pickle=allow_pickle) for run in runs]
     tasks = [the_task(bundle) for bundle in bundles]
     sides.check_tasks(runs, tasks)
-    names = {**bundles[0].columns, **column_pairs(columns)}
+    names = column_names(bundles[0], column_pairs(columns))
     records = examined_records(
         *(runs[0], tasks[0], data), columns=names, encoding=encoding, quoting=quoting
     ).head(limit)
@@ -98,7 +101,7 @@ def compare(
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) for row in result.rows())
         atomic_text(output, "".join(line + "\n" for line in lines))
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     if as_json:
         out.print_json(data=result.to_dict())
         return

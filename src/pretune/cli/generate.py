@@ -169,7 +169,7 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
     else:
         from pretune.infer import stream_lines
 
-        batches = stream_lines(sys.stdin.fileno())
+        batches = stream_lines(sys.stdin.fileno(), encoding)
         lines, origin = [line for batch in batches for _, line in batch], "input"
     found = [line for line in lines if line.strip()]
     if not found:

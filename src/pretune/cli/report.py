@@ -18,6 +18,7 @@ from pretune.cli.app import (
     TaskOptions,
     app,
     column_pairs,
+    only_with_data,
     option_pairs,
     progress_bar,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     "pretune report runs/translate test.de,test.en --set beams=1"
 )
 def report(
+    context: typer.Context,
     run: Model,
     data: Annotated[
         str | None,
@@ -74,20 +76,21 @@ def report(
     """
     from pretune.infer.examine import examine
     from pretune.infer.explain import explain as explain_one
-    from pretune.infer.predict import the_task
+    from pretune.infer.predict import column_names, the_task
     from pretune.report.course import Course
     from pretune.report.report import ReportFacts, check_writable, font_note, write_report
     from pretune.tasks.bundle import load
     from pretune.training.folder import METRICS, RECIPE, RunFolder
     from pretune.training.inputs import examined_records
 
-    place, notes = Path(run), Console(stderr=True, highlight=False)
+    only_with_data(context, data, "DATA")
+    place, notes = Path(run), Console(stderr=True, highlight=False, emoji=False)
     is_run = (place / RECIPE).is_file()
     output = output or (place if is_run else Path()) / "report.html"
     check_writable(output, png, overwrite=overwrite)
     bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
     recipe = RunFolder(place).recipe() if is_run else None
-    names = {**bundle.columns, **column_pairs(columns)}
+    names = column_names(bundle, column_pairs(columns))
     records = examined_records(
         *(run, the_task(bundle), data), columns=names, encoding=encoding, quoting=quoting
     )
@@ -116,7 +119,7 @@ def report(
     if png is not None and (note := font_note(facts)) is not None:
         notes.print(note, markup=False, soft_wrap=True)
     size = output.stat().st_size / 1e6
-    Console(highlight=False).print(
+    Console(highlight=False, emoji=False).print(
         f"wrote {output} ({len(found.examples):,} examples, {size:.1f} MB)",
         markup=False,
         soft_wrap=True,
@@ -140,12 +143,16 @@ def _numbers(found: Examined, places: list[int]) -> list[int]:
 
 
 def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examined | None:
-    """What the temperature is fitted on: the validation data of the run, if they are there."""
+    """What the temperature is fitted on: the validation data of the run, if they can be used."""
     from pretune.infer.examine import examine
     from pretune.training.inputs import held_out
 
     try:
         records = held_out(run)
+        if records is None:
+            return None
+        with progress_bar("examining the validation data") as done:
+            return examine(bundle, records, device=device, progress=done)
     except DataError as error:
         notes.print(
             f"The temperature is fitted on DATA itself: {error.message}",
@@ -153,7 +160,3 @@ def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examin
             soft_wrap=True,
         )
         return None
-    if records is None:
-        return None
-    with progress_bar("examining the validation data") as done:
-        return examine(bundle, records, device=device, progress=done)

@@ -127,6 +127,8 @@ def predict(
     asked = bool(questions) or context is not None or context_file is not None
     if (texts is not None) + (file is not None) + asked > 1:
         raise PretuneError("give either TEXT or --file or --question, not several of them")
+    if columns and file is None:
+        raise PretuneError("--column is about the columns of --file FILE, and there is none")
     if not texts and file is None and not asked and sys.stdin.isatty():
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
     bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
@@ -147,7 +149,7 @@ def predict(
         starts = range(0, len(records), CHUNK)
         batches = (records.take(range(i, min(i + CHUNK, len(records)))) for i in starts)
     else:
-        batches = _piped(predictor)
+        batches = _piped(predictor, encoding)
     show = _print_json if as_json else _print_answer
     for batch in batches:
         with progress_bar("reading", shown=asked or file is not None) as done:
@@ -193,11 +195,11 @@ def _questions(predictor: Predictor, questions: list[str], passage: str) -> Reco
     return replace(records, max_chars=max(records.max_chars, len(passage)))
 
 
-def _piped(predictor: Predictor) -> Iterator[Records]:
+def _piped(predictor: Predictor, encoding: str) -> Iterator[Records]:
     from pretune.infer import stream_lines
     from pretune.infer.predict import lines_to_records
 
-    for lines in stream_lines(sys.stdin.fileno()):
+    for lines in stream_lines(sys.stdin.fileno(), encoding):
         records = lines_to_records(predictor.task, lines, "input")
         if len(records):
             yield records

@@ -11,7 +11,7 @@ from pretune.errors import DataError
 def is_plain(path: Path) -> bool:
     """Whether this is plain text: a `.txt` file, or a folder with some in it."""
     if path.is_dir():
-        return any(path.glob("*.txt"))
+        return bool(_texts(path))
     return path.suffix.lower() == ".txt" and path.is_file()
 
 
@@ -21,7 +21,7 @@ def read_plain(path: Path, encoding: str = "utf-8") -> Records:
     Raises:
         DataError: a file is empty, or not in that encoding.
     """
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    files = _texts(path) if path.is_dir() else [path]
     rows = []
     for file in files:
         text = decode(file, encoding)
@@ -29,3 +29,7 @@ def read_plain(path: Path, encoding: str = "utf-8") -> Records:
             raise DataError(f"{file}: no text in it", "Remove the file, or fill it.")
         rows.append({"text": text})
     return Records(rows=rows, origin=str(path), columns=("text",))
+
+
+def _texts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".txt")

@@ -12,6 +12,7 @@ from typing import Any
 from pretune.data.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
 from pretune.data.delimited import table_rows
 from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, stored_categories
+from pretune.data.names import ColumnNames
 from pretune.data.squad import squad_rows
 from pretune.errors import DataError, did_you_mean, found
 from pretune.text.decode import SURROGATE, check_encoding, encoding_hint
@@ -21,6 +22,8 @@ Record = dict[str, Any]
 #: A text longer than this is an error: it is nearly always a mistake (a file in place of a text, a
 #: lost line break), and would be cut to a few hundred tokens anyway. `data.max_chars` changes it.
 MAX_CHARS = 100_000
+#: How quotes in a CSV or TSV file may be read.
+QUOTINGS = ("auto", "standard", "none")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Records:
         max_chars: the longest text that is not taken for a mistake.
         numbers: for each row its number in the source (1-based), where only some were taken.
         line_items: whether the items of a row's lists stand on a line each, from its line on.
+        renamed: our names of columns -> what the source calls them, where they were renamed.
     """
 
     rows: Sequence[Record]
@@ -46,6 +50,7 @@ class Records:
     max_chars: int = MAX_CHARS
     numbers: Sequence[int] | None = None
     line_items: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,16 +88,19 @@ class Records:
         """Rename columns to the names a task knows them by.
 
         Args:
-            mapping: task's name -> this source's name; columns not named keep theirs.
+            mapping: task's name -> this source's name; columns not named keep theirs. Those of
+                a `ColumnNames` that are `given` must be there.
             needed: the names that must be there afterwards.
 
         Raises:
             DataError: one is not; names the columns there are and how to map one.
         """
-        for name in needed:
+        given = mapping.given if isinstance(mapping, ColumnNames) else {}
+        for name in dict.fromkeys([*needed, *given]):
             wanted = mapping.get(name, name)
             # A mapping may be for the data that a recipe names, and these have our own names.
-            if not {wanted, name} & {*self.columns}:
+            taken = {wanted} if name in given else {wanted, name}
+            if not taken & {*self.columns} and self.renamed.get(name) != wanted:
                 raise DataError(
                     f"{self.origin}: no column '{wanted}'"
                     + (f" (for '{name}')" if wanted != name else "")
@@ -116,6 +124,7 @@ class Records:
             rows=[rename(row) for row in self.rows],
             columns=tuple(rename(dict.fromkeys(self.columns))),
             categories=rename(self.categories),
+            renamed={**self.renamed, **renames},
         )
 
     def text(self, row: int, column: str) -> str:
@@ -189,11 +198,14 @@ def read(
         max_chars: the longest text that is not taken for a mistake (see `Records.text`).
 
     Raises:
-        DataError: missing, empty, broken or unknown, with the line where there is one.
+        DataError: missing, empty, broken or unknown, with the line where there is one; no such
+            encoding or quoting.
     """
     from pretune.data.parallel import parallel_files, read_parallel  # which know records, too
     from pretune.data.plain import is_plain, read_plain
 
+    if quoting not in QUOTINGS:
+        raise DataError(f"no quoting is called '{quoting}'", did_you_mean(quoting, QUOTINGS))
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     hub = HUB_DATASET.fullmatch(str(source))
@@ -238,21 +250,25 @@ def decode(path: Path, encoding: str = "utf-8") -> str:
         DataError: not to be read, or not in that encoding; names the line, and the encoding it
             looks like.
     """
+    name = check_encoding(encoding)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror})", "Check its owner and mode."
         ) from None
-    if raw.startswith(b"\xef\xbb\xbf") and encoding.lower().replace("-", "") == "utf8":
-        raw = raw[3:]
-    check_encoding(encoding)
     try:
-        return raw.decode(encoding)
+        return raw.decode("utf-8-sig" if name == "utf-8" else name)
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
         raise DataError(
-            f"{path}, line {line}: not valid {encoding.upper()} (byte 0x{raw[error.start]:02x})",
+            f"{path}, line {line}: not valid {encoding.upper()}{byte}",
+            encoding_hint(raw, "data.encoding="),
+        ) from None
+    except UnicodeError as error:  # of some of Python's own encodings, which know no place
+        raise DataError(
+            f"{path}: not valid {encoding.upper()} ({error})",
             encoding_hint(raw, "data.encoding="),
         ) from None
 
@@ -270,7 +286,7 @@ def _read_jsonl(path: Path, encoding: str, quoting: str) -> Records:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number may have too many digits
             raise DataError(
                 f"{path}, line {number}: not valid JSON ({error})", f"Each line {_OBJECT}"
             ) from None
@@ -283,7 +299,7 @@ def _read_jsonl(path: Path, encoding: str, quoting: str) -> Records:
 def _read_json_array(path: Path, text: str) -> Records:
     try:
         rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})", "Repair it at that place.") from None
     for number, row in enumerate(rows, start=1):
         _check_object(row, f"{path}, row {number}", "element")
@@ -328,7 +344,18 @@ def _read_parquet(path: Path, encoding: str, quoting: str) -> Records:
             f"{path}: not a Parquet file that can be read ({error})", "Write it again."
         ) from None
     categories = stored_categories(table.schema.metadata or {})
-    return Records(table.to_pylist(), str(path), None, tuple(table.column_names), categories)
+    values = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            values.append(column.to_pylist())
+        except (ValueError, OverflowError) as error:  # bad UTF-8, a date that Python has not
+            raise DataError(
+                f"{path}, column '{name}': a value that cannot be read ({error})",
+                "Repair it, or write the file without that column.",
+            ) from None
+    names = tuple(table.column_names)
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+    return Records(rows, str(path), None, names, categories)
 
 
 def _read_conll(path: Path, encoding: str, quoting: str) -> Records:

@@ -34,7 +34,7 @@ def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
         return None
     try:
         found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None  # several objects, one a line, or broken: the reader of those says where
     articles = found.get("data")
     if not isinstance(articles, list) or not any(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records, batches_by_length
+from pretune.data.messages import ALPACA, CONVERSATIONS, MESSAGES
+from pretune.data.names import ColumnNames
 from pretune.errors import DataError, RunError
 from pretune.tasks import AnyTask, Prediction, record_features
 from pretune.tasks.bundle import Bundle
-from pretune.text.decode import lines_of
+from pretune.text.decode import check_encoding, encoding_hint, lines_of
 from pretune.training import choose_device, precision_context, read_for
 
 
@@ -135,6 +138,23 @@ def _texts(count: int) -> str:
     return "one text" if count == 1 else f"{count} texts"
 
 
+#: Columns that tasks read besides, by the one they stand for or go with.
+_BESIDE = {MESSAGES: (CONVERSATIONS, *ALPACA), "answers": ("id", "is_impossible")}
+
+
+def column_names(bundle: Bundle, given: Mapping[str, str] | None) -> ColumnNames:
+    """What data call the columns of a model's task: as given for them, else as in its training.
+
+    Raises:
+        DataError: one is given for a column that the task does not know.
+        RunError: the model has no task.
+    """
+    task = the_task(bundle)
+    known = [*task.inputs, *task.targets]
+    known += [name for column in known for name in _BESIDE.get(column, ())]
+    return ColumnNames(bundle.columns, given or {}, known)
+
+
 def read_inputs(
     bundle: Bundle,
     source: Path,
@@ -146,20 +166,27 @@ def read_inputs(
     """The records of a file to predict on: a table, or plain text with one input a line.
 
     Raises:
-        DataError: missing, empty or broken, or without the task's columns.
+        DataError: missing, empty or broken, or without the task's columns or those given.
     """
     task = the_task(bundle)
+    names = column_names(bundle, columns)
     if source.suffix.lower() in TABLE_SUFFIXES or not source.is_file():
-        mapping = {**bundle.columns, **(columns or {})}
-        inputs = {ours: theirs for ours, theirs in mapping.items() if ours not in task.targets}
+        for target in task.targets:
+            if target not in names.given:  # the data may have a column of that name for other use
+                names.pop(target, None)
         return read_for(
             task,
             source,
-            columns=inputs,
+            columns=names,
             encoding=encoding,
             quoting=quoting,
             max_chars=MAX_CHARS,
             with_targets=False,
+        )
+    if names.given:
+        raise DataError(
+            f"{source}: plain text with one input a line has no columns",
+            "Leave the names of columns out, or give a table, such as a .csv file.",
         )
     return lines_to_records(task, file_lines(source, encoding), str(source))
 
@@ -195,46 +222,68 @@ def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: st
     return Records(rows, origin, [number for number, _ in kept], tuple(task.inputs))
 
 
-def stream_lines(descriptor: int, *, most: int = 1 << 20) -> Iterator[list[tuple[int, str]]]:
+def stream_lines(
+    descriptor: int, encoding: str = "utf-8", *, most: int = 1 << 20
+) -> Iterator[list[tuple[int, str]]]:
     """Numbered lines from a pipe, handed over as soon as they are there.
+
+    A mark of UTF-8 before the first of them is dropped.
 
     Args:
         descriptor: of the open pipe.
+        encoding: of the text.
         most: bytes to read at a time.
 
     Raises:
-        DataError: not UTF-8, or a line without end; names the line.
+        DataError: not in that encoding, or a line without end; names the line.
     """
-    rest, number = b"", 0
+    name = check_encoding(encoding)
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)()
+    rest, number = "", 0
     while True:
         chunk = os.read(descriptor, most)
-        whole = (rest + chunk).split(b"\n")
-        rest = whole.pop() if chunk else b""
-        if not chunk and whole[-1] == b"":
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeError as error:
+            raise _not_in(encoding, error, number + 1, chunk) from None
+        whole = (rest + text).split("\n")
+        rest = whole.pop() if chunk else ""
+        if not chunk and whole[-1] == "":
             whole.pop()
         if len(rest) > 8 * MAX_CHARS:
             line = number + len(whole) + 1
             raise DataError(
-                f"input, line {line}: over {8 * MAX_CHARS:,} bytes without a line end",
+                f"input, line {line}: over {8 * MAX_CHARS:,} characters without a line end",
                 "Give one text a line.",
             )
         if whole:
-            yield [(number + i, decode_line(raw, number + i)) for i, raw in enumerate(whole, 1)]
+            yield [(number + i, line.removesuffix("\r")) for i, line in enumerate(whole, 1)]
         number += len(whole)
         if not chunk:
             return
 
 
+def _not_in(encoding: str, error: UnicodeError, line: int, chunk: bytes) -> DataError:
+    """The error about bytes of standard input, of which a chunk begins in some line."""
+    byte = ""
+    if isinstance(error, UnicodeDecodeError):
+        line += error.object[: error.start].decode(error.encoding, "ignore").count("\n")
+        byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
+    message = f"input, line {line}: not valid {encoding.upper()}{byte}"
+    return DataError(message, encoding_hint(chunk, "data.encoding="))
+
+
 def decode_line(raw: bytes, number: int) -> str:
-    """A line of standard input, without a carriage return at its end.
+    """A line of standard input, without a carriage return at its end; a mark of UTF-8 before the
+    first is dropped.
 
     Raises:
         DataError: not UTF-8; names the line.
     """
     try:
-        return raw.decode("utf-8").removesuffix("\r")
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"input, line {number}: not valid UTF-8 (byte 0x{raw[error.start]:02x})",
+            f"input, line {number}: not valid UTF-8 (byte 0x{error.object[error.start]:02x})",
             "Convert it first, e.g. with iconv -f gb18030 -t utf-8.",
         ) from None

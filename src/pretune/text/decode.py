@@ -36,7 +36,7 @@ def check_encoding(encoding: str) -> str:
     try:
         "".encode(encoding)  # refuses the codecs that are no encoding of texts, such as hex
         return codecs.lookup(encoding).name
-    except LookupError:
+    except (LookupError, ValueError):  # a name with a NUL in it; "undefined", which has no use
         raise DataError(
             f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."
         ) from None
@@ -112,6 +112,10 @@ def decoded(
                 f"{shown(file)}, line {line + good.count(chr(10))}: not valid {encoding.upper()} "
                 f"(byte 0x{error.object[error.start]:02x})",
                 encoding_hint(start),
+            ) from None
+        except UnicodeError as error:  # of some of Python's own encodings, which know no place
+            raise DataError(
+                f"{shown(file)}: not valid {encoding.upper()} ({error})", encoding_hint(start)
             ) from None
         line += text.count("\n")
         yield text

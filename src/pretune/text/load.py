@@ -77,10 +77,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
+    """The text of a file, without the mark that some programs put before the first character."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not UTF-8 ({error})", "Copy the file again.") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror})", "Check its owner and mode."
+        ) from None
 
 
 def _said(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -112,12 +117,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{path}: not UTF-8 ({error.reason})", "Copy the file again."
-        ) from None
+    lines = _read_text(path).split("\n")
     if lines and lines[-1] == "":
         lines.pop()
     vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}

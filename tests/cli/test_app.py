@@ -1,0 +1,146 @@
+"""What the commands share: errors as they are shown, bars, options about data."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pretune.cli import app
+from pretune.cli.app import progress_bar
+from pretune.tasks.bundle import save
+from tests.tasks.every_task import CASES
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a classifier of texts."""
+    folder = tmp_path_factory.mktemp("model")
+    save(CASES["classify"].bundle(tiny_folder, folder), folder)
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "c.csv"
+    path.write_text("text,body,label\nthe good film,bad,good\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def refused(done: Any, *said: str) -> None:
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    for part in said:
+        assert part in done.stderr
+
+
+def test_errors_show_names_as_they_are() -> None:
+    refused(run("describe", "missing/data:train"), "missing/data:train: could not")
+    refused(run("describe", "a:smile:b.csv"), "a:smile:b.csv: no such file")
+
+
+class TestOptionsOfTheCommand:
+    def test_columns(self, model: Path, tmp_path: Path) -> None:
+        path = tmp_path / "data.columns.csv"
+        path.write_text("boddy,label\nx,good\n", encoding="utf-8")
+        done = run("evaluate", model, path)
+        refused(done, f"{path}: no column 'text'", "Say which one it is with --column text=COLUMN")
+
+    def test_the_name_of_the_option(self, tmp_path: Path, tiny_folder: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text('text,label\n"open,good\n', encoding="utf-8")
+        refused(run("describe", path), "set --quoting none")
+
+
+class TestColumns:
+    @pytest.mark.parametrize("command", ["evaluate", "report", "predict"])
+    def test_given_ones_must_be_there(
+        self, model: Path, table: Path, tmp_path: Path, command: str
+    ) -> None:
+        data = ["--file", table] if command == "predict" else [table]
+        more = ["-o", tmp_path / "a.html"] if command == "report" else []
+        done = run(command, model, *data, *more, "--column", "text=bdy")
+        refused(done, f"{table}: no column 'bdy' (for 'text')", "Did you mean 'body'?")
+        done = run(command, model, *data, *more, "--column", "txt=body")
+        refused(done, "--column txt=body: the model's task has no column 'txt'", "mean 'text'?")
+        done = run(command, model, *data, *more, "--column", "label=stars")
+        refused(done, f"{table}: no column 'stars' (for 'label')")
+
+    def test_of_compare(self, model: Path, table: Path) -> None:
+        done = run("compare", model, model, "--data", table, "--column", "text=bdy")
+        refused(done, f"{table}: no column 'bdy' (for 'text')")
+
+    def test_that_are_there(self, model: Path, table: Path) -> None:
+        done = run("predict", model, "--file", table, "--column", "text=body", "--json")
+        assert json.loads(done.stdout)["text"] == "bad"
+
+    def test_without_a_table(self, model: Path, tmp_path: Path) -> None:
+        refused(run("predict", model, "a text", "--column", "text=body"), "--file FILE")
+        path = tmp_path / "lines.txt"
+        path.write_text("good\n", encoding="utf-8")
+        done = run("predict", model, "--file", path, "--column", "text=body")
+        refused(done, f"{path}: plain text with one input a line has no columns")
+
+
+@pytest.mark.parametrize(
+    "option", [("--column", "text=body"), ("--encoding", "utf-8"), ("--quoting", "none")]
+)
+def test_options_about_data_need_data(model: Path, tmp_path: Path, option: tuple[str, str]) -> None:
+    done = run("report", model, "-o", tmp_path / "a.html", *option)
+    refused(done, f"{option[0]} is about DATA, and there is none")
+    refused(run("compare", model, model, *option), f"{option[0]} is about --data, and there is")
+
+
+class TestAPipe:
+    @staticmethod
+    def said(given: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+        """The exit code of a command whose standard input holds some bytes."""
+        path = folder / "given"
+        path.write_bytes(given)
+        with path.open("rb") as file, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(file))
+            with pytest.raises(SystemExit) as ended:
+                app([*map(str, arguments)], prog_name="pretune")
+        return int(ended.value.code or 0)
+
+    @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8-sig"])
+    def test_in_another_encoding(
+        self, model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, encoding: str
+    ) -> None:
+        more = () if encoding == "utf-8-sig" else ("--encoding", encoding)
+        given = "看电影\n好\n".encode(encoding)
+        assert self.said(given, tmp_path, monkeypatch, "predict", model, "--json", *more) == 0
+        rows = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+        assert rows == ["看电影", "好"]
+
+    @pytest.mark.parametrize("command", ["predict", "generate"])
+    def test_the_way_out(
+        self, model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, command: str
+    ) -> None:
+        given = "好\n看电影\n".encode("gb18030")
+        assert self.said(given, tmp_path, monkeypatch, command, model) == 2
+        error = capsys.readouterr().err
+        assert "input, line 1: not valid UTF-8 (byte 0xba)" in error
+        assert "--encoding gb18030" in error
+
+
+def test_what_a_bar_tells_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("with [/x] and :train:") as done:
+        assert done is not None
+        done(1, 2)
+    assert "with [/x] and :train:" in sys.stderr.getvalue()  # type: ignore[attr-defined]
