@@ -135,6 +135,17 @@ def test_the_loss_is_that_of_transformers(folder: Path) -> None:
     assert [s["reference"] for s in found.details["samples"]] == [t[-1][1] for t in TALKS]
 
 
+def test_a_reply_is_compared_with_the_reply_that_was_given() -> None:
+    """Not with what the user said after it, which is not in its history either."""
+    made = bundle()
+    talk = records([messages([*TALKS[0], ("user", "Thanks")])])
+    features = featurize(made.task, talk, made.tokenizer, evaluation=True)  # type: ignore[arg-type]
+    found = evaluate_features(made.task, made.model, features)  # type: ignore[arg-type]
+    (sample,) = found.details["samples"]
+    assert sample["reference"] == "No"
+    assert sample["history"] == ["Who are you? 你是谁", "A model.", "Sure?"]
+
+
 def test_no_conversation_sees_another_one() -> None:
     made = bundle()
     features = featurize(made.task, EVERY, made.tokenizer)  # type: ignore[arg-type]

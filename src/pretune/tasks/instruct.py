@@ -210,5 +210,8 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
 
 
 def _sample(record: Mapping[str, Any], written: str) -> Sample:
-    messages = [message["content"] for message in record[MESSAGES]]
-    return Sample(messages[:-1], written, messages[-1])
+    messages = record[MESSAGES]
+    # What the user says after the last reply is neither learned nor replied to.
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    contents = [message["content"] for message in messages]
+    return Sample(contents[:last], written, contents[last])
