@@ -146,6 +146,33 @@ def test_a_reply_is_compared_with_the_reply_that_was_given() -> None:
     assert sample["history"] == ["Who are you? 你是谁", "A model.", "Sure?"]
 
 
+class Says(transformers.LogitsProcessor):  # type: ignore[misc]
+    """A model that says these tokens after a prompt."""
+
+    def __init__(self, after: int, tokens: list[int]) -> None:
+        self.after, self.tokens = after, tokens
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(scores).index_fill(
+            -1, torch.tensor([self.tokens[ids.shape[1] - self.after]]), 9.0
+        )
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_a_saved_model_ends_its_replies_in_transformers(folder: Path, end: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template(
+        messages(TALKS[0][:1]), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    count = asked["input_ids"].shape[1]
+    said = tokenizer.encode(f"Sure{end}\n word word", add_special_tokens=False)
+    made = model.generate(
+        **asked, max_new_tokens=len(said), logits_processor=[Says(count, said)], do_sample=False
+    )
+    assert tokenizer.decode(made[0, count:]) == f"Sure{end}"
+
+
 def test_no_conversation_sees_another_one() -> None:
     made = bundle()
     features = featurize(made.task, EVERY, made.tokenizer)  # type: ignore[arg-type]

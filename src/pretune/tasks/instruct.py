@@ -18,6 +18,7 @@ from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tasks.replies import (
     ASKED,
     TURN,
+    USUAL,
     Replied,
     ReplyOptions,
     ReplyPrediction,
@@ -102,6 +103,17 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
         assert found is not None  # noqa: S101 - bind saw to that
         return found
 
+    def generation_entries(self) -> dict[str, Any]:
+        """All tokens that end a reply: of itself transformers knows the end of text alone.
+
+        A text that ends replies it can be told with `stop_strings`, which needs the tokenizer.
+        """
+        if self._tokenizer is None:
+            return {}
+        usual = self._tokenizer.end_id
+        ends = self.layout(self._tokenizer).ends().tokens | ({usual} - {None})
+        return {"eos_token_id": sorted(ends)} if ends else {}
+
     def feature_key(self) -> Any:
         """The template, too."""
         template = None if self._tokenizer is None else ChatTemplate.of(self._tokenizer)
@@ -176,7 +188,7 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Replied:
         """The scores of the replies; outside of training also replies of the model's own."""
-        ends: frozenset[int] = frozenset()
+        ends = USUAL
         if self._tokenizer is not None and not model.training:
             ends = self.layout(self._tokenizer).ends()
         return reply(model, batch, self.options, self._tokenizer, ends)

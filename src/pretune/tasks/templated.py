@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from pretune.tasks.replies import Span
+from pretune.decoding.stream import plain_text
+from pretune.tasks.replies import Ends, Span
 from pretune.tasks.turns import MOST_CHARS, Fitted
 from pretune.text import Tokenizer
 from pretune.text.chat_template import ChatTemplate, Message
+
+#: What is said where only what the template writes around it counts: nothing that a filter changes.
+_SAID = "31415926535"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class TemplateLayout:
         template = ChatTemplate.of(tokenizer)
         return None if template is None else cls(template, tokenizer, system)
 
+    @property
+    def _first(self) -> list[Message]:
+        """What the system says before all else."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         """A conversation up to its last reply; the replies are learned.
 
@@ -60,12 +69,25 @@ class TemplateLayout:
         (encoded,) = self.tokenizer.encode_bare([rest], offsets=False)
         return [token for span in spans for token in span.ids] + encoded.ids
 
-    def ends(self) -> frozenset[int]:
-        """The special tokens that end a reply, by the template."""
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-        (reply,) = [span for span in self.spans(talk) if span.learned]
+    def ends(self) -> Ends:
+        """What ends a reply, by the template: the first added token after its content; where there
+        is none, all that the template writes there.
+
+        Raises:
+            DataError: the template refuses a message of the user and a reply.
+        """
+        talk = [{"role": "user", "content": _SAID}, {"role": "assistant", "content": _SAID}]
+        *_, (reply, _, _) = self.template.parts([*self._first, *talk])
+        # What opens a reply is written here too by a template without `add_generation_prompt`.
+        _, _, behind = reply.partition(_SAID)
+        (encoded,) = self.tokenizer.encode_bare([behind], offsets=False)
         added = self.tokenizer.engine.get_added_tokens_decoder()
-        return frozenset([token for token in reply.ids if token in added][:1])
+        for token in encoded.ids:
+            if token in added:
+                return Ends(tokens=frozenset([token]))
+        # As the model's tokens make it: a WordPiece tokenizer puts spaces between marks.
+        text = plain_text(self.tokenizer, encoded.ids).strip()
+        return Ends(texts=(text,) if text else ())
 
     def history(self, texts: Sequence[str], room: int) -> Fitted:
         """As `TurnLayout.history`: the user's turns and the model's, in turn.
@@ -77,7 +99,7 @@ class TemplateLayout:
             {"role": "assistant" if i % 2 else "user", "content": text[-MOST_CHARS:]}
             for i, text in enumerate(texts)
         ]
-        first = [{"role": "system", "content": self.system}] if self.system else []
+        first = self._first
         ids: list[int] = []
         for dropped in range(0, len(messages), 2):
             ids = self.asked([*first, *messages[dropped:]])
