@@ -241,6 +241,8 @@ SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", 
     [
         (ALPACA, [("user", "Add\n\n2 and 2"), ("assistant", "4")]),
         ({**ALPACA, "input": ""}, [("user", "Add"), ("assistant", "4")]),
+        ({**ALPACA, "input": None}, [("user", "Add"), ("assistant", "4")]),
+        ({**ALPACA, "input": 0, "output": 0}, [("user", "Add\n\n0"), ("assistant", "0")]),
         (SHAREGPT, [("user", "Hi"), ("assistant", "Yes")]),
         ({"messages": messages(TALKS[1])}, TALKS[1]),
     ],
@@ -252,6 +254,12 @@ def test_three_forms_are_one(
     found = with_messages(read(tmp_path / "a.jsonl"), replies=True)
     assert found.rows[0]["messages"] == messages(expected)
     assert "messages" in found.columns
+
+
+def test_a_reply_of_nought_is_one_without_targets_too() -> None:
+    given = Records([{**ALPACA, "output": 0}], "talk.jsonl", [7], tuple(ALPACA))
+    (row,) = with_messages(given, replies=False).rows
+    assert row["messages"][-1] == {"role": "assistant", "content": "0"}
 
 
 @pytest.mark.parametrize(
