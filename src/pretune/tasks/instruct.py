@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -139,9 +140,10 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
             messages = messages_of(records, row)
             if messages[-1]["role"] == "assistant":  # which is written anew
                 messages = messages[:-1]
-            ids = layout.asked(self._begun(messages))
-            room = self.options.room
-            yield Feature(tokens=ids[-room:], record=row, truncated=len(ids) > room)
+            with _named(records, row):
+                fitted = layout.fitted(self._begun(messages), self.options.room)
+            cut = bool(fitted.dropped or fitted.cut)
+            yield Feature(tokens=fitted.ids, record=row, truncated=cut)
 
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
@@ -164,10 +166,8 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
             if not any(message["role"] == "assistant" for message in messages):
                 yield Skipped(row, "no reply in it")
                 continue
-            try:
+            with _named(records, row):
                 spans = layout.spans(self._begun(messages))
-            except DataError as error:
-                raise DataError(f"{records.where(row, MESSAGES)}: {error}") from None
             tokens, targets = targets_of(spans)
             cut = len(tokens) > most
             tokens, targets = tokens[:most], {n: values[:most] for n, values in targets.items()}
@@ -219,6 +219,15 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """None: a language model's config does not say that it was taught to answer."""
         return None
+
+
+@contextmanager
+def _named(records: Records, row: int) -> Iterator[None]:
+    """Errors say which record they are about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{records.where(row, MESSAGES)}: {error}") from None
 
 
 def _sample(record: Mapping[str, Any], written: str) -> Sample:
