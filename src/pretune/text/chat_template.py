@@ -1,7 +1,7 @@
 """Chat templates: how messages become one text, written in Jinja as transformers does it.
 
 A template comes with a checkpoint, from anybody. It runs in Jinja's sandbox: it can neither reach
-Python's own functions nor change what it is given.
+Python's own functions nor change what it is given. Its time and memory are not limited.
 """
 
 from __future__ import annotations
