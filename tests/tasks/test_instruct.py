@@ -135,6 +135,44 @@ def test_the_loss_is_that_of_transformers(folder: Path) -> None:
     assert [s["reference"] for s in found.details["samples"]] == [t[-1][1] for t in TALKS]
 
 
+def test_a_reply_is_compared_with_the_reply_that_was_given() -> None:
+    """Not with what the user said after it, which is not in its history either."""
+    made = bundle()
+    talk = records([messages([*TALKS[0], ("user", "Thanks")])])
+    features = featurize(made.task, talk, made.tokenizer, evaluation=True)  # type: ignore[arg-type]
+    found = evaluate_features(made.task, made.model, features)  # type: ignore[arg-type]
+    (sample,) = found.details["samples"]
+    assert sample["reference"] == "No"
+    assert sample["history"] == ["Who are you? 你是谁", "A model.", "Sure?"]
+
+
+class Says(transformers.LogitsProcessor):  # type: ignore[misc]
+    """A model that says these tokens after a prompt."""
+
+    def __init__(self, after: int, tokens: list[int]) -> None:
+        self.after, self.tokens = after, tokens
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(scores).index_fill(
+            -1, torch.tensor([self.tokens[ids.shape[1] - self.after]]), 9.0
+        )
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_a_saved_model_ends_its_replies_in_transformers(folder: Path, end: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template(
+        messages(TALKS[0][:1]), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    count = asked["input_ids"].shape[1]
+    said = tokenizer.encode(f"Sure{end}\n word word", add_special_tokens=False)
+    made = model.generate(
+        **asked, max_new_tokens=len(said), logits_processor=[Says(count, said)], do_sample=False
+    )
+    assert tokenizer.decode(made[0, count:]) == f"Sure{end}"
+
+
 def test_no_conversation_sees_another_one() -> None:
     made = bundle()
     features = featurize(made.task, EVERY, made.tokenizer)  # type: ignore[arg-type]
@@ -203,6 +241,8 @@ SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", 
     [
         (ALPACA, [("user", "Add\n\n2 and 2"), ("assistant", "4")]),
         ({**ALPACA, "input": ""}, [("user", "Add"), ("assistant", "4")]),
+        ({**ALPACA, "input": None}, [("user", "Add"), ("assistant", "4")]),
+        ({**ALPACA, "input": 0, "output": 0}, [("user", "Add\n\n0"), ("assistant", "0")]),
         (SHAREGPT, [("user", "Hi"), ("assistant", "Yes")]),
         ({"messages": messages(TALKS[1])}, TALKS[1]),
     ],
@@ -214,6 +254,12 @@ def test_three_forms_are_one(
     found = with_messages(read(tmp_path / "a.jsonl"), replies=True)
     assert found.rows[0]["messages"] == messages(expected)
     assert "messages" in found.columns
+
+
+def test_a_reply_of_nought_is_one_without_targets_too() -> None:
+    given = Records([{**ALPACA, "output": 0}], "talk.jsonl", [7], tuple(ALPACA))
+    (row,) = with_messages(given, replies=False).rows
+    assert row["messages"][-1] == {"role": "assistant", "content": "0"}
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,26 @@ def test_what_is_no_template_is_named() -> None:
         ChatTemplate(MARKED, {"bos_token": ""}).render([{"role": "judge", "content": ""}])
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% break %}",
+        "{% for a in b %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "9" * 5000 + " }}",
+        "{% macro f(a, a) %}{% endmacro %}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    ],
+)
+def test_what_does_not_compile_is_named(template: str) -> None:
+    with pytest.raises(CheckpointError, match="not a Jinja template that can be read"):
+        ChatTemplate(template)
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(DataError, match=r"writes half a character, \\ud83d"):
+        ChatTemplate("{{ 'a\\ud83d' }}").render(TALK)
+
+
 def test_a_template_that_changes_the_past_is_refused() -> None:
     only_last = ChatTemplate("{{ messages[-1].content }}")
     with pytest.raises(DataError, match="changes what was said before message 3"):

@@ -108,12 +108,12 @@ def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
 
 def _of_columns(records: Records, row: int, *, replies: bool) -> list[dict[str, str]]:
     """Alpaca's columns; the input, where there is one, follows the instruction."""
-    names = [ALPACA[0], *([ALPACA[1]] if records.rows[row].get(ALPACA[1]) else [])]
+    names = [ALPACA[0], *([ALPACA[1]] if _given(records, row, ALPACA[1]) else [])]
     asked = "\n\n".join(records.text(row, name) for name in names)
     if not asked.strip():
         raise DataError(f"{records.where(row, ALPACA[0])}: an empty message", "Write it.")
     found = [{"role": "user", "content": asked}]
-    if replies or records.rows[row].get(ALPACA[2]):
+    if replies or _given(records, row, ALPACA[2]):
         answer = records.text(row, ALPACA[2])
         if not answer.strip():
             raise DataError(
@@ -122,3 +122,8 @@ def _of_columns(records: Records, row: int, *, replies: bool) -> list[dict[str, 
             )
         found.append({"role": "assistant", "content": answer})
     return found
+
+
+def _given(records: Records, row: int, column: str) -> bool:
+    """Whether there is something in a column; the number 0 is."""
+    return records.rows[row].get(column) not in (None, "")

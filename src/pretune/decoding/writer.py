@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -160,6 +160,8 @@ class Writer:
         device: where the model is.
         batch_size: continuations at a time; changes memory and speed only.
         stop_tokens: at which a continuation ends.
+        stop_texts: at which one ends, too; they are not part of it. `stop_tokens` of a `Decoding`
+            stand for all of the model's own ends, these among them.
         context: entered whenever the model runs, e.g. for bf16.
     """
 
@@ -171,11 +173,12 @@ class Writer:
         device: torch.device,
         batch_size: int = 16,
         stop_tokens: Collection[int] = (),
+        stop_texts: Sequence[str] = (),
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, device
         self._batch_size = max(1, batch_size)
-        self._stop_tokens = frozenset(stop_tokens)
+        self._stop_tokens, self._stop_texts = frozenset(stop_tokens), tuple(stop_texts)
         self._context = context
 
     def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Generation]:
@@ -190,6 +193,8 @@ class Writer:
         stops = self._stop_tokens
         if decoding.stop_tokens is not None:
             stops = frozenset(decoding.stop_tokens)
+        else:
+            decoding = replace(decoding, stop=(*decoding.stop, *self._stop_texts))
         drafts = [
             _Draft(index, sample, prompt, decoding, stops, self.tokenizer, self.model.opening)
             for index, prompt in enumerate(prompts)

@@ -25,6 +25,7 @@ class TextGenerator(Prompted):
         tokenizer: of the model.
         batch_size: continuations at a time; changes memory and speed only.
         template: prompts that are texts are the user's messages, laid out by this.
+        stop_texts: at which a text is over, as at `stop_tokens`; they are not part of it.
         options: as `Prompted`'s.
 
     Raises:
@@ -38,6 +39,7 @@ class TextGenerator(Prompted):
         *,
         batch_size: int = 16,
         template: TemplateLayout | None = None,
+        stop_texts: Sequence[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(model, tokenizer, **options)
@@ -48,6 +50,7 @@ class TextGenerator(Prompted):
             device=self.device,
             batch_size=batch_size,
             stop_tokens=self._stop_tokens,
+            stop_texts=stop_texts,
             context=partial(precision_context, self.device, self._precision),
         )
 
@@ -56,7 +59,9 @@ class TextGenerator(Prompted):
         """As `Prompted.of`; a model that was trained with a chat template is asked with it."""
         template = options.setdefault("template", template_of(bundle))
         if template is not None:
-            options.setdefault("stop_tokens", stop_tokens_of(bundle) | template.ends())
+            ends = template.ends()
+            options.setdefault("stop_tokens", stop_tokens_of(bundle) | ends.tokens)
+            options.setdefault("stop_texts", ends.texts)
         return super().of(bundle, **options)
 
     def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:

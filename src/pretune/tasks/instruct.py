@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tasks.replies import (
     ASKED,
     TURN,
+    USUAL,
     Replied,
     ReplyOptions,
     ReplyPrediction,
@@ -102,6 +104,17 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
         assert found is not None  # noqa: S101 - bind saw to that
         return found
 
+    def generation_entries(self) -> dict[str, Any]:
+        """All tokens that end a reply: of itself transformers knows the end of text alone.
+
+        A text that ends replies it can be told with `stop_strings`, which needs the tokenizer.
+        """
+        if self._tokenizer is None:
+            return {}
+        usual = self._tokenizer.end_id
+        ends = self.layout(self._tokenizer).ends().tokens | ({usual} - {None})
+        return {"eos_token_id": sorted(ends)} if ends else {}
+
     def feature_key(self) -> Any:
         """The template, too."""
         template = None if self._tokenizer is None else ChatTemplate.of(self._tokenizer)
@@ -127,9 +140,10 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
             messages = messages_of(records, row)
             if messages[-1]["role"] == "assistant":  # which is written anew
                 messages = messages[:-1]
-            ids = layout.asked(self._begun(messages))
-            room = self.options.room
-            yield Feature(tokens=ids[-room:], record=row, truncated=len(ids) > room)
+            with _named(records, row):
+                fitted = layout.fitted(self._begun(messages), self.options.room)
+            cut = bool(fitted.dropped or fitted.cut)
+            yield Feature(tokens=fitted.ids, record=row, truncated=cut)
 
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
@@ -152,10 +166,8 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
             if not any(message["role"] == "assistant" for message in messages):
                 yield Skipped(row, "no reply in it")
                 continue
-            try:
+            with _named(records, row):
                 spans = layout.spans(self._begun(messages))
-            except DataError as error:
-                raise DataError(f"{records.where(row, MESSAGES)}: {error}") from None
             tokens, targets = targets_of(spans)
             cut = len(tokens) > most
             tokens, targets = tokens[:most], {n: values[:most] for n, values in targets.items()}
@@ -176,7 +188,7 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Replied:
         """The scores of the replies; outside of training also replies of the model's own."""
-        ends: frozenset[int] = frozenset()
+        ends = USUAL
         if self._tokenizer is not None and not model.training:
             ends = self.layout(self._tokenizer).ends()
         return reply(model, batch, self.options, self._tokenizer, ends)
@@ -209,6 +221,18 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
         return None
 
 
+@contextmanager
+def _named(records: Records, row: int) -> Iterator[None]:
+    """Errors say which record they are about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{records.where(row, MESSAGES)}: {error}") from None
+
+
 def _sample(record: Mapping[str, Any], written: str) -> Sample:
-    messages = [message["content"] for message in record[MESSAGES]]
-    return Sample(messages[:-1], written, messages[-1])
+    messages = record[MESSAGES]
+    # What the user says after the last reply is neither learned nor replied to.
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    contents = [message["content"] for message in messages]
+    return Sample(contents[:last], written, contents[last])

@@ -7,7 +7,7 @@ is the one after it where that is learned, and `IGNORED` elsewhere.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,6 +153,23 @@ class Span:
     learned: bool = False
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What ends a reply besides the usual tokens.
+
+    Attributes:
+        tokens: of which each does.
+        texts: that do, where no token says it.
+    """
+
+    tokens: frozenset[int] = frozenset()
+    texts: tuple[str, ...] = ()
+
+
+#: Of replies that end with the usual tokens alone.
+USUAL = Ends()
+
+
 def last_reply(parts: Sequence[ReplyPrediction | None]) -> ReplyPrediction:
     """Of the sequences of a record the last reply that was written; an empty one where none was."""
     return next((one for one in reversed(parts) if one is not None), ReplyPrediction("", 0.0, 0))
@@ -174,7 +191,7 @@ def reply(
     batch: PackedBatch,
     options: ReplyOptions,
     tokenizer: Tokenizer | None,
-    ends: Collection[int] = (),
+    ends: Ends = USUAL,
 ) -> Replied:
     """Score what is learned; write replies where they are asked for.
 
@@ -203,7 +220,7 @@ def _written(
     asked: Sequence[int],
     options: ReplyOptions,
     tokenizer: Tokenizer,
-    ends: Collection[int],
+    ends: Ends,
 ) -> dict[int, Generation]:
     """Replies after the first so many tokens of the sequences, where those are not 0."""
     tokens, starts = batch.tokens.tolist(), batch.layout.starts
@@ -217,7 +234,8 @@ def _written(
         tokenizer,
         device=batch.tokens.device,
         batch_size=ROWS,
-        stop_tokens=[*(token for token in stops if token is not None), *ends],
+        stop_tokens=[*(token for token in stops if token is not None), *ends.tokens],
+        stop_texts=ends.texts,
     )
     histories = [tokens[starts[i] : starts[i] + asked[i]] for i in where]
     # Figures of many replies that all had the same luck would say little.

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from pretune.tasks.replies import Span
+from pretune.decoding.stream import plain_text
+from pretune.errors import DataError
+from pretune.tasks.replies import Ends, Span
 from pretune.tasks.turns import MOST_CHARS, Fitted
 from pretune.text import Tokenizer
 from pretune.text.chat_template import ChatTemplate, Message
+
+#: What is said where only what the template writes around it counts: nothing that a filter changes.
+_SAID = "31415926535"
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,22 @@ class TemplateLayout:
         template = ChatTemplate.of(tokenizer)
         return None if template is None else cls(template, tokenizer, system)
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    @property
+    def _first(self) -> list[Message]:
+        """What the system says before all else."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def spans(self, messages: Sequence[Message], *, asked: bool = False) -> list[Span]:
         """A conversation up to its last reply; the replies are learned.
+
+        Args:
+            messages: oldest first.
+            asked: up to where a reply to the last of them begins.
 
         Raises:
             DataError: the template refuses it.
         """
-        parts = self.template.parts(messages)
+        parts = self.template.parts(messages, asked=asked)
         encoded = self.tokenizer.encode_bare([text for text, _, _ in parts], offsets=False)
         return [
             Span(encoding.ids, turn, learned)
@@ -53,41 +67,96 @@ class TemplateLayout:
         ]
 
     def asked(self, messages: Sequence[Message]) -> list[int]:
-        """What a reply to a conversation goes on from; its last message is the user's."""
-        spans = self.spans(messages)
-        before = "".join(text for text, _, _ in self.template.parts(messages))
-        rest = self.template.render(messages, asked=True)[len(before) :]
-        (encoded,) = self.tokenizer.encode_bare([rest], offsets=False)
-        return [token for span in spans for token in span.ids] + encoded.ids
+        """What a reply to a conversation goes on from; its last message is the user's.
 
-    def ends(self) -> frozenset[int]:
-        """The special tokens that end a reply, by the template."""
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-        (reply,) = [span for span in self.spans(talk) if span.learned]
+        Raises:
+            DataError: the template refuses it, or writes nothing.
+        """
+        ids = [token for span in self.spans(messages, asked=True) for token in span.ids]
+        if not ids:
+            raise DataError(
+                "the chat template writes nothing to go on from",
+                "It has to write something before a reply: take another one (task.template).",
+            )
+        return ids
+
+    def ends(self) -> Ends:
+        """What ends a reply, by the template: the first added token after its content; where there
+        is none, all that the template writes there.
+
+        Raises:
+            DataError: the template refuses a message of the user and a reply.
+        """
+        talk = [{"role": "user", "content": _SAID}, {"role": "assistant", "content": _SAID}]
+        *_, (reply, _, _) = self.template.parts([*self._first, *talk])
+        # What opens a reply is written here too by a template without `add_generation_prompt`.
+        _, _, behind = reply.partition(_SAID)
+        (encoded,) = self.tokenizer.encode_bare([behind], offsets=False)
         added = self.tokenizer.engine.get_added_tokens_decoder()
-        return frozenset([token for token in reply.ids if token in added][:1])
+        for token in encoded.ids:
+            if token in added:
+                return Ends(tokens=frozenset([token]))
+        # As the model's tokens make it: a WordPiece tokenizer puts spaces between marks.
+        text = plain_text(self.tokenizer, encoded.ids).strip()
+        return Ends(texts=(text,) if text else ())
 
     def history(self, texts: Sequence[str], room: int) -> Fitted:
-        """As `TurnLayout.history`: the user's turns and the model's, in turn.
+        """As `TurnLayout.history`: the user's turns and the model's, in turn."""
+        roles = ("user", "assistant")
+        talk = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+        return self.fitted([*self._first, *talk], room)
+
+    def fitted(self, messages: Sequence[Message], room: int) -> Fitted:
+        """What a reply to a conversation goes on from: what the system says and as many of the last
+        messages as there is room for.
 
         Of a last message that is too long by itself, its end is read; what the template writes
         around it stays.
+
+        Args:
+            messages: oldest first; the last one is to be replied to.
+            room: the most tokens.
+
+        Raises:
+            DataError: the template refuses them, or writes nothing.
         """
-        messages = [
-            {"role": "assistant" if i % 2 else "user", "content": text[-MOST_CHARS:]}
-            for i, text in enumerate(texts)
-        ]
-        first = [{"role": "system", "content": self.system}] if self.system else []
-        ids: list[int] = []
-        for dropped in range(0, len(messages), 2):
-            ids = self.asked([*first, *messages[dropped:]])
-            if len(ids) <= room:
-                return Fitted(ids, dropped, -1 if len(texts[-1]) > MOST_CHARS else 0)
-        dropped, whole, last = len(messages) - 1, ids, messages[-1]["content"]
-        low, high = 0, len(last)  # characters that fit, and that do not
+        begun = len(messages) > 1 and messages[0]["role"] == "system"
+        first, talk = messages[:begun], messages[begun:]
+        short = [{**one, "content": one["content"][-MOST_CHARS:]} for one in talk]
+        kept, ids = self._whole(first, short, room)
+        uncounted = len(talk[-1]["content"]) > MOST_CHARS
+        if kept:
+            return Fitted(ids, len(talk) - kept, -1 if uncounted else 0)
+        ids, cut = self._end_of(first, short[-1], room)
+        return Fitted(ids, len(talk) - 1, -1 if uncounted else cut)
+
+    def _whole(
+        self, first: Sequence[Message], talk: Sequence[Message], room: int
+    ) -> tuple[int, list[int]]:
+        """How many of the last messages there is room for, a message of the user before each reply;
+        and the tokens with so many."""
+        most = (len(talk) + 1) // 2
+        low, high, ids = 0, most + 1, list[int]()  # messages of the user that fit; that do not
+        while high - low > 1:
+            # Doubled at first: each is rendered as often as there are replies.
+            middle = (low + high) // 2 if high <= most else min(max(1, 2 * low), most)
+            found = self.asked([*first, *talk[-(2 * middle - 1) :]])
+            if len(found) <= room:
+                low, ids = middle, found
+            else:
+                high = middle
+        return max(0, 2 * low - 1), ids
+
+    def _end_of(self, first: Sequence[Message], last: Message, room: int) -> tuple[list[int], int]:
+        """The tokens with as much of the end of a message as there is room for; how many fewer."""
+
+        def asked(count: int) -> list[int]:
+            return self.asked([*first, {**last, "content": last["content"][-count:]}])
+
+        low, high = 0, len(last["content"])  # characters that fit, and that do not
+        count = len(asked(high))
         while high - low > 1:
             middle = (low + high) // 2
-            found = self.asked([*first, {"role": "user", "content": last[-middle:]}])
-            low, high = (middle, high) if len(found) <= room else (low, middle)
-        ids = self.asked([*first, {"role": "user", "content": last[-max(1, low) :]}])
-        return Fitted(ids[-room:], dropped, len(whole) - len(ids))
+            low, high = (middle, high) if len(asked(middle)) <= room else (low, middle)
+        ids = asked(max(1, low))[-room:]
+        return ids, count - len(ids)

@@ -1,7 +1,7 @@
 """Chat templates: how messages become one text, written in Jinja as transformers does it.
 
 A template comes with a checkpoint, from anybody. It runs in Jinja's sandbox: it can neither reach
-Python's own functions nor change what it is given.
+Python's own functions nor change what it is given. Its time and memory are not limited.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pretune.errors import CheckpointError, DataError
+from pretune.text.decode import SURROGATE
 from pretune.text.tokenizer import Tokenizer
 
 #: A message: `{"role": "user", "content": "..."}`.
@@ -100,9 +101,12 @@ class ChatTemplate:
     def __post_init__(self) -> None:
         try:
             compiled = _environment().from_string(self.text)
-        except (TemplateError, RecursionError) as error:
+        # Jinja makes Python of it, which can go wrong in ways of its own: `{% break %}` outside of
+        # a loop is a SyntaxError, many loops in one another an IndentationError or a MemoryError.
+        except Exception as error:
             raise CheckpointError(
-                f"chat_template: not a Jinja template that can be read ({error})",
+                "chat_template: not a Jinja template that can be read "
+                f"({type(error).__name__}: {error})",
                 "Repair it in tokenizer_config.json or chat_template.jinja, or name another with "
                 "task.template.",
             ) from None
@@ -129,7 +133,8 @@ class ChatTemplate:
             asked: whether a reply is to follow (`add_generation_prompt`).
 
         Raises:
-            DataError: the template refuses these messages, or cannot be run on them.
+            DataError: the template refuses these messages, cannot be run on them, or writes half a
+                character.
         """
         try:
             text: str = self._compiled.render(  # type: ignore[attr-defined]
@@ -144,27 +149,38 @@ class ChatTemplate:
                 f"the chat template refuses these messages ({type(error).__name__}: {error})",
                 "Change them, or take another template (task.template).",
             ) from None
+        if (half := SURROGATE.search(text)) is not None:
+            raise DataError(
+                f"the chat template writes half a character, \\u{ord(half[0]):04x}",
+                "Repair it, or take another template (task.template).",
+            )
         return text
 
-    def parts(self, messages: Sequence[Message]) -> list[tuple[str, int, bool]]:
+    def parts(
+        self, messages: Sequence[Message], *, asked: bool = False
+    ) -> list[tuple[str, int, bool]]:
         """Messages as pieces of the one text: each with the number of its message, and whether it
         is a reply: what the model writes, its end among it.
+
+        Args:
+            messages: oldest first; what comes after the last reply is left out.
+            asked: all of them, up to where a reply to the last one begins: the last piece.
 
         Raises:
             DataError: as `render`; or what was said before a reply changes with it.
         """
         found, done = [], ""
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            asked, replied = self.render(messages[:i], asked=True), self.render(messages[: i + 1])
+        places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for i in [*places, len(messages)] if asked else places:
+            before = self.render(messages[:i], asked=True)
+            replied = self.render(messages[: i + 1]) if i < len(messages) else before
             # Another message may follow with something in between.
-            if not (asked.startswith(done) and replied.startswith(asked)):
+            if not (before.startswith(done) and replied.startswith(before)):
                 raise DataError(
                     f"the chat template changes what was said before message {i + 1}, so it cannot "
                     "be told what of it is the reply",
                     "Take another template, e.g. task.template=chatml.",
                 )
-            found += [(asked[len(done) :], i, False), (replied[len(asked) :], i, True)]
+            found += [(before[len(done) :], i, False), (replied[len(before) :], i, True)]
             done = replied
-        return found
+        return found[:-1] if asked else found
