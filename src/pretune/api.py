@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pretune.corpus import StoredDocuments, is_corpus
 from pretune.data import MAX_CHARS, Records, read
-from pretune.errors import PretuneError, did_you_mean
+from pretune.errors import DataError, PretuneError, did_you_mean
 from pretune.hub import Published
 from pretune.infer import Decoding, Generation, TextGenerator
 from pretune.infer.embed import Embedder
@@ -30,7 +30,7 @@ from pretune.infer.few_shot_result import FewShotResult
 from pretune.infer.predict import Predictor, column_names, the_task
 from pretune.publish import push
 from pretune.recipe import Recipe
-from pretune.tasks import Prediction, featurize
+from pretune.tasks import Prediction
 from pretune.tasks.bundle import Bundle, load
 from pretune.training import (
     Evaluation,
@@ -41,7 +41,8 @@ from pretune.training import (
     train_recipe,
 )
 from pretune.training import resume as resume_run
-from pretune.training.inputs import Data
+from pretune.training.inputs import Data, read_features
+from pretune.training.log import Reporter
 
 
 def train(
@@ -101,6 +102,7 @@ def evaluate(
     encoding: str = "utf-8",
     quoting: str = "auto",
     max_chars: int = MAX_CHARS,
+    quiet: bool = True,
 ) -> Evaluation:
     """How well a trained model does on labelled data.
 
@@ -113,9 +115,11 @@ def evaluate(
         encoding: of a text file.
         quoting: of a CSV or TSV file: `auto`, `standard` or `none`.
         max_chars: a longer text is taken for a mistake.
+        quiet: do not say what was read, and which records were passed over.
 
     Raises:
-        PretuneError: bad data or model; the message says what to do.
+        PretuneError: bad data or model, or nothing in the data can be scored; the message says
+            what to do.
     """
     bundle = model if isinstance(model, Bundle) else load(model)
     task = the_task(bundle)
@@ -134,7 +138,11 @@ def evaluate(
             quoting=quoting,
             max_chars=max_chars,
         )
-    features = featurize(task, records, bundle.tokenizer, evaluation=True)
+    reporter = Reporter(quiet=quiet)
+    features = read_features("data", task, records, bundle, reporter, evaluation=True)
+    if len(features) == 0:
+        why = f": {features.skipped[0].why}" if features.skipped else ""
+        raise DataError(f"{records.origin}: nothing to evaluate on{why}", "Name other data.")
     bundle.model.to(target)
     return evaluate_features(task, bundle.model, features, device=target, batch_tokens=batch_tokens)
 

@@ -6,10 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
+from rich.console import Console
 
+from pretune.cli.chat import _answer, save
+from pretune.errors import PretuneError
 from tests.cli.test_cli import pretune, refused
 from tests.tasks.chats import DIALOGUES, ENDLESS, trained
 
@@ -93,6 +97,36 @@ def test_lines_of_a_pipe_are_messages(run: Path, tmp_path: Path) -> None:
     assert len(replies) == 3
     assert "only the end of your message fits" in done.stderr
     assert "a/b.jsonl: cannot be written" in done.stderr
+
+
+def test_a_conversation_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_text('{"turns": ["a", "b"]}', encoding="utf-8")
+    for said in ("c", "好"):
+        save({"turns": [said, "d"]}, path)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["turns"] for line in lines[:-1]] == [
+        ["a", "b"],
+        ["c", "d"],
+        ["好", "d"],
+    ]
+    assert lines[-1] == ""
+
+
+@pytest.mark.parametrize("name", ["a\0b.jsonl", "a\ud800b.jsonl"])
+def test_what_is_no_name_of_a_file_is_said(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PretuneError, match="is no name of a file"):
+        save({"turns": ["a", "b"]}, tmp_path / name)
+
+
+def test_a_message_can_be_stopped_while_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    class Busy:
+        def fit(self, message: str) -> None:
+            raise KeyboardInterrupt
+
+    talk: Any = Busy()
+    _answer("hello", talk, Console(stderr=True))
+    assert "(stopped)" in capsys.readouterr().err
 
 
 def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pretune.data import Feature, Records
 from pretune.decoding import Decoding
 from pretune.errors import DataError, PretuneError
 from pretune.infer import TextGenerator
 from pretune.infer.chat import Conversation, Reranker
-from pretune.tasks import Chat, ChatOptions
+from pretune.tasks import Chat, ChatOptions, Instruct, InstructOptions
 from pretune.tasks.bundle import Bundle, load
 from pretune.tasks.turns import TurnLayout
 from tests.infer.conftest import CONTEXT, Pair
@@ -106,6 +108,70 @@ def test_the_best_of_several_replies_is_given(bundle: Bundle, backwards: Bundle)
     assert piece.text.strip() == texts[scores.index(max(scores))]
     assert len(set(scores)) > 1
     assert talk.turns == ["the film", piece.text.strip()]
+
+
+def test_where_nothing_was_said_no_reply_is_better(backwards: Bundle) -> None:
+    reranker = Reranker(backwards, device="cpu")
+    assert reranker.scores([], ["good", "bad"]) == [0.0, 0.0]
+    assert reranker.scores(["good"], []) == []
+
+
+@pytest.mark.parametrize(
+    ("candidates", "decoding", "wrong"),
+    [
+        (8, Decoding(temperature=0), "with temperature 0 all 8 candidates would be the same"),
+        (100_000, Decoding(), "candidates must be from 1 to 10,000, not 100,000"),
+        (0, Decoding(), "candidates must be from 1"),
+        (8, Decoding(beams=4), "4 replies, not 8 candidates"),
+    ],
+)
+def test_candidates_that_cannot_be_written_are_refused_at_once(
+    bundle: Bundle, backwards: Bundle, candidates: int, decoding: Decoding, wrong: str
+) -> None:
+    reranker = Reranker(backwards, device="cpu")
+    with pytest.raises(PretuneError, match=wrong):
+        Conversation(bundle, decoding, reranker=reranker, candidates=candidates, device="cpu")
+    alone = Conversation(bundle, decoding, candidates=candidates, device="cpu")
+    assert alone.decoding == decoding, "without a reranker there are no candidates"
+
+
+def test_settings_that_leave_nothing_to_choose_are_refused(
+    bundle: Bundle, backwards: Bundle
+) -> None:
+    reranker = Reranker(backwards, device="cpu")
+    talk = Conversation(bundle, reranker=reranker, candidates=2, device="cpu")
+    before = talk.decoding
+    with pytest.raises(PretuneError, match="temperature 0"):
+        talk.decoding = replace(before, temperature=0)
+    assert talk.decoding == before
+    one = Conversation(bundle, reranker=reranker, candidates=1, device="cpu")
+    one.decoding = replace(before, temperature=0)
+    assert said(one, "the film")
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_a_conversation_is_a_record_of_the_task_that_trained_the_model(
+    bundle: Bundle, wordpiece: Pair, system: str | None
+) -> None:
+    talk = Conversation(bundle, device="cpu")
+    talk.turns = ["the film", "good"]
+    assert talk.record == {"turns": ["the film", "good"]}
+    task = Instruct(InstructOptions(max_length=CONTEXT, max_new_tokens=8, system=system))
+    taught = load(wordpiece.folder, task=task)
+    talk = Conversation(taught, device="cpu")
+    talk.turns = ["the film", "good"]
+    assert talk.record == {
+        "messages": [
+            *([{"role": "system", "content": "Be kind."}] if system else []),
+            {"role": "user", "content": "the film"},
+            {"role": "assistant", "content": "good"},
+        ]
+    }
+    data = Records([talk.record], "saved.jsonl", range(1, 2), ("messages",))
+    task = Instruct(InstructOptions(max_length=400))
+    read = task.adapted(data, {}, True)
+    (feature,) = task.features(read, range(1), taught.tokenizer, with_targets=True)
+    assert isinstance(feature, Feature), "it is trained on"
 
 
 @pytest.mark.parametrize(("message", "wrong"), [(" ", "empty message"), ("a\ud800", "Unicode")])

@@ -62,6 +62,34 @@ def test_every_token_of_a_turn_is_learned_once(texts: list[str], size: int, lear
         assert len(learned) < sum(map(len, whole)) or learn == "replies"
 
 
+def test_a_cut_turn_ends_like_any_other_and_its_end_is_not_learned() -> None:
+    """Nobody ended there; but the next one does not begin in the middle of a sentence."""
+    task = chat(max_length=12)
+    whole = records([["a a a", "b b b b b b b b b", "c c", "a"]])
+    found = list(task.evaluation_features(whole, range(1), BERT_LIKE))
+    features = [feature for feature in found if isinstance(feature, Feature)]
+    # 12 tokens and the one after them: half of what is left after [CLS] is 6.
+    marked = "^ a a a | b b b b b | c c | a |"
+    read = [{"^": "[CLS]", "|": "[SEP]"}.get(word, word) for word in marked.split()]
+    first, second = features
+    assert [WORDS[i] for i in first.tokens] == read[:10]
+    shown = [WORDS[i] if i >= 0 else "-" for i in first.targets[NEXT]]
+    assert shown == [*read[1:10], "-"]
+    assert [WORDS[i] for i in second.tokens] == ["[CLS]", *read[5:15]]
+    shown = [WORDS[i] if i >= 0 else "-" for i in second.targets[NEXT]]
+    assert shown == ["-"] * 6 + read[11:16]
+    assert [feature.truncated for feature in features] == [True, False]
+
+
+def test_a_reply_that_is_cut_is_asked_for_up_to_the_turn_before_it() -> None:
+    long = records([["a a", "b", "c " * 30]])
+    found = list(chat(max_length=12).evaluation_features(long, range(1), BERT_LIKE))
+    last = found[-1]
+    assert isinstance(last, Feature)
+    prompt = [WORDS[i] for i in last.tokens[: last.targets[ASKED]]]
+    assert prompt == ["[CLS]", "a", "a", "[SEP]", "b", "[SEP]"]
+
+
 def theirs_of(folder: Path, turns: list[str], layout: TurnLayout, first: int) -> Any:
     """Transformers' loss with -100 where nothing is learned: sum and count."""
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()

@@ -82,6 +82,21 @@ def test_of_an_endless_message_the_end_is_read() -> None:
     assert fitted.cut == -1
 
 
+def test_turns_that_cannot_be_read_are_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    usual = TurnLayout.turns
+
+    def counted(self: TurnLayout, texts: list[str]) -> list[list[int]]:
+        asked.extend(texts)
+        return usual(self, texts)
+
+    monkeypatch.setattr(TurnLayout, "turns", counted)
+    fitted = TurnLayout.of(BERT_LIKE).history(["a a a"] * 200 + ["b", "c"], 12)
+    assert fitted.ids == [3, 0, 0, 0, 4, 1, 4, 2, 4]
+    assert fitted.dropped == 199
+    assert asked == ["c", "b", "a a a", "a a a"], "the last one of these did not fit"
+
+
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     with pytest.raises(CheckpointError, match="end of a turn"):
         TurnLayout.of(words())

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from pretune.data import PackedBatch
-from pretune.errors import CheckpointError, RecipeError
+from pretune.errors import CheckpointError, RecipeError, RunError
 from pretune.hub import fill_adapter, save_adapter
 from pretune.models import adapters, add_lora, merged_state
 from pretune.models.lora import TARGETS
@@ -163,6 +163,24 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe: Recipe, tmp_pat
     resume(run, quiet=True)
     again = load(run / "last").model.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_a_rank_that_no_matrix_has_is_refused_before_it_is_allocated(bpe: Pair) -> None:
+    model = load(bpe.folder).model
+    width = bpe.theirs.config.n_embd
+    with pytest.raises(RunError, match=r"rank is 100,000,000,000, but 'attention.qkv'"):
+        add_lora(model, 10**11, 6.0, TARGETS)
+    with pytest.raises(RunError, match=f"of rank {width} at most"):
+        add_lora(load(bpe.folder).model, width + 1, 6.0, TARGETS)
+    add_lora(load(bpe.folder).model, width, 6.0, TARGETS)
+
+
+def test_a_target_named_twice_counts_once(bpe: Pair) -> None:
+    once, twice = load(bpe.folder).model, load(bpe.folder).model
+    add_lora(once, 2, 4.0, TARGETS[:1])
+    add_lora(twice, 2, 4.0, TARGETS[:1] * 2)
+    assert list(adapters(twice)) == list(adapters(once))
+    assert len(adapters(twice)) == bpe.theirs.config.n_layer
 
 
 @pytest.mark.parametrize(

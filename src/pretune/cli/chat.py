@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -79,7 +80,9 @@ def chat(
             "it chooses the one that fits what was said best.",
         ),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="How many replies --mmi has.")] = 8,
+    candidates: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many replies --mmi has.")
+    ] = 8,
     device: Device = "auto",
     allow_pickle: AllowPickle = False,
 ) -> None:
@@ -87,19 +90,13 @@ def chat(
 
     The model reads as much of the conversation as it has room for. /help shows what else there is.
     """
-    from pretune.infer.chat import Conversation, Reranker
+    from pretune.infer.chat import Conversation, Reranker, usual_decoding
     from pretune.tasks.bundle import load
 
     bundle = load(run, allow_pickle=allow_pickle)
     reranker = None
     if mmi is not None:
         reranker = Reranker(load(mmi, allow_pickle=allow_pickle), device=device)
-    talk = Conversation(
-        bundle,
-        reranker=reranker,
-        candidates=candidates if reranker else 1,
-        device=device,
-    )
     given = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -109,7 +106,13 @@ def chat(
         "seed": seed,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    talk.decoding = replace(talk.decoding, **chosen)  # type: ignore[arg-type]
+    talk = Conversation(
+        bundle,
+        replace(usual_decoding(bundle), **chosen),  # type: ignore[arg-type]
+        reranker=reranker,
+        candidates=candidates,
+        device=device,
+    )
     notes = Console(stderr=True, highlight=False)
     if sys.stdin.isatty():
         notes.print("/help shows the commands, Ctrl-D leaves.", style="dim")
@@ -157,15 +160,13 @@ def _piped() -> Iterator[str]:
 
 def _answer(message: str, talk: Conversation, notes: Console) -> None:
     """Show the reply as it comes; Ctrl-C ends it, and the conversation goes on."""
-    fitted = talk.fit(message)
-    if fitted.cut:
-        what = "only the end of your message"
-        left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens"
-        notes.print(
-            f"({what} fits the model's window: {left} of it left out)", style="dim", soft_wrap=True
-        )
     shown = False
     try:
+        fitted = talk.fit(message)
+        if fitted.cut:
+            left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens"
+            note = f"(only the end of your message fits the model's window: {left} of it left out)"
+            notes.print(note, style="dim", soft_wrap=True)
         with closing(talk.say(message)) as pieces:
             for piece in pieces:
                 # Nothing before the first word, and no line ends after the last.
@@ -190,7 +191,7 @@ def _command(line: str, talk: Conversation, notes: Console) -> bool:
         talk.reset()
         notes.print("(forgotten)", style="dim")
     elif name == "/save":
-        save(talk.turns, Path(rest or "chat.jsonl"))
+        save(talk.record if talk.turns else None, Path(rest or "chat.jsonl"))
         notes.print(f"(saved in {rest or 'chat.jsonl'})", style="dim", markup=False)
     elif name == "/set":
         _set(rest, talk)
@@ -214,20 +215,30 @@ def _set(text: str, talk: Conversation) -> None:
     talk.decoding = replace(talk.decoding, **{name: value})
 
 
-def save(turns: list[str], path: Path) -> None:
-    """Add a conversation to a file of dialogues, one a line.
+def save(record: Mapping[str, Any] | None, path: Path) -> None:
+    """Add a conversation to a file of them, one a line.
+
+    Args:
+        record: the conversation, as training reads it; None: nothing was said.
+        path: the file; one whose last line has no end gets it.
 
     Raises:
         PretuneError: there is nothing to save, another kind of file, or it cannot be written.
     """
-    if not turns:
+    if record is None:
         raise PretuneError("nothing was said yet, so there is nothing to save")
     if path.suffix != ".jsonl":
         raise PretuneError(
             f"{path}: conversations are saved as JSON lines", "Name it with .jsonl at the end."
         )
+    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"turns": turns}, ensure_ascii=False) + "\n")
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
     except OSError as error:
         raise PretuneError(f"{path}: cannot be written ({error.strerror})") from None
+    except ValueError as error:  # a NUL, or half a character
+        raise PretuneError(f"{str(path)!r} is no name of a file ({error})") from None

@@ -65,6 +65,7 @@ def evaluate(
         device=device,
         encoding=encoding,
         quoting=quoting,
+        quiet=False,
     )
     out = Console()
     if as_json:

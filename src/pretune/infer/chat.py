@@ -6,16 +6,21 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from pretune.data.messages import MESSAGES
 from pretune.decoding import Decoding, Generation
 from pretune.errors import DataError, PretuneError
 from pretune.infer.generate import TextGenerator
 from pretune.infer.likelihood import Pair, Scorer
 from pretune.infer.prompts import template_of
 from pretune.tasks.bundle import Bundle
-from pretune.tasks.chat import Chat, ChatOptions
+from pretune.tasks.chat import TURNS, Chat, ChatOptions
+from pretune.tasks.instruct import Instruct
 from pretune.tasks.replies import ReplyOptions
 from pretune.tasks.turns import Fitted, TurnLayout
 from pretune.text.decode import SURROGATE
+
+#: The most replies that a reranker chooses from.
+MOST_CANDIDATES = 10_000
 
 
 class History(Protocol):
@@ -68,14 +73,17 @@ class Reranker:
         """Of each reply log p(history | reply), in nats; the same part of the history for all.
 
         Args:
-            history: what was said, oldest first; of a long one its end is scored.
+            history: what was said, oldest first; of a long one its end is scored. Where nothing
+                was said, all scores are 0: nothing is certain after any reply.
             replies: the candidates; of a long one the beginning counts, half the window at most.
         """
+        if not history or not replies:
+            return [0.0] * len(replies)
         most = max(1, (self._room - len(self._layout.begin)) // 2)
         contexts = [(*self._layout.begin, *turn[:most]) for turn in self._layout.turns([*replies])]
         room = self._room + 1 - max(map(len, contexts))
         backwards: list[int] = []
-        for turn in reversed(self._layout.turns([*history])):
+        for turn in self._layout.backwards(history):
             backwards += turn
             if len(backwards) >= room:
                 break
@@ -83,23 +91,28 @@ class Reranker:
         return [found.total for found in self._scorer.score(pairs)]
 
 
+def usual_decoding(bundle: Bundle) -> Decoding:
+    """How a model's replies are written where nobody says otherwise: as its task has it."""
+    trained = None if bundle.task is None else bundle.task.options
+    return trained.decoding if isinstance(trained, ReplyOptions) else Decoding()
+
+
 class Conversation:
     """Messages and replies, taking turns.
 
     Args:
         bundle: a language model with its tokenizer.
-        decoding: how replies are written; default: as its task has it.
+        decoding: how replies are written; default: `usual_decoding`.
         reranker: of `candidates` replies, the one that it scores best is given.
-        candidates: how many; 1 without a reranker.
+        candidates: how many, up to `MOST_CANDIDATES`; of no account without a reranker.
         options: as `TextGenerator`'s, e.g. `device`.
 
     Attributes:
         turns: what was said so far, oldest first; the person's are the first, the third, ...
-        decoding: may be changed between two messages.
 
     Raises:
         RunError: it is not a language model.
-        PretuneError: settings that make no sense.
+        PretuneError: settings that make no sense, by themselves or with a reranker.
     """
 
     def __init__(
@@ -120,13 +133,36 @@ class Conversation:
                 "this model was trained on dialogues backwards: it scores replies, and gives none",
                 "Name it with --mmi, and as RUN one that was trained on dialogues as they are.",
             )
-        usual = trained.decoding if isinstance(trained, ReplyOptions) else Decoding()
-        self.decoding = usual if decoding is None else decoding
         self._reranker, self._candidates = reranker, candidates
+        self.decoding = usual_decoding(bundle) if decoding is None else decoding
+        self._instruct = bundle.task if isinstance(bundle.task, Instruct) else None
         length = self._writer.model.context_length
         limits = [n for n in (length, trained.max_length if trained else None) if n is not None]
         self._window = min(limits, default=1024)
         self.turns: list[str] = []
+
+    @property
+    def decoding(self) -> Decoding:
+        """How replies are written; may be changed between two messages."""
+        return self._decoding
+
+    @decoding.setter
+    def decoding(self, value: Decoding) -> None:
+        if self._reranker is not None:
+            _check_candidates(self._candidates, value)
+        self._decoding = value
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was said so far, as the task that the model was trained by reads it, JSON-ready."""
+        if self._instruct is None:
+            return {TURNS: [*self.turns]}
+        system = self._instruct.options.system
+        said = [("user", "assistant")[i % 2] for i in range(len(self.turns))]
+        messages = [*zip(said, self.turns, strict=True)]
+        if system is not None:
+            messages.insert(0, ("system", system))
+        return {MESSAGES: [{"role": role, "content": text} for role, text in messages]}
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -182,3 +218,25 @@ class Conversation:
             return (some or found)[0]
         scores = self._reranker.scores(self.turns[:-1], [one.text.strip() for one in some])
         return some[max(range(len(some)), key=scores.__getitem__)]
+
+
+def _check_candidates(count: int, decoding: Decoding) -> None:
+    """See that so many replies can be chosen from.
+
+    Raises:
+        PretuneError: they cannot be written, or not in this way; says what to change.
+    """
+    if not 1 <= count <= MOST_CANDIDATES:
+        raise PretuneError(f"candidates must be from 1 to {MOST_CANDIDATES:,}, not {count:,}")
+    if count > 1 and decoding.beams == 1 and decoding.greedy:
+        raise PretuneError(
+            f"with temperature 0 all {count:,} candidates would be the same reply, which leaves "
+            "nothing to choose (--mmi)",
+            "Use a temperature above 0, or one candidate, or leave out --mmi.",
+        )
+    if 1 < decoding.beams < count:
+        raise PretuneError(
+            f"a search with {decoding.beams} beams has {decoding.beams} replies, not {count:,} "
+            "candidates",
+            f"Use beams={count}, or fewer candidates.",
+        )

@@ -58,18 +58,18 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
 
     Args:
         model: holds its backbone as `backbone`.
-        rank: of what is added.
+        rank: of what is added; no more than the matrix itself can have.
         alpha: it is multiplied by alpha / rank.
-        targets: of `TARGETS`.
+        targets: of `TARGETS`; one that is named twice counts once.
 
     Raises:
-        RunError: a target that the layers have not.
+        RunError: a target that the layers have not, or of a lower rank.
     """
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     model.requires_grad_(False)
     for layer in backbone.layers:
-        for target in targets:
+        for target in dict.fromkeys(targets):
             place, _, name = target.rpartition(".")
             holder = getattr(layer, place, None)
             linear = getattr(holder, name, None)
@@ -78,6 +78,12 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
                     f"train.lora.targets: the layers of a {backbone.config.model_type} have no "
                     f"'{target}'",
                     "LoRA is for Transformers, such as a GPT-2.",
+                )
+            if rank > (most := min(linear.in_features, linear.out_features)):
+                raise RunError(
+                    f"train.lora.rank is {rank:,}, but '{target}' is a matrix of "
+                    f"{linear.out_features:,} x {linear.in_features:,}, of rank {most:,} at most",
+                    f"Use train.lora.rank={most} or less: 8 is usual.",
                 )
             setattr(holder, name, LoraLinear(linear, rank, alpha))
 

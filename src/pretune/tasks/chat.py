@@ -35,6 +35,11 @@ class ChatOptions(ReplyOptions):
     """Options of `chat`."""
 
     name: Literal["chat"] = Field("chat", description="A dialogue in turns: what is replied.")
+    max_length: int = Field(
+        128,
+        ge=4,  # the beginning, and of each of two turns that are cut a token and its end
+        description="The most tokens of a window; longer dialogues are read in several.",
+    )
     learn: Literal["all", "replies"] = Field(
         "all",
         description="all: every turn is learned; replies: not the first one of a dialogue, which "
@@ -142,8 +147,10 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
             for spans, cut in self._windows(turns, layout):
                 tokens, targets = targets_of(spans)
                 if asked:
-                    wanted = sampled and spans[-1].turn == len(turns) - 1
-                    targets[ASKED] = sum(len(span.ids) for span in spans[:-1]) if wanted else 0
+                    last = len(turns) - 1
+                    before = sum(len(span.ids) for span in spans if span.turn < last)
+                    wanted = sampled and spans[-1].turn == last
+                    targets[ASKED] = before if wanted else 0
                 else:
                     del targets[TURN]
                 yield Feature(tokens=tokens, targets=targets, record=row, truncated=cut)
@@ -151,16 +158,20 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
     def _windows(
         self, turns: list[list[int]], layout: TurnLayout
     ) -> Iterator[tuple[list[Span], bool]]:
-        """What is read together, and whether a turn was cut for it."""
+        """What is read together, and whether a turn was cut for it.
+
+        A turn that is cut ends like any other, so that the next one begins behind an end; that end
+        is not learned, as nobody ended there.
+        """
         room = self.options.max_length + 1 - len(layout.begin)
         most = turn_limit([len(turn) for turn in turns], room)
-        kept = [turn[:most] for turn in turns]
         from_first = self.options.learn == "all"
-        for window in windows([len(turn) for turn in kept], room):
-            spans = [Span(layout.begin)] + [
-                Span(kept[i], i, i >= window.fresh and (i > 0 or from_first))
-                for i in range(window.first, window.stop)
-            ]
+        for window in windows([min(len(turn), most) for turn in turns], room):
+            spans = [Span(layout.begin)]
+            for i in range(window.first, window.stop):
+                learned, cut = i >= window.fresh and (i > 0 or from_first), len(turns[i]) > most
+                spans.append(Span(turns[i][: most - cut], i, learned))
+                spans += [Span((layout.end,), i)] * cut
             yield spans, any(len(turns[i]) > most for i in range(window.fresh, window.stop))
 
     def build(self, backbone: Backbone) -> nn.Module:

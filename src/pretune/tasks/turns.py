@@ -67,6 +67,11 @@ class TurnLayout:
         encoded = self.tokenizer.encode_bare(texts, offsets=False, literal=True)
         return [[*encoding.ids, self.end] for encoding in encoded]
 
+    def backwards(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """The tokens of each turn, the newest first; of those not asked for nothing is read."""
+        for text in reversed(texts):
+            yield from self.turns([text])
+
     def history(self, texts: Sequence[str], room: int) -> Fitted:
         """What a reply goes on from: as many of the last turns as there is room for.
 
@@ -76,17 +81,18 @@ class TurnLayout:
             texts: the turns so far, the last one to be replied to.
             room: the most tokens.
         """
-        last = texts[-1][-MOST_CHARS:]
-        turns = self.turns([*(text[-MOST_CHARS:] for text in texts[:-1]), last])
+        newest_first = self.backwards([text[-MOST_CHARS:] for text in texts])
         most = max(1, room - len(self.begin))
-        ids = turns[-1][-most:]
-        cut = len(turns[-1]) - len(ids)
-        if len(last) < len(texts[-1]):
-            cut = -1
-        first = len(turns) - 1
-        while first > 0 and len(ids) + len(turns[first - 1]) <= most:
-            first -= 1
-            ids = turns[first] + ids
+        last = next(newest_first)
+        kept = [last[-most:]]
+        left = most - len(kept[0])
+        cut = -1 if len(texts[-1]) > MOST_CHARS else len(last) - len(kept[0])
+        # Without room for its end, no other is tokenized.
+        while left and (turn := next(newest_first, None)) is not None and len(turn) <= left:
+            kept.append(turn)
+            left -= len(turn)
+        ids = [token for turn in reversed(kept) for token in turn]
+        first = len(texts) - len(kept)
         return Fitted([*self.begin, *ids], first, cut)
 
 

@@ -78,7 +78,7 @@ class Trainer:
         world: the processes that train together.
 
     Raises:
-        RunError: nothing to train on, or no such metric as `train.best`.
+        RunError: nothing to train or to evaluate on, or no such metric as `train.best`.
     """
 
     def __init__(
@@ -99,6 +99,8 @@ class Trainer:
     ) -> None:
         if len(train) == 0:
             raise RunError("there is nothing to train on", "Give data.train more records.")
+        if validation is not None and len(validation) == 0:
+            raise RunError("there is nothing to evaluate on", "Give other data.validation.")
         self.task, self.model, self.options, self.seed = task, model, options, seed
         self.train, self.validation = train, validation
         self.device = device or torch.device("cpu")
