@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +198,21 @@ def test_a_long_text_gets_one_answer(folder: Path, boundaries: bool) -> None:
         assert answer.tokens == len(ids) - 1
         assert answer.log_probability == pytest.approx(-nats, rel=1e-5)
         assert answer.perplexity == pytest.approx(math.exp(nats / answer.tokens), rel=1e-5)
+
+
+def test_where_nothing_is_foretold_there_is_no_perplexity(folder: Path, tmp_path: Path) -> None:
+    """A perplexity of 1 would be the best there is."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    letters(end=False).save(tmp_path)
+    task = CausalLm(CausalLmOptions(max_length=16))
+    one, two = pretune.predict(load(tmp_path, task=task), ["a", "ab"])
+    assert json.loads(json.dumps(one.to_dict(), allow_nan=False)) == {
+        "tokens": 0,
+        "log_probability": 0.0,
+        "perplexity": None,
+    }
+    assert isinstance(two, LmPrediction)
+    assert two.perplexity == pytest.approx(math.exp(-two.log_probability))
 
 
 @pytest.mark.parametrize("stride", [1, 5, 16])

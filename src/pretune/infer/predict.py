@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records, batches_by_length
+from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records
 from pretune.errors import DataError, RunError
 from pretune.tasks import AnyTask, Prediction, record_features
 from pretune.tasks.bundle import Bundle
 from pretune.text.decode import lines_of
 from pretune.training import choose_device, precision_context, read_for
+from pretune.training.evaluate import Reader
 
 
 class Predictor:
@@ -71,22 +72,22 @@ class Predictor:
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
-        features = record_features(self.task, records, self.bundle.tokenizer, with_targets=False)
+        task = self.task.apart()
+        features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
         parts: dict[int, Any] = {}
-        for which in batches_by_length(features.lengths, self._batch_tokens):
+        reader = Reader(task, self._model, features, self._batch_tokens)
+        for which in reader.batches()[0]:
             batch = features.batch(which).to(self.device)
             with precision_context(self.device, self._precision):
-                outputs = self.task.forward(self._model, batch)
-            found = self.task.predict(outputs, batch)
+                outputs = reader.forward(batch)
+            found = task.predict(outputs, batch)
             parts.update(zip(batch.index.tolist(), found, strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
         of_record: list[list[Any]] = [[] for _ in range(len(records))]
         for index, record in enumerate(features.records.tolist()):
             of_record[record].append(parts[index])
-        return [
-            self.task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)
-        ]
+        return [task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)]
 
 
 def the_task(bundle: Bundle) -> AnyTask:

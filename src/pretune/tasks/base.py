@@ -178,6 +178,10 @@ class Task(ABC, Generic[O, P]):
         """
         return records
 
+    def apart(self) -> Self:
+        """This task as it gives answers: each of its record alone, whatever is read beside it."""
+        return self
+
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""
 
