@@ -16,6 +16,7 @@ from pretune.tasks.bundle import Bundle
 from pretune.text.decode import lines_of
 from pretune.training import choose_device, precision_context, read_for
 from pretune.training.evaluate import Reader
+from pretune.training.inputs import longest_text
 
 
 class Predictor:
@@ -129,7 +130,9 @@ def records_of(task: AnyTask, rows: Sequence[Any], origin: str = "input") -> Rec
                 else "Give one text a row.",
             )
         made.append(dict(zip(columns, values, strict=True)))
-    return Records(made, origin, range(1, len(made) + 1), tuple(columns))
+    return Records(
+        made, origin, range(1, len(made) + 1), tuple(columns), max_chars=longest_text(task)
+    )
 
 
 def _texts(count: int) -> str:
@@ -159,7 +162,6 @@ def read_inputs(
             columns=inputs,
             encoding=encoding,
             quoting=quoting,
-            max_chars=MAX_CHARS,
             with_targets=False,
         )
     return lines_to_records(task, file_lines(source, encoding), str(source))
@@ -193,7 +195,13 @@ def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: st
                 "Separate them by one tab.",
             )
         rows.append(dict(zip(task.inputs, fields, strict=True)))
-    return Records(rows, origin, [number for number, _ in kept], tuple(task.inputs))
+    return Records(
+        rows,
+        origin,
+        [number for number, _ in kept],
+        tuple(task.inputs),
+        max_chars=longest_text(task),
+    )
 
 
 def stream_lines(descriptor: int, *, most: int = 1 << 20) -> Iterator[list[tuple[int, str]]]:
