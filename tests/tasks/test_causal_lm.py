@@ -294,6 +294,28 @@ def test_the_end_of_a_single_text_is_held_back(recipe: Recipe) -> None:
     assert len(held_out.text(0, "text")) == 160
 
 
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])
+def test_any_share_of_a_single_text_can_be_held_back(recipe: Recipe, share: float) -> None:
+    train, held_out = read_data(recipe.changed({"data.validation": share}))
+    assert isinstance(train, Records)
+    assert isinstance(held_out, Records)
+    assert train.text(0, "text") + held_out.text(0, "text") == "abc " * 400
+    assert len(held_out.text(0, "text")) == pytest.approx(1600 * share, abs=1)
+
+
+@pytest.mark.parametrize(("books", "whole"), [(2, False), (5, False), (6, True)])
+def test_of_many_books_whole_ones_are_held_back(
+    recipe: Recipe, tmp_path: Path, books: int, whole: bool
+) -> None:
+    (tmp_path / "books").mkdir()
+    for number in range(books):
+        (tmp_path / "books" / f"{number}.txt").write_text("abc " * 400, encoding="utf-8")
+    train, held_out = read_data(recipe.changed({"data.train": str(tmp_path / "books")}))
+    assert isinstance(held_out, Records)
+    assert (len(train), len(held_out)) == ((books - 1, 1) if whole else (books, books))
+    assert len(held_out.text(0, "text")) == (1600 if whole else 160)
+
+
 def test_accumulation_is_exact(recipe: Recipe, tmp_path: Path) -> None:
     steady = recipe.changed(
         {

@@ -47,7 +47,7 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         return found.head(data.limit), None
     task = task_class(recipe.task.name)
     count = round(data.validation * len(found))
-    if count == 0 and isinstance(found, Records) and task.splits_text:
+    if isinstance(found, Records) and task.splits_text and (count == 0 or len(found) == 1):
         return _split_texts(found, data.validation)
     groups, what = np.arange(len(found)), "documents"
     if isinstance(found, Records):
