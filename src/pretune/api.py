@@ -101,7 +101,7 @@ def evaluate(
     batch_tokens: int = 8192,
     encoding: str = "utf-8",
     quoting: str = "auto",
-    max_chars: int = MAX_CHARS,
+    max_chars: int | None = None,
     quiet: bool = True,
 ) -> Evaluation:
     """How well a trained model does on labelled data.
@@ -114,7 +114,8 @@ def evaluate(
         batch_tokens: tokens at a time; changes memory and speed only.
         encoding: of a text file.
         quoting: of a CSV or TSV file: `auto`, `standard` or `none`.
-        max_chars: a longer text is taken for a mistake.
+        max_chars: a longer text is taken for a mistake; default: 100,000 characters, or 100 million
+            where the task reads long texts as several sequences (`causal_lm`, `answer`).
         quiet: do not say what was read, and which records were passed over.
 
     Raises:

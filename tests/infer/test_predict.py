@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 import pretune
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.infer import Predictor, read_inputs, stream_lines
-from pretune.infer.predict import decode_line
-from pretune.tasks import Classify, ClassifyOptions
+from pretune.infer.predict import decode_line, records_of
+from pretune.tasks import CausalLm, CausalLmOptions, Classify, ClassifyOptions
 from pretune.tasks.bundle import Bundle, load
+from pretune.training import read_for
+from pretune.training.inputs import examined_records
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,24 @@ class TestFiles:
         path.write_text("\n \n", encoding="utf-8")
         with pytest.raises(DataError, match="no text in it"):
             read_inputs(single, path)
+
+
+def test_a_book_is_no_mistake_where_nothing_is_cut(single: Bundle, tmp_path: Path) -> None:
+    text = "好" * 150_000
+    (tmp_path / "in.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": text}), encoding="utf-8")
+    reader = CausalLm(CausalLmOptions())
+    whole = replace(single, task=reader)
+    found = [read_inputs(whole, tmp_path / name) for name in ("in.txt", "in.jsonl")]
+    found += [
+        read_for(reader, tmp_path / "in.txt", columns={}),
+        examined_records("run", reader, str(tmp_path / "in.txt"), columns={}),
+        records_of(reader, [text]),
+    ]
+    assert [records.text(0, "text") for records in found] == [text] * 5
+    for name in ("in.txt", "in.jsonl"):
+        with pytest.raises(DataError, match="150,000 characters"):
+            read_inputs(single, tmp_path / name).text(0, "text")
 
 
 def test_a_bare_model_cannot_answer(tiny_folder: Path) -> None:

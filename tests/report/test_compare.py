@@ -15,7 +15,7 @@ from pretune.errors import RunError
 from pretune.infer.examine import Examined, Example, examine
 from pretune.report.compare import Compared, compare
 from pretune.report.compare_tables import compare_tables
-from pretune.tasks import Classify, ClassifyOptions, Grade
+from pretune.tasks import Classify, ClassifyOptions, Grade, Translate
 from tests.tasks.every_task import CASES
 
 LABELS = ["bad", "good"]
@@ -188,3 +188,76 @@ def test_what_cannot_be_compared() -> None:
     ):
         with pytest.raises(RunError, match=said):
             compare(["a", "b"][: len(models)], models)
+
+
+@pytest.fixture
+def translated(tiny_folder: Path, tmp_path: Path) -> Examined:
+    """A translator's answers."""
+    case = CASES["translate"]
+    return examine(case.bundle(tiny_folder, tmp_path), case.records(10), device="cpu")
+
+
+def in_pieces(examined: Examined) -> Examined:
+    """As with a tokenizer that makes three tokens of one, each as hard to foretell."""
+    examples = [replace(e, loss=3 * e.loss, terms=3 * e.terms) for e in examined.examples]
+    return replace(examined, examples=tuple(examples))
+
+
+def test_losses_of_other_tokens_are_not_compared(translated: Examined) -> None:
+    """BLEU is of texts and remains; a smaller loss of a token says nothing of the text."""
+    alike = compare(["a", "b"], [translated, translated], resamples=100)
+    assert alike.left_out == ()
+    assert alike.to_dict()["note"] is None
+    assert "first_better" in alike.to_dict()["runs"][1]
+    found = compare(["a", "b"], [translated, in_pieces(translated)], resamples=100)
+    for figures in (*found.figures, *found.differences):
+        assert list(figures) == ["bleu"]
+    assert found.figures[1]["bleu"].value == pytest.approx(translated.metrics["bleu"])
+    assert found.left_out == ("loss", "perplexity")
+    assert found.apart(1) == ([], [])
+    given = found.to_dict()
+    assert "Not compared: loss, perplexity, as the models cut" in given["note"]
+    assert not {"first_better", "this_better"} & set(given["runs"][1])
+    text = shown(compare_tables(found, 3))
+    assert given["note"] in text
+    assert "foretells" not in text
+
+
+def test_where_every_figure_is_a_token_nothing_is_compared() -> None:
+    truths, guesses = draws(20, 0.7, 8)
+    task: Any = SimpleNamespace(
+        name="x", each_sequence=False, compared_alike=(), outputs=dict, figures=mean_loss
+    )
+    one = replace(classified(guesses, truths), bundle=SimpleNamespace(task=task))
+    one = replace(one, metrics={"loss": 1.0})
+    assert compare(["a", "b"], [one, one], resamples=100).figures[0]["loss"].value == 1
+    with pytest.raises(RunError, match=r"their figures \(loss\) are all a token"):
+        compare(["a", "b"], [one, in_pieces(one)])
+
+
+def mean_loss(sums: Any) -> dict[str, Any]:
+    return {"loss": sums[..., 0] / sums[..., 1]}
+
+
+def test_bleu_of_another_kind_is_not_compared(translated: Examined) -> None:
+    options = translated.task.options
+    for change, said in (
+        ({"bleu_tokenizer": "char"}, "a has task.bleu_tokenizer=auto, b char"),
+        ({"bleu_lowercase": True}, "a has task.bleu_lowercase=false, b true"),
+    ):
+        other = replace(
+            translated,
+            bundle=SimpleNamespace(task=Translate(options.model_copy(update=change))),
+        )
+        with pytest.raises(RunError, match=said) as caught:
+            compare(["a", "b"], [translated, other])
+        assert "--set bleu_tokenizer=auto --set bleu_lowercase=false" in str(caught.value)
+
+
+def test_the_way_to_the_same_pieces() -> None:
+    truths, guesses = draws(20, 0.7, 9)
+    with pytest.raises(RunError) as caught:
+        compare(["a", "b"], [classified(guesses[:n], truths[:n]) for n in (20, 9)])
+    for option in ("max_length", "stride", "boundaries"):
+        assert f"task.{option}" in str(caught.value)
+        assert f"--set {option}=" in str(caught.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,21 @@ def test_a_long_text_gets_one_answer(folder: Path, boundaries: bool) -> None:
         assert answer.perplexity == pytest.approx(math.exp(nats / answer.tokens), rel=1e-5)
 
 
+def test_where_nothing_is_foretold_there_is_no_perplexity(folder: Path, tmp_path: Path) -> None:
+    """A perplexity of 1 would be the best there is."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    letters(end=False).save(tmp_path)
+    task = CausalLm(CausalLmOptions(max_length=16))
+    one, two = pretune.predict(load(tmp_path, task=task), ["a", "ab"])
+    assert json.loads(json.dumps(one.to_dict(), allow_nan=False)) == {
+        "tokens": 0,
+        "log_probability": 0.0,
+        "perplexity": None,
+    }
+    assert isinstance(two, LmPrediction)
+    assert two.perplexity == pytest.approx(math.exp(-two.log_probability))
+
+
 @pytest.mark.parametrize("stride", [1, 5, 16])
 def test_a_stride_gives_tokens_more_before_them(folder: Path, stride: int) -> None:
     """Token by token: each is foretold from the longest context that one of the blocks has."""
@@ -275,6 +292,28 @@ def test_the_end_of_a_single_text_is_held_back(recipe: Recipe) -> None:
     assert held_out is not None
     assert train.text(0, "text") + held_out.text(0, "text") == "abc " * 400
     assert len(held_out.text(0, "text")) == 160
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])
+def test_any_share_of_a_single_text_can_be_held_back(recipe: Recipe, share: float) -> None:
+    train, held_out = read_data(recipe.changed({"data.validation": share}))
+    assert isinstance(train, Records)
+    assert isinstance(held_out, Records)
+    assert train.text(0, "text") + held_out.text(0, "text") == "abc " * 400
+    assert len(held_out.text(0, "text")) == pytest.approx(1600 * share, abs=1)
+
+
+@pytest.mark.parametrize(("books", "whole"), [(2, False), (5, False), (6, True)])
+def test_of_many_books_whole_ones_are_held_back(
+    recipe: Recipe, tmp_path: Path, books: int, whole: bool
+) -> None:
+    (tmp_path / "books").mkdir()
+    for number in range(books):
+        (tmp_path / "books" / f"{number}.txt").write_text("abc " * 400, encoding="utf-8")
+    train, held_out = read_data(recipe.changed({"data.train": str(tmp_path / "books")}))
+    assert isinstance(held_out, Records)
+    assert (len(train), len(held_out)) == ((books - 1, 1) if whole else (books, books))
+    assert len(held_out.text(0, "text")) == (1600 if whole else 160)
 
 
 def test_accumulation_is_exact(recipe: Recipe, tmp_path: Path) -> None:

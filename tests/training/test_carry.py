@@ -17,10 +17,12 @@ from torch import nn
 
 from pretune.data import Cursor, FeatureSet, PackedBatch, Records
 from pretune.errors import CheckpointError, RunError
+from pretune.infer import Predictor
 from pretune.models import ClassicLM, NnlmConfig, NnlmModel, RnnConfig, RnnModel
 from pretune.recipe import Recipe
 from pretune.recipe_train import TrainSection
-from pretune.tasks import CausalLm, CausalLmOptions, featurize
+from pretune.tasks import CausalLm, CausalLmOptions, LmPrediction, featurize
+from pretune.tasks.bundle import Bundle
 from pretune.text import Tokenizer
 from pretune.training import Interrupted, Trainer, evaluate_features, resume, run, train_recipe
 from pretune.training.log import Reporter
@@ -234,6 +236,27 @@ def test_evaluation_reads_each_text_as_a_whole(batch_tokens: int) -> None:
         tokens += len(text) + 1
     assert found.details["tokens"] == tokens
     assert found.metrics["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("boundaries", [True, False])
+@pytest.mark.parametrize("batch_tokens", [1, 20, 8192])
+def test_answers_read_each_text_as_a_whole(batch_tokens: int, boundaries: bool) -> None:
+    """Each by itself, however the model was trained: no state goes on from text to text."""
+    texts = some_texts(50, 3, 24, 41)
+    model = language_model().eval()
+    task = CausalLm(CausalLmOptions(max_length=6, boundaries=boundaries))
+    family: Any = None
+    bundle = Bundle(model, letters(), family, task)
+    predictor = Predictor(bundle, device="cpu", batch_tokens=batch_tokens)
+    plain = Plain(model)
+    found = predictor.predict(predictor.records(texts))
+    for text, answer in zip(texts, found, strict=True):
+        assert isinstance(answer, LmPrediction)
+        ids = torch.tensor([LETTERS.index(letter) for letter in f"<{text}<"])
+        logits, _ = plain(ids[:-1], None)
+        nats = float(F.cross_entropy(logits, ids[1:], reduction="sum").detach())
+        assert answer.tokens == len(text) + 1
+        assert answer.log_probability == pytest.approx(-nats, rel=1e-5)
 
 
 def test_the_window_of_an_nnlm_reaches_into_the_block_before() -> None:

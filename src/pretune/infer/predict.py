@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records, batches_by_length
+from pretune.data import MAX_CHARS, TABLE_SUFFIXES, Records
 from pretune.data.messages import ALPACA, CONVERSATIONS, MESSAGES
 from pretune.data.names import ColumnNames
 from pretune.errors import DataError, RunError
@@ -18,6 +18,8 @@ from pretune.tasks import AnyTask, Prediction, record_features
 from pretune.tasks.bundle import Bundle
 from pretune.text.decode import check_encoding, encoding_hint, lines_of
 from pretune.training import choose_device, precision_context, read_for
+from pretune.training.evaluate import Reader
+from pretune.training.inputs import longest_text
 
 
 class Predictor:
@@ -74,22 +76,22 @@ class Predictor:
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
-        features = record_features(self.task, records, self.bundle.tokenizer, with_targets=False)
+        task = self.task.apart()
+        features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
         parts: dict[int, Any] = {}
-        for which in batches_by_length(features.lengths, self._batch_tokens):
+        reader = Reader(task, self._model, features, self._batch_tokens)
+        for which in reader.batches()[0]:
             batch = features.batch(which).to(self.device)
             with precision_context(self.device, self._precision):
-                outputs = self.task.forward(self._model, batch)
-            found = self.task.predict(outputs, batch)
+                outputs = reader.forward(batch)
+            found = task.predict(outputs, batch)
             parts.update(zip(batch.index.tolist(), found, strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
         of_record: list[list[Any]] = [[] for _ in range(len(records))]
         for index, record in enumerate(features.records.tolist()):
             of_record[record].append(parts[index])
-        return [
-            self.task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)
-        ]
+        return [task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)]
 
 
 def the_task(bundle: Bundle) -> AnyTask:
@@ -131,7 +133,9 @@ def records_of(task: AnyTask, rows: Sequence[Any], origin: str = "input") -> Rec
                 else "Give one text a row.",
             )
         made.append(dict(zip(columns, values, strict=True)))
-    return Records(made, origin, range(1, len(made) + 1), tuple(columns))
+    return Records(
+        made, origin, range(1, len(made) + 1), tuple(columns), max_chars=longest_text(task)
+    )
 
 
 def _texts(count: int) -> str:
@@ -180,7 +184,6 @@ def read_inputs(
             columns=names,
             encoding=encoding,
             quoting=quoting,
-            max_chars=MAX_CHARS,
             with_targets=False,
         )
     if names.given:
@@ -219,7 +222,13 @@ def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: st
                 "Separate them by one tab.",
             )
         rows.append(dict(zip(task.inputs, fields, strict=True)))
-    return Records(rows, origin, [number for number, _ in kept], tuple(task.inputs))
+    return Records(
+        rows,
+        origin,
+        [number for number, _ in kept],
+        tuple(task.inputs),
+        max_chars=longest_text(task),
+    )
 
 
 def stream_lines(

@@ -7,6 +7,7 @@ much as these two do by the draw alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ import numpy as np
 from pretune.data.pack import Array
 from pretune.errors import RunError
 from pretune.infer.examine import Examined
+from pretune.report.comparable import comparable_figures, same_terms
 from pretune.tasks import AnyTask
 
 #: Random numbers drawn at a time: 8 bytes each.
@@ -57,6 +59,7 @@ class Compared:
         resamples: how many draws they are from.
         figures: for each model, by metric.
         differences: for each model but the first, by metric.
+        left_out: metrics that are not to be compared.
     """
 
     names: tuple[str, ...]
@@ -65,6 +68,22 @@ class Compared:
     resamples: int
     figures: tuple[Mapping[str, Interval], ...]
     differences: tuple[Mapping[str, Difference], ...]
+    left_out: tuple[str, ...] = ()
+
+    @cached_property
+    def same_terms(self) -> bool:
+        """Whether losses are means over as many terms, so that they can be compared."""
+        return same_terms(self.examined)
+
+    @property
+    def note(self) -> str | None:
+        """What people must know of the figures, in one sentence."""
+        if not self.left_out:
+            return None
+        return (
+            f"Not compared: {', '.join(self.left_out)}, as the models cut the same examples into "
+            "different numbers of tokens or other terms."
+        )
 
     @cached_property
     def judged(self) -> bool:
@@ -75,11 +94,14 @@ class Compared:
         """The examples that only the first gets right, and those that only another does.
 
         Those with the largest difference of losses come first. Where nothing is right or wrong:
-        those that the first foretells better, and those that the other does.
+        those that the first foretells better, and those that the other does. Where losses are not
+        to be compared they count as the same.
         """
         first, second = self.examined[0].examples, self.examined[other].examples
-        gains = np.array([b.mean_loss - a.mean_loss for a, b in zip(first, second, strict=True)])
-        gains = np.nan_to_num(gains, nan=0.0)
+        gains = np.zeros(len(first))
+        if self.same_terms:
+            pairs = zip(first, second, strict=True)
+            gains = np.nan_to_num([b.mean_loss - a.mean_loss for a, b in pairs], nan=0.0)
         only = gains
         if self.judged:
             pairs = zip(first, second, strict=True)
@@ -96,14 +118,16 @@ class Compared:
             if number:
                 differences = self.differences[number - 1]
                 found["differences"] = {metric: vars(x) for metric, x in differences.items()}
-                better, worse = self.apart(number)
-                found["only_first_right" if self.judged else "first_better"] = len(better)
-                found["only_this_right" if self.judged else "this_better"] = len(worse)
+                if self.judged or self.same_terms:
+                    better, worse = self.apart(number)
+                    found["only_first_right" if self.judged else "first_better"] = len(better)
+                    found["only_this_right" if self.judged else "this_better"] = len(worse)
             runs.append(found)
         return {
             "examples": len(self.examined[0].examples),
             "level": self.level,
             "resamples": self.resamples,
+            "note": self.note,
             "runs": runs,
         }
 
@@ -160,10 +184,12 @@ def compare(
         progress: called with the number of draws done, and of all.
 
     Raises:
-        RunError: they have not done the same, or not the same examples.
+        RunError: they have not done the same, or not the same examples, or no figure of theirs can
+            be compared.
     """
     check_tasks(names, [x.task for x in examined])
     check_pieces(names, examined)
+    figures, left_out = comparable_figures(names, examined)
     count = resamples * len(examined)
 
     def tell(done: int) -> None:
@@ -171,7 +197,6 @@ def compare(
             progress(done, count)
 
     rng = np.random.default_rng(seed)
-    figures = [_figures(x) for x in examined]
     draws = _bootstrap(examined, resamples, rng, tell)
     sides = [50 * (1 - level), 50 * (1 + level)]
     intervals, differences = [], []
@@ -195,6 +220,7 @@ def compare(
         resamples=resamples,
         figures=tuple(intervals),
         differences=tuple(_holm(differences)),
+        left_out=left_out,
     )
 
 
@@ -202,7 +228,8 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
     """See whether models can be compared at all.
 
     Raises:
-        RunError: there is but one, or they have another task or other labels.
+        RunError: there is but one, or they have another task, other labels, or other options for
+            how figures are made.
     """
     if len(tasks) < 2:
         raise RunError("one model has nothing to be compared with", "Name two or more.")
@@ -219,6 +246,24 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
                 f"{names[0]} and {name} have other labels: {_brief(ours)} and {_brief(theirs)}",
                 "Compare models that were trained for the same labels.",
             )
+        _check_options(names[0], first, name, other)
+
+
+def _check_options(name: str, first: AnyTask, other_name: str, other: AnyTask) -> None:
+    for option in first.compared_alike:
+        ours, theirs = (_as_set(getattr(task.options, option)) for task in (first, other))
+        if ours != theirs:
+            chosen = ((key, getattr(first.options, key)) for key in first.compared_alike)
+            raise RunError(
+                f"{name} has task.{option}={ours}, {other_name} {theirs}: their figures are not "
+                "made alike",
+                "Set it for all: " + " ".join(f"--set {k}={_as_set(v)}" for k, v in chosen),
+            )
+
+
+def _as_set(value: Any) -> str:
+    """As it is written after `--set NAME=`."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_pieces(names: Sequence[str], examined: Sequence[Examined]) -> None:
@@ -231,8 +276,9 @@ def check_pieces(names: Sequence[str], examined: Sequence[Examined]) -> None:
         if _pieces(examined[0]) != _pieces(other):
             raise RunError(
                 f"{names[0]} and {name} read the data in other pieces",
-                "Compare models with the same tokenizer and task.max_length, whose examples are "
-                "the same.",
+                "Compare models with the same tokenizer. The options that cut the data "
+                "(task.max_length, task.stride, task.boundaries) can be set for all: "
+                "--set max_length=N --set stride=N --set boundaries=true.",
             )
 
 
@@ -245,16 +291,6 @@ def _pieces(examined: Examined) -> list[tuple[int, int]]:
     """What must be the same of each example: of a block of text also how much of it is foretold."""
     blocks = examined.task.each_sequence
     return [(e.record, e.terms if blocks else 0) for e in examined.examples]
-
-
-def _figures(examined: Examined) -> dict[str, float]:
-    """The figures that follow from sums over examples and are those that `evaluate` gives.
-
-    The loss of masked tokens and next sentences is not: it is the sum of two means.
-    """
-    found = {name: float(x) for name, x in examined.task.figures(examined.sums.sum(0)).items()}
-    known = examined.metrics
-    return {n: x for n, x in found.items() if np.isclose(x, known[n], rtol=1e-3, atol=1e-6)}
 
 
 def _bootstrap(

@@ -17,6 +17,8 @@ def compare_tables(found: Compared, examples: int) -> RenderableType:
     """Figures with intervals, differences with their probabilities, and some examples of each."""
     first, *others = found.names
     parts: list[RenderableType] = [_figures(found)]
+    if found.note is not None:
+        parts.append(Text(found.note))
     for number, name in enumerate(others, start=1):
         parts += [Text(), _differences(found, number)]
         better, worse = found.apart(number)

@@ -111,6 +111,7 @@ class Task(ABC, Generic[O, P]):
         windows: whether a long text is read as several sequences, rather than cut.
         each_sequence: whether examples to look at are sequences (blocks of a text), not records.
         kept_together: records with the same text in one of these columns are held back all or none.
+        compared_alike: options by which figures are made: models are compared with the same ones.
     """
 
     name: ClassVar[str]
@@ -121,6 +122,7 @@ class Task(ABC, Generic[O, P]):
     windows: ClassVar[bool] = False
     each_sequence: ClassVar[bool] = False
     kept_together: ClassVar[tuple[str, ...]] = ()
+    compared_alike: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -177,6 +179,10 @@ class Task(ABC, Generic[O, P]):
             DataError: a record has none of the forms; names its file and line.
         """
         return records
+
+    def apart(self) -> Self:
+        """This task as it gives answers: each of its record alone, whatever is read beside it."""
+        return self
 
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""

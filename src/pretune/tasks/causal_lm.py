@@ -49,7 +49,8 @@ class CausalLmOptions(CrossEntropyOptions):
         ge=1,
         description="In evaluations and predictions each block begins so many tokens after the one "
         "before and foretells only what that one did not: with less than max_length, tokens have "
-        "at least max_length - stride others before them. Default: blocks have nothing in common.",
+        "at least max_length - stride others before them, except in the first block of a text. "
+        "Default: blocks have nothing in common.",
     )
 
     @model_validator(mode="after")
@@ -69,12 +70,17 @@ class LmPrediction(Prediction):
     Attributes:
         tokens: how many were foretold.
         log_probability: of all of them, in nats.
-        perplexity: exp of the mean over the tokens.
+        perplexity: exp of the mean over the tokens; None where there are none.
     """
 
     tokens: int
     log_probability: float
-    perplexity: float
+    perplexity: float | None
+
+    @classmethod
+    def of(cls, tokens: int, nats: float) -> Self:
+        """From what so many tokens cost."""
+        return cls(tokens, -nats, math.exp(min(nats / tokens, 700.0)) if tokens else None)
 
 
 class CausalLm(Task[CausalLmOptions, LmPrediction]):
@@ -108,6 +114,10 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """None: the text is its own answer."""
         return {}
 
+    def apart(self) -> Self:
+        """Blocks end where texts end, and no state goes on from text to text."""
+        return type(self)(self.options.model_copy(update={"boundaries": True}))
+
     def fit(self, records: Records) -> None:
         """Nothing has to be known beforehand."""
 
@@ -115,20 +125,18 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
         """Blocks of at most `max_length` tokens, with the token that follows each."""
-        apart = self.options.boundaries or not with_targets  # answers are for one text each
         step = self._step(evaluation=not with_targets)
-        return self._blocks(_read(records, rows, tokenizer), step, apart=apart)
+        return self._blocks(_read(records, rows, tokenizer), step)
 
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature]:
         """The same blocks, or with `stride` such as have some tokens in common."""
         step = self._step(evaluation=True)
-        read = _read(records, rows, tokenizer)
-        return self._blocks(read, step, apart=self.options.boundaries)
+        return self._blocks(_read(records, rows, tokenizer), step)
 
-    def _blocks(self, texts: Iterable[_Stream], step: int, *, apart: bool) -> Iterator[Feature]:
-        for text in texts if apart else [_Stream.joined(list(texts))]:
+    def _blocks(self, texts: Iterable[_Stream], step: int) -> Iterator[Feature]:
+        for text in texts if self.options.boundaries else [_Stream.joined(list(texts))]:
             yield from text.blocks(self.options.max_length, step)
 
     def _step(self, *, evaluation: bool) -> int:
@@ -208,16 +216,15 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
 
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
         """How probable each block is; a text longer than `max_length` is several."""
-        found, layout = [], self._layout(batch)
-        for nats, tokens in zip(outputs.each(layout), layout.lengths, strict=True):
-            found.append(LmPrediction(tokens, -nats, math.exp(min(nats / tokens, 700.0))))
-        return found
+        layout = self._layout(batch)
+        each = zip(layout.lengths, outputs.each(layout), strict=True)
+        return [LmPrediction.of(tokens, nats) for tokens, nats in each]
 
     def combine(self, parts: Sequence[LmPrediction], record: Mapping[str, Any]) -> LmPrediction:
         """How probable the whole text is; each block knows but its own beginning."""
         tokens = sum(part.tokens for part in parts)
         nats = -sum(part.log_probability for part in parts)
-        return LmPrediction(tokens, -nats, math.exp(min(nats / max(tokens, 1), 700.0)))
+        return LmPrediction.of(tokens, nats)
 
     def each_loss(self, outputs: Scores, batch: PackedBatch) -> EachLoss:
         """Cross-entropy of each block."""

@@ -134,6 +134,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
     best_by: ClassVar[str] = "bleu"
     # A sentence may be there with several translations.
     kept_together: ClassVar[tuple[str, ...]] = ("source", "target")
+    compared_alike: ClassVar[tuple[str, ...]] = ("bleu_tokenizer", "bleu_lowercase")
 
     def __init__(self, options: TranslateOptions) -> None:
         super().__init__(options)

@@ -24,6 +24,8 @@ from pretune.training.log import Reporter
 
 #: Records, or the documents of a prepared corpus.
 Data = Records | StoredDocuments
+#: The longest text, in characters, where texts are read as several sequences: any book.
+BOOK_CHARS = 100_000_000
 #: Records that were passed over and are named.
 SHOWN = 3
 
@@ -45,7 +47,7 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         return found.head(data.limit), None
     task = task_class(recipe.task.name)
     count = round(data.validation * len(found))
-    if count == 0 and isinstance(found, Records) and task.splits_text:
+    if isinstance(found, Records) and task.splits_text and (count == 0 or len(found) == 1):
         return _split_texts(found, data.validation)
     groups, what = np.arange(len(found)), "documents"
     if isinstance(found, Records):
@@ -230,17 +232,32 @@ def read_for(
     columns: Mapping[str, str],
     encoding: str = "utf-8",
     quoting: str = "auto",
-    max_chars: int = MAX_CHARS,
+    max_chars: int | None = None,
     with_targets: bool = True,
 ) -> Records:
     """Read data for a task: its columns under the names the task knows.
+
+    Args:
+        task: reads them.
+        source: a file, a folder or a Hub dataset.
+        columns: what the data calls the task's columns, by the task's names.
+        encoding: of text files.
+        quoting: of CSV and TSV files.
+        max_chars: a longer text is taken for a mistake; None: `longest_text(task)`.
+        with_targets: whether answers are needed.
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
     """
     needed = [*task.inputs, *(task.targets if with_targets else ())]
-    records = read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
+    most = longest_text(task) if max_chars is None else max_chars
+    records = read(source, encoding=encoding, quoting=quoting, max_chars=most)
     return task.adapted(records, columns, with_targets).mapped(columns, needed)
+
+
+def longest_text(task: AnyTask) -> int:
+    """In characters, what is no mistake yet: much where nothing would be cut off a long text."""
+    return BOOK_CHARS if task.windows else MAX_CHARS
 
 
 def read_features(
