@@ -49,6 +49,14 @@ def test_options_of_the_task_are_set(folder: Path) -> None:
         assert run(*asked, value).exit_code == 2
 
 
+def test_a_source_that_is_cut_is_said(folder: Path) -> None:
+    long = "Ein Hund läuft. " * 100
+    done = run("predict", folder, PAIRS[0][0], long, "--json")
+    assert len(done.stdout.splitlines()) == 2
+    assert "1 were longer than 40 tokens and were cut" in done.stderr
+    assert "were cut" not in run("predict", folder, PAIRS[0][0]).stderr
+
+
 def test_a_line_ends_at_a_line_feed_alone(folder: Path, tmp_path: Path) -> None:
     text = "Ein Hund.\nEin Mann\u2028schläft.\x0c\x85\r\nZwei.\n"
     (tmp_path / "in.txt").write_bytes(text.encode())

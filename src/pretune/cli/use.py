@@ -159,6 +159,9 @@ def predict(
             shown = {name: row[name] for name in predictor.task.shown if name in row}
             show(shown, answer.top(top_k))
         sys.stdout.flush()
+    if predictor.cut:
+        notes = Console(stderr=True, highlight=False)
+        notes.print(f"{predictor.cut:,} {predictor.task.was_cut}", soft_wrap=True)
 
 
 def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:

@@ -31,6 +31,9 @@ class Predictor:
         precision: `auto`, `float32` or `bf16`.
         batch_tokens: tokens at a time; changes memory and speed only.
 
+    Attributes:
+        cut: how many of the texts that were asked about so far were too long and lost their ends.
+
     Raises:
         RunError: the model was not trained for a task, or there is no such device.
     """
@@ -49,6 +52,7 @@ class Predictor:
         self._precision = precision
         self._batch_tokens = batch_tokens
         self._model = bundle.model.to(self.device).eval()
+        self.cut = 0
 
     def records(self, rows: Sequence[Any], origin: str = "input") -> Records:
         """What a person hands over as records of the task.
@@ -78,6 +82,7 @@ class Predictor:
         """
         task = self.task.apart()
         features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
+        self.cut += features.truncated
         parts: dict[int, Any] = {}
         reader = Reader(task, self._model, features, self._batch_tokens)
         for which in reader.batches()[0]:
