@@ -37,7 +37,7 @@ def run(*arguments: str | Path, code: int = 0) -> str:
     done = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "120"})
     assert done.exit_code == code, done.output + str(done.exception)
     assert "Traceback" not in done.output
-    return done.output
+    return done.stdout if code == 0 else done.output
 
 
 def test_figures_of_each_type(place: Path) -> None:
