@@ -133,6 +133,7 @@ def test_a_template_that_changes_the_past_is_refused() -> None:
 
 def test_of_several_the_default_is_taken(tokenizer: Tokenizer) -> None:
     tokenizer.settings["chat_template"] = [
+        {"name": ["no", "name"], "template": "x"},
         {"name": "tools", "template": "t"},
         {"name": "default", "template": "d"},
     ]

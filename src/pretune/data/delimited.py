@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.errors import DataError
+from pretune.text.decode import lines_of
 
 
 def table_rows(
@@ -56,8 +57,7 @@ def _fields(
 ) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of each line that is not blank."""
     if not quoted:
-        for number, line in enumerate(text.split("\n"), start=1):
-            line = line.removesuffix("\r")
+        for number, line in enumerate(lines_of(text), start=1):
             if line:
                 yield number, line.split(delimiter)
         return

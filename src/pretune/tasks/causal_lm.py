@@ -194,7 +194,9 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         return scores, scores.state
 
     def _scored(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Any:
-        select, labels = self._foretold(batch), batch.targets[NEXT]
+        # Blocks that are trained on have nothing in common, and so no token to leave out.
+        select = None if model.training else self._foretold(batch)
+        labels = batch.targets[NEXT]
         if select is not None:
             labels = labels[select.rows]
         return model(batch, select=select, labels=labels, **self.options.how, **more)

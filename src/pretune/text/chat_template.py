@@ -121,8 +121,9 @@ class ChatTemplate:
         """
         text = tokenizer.settings.get("chat_template")
         if isinstance(text, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
-            text = named.get("default")
+            several = (one for one in text if isinstance(one, dict))
+            usual = (one.get("template") for one in several if one.get("name") == "default")
+            text = next(usual, None)
         return cls(text, dict(tokenizer.special)) if isinstance(text, str) else None
 
     def render(self, messages: Sequence[Message], *, asked: bool = False) -> str:
