@@ -12,7 +12,7 @@ pretune.push(run.folder, "me/tickets")
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from pretune.training import (
     train_recipe,
 )
 from pretune.training import resume as resume_run
-from pretune.training.inputs import Data, read_features
+from pretune.training.inputs import Data, as_read_by, read_features
 from pretune.training.log import Reporter
 
 
@@ -127,8 +127,12 @@ def evaluate(
     target = choose_device(device)
     records: Data
     if isinstance(data, Records):
-        records = data
+        records = as_read_by(task, data, column_names(bundle, columns))
     elif is_corpus(data):
+        if columns:
+            raise DataError(
+                f"{data}: a prepared corpus has no columns but its text", "Leave out the columns."
+            )
         records = StoredDocuments.open(data)
     else:
         records = read_for(
@@ -149,7 +153,11 @@ def evaluate(
 
 
 def predict(
-    model: Bundle | str | Path, inputs: Sequence[Any] | str, *, device: str = "auto"
+    model: Bundle | str | Path,
+    inputs: Sequence[Any] | str,
+    *,
+    device: str = "auto",
+    max_chars: int | None = None,
 ) -> list[Prediction]:
     """Answers for some inputs, in their order.
 
@@ -158,6 +166,7 @@ def predict(
         inputs: texts; for models of pairs, two texts each: `[("a", "b"), ...]`; or mappings with
             the task's column names. One text by itself works too.
         device: `auto`, `cpu`, `cuda`, ...
+        max_chars: a longer text is taken for a mistake; default: as for `evaluate`.
 
     Raises:
         PretuneError: bad input or model; the message says what to do.
@@ -165,7 +174,12 @@ def predict(
     bundle = model if isinstance(model, Bundle) else load(model)
     predictor = Predictor(bundle, device=device)
     rows = [inputs] if isinstance(inputs, str) else list(inputs)
-    return predictor.predict(predictor.records(rows)) if rows else []
+    if not rows:
+        return []
+    records = predictor.records(rows)
+    return predictor.predict(
+        records if max_chars is None else replace(records, max_chars=max_chars)
+    )
 
 
 def generate(
@@ -210,7 +224,7 @@ def prompt(
     batch_tokens: int = 8192,
     encoding: str = "utf-8",
     quoting: str = "auto",
-    max_chars: int = MAX_CHARS,
+    max_chars: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> FewShotResult:
@@ -225,7 +239,7 @@ def prompt(
         batch_tokens: tokens at a time; changes memory and speed only.
         encoding: of text files.
         quoting: of CSV and TSV files: `auto`, `standard` or `none`.
-        max_chars: a longer text is taken for a mistake.
+        max_chars: a longer text is taken for a mistake; default: 100,000 characters.
         progress: called with the number of questions done and of all.
         options: how to ask, by the names of `FewShotOptions`: `shots=(0, 4), score="pmi", ...`
 
@@ -237,7 +251,8 @@ def prompt(
     def records(source: str | Path | Records) -> Records:
         if isinstance(source, Records):
             return source
-        return read(source, encoding=encoding, quoting=quoting, max_chars=max_chars)
+        most = MAX_CHARS if max_chars is None else max_chars
+        return read(source, encoding=encoding, quoting=quoting, max_chars=most)
 
     return measure(
         model if isinstance(model, Bundle) else load(model),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -61,6 +63,45 @@ class TestOptionsOfTheCommand:
         refused(run("describe", path), "set --quoting none")
 
 
+class TestLongTexts:
+    """What is taken for a mistake, and how one says that it is none."""
+
+    @pytest.fixture
+    def long(self, tmp_path: Path) -> Path:
+        path = tmp_path / "long.csv"
+        path.write_text(f"text,label\n{'good ' * 30_000}film,good\n", encoding="utf-8")
+        return path
+
+    @pytest.mark.parametrize("command", ["evaluate", "report", "predict", "compare"])
+    def test_of_a_file(self, model: Path, long: Path, tmp_path: Path, command: str) -> None:
+        data = {"predict": ["--file", long], "compare": [model, "--data", long]}.get(
+            command, [long]
+        )
+        more = ["-o", tmp_path / "a.html", "--explain", 0] if command == "report" else []
+        done = run(command, model, *data, *more)
+        refused(done, f"{long}, line 2, column 'text': a text of 150,004 characters")
+        refused(done, "allow it with --max-chars N if that is what you mean")
+        done = run(command, model, *data, *more, "--max-chars", 150_004)
+        assert done.exit_code == 0, done.output
+        refused(run(command, model, *data, *more, "--max-chars", 150_003), "(the limit is 150,003)")
+
+    def test_of_a_pipe(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def piped(length: int, *more: Any) -> Any:
+            reader, writer = os.pipe()
+            with os.fdopen(reader, "rb") as file, monkeypatch.context() as patch:
+                patch.setattr(sys, "stdin", io.TextIOWrapper(file))
+                text = b"good " * (length // 5) + b"\n"
+                thread = Thread(target=lambda: (os.write(writer, text), os.close(writer)))
+                thread.start()
+                try:
+                    return run("predict", model, "--json", *more)
+                finally:
+                    thread.join()
+
+        refused(piped(150_000), "allow it with --max-chars N")
+        assert piped(150_000, "--max-chars", 150_000).exit_code == 0
+
+
 class TestColumns:
     @pytest.mark.parametrize("command", ["evaluate", "report", "predict"])
     def test_given_ones_must_be_there(
@@ -92,7 +133,13 @@ class TestColumns:
 
 
 @pytest.mark.parametrize(
-    "option", [("--column", "text=body"), ("--encoding", "utf-8"), ("--quoting", "none")]
+    "option",
+    [
+        ("--column", "text=body"),
+        ("--encoding", "utf-8"),
+        ("--quoting", "none"),
+        ("--max-chars", "9"),
+    ],
 )
 def test_options_about_data_need_data(model: Path, tmp_path: Path, option: tuple[str, str]) -> None:
     done = run("report", model, "-o", tmp_path / "a.html", *option)

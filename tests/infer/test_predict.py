@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pretune
+from pretune.data import read
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.infer import Predictor, read_inputs, stream_lines
 from pretune.infer.predict import decode_line, records_of
@@ -224,6 +225,25 @@ class TestEvaluate:
         ]
         assert found.count == 30
         assert found.metrics["accuracy"] == pytest.approx(sum(right) / 30)
+
+    def test_records_have_their_columns_named_as_a_file_has(
+        self, single: Bundle, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "test.tsv"
+        lines = [f"{text}\tx\tgood" for text in texts(5)]
+        path.write_text("\n".join(["body\ttext\tlabel", *lines]), encoding="utf-8")
+        names = {"text": "body"}
+        of_file = pretune.evaluate(single, path, columns=names)
+        assert of_file.metrics != pretune.evaluate(single, path).metrics
+        assert pretune.evaluate(single, read(path), columns=names) == of_file
+        with pytest.raises(DataError, match="no column 'bdy'"):
+            pretune.evaluate(single, read(path), columns={"text": "bdy"})
+
+    def test_a_long_text_that_is_no_mistake(self, single: Bundle) -> None:
+        text = "good " * 30_000
+        with pytest.raises(DataError, match="the limit is 100,000"):
+            pretune.predict(single, text)
+        assert len(pretune.predict(single, text, max_chars=150_000)) == 1
 
     def test_leaves_the_mode_as_it_was(self, single: Bundle, tmp_path: Path) -> None:
         path = tmp_path / "test.tsv"

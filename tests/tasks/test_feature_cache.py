@@ -16,6 +16,7 @@ from pretune.tasks import (
     ChooseOptions,
     Classify,
     ClassifyOptions,
+    feature_cache,
     featurize,
 )
 from pretune.tasks.feature_cache import FeatureCache
@@ -93,7 +94,9 @@ def test_features_of_several_sequences(
     assert found.choices == plain.choices
 
 
-def test_the_key_is_of_all_that_matters(cache: FeatureCache, tokenizer: Tokenizer) -> None:
+def test_the_key_is_of_all_that_matters(
+    cache: FeatureCache, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def key(
         data: Records | None = None,
         with_tokenizer: Tokenizer | None = None,
@@ -116,6 +119,9 @@ def test_the_key_is_of_all_that_matters(cache: FeatureCache, tokenizer: Tokenize
         key(replace(data, categories={"label": ["a"]})),
     ]
     assert len(set(keys)) == len(keys)
+    monkeypatch.setattr(feature_cache, "_sources", lambda: "of other code")
+    assert key() not in keys
+    monkeypatch.undo()
     elsewhere = replace(data, origin="other.jsonl", lines=None)
     assert key(elsewhere) == key()
 

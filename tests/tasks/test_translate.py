@@ -15,7 +15,7 @@ from pretune.infer.explain import gradient_times_input
 from pretune.tasks import Translate, TranslateOptions, featurize
 from pretune.tasks.bundle import Bundle, load
 from pretune.tasks.losses import NEXT, cross_entropy
-from pretune.text import train_tokenizer
+from pretune.text import load_tokenizer, train_tokenizer
 from pretune.training import evaluate_features
 from tests.tasks.translations import PAIRS, SIZES, records, saved, translator
 
@@ -372,6 +372,13 @@ def test_a_vocabulary_for_each_side(kind: str, tmp_path: Path) -> None:
     assert whole(found[0].translation) == whole(target.decode(written[0].tolist()))
     with pytest.raises(CheckpointError, match="two vocabularies"):
         translator_of_one_table(source)
+    for lost in ("manifest.json", "target_tokenizer.json"):
+        (folder / lost).unlink()
+    with pytest.raises(CheckpointError, match=r"target_tokenizer\.json: missing"):
+        load(folder)
+    source.target = None
+    source.save(tmp_path)
+    assert load_tokenizer(tmp_path).target is None
 
 
 def translator_of_one_table(tokenizer: Any) -> Bundle:

@@ -11,11 +11,12 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from pretune.data import PackedBatch
 from pretune.errors import CheckpointError, RecipeError, RunError
 from pretune.hub import fill_adapter, save_adapter
-from pretune.models import adapters, add_lora, merged_state
+from pretune.models import adapters, add_lora, learned_rows, merged_state
 from pretune.models.lora import TARGETS
 from pretune.recipe import Recipe
 from pretune.tasks.bundle import ADAPTER, load
@@ -41,16 +42,20 @@ def theirs(model: Any) -> torch.Tensor:
         return torch.cat([model(torch.tensor([ids])).logits[0] for ids in IDS])
 
 
-@pytest.mark.parametrize("targets", [TARGETS[:1], TARGETS])
+@pytest.mark.parametrize(
+    ("targets", "new"), [(TARGETS[:1], range(0)), (TARGETS, range(0)), (TARGETS, range(5, 9))]
+)
 def test_an_adapter_is_pefts_there_and_back(
-    bpe: Pair, tmp_path: Path, targets: tuple[str, ...]
+    bpe: Pair, tmp_path: Path, targets: tuple[str, ...], new: range
 ) -> None:
     bundle = load(bpe.folder)
     before = logits(bundle.model)
-    add_lora(bundle.model, 3, 6.0, targets)
+    add_lora(bundle.model, 3, 6.0, targets, new)
     assert torch.equal(logits(bundle.model), before), "at first nothing is changed"
     for part in adapters(bundle.model).values():
         torch.nn.init.normal_(part.lora_b, std=0.1)
+    for rows in learned_rows(bundle.model).values():
+        torch.nn.init.normal_(rows.rows, std=0.3)
     mine = logits(bundle.model)
     assert not torch.allclose(mine, before, atol=1e-2)
     save_adapter(bundle.model, tmp_path / "a", bundle.family, "causal_lm", str(bpe.folder))
@@ -60,12 +65,16 @@ def test_an_adapter_is_pefts_there_and_back(
     # What peft writes is read, too.
     opened.save_pretrained(tmp_path / "b")
     again = load(bpe.folder)
-    add_lora(again.model, 3, 6.0, targets)
+    add_lora(again.model, 3, 6.0, targets, new)
     fill_adapter(again.model, tmp_path / "b", again.family, "causal_lm")
     assert torch.allclose(logits(again.model), mine, atol=1e-6)
     other = load(bpe.folder)
-    add_lora(other.model, 2, 6.0, targets)
+    add_lora(other.model, 2, 6.0, targets, new)
     with pytest.raises(CheckpointError, match=r"r=3, lora_alpha=6.0, but"):
+        fill_adapter(other.model, tmp_path / "b", other.family, "causal_lm")
+    other = load(bpe.folder)
+    add_lora(other.model, 3, 6.0, targets, range(5, 8))
+    with pytest.raises(CheckpointError, match=r"new tokens are \[5, 6, 7\]"):
         fill_adapter(other.model, tmp_path / "b", other.family, "causal_lm")
     merged = opened.merge_and_unload()
     plain = load(bpe.folder).model
@@ -73,12 +82,19 @@ def test_an_adapter_is_pefts_there_and_back(
     assert torch.allclose(logits(plain), theirs(merged), atol=1e-4)
 
 
-def test_gradients_are_pefts(bpe: Pair) -> None:
+@pytest.mark.parametrize("new", [range(0), range(5, 9)])
+def test_gradients_are_pefts(bpe: Pair, new: range) -> None:
     bundle = load(bpe.folder)
-    add_lora(bundle.model, 2, 4.0, TARGETS)
+    add_lora(bundle.model, 2, 4.0, TARGETS, new)
     base = transformers.GPT2LMHeadModel.from_pretrained(bpe.folder)
     names = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=names, fan_in_fan_out=True)
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=4,
+        target_modules=names,
+        fan_in_fan_out=True,
+        trainable_token_indices=list(new) or None,
+    )
     other = peft.get_peft_model(base, config).eval()
     values = dict(other.named_parameters())
     paired = []
@@ -90,6 +106,10 @@ def test_gradients_are_pefts(bpe: Pair) -> None:
             torch.nn.init.normal_(own, std=0.1)
             twin.data.copy_(own.data)
             paired.append((own, twin))
+    for rows in learned_rows(bundle.model).values():
+        # Of the rows 5 to 8 the text has 5 and 7, and 9 not; the output layer reads all of them.
+        place = "base_model.model.transformer.wte.token_adapter.trainable_tokens_delta.default"
+        paired.append((rows.rows, values[place]))
     bundle.model.eval()
     batch = PackedBatch.of(IDS[:1])
     labels = torch.tensor([*IDS[0][1:], 3])
@@ -150,7 +170,40 @@ def test_only_the_adapter_learns_and_what_is_saved_is_whole(
     assert changed == expected
 
 
-def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe: Recipe, tmp_path: Path) -> None:
+MARKS = ["<|im_start|>", "<|im_end|>"]
+
+
+def test_new_tokens_learn(recipe: Recipe, bpe: Pair, tmp_path: Path) -> None:
+    changes = {"model.new_tokens": MARKS, "task.template": "chatml", "model.vocab_multiple": 64}
+    recipe = recipe.changed(changes)
+    train_recipe(recipe, quiet=True)
+    folder = tmp_path / "run" / "last"
+    plain = load(folder)
+    old = bpe.bundle.model.backbone.embeddings.tokens.weight
+    new = plain.model.backbone.embeddings.tokens.weight
+    assert len(new) % 64 == 0
+    assert torch.equal(new[: len(old)], old), "what was known stays"
+    first = [plain.tokenizer.engine.token_to_id(mark) for mark in MARKS]
+    assert first == [len(old), len(old) + 1]
+    # They began at the mean of the others, as what pads the table still is.
+    assert (new[first] - new[-1]).abs().max() > 1e-2
+    base = transformers.GPT2LMHeadModel.from_pretrained(bpe.folder)
+    base.resize_token_embeddings(len(new))
+    opened = peft.PeftModel.from_pretrained(base, folder / ADAPTER).eval()
+    known = len(old) + len(MARKS)
+    text = [*IDS[0], *first]
+    with torch.no_grad():
+        found = opened(torch.tensor([text])).logits[0]
+        mine = plain.model.eval()(PackedBatch.of([text]))
+    assert torch.allclose(found[:, :known], mine[:, :known], atol=1e-4)
+
+
+@pytest.mark.parametrize("new", [[], MARKS])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    recipe: Recipe, tmp_path: Path, new: list[str]
+) -> None:
+    if new:
+        recipe = recipe.changed({"model.new_tokens": new, "task.template": "chatml"})
     train_recipe(recipe, quiet=True)
     whole = load(tmp_path / "run" / "last").model.state_dict()
     other = recipe.changed({"output": str(tmp_path / "cut")})
@@ -163,6 +216,27 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe: Recipe, tmp_pat
     resume(run, quiet=True)
     again = load(run / "last").model.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_an_adapter_goes_on_beside_the_weights_that_it_was_trained_beside(
+    recipe: Recipe, bpe: Pair, tmp_path: Path
+) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(bpe.folder, base)
+    train_recipe(recipe.changed({"model.from": str(base)}), quiet=True)
+    (run / "result.json").unlink()
+    for step, path in checkpoints(run):
+        if step > 4:
+            shutil.rmtree(path)
+    weights = load_file(base / "model.safetensors")
+    # One matrix that no adapter is beside, and the other way round.
+    for name in ("transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"):
+        changed = {**weights, name: weights[name] + 1e-3}
+        save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RunError, match=f"trained beside other weights than {base} has now"):
+            resume(run, quiet=True)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    assert resume(run, quiet=True).metrics
 
 
 def test_a_rank_that_no_matrix_has_is_refused_before_it_is_allocated(bpe: Pair) -> None:

@@ -46,9 +46,19 @@ class _Commands(TyperGroup):
         return text
 
 
+def to_stdout() -> Console:
+    """Where answers go. What is printed comes from data, names and paths: it is never markup."""
+    return Console(highlight=False, emoji=False, markup=False)
+
+
+def to_stderr(*, quiet: bool = False) -> Console:
+    """Where notes and errors go, as they are."""
+    return Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=quiet)
+
+
 def fail(text: str, code: int) -> NoReturn:
     """End the command: say why on standard error, exit with `code`."""
-    Console(stderr=True, highlight=False, emoji=False).print(text, markup=False, soft_wrap=True)
+    to_stderr().print(text, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -88,6 +98,14 @@ Columns = Annotated[
 Encoding = Annotated[str, typer.Option(help="Of text files, e.g. gb18030.")]
 Quoting = Annotated[
     str, typer.Option(help="Of CSV and TSV: auto, standard (fields in double quotes) or none.")
+]
+MaxChars = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="A longer text is taken for a mistake. Default: 100,000 characters, or 100 million "
+        "where a text is read in several windows.",
+    ),
 ]
 AllowPickle = Annotated[
     bool,
@@ -147,7 +165,7 @@ def only_with_data(context: typer.Context, data: str | None, called: str) -> Non
 
 
 #: The options that say how data are to be read.
-_ABOUT_DATA = ("columns", "encoding", "quoting")
+_ABOUT_DATA = ("columns", "encoding", "quoting", "max_chars")
 
 
 def option_pairs(given: list[str] | None) -> dict[str, Any]:
@@ -172,7 +190,7 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, in
     # What is told may be a path, and no markup.
     told = TextColumn("{task.description}", style="progress.description", markup=False)
     columns = (told, *Progress.get_default_columns()[1:])
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=to_stderr(), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

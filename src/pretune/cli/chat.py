@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AllowPickle, Device, Model, app
+from pretune.cli.app import AllowPickle, Device, Model, app, to_stderr
 from pretune.cli.generate import put
 from pretune.errors import PretuneError, did_you_mean
 
@@ -113,7 +113,7 @@ def chat(
         candidates=candidates,
         device=device,
     )
-    notes = Console(stderr=True, highlight=False)
+    notes = to_stderr()
     if sys.stdin.isatty():
         notes.print("/help shows the commands, Ctrl-D leaves.", style="dim")
     for message in _messages(notes):
@@ -124,7 +124,7 @@ def chat(
             elif message.strip():
                 _answer(message.removeprefix("/"), talk, notes)
         except PretuneError as error:
-            notes.print(f"error: {error}", markup=False, soft_wrap=True)
+            notes.print(f"error: {error}", soft_wrap=True)
 
 
 def _messages(notes: Console) -> Iterator[str]:
@@ -192,15 +192,15 @@ def _command(line: str, talk: Conversation, notes: Console) -> bool:
         notes.print("(forgotten)", style="dim")
     elif name == "/save":
         save(talk.record if talk.turns else None, Path(rest or "chat.jsonl"))
-        notes.print(f"(saved in {rest or 'chat.jsonl'})", style="dim", markup=False)
+        notes.print(f"(saved in {rest or 'chat.jsonl'})", style="dim")
     elif name == "/set":
         _set(rest, talk)
     elif name == "/settings":
         for setting, value in asdict(talk.decoding).items():
             if setting in SETTINGS:
-                notes.print(f"{setting}={value}", markup=False)
+                notes.print(f"{setting}={value}")
     elif name == "/help":
-        notes.print(HELP, markup=False)
+        notes.print(HELP)
     else:
         raise PretuneError(f"no command is called '{name}'", did_you_mean(name, COMMANDS))
     return True

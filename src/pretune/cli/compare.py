@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pretune.cli.app import (
     AllowPickle,
@@ -15,6 +14,7 @@ from pretune.cli.app import (
     Columns,
     Device,
     Encoding,
+    MaxChars,
     Quoting,
     TaskOptions,
     app,
@@ -22,6 +22,7 @@ from pretune.cli.app import (
     only_with_data,
     option_pairs,
     progress_bar,
+    to_stdout,
 )
 
 
@@ -61,6 +62,7 @@ def compare(
     columns: Columns = None,
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
+    max_chars: MaxChars = None,
     device: Device = "auto",
     options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
@@ -90,7 +92,11 @@ def compare(
     sides.check_tasks(runs, tasks)
     names = column_names(bundles[0], column_pairs(columns))
     records = examined_records(
-        *(runs[0], tasks[0], data), columns=names, encoding=encoding, quoting=quoting
+        *(runs[0], tasks[0], data),
+        columns=names,
+        encoding=encoding,
+        quoting=quoting,
+        max_chars=max_chars,
     ).head(limit)
     found = []
     for run, bundle in zip(runs, bundles, strict=True):
@@ -101,10 +107,10 @@ def compare(
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) for row in result.rows())
         atomic_text(output, "".join(line + "\n" for line in lines))
-    out = Console(highlight=False, emoji=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=result.to_dict())
         return
     out.print(compare_tables(result, examples))
     if output is not None:
-        out.print(f"wrote {output}", markup=False, soft_wrap=True)
+        out.print(f"wrote {output}", soft_wrap=True)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AsJson, Encoding, Quoting, app
+from pretune.cli.app import AsJson, Encoding, Quoting, app, to_stderr, to_stdout
 from pretune.errors import PretuneError
 
 
@@ -77,24 +76,24 @@ def describe(
             near=near if near and there and len(files) > 1 else None,
             progress=done,
         )
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=found.to_dict())
     else:
         out.print(description_tables(found))
-    notes = Console(stderr=True, highlight=False)
+    notes = to_stderr()
     if html is not None:
         try:
             atomic_text(html, description_page(found, "Data: " + ", ".join(sources)))
         except OSError as error:
             raise not_writable(html, "--html", error) from None
-        notes.print(f"written: {html}", markup=False, soft_wrap=True)
+        notes.print(f"written: {html}", soft_wrap=True)
     if png is not None:
         for path in write_charts(found, png):
-            notes.print(f"written: {path}", markup=False, soft_wrap=True)
+            notes.print(f"written: {path}", soft_wrap=True)
     warning = font_warning(found) if png else None
     if warning:
-        notes.print(warning, markup=False, soft_wrap=True)
+        notes.print(warning, soft_wrap=True)
 
 
 def _columns(task: str | None) -> list[str] | None:

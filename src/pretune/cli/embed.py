@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AllowPickle, AsJson, Device, Encoding, Model, Quoting, app
+from pretune.cli.app import (
+    AllowPickle,
+    AsJson,
+    Device,
+    Encoding,
+    Model,
+    Quoting,
+    app,
+    to_stdout,
+)
 from pretune.errors import PretuneError
 
 
@@ -81,7 +89,7 @@ def embed(
         batch_tokens=batch_tokens,
         max_length=max_length,
     )
-    out = Console(highlight=False)
+    out = to_stdout()
     with Reporter(quiet=quiet) as reporter, reporter.working("embedding", len(texts)) as done:
         if output is not None:
             write_vectors(embedder, records, texts, output, progress=done)
@@ -97,7 +105,7 @@ def embed(
             shown = (
                 f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
             )
-            out.print(shown, markup=False, soft_wrap=True)
+            out.print(shown, soft_wrap=True)
         return
     for item in found:
         place = records.where(item.row)
@@ -105,4 +113,4 @@ def embed(
             print(json.dumps({**asdict(item), "where": place}, ensure_ascii=False))
         else:
             line = f"{item.score:.4f}  {place}\n        {item.text}"
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)

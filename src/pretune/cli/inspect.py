@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AllowPickle, AsJson, app
+from pretune.cli.app import AllowPickle, AsJson, app, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def inspect(
     """
     if attention is None and (layer is not None or head is not None):
         raise PretuneError("--layer and --head choose what --attention draws", "Add it.")
-    out = Console(highlight=False)
+    out = to_stdout()
     shown: dict[str, Any] = {}
     if tokens is not None:
         shown["tokens"] = _tokens(source, tokens, None if as_json else out)
@@ -71,7 +71,7 @@ def inspect(
             load(source, allow_pickle=allow_pickle), attention, output, layer, head
         )
         if not as_json:
-            out.print(f"wrote {output}", markup=False, soft_wrap=True)
+            out.print(f"wrote {output}", soft_wrap=True)
     if not shown:
         shown = _model(source, batch, length, None if as_json else out)
     if as_json:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import STOPPED_BY, AsJson, Device, app, fail
+from pretune.cli.app import STOPPED_BY, AsJson, Device, app, fail, to_stderr, to_stdout
 
 
 @app.command(
@@ -71,22 +70,19 @@ def ladder(
         seed=seed,
         device=device,
     )
-    log = Console(stderr=True, highlight=False, quiet=quiet)
-    climb = Climb(
-        options, quiet=quiet, say=lambda text: log.print(text, markup=False, soft_wrap=True)
-    )
+    log = to_stderr(quiet=quiet)
+    climb = Climb(options, quiet=quiet, say=lambda text: log.print(text, soft_wrap=True))
     try:
         found = climb.run()
     except Interrupted as stopped:
         fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
     write_ladder(found, options.output)
-    console = Console(highlight=False)
+    console = to_stdout()
     if as_json:
         console.print_json(data=found.to_dict())
         return
     console.print(ladder_view(found))
     console.print(
         f"wrote ladder.json, ladder.csv and ladder.png to {options.output}",
-        markup=False,
         soft_wrap=True,
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AsJson, app
+from pretune.cli.app import AsJson, app, to_stdout
 
 
 @app.command(
@@ -43,7 +42,7 @@ def plan(
     from pretune.report.plan_tables import plan_view
 
     found = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=found.to_dict())
         return

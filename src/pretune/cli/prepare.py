@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AsJson, Encoding, app
+from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
 
 if TYPE_CHECKING:
     from pretune.corpus.pipeline import Progress as Done
@@ -145,13 +144,13 @@ def prepare(
             restart=restart,
             on_progress=show,
         )
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=made.to_dict())
         return
     out.print(corpus_table(made))
     what = "is there already: " if made.found else "wrote "
-    out.print(f"{what}{made.folder}", markup=False, soft_wrap=True)
+    out.print(f"{what}{made.folder}", soft_wrap=True)
 
 
 @contextmanager
@@ -163,7 +162,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[Done], None]]:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}% {task.description}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=to_stderr(),
         disable=quiet,
     )
     with bar:

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AllowPickle, AsJson, Device, Encoding, Model, Quoting, app
+from pretune.cli.app import (
+    AllowPickle,
+    AsJson,
+    Device,
+    Encoding,
+    MaxChars,
+    Model,
+    Quoting,
+    app,
+    to_stderr,
+    to_stdout,
+)
 from pretune.errors import PretuneError
 
 Shots = Annotated[
@@ -78,6 +88,7 @@ def prompt(
     batch_tokens: BatchTokens = 8192,
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
+    max_chars: MaxChars = None,
     device: Device = "auto",
     allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
@@ -99,6 +110,8 @@ def prompt(
             batch_tokens=batch_tokens,
             encoding=encoding,
             quoting=quoting,
+            max_chars=max_chars,
+            **({} if max_chars is None else {"max_chars": max_chars}),
             progress=show,
             shots=_numbers(shots),
             seeds=range(seeds),
@@ -112,7 +125,7 @@ def prompt(
     if output is not None:
         text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2)
         atomic_text(output, text + "\n")
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=found.to_dict(predictions=False))
         return
@@ -165,7 +178,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, and what moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = to_stderr()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("asking", total=None)

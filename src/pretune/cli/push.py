@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AllowPickle, AsJson, app
+from pretune.cli.app import AllowPickle, AsJson, app, to_stderr, to_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def push(
     """
     from pretune import publish
 
-    out = Console(highlight=False)
+    out = to_stdout()
     about: dict[str, Any] = {
         "license_id": license_id,
         "languages": languages or (),
@@ -65,9 +65,9 @@ def push(
         shown = {"folder": dry_run, "files": [vars(file) for file in files]}
         last = f"nothing was sent; all of it is in {dry_run}"
     else:
-        log = Console(stderr=True, highlight=False)
+        log = to_stderr()
         _quiet_unless_watched()
-        say = partial(log.print, markup=False, soft_wrap=True)
+        say = partial(log.print, soft_wrap=True)
         done = publish.push(run, repo, public=public, say=say, **about)
         files, shown = done.files, done.to_dict()
         last = f"{done.url} ({'private' if done.private else 'public'})"
@@ -75,7 +75,7 @@ def push(
         out.print_json(data=shown)
         return
     _show(out, files)
-    out.print(last, markup=False, soft_wrap=True)
+    out.print(last, soft_wrap=True)
 
 
 def _quiet_unless_watched() -> None:
@@ -89,4 +89,4 @@ def _quiet_unless_watched() -> None:
 def _show(out: Console, files: Sequence[StagedFile]) -> None:
     width = max(len(file.name) for file in files)
     for file in files:
-        out.print(f"{file.name:<{width}}  {file.size:>13,} bytes", markup=False, soft_wrap=True)
+        out.print(f"{file.name:<{width}}  {file.size:>13,} bytes", soft_wrap=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import app
+from pretune.cli.app import app, to_stdout
 
 
 @app.command(epilog="Example: pretune init classify > my-recipe.yaml")
@@ -55,4 +54,4 @@ def recipes(
     table = Table("recipe", "what it does", pad_edge=False)
     for key in known:
         table.add_row(key, Recipe.load(key).description)
-    Console(highlight=False).print(table)
+    to_stdout().print(table)

@@ -13,6 +13,7 @@ from pretune.cli.app import (
     Columns,
     Device,
     Encoding,
+    MaxChars,
     Model,
     Quoting,
     TaskOptions,
@@ -21,6 +22,8 @@ from pretune.cli.app import (
     only_with_data,
     option_pairs,
     progress_bar,
+    to_stderr,
+    to_stdout,
 )
 from pretune.errors import DataError, RunError
 
@@ -66,6 +69,7 @@ def report(
     columns: Columns = None,
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
+    max_chars: MaxChars = None,
     device: Device = "auto",
     options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
@@ -84,7 +88,7 @@ def report(
     from pretune.training.inputs import examined_records
 
     only_with_data(context, data, "DATA")
-    place, notes = Path(run), Console(stderr=True, highlight=False, emoji=False)
+    place, notes = Path(run), to_stderr()
     is_run = (place / RECIPE).is_file()
     output = output or (place if is_run else Path()) / "report.html"
     check_writable(output, png, overwrite=overwrite)
@@ -92,7 +96,11 @@ def report(
     recipe = RunFolder(place).recipe() if is_run else None
     names = column_names(bundle, column_pairs(columns))
     records = examined_records(
-        *(run, the_task(bundle), data), columns=names, encoding=encoding, quoting=quoting
+        *(run, the_task(bundle), data),
+        columns=names,
+        encoding=encoding,
+        quoting=quoting,
+        max_chars=max_chars,
     )
     with progress_bar("examining") as done:
         found = examine(bundle, records.head(limit), device=device, progress=done)
@@ -117,11 +125,10 @@ def report(
     )
     write_report(facts, output, png)
     if png is not None and (note := font_note(facts)) is not None:
-        notes.print(note, markup=False, soft_wrap=True)
+        notes.print(note, soft_wrap=True)
     size = output.stat().st_size / 1e6
-    Console(highlight=False, emoji=False).print(
+    to_stdout().print(
         f"wrote {output} ({len(found.examples):,} examples, {size:.1f} MB)",
-        markup=False,
         soft_wrap=True,
     )
 
@@ -156,7 +163,6 @@ def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examin
     except DataError as error:
         notes.print(
             f"The temperature is fitted on DATA itself: {error.message}",
-            markup=False,
             soft_wrap=True,
         )
         return None

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AsJson, app
+from pretune.cli.app import AsJson, app, to_stdout
 
 
 @app.command(
@@ -33,7 +32,7 @@ def runs(
     from pretune.report.runs_tables import runs_table
 
     found = find_runs(folder, sort)
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=found.to_dict())
         return

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import AsJson, app
+from pretune.cli.app import AsJson, app, to_stdout
 
 
 @app.command(
@@ -50,10 +49,10 @@ def plot_schedule(
     plan = Plan.of(chosen)
     if png is not None:
         draw_plan(plan, png)
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data=plan.to_dict())
         return
     out.print(plan_view(plan, unicode=out.encoding.lower().startswith("utf")))
     if png is not None:
-        out.print(f"wrote {png}", markup=False, soft_wrap=True)
+        out.print(f"wrote {png}", soft_wrap=True)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import STOPPED_BY, AsJson, app, fail
+from pretune.cli.app import STOPPED_BY, AsJson, app, fail, to_stderr, to_stdout
 
 
 class Towards(StrEnum):
@@ -71,7 +70,7 @@ def sweep(
     from pretune.training.space import parse_space
     from pretune.training.sweep import Sweep, SweepStopped
 
-    log = Console(stderr=True, highlight=False, quiet=quiet)
+    log = to_stderr(quiet=quiet)
     search = Sweep(
         Recipe.load(recipe, overrides or []),
         [parse_space(one) for one in over or []],
@@ -80,9 +79,9 @@ def sweep(
         study=study,
         seed=seed,
         quiet=quiet,
-        say=lambda text: log.print(text, markup=False, soft_wrap=True),
+        say=lambda text: log.print(text, soft_wrap=True),
     )
-    out = Console(highlight=False)
+    out = to_stdout()
     try:
         result = search.run(trials)
     except SweepStopped as stopped:
@@ -95,4 +94,4 @@ def sweep(
         out.print_json(data=result.to_dict())
         return
     out.print(sweep_table(result))
-    out.print(f"repeat the best: pretune train {result.best_recipe}", markup=False, soft_wrap=True)
+    out.print(f"repeat the best: pretune train {result.best_recipe}", soft_wrap=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -22,7 +21,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from pretune.cli.app import AsJson, Encoding, app
+from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def tokenizer(
     trained, facts, found = _train(corpus, encoding, field, sample_mb << 20, kind, options)
     _write(trained, output, save_trained)
     facts |= {"asked_for": vocab_size or DEFAULT_SIZES.get(kind), "folder": str(output)}
-    out = Console(highlight=False)
+    out = to_stdout()
     if as_json:
         out.print_json(data={**facts, **asdict(found)})
         return
@@ -238,7 +237,7 @@ def _volume(files: list[str]) -> int | None:
 
 
 def _bar() -> Progress:
-    console = Console(stderr=True)
+    console = to_stderr()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

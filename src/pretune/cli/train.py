@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import STOPPED_BY, AsJson, app, fail
+from pretune.cli.app import STOPPED_BY, AsJson, app, fail, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def _train(
         _show(train_recipe(chosen, overwrite=overwrite, quiet=quiet), as_json=as_json)
         return
     several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
-    out = Console()
+    out = to_stdout()
     out.print_json(data=seeds_to_dict(several)) if as_json else out.print(seeds_table(several))
 
 
@@ -106,7 +105,7 @@ def _show(result: RunResult, *, as_json: bool) -> None:
 
     if not environment_world().main:
         return
-    out = Console()
+    out = to_stdout()
     if as_json:
         out.print_json(data=result.to_dict())
         return
@@ -116,7 +115,7 @@ def _show(result: RunResult, *, as_json: bool) -> None:
         f"evaluate it: pretune evaluate {result.folder} DATA",
         f"look at it:  pretune report {result.folder}",
     ):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def _usage(run: str | Path, part: str = "") -> str:

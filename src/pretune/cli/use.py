@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pretune.cli.app import (
     AllowPickle,
@@ -18,6 +17,7 @@ from pretune.cli.app import (
     Columns,
     Device,
     Encoding,
+    MaxChars,
     Model,
     Quoting,
     TaskOptions,
@@ -25,6 +25,8 @@ from pretune.cli.app import (
     column_pairs,
     option_pairs,
     progress_bar,
+    to_stderr,
+    to_stdout,
 )
 from pretune.errors import PretuneError
 
@@ -49,6 +51,7 @@ def evaluate(
     columns: Columns = None,
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
+    max_chars: MaxChars = None,
     device: Device = "auto",
     options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
@@ -65,9 +68,10 @@ def evaluate(
         device=device,
         encoding=encoding,
         quoting=quoting,
+        max_chars=max_chars,
         quiet=False,
     )
-    out = Console()
+    out = to_stdout()
     if as_json:
         out.print_json(data=found.to_dict())
         return
@@ -112,6 +116,7 @@ def predict(
     columns: Columns = None,
     encoding: Encoding = "utf-8",
     quoting: Quoting = "auto",
+    max_chars: MaxChars = None,
     device: Device = "auto",
     options: TaskOptions = None,
     allow_pickle: AllowPickle = False,
@@ -150,9 +155,11 @@ def predict(
         starts = range(0, len(records), CHUNK)
         batches = (records.take(range(i, min(i + CHUNK, len(records)))) for i in starts)
     else:
-        batches = _piped(predictor, encoding)
+        batches = _piped(predictor, encoding, max_chars)
     show = _print_json if as_json else _print_answer
     for batch in batches:
+        if max_chars is not None:
+            batch = replace(batch, max_chars=max_chars)
         with progress_bar("reading", shown=asked or file is not None) as done:
             answers = predictor.predict(batch, progress=done)
         for row, answer in zip(batch.rows, answers, strict=True):
@@ -160,7 +167,7 @@ def predict(
             show(shown, answer.top(top_k))
         sys.stdout.flush()
     if predictor.cut:
-        notes = Console(stderr=True, highlight=False)
+        notes = to_stderr()
         notes.print(f"{predictor.cut:,} {predictor.task.was_cut}", soft_wrap=True)
 
 
@@ -199,11 +206,14 @@ def _questions(predictor: Predictor, questions: list[str], passage: str) -> Reco
     return replace(records, max_chars=max(records.max_chars, len(passage)))
 
 
-def _piped(predictor: Predictor, encoding: str) -> Iterator[Records]:
+def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterator[Records]:
     from pretune.infer import stream_lines
     from pretune.infer.predict import lines_to_records
+    from pretune.training.inputs import longest_text
 
-    for lines in stream_lines(sys.stdin.fileno(), encoding):
+    longest = longest_text(predictor.task) if max_chars is None else max_chars
+    most = longest * len(predictor.task.inputs)
+    for lines in stream_lines(sys.stdin.fileno(), encoding, longest=most):
         records = lines_to_records(predictor.task, lines, "input")
         if len(records):
             yield records
@@ -216,4 +226,4 @@ def _print_json(inputs: dict[str, Any], answer: Prediction) -> None:
 def _print_answer(inputs: dict[str, Any], answer: Prediction) -> None:
     from pretune.report import answer_text
 
-    Console(highlight=False).print(answer_text(inputs, answer), soft_wrap=True)
+    to_stdout().print(answer_text(inputs, answer), soft_wrap=True)

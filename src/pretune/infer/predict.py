@@ -237,7 +237,11 @@ def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: st
 
 
 def stream_lines(
-    descriptor: int, encoding: str = "utf-8", *, most: int = 1 << 20
+    descriptor: int,
+    encoding: str = "utf-8",
+    *,
+    most: int = 1 << 20,
+    longest: int = MAX_CHARS,
 ) -> Iterator[list[tuple[int, str]]]:
     """Numbered lines from a pipe, handed over as soon as they are there.
 
@@ -247,6 +251,8 @@ def stream_lines(
         descriptor: of the open pipe.
         encoding: of the text.
         most: bytes to read at a time.
+        longest: the characters that a line may be expected to have; with 8 times as many and still
+            no end, it is no line.
 
     Raises:
         DataError: not in that encoding, or a line without end; names the line.
@@ -264,10 +270,10 @@ def stream_lines(
         rest = whole.pop() if chunk else ""
         if not chunk and whole[-1] == "":
             whole.pop()
-        if len(rest) > 8 * MAX_CHARS:
+        if len(rest) > 8 * longest:
             line = number + len(whole) + 1
             raise DataError(
-                f"input, line {line}: over {8 * MAX_CHARS:,} characters without a line end",
+                f"input, line {line}: over {8 * longest:,} characters without a line end",
                 "Give one text a line.",
             )
         if whole:

@@ -24,7 +24,14 @@ from pretune.models.heads import (
 )
 from pretune.models.language_model import DecoderState, LanguageModel
 from pretune.models.layers import ModelOutput
-from pretune.models.lora import LoraLinear, adapters, add_lora, merged_state
+from pretune.models.lora import (
+    LearnedRows,
+    LoraLinear,
+    adapters,
+    add_lora,
+    learned_rows,
+    merged_state,
+)
 from pretune.models.ngram import NGram, NGramState
 from pretune.models.nnlm import NnlmConfig, NnlmModel, NnlmState
 from pretune.models.rnn import RnnConfig, RnnModel, RnnState
@@ -57,6 +64,7 @@ __all__ = [
     "Gpt2Model",
     "KVCache",
     "LanguageModel",
+    "LearnedRows",
     "LoraLinear",
     "MaskedLM",
     "ModelConfig",
@@ -87,6 +95,7 @@ __all__ = [
     "brief",
     "causal_lm",
     "chooser",
+    "learned_rows",
     "log_likelihood",
     "marginals",
     "masked_lm",

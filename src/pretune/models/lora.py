@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pretune.errors import RunError
 from pretune.models import ops
 from pretune.models.backbone import Backbone
-from pretune.models.layers import Linear
+from pretune.models.layers import Embedding, Linear
 
 #: Of each layer, what can have one, by our names.
 TARGETS = ("attention.qkv", "attention.output", "feed_forward.up", "feed_forward.down")
@@ -53,7 +53,46 @@ class LoraLinear(nn.Module):
         return ops.linear(x, self.weight, self.bias, keep_bf16=self.keep_bf16)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
+class LearnedRows(nn.Module):
+    """A table of embeddings of which some rows learn: those of tokens that the model never saw.
+
+    Attributes:
+        base: the table before, `[vocab, hidden]`.
+        first: the number of the first row that learns.
+        rows: what stands for these rows now, `[rows, hidden]`.
+    """
+
+    def __init__(self, table: Embedding, learned: range) -> None:
+        super().__init__()
+        self.base, self.first = table.weight, learned.start
+        self.rows = nn.Parameter(table.weight.detach()[learned.start : learned.stop].clone())
+
+    @property
+    def learned(self) -> range:
+        """The numbers of the rows that learn."""
+        return range(self.first, self.first + len(self.rows))
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table, `[vocab, hidden]`."""
+        return torch.cat([self.base[: self.first], self.rows, self.base[self.learned.stop :]])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[tokens]` to `[tokens, hidden]`: the gradient is that of a few rows, not of a table."""
+        places = tokens - self.first
+        new = (places >= 0) & (places < len(self.rows))
+        known = nn.functional.embedding(tokens, self.base)
+        learned = nn.functional.embedding(places.clamp(0, len(self.rows) - 1), self.rows)
+        return torch.where(new[..., None], learned, known)
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    new_tokens: range = range(0),
+) -> None:
     """Put matrices that learn beside those of every layer, in place; all else is frozen.
 
     Args:
@@ -61,6 +100,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
         rank: of what is added; no more than the matrix itself can have.
         alpha: it is multiplied by alpha / rank.
         targets: of `TARGETS`; one that is named twice counts once.
+        new_tokens: their embeddings learn, too.
 
     Raises:
         RunError: a target that the layers have not, or of a lower rank.
@@ -86,6 +126,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
                     f"Use train.lora.rank={most} or less: 8 is usual.",
                 )
             setattr(holder, name, LoraLinear(linear, rank, alpha))
+    if new_tokens:
+        table = LearnedRows(backbone.embeddings.tokens, new_tokens)
+        backbone.embeddings.add_module("tokens", table)
 
 
 def adapters(model: nn.Module) -> dict[str, LoraLinear]:
@@ -93,12 +136,18 @@ def adapters(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, LoraLinear)}
 
 
+def learned_rows(model: nn.Module) -> dict[str, LearnedRows]:
+    """The tables of a model in which `add_lora` lets new tokens learn, by name."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, LearnedRows)}
+
+
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's `state_dict` as if it had been trained whole: what was added is in the matrices."""
     state: dict[str, Tensor] = model.state_dict()
-    for name, part in adapters(model).items():
-        for own in ("base", "lora_a", "lora_b"):
-            del state[f"{name}.{own}"]
+    changed: dict[str, LoraLinear | LearnedRows] = {**adapters(model), **learned_rows(model)}
+    for name, part in changed.items():
+        for own in ("base", "lora_a", "lora_b", "rows"):
+            state.pop(f"{name}.{own}", None)
         state[f"{name}.weight"] = part.weight
     return state

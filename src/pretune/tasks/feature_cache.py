@@ -15,6 +15,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class FeatureCache:
         """
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
-        fixed = [__version__, how, known, records.max_chars, tokenizer.special]
+        made_by = [__version__, _sources()]
+        fixed = [made_by, how, known, records.max_chars, tokenizer.special]
         engines = [tokenizer.engine.to_str(), tokenizer.written.engine.to_str()]
         for part in (json.dumps(fixed, sort_keys=True), *engines):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
@@ -163,6 +165,17 @@ class FeatureCache:
                 return
             path.unlink(missing_ok=True)
             total -= found.st_size
+
+
+@cache
+def _sources() -> str:
+    """A SHA-256 of the code that makes features: of two states of one version, too."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for part in ("data", "tasks", "text"):
+        for path in sorted((package / part).glob("*.py")):
+            digest.update(f"{part}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _digest(features: FeatureSet) -> str:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError
 from pretune.text.engines import bert_normalizer, wordpiece_engine
-from pretune.text.tokenizer import SPECIAL_NAMES, TARGET_FILE, Tokenizer
+from pretune.text.tokenizer import SPECIAL_NAMES, TARGET_FILE, TARGET_KEY, Tokenizer
 
 BERT_SPECIAL = {
     "unk_token": "[UNK]",
@@ -44,8 +44,15 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     if (template := folder / "chat_template.jinja").is_file():  # where newer transformers write it
         settings["chat_template"] = _read_text(template)
     found = _load(path, settings, lowercase)
-    if path.is_dir() and (path / TARGET_FILE).is_file():
-        found.target = _from_json(path / TARGET_FILE, {})
+    target = folder / TARGET_FILE
+    if path.is_dir() and target.is_file():
+        found.target = _from_json(target, {})
+    elif path.is_dir() and TARGET_KEY in settings:
+        # With the vocabulary of what is read, a translator would write nothing but nonsense.
+        raise CheckpointError(
+            f"{target}: missing, and tokenizer_config.json says that it is there",
+            "Copy the folder again, with all of its files.",
+        )
     return found
 
 

@@ -26,6 +26,8 @@ SPECIAL_NAMES = (
 
 #: Where a tokenizer for the texts that are written is, beside the one for those that are read.
 TARGET_FILE = "target_tokenizer.json"
+#: Says in `tokenizer_config.json` that there is one.
+TARGET_KEY = "target_tokenizer_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,9 @@ class Tokenizer:
             text = self.target.engine.to_str(pretty=True)
             (folder / TARGET_FILE).write_text(text, encoding="utf-8")
         settings = {**self.settings, **self.special}
+        settings.pop(TARGET_KEY, None)
+        if self.target is not None:
+            settings[TARGET_KEY] = TARGET_FILE
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")

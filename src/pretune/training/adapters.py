@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from pretune.errors import RecipeError
+from pretune.errors import RecipeError, RunError
 from pretune.hub import fill_adapter
 from pretune.models import SIZES, adapters
 from pretune.recipe import Recipe
@@ -32,6 +34,42 @@ def check_lora(recipe: Recipe) -> None:
         raise RecipeError(
             f"train.lora: the task {recipe.task.name} has a head that must learn",
             "LoRA is for language models: the tasks causal_lm, chat and instruct.",
+        )
+
+
+def frozen_digest(model: nn.Module) -> str | None:
+    """A SHA-256 of what the adapters of a model are beside; None where it has none.
+
+    A checkpoint's adapter means nothing beside other weights, such as those of a base that was
+    trained on, in the same folder, since.
+    """
+    if not adapters(model):
+        return None
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_base(then: str | None, now: str | None, checkpoint: Path, source: str) -> None:
+    """See that a checkpoint's adapter is put beside the weights that it was trained beside.
+
+    Args:
+        then: `frozen_digest` when the checkpoint was written; None: not known.
+        now: that of the model it is for.
+        checkpoint: for the error.
+        source: where the weights are from.
+
+    Raises:
+        RunError: they are others.
+    """
+    if then is not None and then != now:
+        raise RunError(
+            f"{checkpoint}: its adapter was trained beside other weights than {source} has now",
+            "Put them back as they were; or start a new run from the merged weights: "
+            f"pretune train RECIPE model.from={checkpoint} output=FOLDER",
         )
 
 

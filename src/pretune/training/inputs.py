@@ -92,6 +92,7 @@ def examined_records(
     columns: Mapping[str, str],
     encoding: str = "utf-8",
     quoting: str = "auto",
+    max_chars: int | None = None,
 ) -> Records:
     """What a trained model is to be asked about: labelled data, or its run's validation data.
 
@@ -101,13 +102,20 @@ def examined_records(
         data: a file or a Hub dataset; None: the validation data.
         columns: as `read_for`'s, and so
         encoding: and
-        quoting: those of `data`.
+        quoting: and
+        max_chars: those of `data`.
 
     Raises:
         PretuneError: there are none, or they cannot be read.
     """
     if data is not None:
-        return read_for(task, data, columns=columns, encoding=encoding, quoting=quoting)
+        return read_for(
+            *(task, data),
+            columns=columns,
+            encoding=encoding,
+            quoting=quoting,
+            max_chars=max_chars,
+        )
     records = held_out(Path(run))
     if records is None:
         raise RunError(
@@ -249,9 +257,20 @@ def read_for(
     Raises:
         DataError: missing, broken, or without a column that the task needs.
     """
-    needed = [*task.inputs, *(task.targets if with_targets else ())]
     most = longest_text(task) if max_chars is None else max_chars
     records = read(source, encoding=encoding, quoting=quoting, max_chars=most)
+    return as_read_by(task, records, columns, with_targets=with_targets)
+
+
+def as_read_by(
+    task: AnyTask, records: Records, columns: Mapping[str, str], *, with_targets: bool = True
+) -> Records:
+    """Records with their columns under the names the task knows, in the form it reads.
+
+    Raises:
+        DataError: one that the task needs is not there.
+    """
+    needed = [*task.inputs, *(task.targets if with_targets else ())]
     return task.adapted(records, columns, with_targets).mapped(columns, needed)
 
 

@@ -165,7 +165,9 @@ class Reporter:
     def __init__(
         self, sinks: tuple[Sink, ...] = (), *, console: Console | None = None, quiet: bool = False
     ) -> None:
-        self.console = console or Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self.console = console or Console(
+            file=sys.stderr, quiet=quiet, highlight=False, emoji=False, markup=False
+        )
         self._sinks = list(sinks)
         self._failed: set[str] = set()
         self._live = self.console.is_terminal and not quiet
@@ -217,7 +219,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line for people."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:

@@ -16,7 +16,7 @@ from pretune.models import add_lora
 from pretune.recipe import Overrides, Recipe
 from pretune.tasks import AnyTask, task_class
 from pretune.tasks.bundle import Bundle, grow_vocabulary, load
-from pretune.training.adapters import check_lora
+from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import Checkpoints, newest_whole, read_values
 from pretune.training.distributed import World, joined
 from pretune.training.evaluate import choose_device
@@ -147,12 +147,14 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
         allow_pickle=model.allow_pickle,
     )
     bundle.columns = dict(recipe.data.columns)
+    known = bundle.tokenizer.vocab_size
     if start is None:
         grow_vocabulary(bundle, model.new_tokens, model.vocab_multiple)
     if lora is None:
         freeze(bundle.model, recipe.train.freeze)
     else:
-        add_lora(bundle.model, lora.rank, lora.alpha, lora.targets)
+        new = range(known, bundle.tokenizer.vocab_size)
+        add_lora(bundle.model, lora.rank, lora.alpha, lora.targets, new)
     return bundle
 
 
@@ -189,12 +191,15 @@ class _Run:
                     "validation", self.task, held_out, bundle, self.reporter, evaluation=True
                 )
             data = train.fingerprint()
+            base = frozen_digest(bundle.model)
             if start is not None:
-                _check_data(read_values(start).get("data"), data, start)
+                then = read_values(start)
+                _check_data(then.get("data"), data, start)
+                check_base(then.get("base"), base, start, self.recipe.model.source)
             self._open_folder(bundle, stack)
             stop = stack.enter_context(StopRequest(self.reporter.say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
-            keeper = self._keeper(bundle, {"data": data})
+            keeper = self._keeper(bundle, {"data": data, "base": base})
             trainer = self._trainer(bundle, train, validation, keeper, stop, records)
             if start is not None:
                 trainer.restore(keeper.read(start))
