@@ -127,7 +127,8 @@ def evaluate(
     target = choose_device(device)
     records: Data
     if isinstance(data, Records):
-        records = as_read_by(task, data, column_names(bundle, columns))
+        names = column_names(bundle, columns)
+        records = as_read_by(task, data, names) if columns else data
     elif is_corpus(data):
         if columns:
             raise DataError(

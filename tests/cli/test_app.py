@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -77,29 +75,14 @@ class TestLongTexts:
         data = {"predict": ["--file", long], "compare": [model, "--data", long]}.get(
             command, [long]
         )
-        more = ["-o", tmp_path / "a.html", "--explain", 0] if command == "report" else []
+        page = ["-o", tmp_path / "a.html", "--overwrite", "--explain", 0]
+        more = page if command == "report" else []
         done = run(command, model, *data, *more)
         refused(done, f"{long}, line 2, column 'text': a text of 150,004 characters")
         refused(done, "allow it with --max-chars N if that is what you mean")
         done = run(command, model, *data, *more, "--max-chars", 150_004)
         assert done.exit_code == 0, done.output
         refused(run(command, model, *data, *more, "--max-chars", 150_003), "(the limit is 150,003)")
-
-    def test_of_a_pipe(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def piped(length: int, *more: Any) -> Any:
-            reader, writer = os.pipe()
-            with os.fdopen(reader, "rb") as file, monkeypatch.context() as patch:
-                patch.setattr(sys, "stdin", io.TextIOWrapper(file))
-                text = b"good " * (length // 5) + b"\n"
-                thread = Thread(target=lambda: (os.write(writer, text), os.close(writer)))
-                thread.start()
-                try:
-                    return run("predict", model, "--json", *more)
-                finally:
-                    thread.join()
-
-        refused(piped(150_000), "allow it with --max-chars N")
-        assert piped(150_000, "--max-chars", 150_000).exit_code == 0
 
 
 class TestColumns:
@@ -178,6 +161,13 @@ class TestAPipe:
         error = capsys.readouterr().err
         assert "input, line 1: not valid UTF-8 (byte 0xba)" in error
         assert "--encoding gb18030" in error
+
+    def test_long_lines(self, model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+        given = b"good " * 200_000 + b"\n"
+        assert self.said(given, tmp_path, monkeypatch, "predict", model) == 2
+        assert "allow it with --max-chars N" in capsys.readouterr().err
+        long = ("--max-chars", "1000000")
+        assert self.said(given, tmp_path, monkeypatch, "predict", model, *long) == 0
 
 
 def test_what_a_bar_tells_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,8 @@ class TestEvaluate:
         names = {"text": "body"}
         of_file = pretune.evaluate(single, path, columns=names)
         assert of_file.metrics != pretune.evaluate(single, path).metrics
-        assert pretune.evaluate(single, read(path), columns=names) == of_file
+        found = pretune.evaluate(single, read(path), columns=names)
+        assert found.metrics == of_file.metrics
         with pytest.raises(DataError, match="no column 'bdy'"):
             pretune.evaluate(single, read(path), columns={"text": "bdy"})
 

@@ -274,4 +274,6 @@ def test_the_estimate_is_what_a_process_takes(
 ) -> None:
     estimate = estimate_memory(outline(minilm).model, batch, length)
     wanted = estimate.training if what == "training" else estimate.inference
-    assert wanted == pytest.approx(measured(what, batch, length, minilm, tiny_folder), rel=0.15)
+    # How the allocator cuts up its heap differs from run to run, and only ever adds to the peak.
+    taken = min(measured(what, batch, length, minilm, tiny_folder) for _ in range(3))
+    assert wanted == pytest.approx(taken, rel=0.15)
