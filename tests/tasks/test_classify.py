@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from pretune.data import PackedBatch, Records
 from pretune.errors import CheckpointError, DataError
 from pretune.tasks import Classify, ClassifyOptions, featurize
+from pretune.tasks.labels import numbers_first
 from pretune.text import load_tokenizer
 
 
@@ -38,6 +40,13 @@ class TestLabels:
 
     def test_numbers_sort_as_numbers(self) -> None:
         assert fitted(labelled("10", "2", "1", "x")).labels == ["1", "2", "10", "x"]
+
+    def test_have_one_order_whatever_order_they_were_found_in(self) -> None:
+        right = ["-inf", "01", "1", "1.0", "2", "10", "inf", "NaN", "nan", "x"]
+        chance = random.Random(0)
+        for _ in range(30):
+            mixed = chance.sample(right, len(right))
+            assert sorted(mixed, key=numbers_first) == right
 
     def test_of_the_options_keep_their_order(self) -> None:
         assert fitted(labelled("a", "b"), labels=["b", "a"]).labels == ["b", "a"]

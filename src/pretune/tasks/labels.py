@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,8 +65,13 @@ def shown_labels(given: Given) -> list[str]:
 
 
 def numbers_first(label: str) -> tuple[int, float, str]:
-    """Sort 2 before 10, and numbers before words."""
+    """Sort 2 before 10, and numbers before words; of one number's spellings by the text.
+
+    `nan` is a word: it is neither before nor after a number, and the order would be that of the set
+    the labels were in, another one in each process.
+    """
     try:
-        return (0, float(label), label)
+        number = float(label)
     except ValueError:
-        return (1, 0.0, label)
+        number = math.nan
+    return (1, 0.0, label) if math.isnan(number) else (0, number, label)
