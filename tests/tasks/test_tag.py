@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import pretune
 from pretune.data import Records, read
 from pretune.errors import DataError
+from pretune.infer.examine import examine
 from pretune.tasks import Tagger, TagOptions, TagPrediction, featurize
 from pretune.tasks.bundle import Bundle, load, save
 from pretune.tasks.tag_features import split_words, windows
@@ -208,6 +209,27 @@ class TestModel:
             assert found.metrics["precision"] == pytest.approx(right / guessed)
             assert found.metrics["recall"] == pytest.approx(right / true)
             assert found.details["examples"] == 3
+
+    def test_a_sentence_without_words_is_passed_over_but_answered(
+        self, tiny_folder: Path, crf: bool
+    ) -> None:
+        bundle = made(tiny_folder, 1, crf=crf)
+        task, some, none = bundle.task, SOME.rows[:2], {"tokens": [], "ner_tags": []}
+        assert task is not None
+        records = Records([some[0], none, some[1]], "x.jsonl", [1, 2, 3], SOME.columns)
+        for evaluation in (False, True):
+            found = featurize(task, records, bundle.tokenizer, evaluation=evaluation)
+            assert [(one.record, one.why) for one in found.skipped] == [(1, "no words")]
+            for index in range(len(found)):  # of no update nothing is counted
+                batch = found.batch(np.array([index]))
+                assert task.loss(task.forward(bundle.model, batch), batch).count > 0
+        metrics = pretune.evaluate(bundle, records).metrics
+        assert metrics == pretune.evaluate(bundle, Records(some, "x", None, SOME.columns)).metrics
+        examined = examine(bundle, records, device="cpu")
+        assert examined.metrics["f1"] == pytest.approx(metrics["f1"])
+        for rows in ([none], [some[0], none]):
+            answer = pretune.predict(bundle, rows)[-1]
+            assert answer.to_dict() == {"entities": [], "tags": []}
 
     def test_processes_may_have_any_part_of_a_sentence(self, tiny_folder: Path, crf: bool) -> None:
         bundle = made(tiny_folder, 3, crf=crf)

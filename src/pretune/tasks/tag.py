@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Feature, Features, PackedBatch, Records, Repaired
+from pretune.data import Feature, Features, PackedBatch, Records, Repaired, Skipped
 from pretune.data.pack import Array
 from pretune.errors import DataError, did_you_mean
 from pretune.models import Backbone, TagScores, token_classifier
@@ -218,8 +218,8 @@ class Tagger(Task[TagOptions, TagPrediction]):
 
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature | Repaired]:
-        """The windows of each sentence."""
+    ) -> Iterable[Feature | Skipped | Repaired]:
+        """The windows of each sentence; one without words gives nothing to learn or to score."""
         before, after = around(tokenizer.engine.encode("a"))
         room = self.options.max_length - len(before) - len(after)
         unknown = tokenizer.special_id("unk_token") or 0
@@ -230,6 +230,9 @@ class Tagger(Task[TagOptions, TagPrediction]):
             labels = None
             if with_targets:
                 labels = np.array(self._labels(records, row, ids), dtype=np.int32)
+                if not own:
+                    yield Skipped(row, "no words")
+                    continue
                 if (remark := self._remark(records, row)) is not None:
                     yield remark
             found = pieces_of(encoding.ids, encoding.word_ids, len(own), room, unknown)
