@@ -16,7 +16,7 @@ from pretune.errors import DataError
 from pretune.infer.examine import examine
 from pretune.tasks import Tagger, TagOptions, TagPrediction, featurize
 from pretune.tasks.bundle import Bundle, load, save
-from pretune.tasks.tag_features import split_words, windows
+from pretune.tasks.tag_features import windows
 from pretune.tasks.tag_schemes import (
     LETTERS,
     Span,
@@ -116,26 +116,6 @@ def test_each_word_counts_once_where_most_is_around_it(
                 for which in ([window], found)
             )
             assert here[0] == max(others)
-
-
-def test_words_of_texts() -> None:
-    def words(text: str, **how: bool) -> list[str]:
-        return [text[a:b] for a, b in split_words(text, **how)]
-
-    assert words('"Hi," said @ann (U.S).') == [
-        '"',
-        "Hi",
-        ",",
-        '"',
-        "said",
-        "@ann",
-        "(",
-        "U.S",
-        ")",
-        ".",
-    ]
-    assert words("在China的人") == ["在", "China", "的", "人"]
-    assert words("a b1", characters=True) == ["a", "b", "1"]
 
 
 def sentences(*tagged: str) -> Records:

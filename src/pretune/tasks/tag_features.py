@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,65 @@ WORD, LABEL = "word", "label"
 #: Targets of a window: whether the words that count in it are the first, the last of the sentence.
 BEGINS, ENDS = "begins", "ends"
 
-_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CHUNK = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-#: Punctuation at the ends of a chunk is words of its own; inside (U.S, AL-AIN) it is not.
-_AROUND = re.compile(r"[^\w@#$€£]")
+_CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+#: What is no punctuation around a word, though Unicode says so.
+_OF_WORDS = frozenset("_@#$€£")
+_JOINER = "\u200d"
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """A character with what is written on it.
+
+    Attributes:
+        start: its first character.
+        end: the one after its last.
+        base: the character that the others are on; empty where there is none.
+    """
+
+    start: int
+    end: int
+    base: str
+
+    @property
+    def is_punctuation(self) -> bool:
+        """Whether it is a word of its own at the ends of a word; inside (U.S, AL-AIN) it is not."""
+        kind = unicodedata.category(self.base)[0] if self.base else ""
+        return kind in ("P", "S") and self.base not in _OF_WORDS
+
+
+def _letters(text: str) -> list[_Letter]:
+    """The characters of a text without spaces; marks and formats are with the one before them.
+
+    Where there is none before them, they are with the one after. A joiner joins two symbols to one.
+    """
+    found: list[_Letter] = []
+    for i, character in enumerate(text):
+        if character.isspace():
+            continue
+        kind = unicodedata.category(character)
+        base = "" if kind[0] == "M" or kind == "Cf" else character
+        last = found[-1] if found and found[-1].end == i else None
+        joined = kind[0] == "S" and text[i - 1 : i] == _JOINER
+        if last is not None and (not base or not last.base or joined):
+            found[-1] = _Letter(last.start, i + 1, last.base or base)
+        else:
+            found.append(_Letter(i, i + 1, base))
+    return found
+
+
+def _chunks(letters: Sequence[_Letter]) -> Iterator[Sequence[_Letter]]:
+    """What spaces part; each Chinese character by itself."""
+    first = 0
+    for i in range(1, len(letters) + 1):
+        if (
+            i == len(letters)
+            or letters[i].start > letters[i - 1].end
+            or _CJK.match(letters[i].base)
+            or _CJK.match(letters[i - 1].base)
+        ):
+            yield letters[first:i]
+            first = i
 
 
 def split_words(text: str, *, characters: bool = False) -> list[tuple[int, int]]:
@@ -34,20 +90,17 @@ def split_words(text: str, *, characters: bool = False) -> list[tuple[int, int]]
         text: any.
         characters: whether every character is a word, as in Chinese data; else only Chinese ones.
     """
+    letters = _letters(text)
     if characters:
-        return [(i, i + 1) for i, character in enumerate(text) if not character.isspace()]
+        return [(letter.start, letter.end) for letter in letters]
     found = []
-    for match in _CHUNK.finditer(text):
-        start, end = match.span()
-        while start < end and _AROUND.match(text, start):
-            found.append((start, start + 1))
-            start += 1
-        after = end
-        while after > start and _AROUND.match(text, after - 1):
-            after -= 1
-        if start < after:
-            found.append((start, after))
-        found += [(i, i + 1) for i in range(after, end)]
+    for chunk in _chunks(letters):
+        inside = [i for i, letter in enumerate(chunk) if not letter.is_punctuation]
+        low, high = (inside[0], inside[-1] + 1) if inside else (len(chunk), len(chunk))
+        found += [(letter.start, letter.end) for letter in chunk[:low]]
+        if inside:
+            found.append((chunk[low].start, chunk[high - 1].end))
+        found += [(letter.start, letter.end) for letter in chunk[high:]]
     return found
 
 
