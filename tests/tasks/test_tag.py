@@ -257,22 +257,6 @@ class TestModel:
         assert pretune.predict(again, short) == pretune.predict(bundle, short)
 
 
-def test_what_transformers_saves_tags(tiny_folder: Path, tmp_path: Path) -> None:
-    from transformers import BertForTokenClassification
-
-    names = ["O", "S-A", "B-A", "I-A", "E-A"]
-    model = BertForTokenClassification.from_pretrained(
-        tiny_folder, num_labels=5, id2label=dict(enumerate(names))
-    )
-    model.save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_bytes((tiny_folder / "vocab.txt").read_bytes())
-    bundle = load(tmp_path)
-    assert isinstance(bundle.task, Tagger)
-    assert (bundle.task.labels, bundle.task.options.scheme) == (names, "bioes")
-    (found,) = pretune.predict(bundle, ["the good film"])
-    assert found.to_dict()["entities"] is not None
-
-
 class TestData:
     def test_labels_scheme_and_characters(self) -> None:
         task = Tagger(TagOptions(scheme="bioes"))

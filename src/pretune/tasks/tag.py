@@ -30,7 +30,7 @@ from pretune.tasks.tag_features import (
     windows,
     words_of,
 )
-from pretune.tasks.tag_grade import tag_grader
+from pretune.tasks.tag_grade import tag_grader, types_of
 from pretune.tasks.tag_metrics import TagMetrics, entity_figures
 from pretune.tasks.tag_options import TagOptions
 from pretune.tasks.tag_schemes import (
@@ -40,7 +40,9 @@ from pretune.tasks.tag_schemes import (
     is_tag,
     labels_of,
     malformed,
+    scheme_of,
     spans,
+    spelled,
     split_tag,
     write,
 )
@@ -188,20 +190,24 @@ class Tagger(Task[TagOptions, TagPrediction]):
             found.append(tag)
         return found
 
-    def _labels(self, records: Records, row: int, ids: Mapping[str, int]) -> list[int] | Repaired:
-        """The model's labels of a record's words."""
-        tags = self._raw_tags(records, row)
-        written = write(spans(tags), len(tags), self.options.scheme)
-        for item, tag in enumerate(written):
-            if tag not in ids:
-                types = dict.fromkeys(split_tag(label)[1] for label in self.labels)
-                kind = split_tag(tag)[1]
+    def _spelled(self, records: Records, row: int, ids: Mapping[str, int]) -> list[str]:
+        """The tags of a record's words as the model has them."""
+        tags, found = self._raw_tags(records, row), []
+        for item, tag in enumerate(write(spans(tags), len(tags), self.options.scheme)):
+            own = spelled(tag, ids)
+            if own is None:
+                kinds, kind = types_of(self.labels), split_tag(tag)[1]
+                said = f"unknown type '{kind}'"
+                hint = did_you_mean(kind, kinds)
+                if tag == OUTSIDE or kind in kinds:
+                    said = f"the model has no tag '{tag}'"
+                    hint = f"It has: {', '.join(self.labels)}."
                 raise DataError(
-                    f"{records.where(row, 'ner_tags', item)}: unknown type '{kind}'",
-                    f"{did_you_mean(kind, [k for k in types if k])} "
-                    "Repair the data, or train with data that has it.",
+                    f"{records.where(row, 'ner_tags', item)}: {said}",
+                    f"{hint} Repair the data, or train with data that has it.",
                 )
-        return [ids[tag] for tag in written]
+            found.append(own)
+        return found
 
     def _remark(self, records: Records, row: int) -> Repaired | None:
         """What is wrong with the order of a record's tags."""
@@ -229,7 +235,8 @@ class Tagger(Task[TagOptions, TagPrediction]):
         for row, own, encoding in zip(rows, words, encoded, strict=True):
             labels = None
             if with_targets:
-                labels = np.array(self._labels(records, row, ids), dtype=np.int32)
+                tags = self._spelled(records, row, ids)
+                labels = np.array([ids[tag] for tag in tags], dtype=np.int32)
                 if not own:
                     yield Skipped(row, "no words")
                     continue
@@ -321,10 +328,12 @@ class Tagger(Task[TagOptions, TagPrediction]):
     def grader(self, records: Records) -> Callable[[TagPrediction, int], Grade]:
         """Entities beside those of the data."""
 
-        def tags_of(row: int) -> list[str]:
-            return self._raw_tags(records, row)
+        ids = {label: i for i, label in enumerate(self.labels)}
 
-        return tag_grader(records, tags_of, self.labels, self.options.scheme, self.joint)
+        def tags_of(row: int) -> list[str]:
+            return self._spelled(records, row, ids)
+
+        return tag_grader(records, tags_of, self.labels, self.joint)
 
     def figures(self, sums: Array) -> dict[str, Array]:
         """Loss; precision, recall and F1 of entities; the share of right tags."""
@@ -375,7 +384,6 @@ class Tagger(Task[TagOptions, TagPrediction]):
         names = config.get("id2label") or {}
         count = len(names) or config.get("num_labels") or 2
         labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
-        scheme = find_scheme([[label, OUTSIDE] for label in labels if label[:1] != "I"])
         length = max(8, usual_length(config, 256))
-        options = TagOptions.of_length(length, scheme, crf=config.get(CRF) is True)
+        options = TagOptions.of_length(length, scheme_of(labels), crf=config.get(CRF) is True)
         return cls(options, labels)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pretune.data import Records
 from pretune.tasks.grade import Decision, Grade, Mistake
-from pretune.tasks.tag_schemes import Scheme, Span, spans, split_tag, write
+from pretune.tasks.tag_schemes import Span, spans, split_tag
 
 if TYPE_CHECKING:
     from pretune.tasks.tag import TagPrediction
@@ -22,7 +22,6 @@ def tag_grader(
     records: Records,
     tags_of: Callable[[int], list[str]],
     labels: Sequence[str],
-    scheme: Scheme,
     joint: str,
 ) -> Callable[[TagPrediction, int], Grade]:
     """Entities beside those of the data.
@@ -31,18 +30,16 @@ def tag_grader(
 
     Args:
         records: with their tags.
-        tags_of: the tags of a record, by its number.
-        labels: of the model, in
-        scheme: this one.
+        tags_of: the tags of a record, by its number, as the model spells them.
+        labels: of the model.
         joint: what stands between words.
     """
     types = {kind: i for i, kind in enumerate(types_of(labels))}
 
     def grade(answer: TagPrediction, row: int) -> Grade:
-        words, raw = records.rows[row]["tokens"], tags_of(row)
-        right = spans(raw)
+        words, tags = records.rows[row]["tokens"], tags_of(row)
+        right = spans(tags)
         found = {Span(e.start, e.end, e.type): e.score for e in answer.entities}
-        tags = write(right, len(raw), scheme)
         counts = [0.0] * (3 * len(types))
         for place, group in enumerate((found.keys() & right, found, right)):
             for span in group:

@@ -7,7 +7,7 @@ bioes  B-x I-x E-x S-x   (the last word is E, a single one S); bilou: L, U; bmes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,25 +95,54 @@ def labels_of(types: Iterable[str], scheme: Scheme) -> list[str]:
     return [OUTSIDE, *(f"{letter}-{kind}" for kind in types for letter in letters)]
 
 
+def _by_letters(tags: Iterable[str]) -> Scheme | None:
+    """The scheme that has letters which are among those of some tags; None if all are B and I."""
+    letters = {tag[0] for tag in tags if is_tag(tag)}
+    if letters & set("LU"):
+        return "bilou"
+    if "M" in letters:
+        return "bmes"
+    return "bioes" if letters & set("ES") else None
+
+
 def find_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
     """The scheme that tags are in: by their letters, and of B and I by where they stand."""
-    letters: set[str] = set()
+    seen: set[str] = set()
     inside_begins = lone_b = False
     for tags in sentences:
         last, kind = OUTSIDE, ""
+        seen.update(tags)
         for tag in tags:
             letter, own = split_tag(tag)
-            letters.add(tag[:1])
             if letter == "I" and (last == OUTSIDE or own != kind):
                 inside_begins = True
             if letter == "B" and (last == OUTSIDE or own != kind):
                 lone_b = True
             last, kind = letter, own
-    if letters & set("LU"):
-        return "bilou"
-    if letters & set("ES") or "M" in letters:
-        return "bmes" if "M" in letters else "bioes"
-    return "iob1" if inside_begins and not lone_b else "bio"
+    return _by_letters(seen) or ("iob1" if inside_begins and not lone_b else "bio")
+
+
+def scheme_of(labels: Sequence[str]) -> Scheme:
+    """The scheme that a model's labels are in.
+
+    Where a type has I and no B, or all are bare (PER), it is iob1, in which no B has to be: so are
+    the labels of models whose training data had none, or none for that type.
+    """
+    split = [split_tag(label) for label in labels if is_tag(label)]
+    begun = {kind for letter, kind in split if letter == "B"}
+    all_begin = begun and all(kind in begun for letter, kind in split if letter == "I")
+    return _by_letters(labels) or ("bio" if all_begin else "iob1")
+
+
+def spelled(tag: str, labels: Container[str]) -> str | None:
+    """A tag as a model with these labels has it: there may be no B-PER, but I-PER or PER.
+
+    Two entities of one type that touch are one, then. None: it has no such tag.
+    """
+    letter, kind = split_tag(tag)
+    instead = {"B": "BI", "S": "BI"}.get(letter, "I") if kind else ""
+    spellings = [tag, *(f"{one}-{kind}" for one in instead), *([kind] if kind else [])]
+    return next((one for one in spellings if one in labels), None)
 
 
 def follows(before: str | None, after: str | None, scheme: Scheme) -> bool:
