@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pretune.data import PackedBatch, Records
 from pretune.errors import CheckpointError, DataError
 from pretune.tasks import Classify, Regress, RegressOptions, featurize
 from pretune.tasks.bundle import load, save
-from pretune.tasks.regress import RegressionMetrics
+from pretune.tasks.regress import RegressionMetrics, ScorePrediction
 from pretune.text import load_tokenizer
 
 
@@ -33,7 +34,17 @@ def seen(guess: list[float], truth: list[float]) -> RegressionMetrics:
     return metrics
 
 
+def sums_figures(guess: list[float], truth: list[float]) -> dict[str, float]:
+    """As a report has them: from what is added up over examples, behind the loss and its count."""
+    task = Regress(RegressOptions())
+    grade = task.grader(scored(*truth))
+    counts = [grade(ScorePrediction(one), row).counts for row, one in enumerate(guess)]
+    sums = np.sum([(0.0, 1.0, *each) for each in counts], 0)
+    return {name: float(value) for name, value in task.figures(sums).items()}
+
+
 NUMBERS = st.integers(-6, 6).map(lambda n: n / 2)  # ties, too
+FEW = st.integers(-40, 40).map(lambda n: n / 10)  # not exact in binary
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=25)
 
 
@@ -62,6 +73,28 @@ class TestMetrics:
         )
         two.merge(one)
         assert two.result() == seen(guess, truth).result()  # exactly
+
+    @pytest.mark.parametrize("count", [3, 7, 10])
+    @pytest.mark.parametrize(("one", "other"), [(0.1, 0.1), (0.1, 0.7), (-999.9, 1e-4)])
+    def test_what_does_not_vary_is_like_nothing(self, one: float, other: float, count: int) -> None:
+        same, varied = [one] * count, [other * i for i in range(count)]
+        for guess, truth in ((same, [other] * count), (same, varied), (varied, same)):
+            assert seen(guess, truth).result()["pearson"] == 0.0
+            assert sums_figures(guess, truth)["pearson"] == 0.0
+
+    @given(st.lists(st.tuples(FEW, FEW), min_size=2, max_size=25), st.sampled_from([0, 3.5, 700]))
+    def test_figures_of_sums_agree_with_scipy(
+        self, pairs: list[tuple[float, float]], away: float
+    ) -> None:
+        guess, truth = ([away + x for x in column] for column in zip(*pairs, strict=True))
+        varies = len(set(guess)) > 1 and len(set(truth)) > 1
+        expected = stats.pearsonr(guess, truth)[0] if varies else 0.0
+        assert sums_figures(guess, truth)["pearson"] == pytest.approx(expected, abs=1e-5)
+        assert seen(guess, truth).result()["pearson"] == pytest.approx(expected, abs=1e-9)
+
+    def test_of_answers_that_are_no_numbers_are_zeros(self) -> None:
+        found = seen([math.nan, 1.0, 2.0], [1.0, 2.0, 3.0]).result()
+        assert found["pearson"] == 0.0
 
     def test_of_nothing_are_zeros(self) -> None:
         assert set(RegressionMetrics().result().values()) == {0.0}

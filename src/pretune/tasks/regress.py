@@ -31,6 +31,8 @@ from pretune.text import Tokenizer
 
 #: Beyond this, fresh weights would need more updates to get there than a fine-tuning has.
 LARGEST = 1000.0
+#: A variance of at most this part of the mean square is what rounding leaves of none.
+RESIDUE = 1e-12
 
 
 class RegressOptions(SentenceOptions):
@@ -159,9 +161,11 @@ class Regress(Task[RegressOptions, ScorePrediction]):
         found = super().figures(sums)
         count, *others = np.moveaxis(sums[..., 2:], -1, 0)
         guess, truth, guess2, truth2, both, apart = (x / np.maximum(count, 1) for x in others)
-        spread = np.maximum(guess2 - guess**2, 0) * np.maximum(truth2 - truth**2, 0)
-        above = np.where(spread > 0, both - guess * truth, 0.0)
-        pearson = np.clip(above / np.sqrt(np.where(spread > 0, spread, 1.0)), -1.0, 1.0)
+        one, two = guess2 - guess**2, truth2 - truth**2
+        varies = (one > RESIDUE * guess2) & (two > RESIDUE * truth2)
+        above = np.where(varies, both - guess * truth, 0.0)
+        below = np.sqrt(np.where(varies, one, 1.0)) * np.sqrt(np.where(varies, two, 1.0))
+        pearson = np.clip(above / below, -1.0, 1.0)
         return {**found, "mse": found["loss"], "mae": apart, "pearson": pearson}
 
     def metrics(self, features: Features | None = None) -> RegressionMetrics:
@@ -220,9 +224,15 @@ class RegressionMetrics:
 
 
 def _pearson(one: Array, two: Array) -> float:
-    one, two = one - one.mean(), two - two.mean()
-    below = math.sqrt(float(one @ one)) * math.sqrt(float(two @ two))
-    return float(np.clip(one @ two / below, -1.0, 1.0)) if below > 0 else 0.0
+    """Pearson's correlation of two `[N]`; 0 where one of them does not vary."""
+    sides = []
+    for values in (one, two):
+        apart = values - values.mean()
+        spread = float(apart @ apart)
+        if not spread > RESIDUE * float(values @ values):  # not a number: nothing is like it
+            return 0.0
+        sides.append(apart / math.sqrt(spread))
+    return float(np.clip(sides[0] @ sides[1], -1.0, 1.0))
 
 
 def _ranks(values: Array) -> Array:
