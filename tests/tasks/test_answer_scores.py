@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import string
@@ -169,8 +170,9 @@ def slow_best(
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans(), TEXTS), min_size=1), st.randoms())
 def test_the_best_threshold(rows: list[tuple[int, bool, str]], chance: random.Random) -> None:
-    """Of odds that all differ, as those of a model do, it is the best of all there are."""
-    odds = [float(i) - 3 for i in range(len(rows))]
+    """It is the best of all there are, and what applying it gives, of equal odds too."""
+    several = chance.choice([1, 2, 5])
+    odds = [float(i // several) - 3 for i in range(len(rows))]
     chance.shuffle(odds)
     scores = [score / 8 for score, *_ in rows]
     answered = [has for _, has, _ in rows]
@@ -178,10 +180,37 @@ def test_the_best_threshold(rows: list[tuple[int, bool, str]], chance: random.Ra
     found = best_threshold(scores, odds, answered, given)
     expected = slow_best(scores, odds, answered, given)
     assert found.best == pytest.approx(expected, abs=1e-9)
-    if not found.none:
-        # The figure is what applying the threshold gives.
+    assert (found.at, found.last) == (0.0, 0.0) or not found.none
+    for threshold in () if found.none else (found.at, found.last):
         total = sum(
-            float(not has) if odd > found.at or not (has or text) else score if has else 0.0
+            float(not has) if odd > threshold or not (has or text) else score if has else 0.0
             for score, odd, has, text in zip(scores, odds, answered, given, strict=True)
         )
         assert 100.0 * total / len(rows) == pytest.approx(found.best, abs=1e-9)
+
+
+NEXT = math.nextafter(1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("odds", "right", "at", "last"),
+    [
+        ([1.0, 1.0, 1.0], 2, 0.0, 0.0),  # never to answer is as good as any
+        ([1.0, 3.0, 1.0], 2, 0.0, 0.0),
+        ([1.0, 3.0, 2.0], 3, 1.5, 1.0),
+        ([NEXT, 2.0, math.nextafter(NEXT, 2.0)], 3, NEXT, NEXT),  # nothing is between
+        ([1.0, math.inf, math.inf], 3, 1.0, 1.0),
+    ],
+)
+def test_equal_odds_stand_or_fall_together(
+    odds: list[float], right: int, at: float, last: float
+) -> None:
+    """The first answer is right, and the others are to questions without one."""
+    found = best_threshold([1.0] * 3, odds, [True, False, False], ["x", "y", "z"])
+    assert found.best == pytest.approx(100 * right / 3)
+    assert (found.at, found.last) == (at, last)
+
+
+def test_a_threshold_is_finite_even_if_an_answer_without_a_span_is_right() -> None:
+    found = best_threshold([1.0], [math.inf], [True], [""])
+    assert (found.best, found.none) == (0.0, True)

@@ -124,7 +124,7 @@ class AnswerMetrics:
                 found |= _figures(own, f"{name}_exact", f"{name}_f1")
         for name in ("exact", "f1"):
             best = self.best(name)
-            found |= {f"best_{name}": best.best, f"best_{name}_thresh": best.at}
+            found |= {f"best_{name}": best.best, f"best_{name}_thresh": best.last}
         return found
 
     def details(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -121,17 +122,21 @@ def comparison(right: Sequence[Sequence[str]], match: str, *, no_answer: bool) -
 
 @dataclass(frozen=True)
 class Threshold:
-    """The threshold at which most is right, by SQuAD 2.0's script.
+    """The threshold at which most is right.
 
     Attributes:
         best: the figure there, in percent.
-        at: the threshold: where the score for no answer is above it, none is given.
-        none: whether nothing is better than to give no answer at all; `at` is 0 then, in the
-            script too.
+        at: the threshold: where the score for no answer is above it, none is given. It is halfway
+            between two odds, for data that are like these.
+        last: the odds of the last answer that is given, which SQuAD 2.0's script calls the
+            threshold; the figure is the same.
+        none: whether nothing is better than to give no answer at all; `at` and `last` are 0 then,
+            in the script too.
     """
 
     best: float
     at: float
+    last: float
     none: bool
 
 
@@ -140,6 +145,9 @@ def best_threshold(
 ) -> Threshold:
     """Go through all thresholds, from the answer that the model is surest of on.
 
+    Answers of the same odds are given or not given together. (SQuAD 2.0's script adds them up one
+    by one, so that its best figure may be one that no threshold gives.)
+
     Args:
         scores: of each answer, were it given.
         odds: how much more no answer scores.
@@ -147,12 +155,17 @@ def best_threshold(
         given: the answers; an empty one is no answer whatever the threshold.
     """
     now = best = float(len(answered) - sum(answered))
-    at, none = 0.0, True
-    for i in sorted(range(len(odds)), key=odds.__getitem__):
+    last, following, none = 0.0, math.inf, True
+    order = sorted(range(len(odds)), key=odds.__getitem__)
+    above = [*(odds[i] for i in order), math.inf][1:]
+    for i, after in zip(order, above, strict=True):
         if answered[i]:
             now += scores[i]
         elif given[i]:
             now -= 1
-        if now > best:
-            best, at, none = now, odds[i], False
-    return Threshold(100.0 * best / max(len(scores), 1), at, none)
+        if now > best and odds[i] < after:
+            best, last, following, none = now, odds[i], after, False
+    middle = (last + following) / 2
+    # Halfway, if that is a number below the next odds: they may be neighbours, or none.
+    at = middle if math.isfinite(middle) and middle < following else last
+    return Threshold(100.0 * best / max(len(scores), 1), at, last, none)
