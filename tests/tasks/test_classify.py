@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
-from pretune.data import PackedBatch, Records
+from pretune.data import PackedBatch, Records, read
 from pretune.errors import CheckpointError, DataError
+from pretune.recipe import Recipe
 from pretune.tasks import Classify, ClassifyOptions, featurize
 from pretune.tasks.labels import numbers_first
 from pretune.text import load_tokenizer
@@ -68,6 +71,27 @@ class TestLabels:
         assert task.labels == ["bad", "good"]
         assert features.targets["label"].tolist() == [1, 0]
 
+    def test_of_yaml_are_spelled_as_those_of_json(
+        self, tiny_vocab_folder: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "x.jsonl").write_text('{"text": "a", "label": true}\n' * 2, encoding="utf-8")
+        (tmp_path / "r.yaml").write_text(
+            "task:\n  name: classify\n  labels: {true: positive, false: negative}\n"
+            "model: {from: bert-tiny}\ndata: {train: x.jsonl}\n",
+            encoding="utf-8",
+        )
+        data = read(tmp_path / "x.jsonl")
+        options = Recipe.load(tmp_path / "r.yaml", ["task.class_weights={positive: 2}"]).task
+        assert isinstance(options, ClassifyOptions)
+        task = Classify(options)
+        task.fit(data)
+        assert task.labels == ["positive", "negative"]
+        features = featurize(task, data, load_tokenizer(tiny_vocab_folder))
+        assert features.targets["label"].tolist() == [0, 0]
+        weighed = fitted(labelled(True, False), class_weights={True: 2}, labels=[True, False])
+        assert (weighed.labels, weighed.weights) == (["True", "False"], [2.0, 1.0])
+        assert fitted(labelled("yes", "no"), labels={"yes": True, "no": False}).labels[0] == "True"
+
     def test_whole_floats_are_numbers(self) -> None:
         assert fitted(labelled(1.0, 0.0)).labels == ["0", "1"]
 
@@ -116,7 +140,9 @@ class TestClassWeights:
         assert "task.class_weights: no label is called 'spma'" in str(caught.value)
         assert "Did you mean 'spam'?" in str(caught.value)
 
-    @pytest.mark.parametrize("wrong", ["balanced", {"a": -1}, {"a": "many"}, 2])
+    @pytest.mark.parametrize(
+        "wrong", ["balanced", {"a": -1}, {"a": math.nan}, {"a": math.inf}, {"a": "x"}, 2]
+    )
     def test_that_make_no_sense_are_refused(self, wrong: Any) -> None:
         with pytest.raises(ValidationError):
             ClassifyOptions(class_weights=wrong)

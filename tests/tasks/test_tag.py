@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import pretune
 from pretune.data import Records, read
@@ -307,6 +309,12 @@ class TestData:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=said):
             read(path)
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.inf, math.nan])
+def test_a_rate_of_the_field_is_a_positive_number(rate: float) -> None:
+    with pytest.raises(ValidationError, match="crf_rate"):
+        TagOptions(crf=True, crf_rate=rate)
 
 
 def test_offsets_are_of_the_text(tiny_folder: Path) -> None:

@@ -18,7 +18,7 @@ from pretune.errors import DataError, did_you_mean
 from pretune.models import Backbone, sequence_classifier
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
 from pretune.tasks.grade import Decision, EachLoss, Grade, Mistake
-from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
+from pretune.tasks.labels import LabelText, label_number, label_text, numbers_first, shown_labels
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
 from pretune.tasks.sentences import (
     CLASSES,
@@ -31,17 +31,20 @@ from pretune.tasks.sentences import (
 )
 from pretune.text import Tokenizer
 
+#: What an example weighs.
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class ClassifyOptions(CrossEntropyOptions, SentenceOptions):
     """Options of `classify`."""
 
     name: Literal["classify"] = Field("classify", description="One label for a text or a pair.")
-    labels: dict[str, str] | list[str] | None = Field(
+    labels: dict[LabelText, LabelText] | list[LabelText] | None = Field(
         None,
         description="The labels in order, or a map from what the data says to what to show "
         "(0: negative). Default: those found in the training data, sorted.",
     )
-    class_weights: Literal["auto"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+    class_weights: Literal["auto"] | dict[LabelText, Weight] | None = Field(
         None,
         description="What an example of each label weighs in the loss: {spam: 5} (others weigh 1), "
         "or auto: in inverse proportion to how often it occurs.",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from pretune.data import Records
 from pretune.errors import DataError, did_you_mean
+
+#: A label in a recipe. YAML's true and false are spelled as those of JSON data are by `label_text`.
+LabelText = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
+]
 
 #: The labels of a recipe: in order, or from what the data says to what to show.
 Given = Mapping[str, str] | Sequence[str]

@@ -38,7 +38,10 @@ class TagOptions(CrossEntropyOptions):
         "only well-formed sequences are given. transformers does not read it.",
     )
     crf_rate: float = Field(
-        100.0, gt=0, description="The field's learning rate, in learning rates of the model."
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="The field's learning rate, in learning rates of the model.",
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="Before the last layer. Default: the model's own."
