@@ -85,6 +85,31 @@ def test_leaks() -> None:
     assert describe([train, dev]).leaks[0].near is None
 
 
+def test_no_label_is_not_another_label() -> None:
+    rows = [("foo bar baz", "3"), ("foo bar baz", ""), ("foo bar baz", None), ("a b", "")]
+    facts = facts_of(*({"text": text, "label": label} for text, label in rows))
+    assert (facts.repeats.rows, facts.repeats.conflicts) == (2, 0)
+    assert facts.repeats.examples == ["line 1: 3 times (3 1x)"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "conflicts"),
+    [
+        ({"label": "1"}, {}, 0),  # a test set without labels
+        ({}, {"label": "1"}, 0),
+        ({"label": "1"}, {"label": ""}, 0),
+        ({"label": "1"}, {"label": "0"}, 1),
+    ],
+)
+def test_leaks_where_a_label_is_missing(
+    train: dict[str, object], test: dict[str, object], conflicts: int
+) -> None:
+    first = records_of({"text": "same text", **train}, {"text": "Same text", "label": None})
+    second = records_of({"text": "same text", **test}, {"text": "other"}, origin="b.jsonl")
+    (leak,) = describe([first, second]).leaks
+    assert (leak.rows, leak.conflicts) == (1, conflicts)
+
+
 def test_tokens_and_what_is_unknown(tiny_vocab_folder: Path) -> None:
     tokenizer = load_tokenizer(tiny_vocab_folder)
     facts = facts_of(
