@@ -35,7 +35,16 @@ def test_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(["a", "b"], "a b"), (3, "3"), (None, None), ("a\ud83d", "a?")]
+    ("value", "text"),
+    [
+        (["a", "b"], "a b"),
+        (3, "3"),
+        (2.5, "2.5"),
+        (None, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ("a\ud83d", "a?"),
+    ],
 )
 def test_cells_as_text(value: object, text: str | None) -> None:
     assert as_text(value) == text

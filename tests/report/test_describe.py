@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data import Records
+from pretune.data import Records, read
 from pretune.errors import DataError
 from pretune.report.describe import ALL, Facts, describe
 from pretune.report.describe_counts import Lengths, count_words, script_shares
@@ -64,6 +64,20 @@ def test_columns_labels_and_empty_texts() -> None:
     }
     assert [item.words for item in facts.longest] == [2, 1]
     assert facts.shortest[0].where == "line 2"
+
+
+def test_nan_is_missing(tmp_path: Path) -> None:
+    """As pandas writes a column of numbers of which some are not there."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"text": "one two", "label": 1.5}\n{"text": "one two", "label": NaN}\n'
+        '{"text": NaN, "label": Infinity}\n{"text": "b", "label": [1, NaN]}\n'
+    )
+    facts = describe([read(path)]).files[0]
+    assert facts.columns["text"] == {"text": 3, "missing": 1}
+    assert facts.columns["label"] == {"number": 1, "missing": 2, "list": 1}
+    assert facts.labels == {"1.5": 1, "1": 1}
+    assert (facts.empty, facts.repeats.rows, facts.repeats.conflicts) == (1, 1, 0)
 
 
 def test_repeats_and_their_labels() -> None:
@@ -156,8 +170,6 @@ def test_the_page_is_whole_and_escaped() -> None:
 
 def test_emotion(data_folder: Path) -> None:
     import pandas
-
-    from pretune.data import read
 
     path = data_folder / "emotion" / "validation.tsv"
     facts = describe([read(path)]).files[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pretune.data.cells import not_finite
 from pretune.data.read import Records
 from pretune.errors import DataError, did_you_mean
 
@@ -24,8 +25,8 @@ _LOOKED_AT, _LONG = 1000, 12
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text: lists of words joined by spaces, numbers written out; None for nothing."""
-    if value is None:
+    """A cell as text: words joined by spaces, numbers written out; None for nothing and NaN."""
+    if value is None or not_finite(value):
         return None
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         value = " ".join(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pretune.data.cells import not_finite
 from pretune.data.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
 from pretune.data.delimited import table_rows
 from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, stored_categories
@@ -131,11 +132,11 @@ class Records:
         """The text in a column; numbers are written out.
 
         Raises:
-            DataError: it is missing, null, a list or an object, over `max_chars` characters, or no
-                valid Unicode.
+            DataError: it is missing, null, NaN, a list or an object, over `max_chars` characters,
+                or no valid Unicode.
         """
         value = self.rows[row].get(column)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not_finite(value):
             raise DataError(
                 f"{self.where(row, column)}: expected a text, found {found(value)}",
                 "Give every record a text there, or remove the record.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pretune.corpus.dedupe import Duplicates, digest, signature
 from pretune.data import Records
+from pretune.data.cells import is_missing
 from pretune.data.columns import as_text, label_column, text_columns
 from pretune.report.describe_counts import (
     Lengths,
@@ -254,7 +255,8 @@ def row_labels(records: Records, facts: Facts, row: int) -> list[str]:
         return []
     value = records.rows[row].get(facts.label)
     names = records.categories.get(facts.label)
-    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    cells = value if isinstance(value, list) else [value]
+    values = [one for one in cells if not is_missing(one)]
     if names is None:
         return [str(one) for one in values]
     return [
