@@ -84,6 +84,22 @@ class TestFormats:
     def test_spaces_around_header_names_are_dropped(self, tmp_path):
         assert read(write(tmp_path, "a.csv", "text, label\na,1\n")).columns == ("text", "label")
 
+    @pytest.mark.parametrize(("name", "sep"), [("a.csv", ","), ("a.tsv", "\t")])
+    def test_the_index_that_pandas_writes_is_left_out(self, tmp_path, name, sep):
+        import pandas
+
+        table = pandas.DataFrame(ROWS, index=[7, 7])  # as after drawing rows, or joining tables
+        table.to_csv(tmp_path / name, sep=sep)
+        records = read(tmp_path / name)
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_delimiters_at_the_ends_of_lines_are_left_out(self, tmp_path, name):
+        between = "," if name == "a.csv" else "\t"
+        content = CONTENTS[name].replace("\n", f"{between}\n")
+        records = read(write(tmp_path, name, content))
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+
     @given(
         rows=st.lists(
             st.tuples(*[st.text(st.characters(exclude_characters="\t\n\r", codec="utf-8"))] * 2),
@@ -218,6 +234,20 @@ class TestTableErrors:
     def test_header_with_repeated_or_empty_names(self, tmp_path, header):
         path = write(tmp_path, "a.csv", f"\n{header}\na,b\n")
         assert refused(path).message.startswith(f"{path}, line 2: the header has")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "text,\na,\nb,left over\n",  # something stands in the last column
+            ",label\na film,1\n",  # not an index: the texts themselves
+            ",text,\n0,a,\n",  # both
+            "text,,label\na,,1\n",
+            '""\n1\n',
+        ],
+    )
+    def test_columns_without_names_that_hold_something(self, tmp_path, content):
+        path = write(tmp_path, "a.csv", content)
+        assert refused(path).message.startswith(f"{path}, line 1: the header has")
 
 
 class TestJsonErrors:
