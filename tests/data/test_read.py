@@ -67,6 +67,13 @@ class TestFormats:
         path = write(tmp_path, "a.csv", CONTENTS["a.csv"], "utf-8-sig")
         assert read(path, encoding=encoding).columns == ("text", "label")
 
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-be", "gb18030"])
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_byte_order_mark_of_other_encodings(self, tmp_path, name, encoding):
+        path = write(tmp_path, name, "\ufeff" + CONTENTS[name], encoding)
+        records = read(path, encoding=encoding)
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+
     @pytest.mark.parametrize("name", CONTENTS)
     def test_no_line_end_at_the_end(self, tmp_path, name):
         assert list(read(write(tmp_path, name, CONTENTS[name].rstrip("\n"))).rows) == ROWS

@@ -16,7 +16,7 @@ from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, store
 from pretune.data.names import ColumnNames
 from pretune.data.squad import squad_rows
 from pretune.errors import DataError, did_you_mean, found
-from pretune.text.decode import SURROGATE, check_encoding, encoding_hint
+from pretune.text.decode import SURROGATE, TextDecoder, encoding_hint
 
 Record = dict[str, Any]
 
@@ -245,13 +245,13 @@ def _missing(path: Path) -> str:
 
 
 def decode(path: Path, encoding: str = "utf-8") -> str:
-    """The text of a file.
+    """The text of a file, without a byte order mark before it.
 
     Raises:
         DataError: not to be read, or not in that encoding; names the line, and the encoding it
             looks like.
     """
-    name = check_encoding(encoding)
+    decoder = TextDecoder(encoding)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -259,7 +259,7 @@ def decode(path: Path, encoding: str = "utf-8") -> str:
             f"{path}: cannot be read ({error.strerror})", "Check its owner and mode."
         ) from None
     try:
-        return raw.decode("utf-8-sig" if name == "utf-8" else name)
+        return decoder.decode(raw, final=True)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
