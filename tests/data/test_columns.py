@@ -38,6 +38,15 @@ def test_labels() -> None:
     ("value", "text"),
     [
         (["a", "b"], "a b"),
+        (
+            [{"role": "user", "content": "Hi there"}, {"role": "bot", "content": "Yes"}],
+            "Hi there\nYes",
+        ),
+        ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "2"}], "Hi\n2"),
+        ([{"role": "bot", "content": None, "calls": []}, {"role": "user", "content": "Hi"}], "Hi"),
+        ([{"content": None, "value": "Hi"}], "Hi"),  # as tables have the keys of all rows
+        ([{"start": 3}], "[{'start': 3}]"),
+        ([], ""),
         (3, "3"),
         (2.5, "2.5"),
         (None, None),

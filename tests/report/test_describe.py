@@ -152,6 +152,19 @@ def test_records_of_words_with_tags() -> None:
     assert facts.words[ALL].mean == 3
 
 
+def test_conversations_are_what_is_said_in_them(tiny_vocab_folder: Path) -> None:
+    said = ["the good film", "a bad film"]
+    talk = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
+    other = [{"from": "human", "value": "THE good film"}, {"from": "gpt", "value": said[1]}]
+    tokenizer = load_tokenizer(tiny_vocab_folder)
+    facts = facts_of({"messages": talk}, {"messages": other}, {"messages": []}, tokenizer=tokenizer)
+    assert facts.text == ("messages",)
+    assert facts.words[ALL].counts == {6: 2}
+    assert facts.tokens[ALL].counts == {8: 2}
+    assert facts.longest[0].text == "\n".join(said)
+    assert (facts.repeats.rows, facts.empty) == (1, 1)
+
+
 def test_a_column_that_is_not_there() -> None:
     with pytest.raises(DataError, match="Did you mean 'text'"):
         facts_of({"text": "a"}, text=["txt"])
