@@ -31,6 +31,7 @@ def refused(source: str | Path, **options: str) -> DataError:
 
 CONTENTS = {
     "a.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    "a.ndjson": "".join(json.dumps(row) + "\n" for row in ROWS),
     "a.json": json.dumps(ROWS, indent=1),
     "a.csv": "text,label\ngood film,1\n电影不好看,0\n",
     "a.tsv": "text\tlabel\ngood film\t1\n电影不好看\t0\n",
@@ -56,6 +57,17 @@ class TestFormats:
     def test_windows_line_ends(self, tmp_path, name):
         content = CONTENTS[name].replace("\n", "\r\n")
         assert list(read(write(tmp_path, name, content)).rows) == ROWS
+
+    @pytest.mark.parametrize("quoting", ["standard", "none"])
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_line_ends_of_old_macs(self, tmp_path, name, quoting):
+        content = CONTENTS[name].replace("\n", "\r")
+        records = read(write(tmp_path, name, content), quoting=quoting)
+        assert (list(records.rows), list(records.lines)) == (ROWS, [2, 3])
+
+    def test_carriage_returns_stay_where_line_feeds_end_lines(self, tmp_path):
+        path = write(tmp_path, "a.tsv", "text\tlabel\none\rtwo\t1\r\n")
+        assert read(path).rows == [{"text": "one\rtwo", "label": "1"}]
 
     @pytest.mark.parametrize("name", CONTENTS)
     def test_byte_order_mark(self, tmp_path, name):

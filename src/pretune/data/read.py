@@ -187,11 +187,11 @@ def read(
     """Read records.
 
     Args:
-        source: a local `.jsonl`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or `.parquet`
-            file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them); another `.txt`
-            file (one text) or a folder of such; two files of parallel text, `train.de,train.en`,
-            whose lines are `source` and `target`; or a dataset on the Hugging Face Hub as
-            `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+        source: a local `.jsonl`/`.ndjson`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or
+            `.parquet` file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them);
+            another `.txt` file (one text) or a folder of such; two files of parallel text,
+            `train.de,train.en`, whose lines are `source` and `target`; or a dataset on the Hugging
+            Face Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
@@ -366,6 +366,7 @@ def _read_conll(path: Path, encoding: str, quoting: str) -> Records:
 
 _READERS: dict[str, Callable[[Path, str, str], Records]] = {
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": _read_tsv,

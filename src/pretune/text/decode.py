@@ -76,8 +76,11 @@ class TextDecoder(codecs.IncrementalDecoder):
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence."""
-    lines = text.split("\n")
+    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence.
+
+    Where there is no line feed at all, carriage returns end them, as on old Macs.
+    """
+    lines = text.split("\r" if "\r" in text and "\n" not in text else "\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
