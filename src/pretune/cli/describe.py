@@ -34,8 +34,8 @@ def describe(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="A folder with tokenizer.json or vocab.txt, a model, a run, minilm, a Hub id: "
-            "count its tokens too."
+            help="A tokenizer's folder (tokenizer.json; vocab.txt; vocab.json and merges.txt), a "
+            "model, a run, minilm, a Hub id: count its tokens too."
         ),
     ] = None,
     near: Annotated[
