@@ -7,6 +7,7 @@ line prints them without a traceback and exits with code 2; anything else that e
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -49,7 +50,11 @@ class HubError(PretuneError):
 
 def found(value: object) -> str:
     """What stands where something else should, for "expected ..., found ..."."""
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "nothing"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "an infinite number"
+    return f"a {type(value).__name__}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -43,7 +43,14 @@ _WORDS = ("task.labels", "data.columns", "model.new_tokens")
 #: Keys of a recipe that name data.
 _DATA = {"data.train", "data.validation"}
 #: The formats of local files as `datasets` calls them.
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,21 @@ def test_tables(data: Path, tiny_folder: Path) -> None:
     assert "U+4E66" in done.output
 
 
+def test_tokenizers_without_a_model(data: Path, tiny_vocab_folder: Path, tmp_path: Path) -> None:
+    """A bare vocabulary, and what `pretune tokenizer` makes: no config.json in either."""
+    assert not (tiny_vocab_folder / "config.json").exists()
+    corpus, made = tmp_path / "corpus.txt", tmp_path / "made"
+    corpus.write_text("good film 中国电影书\n" * 9, encoding="utf-8")
+    done = CliRunner().invoke(app, ["tokenizer", str(corpus), "--kind", "char", "-o", str(made)])
+    assert done.exit_code == 0, done.output
+    for folder, longest in ((tiny_vocab_folder, 7), (made, 9)):  # with [CLS] and [SEP]; letters
+        done = run(data, "--tokenizer", folder, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["files"][0]["tokens"]["all"]["max"] == longest
+    refused = run(data, "--tokenizer", tmp_path)
+    assert (refused.exit_code, "no tokenizer here" in refused.output) == (2, True)
+
+
 def test_everything_in_files(data: Path, tmp_path: Path) -> None:
     page, folder = tmp_path / "data.html", tmp_path / "charts"
     done = run(data, "--validation", data, "--html", page, "--png", folder, "--json")

@@ -35,7 +35,25 @@ def test_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(["a", "b"], "a b"), (3, "3"), (None, None), ("a\ud83d", "a?")]
+    ("value", "text"),
+    [
+        (["a", "b"], "a b"),
+        (
+            [{"role": "user", "content": "Hi there"}, {"role": "bot", "content": "Yes"}],
+            "Hi there\nYes",
+        ),
+        ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "2"}], "Hi\n2"),
+        ([{"role": "bot", "content": None, "calls": []}, {"role": "user", "content": "Hi"}], "Hi"),
+        ([{"content": None, "value": "Hi"}], "Hi"),  # as tables have the keys of all rows
+        ([{"start": 3}], "[{'start': 3}]"),
+        ([], ""),
+        (3, "3"),
+        (2.5, "2.5"),
+        (None, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ("a\ud83d", "a?"),
+    ],
 )
 def test_cells_as_text(value: object, text: str | None) -> None:
     assert as_text(value) == text

@@ -31,6 +31,7 @@ def refused(source: str | Path, **options: str) -> DataError:
 
 CONTENTS = {
     "a.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    "a.ndjson": "".join(json.dumps(row) + "\n" for row in ROWS),
     "a.json": json.dumps(ROWS, indent=1),
     "a.csv": "text,label\ngood film,1\n电影不好看,0\n",
     "a.tsv": "text\tlabel\ngood film\t1\n电影不好看\t0\n",
@@ -57,6 +58,17 @@ class TestFormats:
         content = CONTENTS[name].replace("\n", "\r\n")
         assert list(read(write(tmp_path, name, content)).rows) == ROWS
 
+    @pytest.mark.parametrize("quoting", ["standard", "none"])
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_line_ends_of_old_macs(self, tmp_path, name, quoting):
+        content = CONTENTS[name].replace("\n", "\r")
+        records = read(write(tmp_path, name, content), quoting=quoting)
+        assert (list(records.rows), list(records.lines)) == (ROWS, [2, 3])
+
+    def test_carriage_returns_stay_where_line_feeds_end_lines(self, tmp_path):
+        path = write(tmp_path, "a.tsv", "text\tlabel\none\rtwo\t1\r\n")
+        assert read(path).rows == [{"text": "one\rtwo", "label": "1"}]
+
     @pytest.mark.parametrize("name", CONTENTS)
     def test_byte_order_mark(self, tmp_path, name):
         records = read(write(tmp_path, name, CONTENTS[name], "utf-8-sig"))
@@ -66,6 +78,13 @@ class TestFormats:
     def test_byte_order_mark_by_other_spellings(self, tmp_path, encoding):
         path = write(tmp_path, "a.csv", CONTENTS["a.csv"], "utf-8-sig")
         assert read(path, encoding=encoding).columns == ("text", "label")
+
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-be", "gb18030"])
+    @pytest.mark.parametrize("name", CONTENTS)
+    def test_byte_order_mark_of_other_encodings(self, tmp_path, name, encoding):
+        path = write(tmp_path, name, "\ufeff" + CONTENTS[name], encoding)
+        records = read(path, encoding=encoding)
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
 
     @pytest.mark.parametrize("name", CONTENTS)
     def test_no_line_end_at_the_end(self, tmp_path, name):
@@ -83,6 +102,22 @@ class TestFormats:
 
     def test_spaces_around_header_names_are_dropped(self, tmp_path):
         assert read(write(tmp_path, "a.csv", "text, label\na,1\n")).columns == ("text", "label")
+
+    @pytest.mark.parametrize(("name", "sep"), [("a.csv", ","), ("a.tsv", "\t")])
+    def test_the_index_that_pandas_writes_is_left_out(self, tmp_path, name, sep):
+        import pandas
+
+        table = pandas.DataFrame(ROWS, index=[7, 7])  # as after drawing rows, or joining tables
+        table.to_csv(tmp_path / name, sep=sep)
+        records = read(tmp_path / name)
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_delimiters_at_the_ends_of_lines_are_left_out(self, tmp_path, name):
+        between = "," if name == "a.csv" else "\t"
+        content = CONTENTS[name].replace("\n", f"{between}\n")
+        records = read(write(tmp_path, name, content))
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
 
     @given(
         rows=st.lists(
@@ -218,6 +253,20 @@ class TestTableErrors:
     def test_header_with_repeated_or_empty_names(self, tmp_path, header):
         path = write(tmp_path, "a.csv", f"\n{header}\na,b\n")
         assert refused(path).message.startswith(f"{path}, line 2: the header has")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "text,\na,\nb,left over\n",  # something stands in the last column
+            ",label\na film,1\n",  # not an index: the texts themselves
+            ",text,\n0,a,\n",  # both
+            "text,,label\na,,1\n",
+            '""\n1\n',
+        ],
+    )
+    def test_columns_without_names_that_hold_something(self, tmp_path, content):
+        path = write(tmp_path, "a.csv", content)
+        assert refused(path).message.startswith(f"{path}, line 1: the header has")
 
 
 class TestJsonErrors:

@@ -101,7 +101,15 @@ class TestText:
 
     @pytest.mark.parametrize(
         ("value", "kind"),
-        [(None, "nothing"), (True, "a bool"), (["a"], "a list"), ({}, "a dict"), (b"a", "a bytes")],
+        [
+            (None, "nothing"),
+            (True, "a bool"),
+            (["a"], "a list"),
+            ({}, "a dict"),
+            (b"a", "a bytes"),
+            (float("nan"), "NaN"),
+            (-float("inf"), "an infinite number"),
+        ],
     )
     def test_anything_else_is_refused(self, value, kind):
         with pytest.raises(DataError) as caught:

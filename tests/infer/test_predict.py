@@ -194,6 +194,12 @@ class TestStream:
         assert decode_line(b"\xef\xbb\xbfa\r", 1) == "a"
         assert decode_line(b"\xef\xbb\xbfa", 2) == "\ufeffa"
 
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "gb18030"])
+    def test_so_is_that_of_other_encodings(self, encoding: str) -> None:
+        raw = "\ufeffa\n\ufeffb\n".encode(encoding)
+        lines = self.lines(raw[:1], raw[1:3], raw[3:], encoding=encoding)
+        assert lines == [(1, "a"), (2, "\ufeffb")]
+
     @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-32-le", "latin-1"])
     def test_other_encodings(self, encoding: str) -> None:
         texts = ["ab\xe9", "好" * (encoding != "latin-1"), "x"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data import Records
+from pretune.data import Records, read
 from pretune.errors import DataError
 from pretune.report.describe import ALL, Facts, describe
 from pretune.report.describe_counts import Lengths, count_words, script_shares
@@ -66,6 +66,20 @@ def test_columns_labels_and_empty_texts() -> None:
     assert facts.shortest[0].where == "line 2"
 
 
+def test_nan_is_missing(tmp_path: Path) -> None:
+    """As pandas writes a column of numbers of which some are not there."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"text": "one two", "label": 1.5}\n{"text": "one two", "label": NaN}\n'
+        '{"text": NaN, "label": Infinity}\n{"text": "b", "label": [1, NaN]}\n'
+    )
+    facts = describe([read(path)]).files[0]
+    assert facts.columns["text"] == {"text": 3, "missing": 1}
+    assert facts.columns["label"] == {"number": 1, "missing": 2, "list": 1}
+    assert facts.labels == {"1.5": 1, "1": 1}
+    assert (facts.empty, facts.repeats.rows, facts.repeats.conflicts) == (1, 1, 0)
+
+
 def test_repeats_and_their_labels() -> None:
     rows = [("good  film", 1), ("Good film", 0), ("bad", 0), ("bad", 0), ("bad", 0), ("x", 1)]
     facts = facts_of(*({"text": text, "label": label} for text, label in rows))
@@ -83,6 +97,31 @@ def test_leaks() -> None:
     assert (leak.rows, leak.conflicts, leak.near) == (1, 1, 1)
     assert leak.examples == ["line 1 = line 1", "line 2 ~ line 2"]
     assert describe([train, dev]).leaks[0].near is None
+
+
+def test_no_label_is_not_another_label() -> None:
+    rows = [("foo bar baz", "3"), ("foo bar baz", ""), ("foo bar baz", None), ("a b", "")]
+    facts = facts_of(*({"text": text, "label": label} for text, label in rows))
+    assert (facts.repeats.rows, facts.repeats.conflicts) == (2, 0)
+    assert facts.repeats.examples == ["line 1: 3 times (3 1x)"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "conflicts"),
+    [
+        ({"label": "1"}, {}, 0),  # a test set without labels
+        ({}, {"label": "1"}, 0),
+        ({"label": "1"}, {"label": ""}, 0),
+        ({"label": "1"}, {"label": "0"}, 1),
+    ],
+)
+def test_leaks_where_a_label_is_missing(
+    train: dict[str, object], test: dict[str, object], conflicts: int
+) -> None:
+    first = records_of({"text": "same text", **train}, {"text": "Same text", "label": None})
+    second = records_of({"text": "same text", **test}, {"text": "other"}, origin="b.jsonl")
+    (leak,) = describe([first, second]).leaks
+    assert (leak.rows, leak.conflicts) == (1, conflicts)
 
 
 def test_tokens_and_what_is_unknown(tiny_vocab_folder: Path) -> None:
@@ -113,6 +152,19 @@ def test_records_of_words_with_tags() -> None:
     assert facts.words[ALL].mean == 3
 
 
+def test_conversations_are_what_is_said_in_them(tiny_vocab_folder: Path) -> None:
+    said = ["the good film", "a bad film"]
+    talk = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
+    other = [{"from": "human", "value": "THE good film"}, {"from": "gpt", "value": said[1]}]
+    tokenizer = load_tokenizer(tiny_vocab_folder)
+    facts = facts_of({"messages": talk}, {"messages": other}, {"messages": []}, tokenizer=tokenizer)
+    assert facts.text == ("messages",)
+    assert facts.words[ALL].counts == {6: 2}
+    assert facts.tokens[ALL].counts == {8: 2}
+    assert facts.longest[0].text == "\n".join(said)
+    assert (facts.repeats.rows, facts.empty) == (1, 1)
+
+
 def test_a_column_that_is_not_there() -> None:
     with pytest.raises(DataError, match="Did you mean 'text'"):
         facts_of({"text": "a"}, text=["txt"])
@@ -131,8 +183,6 @@ def test_the_page_is_whole_and_escaped() -> None:
 
 def test_emotion(data_folder: Path) -> None:
     import pandas
-
-    from pretune.data import read
 
     path = data_folder / "emotion" / "validation.tsv"
     facts = describe([read(path)]).files[0]

@@ -48,7 +48,8 @@ class TestFeatures:
 
     def test_the_last_columns_may_be_empty(self) -> None:
         task = Choose(ChooseOptions(choices=["a", "b", "c"]))
-        assert task.choices(records({"a": "x", "b": "y", "c": ""}), 0) == ["x", "y"]
+        for nothing in ("", None, float("nan")):
+            assert task.choices(records({"a": "x", "b": "y", "c": nothing}), 0) == ["x", "y"]
         with pytest.raises(DataError, match=r"line 1: choice 1 is no text"):
             task.choices(records({"a": "x", "b": None, "c": "z"}), 0)
 

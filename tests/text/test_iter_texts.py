@@ -91,6 +91,13 @@ class TestIterTexts:
             patch.setattr(decode, "CHUNK", 3)
             assert "".join(texts(path, encoding=encoding)) == text.removeprefix("\ufeff")
 
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "gb18030"])
+    def test_byte_order_mark(self, tmp_path: Path, monkeypatch, encoding: str) -> None:
+        path = write(tmp_path / "a.txt", "\ufeffone \ufeff二".encode(encoding))
+        for size in (1, 1 << 20):
+            monkeypatch.setattr(decode, "CHUNK", size)
+            assert "".join(texts(path, encoding=encoding)) == "one \ufeff二"
+
     def test_gzip_jsonl_and_a_byte_order_mark(self, tmp_path: Path) -> None:
         records = "".join(json.dumps({"body": t}) + "\n\n" for t in ("one\n", "", "电影\x00"))
         plain = write(tmp_path / "a.txt.gz", gzip.compress(b"\xef\xbb\xbfhello", mtime=0) * 2)

@@ -32,7 +32,11 @@ def describe(
     ] = None,
     label: Annotated[str | None, typer.Option(help="The column with the labels.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="minilm, a model folder, a run: count its tokens too.")
+        str | None,
+        typer.Option(
+            help="A tokenizer's folder (tokenizer.json; vocab.txt; vocab.json and merges.txt), a "
+            "model, a run, minilm, a Hub id: count its tokens too."
+        ),
     ] = None,
     near: Annotated[
         float,
@@ -49,13 +53,11 @@ def describe(
 ) -> None:
     """Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK]."""
     from pretune.data import read
-    from pretune.hub import atomic_text
-    from pretune.hub.source import find_source
+    from pretune.hub import atomic_text, find_tokenizer
     from pretune.report.charts import not_writable
     from pretune.report.describe import describe as look
     from pretune.report.describe_page import description_page, write_charts
     from pretune.report.describe_views import description_tables, font_warning
-    from pretune.text import load_tokenizer
     from pretune.training.log import Reporter
 
     if html is not None and not html.resolve().parent.is_dir():
@@ -65,7 +67,7 @@ def describe(
     sources = [*data, *(validation or [])]
     files = [read(source, encoding=encoding, quoting=quoting) for source in sources]
     there = importlib.util.find_spec("datasketch") is not None
-    chosen = None if tokenizer is None else load_tokenizer(find_source(tokenizer))
+    chosen = None if tokenizer is None else find_tokenizer(tokenizer)
     total = sum(map(len, files))
     with Reporter(quiet=quiet) as reporter, reporter.working("looking", total) as done:
         found = look(

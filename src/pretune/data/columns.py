@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretune.data.cells import not_finite
 from pretune.data.read import Records
 from pretune.errors import DataError, did_you_mean
 
@@ -19,19 +20,39 @@ _TEXTS = (
     ("source", "target"),
 )
 _LABELS = ("label", "labels", "ner_tags", "tags")
+#: Where the messages of a conversation hold their text.
+_SAID = ("content", "value")
 #: Rows looked at to find out what a column holds, and the usual length of a text, in characters.
 _LOOKED_AT, _LONG = 1000, 12
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text: lists of words joined by spaces, numbers written out; None for nothing."""
-    if value is None:
+    """A cell as text, None for nothing and NaN.
+
+    Words are joined by spaces, the messages of a conversation by line ends; numbers are written
+    out.
+    """
+    if value is None or not_finite(value):
         return None
-    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-        value = " ".join(value)
+    if isinstance(value, list | tuple):
+        if all(isinstance(part, str) for part in value):
+            value = " ".join(value)
+        elif (said := _messages(value)) is not None:
+            value = "\n".join(said)
     text = value if isinstance(value, str) else str(value)
     # JSON can spell half a character, which tokenizers refuse.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _messages(parts: Sequence[Any]) -> list[str] | None:
+    """What is said in a conversation; None where this is none."""
+    said: list[str] = []
+    for part in parts:
+        cells = [part[key] for key in _SAID if key in part] if isinstance(part, Mapping) else []
+        if not cells:
+            return None
+        said += filter(None, map(as_text, cells))
+    return said
 
 
 def text_columns(

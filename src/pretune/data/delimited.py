@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 from pretune.errors import DataError
 from pretune.text.decode import lines_of
 
+_INDEX, _NOTHING = re.compile(r"\s*\d+\s*"), re.compile(r"\s*")
+
 
 def table_rows(
     path: Path, text: str, delimiter: str, *, quoted: bool
 ) -> tuple[tuple[str, ...], list[dict[str, Any]], list[int]]:
     """The names of the columns, the rows, and the line that each begins in.
+
+    One column may lack a name, and is left out: numbers before all others (the index that pandas
+    writes), or nothing after all others (a delimiter at the end of each line).
 
     Args:
         path: of the file, for messages.
@@ -28,17 +34,15 @@ def table_rows(
             quote that is left open; names the line.
     """
     header: tuple[str, ...] = ()
+    first, spare = 0, None
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     for number, fields in _fields(path, text, delimiter, quoted=quoted):
         if not header:
-            header = tuple(name.strip() for name in fields)
-            if len(set(header)) < len(header) or "" in header:
-                raise DataError(
-                    f"{path}, line {number}: the header has empty or repeated names: "
-                    f"{list(header)}",
-                    "The first line must name every column once.",
-                )
+            first, header = number, tuple(name.strip() for name in fields)
+            spare = _spare(header)
+            if len(set(header)) < len(header) or ("" in header and spare is None):
+                raise _bad_header(path, first, header)
             continue
         if len(fields) != len(header):
             raise DataError(
@@ -47,9 +51,26 @@ def table_rows(
                 f"Repair the line, or change how quotes are read: data.quoting="
                 f"{'none' if quoted else 'standard'}",
             )
-        rows.append(dict(zip(header, fields, strict=True)))
+        row = dict(zip(header, fields, strict=True))
+        if spare is not None and not spare.fullmatch(row.pop("")):
+            raise _bad_header(path, first, header)
+        rows.append(row)
         lines.append(number)
-    return header, rows, lines
+    return tuple(name for name in header if name), rows, lines
+
+
+def _spare(header: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What may stand in the column without a name; None where there is none, or none may be."""
+    if len(header) < 2 or header.count("") != 1:
+        return None
+    return _INDEX if header[0] == "" else _NOTHING if header[-1] == "" else None
+
+
+def _bad_header(path: Path, number: int, header: tuple[str, ...]) -> DataError:
+    return DataError(
+        f"{path}, line {number}: the header has empty or repeated names: {list(header)}",
+        "The first line must name every column once.",
+    )
 
 
 def _fields(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pretune.data.cells import is_missing
 from pretune.data.read import Records
 from pretune.errors import DataError, did_you_mean
 
@@ -126,4 +127,4 @@ def _of_columns(records: Records, row: int, *, replies: bool) -> list[dict[str, 
 
 def _given(records: Records, row: int, column: str) -> bool:
     """Whether there is something in a column; the number 0 is."""
-    return records.rows[row].get(column) not in (None, "")
+    return not is_missing(records.rows[row].get(column))

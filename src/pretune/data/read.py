@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pretune.data.cells import not_finite
 from pretune.data.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
 from pretune.data.delimited import table_rows
 from pretune.data.hub_table import HUB_DATASET, category_names, hub_table, stored_categories
 from pretune.data.names import ColumnNames
 from pretune.data.squad import squad_rows
 from pretune.errors import DataError, did_you_mean, found
-from pretune.text.decode import SURROGATE, check_encoding, encoding_hint
+from pretune.text.decode import SURROGATE, TextDecoder, encoding_hint
 
 Record = dict[str, Any]
 
@@ -131,11 +132,11 @@ class Records:
         """The text in a column; numbers are written out.
 
         Raises:
-            DataError: it is missing, null, a list or an object, over `max_chars` characters, or no
-                valid Unicode.
+            DataError: it is missing, null, NaN, a list or an object, over `max_chars` characters,
+                or no valid Unicode.
         """
         value = self.rows[row].get(column)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not_finite(value):
             raise DataError(
                 f"{self.where(row, column)}: expected a text, found {found(value)}",
                 "Give every record a text there, or remove the record.",
@@ -186,11 +187,11 @@ def read(
     """Read records.
 
     Args:
-        source: a local `.jsonl`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or `.parquet`
-            file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them); another `.txt`
-            file (one text) or a folder of such; two files of parallel text, `train.de,train.en`,
-            whose lines are `source` and `target`; or a dataset on the Hugging Face Hub as
-            `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+        source: a local `.jsonl`/`.ndjson`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or
+            `.parquet` file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them);
+            another `.txt` file (one text) or a folder of such; two files of parallel text,
+            `train.de,train.en`, whose lines are `source` and `target`; or a dataset on the Hugging
+            Face Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
         encoding: of a text file, e.g. `gb18030`.
         quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
             is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
@@ -244,13 +245,13 @@ def _missing(path: Path) -> str:
 
 
 def decode(path: Path, encoding: str = "utf-8") -> str:
-    """The text of a file.
+    """The text of a file, without a byte order mark before it.
 
     Raises:
         DataError: not to be read, or not in that encoding; names the line, and the encoding it
             looks like.
     """
-    name = check_encoding(encoding)
+    decoder = TextDecoder(encoding)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -258,7 +259,7 @@ def decode(path: Path, encoding: str = "utf-8") -> str:
             f"{path}: cannot be read ({error.strerror})", "Check its owner and mode."
         ) from None
     try:
-        return raw.decode("utf-8-sig" if name == "utf-8" else name)
+        return decoder.decode(raw, final=True)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
@@ -365,6 +366,7 @@ def _read_conll(path: Path, encoding: str, quoting: str) -> Records:
 
 _READERS: dict[str, Callable[[Path, str, str], Records]] = {
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": _read_tsv,

@@ -78,8 +78,7 @@ def find_tokenizer(source: str | Path) -> Tokenizer:
     """A tokenizer.
 
     Args:
-        source: a folder with `tokenizer.json` or `vocab.txt`, one of those files, or what
-            `find_source` takes.
+        source: what `load_tokenizer` takes, or what `find_source` takes.
 
     Raises:
         CheckpointError: nothing there that could be read as one.
@@ -88,7 +87,7 @@ def find_tokenizer(source: str | Path) -> Tokenizer:
     try:
         return load_tokenizer(path)
     except CheckpointError as error:
-        files = (path / "tokenizer.json", path / "vocab.txt")
+        files = (path / "tokenizer.json", path / "vocab.txt", path / "merges.txt")
         if os.path.isfile(path) or any(os.path.isfile(file) for file in files):
             raise
         try:

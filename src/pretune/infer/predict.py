@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pretune.data.names import ColumnNames
 from pretune.errors import DataError, RunError
 from pretune.tasks import AnyTask, Prediction, record_features
 from pretune.tasks.bundle import Bundle
-from pretune.text.decode import check_encoding, encoding_hint, lines_of
+from pretune.text.decode import TextDecoder, encoding_hint, lines_of
 from pretune.training import choose_device, precision_context, read_for
 from pretune.training.evaluate import Reader
 from pretune.training.inputs import longest_text
@@ -245,7 +244,7 @@ def stream_lines(
 ) -> Iterator[list[tuple[int, str]]]:
     """Numbered lines from a pipe, handed over as soon as they are there.
 
-    A mark of UTF-8 before the first of them is dropped.
+    A byte order mark before the first of them is dropped.
 
     Args:
         descriptor: of the open pipe.
@@ -257,8 +256,7 @@ def stream_lines(
     Raises:
         DataError: not in that encoding, or a line without end; names the line.
     """
-    name = check_encoding(encoding)
-    decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)()
+    decoder = TextDecoder(encoding)
     rest, number = "", 0
     while True:
         chunk = os.read(descriptor, most)

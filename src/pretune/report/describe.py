@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pretune.corpus.dedupe import Duplicates, digest, signature
 from pretune.data import Records
+from pretune.data.cells import is_missing
 from pretune.data.columns import as_text, label_column, text_columns
 from pretune.report.describe_counts import (
     Lengths,
@@ -45,7 +46,7 @@ class Repeats:
     Attributes:
         rows: how many rows repeat an earlier one.
         groups: how many texts are there more than once.
-        conflicts: how many of these have different labels.
+        conflicts: how many of these have different labels; no label is none.
         examples: places of such texts with their labels, those in conflict first.
     """
 
@@ -63,7 +64,7 @@ class Leak:
         source: the file that has them first.
         target: the file they are looked for in.
         rows: of the target that have a text of the source; case and spaces make no difference.
-        conflicts: how many of them have another label there.
+        conflicts: how many of them have another label there; rows without one are none.
         near: more rows that are nearly the same; None where nobody looked.
         examples: places.
     """
@@ -150,7 +151,8 @@ class Description:
         }
 
 
-#: What is remembered of the texts of a file: by digest, the row of the first and all labels.
+#: What is remembered of the texts of a file: by digest, the row of the first and all labels ("" of
+#: rows that have none).
 Seen = dict[bytes, tuple[int, dict[str, int]]]
 
 
@@ -253,7 +255,8 @@ def row_labels(records: Records, facts: Facts, row: int) -> list[str]:
         return []
     value = records.rows[row].get(facts.label)
     names = records.categories.get(facts.label)
-    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    cells = value if isinstance(value, list) else [value]
+    values = [one for one in cells if not is_missing(one)]
     if names is None:
         return [str(one) for one in values]
     return [
@@ -297,6 +300,11 @@ def text_key(text: str) -> bytes:
     return digest(text.casefold())
 
 
+def _known(labels: Iterable[str]) -> set[str]:
+    """Those that are labels: a row without one says nothing about its text."""
+    return {name for name in labels if name}
+
+
 def _repeats(records: Records, seen: Seen) -> Repeats:
     found = Repeats()
     plain: list[str] = []
@@ -307,8 +315,9 @@ def _repeats(records: Records, seen: Seen) -> Repeats:
             continue
         found.rows += times - 1
         found.groups += 1
-        found.conflicts += len(counts) > 1
-        examples = conflicting if len(counts) > 1 else plain
+        differ = len(_known(counts)) > 1
+        found.conflicts += differ
+        examples = conflicting if differ else plain
         if len(examples) < SHOWN:
             labels = ", ".join(f"{name} {n}x" for name, n in counts.items() if name)
             shown = f"{place(records, row)}: {times} times"
@@ -330,7 +339,8 @@ def _leak(
         if key in before:
             first, labels = before[key]
             leak.rows += sum(counts.values())
-            leak.conflicts += sum(n for name, n in counts.items() if {name} != set(labels))
+            if theirs := _known(labels):
+                leak.conflicts += sum(n for name, n in counts.items() if name and {name} != theirs)
             if len(leak.examples) < SHOWN:
                 leak.examples.append(f"{place(source, first)} = {place(records, row)}")
     if kept is None or leak.near is None:

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
+from pretune.data.cells import is_missing
 from pretune.report.charts import Box
 from pretune.text import Tokenizer
 
@@ -174,8 +175,8 @@ class TokenCounter:
 
 
 def count_types(values: Iterable[Any]) -> Counter[str]:
-    """How often each kind of value occurs; empty texts and nulls are "missing"."""
-    return Counter("missing" if value is None or value == "" else _kind(value) for value in values)
+    """How often each kind of value occurs; empty texts, nulls and NaN are "missing"."""
+    return Counter("missing" if is_missing(value) else _kind(value) for value in values)
 
 
 def _kind(value: Any) -> str:

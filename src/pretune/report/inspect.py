@@ -19,7 +19,7 @@ from pretune.text import Tokenizer, load_tokenizer
 #: Maps of longer texts cannot be read: a token would be a few pixels.
 MOST_DRAWN = 64
 #: One of these is in a folder with a tokenizer.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "merges.txt")
 #: The length that costs are given for, unless the model has fewer positions.
 USUAL_LENGTH = 128
 
@@ -219,7 +219,7 @@ def needed_tokenizer(outline: Outline) -> Tokenizer:
     if tokenizer is None:
         raise CheckpointError(
             f"{outline.name}: no tokenizer here, so a text cannot be cut into tokens",
-            "Name a folder that has tokenizer.json or vocab.txt.",
+            "Name a folder that has tokenizer.json, vocab.txt, or vocab.json and merges.txt.",
         )
     return tokenizer
 

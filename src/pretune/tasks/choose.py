@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pretune.data import Feature, Features, PackedBatch, Records
+from pretune.data.cells import is_missing
 from pretune.data.pack import Array
 from pretune.errors import DataError
 from pretune.models import Backbone, chooser
@@ -110,7 +111,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         if len(columns) == 1:
             only = values[0]
             values = only.split(SEPARATOR) if isinstance(only, str) else only
-        while isinstance(values, list) and values and values[-1] in (None, ""):
+        while isinstance(values, list) and values and is_missing(values[-1]):
             values = values[:-1]
         place = records.where(row, columns[0] if len(columns) == 1 else None)
         if not isinstance(values, list) or len(values) < 2:

@@ -23,6 +23,8 @@ CHUNK = 1 << 20
 #: can put the second half of one where bytes have no meaning.
 SURROGATE = re.compile("[\ud800-\udfff]")
 _MARK = "pretune-mark"
+#: The byte order mark, which some programs put before the first character of a file.
+_ORDER = "\ufeff"
 
 Report = Callable[[int], None]
 
@@ -42,9 +44,43 @@ def check_encoding(encoding: str) -> str:
         ) from None
 
 
+class TextDecoder(codecs.IncrementalDecoder):
+    """Decodes piece by piece, and passes over a byte order mark before the first character.
+
+    Python's own do so only for some encodings: not for `utf-16-le`, which Windows writes with one.
+
+    Args:
+        encoding: of the text.
+        errors: what is to become of bytes that are not in it.
+
+    Raises:
+        DataError: there is no such encoding of texts.
+    """
+
+    def __init__(self, encoding: str, errors: str = "strict") -> None:
+        super().__init__(errors)
+        self._decoder = codecs.getincrementaldecoder(check_encoding(encoding))(errors)
+        self._begun = False
+
+    def decode(self, input: Any, final: bool = False) -> str:  # noqa: A002
+        """The text of some more bytes.
+
+        Raises:
+            UnicodeError: they are not in the encoding.
+        """
+        text = self._decoder.decode(input, final)
+        if self._begun:
+            return text
+        self._begun = bool(text)
+        return text.removeprefix(_ORDER)
+
+
 def lines_of(text: str) -> list[str]:
-    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence."""
-    lines = text.split("\n")
+    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence.
+
+    Where there is no line feed at all, carriage returns end them, as on old Macs.
+    """
+    lines = text.split("\r" if "\r" in text and "\n" not in text else "\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
@@ -83,7 +119,7 @@ codecs.register_error(_MARK, _keep_place)
 def decoded(
     file: str, encoding: str, on_bytes: Report | None = None, *, marks: bool = False
 ) -> Iterator[str]:
-    """The text of a file, a chunk of `CHUNK` bytes at a time; a mark of UTF-8 before it is dropped.
+    """The text of a file, a chunk of `CHUNK` bytes at a time; a byte order mark is dropped.
 
     Args:
         file: its path; `.gz` is unpacked. `STDIN` is standard input.
@@ -95,11 +131,7 @@ def decoded(
     Raises:
         DataError: not to be read, or not in that encoding; names file and line.
     """
-    # "utf-8-sig" passes over the mark that some programs put before the first character.
-    name = check_encoding(encoding)
-    decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)(
-        _MARK if marks else "strict"
-    )
+    decoder = TextDecoder(encoding, _MARK if marks else "strict")
     ends = io.IncrementalNewlineDecoder(decoder if marks else None, translate=marks)
     line, start = 1, b""
     for chunk in itertools.chain(_chunks(file, on_bytes), [b""]):

@@ -47,11 +47,14 @@ def wordpiece_engine(
 
 
 def byte_level_engine(
-    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False
 ) -> RustTokenizer:
-    """GPT-2's tokenizer (Radford et al. 2019, section 2.2): any text, and back without a loss."""
+    """GPT-2's tokenizer (Radford et al. 2019, section 2.2): any text, and back without a loss.
+
+    With `prefix_space` a text begins with a space, as a word inside of one does.
+    """
     engine = RustTokenizer(models.BPE(dict(vocabulary), list(merges)))
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     engine.decoder = decoders.ByteLevel()
     engine.post_processor = processors.ByteLevel(trim_offsets=False)
     return engine

@@ -1,4 +1,4 @@
-"""Loading tokenizers: a Hugging Face folder, a `tokenizer.json` or a bare WordPiece `vocab.txt`."""
+"""Loading tokenizers: a Hugging Face folder, or a bare vocabulary of WordPiece or of GPT-2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError
-from pretune.text.engines import bert_normalizer, wordpiece_engine
+from pretune.text.engines import bert_normalizer, byte_level_engine, wordpiece_engine
 from pretune.text.tokenizer import SPECIAL_NAMES, TARGET_FILE, TARGET_KEY, Tokenizer
 
 BERT_SPECIAL = {
@@ -21,6 +21,7 @@ BERT_SPECIAL = {
     "mask_token": "[MASK]",
 }
 END_OF_TEXT = "<|endoftext|>"
+_GPT2 = "GPT2Tokenizer"
 #: What a vocabulary that has them means by them, where no file says so: the published GPT-2 has
 #: `tokenizer.json`, and no file that names its end of text.
 _USUAL = {**BERT_SPECIAL, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
@@ -30,7 +31,8 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     """Load a tokenizer.
 
     Args:
-        source: a folder with `tokenizer.json` or `vocab.txt`, or one of those two files.
+        source: a folder with `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`; or
+            one of the first two files.
         lowercase: for a bare `vocab.txt` only: whether the model is uncased. Default: what
             `tokenizer_config.json` beside it says (`do_lower_case`); without one, uncased unless
             the vocabulary itself has words with capital letters.
@@ -65,9 +67,12 @@ def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Token
         return _from_json(path / "tokenizer.json", settings)
     if (path / "vocab.txt").is_file():
         return _from_vocabulary(path / "vocab.txt", settings, lowercase)
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return _from_merges(path, settings)
     raise CheckpointError(
         f"{path}: no tokenizer here",
-        "Expected tokenizer.json (Hugging Face layout) or vocab.txt (WordPiece) in that folder.",
+        "Expected tokenizer.json (Hugging Face layout), vocab.txt (WordPiece), or vocab.json and "
+        "merges.txt (GPT-2) in that folder.",
     )
 
 
@@ -168,3 +173,48 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
     engine.add_special_tokens(list(special.values()))
     settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer", **settings}
     return Tokenizer(engine, special, settings)
+
+
+def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+    """GPT-2's two files: byte-level BPE."""
+    path = folder / "vocab.json"
+    vocabulary = _read_json(path)
+    # RoBERTa's files are named and made alike, but its texts begin with <s>: where nothing says
+    # whose they are, its tokens do.
+    usual = "RobertaTokenizer" if {"<s>", "<mask>"} <= {*vocabulary} else _GPT2
+    kind = settings.get("tokenizer_class", usual)
+    if kind not in (_GPT2, f"{_GPT2}Fast"):
+        raise CheckpointError(
+            f"{folder}: vocab.json and merges.txt are of a {kind}, and without tokenizer.json only "
+            f"those of a {_GPT2} can be read",
+            "Write tokenizer.json with transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    merges = _read_merges(folder / "merges.txt")
+    prefix_space = _flag(path, settings, "add_prefix_space") is True
+    try:
+        engine = byte_level_engine(vocabulary, merges, prefix_space=prefix_space)
+    except Exception as error:  # the Rust side raises a bare Exception
+        raise CheckpointError(
+            f"{path}: no vocabulary for the merges.txt beside it ({error})", "Copy both again."
+        ) from None
+    special = special_tokens(engine, _said(folder, settings))
+    engine.add_special_tokens(list(special.values()))
+    settings = {"tokenizer_class": _GPT2, "add_prefix_space": prefix_space, **settings}
+    return Tokenizer(engine, special, settings)
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line or line.startswith("#version"):
+            continue
+        left, space, right = line.partition(" ")
+        if not (left and space and right) or " " in right:
+            raise CheckpointError(
+                f"{path}, line {number}: expected two tokens with a space between, found "
+                f"{line[:40]!r}",
+                "Copy the file again.",
+            )
+        merges.append((left, right))
+    return merges
