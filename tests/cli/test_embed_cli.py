@@ -44,6 +44,19 @@ def test_an_array(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.tsv", "vectors.npy"]
 
 
+def test_blank_lines_are_left_out_and_counted(tiny_folder: Path, tmp_path: Path) -> None:
+    path, vectors = tmp_path / "lines.txt", tmp_path / "vectors.npy"
+    path.write_text(f"{TEXTS[0]}\n\n \t\n{TEXTS[1]}\n\n{TEXTS[2]}\n", encoding="utf-8")
+    done = run(tiny_folder, path, "--output", vectors, "--json")
+    assert done.exit_code == 0, done.output
+    assert "blank lines left out: 3;" in done.stderr
+    assert json.loads(done.stdout)["rows"] == 3
+    wanted = pretune.embed(tiny_folder, TEXTS, device="cpu")
+    np.testing.assert_allclose(np.load(vectors), wanted, atol=1e-6)
+    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    assert run(tiny_folder, path, "--output", vectors, "--overwrite").stderr == ""
+
+
 def test_parquet_has_the_columns_too(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "vectors.parquet"
     done = run(tiny_folder, data, "--output", path, "--no-normalize", "--pooling", "cls")

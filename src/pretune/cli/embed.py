@@ -17,6 +17,7 @@ from pretune.cli.app import (
     Model,
     Quoting,
     app,
+    to_stderr,
     to_stdout,
 )
 from pretune.errors import PretuneError
@@ -79,7 +80,10 @@ def embed(
         raise PretuneError("give either --output FILE or --query TEXT")
     if output is not None:
         check_output(output, overwrite=overwrite)
-    records, texts = read_texts(data, column=column, encoding=encoding, quoting=quoting)
+    records, texts, blank = read_texts(data, column=column, encoding=encoding, quoting=quoting)
+    if blank:
+        said = f"blank lines left out: {blank:,}; the vectors are of the other lines, in order"
+        to_stderr().print(said, soft_wrap=True)
     embedder = Embedder(
         load(run, bare=True, allow_pickle=allow_pickle),
         pooling=pooling,

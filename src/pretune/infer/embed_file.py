@@ -21,10 +21,11 @@ FORMATS = (".npy", ".parquet")
 
 def read_texts(
     source: str, *, column: str | None = None, encoding: str = "utf-8", quoting: str = "auto"
-) -> tuple[Records, list[str]]:
-    """The records of a file or of a Hub dataset, and the text of each.
+) -> tuple[Records, list[str], int]:
+    """The records of a file or of a Hub dataset, the text of each, and how many lines had none.
 
-    A `.txt` file has one text a line; blank lines are left out.
+    A `.txt` file has one text a line; blank lines are left out, and counted: behind them the row of
+    a vector is no longer the number of its line.
 
     Args:
         source: as for `pretune.data.read`.
@@ -36,9 +37,11 @@ def read_texts(
         DataError: it cannot be read, or has no such column, or several that may be meant, or a
             record without text.
     """
-    path = Path(source)
+    path, blank = Path(source), 0
     if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
-        lines = [(number, line) for number, line in file_lines(path, encoding) if line.strip()]
+        every = file_lines(path, encoding)
+        lines = [(number, line) for number, line in every if line.strip()]
+        blank = len(every) - len(lines)
         rows = [{"text": line} for _, line in lines]
         records = Records(rows, source, [number for number, _ in lines], ("text",))
     else:
@@ -58,7 +61,7 @@ def read_texts(
                 "Give every record a text, or remove the record.",
             )
         texts.append(text)
-    return records, texts
+    return records, texts, blank
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretune.data import Feature, Features, FeatureSet, PackedBatch, Records, Skipped
 from pretune.data.pack import Array
+from pretune.errors import CheckpointError
 from pretune.models import Backbone, span_answerer
 from pretune.tasks.answer_features import WindowMaker
 from pretune.tasks.answer_grade import answer_grader
@@ -20,6 +21,7 @@ from pretune.tasks.answer_options import AnswerOptions
 from pretune.tasks.answer_spans import WindowSpans, allowed, best_spans, merged, span_loss
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.grade import EachLoss, Grade
+from pretune.tasks.stated import finite
 from pretune.text import Tokenizer
 
 #: The threshold in config.json, where transformers has no entry for it.
@@ -218,7 +220,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
 
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """With the threshold of an earlier training."""
-        return type(self)(self.options, _finite(state["threshold"]))
+        return type(self)(self.options, finite(state["threshold"], "threshold"))
 
     def outputs(self) -> dict[str, Any]:
         """All starts and ends are alike; the threshold comes after the model."""
@@ -226,21 +228,23 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
 
     def recall(self, state: Mapping[str, Any]) -> None:
         """The threshold of the checkpoint."""
-        self.threshold = _finite(state["threshold"])
+        self.threshold = finite(state["threshold"], "threshold")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """A transformers `...ForQuestionAnswering`."""
+        """A transformers `...ForQuestionAnswering`.
+
+        Raises:
+            CheckpointError: its threshold is no finite number.
+        """
         architecture = str((config.get("architectures") or [""])[0])
         if not architecture.endswith("ForQuestionAnswering"):
             return None
         found, length = config.get(THRESHOLD), max(8, usual_length(config, 384))
         options = AnswerOptions.of_length(length, no_answer=found is not None)
-        return cls(options, _finite(found) if isinstance(found, int | float) else 0.0)
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"the threshold is {number}")
-    return number
+        try:
+            return cls(options, 0.0 if found is None else finite(found, THRESHOLD))
+        except ValueError as error:
+            raise CheckpointError(
+                f"config.json: {error}", "Copy the file again, or repair it there."
+            ) from None

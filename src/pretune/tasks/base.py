@@ -20,6 +20,7 @@ from pretune.data import Feature, Features, PackedBatch, Records, Repaired, Skip
 from pretune.data.pack import Array
 from pretune.models import Backbone
 from pretune.tasks.grade import EachLoss, Grade
+from pretune.tasks.segments import segments_of
 from pretune.text import Tokenizer
 
 
@@ -186,6 +187,10 @@ class Task(ABC, Generic[O, P]):
 
     def bind(self, tokenizer: Tokenizer) -> None:
         """Be told the model's tokenizer, for answers that are made of tokens."""
+
+    def segments(self, tokenizer: Tokenizer) -> int:
+        """How many segments (BERT's token types) its sequences can have."""
+        return segments_of(tokenizer, pair=len(self.inputs) > 1)
 
     @abstractmethod
     def fit(self, records: Records) -> None:

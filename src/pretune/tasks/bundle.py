@@ -14,12 +14,10 @@ from torch import nn
 
 from pretune.errors import CheckpointError, RecipeError
 from pretune.hub import (
-    MANIFEST,
     Family,
     LoadReport,
     WeightSource,
     family_of,
-    find_damage,
     find_source,
     find_tokenizer,
     load_into,
@@ -35,21 +33,25 @@ from pretune.models import (
     SIZES,
     Backbone,
     ModelConfig,
-    TransformerConfig,
     adapters,
     brief,
     resize_vocabulary,
 )
 from pretune.tasks import TASKS, AnyTask, task_class
 from pretune.tasks.fresh import known_entries, of_tokenizer, vocabulary_for, with_options
+from pretune.tasks.loadable import (
+    check_segments,
+    check_sizes,
+    head_names,
+    refuse_damaged,
+    refuse_headless,
+)
 from pretune.text import Tokenizer, extend
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
 TASK_FILE = "pretune.json"
 #: Where the adapter is, in peft's layout, of a model that was trained by LoRA.
 ADAPTER = "adapter"
-#: How the files of a checkpoint begin that hold the state of its run (training/checkpoint.py).
-RUN_STATE = ("trainer.", "shards/")
 
 
 @dataclass
@@ -123,7 +125,7 @@ def load(
     folder, place = _place_of(source, allow_pickle=allow_pickle)
     weights = None
     if folder is not None:
-        _refuse_damaged(folder)
+        refuse_damaged(folder)
         weights = open_weights(folder, allow_pickle=allow_pickle, mapped=mmap)
     said = _config_of(source, folder, weights)
     family = family_of(said, place)
@@ -146,24 +148,25 @@ def load(
     if trained is not None and options:
         trained = with_options(trained, options)
     wanted = None if bare else task or trained
-    _check_sizes(place, model_config, found, wanted)
+    names = set() if wanted is None else head_names(family, wanted)
+    check_sizes(place, model_config, found, wanted)
     build = partial(_build, family, model_config, wanted)
     if folder is None or weights is None:
         model = build().to(kind or torch.float32)
         report = LoadReport(f"random weights of the size {source}", 0)
     else:
         head = "backbone" if wanted is None else wanted.head
-        names = set() if wanted is None else _head_names(family, wanted)
         same = trained is not None and wanted is not None and _same_head(trained, wanted)
         if same and trained and wanted and trained is not wanted:
             wanted.recall(trained.state())
         fresh = set() if same else names
         # A task with more heads than the checkpoint has (next sentences, say) gets those anew.
-        promised = names & _head_names(family, trained) if same and trained else set()
+        promised = names & head_names(family, trained) if same and trained else set()
         model, report = load_into(build, weights, folder, family, head, fresh=fresh, dtype=kind)
-        _refuse_headless(folder, family, head, promised & set(report.missing))
+        refuse_headless(folder, family, head, promised & set(report.missing))
     if wanted is not None:
         wanted.bind(found)
+    check_segments(place, model_config, found, wanted)
     return Bundle(model, found, family, wanted, columns, report)
 
 
@@ -171,27 +174,8 @@ def _build(family: Family, config: ModelConfig, task: AnyTask | None) -> nn.Modu
     backbone = family.backbone(config)  # type: ignore[call-arg]
     if task is None:
         return backbone
-    _head_names(family, task)
+    head_names(family, task)
     return task.build(backbone)
-
-
-def _head_names(family: Family, task: AnyTask) -> set[str]:
-    """Our names of what the task adds to a model of the family."""
-    if task.head not in family.heads:
-        raise CheckpointError(
-            f"a {family.model_type} model cannot be used for the task {task.name}",
-            f"It has heads for: {', '.join(h for h in family.heads if h != 'backbone')}.",
-        )
-    return set(family.head_names(task.head))
-
-
-def _refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
-    if missing:
-        raise CheckpointError(
-            f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
-            f"head are not in the file: {', '.join(sorted(missing))}",
-            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
-        )
 
 
 def _place_of(source: str | Path, *, allow_pickle: bool = False) -> tuple[Path | None, Path]:
@@ -248,56 +232,6 @@ def outline(source: str | Path) -> Outline:
     with torch.device("meta"):
         model = _build(family, sizes, task)
     return Outline(str(place), folder, family, model, task)
-
-
-def _refuse_damaged(folder: Path) -> None:
-    """Compare a checkpoint of a run with its manifest; other folders have none.
-
-    Raises:
-        CheckpointError: a file of the model is not what was written; names it.
-    """
-    if not (folder / MANIFEST).is_file():
-        return
-    damage = find_damage(folder, lambda name: not name.startswith(RUN_STATE))
-    if damage is not None:
-        raise CheckpointError(
-            damage,
-            "Use another checkpoint of the run (RUN/last, RUN/best), or copy this one again. If "
-            f"you changed it on purpose, remove its {MANIFEST}.",
-        )
-
-
-def _check_sizes(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer, task: AnyTask | None
-) -> None:
-    """Whether no token id and no position can be beyond the model's tables."""
-    vocabulary, positions = config.size("vocab_size"), config.size("max_position_embeddings")
-    if tokenizer.vocab_size > vocabulary:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
-            f"{vocabulary:,}",
-            "They are not of the same model: copy both from one place.",
-        )
-    if tokenizer.target is not None and getattr(config, "share_encoder_decoder_embeddings", True):
-        raise CheckpointError(
-            f"{folder}: there is a tokenizer for each of two vocabularies, and a model with one",
-            "Train with model.config='{share_encoder_decoder_embeddings: false}'; or take another "
-            "tokenizer.",
-        )
-    if tokenizer.target is not None and isinstance(config, TransformerConfig):
-        size = tokenizer.target.vocab_size
-        if size > config.target_size:
-            raise CheckpointError(
-                f"{folder}: the tokenizer of the targets has {size:,} tokens, the model only "
-                f"{config.target_size:,}",
-                "They are not of the same model: copy both from one place.",
-            )
-    if task is not None and task.options.max_length > positions:
-        raise CheckpointError(
-            f"{folder}: the model has {positions} positions, "
-            f"fewer than task.max_length={task.options.max_length}",
-            f"Set task.max_length={positions} or less.",
-        )
 
 
 def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:

@@ -29,6 +29,7 @@ from pretune.tasks.sentences import (
     sentence_columns,
     separate_pairs,
 )
+from pretune.tasks.stated import finite, stored_labels
 from pretune.text import Tokenizer
 
 #: What an example weighs.
@@ -280,9 +281,9 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
 
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """With the labels and weights of an earlier training."""
-        task = type(self)(self.options, [str(label) for label in state["labels"]])
+        task = type(self)(self.options, stored_labels(state["labels"]))
         if (weights := state.get("weights")) is not None:
-            task.weights = [float(weight) for weight in weights]
+            task.weights = [finite(weight, "one of weights") for weight in weights]
         return task
 
     @classmethod

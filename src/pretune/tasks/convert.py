@@ -22,7 +22,8 @@ from pretune.hub import (
 )
 from pretune.models import HEADS, brief
 from pretune.tasks.answer import THRESHOLD
-from pretune.tasks.bundle import save_tokenizer
+from pretune.tasks.bundle import TASK_FILE, load, save, save_tokenizer
+from pretune.tasks.loadable import refuse_headless
 from pretune.tasks.tag import CRF
 from pretune.text import load_tokenizer
 
@@ -35,6 +36,8 @@ def convert(
 ) -> LoadReport:
     """Read a checkpoint, with the head it has, and write it as safetensors.
 
+    A model of ours keeps its task: what is written answers as the source does, up to the type.
+
     Args:
         source: what `pretune.load` takes.
         target: a folder that does not exist yet.
@@ -42,12 +45,19 @@ def convert(
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
 
     Raises:
-        CheckpointError: nothing there, damaged, of an unknown kind; or the target exists.
+        CheckpointError: nothing there, damaged, of an unknown kind, or without the weights of its
+            head; or the target exists.
     """
     if target.exists():
         raise CheckpointError(f"{target}: exists already", "Choose another folder.")
     kind = named_dtype(dtype)
     folder = find_source(source, allow_pickle=allow_pickle)
+    if (folder / TASK_FILE).is_file():
+        bundle = load(folder, dtype=dtype, allow_pickle=allow_pickle)
+        assert bundle.report is not None  # noqa: S101 - for the type checker
+        with atomic_folder(target) as place:
+            save(bundle, place)
+        return bundle.report
     weights = open_weights(folder, allow_pickle=allow_pickle, mapped=True)
     config = read_config(folder, lambda: weights.names)
     family, head = head_of(config, folder)
@@ -60,6 +70,7 @@ def convert(
         return backbone if head == "backbone" else HEADS[head](backbone, labels)
 
     model, report = load_into(build, weights, folder, family, head, dtype=kind)
+    refuse_headless(folder, family, head, set(family.head_names(head)) & set(report.missing))
     tokenizer = load_tokenizer(folder)
     with atomic_folder(target) as place:
         save_model(model, place, family, head, kept)

@@ -102,6 +102,10 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         """Take the tokenizer, which has the words for the answers and the masks."""
         self._tokenizer, self._vocabulary = tokenizer, None
 
+    def segments(self, tokenizer: Tokenizer) -> int:
+        """One for each of a pair, whatever the tokenizer has for pairs."""
+        return max(super().segments(tokenizer), 1 if self.options.next == "none" else 2)
+
     @property
     def vocabulary(self) -> MaskVocabulary:
         """What masks are made of.

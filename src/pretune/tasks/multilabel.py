@@ -29,6 +29,7 @@ from pretune.tasks.sentences import (
     sentence_columns,
     separate_pairs,
 )
+from pretune.tasks.stated import finite, stored_labels
 from pretune.text import Tokenizer
 
 
@@ -248,7 +249,7 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
     def recall(self, state: Mapping[str, Any]) -> None:
         """The thresholds of the checkpoint."""
         if self.options.tune_thresholds:
-            self.thresholds = [float(value) for value in state["thresholds"]]
+            self.thresholds = [finite(value, "one of thresholds") for value in state["thresholds"]]
 
     def config_entries(self) -> dict[str, Any]:
         """`id2label`, `label2id`, `problem_type`."""
@@ -264,8 +265,8 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
 
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """With the labels and thresholds of an earlier training."""
-        task = type(self)(self.options, [str(label) for label in state["labels"]])
-        thresholds = [float(value) for value in state["thresholds"]]
+        task = type(self)(self.options, stored_labels(state["labels"]))
+        thresholds = [finite(value, "one of thresholds") for value in state["thresholds"]]
         if len(thresholds) != len(task.labels):
             raise ValueError("one threshold a label")
         task.thresholds = thresholds

@@ -11,11 +11,10 @@ from tokenizers.processors import TemplateProcessing
 from pretune.data import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.tasks.base import TaskOptions
+from pretune.tasks.stated import published_labels
 from pretune.text import Tokenizer
 from pretune.text.tokenizer import Encoded
 
-#: More classes than any labelled set has; a config.json that claims more is broken.
-MOST_LABELS = 100_000
 #: transformers' names of what a sequence classifier is trained for.
 CLASSES, LABELS, SCORE = (
     "single_label_classification",
@@ -103,26 +102,20 @@ def published_kind(config: Mapping[str, Any]) -> tuple[str, list[str]] | None:
         `CLASSES`, `LABELS` or `SCORE` with the names of its outputs; None for another head.
 
     Raises:
-        CheckpointError: a number of labels that makes no sense.
+        CheckpointError: labels that make no sense.
     """
     architectures = config.get("architectures") or [""]
     if not str(architectures[0]).endswith("ForSequenceClassification"):
         return None
-    names = config.get("id2label") or {}
-    count = len(names) if isinstance(names, dict) and names else config.get("num_labels", 2)
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
-        raise CheckpointError(
-            f"config.json: num_labels is {count!r}",
-            f"Expected a whole number from 1 to {MOST_LABELS:,}.",
-        )
+    labels = published_labels(config)
     said = config.get("problem_type")
-    if said == SCORE and count > 1:
+    if said == SCORE and len(labels) > 1:
         raise CheckpointError(
-            f"config.json: problem_type is {SCORE}, with {count} outputs",
+            f"config.json: problem_type is {SCORE}, with {len(labels)} outputs",
             "Only one score a text is supported.",
         )
-    kind = said if said in (CLASSES, LABELS, SCORE) else SCORE if count == 1 else CLASSES
-    return str(kind), [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
+    kind = said if said in (CLASSES, LABELS, SCORE) else SCORE if len(labels) == 1 else CLASSES
+    return str(kind), labels
 
 
 def label_entries(labels: list[str], kind: str) -> dict[str, Any]:

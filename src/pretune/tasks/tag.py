@@ -18,6 +18,7 @@ from pretune.models import Backbone, TagScores, token_classifier
 from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.grade import EachLoss, Grade
 from pretune.tasks.losses import cross_entropy, sums_of
+from pretune.tasks.stated import published_labels, stored_labels
 from pretune.tasks.tag_decode import WindowTags, decode, window_tags
 from pretune.tasks.tag_features import (
     BEGINS,
@@ -366,7 +367,7 @@ class Tagger(Task[TagOptions, TagPrediction]):
         """With the labels of an earlier training."""
         return type(self)(
             self.options,
-            [str(label) for label in state["labels"]],
+            stored_labels(state["labels"]),
             characters=bool(state["characters"]),
             data_scheme=state["data_scheme"],
         )
@@ -381,9 +382,7 @@ class Tagger(Task[TagOptions, TagPrediction]):
         architecture = str((config.get("architectures") or [""])[0])
         if not architecture.endswith("ForTokenClassification"):
             return None
-        names = config.get("id2label") or {}
-        count = len(names) or config.get("num_labels") or 2
-        labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
+        labels = published_labels(config)
         length = max(8, usual_length(config, 256))
         options = TagOptions.of_length(length, scheme_of(labels), crf=config.get(CRF) is True)
         return cls(options, labels)
