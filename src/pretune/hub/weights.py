@@ -308,7 +308,7 @@ def _same_bytes(one: _Entry, other: _Entry) -> bool:
         return False
     if (one.path, one.start) == (other.path, other.start):
         return True
-    left, most = one.size, 1 << 20
+    left, most = one.size, 1 << 18  # of larger pieces, the memory comes anew from the system
     try:
         with one.path.open("rb") as first, other.path.open("rb") as second:
             first.seek(one.start)
