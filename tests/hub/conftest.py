@@ -20,7 +20,12 @@ Change = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]
 def load() -> Callable[..., tuple[nn.Module, LoadReport]]:
     """Load a folder as a backbone, or as a classifier of so many labels."""
 
-    def load(folder: Path, labels: int = 0, fresh: frozenset[str] = frozenset()):
+    def load(
+        folder: Path,
+        labels: int = 0,
+        fresh: frozenset[str] = frozenset(),
+        allow_pickle: bool = False,
+    ):
         config = BertConfig.from_dict(read_config(folder))
 
         def build() -> nn.Module:
@@ -28,9 +33,8 @@ def load() -> Callable[..., tuple[nn.Module, LoadReport]]:
             return SequenceClassifier(backbone, labels) if labels else backbone
 
         head = "sequence_classification" if labels else "backbone"
-        model, report = load_into(
-            build, open_weights(folder), folder, FAMILIES["bert"], head, fresh=fresh
-        )
+        weights = open_weights(folder, allow_pickle=allow_pickle)
+        model, report = load_into(build, weights, folder, FAMILIES["bert"], head, fresh=fresh)
         return model.eval(), report
 
     return load

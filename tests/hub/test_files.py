@@ -65,6 +65,12 @@ class TestFolder:
             pass
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
+    def test_name_as_text(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with atomic_folder("run") as folder:
+            (folder / "a.txt").write_text("a")
+        assert (tmp_path / "run" / "a.txt").read_text() == "a"
+
     def test_makes_its_parents(self, tmp_path):
         with atomic_folder(tmp_path / "a" / "b" / "run"):
             pass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -56,6 +57,21 @@ def classifier_folder(tiny_folder, tmp_path_factory) -> Path:
     return folder
 
 
+def as_pickle(folder: Path) -> None:
+    """The same weights as `pytorch_model.bin`."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def copy_without(source: Path, folder: Path, name: str) -> Path:
+    """A copy of a model that has lost a tensor."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
 class TestParity:
     @pytest.mark.parametrize("output", ["last_hidden_state", "pooler_output"])
     @pytest.mark.parametrize("name", ["tiny_folder", "classifier_folder", "sharded_folder"])
@@ -91,6 +107,49 @@ class TestParity:
 
         found = ours(load(changed(rename))[0], "last_hidden_state")
         assert torch.equal(found, ours(load(tiny_folder)[0], "last_hidden_state"))
+
+
+class TestTwoTensorsOfOneName:
+    """With and without the prefix, or by an older name: one may be used only where both agree."""
+
+    @staticmethod
+    def prefixed(tensors, add: float):
+        return {**tensors, f"bert.{WORDS}": tensors[WORDS] + add}
+
+    @staticmethod
+    def renamed(tensors, add: float):
+        name = "embeddings.LayerNorm."
+        return {**tensors, name + "gamma": tensors[name + "weight"] + add}
+
+    @pytest.mark.parametrize("double", [prefixed, renamed])
+    @pytest.mark.parametrize("pickle", [False, True])
+    def test_that_differ(self, load, changed, double, pickle):
+        folder = changed(lambda tensors: double(tensors, 1.0))
+        if pickle:
+            as_pickle(folder)
+        with pytest.raises(CheckpointError, match="one tensor by name, but not of the same values"):
+            load(folder, allow_pickle=pickle)
+
+    @pytest.mark.parametrize("double", [prefixed, renamed])
+    @pytest.mark.parametrize("pickle", [False, True])
+    def test_that_agree(self, load, changed, double, pickle, tiny_folder):
+        folder = changed(lambda tensors: double(tensors, 0.0))
+        if pickle:
+            as_pickle(folder)
+        found, report = load(folder, allow_pickle=pickle)
+        assert (report.missing, report.unexpected) == ((), ())
+        expected = load(tiny_folder)[0].state_dict()
+        assert all(torch.equal(tensor, expected[k]) for k, tensor in found.state_dict().items())
+
+    def test_in_two_shards(self, load, changed):
+        folder = changed(lambda tensors: None)
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").rename(folder / "a.safetensors")
+        save_file({WORDS: tensors[WORDS] + 1}, folder / "b.safetensors")
+        index = {"weight_map": {QUERY: "a.safetensors", WORDS: "b.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match=f"'{WORDS}' and '{WORDS}' are one tensor"):
+            load(folder)
 
 
 class TestConversion:
@@ -137,6 +196,18 @@ class TestReport:
     def test_missing_pooler(self, load, changed):
         folder = changed(lambda t: {k: v for k, v in t.items() if not k.startswith("pooler")})
         assert load(folder)[1].missing == ("pooler.weight", "pooler.bias")
+
+    def test_missing_pooler_under_a_fresh_head(self, load, changed):
+        # Under a fresh head the pooler of the file is used, and a file without one gets it anew.
+        folder = changed(lambda t: {k: v for k, v in t.items() if not k.startswith("pooler")})
+        missing = load(folder, labels=3)[1].missing
+        assert {"backbone.pooler.weight", "classifier.weight"} <= set(missing)
+
+    @pytest.mark.parametrize("lost", ["pooler.dense.weight", "pooler.dense.bias"])
+    def test_missing_pooler_under_a_trained_head(self, load, classifier_folder, tmp_path, lost):
+        folder = copy_without(classifier_folder, tmp_path / "copy", f"bert.{lost}")
+        with pytest.raises(CheckpointError, match=r"weights lack 1 tensors .*backbone\.pooler\."):
+            load(folder, labels=3)
 
     def test_unexpected_head(self, load, classifier_folder):
         assert load(classifier_folder)[1].unexpected == ("classifier.bias", "classifier.weight")

@@ -55,7 +55,14 @@ def test_weights_cut_short(folder: Path, cut: int) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("order", 3), ("vocab_size", 5), ("order", None), ("discounts", [[1, 2]]), ("discounts", 7)],
+    [
+        ("order", 3),
+        ("vocab_size", 5),
+        ("order", None),
+        ("order", float("inf")),
+        ("discounts", [[1, 2]]),
+        ("discounts", 7),
+    ],
 )
 def test_a_config_that_does_not_fit(folder: Path, key: str, value: object) -> None:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -69,4 +76,14 @@ def test_keys_beyond_the_level_below(folder: Path) -> None:
     tables["levels.3.keys"][-1] = 10**9
     save_file(tables, folder / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"levels\.3\.keys: beyond"):
+        load_ngram(folder)
+
+
+@pytest.mark.parametrize("name", ["unigrams", "levels.2.probability", "levels.3.backoff"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tables_that_are_not_finite(folder: Path, name: str, value: float) -> None:
+    tables = load_file(folder / WEIGHTS)
+    tables[name][0] = value
+    save_file(tables, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=f"{name}: not finite"):
         load_ngram(folder)

@@ -53,6 +53,20 @@ def test_gives_the_same_model_when_allowed(
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+def test_gives_the_same_model_in_the_format_before_torch_1_6(
+    tiny_folder: Path, pickled: Callable[[Any], Path]
+) -> None:
+    expected = load(tiny_folder).model.state_dict()
+    folder = pickled({})
+    torch.save(
+        load_file(tiny_folder / "model.safetensors"),
+        folder / "pytorch_model.bin",
+        _use_new_zipfile_serialization=False,
+    )
+    found = load(folder, allow_pickle=True).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 class Evil:
     """Makes a file when unpickled."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from pretune.data import PackedBatch
 from pretune.hub import FAMILIES, save_model
+from pretune.tasks import bundle
 
 BERT = FAMILIES["bert"]
 IDS = [2, 5, 9, 33, 11, 3]
@@ -96,3 +98,45 @@ def test_architecture(classifier, tmp_path, head, architecture):
 def test_file_says_it_is_of_pytorch(saved):
     with safe_open(saved / "model.safetensors", framework="pt") as handle:
         assert handle.metadata() == {"format": "pt"}
+
+
+class TestSinusoidalPositions:
+    """transformers has no such BERT: it would open one and make up the positions."""
+
+    @pytest.fixture
+    def sinusoidal(self, tiny_folder, tmp_path) -> Path:
+        """As it was saved when it still had the type `bert`."""
+        folder = tmp_path / "old"
+        shutil.copytree(tiny_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["embeddings.position_embeddings.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        config["position_embedding_type"] = "sinusoidal"
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    def test_old_files_open_and_new_ones_give_the_same(self, sinusoidal, tmp_path):
+        first = bundle.load(sinusoidal)
+        assert (first.report.missing, first.report.unexpected) == ((), ())
+        (new := tmp_path / "new").mkdir()
+        bundle.save(first, new)
+        second = bundle.load(new)
+        assert (second.report.missing, second.report.unexpected) == ((), ())
+        hidden = [
+            each.model.eval()(PackedBatch.of([IDS])).last_hidden_state for each in (first, second)
+        ]
+        assert torch.equal(*hidden)
+
+    def test_transformers_does_not_take_it_for_a_bert(self, sinusoidal, tmp_path):
+        found = bundle.load(sinusoidal)
+        assert not found.family.published
+        (new := tmp_path / "new").mkdir()
+        bundle.save(found, new)
+        with pytest.raises(ValueError, match="bert-sinusoidal"):
+            AutoModel.from_pretrained(new)
+
+    def test_of_a_size_has_that_type_too(self):
+        sizes = {"position_embedding_type": "sinusoidal", "num_hidden_layers": 1}
+        assert bundle.load("bert-tiny", config=sizes).family.model_type == "bert-sinusoidal"
+        assert bundle.load("bert-tiny").family.model_type == "bert"

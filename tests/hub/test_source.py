@@ -110,7 +110,10 @@ class TestHub:
 
     @pytest.mark.parametrize(
         "name",
-        ["config.json", "model.safetensors", "model-00001-of-2.safetensors", "tokenizer.json"],
+        [
+            *("config.json", "model.safetensors", "model-00001-of-2.safetensors"),
+            *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"),
+        ],
     )
     def test_what_loading_needs_is_fetched(self, calls, name):
         find_source("owner/name")

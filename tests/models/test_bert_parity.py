@@ -16,7 +16,7 @@ from torch import nn
 
 from pretune.data import PackedBatch
 from pretune.hub import FAMILIES, load_into, open_weights, read_config
-from pretune.hub.keys import name_table
+from pretune.hub.layout import name_table
 from pretune.models import BertModel, SequenceClassifier
 from pretune.tasks import bundle
 from pretune.text import load_tokenizer

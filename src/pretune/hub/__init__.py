@@ -11,7 +11,8 @@ from pretune.hub.files import (
     remove_folder,
     sweep,
 )
-from pretune.hub.keys import FAMILIES, Family
+from pretune.hub.keys import FAMILIES
+from pretune.hub.layout import Family
 from pretune.hub.load import LoadReport, load_into
 from pretune.hub.manifest import MANIFEST, find_damage, write_manifest
 from pretune.hub.open import open_weights, tensorflow_names

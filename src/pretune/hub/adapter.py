@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
 from pretune.hub.config import read_object
-from pretune.hub.keys import Family, name_table
+from pretune.hub.layout import Family, name_table
 from pretune.models.lora import LearnedRows, LoraLinear, adapters, learned_rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

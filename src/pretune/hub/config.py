@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pretune.errors import CheckpointError, did_you_mean
-from pretune.hub.keys import FAMILIES, TWO_TABLES, Family
+from pretune.hub.keys import FAMILIES, TWO_TABLES
+from pretune.hub.layout import Family
 from pretune.models import brief
 
 #: More classes than any labelled set has; a config.json that claims more is broken.

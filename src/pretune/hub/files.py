@@ -97,12 +97,13 @@ def atomic_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder to fill; it appears under its name only when all of it is on the disk.
 
     Raises:
         FileExistsError: the name is taken.
     """
+    path = Path(path)
     if path.exists():
         raise FileExistsError(path)
     make_folder(path.parent)

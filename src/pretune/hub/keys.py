@@ -9,9 +9,9 @@ In a `transposed` rule, their matrices are `[in, out]` (GPT-2's Conv1D).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from pretune.hub.layout import Family, Head, Rule
 from pretune.models import (
     Backbone,
     BertModel,
@@ -23,16 +23,6 @@ from pretune.models import (
 )
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One of our names and theirs."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    transposed: bool = False
-    stack: int = 0
-
-
 def _rules(
     *pairs: tuple[str, str | tuple[str, ...]], transposed: bool = False, stack: int = 0
 ) -> tuple[Rule, ...]:
@@ -40,50 +30,6 @@ def _rules(
         Rule(ours, (theirs,) if isinstance(theirs, str) else theirs, transposed, stack)
         for ours, theirs in pairs
     )
-
-
-@dataclass(frozen=True)
-class Head:
-    """A kind of model: the class transformers has for it, and the names of what the head adds.
-
-    Attributes:
-        architecture: transformers' class.
-        rules: names of what the head adds.
-        tied: their names for what is the vocabulary's table (or the bias) a second time.
-    """
-
-    architecture: str
-    rules: tuple[Rule, ...] = ()
-    tied: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a published model family maps to ours.
-
-    Attributes:
-        model_type: as `config.json` names it.
-        prefix: what stands before the backbone's names in a model with a head.
-        backbone: our class; its `config_class` reads `config.json`.
-        rules: names of the backbone.
-        heads: by our name of the head; "backbone" is the model without one.
-        ignored: names in published files that carry nothing to load; `{i}` as in rules.
-        optional: our names that may be missing from a file (they are then initialised, and said).
-        published: whether transformers has it, too.
-    """
-
-    model_type: str
-    prefix: str
-    backbone: type[Backbone]
-    rules: tuple[Rule, ...]
-    heads: Mapping[str, Head]
-    ignored: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    published: bool = True
-
-    def head_names(self, head: str) -> tuple[str, ...]:
-        """Our parameter names of a head."""
-        return tuple(expand(self.heads[head].rules, (1,)))
 
 
 BERT_MLM = _rules(
@@ -97,7 +43,10 @@ CRF_TAGGER = _rules(
     ("classifier", "classifier"),
     *((name, name) for name in ("crf.transitions", "crf.start", "crf.end")),
 )
-BERT_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+BERT_TIED = {
+    "cls.predictions.decoder.weight": "embeddings.tokens.weight",
+    "cls.predictions.decoder.bias": "bias",
+}
 
 BERT = Family(
     model_type="bert",
@@ -126,9 +75,13 @@ BERT = Family(
     heads={
         "backbone": Head("BertModel"),
         "sequence_classification": Head(
-            "BertForSequenceClassification", _rules(("classifier", "classifier"))
+            "BertForSequenceClassification",
+            _rules(("classifier", "classifier")),
+            pooled="classifier",
         ),
-        "multiple_choice": Head("BertForMultipleChoice", _rules(("classifier", "classifier"))),
+        "multiple_choice": Head(
+            "BertForMultipleChoice", _rules(("classifier", "classifier")), pooled="classifier"
+        ),
         "token_classification_crf": Head("BertForTokenClassification", CRF_TAGGER),
         "token_classification": Head(
             "BertForTokenClassification", _rules(("classifier", "classifier"))
@@ -141,11 +94,14 @@ BERT = Family(
             "BertForPreTraining",
             (*BERT_MLM, *_rules(("relationship", "cls.seq_relationship"))),
             BERT_TIED,
+            pooled="relationship",
         ),
     },
     ignored=("embeddings.position_ids", "embeddings.sinusoids"),
     optional=("pooler",),
 )
+#: With sinusoids for positions: transformers has no such model, and would make up positions.
+BERT_SINUSOIDAL = replace(BERT, model_type="bert-sinusoidal", published=False)
 
 DISTILBERT = Family(
     model_type="distilbert",
@@ -193,7 +149,7 @@ DISTILBERT = Family(
                 ("norm", "vocab_layer_norm"),
                 ("bias", "vocab_projector.bias"),
             ),
-            ("vocab_projector.weight",),
+            {"vocab_projector.weight": "embeddings.tokens.weight"},
         ),
     },
 )
@@ -223,7 +179,7 @@ GPT2 = Family(
         "sequence_classification": Head(
             "GPT2ForSequenceClassification", _rules(("classifier.weight", "score.weight"))
         ),
-        "causal_lm": Head("GPT2LMHeadModel", (), ("lm_head.weight",)),
+        "causal_lm": Head("GPT2LMHeadModel", tied={"lm_head.weight": "embeddings.tokens.weight"}),
     },
     # The causal mask, which older files carry along.
     ignored=("h.{i}.attn.bias", "h.{i}.attn.masked_bias"),
@@ -275,7 +231,9 @@ MARIAN = Family(
     heads={
         "backbone": Head("MarianModel"),
         "translation": Head(
-            "MarianMTModel", _rules(("bias", "final_logits_bias")), ("lm_head.weight",)
+            "MarianMTModel",
+            _rules(("bias", "final_logits_bias")),
+            {"lm_head.weight": "embeddings.tokens.weight"},
         ),
     },
     ignored=tuple(
@@ -291,6 +249,12 @@ MARIAN_TWO_TABLES = replace(
         Rule("embeddings.tokens.weight", ("encoder.embed_tokens.weight",)),
         *(rule for rule in MARIAN.rules if rule.ours != "embeddings.tokens.weight"),
     ),
+    heads={
+        **MARIAN.heads,
+        "translation": replace(
+            MARIAN.heads["translation"], tied={"lm_head.weight": "embeddings.targets.weight"}
+        ),
+    },
 )
 #: LayerNorm first: Marian has no such model.
 TRANSFORMER, TRANSFORMER_TWO_TABLES = (
@@ -321,51 +285,10 @@ NNLM = _classic("Nnlm", "nnlm", NnlmModel, "embeddings.start.weight", "layers.{i
 RNN = _classic("Rnn", "rnn", RnnModel, "layers.{i}.input", "layers.{i}.recurrent")
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, DISTILBERT, GPT2, MARIAN, TRANSFORMER, NNLM, RNN)
+    family.model_type: family
+    for family in (BERT, BERT_SINUSOIDAL, DISTILBERT, GPT2, MARIAN, TRANSFORMER, NNLM, RNN)
 }
 
 
 #: Families of models with two tables, by the type of those with one.
 TWO_TABLES = {family.model_type: family for family in (MARIAN_TWO_TABLES, TRANSFORMER_TWO_TABLES)}
-
-
-@dataclass(frozen=True)
-class Names:
-    """Where one of our tensors is in a published file: its parts, and whether they lie across."""
-
-    parts: tuple[str, ...]
-    transposed: bool = False
-
-
-def expand(rules: tuple[Rule, ...], stacks: tuple[int, ...], prefix: str = "") -> dict[str, Names]:
-    """Full parameter names: ours -> theirs, for a model whose stacks have so many layers."""
-    table: dict[str, Names] = {}
-    for rule in rules:
-        whole = rule.ours.endswith((".weight", ".bias")) or rule.ours == "bias"
-        whole = whole or rule.ours.startswith("crf.")
-        below = sum(stacks[: rule.stack])
-        for i in range(stacks[rule.stack]) if "{i}" in rule.ours else (0,):
-            for kind in ("",) if whole else (".weight", ".bias"):
-                parts = tuple(prefix + part.format(i=i) + kind for part in rule.theirs)
-                table[rule.ours.format(i=below + i) + kind] = Names(
-                    parts, rule.transposed and kind == ".weight"
-                )
-    return table
-
-
-def name_table(family: Family, head: str, stacks: tuple[int, ...]) -> dict[str, Names]:
-    """Every parameter of a model with this head: our full name -> theirs.
-
-    Our models with a head hold their backbone as `backbone`.
-    """
-    if head == "backbone":
-        return expand(family.rules, stacks)
-    inner = expand(family.rules, stacks, family.prefix)
-    table = {f"backbone.{ours}": names for ours, names in inner.items()}
-    return table | expand(family.heads[head].rules, stacks)
-
-
-def ignored_names(family: Family, head: str, stacks: tuple[int, ...]) -> set[str]:
-    """Their names that carry nothing of their own, with and without the family's prefix."""
-    plain = {name.format(i=i) for name in family.ignored for i in range(max(stacks))}
-    return plain | {family.prefix + name for name in plain} | set(family.heads[head].tied)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
-from pretune.hub.keys import Family, Names, ignored_names, name_table
+from pretune.hub.layout import (
+    Family,
+    Names,
+    ignored_names,
+    name_table,
+    names_of_heads,
+    second_names,
+)
 from pretune.hub.weights import WeightSource, common_dtype, type_name, use_prefix
 from pretune.models import Backbone
 
@@ -79,16 +86,21 @@ def load_into(
 
     Raises:
         CheckpointError: missing or damaged file, a tensor of another shape, part of the backbone
-            missing, or a weight that is not finite; names the file and the tensor.
+            missing, an output layer of its own where here it is the vocabulary's table, or a weight
+            that is not finite; names the file and the tensor.
     """
     with torch.device("meta"):
         model = build()
     backbone = model if head == "backbone" else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     table = name_table(family, head, backbone.stacks)
-    use_prefix(weights, family.prefix, wanted=head != "backbone")
+    without = names_of_heads(family)
+    use_prefix(weights, family.prefix, wanted=head != "backbone", without=without)
+    _use_first_names(weights, family, table)
     plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
     _refuse_missing(missing, family, head, folder)
+    if not fresh:
+        _refuse_untied(weights, second_names(family.heads[head], table))
     model.to(dtype := dtype or _dtype_of(weights, plan))
     # First what is fresh: of a part that the file has half of, the weights of the file must stay.
     _initialise_missing(model, backbone, missing)
@@ -107,6 +119,26 @@ def load_into(
         converted=weights.converted,
         dtype=type_name(dtype),
     )
+
+
+def _use_first_names(weights: WeightSource, family: Family, table: dict[str, Names]) -> None:
+    """A tensor with two names may be in the file under the second alone."""
+    for head in family.heads.values():
+        for second, first in second_names(head, table).items():
+            if second in weights.names and first not in weights.names:
+                weights.rename({second: first})
+
+
+def _refuse_untied(weights: WeightSource, names: dict[str, str]) -> None:
+    for second, first in names.items():
+        if {first, second} <= weights.names and not weights.same(first, second):
+            raise CheckpointError(
+                f"{weights.file_of(second)}: '{weights.stored(second)}' has other values than "
+                f"'{weights.stored(first)}': an output layer of its own "
+                "(tie_word_embeddings: false)",
+                "The output layer is always the table of the vocabulary, with one bias. For "
+                "another task, or bare (pretune.load(SOURCE, bare=True)), the model can be used.",
+            )
 
 
 def _match(
@@ -153,11 +185,11 @@ def _tensor(weights: WeightSource, names: Names, dtype: torch.dtype) -> Tensor:
 
 def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path) -> None:
     start = "" if head == "backbone" else "backbone."
-    needed = [
-        name
-        for name in missing
-        if name.startswith(start) and not name.startswith(tuple(start + o for o in family.optional))
-    ]
+    optional = tuple(start + name for name in family.optional)
+    reader = family.heads[head].pooled
+    if reader and f"{reader}.weight" not in missing:  # a trained one, of what it was trained with
+        optional = ()
+    needed = [name for name in missing if name.startswith(start) and not name.startswith(optional)]
     if needed:
         raise CheckpointError(
             f"{folder}: the weights lack {len(needed)} tensors of the {family.model_type} model: "

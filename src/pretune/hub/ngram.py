@@ -62,7 +62,7 @@ def load_ngram(folder: str | Path) -> NGram:
     try:
         tables = load_file(folder / WEIGHTS)
         return _model(config, tables)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{folder}: damaged ({type(error).__name__}: {error})", "Copy it again, or fit it anew."
         ) from None
@@ -72,7 +72,8 @@ def _model(config: dict[str, Any], tables: dict[str, NDArray[Any]]) -> NGram:
     """Check that no table points beyond another.
 
     Raises:
-        KeyError, TypeError, ValueError: something is not there, or not as it must be.
+        KeyError, TypeError, ValueError, OverflowError: something is not there, or not as it must
+            be.
     """
     order, vocabulary = int(config["order"]), int(config["vocab_size"])
     first, *discounts = [(float(a), float(b), float(c)) for a, b, c in config["discounts"]]
@@ -103,4 +104,6 @@ def _table(
         raise ValueError(
             f"{name}: {table.dtype} {list(table.shape)}, not {kind.__name__}{expected}"
         )
+    if not np.isfinite(table).all():
+        raise ValueError(f"{name}: not finite (NaN or infinity)")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,22 @@ import torch
 from torch import Tensor
 
 from pretune.errors import CheckpointError
-from pretune.hub.weights import KINDS, copy_checked, modern, no_floats, rename_all, type_name
+from pretune.hub.weights import (
+    KINDS,
+    copy_checked,
+    modern,
+    no_floats,
+    rename_all,
+    twice,
+    type_name,
+)
 
 
 class Pickled:
     """`pytorch_model.bin`, or its shards, by torch's restricted unpickler; see `WeightSource`.
 
     Raises:
-        CheckpointError: damaged, or holding anything but tensors.
+        CheckpointError: damaged, holding anything but tensors, or two of them for one name.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -25,7 +34,9 @@ class Pickled:
         self.converted = 0
         for path in files:
             try:
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                # What torch wrote before 1.6 is no archive, and cannot be mapped.
+                mapped = zipfile.is_zipfile(path)
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
                 items = list(found.items())
             except Exception as error:  # the unpickler raises many kinds
                 reason = str(error).strip().split("\n")[0]
@@ -39,6 +50,8 @@ class Pickled:
                         f"{path}: '{stored}' is not a plain tensor", "Get another copy."
                     )
                 name = modern(str(stored))
+                if name in self._tensors and not _same(self._tensors[name], tensor):
+                    raise twice(path, self._where[name][1], str(stored))
                 self._where[name] = (path, str(stored))
                 self._tensors[name] = tensor.detach()
 
@@ -69,6 +82,10 @@ class Pickled:
         for table in (self._where, self._tensors):
             rename_all(table, names)
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are alike; no value is read where they are one."""
+        return _same(self._tensors[one], self._tensors[other])
+
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A copy of a tensor: in a pickle, two may share their memory."""
         out = torch.empty(self._tensors[name].shape, dtype=dtype)
@@ -82,6 +99,13 @@ class Pickled:
             raise no_floats(path, stored, type_name(tensor.dtype))
         self.converted += out.dtype != tensor.dtype
         copy_checked(tensor, out, path, stored)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    place = one.data_ptr(), one.stride()
+    return place == (other.data_ptr(), other.stride()) or torch.equal(one, other)
 
 
 def _plain(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from pretune.hub.keys import Family, name_table
+from pretune.hub.layout import Family, name_table
 from pretune.hub.weights import common_dtype, type_name
 from pretune.models.lora import merged_state
 

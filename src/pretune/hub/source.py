@@ -27,6 +27,9 @@ _PATTERNS = [
     "chat_template.jinja",
     "special_tokens_map.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
     "pretune.json",
 ]
 

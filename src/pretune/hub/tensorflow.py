@@ -257,6 +257,11 @@ class TensorFlowCheckpoint:
         for old, new in names.items():
             self._rows[new] = self._rows.pop(old)
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are alike."""
+        alike = (self.dtype(one), self.shape(one)) == (self.dtype(other), self.shape(other))
+        return alike and torch.equal(self.read(one), self.read(other))
+
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor of its own memory."""
         out = torch.empty(self.shape(name), dtype=dtype)

@@ -6,6 +6,7 @@ import json
 import mmap
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -60,6 +61,9 @@ class WeightSource(Protocol):
     def rename(self, names: dict[str, str]) -> None:
         """Call tensors by other names from now on: old -> new."""
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are alike in type, shape and all values."""
+
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor that nobody else holds; it may be a private map of the file.
 
@@ -94,13 +98,37 @@ def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return found if found in DTYPES.values() else torch.float32
 
 
-def use_prefix(weights: WeightSource, prefix: str, *, wanted: bool) -> None:
-    """Published backbones come with and without their prefix: add or remove it as wanted."""
-    has = any(name.startswith(prefix) for name in weights.names)
-    if has and not wanted:
-        weights.rename({name: name.removeprefix(prefix) for name in weights.names})
-    elif wanted and not has:
-        weights.rename({name: prefix + name for name in weights.names})
+def use_prefix(
+    weights: WeightSource, prefix: str, *, wanted: bool, without: AbstractSet[str] = frozenset()
+) -> None:
+    """Published backbones come with and without their prefix: add or remove it as wanted.
+
+    Args:
+        weights: to rename.
+        prefix: of the family.
+        wanted: whether the backbone's names shall have it.
+        without: names that never have it.
+
+    Raises:
+        CheckpointError: a tensor is there with and without it, with other values.
+    """
+    has = {name for name in weights.names if name.startswith(prefix)}
+    if wanted:
+        names = {} if has else {name: prefix + name for name in weights.names - without}
+    else:
+        names = {name: name.removeprefix(prefix) for name in has}
+    for old, new in sorted(names.items()):
+        if new in weights.names and not weights.same(old, new):
+            raise twice(weights.file_of(old), weights.stored(new), weights.stored(old))
+    weights.rename(names)
+
+
+def twice(path: Path, one: str, other: str) -> CheckpointError:
+    """What to say of two tensors for one place."""
+    return CheckpointError(
+        f"{path}: '{one}' and '{other}' are one tensor by name, but not of the same values",
+        "The file was put together from two models: get another copy, or remove one of each pair.",
+    )
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -154,13 +182,15 @@ def no_floats(path: Path, stored: str, kind: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of a safetensors file: `start` is the byte it begins at, `kind` its type there."""
+    """A tensor of a safetensors file: `start` is the byte it begins at, `kind` its type there,
+    `size` its bytes."""
 
     path: Path
     stored: str
     kind: str
     shape: list[int]
     start: int
+    size: int
 
 
 class Safetensors:
@@ -173,7 +203,7 @@ class Safetensors:
             that is cut short afterwards ends the process (SIGBUS). Else all tensors are copies.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: missing, damaged, or with two tensors for one name.
     """
 
     def __init__(self, files: list[Path], *, mapped: bool = False) -> None:
@@ -183,7 +213,9 @@ class Safetensors:
         self.converted = 0
         for path in files:
             for entry in _entries(path):
-                self._entries[modern(entry.stored)] = entry
+                before = self._entries.setdefault(modern(entry.stored), entry)
+                if before is not entry and not _same_bytes(before, entry):
+                    raise twice(path, before.stored, entry.stored)
 
     @property
     def names(self) -> set[str]:
@@ -209,6 +241,10 @@ class Safetensors:
     def rename(self, names: dict[str, str]) -> None:
         """Call tensors by other names from now on: old -> new."""
         rename_all(self._entries, names)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are alike; reads them piece by piece."""
+        return _same_bytes(self._entries[one], self._entries[other])
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor: a window on the file where that is wanted and nothing has to change."""
@@ -263,8 +299,25 @@ def _entries(path: Path) -> Iterable[_Entry]:
         raise _damaged(path, error) from None
     header.pop("__metadata__", None)
     for stored, found in header.items():
-        start = 8 + size + found["data_offsets"][0]
-        yield _Entry(path, stored, found["dtype"], found["shape"], start)
+        start, end = found["data_offsets"]
+        yield _Entry(path, stored, found["dtype"], found["shape"], 8 + size + start, end - start)
+
+
+def _same_bytes(one: _Entry, other: _Entry) -> bool:
+    if (one.kind, one.shape) != (other.kind, other.shape):
+        return False
+    if (one.path, one.start) == (other.path, other.start):
+        return True
+    left, most = one.size, 1 << 18  # of larger pieces, the memory comes anew from the system
+    try:
+        with one.path.open("rb") as first, other.path.open("rb") as second:
+            first.seek(one.start)
+            second.seek(other.start)
+            while left and first.read(min(left, most)) == second.read(min(left, most)):
+                left -= min(left, most)
+    except OSError as error:
+        raise _damaged(one.path, error) from None
+    return not left
 
 
 def _fill(file: Any, out: Tensor) -> None:

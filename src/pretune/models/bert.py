@@ -79,6 +79,12 @@ class BertConfig(ModelConfig):
             )
         return super().from_dict(values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For `config.json`; `model_type` says whether transformers has such a model."""
+        sinusoidal = self.position_embedding_type == "sinusoidal"
+        kind = {"model_type": "bert-sinusoidal"} if sinusoidal else {}
+        return {**super().to_dict(), **kind}
+
 
 class BertEmbeddings(Embeddings):
     """LayerNorm(token + position + segment), then dropout."""
