@@ -129,6 +129,21 @@ def test_parquet(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_bytes_in_parquet_that_are_no_text_name_the_row(
+    tmp_path: Path, kind: pa.DataType, encoded: bool
+) -> None:
+    binary = pa.large_binary() if kind == pa.large_string() else pa.binary()
+    raw = pa.array([b"one", b"\xff\xfe", None, "二".encode()], binary)
+    column = pa.Array.from_buffers(kind, 4, raw.buffers())  # as a writer in another language may
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": column.dictionary_encode() if encoded else column}), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 2, field 'text': not valid UTF-8"):
+        read(path)
+    assert read(path, errors="skip") == ["one", "encoding", "field", "二"]
+
+
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     table = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(600)]})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split: table)
