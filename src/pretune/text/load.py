@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError
+from pretune.text.added import ADDED_FILE, add_noted
 from pretune.text.engines import bert_normalizer, wordpiece_engine
 from pretune.text.tokenizer import SPECIAL_NAMES, TARGET_FILE, TARGET_KEY, Tokenizer
 
@@ -164,7 +165,9 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
             strip_accents=_flag(path, settings, "strip_accents"),
         ),
     )
-    special = special_tokens(engine, _said(path.parent, settings))
+    said = _said(path.parent, settings)
+    add_noted(engine, path.parent, _read_json(path.parent / ADDED_FILE), said)
+    special = special_tokens(engine, said)
     engine.add_special_tokens(list(special.values()))
     settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer", **settings}
     return Tokenizer(engine, special, settings)
