@@ -12,22 +12,8 @@ from transformers import AutoTokenizer
 from pretune.errors import CheckpointError
 from pretune.text import load_tokenizer
 
-VOCABULARY = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "the",
-    "film",
-    "un",
-    "##aff",
-    "##able",
-    "[unused1]",
-    "<",
-    "x",
-    ">",
-]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film"]
+VOCABULARY += ["un", "##aff", "##able", "[unused1]", "<", "x", ">"]
 TEXTS = [
     "the BLOCKBUSTER film<x>the",
     "un-blockbusters [unused1] [UNUSED1]",
