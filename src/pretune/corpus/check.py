@@ -48,7 +48,11 @@ def _check_origin(manifest: Mapping[str, Any]) -> None:
     for source in manifest["sources"]:
         if not isinstance(source["name"], str):
             raise ValueError(f"name of a source {source['name']!r}")
+        if not isinstance(source.get("path", ""), str):
+            raise ValueError(f"path of a source {source['path']!r}")
         _check_count("size of a source", source["size"])
+        if type(source.get("modified", 0)) is not int:  # before 1970 it is negative
+            raise ValueError(f"time of a source {source['modified']!r}")
     if manifest["split"] != "train":
         return
     reading = manifest["reading"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretune.errors import DataError, did_you_mean
 from pretune.text.read import ABOUT, IN_FOLDERS, text_kind
@@ -35,10 +36,24 @@ class Source:
         """The one name that all spellings of its path have in common."""
         return self.name if self.kind == "hub" else os.path.realpath(self.name)
 
-    @property
-    def zipped(self) -> bool:
-        """Whether it is compressed by gzip."""
-        return self.name.lower().endswith(".gz")
+    def noted(self) -> dict[str, Any]:
+        """What the manifest of a corpus says about it."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "size": self.size,
+            "modified": self.modified,
+        }
+
+    def is_noted(self, noted: Mapping[str, Any]) -> bool:
+        """Whether a manifest speaks of this source as it is now.
+
+        Manifests of earlier versions have neither `path` nor `modified`.
+        """
+        name = noted["name"]
+        path = noted.get("path", name if self.kind == "hub" else os.path.realpath(name))
+        modified = noted.get("modified", self.modified)
+        return (path, noted["size"], modified) == (self.path, self.size, self.modified)
 
 
 def find_sources(given: Sequence[str | Path]) -> list[Source]:
