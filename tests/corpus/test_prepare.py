@@ -331,7 +331,7 @@ class TestTheFolder:
     def test_all_held_back(self, tmp_path: Path, bpe_folder: Path) -> None:
         (tmp_path / "t.txt").write_text("a")
         options = Settings(validation=0.999)
-        with pytest.raises(DataError, match=r"all 1 documents were held back(.|\n)*--validation"):
+        with pytest.raises(DataError, match=r"\(1\) were held back(.|\n)*--validation"):
             prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", options, workers=1)
         assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
 
@@ -342,7 +342,7 @@ class TestTheFolder:
 
     @pytest.mark.parametrize(
         "noted",
-        ['{"identity": [], "state": {}}', '{"identity": {}, "state": 1}', "[]", "{", "[" * 9**6],
+        ['{"identity": [], "state": {}}', '{"identity": {}, "state": 1}', "[]", "{"],
     )
     def test_damaged_journal(self, tmp_path: Path, bpe_folder: Path, noted: str) -> None:
         (tmp_path / "t.txt").write_text("a")

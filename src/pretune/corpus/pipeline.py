@@ -324,8 +324,8 @@ class _Work:
             self.journal.clear()
             if self.counts["documents"]:
                 raise DataError(
-                    f"all {self.counts['documents']:,} documents were held back for validation, "
-                    "and none is left to train on",
+                    f"all documents that are left ({self.counts['documents']:,}) were held back "
+                    "for validation, and there is none to train on",
                     "Give more text, or hold back less of it with --validation.",
                 )
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
