@@ -27,6 +27,11 @@ def only(text: str, **steps: bool) -> str:
         ("spaces", "a\n\nb", "a\n\nb"),
         ("join_lines", "wrapped\nat\n\na column\n", "wrapped at\n\na column\n"),
         ("join_lines", "今天下\n雨。\n好\nfilm", "今天下雨。好 film"),
+        ("join_lines", "他说：“好。”\n她笑了。", "他说：“好。”她笑了。"),
+        ("join_lines", "他说：\n“好……\n我来——\n”", "他说：“好……我来——\n”".replace("\n", " ")),
+        ("join_lines", "“好。”\n“嗯。”", "“好。”“嗯。”"),
+        ("join_lines", "\U00020000\n\U0002a6d6\n卡尔·\n马克思", "\U00020000\U0002a6d6卡尔·马克思"),
+        ("join_lines", "“good”\n“bad” —\nand ‘so’\non…", "“good” “bad” — and ‘so’ on…"),
         ("repeated_lines", "menu\na\n\nmenu \nb\n\na", "menu\na\n\nb\n"),
     ],
 )

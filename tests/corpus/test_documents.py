@@ -20,6 +20,7 @@ from pretune.corpus import Reading
 from pretune.corpus.documents import Meter, _cut_place, _Gathered, read_documents
 from pretune.corpus.sources import find_sources
 from pretune.errors import DataError
+from pretune.text import find_files
 
 
 def read(path: str | Path, **options: Any) -> list[str]:
@@ -128,6 +129,21 @@ def test_parquet(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_bytes_in_parquet_that_are_no_text_name_the_row(
+    tmp_path: Path, kind: pa.DataType, encoded: bool
+) -> None:
+    binary = pa.large_binary() if kind == pa.large_string() else pa.binary()
+    raw = pa.array([b"one", b"\xff\xfe", None, "二".encode()], binary)
+    column = pa.Array.from_buffers(kind, 4, raw.buffers())  # as a writer in another language may
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": column.dictionary_encode() if encoded else column}), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 2, field 'text': not valid UTF-8"):
+        read(path)
+    assert read(path, errors="skip") == ["one", "encoding", "field", "二"]
+
+
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     table = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(600)]})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, *, split: table)
@@ -164,6 +180,39 @@ def test_sources(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=said):
             find_sources([wrong])
+
+
+def test_a_folder_has_the_files_that_a_tokenizer_is_trained_on(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "c.text.gz", "d.ndjson", "e.jsonl", "f.json", "g.bin"):
+        (tmp_path / name).touch()
+    names = [source.name for source in find_sources([tmp_path])]
+    assert names == find_files([tmp_path])
+    assert [Path(name).name[0] for name in names] == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.jsonl", "a.json", "a.ndjson.gz"])
+def test_json_lines_have_several_names(tmp_path: Path, name: str) -> None:
+    raw = b'{"text": "one"}\n{"text": "two"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert read(tmp_path / name) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.jsonl.zst", "a.PDF", "a.parquet.gz", "a.tar.gz"])
+def test_archives_are_no_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match="not plain text"):
+        find_sources([tmp_path / name])
+
+
+def test_a_file_is_read_once_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").touch()
+    (tmp_path / "b.txt").symlink_to("d/a.txt")
+    monkeypatch.chdir(tmp_path)
+    found = find_sources(["d/a.txt", "./d/a.txt", tmp_path / "d", "b.txt"])
+    assert [source.name for source in found] == ["d/a.txt"]
 
 
 @given(st.lists(st.text(alphabet="ab \n", max_size=7)), st.integers(7, 20))

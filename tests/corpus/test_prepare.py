@@ -254,10 +254,46 @@ class TestTheFolder:
         assert again.found
         assert again.train == whole[1].train
 
+    def test_made_already_of_another_spelling(
+        self, tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "cw").mkdir()
+        text = tmp_path / "cw" / "small.txt"
+        text.write_text("one")
+        monkeypatch.chdir(tmp_path)
+        prepare(["cw/small.txt"], bpe_folder, "c", workers=1)
+        monkeypatch.chdir(tmp_path / "cw")
+        assert prepare(["small.txt"], bpe_folder, "../c", workers=1).found
+        assert prepare([text], bpe_folder, tmp_path / "c", workers=1).found
+        before = text.stat()
+        text.write_text("two")  # as long as it was
+        os.utime(text, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        with pytest.raises(DataError, match="exists already, with other sources, or with these"):
+            prepare([text], bpe_folder, tmp_path / "c", workers=1)
+        (tmp_path / "other.txt").write_text("one")
+        os.utime(tmp_path / "other.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(DataError, match="with other sources"):
+            prepare([tmp_path / "other.txt"], bpe_folder, tmp_path / "c", workers=1)
+
+    def test_made_already_by_an_earlier_version(
+        self, tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "t.txt").write_text("one")
+        monkeypatch.chdir(tmp_path)
+        prepare(["t.txt"], bpe_folder, "c", workers=1)
+        path = tmp_path / "c" / "corpus.json"
+        manifest = json.loads(path.read_text())
+        manifest["sources"] = [{"name": "t.txt", "size": 3}]
+        path.write_text(json.dumps(manifest))
+        assert prepare(["./t.txt"], bpe_folder, "c", workers=1).found
+        (tmp_path / "t.txt").write_text("longer")
+        with pytest.raises(DataError, match="with other sources"):
+            prepare(["t.txt"], bpe_folder, "c", workers=1)
+
     def test_taken_by_another(
         self, whole: tuple[Path, Prepared], corpus_file: Path, bpe_folder: Path
     ) -> None:
-        with pytest.raises(DataError, match="exists already, with another settings"):
+        with pytest.raises(DataError, match="exists already, with other settings"):
             prepare([corpus_file], bpe_folder, whole[0])
 
     def test_taken_by_something_else(
@@ -291,6 +327,31 @@ class TestTheFolder:
         with pytest.raises(DataError, match=r"no document is left of 3 \(dropped: 3 short\)"):
             prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", short, workers=1)
         assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+    def test_all_held_back(self, tmp_path: Path, bpe_folder: Path) -> None:
+        (tmp_path / "t.txt").write_text("a")
+        options = Settings(validation=0.999)
+        with pytest.raises(DataError, match=r"\(1\) were held back(.|\n)*--validation"):
+            prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", options, workers=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+    def test_no_name_for_a_folder(self, tmp_path: Path, bpe_folder: Path) -> None:
+        (tmp_path / "t.txt").write_text("a")
+        with pytest.raises(DataError, match="/: no folder can be made there"):
+            prepare([tmp_path / "t.txt"], bpe_folder, "/", workers=1)
+
+    @pytest.mark.parametrize(
+        "noted",
+        ['{"identity": [], "state": {}}', '{"identity": {}, "state": 1}', "[]", "{"],
+    )
+    def test_damaged_journal(self, tmp_path: Path, bpe_folder: Path, noted: str) -> None:
+        (tmp_path / "t.txt").write_text("a")
+        journal = Journal(tmp_path / "c")
+        journal.folder.mkdir()
+        journal.path.write_text(noted)
+        with pytest.raises(DataError, match=r"journal\.json: damaged(.|\n)*--restart"):
+            prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", workers=1)
+        prepare([tmp_path / "t.txt"], bpe_folder, tmp_path / "c", workers=1, restart=True)
 
     def test_only_one_at_a_time(self, tmp_path: Path, corpus_file: Path, bpe_folder: Path) -> None:
         with (

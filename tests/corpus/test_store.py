@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretune.corpus import Corpus, Settings, prepare
+from pretune.corpus import Corpus, Settings, StoredDocuments, prepare
 from pretune.errors import DataError
+from pretune.tasks import CausalLm, CausalLmOptions, featurize
+from pretune.text import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,8 @@ def test_cut_grown_missing_changed(folder: Path, name: str) -> None:
         with pytest.raises(DataError, match=rf"shard-00001\.{name}: damaged \("):
             Corpus.open(folder)
     path.write_bytes(raw[:-2] + bytes([raw[-2] ^ 1]) + raw[-1:])
-    Corpus.open(folder)
+    if name != "sentences.npy":  # there it is a position out of order, which is seen at once
+        Corpus.open(folder)
     with pytest.raises(DataError, match=rf"shard-00001\.{name}: damaged \(its SHA-256"):
         Corpus.open(folder, verify=True)
     path.unlink()
@@ -63,6 +67,12 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "sha256": lambda m: m["tokenizer"].update(sha256="x"),
     "vocab_size": lambda m: m.pop("vocab_size"),
     "version": lambda m: m.update(version=2),
+    "size": lambda m: m["shards"][0]["files"][".documents.npy"].pop("size"),
+    "settings": lambda m: m.pop("settings"),
+    "sources": lambda m: m.pop("sources"),
+    "source": lambda m: m["sources"][0].pop("size"),
+    "split": lambda m: m.pop("split"),
+    "reading": lambda m: m["reading"].pop("dropped"),
 }
 
 
@@ -80,6 +90,75 @@ def test_manifest_that_is_none(folder: Path, text: str) -> None:
     (folder / "corpus.json").write_text(text)
     with pytest.raises(DataError, match=r"corpus\.json: "):
         Corpus.open(folder)
+
+
+def rewrite(folder: Path, end: str, change: Callable[[Any], Any]) -> None:
+    """Change a file of the first shard, and all that is said about it."""
+    path = folder / f"shard-00000{end}"
+    if end == ".tokens.bin":
+        values = np.fromfile(path, "<u2")
+        change(values)
+        values.tofile(path)
+    else:
+        values = np.load(path)
+        change(values)
+        np.save(path, values)
+    manifest = json.loads((folder / "corpus.json").read_text())
+    described = manifest["shards"][0]["files"][end]
+    assert described["size"] == path.stat().st_size
+    described["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "corpus.json").write_text(json.dumps(manifest))
+
+
+DOCUMENTS, SENTENCES = ".documents.npy", ".sentences.npy"
+
+
+@pytest.mark.parametrize(
+    ("end", "place", "value", "said"),
+    [
+        (DOCUMENTS, (0, 0), -50, "do not rise from 0"),
+        (DOCUMENTS, (0, 0), 1, "do not rise from 0"),
+        (DOCUMENTS, (5, 0), 10**9, "do not rise from 0"),
+        (DOCUMENTS, (-1, 0), 10**9, "do not rise from 0"),
+        (SENTENCES, 1, 0, "do not rise from 0"),
+        (SENTENCES, -1, 30_000, "do not rise from 0"),
+    ],
+)
+def test_positions_of_a_stranger(
+    folder: Path, end: str, place: Any, value: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(folder, end, lambda values: values.__setitem__(place, value))
+    for chunk in (1, 1 << 22):
+        monkeypatch.setattr("pretune.corpus.check._CHUNK", chunk)
+        with pytest.raises(DataError, match=rf"shard-00000\{end}: damaged \(.*{said}"):
+            Corpus.open(folder)
+
+
+def test_a_document_of_a_stranger_inside_a_sentence(folder: Path) -> None:
+    first = np.load(folder / f"shard-00000{SENTENCES}")
+    place = next(i for i in range(len(first)) if first[i + 1] > first[i] + 1)
+
+    def move(documents: Any) -> None:
+        number = int(np.searchsorted(documents[:, 0], first[place], side="right"))
+        documents[number, 0] = first[place] + 1
+
+    rewrite(folder, DOCUMENTS, move)
+    with pytest.raises(DataError, match="a document begins inside a sentence"):
+        Corpus.open(folder)
+
+
+def test_tokens_of_a_stranger(folder: Path) -> None:
+    rewrite(folder, ".tokens.bin", lambda values: values.__setitem__(7, 60_000))
+    Corpus.open(folder)  # all tokens are read where that is asked for, and before they are used
+    said = r"shard-00000\.tokens\.bin: damaged \(the token 60,000"
+    with pytest.raises(DataError, match=said):
+        Corpus.open(folder, verify=True)
+    manifest = json.loads((folder / "corpus.json").read_text())
+    (folder / "corpus.json").write_text(json.dumps({**manifest, "vocab_size": 65_536}))
+    documents = StoredDocuments.open(folder)
+    task = CausalLm(CausalLmOptions(max_length=8))
+    with pytest.raises(DataError, match=said):
+        featurize(task, documents, load_tokenizer(documents.corpus.tokenizer_folder))
 
 
 def test_another_tokenizer(folder: Path) -> None:

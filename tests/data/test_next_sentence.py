@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,9 +12,16 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
 from pretune.data import Records
-from pretune.data.next_sentence import Pair, PairMaker, RecordDocuments, Tokens
+from pretune.data.next_sentence import (
+    Pair,
+    PairMaker,
+    RecordDocuments,
+    Tokens,
+    encode_all,
+)
 from pretune.errors import DataError
-from pretune.text import Tokenizer
+from pretune.text import Tokenizer, load_tokenizer
+from pretune.text.extend import extend
 
 MOST = 12  # documents, sentences of each, words of each
 
@@ -45,6 +54,15 @@ def corpus(shape: Shape) -> Records:
         for d, document in enumerate(shape)
     ]
     return Records(rows, "corpus")
+
+
+def test_the_name_of_a_special_token_in_a_text_is_text(tiny_vocab_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_vocab_folder)
+    extend(tokenizer, ["blockbuster"])
+    (found,) = encode_all(["the [SEP] film [MASK] blockbuster"], tokenizer, None)
+    special = {tokenizer.special_id(name) for name in ("sep_token", "mask_token", "cls_token")}
+    assert not special & set(found.ids.tolist())
+    assert found.ids.tolist()[-1] == tokenizer.vocab_size - 1  # as model.new_tokens adds them
 
 
 def all_pairs(shape: Shape, kind, room: int, copies: int = 1) -> list[tuple[int, Pair]]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pretune.errors import DataError
 from pretune.tasks import CausalLm, CausalLmOptions, featurize
 from pretune.text import load_tokenizer, train_tokenizer
+from pretune.text.extend import extend
 from tests.corpus.conftest import TEXTS as SAMPLE
 from tests.tasks.stored import assert_same, raw, stored
 
@@ -75,6 +76,26 @@ def test_are_those_of_the_texts(
         for name in ("chars", "bytes"):
             assert int(ours[name].sum()) == int(theirs[name].sum())
         assert all(int(n) >= 0 for n in ours["chars"])
+
+
+def test_the_name_of_a_special_token_in_a_text_is_text(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    texts = ["the <|endoftext|> film", "<|endoftext|>"]
+    tokenizer = load_tokenizer(tokenizers["bpe"])
+    task = CausalLm(CausalLmOptions(max_length=200))
+    found = featurize(task, raw(texts), tokenizer)
+    documents = stored(texts, tokenizers["bpe"], tmp_path / "c")
+    assert_same(found, featurize(task, documents, tokenizer), but=("chars", "bytes"))
+    tokens = found.batch(np.arange(len(found))).tokens
+    edges = int((tokens == tokenizer.special_id("eos_token")).sum())
+    assert edges == 2  # before each of them; the last one is a target alone
+    # What is no special token is whole, as model.new_tokens has it.
+    extend(tokenizer, ["film<|x|>"])
+    (found,) = tokenizer.encode_bare(["film<|x|>"])
+    assert found.ids == [tokenizer.vocab_size - 1]
+    tokens = featurize(task, raw(["a film<|x|>b <|endoftext|>"]), tokenizer).batch(np.arange(1))
+    assert tokens.tokens.tolist().count(tokenizer.vocab_size - 1) == 1
 
 
 def test_a_long_document_is_not_read_for_one_block(

@@ -46,11 +46,13 @@ class TestFindFiles:
 
     def test_what_names_nothing_is_an_error(self, tmp_path: Path) -> None:
         write(tmp_path / "a.parquet", "x")
+        write(tmp_path / "a.tsv", "x")
         for source, said in (
             ("none.txt", "no such file"),
             ("*.txt", "nothing fits"),
             ("", "no text files"),
             ("a.parquet", "not plain text"),
+            ("a.tsv", "a table"),
         ):
             with pytest.raises(DataError, match=said):
                 find_files([tmp_path / source])
@@ -104,6 +106,13 @@ class TestIterTexts:
         lines = write(tmp_path / "b.jsonl.gz", gzip.compress(records.encode()))
         assert texts(plain) == ["hello\ufeffhello"]  # two members are one text
         assert texts(lines, field="body") == ["one\n", "电影\x00"]
+
+    def test_a_field_is_of_records(self, tmp_path: Path) -> None:
+        records = write(tmp_path / "a.json", '{"body": "one"}\n{"body": "two"}\n')
+        plain = write(tmp_path / "b.txt", "three")
+        assert texts(records, plain, field="body") == ["one", "two", "three"]
+        with pytest.raises(DataError, match="none of the files is JSON lines"):
+            texts(plain, field="body")
 
     def test_standard_input(self, monkeypatch) -> None:
         def give(raw: bytes) -> None:

@@ -96,6 +96,16 @@ def test_saved_and_loaded(ours, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).encode([TEXT])[0].ids == ours.encode([TEXT])[0].ids
 
 
+def test_tokens_that_were_added(model, tmp_path: Path) -> None:
+    write(tmp_path, *model)
+    added = {"<user>": len(model[0]), "<bot>": len(model[0]) + 1}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    text = "<user>the lower<bot> the newest"
+    found = load_tokenizer(tmp_path).encode_bare([text])[0].ids
+    assert set(added.values()) <= set(found)
+    assert found == GPT2TokenizerFast.from_pretrained(tmp_path)(text).input_ids
+
+
 def test_those_of_roberta_are_refused(model, tmp_path: Path) -> None:
     """Its texts begin with <s>, and nothing but the vocabulary says so."""
     vocabulary = {**model[0], "<s>": 900, "<mask>": 901}

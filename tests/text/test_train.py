@@ -342,6 +342,8 @@ class TestSizes:
             ("bpe", {"unknown": False}, "only char"),
             ("char", {"unknown": False, "alphabet_size": 3}, "no \\[UNK\\]"),
             ("char", {"special": [" "]}, "is empty"),
+            ("wordpiece", {"special": ["a\nb"]}, "has a line break"),
+            ("bpe", {"special": ["a", "b\r"]}, "has a line break"),
         ],
     )
     def test_options_that_do_not_go_together(self, kind, options, said) -> None:

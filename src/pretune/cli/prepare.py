@@ -42,7 +42,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="CORPUS...",
-        help="Files (.txt, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
+        help="Files (text, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
         "(owner/name[:config]:split).",
     ),
 ]

@@ -11,8 +11,16 @@ _LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 # they hold emoji together (U+200D) and separate letters in Persian (U+200C).
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SPACES = re.compile(r"[^\S\n]+")
-_WIDE = "[\u2e80-\u2fdf\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60]"
-_BETWEEN_WIDE = re.compile(rf"(?<={_WIDE})\n(?={_WIDE})")
+_WIDE = (
+    "[\u2e80-\u2fdf\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60"
+    "\U00020000-\U0003ffff]"
+)
+# Chinese and Western texts write these alike: they are as wide as what is on their other side.
+_EITHER = "[“”‘’…—·]"
+_BETWEEN_WIDE = re.compile(
+    rf"(?<={_WIDE})\n(?={_WIDE}|{_EITHER})|(?<={_EITHER})\n(?={_WIDE})"
+    rf"|(?<={_WIDE}{_EITHER})\n(?={_EITHER}{_WIDE})"
+)
 _SINGLE_BREAK = re.compile(r"(?<=[^\n])\n(?=[^\n])")
 
 
@@ -25,7 +33,7 @@ class Cleaning:
         control: control characters are removed; other line breaks become line feeds.
         spaces: every run of spaces and tabs becomes one space; lines lose those at their ends.
         join_lines: lines wrapped at a column become one: a single line break becomes a space, or
-            nothing between Chinese characters; blank lines stay.
+            nothing between Chinese characters and their punctuation; blank lines stay.
         repeated_lines: a line that stood in the document before is dropped.
         min_chars: a document with fewer characters is dropped.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pretune.corpus.sources import Source
 from pretune.errors import DataError, did_you_mean
@@ -17,6 +17,9 @@ from pretune.text.decode import (
     encoding_hint,
     json_field,
 )
+
+if TYPE_CHECKING:
+    from pyarrow import Array
 
 #: A line of JSON cannot be cut: one with more characters is an error.
 MAX_JSON_LINE = 64 * 2**20
@@ -251,7 +254,12 @@ def _of_columns(source: Source, reading: Reading, meter: Meter) -> Iterator[Docu
     rows = _parquet(source, reading, meter) if source.kind == "parquet" else _hub(source, reading)
     for number, value in enumerate(rows, start=1):
         place = f"{source.name}, row {number}"
-        yield from _of_text_or(checked_text(value, place, reading.field), reading)
+        if isinstance(value, UnicodeDecodeError):
+            message = f"{place}, field '{reading.field}': not valid UTF-8 ({value.reason})"
+            found: str | Problem = Problem("encoding", message, "Repair or remove the record.")
+        else:
+            found = checked_text(value, place, reading.field)
+        yield from _of_text_or(found, reading)
 
 
 def _needs_column(name: str, columns: list[str], source: Source) -> None:
@@ -271,13 +279,33 @@ def _parquet(source: Source, reading: Reading, meter: Meter) -> Iterator[object]
             _needs_column(reading.field, file.schema_arrow.names, source)
             done = 0
             for batch in file.iter_batches(_PARQUET_ROWS, columns=[reading.field]):
-                yield from batch.column(0).to_pylist()
+                yield from _values(batch.column(0))
                 done += len(batch)
                 meter.at(source.size * done // max(file.metadata.num_rows, 1))
     except (ArrowException, OSError) as error:
         raise DataError(
             f"{source.name}: not a Parquet file that can be read ({error})", "Write it again."
         ) from None
+
+
+def _values(column: Array) -> Iterator[object]:
+    """The values of a column; of bytes in a column of texts that are none, the error.
+
+    Nobody checks these when a file is written, nor when it is read.
+    """
+    import pyarrow as arrow
+
+    if arrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    binary = {arrow.string(): arrow.binary(), arrow.large_string(): arrow.large_binary()}
+    if column.type not in binary:
+        yield from column.to_pylist()
+        return
+    for raw in column.cast(binary[column.type]).to_pylist():
+        try:
+            yield None if raw is None else raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield error
 
 
 def _hub(source: Source, reading: Reading) -> Iterator[object]:

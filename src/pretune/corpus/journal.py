@@ -30,9 +30,14 @@ class Journal:
     Attributes:
         folder: the folder.
         out: in it, what is to become the corpus.
+
+    Raises:
+        DataError: there is no folder beside which it could lie.
     """
 
     def __init__(self, output: Path) -> None:
+        if not output.name:
+            raise DataError(f"{output}: no folder can be made there", "Choose another --output.")
         self.folder = output.with_name(f".{output.name}.unfinished")
         self.out = self.folder / "out"
         self.path = self.folder / "journal.json"
@@ -86,8 +91,8 @@ class Journal:
             return None
         try:
             noted = json.loads(self.path.read_text(encoding="utf-8"))
-            before, state = noted["identity"], dict(noted["state"])
-        except (OSError, ValueError, KeyError, TypeError):
+            before, state = dict(noted["identity"].items()), dict(noted["state"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DataError(f"{self.path}: damaged", "Begin anew with --restart.") from None
         now = json.loads(json.dumps(identity))
         if before != now:

@@ -34,6 +34,11 @@ NOTE_SECONDS = 5.0
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 500_000
 VALIDATION = "validation"
+_OTHER = {
+    "tokenizer": "another tokenizer",
+    "settings": "other settings",
+    "sources": "other sources, or with these before they were changed",
+}
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,8 @@ class _Work:
             "version": VERSION,
             "tokenizer": fingerprint.hexdigest(),  # that of the file `save` writes
             "settings": asdict(settings),
-            "sources": [asdict(source) for source in sources],
+            # However their paths are spelled.
+            "sources": [(source.path, source.size, source.modified) for source in sources],
         }
 
     def ready(self) -> Corpus | None:
@@ -199,12 +205,16 @@ class _Work:
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return None
         corpus = Corpus.open(self.output)
-        wanted = {key: self.described()[key] for key in ("tokenizer", "settings", "sources")}
-        wanted = json.loads(json.dumps(wanted))
-        for key, value in wanted.items():
-            if corpus.manifest[key] != value:
+        manifest, wanted = corpus.manifest, json.loads(json.dumps(self.described()))
+        same = {key: manifest[key] == wanted[key] for key in ("tokenizer", "settings")}
+        noted = manifest["sources"]
+        same["sources"] = len(noted) == len(self.sources) and all(
+            source.is_noted(one) for source, one in zip(self.sources, noted, strict=True)
+        )
+        for key, is_same in same.items():
+            if not is_same:
                 raise DataError(
-                    f"{self.output}: exists already, with another {key}",
+                    f"{self.output}: exists already, with {_OTHER[key]}",
                     "Choose another --output, or remove it first.",
                 )
         return corpus
@@ -223,7 +233,7 @@ class _Work:
             "vocab_size": self.tokenizer.vocab_size,
             "dtype": self.dtype,
             "settings": asdict(self.settings),
-            "sources": [{"name": source.name, "size": source.size} for source in self.sources],
+            "sources": [source.noted() for source in self.sources],
         }
 
     def run(self, engine: str, workers: int, restart: bool) -> None:
@@ -312,6 +322,12 @@ class _Work:
     def _finish(self) -> None:
         if not self.writers["train"].shards and not self.writers["train"].open.documents:
             self.journal.clear()
+            if self.counts["documents"]:
+                raise DataError(
+                    f"all documents that are left ({self.counts['documents']:,}) were held back "
+                    "for validation, and there is none to train on",
+                    "Give more text, or hold back less of it with --validation.",
+                )
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
             raise DataError(
                 f"no document is left of {self.counts['read']:,} (dropped: {reasons or 'none'})",

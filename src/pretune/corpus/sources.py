@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretune.errors import DataError, did_you_mean
-from pretune.text.read import ABOUT
+from pretune.text.read import ABOUT, IN_FOLDERS, text_kind
 
-#: Formats by the end of a name; `.gz` may follow that of a text or of JSON lines.
-JSON_LINES = (".jsonl", ".json")
-PARQUET = (".parquet",)
-_TABLES = (".csv", ".tsv")
-#: What is taken out of a folder. A file that is named may be called anything.
-IN_FOLDERS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz")
+PARQUET = ".parquet"
 
 
 @dataclass(frozen=True)
@@ -36,17 +32,38 @@ class Source:
     modified: int = 0
 
     @property
-    def zipped(self) -> bool:
-        """Whether it is compressed by gzip."""
-        return self.name.lower().endswith(".gz")
+    def path(self) -> str:
+        """The one name that all spellings of its path have in common."""
+        return self.name if self.kind == "hub" else os.path.realpath(self.name)
+
+    def noted(self) -> dict[str, Any]:
+        """What the manifest of a corpus says about it."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "size": self.size,
+            "modified": self.modified,
+        }
+
+    def is_noted(self, noted: Mapping[str, Any]) -> bool:
+        """Whether a manifest speaks of this source as it is now.
+
+        Manifests of earlier versions have neither `path` nor `modified`.
+        """
+        name = noted["name"]
+        path = noted.get("path", name if self.kind == "hub" else os.path.realpath(name))
+        modified = noted.get("modified", self.modified)
+        return (path, noted["size"], modified) == (self.path, self.size, self.modified)
 
 
 def find_sources(given: Sequence[str | Path]) -> list[Source]:
     """All sources, in the order given; those of a folder or a glob in the order of their names.
+    Each file once, however its path is spelled.
 
     Args:
-        given: files, folders (searched with all that is in them for `IN_FOLDERS`), globs
-            (`data/**/*.txt`), or Hub datasets as `owner/name[:config]:split`.
+        given: files, folders (all files in them, and in the folders below, that end in one of
+            `IN_FOLDERS`, `.gz` after it or not, or in `.parquet`), globs (`data/**/*.txt`), or Hub
+            datasets as `owner/name[:config]:split`.
 
     Raises:
         DataError: one is not there or holds nothing to read, or the format is none of a corpus.
@@ -54,7 +71,7 @@ def find_sources(given: Sequence[str | Path]) -> list[Source]:
     found: dict[str, Source] = {}
     for one in given:
         for source in _find(str(one)):
-            found.setdefault(source.name, source)
+            found.setdefault(source.path, source)
     if not found:
         raise DataError("no corpus given", "Name files, folders, globs or Hub datasets.")
     return list(found.values())
@@ -87,7 +104,7 @@ def _in_folder(folder: str) -> list[Source]:
     names = sorted(
         str(path)
         for path in Path(folder).rglob("*")
-        if path.name.lower().endswith(IN_FOLDERS)
+        if _belongs(path.name.lower())
         and not path.name.lower().startswith(ABOUT)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
@@ -95,26 +112,17 @@ def _in_folder(folder: str) -> list[Source]:
     if not names:
         raise DataError(
             f"{folder}: no corpus in this folder",
-            f"Its files must end in one of {', '.join(IN_FOLDERS)}; others can be given by name.",
+            f"Its files must end in one of {', '.join((*IN_FOLDERS, PARQUET))}; others can be "
+            "given by name.",
         )
     return [_file(name) for name in names]
 
 
+def _belongs(name: str) -> bool:
+    return name.endswith(PARQUET) or name.removesuffix(".gz").endswith(IN_FOLDERS)
+
+
 def _file(name: str) -> Source:
     status = os.stat(name)
-    return Source(name, _kind(name), status.st_size, status.st_mtime_ns)
-
-
-def _kind(name: str) -> str:
-    plain = name.lower()
-    if plain.endswith(PARQUET):
-        return "parquet"
-    plain = plain.removesuffix(".gz")
-    if plain.endswith(JSON_LINES):
-        return "json"
-    if plain.endswith(_TABLES):
-        raise DataError(
-            f"{name}: a table is no corpus format",
-            "Write its column of texts as JSON lines or Parquet first.",
-        )
-    return "text"
+    kind = "parquet" if name.lower().endswith(PARQUET) else text_kind(name)
+    return Source(name, kind, status.st_size, status.st_mtime_ns)

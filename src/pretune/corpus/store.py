@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretune.corpus.check import (
+    AGAIN,
+    ENDS,
+    check_documents,
+    check_manifest,
+    check_starts,
+    check_tokens,
+    highest,
+)
 from pretune.corpus.shards import (
-    COUNTS,
     DOCUMENT_COLUMNS,
     DOCUMENTS,
     SENTENCES,
     TOKENS,
     describe,
     stored_dtype,
-    total,
 )
 from pretune.errors import DataError
 
 FORMAT, VERSION = "pretune-corpus", 1
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
-_ENDS = (TOKENS, DOCUMENTS, SENTENCES)
-_AGAIN = "Copy the corpus again, or prepare it anew."
 
 Array = NDArray[Any]
 
@@ -40,10 +45,20 @@ Array = NDArray[Any]
 class _Shard:
     """The maps of one shard."""
 
+    path: Path  # of the tokens
     before: int  # tokens of the shards before
     tokens: Array  # [T] uint16 or uint32
     documents: Array  # [D, 3] int64
     sentences: Array  # [S] int64
+
+    def check(self) -> None:
+        """Check where documents and sentences begin."""
+        stem = self.path.name.removesuffix(TOKENS)
+        ours, theirs = (self.path.with_name(stem + end) for end in (DOCUMENTS, SENTENCES))
+        starts = self.documents[:, 0]
+        check_starts(ours, starts, len(self.tokens))
+        check_starts(theirs, self.sentences, len(self.tokens))
+        check_documents(theirs, starts, self.sentences)
 
 
 @dataclass(frozen=True)
@@ -66,26 +81,31 @@ class Corpus:
 
         Args:
             folder: as `prepare` made it, or its `validation` folder.
-            verify: read every byte and compare the SHA-256; else sizes are compared.
+            verify: read every byte, compare the SHA-256, and look for tokens that the vocabulary
+                has not; else sizes are compared, and where documents and sentences begin.
 
         Raises:
             DataError: it is none, or damaged; names the file.
         """
-        folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST)
-        shards: list[_Shard] = []
-        before = 0
-        for shard in manifest["shards"]:
-            shards.append(_open_shard(folder, manifest, shard, before, verify))
-            before += shard["tokens"]
-        fingerprint = manifest["tokenizer"]["sha256"]
-        path = folder / TOKENIZER / "tokenizer.json"
-        if not path.is_file():
-            raise DataError(f"{path}: missing", _AGAIN)
-        if describe(path)["sha256"] != fingerprint:
-            raise DataError(f"{path}: not the tokenizer that made this corpus", _AGAIN)
-        ends = np.cumsum([len(shard.documents) for shard in shards], dtype=np.int64)
-        return cls(folder, manifest, shards, ends)
+        corpus = _opened(Path(folder), verify=verify)
+        for shard in corpus._shards:
+            shard.check()
+        if verify:
+            corpus.check_tokens(corpus.vocab_size)
+        return corpus
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """Check that a vocabulary has all tokens. They are read for it, the first time.
+
+        Raises:
+            DataError: it has not; names the file.
+        """
+        for shard, found in zip(self._shards, self._highest, strict=True):
+            check_tokens(shard.path, found, vocab_size)
+
+    @cached_property
+    def _highest(self) -> list[int]:
+        return [highest(shard.path, shard.tokens.dtype) for shard in self._shards]
 
     def __len__(self) -> int:
         """Documents."""
@@ -93,7 +113,7 @@ class Corpus:
 
     def __reduce__(self) -> Any:
         # A map would be copied whole into another process; there, the files are mapped again.
-        return Corpus.open, (self.folder,)
+        return _opened, (self.folder,)
 
     def document(self, index: int) -> Array:
         """`[T]` uint16 or uint32: the tokens of a document, a read-only view of the file.
@@ -179,9 +199,27 @@ class Corpus:
         """A SHA-256 over the tokenizer's and those of all files: the same for the same tokens."""
         described = [self.manifest["tokenizer"]["sha256"]]
         described += [
-            shard["files"][end]["sha256"] for shard in self.manifest["shards"] for end in _ENDS
+            shard["files"][end]["sha256"] for shard in self.manifest["shards"] for end in ENDS
         ]
         return hashlib.sha256("\n".join(described).encode("ascii")).hexdigest()
+
+
+def _opened(folder: Path, verify: bool = False) -> Corpus:
+    """A corpus whose positions are not looked at."""
+    manifest = _read_manifest(folder / MANIFEST)
+    shards: list[_Shard] = []
+    before = 0
+    for shard in manifest["shards"]:
+        shards.append(_open_shard(folder, manifest, shard, before, verify))
+        before += shard["tokens"]
+    fingerprint = manifest["tokenizer"]["sha256"]
+    path = folder / TOKENIZER / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path}: missing", AGAIN)
+    if describe(path)["sha256"] != fingerprint:
+        raise DataError(f"{path}: not the tokenizer that made this corpus", AGAIN)
+    ends = np.cumsum([len(shard.documents) for shard in shards], dtype=np.int64)
+    return Corpus(folder, manifest, shards, ends)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -193,7 +231,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"Make one: pretune prepare TEXT --tokenizer FOLDER --output {path.parent}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})", _AGAIN) from None
+        raise DataError(f"{path}: cannot be read ({error})", AGAIN) from None
     try:
         manifest = json.loads(text)
         if manifest["format"] != FORMAT or manifest["version"] != VERSION:
@@ -202,61 +240,37 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"this is for {FORMAT!r}, version {VERSION}",
                 "Prepare it with this version of pretune.",
             )
-        _check(manifest)
+        check_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})", _AGAIN) from None
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})", AGAIN) from None
     return dict(manifest)
-
-
-def _check(manifest: Mapping[str, Any]) -> None:
-    """Raise a ValueError or KeyError if something in a manifest is not what it has to be."""
-    if manifest["dtype"] not in ("uint16", "uint32"):
-        raise ValueError(f"dtype {manifest['dtype']!r}")
-    if not isinstance(manifest["vocab_size"], int):
-        raise ValueError(f"vocab_size {manifest['vocab_size']!r}")
-    _check_digest(manifest["tokenizer"]["sha256"])
-    for shard in manifest["shards"]:
-        # Nothing else: a name may not lead out of the folder.
-        if not re.fullmatch(r"shard-\d{5,}", shard["name"]):
-            raise ValueError(f"name of a shard {shard['name']!r}")
-        for name in COUNTS:
-            if type(shard[name]) is not int or shard[name] < 1:
-                raise ValueError(f"{name} {shard[name]!r}")
-        for end in _ENDS:
-            _check_digest(shard["files"][end]["sha256"])
-    if manifest["totals"] != total(manifest["shards"]):
-        raise ValueError("totals are not the sums of the shards")
-
-
-def _check_digest(value: object) -> None:
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(f"SHA-256 {value!r}")
 
 
 def _open_shard(
     folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], before: int, verify: bool
 ) -> _Shard:
     dtype = stored_dtype(manifest["dtype"])
-    paths = [folder / (shard["name"] + end) for end in _ENDS]
+    paths = [folder / (shard["name"] + end) for end in ENDS]
     sizes = [shard["tokens"] * dtype.itemsize, None, None]
-    for path, end, size in zip(paths, _ENDS, sizes, strict=True):
+    for path, end, size in zip(paths, ENDS, sizes, strict=True):
         described = shard["files"][end]
         wanted = described["size"] if size is None else size
         try:
             found = path.stat().st_size
             if found != wanted:
                 raise DataError(
-                    f"{path}: damaged ({found:,} bytes, written were {wanted:,})", _AGAIN
+                    f"{path}: damaged ({found:,} bytes, written were {wanted:,})", AGAIN
                 )
             if verify and describe(path)["sha256"] != described["sha256"]:
                 raise DataError(
-                    f"{path}: damaged (its SHA-256 is not that of what was written)", _AGAIN
+                    f"{path}: damaged (its SHA-256 is not that of what was written)", AGAIN
                 )
         except FileNotFoundError:
-            raise DataError(f"{path}: missing", _AGAIN) from None
+            raise DataError(f"{path}: missing", AGAIN) from None
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})", _AGAIN) from None
+            raise DataError(f"{path}: cannot be read ({error.strerror})", AGAIN) from None
     return _Shard(
+        paths[0],
         before,
         np.memmap(paths[0], dtype, "r"),
         _positions(paths[1], (shard["documents"], DOCUMENT_COLUMNS)),
@@ -268,10 +282,10 @@ def _positions(path: Path, shape: tuple[int, ...]) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, TypeError, KeyError, SyntaxError) as error:
-        raise DataError(f"{path}: damaged ({error})", _AGAIN) from None
+        raise DataError(f"{path}: damaged ({error})", AGAIN) from None
     if array.shape != shape or array.dtype != np.dtype("<i8"):
         raise DataError(
             f"{path}: damaged (an array {array.dtype} {array.shape}, written was int64 {shape})",
-            _AGAIN,
+            AGAIN,
         )
     return array

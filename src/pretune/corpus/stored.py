@@ -147,7 +147,8 @@ class StoredDocuments:
         """Compare a model's tokenizer with the one that made the corpus.
 
         Raises:
-            DataError: they cut texts differently, or number the tokens differently.
+            DataError: they cut texts differently, or number the tokens differently; or the corpus
+                has tokens that none of them has.
         """
         if not tokenizer.cuts_as(self.tokenizer):
             raise DataError(
@@ -157,3 +158,4 @@ class StoredDocuments:
                 "--output FOLDER; or, for random weights, take the corpus's: "
                 f"model.tokenizer={self.corpus.tokenizer_folder}",
             )
+        self.corpus.check_tokens(tokenizer.vocab_size)

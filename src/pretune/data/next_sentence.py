@@ -57,8 +57,11 @@ class Tokens:
 def encode_all(
     texts: Sequence[str], tokenizer: Tokenizer, segment: Segmenter | None
 ) -> list[Tokens]:
-    """The tokens of texts, whole and without special tokens, tokenized in parallel."""
-    encodings = tokenizer.engine.encode_batch(list(texts), add_special_tokens=False)
+    """The tokens of texts, whole and without special tokens, tokenized in parallel.
+
+    Names of special tokens in a text are text, as in a prepared corpus.
+    """
+    encodings = tokenizer.encode_bare(texts, literal=True)
     return [
         Tokens(np.array(one.ids, dtype=np.int32), word_numbers(one, text, segment))
         for one, text in zip(encodings, texts, strict=True)

@@ -271,7 +271,8 @@ class _Stream:
         edge = edge_of(tokenizer)
         ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
         for piece in pieces(text):
-            encoding = tokenizer.engine.encode(piece, add_special_tokens=False)
+            # As in a prepared corpus: a text that spells `<|endoftext|>` does not end there.
+            (encoding,) = tokenizer.encode_bare([piece], literal=True)
             ids.append(np.array(encoding.ids))
             ends.append(base + np.array([after for _, after in encoding.offsets]))
             base += len(piece)

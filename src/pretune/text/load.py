@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError
+from pretune.text.added import ADDED_FILE, add_noted
 from pretune.text.engines import bert_normalizer, byte_level_engine, wordpiece_engine
 from pretune.text.tokenizer import SPECIAL_NAMES, TARGET_FILE, TARGET_KEY, Tokenizer
 
@@ -169,7 +170,9 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
             strip_accents=_flag(path, settings, "strip_accents"),
         ),
     )
-    special = special_tokens(engine, _said(path.parent, settings))
+    said = _said(path.parent, settings)
+    add_noted(engine, path.parent, _read_json(path.parent / ADDED_FILE), said)
+    special = special_tokens(engine, said)
     engine.add_special_tokens(list(special.values()))
     settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer", **settings}
     return Tokenizer(engine, special, settings)
@@ -198,7 +201,9 @@ def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
         raise CheckpointError(
             f"{path}: no vocabulary for the merges.txt beside it ({error})", "Copy both again."
         ) from None
-    special = special_tokens(engine, _said(folder, settings))
+    said = _said(folder, settings)
+    add_noted(engine, folder, _read_json(folder / ADDED_FILE), said)
+    special = special_tokens(engine, said)
     engine.add_special_tokens(list(special.values()))
     settings = {"tokenizer_class": _GPT2, "add_prefix_space": prefix_space, **settings}
     return Tokenizer(engine, special, settings)

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from pretune.errors import DataError
 from pretune.text.decode import (
@@ -20,9 +21,11 @@ from pretune.text.decode import (
     shown,
 )
 
-#: What is read of a folder; each also with `.gz` after it.
-PLAIN_SUFFIXES = (".txt", ".text", ".md")
-JSON_SUFFIXES = (".jsonl", ".ndjson")
+#: What is read of a folder, here and by `pretune prepare`, so that a vocabulary and a corpus are of
+#: the same text; each also with `.gz` after it.
+IN_FOLDERS = (".txt", ".text", ".md", ".jsonl", ".ndjson")
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv")
 #: What stands beside a corpus and is not part of it; read where it is named itself.
 ABOUT = ("readme", "license", "licence")
 #: Files that are no text. Read as such they would fail at some byte, with an error that misleads.
@@ -36,6 +39,22 @@ LONGEST_RECORD = 1 << 26
 #: The last of some white space before a word. BERT's and GPT-2's pre-tokenizers find the same words
 #: on both sides of a cut there (GPT-2's words begin with the space before them).
 _CUT = re.compile(r".+(?=[ \t\n]\S)", re.DOTALL)
+
+
+def text_kind(path: str) -> Literal["text", "json"]:
+    """How a file is read, by its name: as plain text, or as JSON lines; `.gz` may follow.
+
+    Raises:
+        DataError: as neither.
+    """
+    name = path.lower().removesuffix(".gz")
+    if name.endswith(_TABLES):
+        raise DataError(
+            f"{path}: a table is no corpus format", "Write its column of texts as JSON lines first."
+        )
+    if name.endswith(NOT_TEXT):
+        raise DataError(f"{path}: not plain text", "Unpack or convert it first, to .txt or .jsonl.")
+    return "json" if name.endswith(_JSON_LINES) else "text"
 
 
 def find_files(sources: Iterable[str | Path]) -> list[str]:
@@ -74,10 +93,7 @@ def _named(source: str) -> list[str]:
             f"{source}: {what}", "Check the path; relative paths start at the current folder."
         )
     for path in paths:
-        if path.lower().removesuffix(".gz").endswith(NOT_TEXT):
-            raise DataError(
-                f"{path}: not plain text", "Unpack or convert it first, to .txt or .jsonl."
-            )
+        text_kind(path)  # refuses what cannot be read
     return paths
 
 
@@ -90,13 +106,13 @@ def _in_folder(folder: str) -> list[str]:
             for name in names
             if not name.startswith(".")
             and not name.lower().startswith(ABOUT)
-            and name.lower().removesuffix(".gz").endswith(PLAIN_SUFFIXES + JSON_SUFFIXES)
+            and name.lower().removesuffix(".gz").endswith(IN_FOLDERS)
         ]
     if not paths:
         raise DataError(
             f"{folder}: no text files in that folder",
-            f"Files that end in {', '.join(PLAIN_SUFFIXES + JSON_SUFFIXES)} are read, each also "
-            "with .gz; name others one by one.",
+            f"Files that end in {', '.join(IN_FOLDERS)} are read, each also with .gz; name others "
+            "one by one.",
         )
     return paths
 
@@ -114,8 +130,8 @@ def iter_texts(
     piece, a chunk of `CHUNK` bytes and the longest JSONL record are held.
 
     Args:
-        files: as `find_files` gives them. `.gz` is unpacked; JSONL is one record a line, every
-            other name is plain text.
+        files: as `find_files` gives them, read as `text_kind` says. `.gz` is unpacked; JSONL is one
+            record a line.
         encoding: of all of them.
         field: where the text is in a JSONL record; default `text`. Where it is given, standard
             input is JSONL too.
@@ -123,13 +139,19 @@ def iter_texts(
 
     Raises:
         DataError: not to be read, or not in that encoding, or not JSONL with such a field; names
-            file and line.
+            file and line. Or a field is given, and no file has any.
     """
     check_encoding(encoding)
-    for file in files:
+    stdin: Literal["text", "json"] = "text" if field is None else "json"
+    kinds = {file: stdin if file == STDIN else text_kind(file) for file in files}
+    if field is not None and kinds and "json" not in kinds.values():
+        raise DataError(
+            f"--field {field}: none of the files is JSON lines, so there are no fields",
+            f"Leave it out, or let names of records end in {', '.join(_JSON_LINES)}.",
+        )
+    for file, kind in kinds.items():
         chunks = decoded(file, encoding, on_bytes)
-        name = file.lower().removesuffix(".gz")
-        if name.endswith(JSON_SUFFIXES) or (file == STDIN and field is not None):
+        if kind == "json":
             for text in _records(file, chunks, field or "text"):
                 yield from _pieces([text])
         else:

@@ -155,6 +155,8 @@ def check_options(
     for token in special:
         if not token.strip():
             raise DataError(f"special token {token!r}: is empty", "Give it some letters.")
+        if "\n" in token or "\r" in token:  # vocab.txt has one token a line
+            raise DataError(f"special token {token!r}: has a line break", "Leave that out.")
 
 
 def _check_size(size: int, smallest: int, alphabet: int, kind: str) -> None:
