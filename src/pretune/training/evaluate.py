@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,7 @@ from torch import nn
 from pretune.data import Features, PackedBatch, batches_by_length, batches_in_turn
 from pretune.data.pack import Array
 from pretune.errors import RunError
-from pretune.tasks import AnyTask, Metrics
+from pretune.tasks import AnyTask, Metrics, lower_is_better
 from pretune.training.carry import Carry
 from pretune.training.distributed import World
 
@@ -41,6 +42,13 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+
+def better(metric: str, new: float, old: float) -> bool:
+    """Whether a value of a metric beats another: NaN beats nothing, and everything beats NaN."""
+    if math.isnan(new) or math.isnan(old):
+        return not math.isnan(new)
+    return new < old if lower_is_better(metric) else new > old
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
