@@ -155,6 +155,27 @@ class TestRefusals:
             resume(folder, ["train.learning_rate=0.1"])
         assert resume(folder, ["train.log_every=1", "train.guard=skip"], quiet=True).steps == 12
 
+    def test_another_folder(self, stopped: Callable[..., Path], tmp_path: Path) -> None:
+        folder = stopped(3, str(tmp_path / "run"))
+        with pytest.raises(RunError, match=r"output: .*run there, elsewhere now"):
+            resume(folder, ["output=elsewhere"])
+        assert resume(folder, [f"output={folder}"], quiet=True).steps == 12
+
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
+    def test_something_else_where_the_log_is(
+        self, stopped: Callable[..., Path], tmp_path: Path, name: str
+    ) -> None:
+        folder = stopped(3, str(tmp_path / "run"))
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+            path.write_text("x", encoding="utf-8")
+        else:
+            path.unlink()
+            path.mkdir()
+        with pytest.raises(RunError, match=f"{name}: cannot be written"):
+            resume(folder, quiet=True)
+
     def test_other_data(self, stopped: Callable[..., Path], toy_data: Path, tmp_path: Path) -> None:
         folder = stopped(3, str(tmp_path / "run"))
         with toy_data.open("a", encoding="utf-8") as handle:

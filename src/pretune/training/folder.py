@@ -185,7 +185,7 @@ class RunFolder:
             RunError: nothing did.
         """
         path = self.path / RECIPE
-        if not path.is_file():
+        if not os.path.isfile(path):  # also of a name that no file can have
             raise RunError(
                 f"{self.path}: no run here (no {RECIPE})", "Give the output folder of a run."
             )

@@ -146,7 +146,8 @@ class Trainer:
         """
         train_mode(self.model)
         start = time.perf_counter()
-        if self.world.size == 1 and self.total > self.order.updates(1, self.sizes.at):
+        epoch = self.order.updates(1, self.sizes.at, self.sizes.updates)
+        if self.world.size == 1 and self.total > epoch:
             self._kept = read_once(self)
         self.course.seconds += time.perf_counter() - start
         self.reporter.begin(self.total, self.course.steps)
@@ -333,15 +334,14 @@ class Trainer:
 
     def _log(self, rate: float, norm: float) -> None:
         window, self._window = self._window, Window()
-        count = window.count
         entry = Step(
             step=self.course.steps,
             epoch=self.epoch,
-            loss=window.sum / count,
+            loss=window.sum / window.count,
             learning_rate=rate,
             gradient_norm=norm,
             tokens_per_second=window.tokens / max(window.seconds, 1e-9),
-            parts={name: value / count for name, value in window.parts.items()},
+            parts={name: value / window.count for name, value in window.parts.items()},
         )
         self.reporter.step(entry, self.total)
 

@@ -97,8 +97,9 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
         Interrupted: SIGINT or SIGTERM came; the last model is saved.
     """
     folder = RunFolder(path)
-    earlier = folder.recipe()
-    recipe = earlier.changed(overrides).changed({"output": str(path)})
+    # It goes on where it lies, which may not be where it began.
+    earlier = folder.recipe().changed({"output": str(path)})
+    recipe = earlier.changed(overrides)
     _check_unchanged(earlier, recipe)
     if (finished := folder.result()) is not None:
         return finished
@@ -265,7 +266,14 @@ class _Run:
                 self.folder.create(self.recipe)
                 self.reporter.say(str(bundle.report))
             path = self.folder.path
-            self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
+            try:
+                self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
+            except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:
+                raise RunError(
+                    f"{error.filename or path}: cannot be written ({error.strerror})",
+                    "Something else lies there; remove it and go on with pretune train --resume "
+                    f"{path}.",
+                ) from None
         self.world.wait()
 
     def _keeper(self, bundle: Bundle, extra: dict[str, Any]) -> Checkpoints:
@@ -331,9 +339,7 @@ def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
     differing = [
         line
         for line in RunFolder.differences(earlier.to_dict(), recipe.to_dict())
-        if not line.startswith(
-            tuple(f"{key}{end}" for key in ("output", *MAY_CHANGE) for end in ":.")
-        )
+        if not line.startswith(tuple(f"{key}{end}" for key in MAY_CHANGE for end in ":."))
     ]
     if differing:
         raise RunError(
