@@ -90,6 +90,11 @@ class TestReading:
         with pytest.raises(RecipeError, match=message):
             Recipe.load(tmp_path / name)
 
+    @pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+    def test_a_name_that_no_file_can_have_is_none(self, name: str) -> None:
+        with pytest.raises(RecipeError, match="no such recipe or file"):
+            Recipe.load(name)
+
     def test_an_unknown_name_gets_the_nearest(self) -> None:
         with pytest.raises(RecipeError, match="Did you mean 'mrpc'"):
             Recipe.load("mrcp")
@@ -161,6 +166,19 @@ class TestMistakes:
             ("task.name=clasify", "Did you mean 'classify'?"),
             ("task={pair: true}", "task.name is missing"),
             ("output=''", "output"),
+            ("output=" + "a" * 300, "output: should be a folder"),
+            ('output="\\0"', "output: should be a folder"),
+            ("train.epochs=1e10", "train.epochs"),
+            ("train.freeze={}", "train.freeze: should say how many layers"),
+            ("train.guard={window: 1000000000000000000000}", "train.guard.window"),
+            ("train.guard={margin: 1000000000000000000000}", "train.guard.margin"),
+            ("train.guard={patience: 1000000000000000000000}", "train.guard.patience"),
+            ("train.warmup=true", "train.warmup: should be a number"),
+            ("train.batch_ramp={start: 1, updates: true}", "train.batch_ramp.updates"),
+            ("task.name=[1]", "no task is called '[1]'"),
+            ("task.name={a: 1}", "no task is called"),
+            ("model.vocab_multiple=1000000000000", "model.vocab_multiple"),
+            ("model.train_tokenizer={vocab_size: 1000000000000000000000}", "vocab_size"),
         ],
     )
     def test_a_wrong_value_is_named(self, small: Path, override: str, said: str) -> None:

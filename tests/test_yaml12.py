@@ -43,6 +43,10 @@ def test_what_is_written_is_read_back(value: Any) -> None:
         (".5", 0.5),
         ("-3", -3),
         ("010", 10),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("0o8", "0o8"),
+        ("-0x1F", "-0x1F"),
         ("no", "no"),
         ("on", "on"),
         ("1:30", "1:30"),
@@ -68,6 +72,11 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
         ("x: !!python/object/apply:os.system ['true']", "r.yaml, line 1"),
         ("? [1]\n: 2", "a key must be a plain word"),
         ("a: \x07", "r.yaml"),
+        ("a: 1\nb: !!bool foo", "r.yaml, line 2, column 4: the value is not what !!bool says"),
+        ("a: !!timestamp foo", "r.yaml, line 1, column 4: the value is not what !!timestamp"),
+        ("a: !!int ''", "r.yaml, line 1, column 4: the value is not what !!int says"),
+        ("a: &x [*x]", "r.yaml, line 1, column 8: aliases are not read"),
+        ("a: &x [1]\nb: [*x, *x]", "r.yaml, line 2, column 5: aliases are not read"),
     ],
 )
 def test_errors_name_the_place(text: str, message: str) -> None:

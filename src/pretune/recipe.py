@@ -14,12 +14,13 @@ every default written out, so that `pretune train runs/x/recipe.yaml` repeats it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from pretune import yaml12
 from pretune.data import TABLE_SUFFIXES, read
@@ -56,6 +57,14 @@ class Recipe(Section):
         "runs/latest", min_length=1, description="The folder for everything that comes out."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Of the data order, new weights and dropout.")
+
+    @field_validator("output")
+    @classmethod
+    def _a_path(cls, output: str) -> str:
+        longest = max(len(os.fsencode(part)) for part in [*Path(output).parts, ""])
+        if "\0" in output or longest > 255 or len(os.fsencode(output)) > 3000:
+            raise ValueError("should be a folder: no NUL, and no name above 255 bytes")
+        return output
 
     @classmethod
     def load(cls, source: str | Path, overrides: Overrides = ()) -> Recipe:
@@ -115,9 +124,9 @@ def _read_source(source: str) -> tuple[dict[str, Any], str]:
     built_in = builtin_recipes()
     if source in built_in:
         text, origin = built_in[source], f"built-in recipe {source}"
-    elif path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+    elif os.path.isfile(path) and path.suffix.lower() in TABLE_SUFFIXES:
         return _for_data(source), f"defaults for {source}"
-    elif path.is_file():
+    elif os.path.isfile(path):  # also of a name that no file can have; pathlib's raises there
         try:
             text, origin = path.read_text(encoding="utf-8"), source
         except UnicodeDecodeError as error:

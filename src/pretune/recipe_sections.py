@@ -28,6 +28,7 @@ class TokenizerSection(Section):
     vocab_size: int | None = Field(
         None,
         ge=1,
+        le=10**7,
         description="The most entries. Default: 30522 for wordpiece, 50257 for bpe, all characters "
         "for char.",
     )
@@ -72,7 +73,7 @@ class ModelSection(Section):
         "mean of the others.",
     )
     vocab_multiple: int = Field(
-        1, ge=1, description="Pad the vocabulary to a multiple of this (64 suits GPUs)."
+        1, ge=1, le=10**6, description="Pad the vocabulary to a multiple of this (64 suits GPUs)."
     )
     allow_pickle: bool = Field(
         False,

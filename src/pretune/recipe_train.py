@@ -8,8 +8,18 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pretune.recipe_sections import Section
 
+#: Of what the guard remembers or counts.
+MOST = 10**6
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):  # to Python they are 0 and 1
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
 #: Updates: a whole number, or below 1 a share of all updates of the run.
-Updates = float | int
+Updates = Annotated[float | int, BeforeValidator(_no_truth)]
 
 
 def _share_or_count(value: Updates) -> Updates:
@@ -31,7 +41,9 @@ class GuardSection(Section):
         description="Whether a loss far above the recent ones is trouble too, besides NaN and "
         "infinity. Default: not with stop.",
     )
-    window: int = Field(64, ge=8, description="How many recent losses a spike is measured against.")
+    window: int = Field(
+        64, ge=8, le=MOST, description="How many recent losses a spike is measured against."
+    )
     threshold: float = Field(
         10.0,
         gt=0,
@@ -39,10 +51,16 @@ class GuardSection(Section):
         "deviation) above the median.",
     )
     patience: int = Field(
-        1, ge=1, description="How many spikes in a row make trouble; single ones may be noise."
+        1,
+        ge=1,
+        le=MOST,
+        description="How many spikes in a row make trouble; single ones may be noise.",
     )
     margin: int = Field(
-        2, ge=0, description="rollback: so many batches before the trouble are passed over too."
+        2,
+        ge=0,
+        le=MOST,
+        description="rollback: so many batches before the trouble are passed over too.",
     )
     give_up: int = Field(5, ge=1, description="After so many rescues the run ends with a report.")
 
@@ -84,7 +102,7 @@ def _guard(value: Any) -> Any:
 class TrainSection(Section):
     """How it is learned."""
 
-    epochs: float = Field(3, gt=0, description="Passes over the training data.")
+    epochs: float = Field(3, gt=0, le=10**9, description="Passes over the training data.")
     max_steps: int | None = Field(
         None, ge=1, description="Stop after so many updates, whatever the epochs."
     )
@@ -187,6 +205,13 @@ class TrainSection(Section):
     compile: bool = Field(False, description="torch.compile the layers (CUDA only).")
 
     _checks = field_validator("warmup", "decay")(_share_or_count)
+
+    @field_validator("freeze")
+    @classmethod
+    def _layers(cls, value: Any) -> Any:
+        if value == {}:
+            raise ValueError("should say how many layers: {layers: N}")
+        return value
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:

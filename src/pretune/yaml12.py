@@ -20,6 +20,25 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the parent's own attribute
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Like the parent's, but without aliases: they may be circular, or grow beyond memory."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            reason = f"aliases are not read: write out what *{event.anchor} means, or quote it"
+            raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Like the parent's, but a value that is not what its tag says is an error with a place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the value is not what {tag} says", node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Like the parent's, but refuses a key that is there twice or is not a plain value."""
         seen: set[Any] = set()
@@ -45,7 +64,7 @@ def _resolve(tag: str, pattern: str, first: str) -> None:
 
 _resolve("null", "~|null|Null|NULL", "~nN")
 _resolve("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
-_resolve("int", "[-+]?[0-9]+", "-+0123456789")
+_resolve("int", "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789")
 _resolve("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
 _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 # PyYAML looks an empty scalar up under "".
@@ -55,7 +74,9 @@ _Loader.yaml_implicit_resolvers.setdefault("", []).append(
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(str(node.value))  # the parent's would read 010 as eight
+    text = str(node.value)
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text, base)  # the parent's would read 010 as eight
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)

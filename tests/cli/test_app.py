@@ -48,6 +48,23 @@ def test_errors_show_names_as_they_are() -> None:
     refused(run("describe", "a:smile:b.csv"), "a:smile:b.csv: no such file")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "a" * 5000), "no such recipe or file"),
+        (("train", "--resume", "a" * 5000), "no run here"),
+        (("init", "classify", "-o", "a" * 300), "cannot be written (File name too long)"),
+        (("ladder", "x.txt", "--minutes", "inf"), "--minutes"),
+        (("ladder", "x.txt", "--level", "bpe", "--vocab-size", str(10**21)), "--vocab-size"),
+    ],
+)
+def test_names_and_numbers_beyond_all_bounds(arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 class TestOptionsOfTheCommand:
     def test_columns(self, model: Path, tmp_path: Path) -> None:
         path = tmp_path / "data.columns.csv"

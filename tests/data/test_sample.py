@@ -177,10 +177,34 @@ class TestSeeking:
         half = order.updates(whole + 0.5, lambda step: size)
         assert half == sum(each[:whole]) + math.ceil(each[whole] / 2)
 
+    @given(
+        lengths=LENGTHS.filter(len),
+        whole=st.integers(0, 5),
+        part=st.sampled_from([0.0, 0.25, 0.5]),
+        start=st.integers(1, 8),
+        ramp=st.integers(0, 20),
+    )
+    def test_updates_after_a_ramp_are_those_of_the_whole_way(
+        self, lengths, whole, part, start, ramp
+    ):
+        def size(step):
+            return start if step < ramp else 8
+
+        order = DataOrder(lengths, seed=0)
+        at, done = Cursor(), [0] * (whole + 1)
+        while at.epoch <= whole:
+            epoch, at = at.epoch, order.take(at, size(sum(done)))[1]
+            done[epoch] += 1
+        expected = sum(done[:whole]) + math.ceil(part * done[whole])
+        assert order.updates(whole + part, size, ramp) == expected
+
+    def test_a_billion_epochs_are_counted_at_once(self):
+        assert DataOrder(np.ones(20), seed=0).updates(10.0**9, lambda step: 8) == 3 * 10**9
+
     def test_updates_follow_a_growing_batch(self):
         order = DataOrder(np.ones(20, dtype=np.int64), seed=0)
         # 1 + 2 + 3 + 4 + 5 = 15 of 20, and the 5 that are left.
-        assert order.updates(1, lambda step: step + 1) == 6
+        assert order.updates(1, lambda step: step + 1, ramp=20) == 6
 
     def test_places_compare_by_which_comes_first(self):
         assert Cursor(0, 9) < Cursor(1, 0) < Cursor(1, 3)

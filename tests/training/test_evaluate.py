@@ -12,6 +12,7 @@ from pretune.data import Records
 from pretune.errors import DataError, RunError
 from pretune.recipe_train import TrainSection
 from pretune.tasks import featurize
+from pretune.training.evaluate import choose_device
 from pretune.training.loop import Trainer
 from tests.tasks.every_task import CASES, Rows, write
 
@@ -64,3 +65,8 @@ def test_a_training_does_not_choose_its_best_model_by_nothing(
     none = featurize(task, odd, bundle.tokenizer, evaluation=True)
     with pytest.raises(RunError, match="nothing to evaluate on"):
         Trainer(task, bundle.model, train, none, options=TrainSection())
+
+
+def test_a_device_without_numbers_cannot_be_used() -> None:
+    with pytest.raises(RunError, match="device 'meta' cannot be used"):
+        choose_device("meta")

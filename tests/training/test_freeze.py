@@ -107,6 +107,22 @@ class TestRuns:
         plain = train_recipe(toy_recipe(**options, output=str(tmp_path / "plain")), quiet=True)
         assert kept.metrics["loss"] == pytest.approx(plain.metrics["loss"], abs=1e-5)
 
+    def test_reading_once_does_not_depend_on_how_evaluation_is_batched(
+        self, toy_recipe: Make, tmp_path: Path
+    ) -> None:
+        """A resumed run may change that, and is to come out bit for bit alike."""
+        found = []
+        for tokens in (8, 8192):
+            recipe = toy_recipe(
+                train__freeze="backbone",
+                train__epochs=3,
+                train__eval_batch_tokens=tokens,
+                output=str(tmp_path / str(tokens)),
+            )
+            train_recipe(recipe, quiet=True)
+            found.append((tmp_path / str(tokens) / "last" / "model.safetensors").read_bytes())
+        assert found[0] == found[1]
+
     def test_reading_once_runs_the_backbone_once(self, toy_recipe: Make, monkeypatch: Any) -> None:
         from pretune.models import BertModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pretune.recipe_train import GuardSection
 from pretune.tasks import Classify, Loss, featurize
 from pretune.tasks.bundle import Bundle, load
 from pretune.training import Trainer, read_data, resume, run, seed_everything, train_recipe
+from pretune.training.checkpoint import VALUES, checkpoints
 from pretune.training.guard import Guard, robust_z
 from pretune.training.log import Reporter
 
@@ -306,6 +308,33 @@ class TestNotFinite:
         trainer.fit()
         assert "guard: the loss is inf in update" in capsys.readouterr().err
         assert statistics.mean(trainer.guard.losses) < 10
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_the_end_of_an_epoch_that_is_passed_over_is_evaluated_and_saved(
+    toy_recipe: Make, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Epochs of 6 batches, of which the first one's last is bad; 12 updates in all."""
+    real = Trainer.gradients
+
+    def bad(trainer: Trainer, job: Any) -> Any:
+        total, count, parts = real(trainer, job)
+        return float("nan") if job.at == Cursor(0, 40) else total, count, parts
+
+    monkeypatch.setattr(Trainer, "gradients", bad)
+    guard = {"action": action, "margin": 0}
+    recipe = toy_recipe(train__guard=guard, train__save_every=1, train__keep=20)
+    result = train_recipe(recipe, quiet=True)
+    assert len(result.rescues) == 1
+    log = (Path(recipe.output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in log if "validation/" in line]
+    expected = [(5, 1.0), (11, 2.0), (12, 2.1667)]
+    assert [(entry["step"], entry["epoch"]) for entry in entries] == expected
+    known = checkpoints(Path(recipe.output))
+    values = [json.loads((path / VALUES).read_text(encoding="utf-8")) for _, path in known]
+    ended = [value for value in values if value["course"]["steps"] == 5][-1]
+    assert ended["cursor"] == [1, 0]
+    assert [step for step, _, _ in ended["course"]["evaluations"]] == [5]
 
 
 class _InMemory:

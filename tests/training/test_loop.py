@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pretune.errors import RunError
 from pretune.recipe_train import TrainSection
 from pretune.tasks import Classify, ClassifyOptions, Loss, featurize
 from pretune.tasks.bundle import load
-from pretune.training import Stopped, Trainer, read_data, seed_everything
+from pretune.training import Stopped, Trainer, loop, read_data, seed_everything
 from pretune.training.log import Reporter
 from pretune.training.state import State
 
@@ -215,6 +216,30 @@ class TestEvaluation:
         losses = {step: metrics["loss"] for step, _, metrics in course.evaluations}
         assert losses[course.best_step or 0] == min(losses.values())
 
+    def test_a_value_that_is_no_number_is_never_the_best(
+        self, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """First NaN, then numbers, then NaN again."""
+        course = self._with_losses([math.nan, 3.0, 2.0, math.nan, 2.5], make_trainer, monkeypatch)
+        assert course.best_step == 18
+        assert course.best.metrics["loss"] == 2.0
+
+    def test_where_no_value_is_a_number_the_first_stays(
+        self, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self._with_losses([math.nan] * 3, make_trainer, monkeypatch).best_step == 6
+
+    def _with_losses(self, losses: list[float], make: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+        left, real = iter(losses), loop.evaluate_features
+
+        def told(*given: Any, **options: Any) -> Any:
+            found = real(*given, **options)
+            found.metrics["loss"] = next(left)
+            return found
+
+        monkeypatch.setattr(loop, "evaluate_features", told)
+        return make(epochs=len(losses), best="loss").fit()
+
     def test_an_unknown_metric_is_refused_before_training(
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
@@ -316,6 +341,48 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert "train.learning_rate" in str(caught.value)
     assert trainer.course.steps == 2
     assert all(bool(w.isfinite().all()) for w in weights(trainer).values())
+
+
+class _Speechless(Classify):
+    """Nothing in the third batch counts."""
+
+    calls = 0
+
+    def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
+        found = super().loss(outputs, batch)
+        self.calls += 1
+        return Loss(found.sum * 0.0, 0) if self.calls == 3 else found
+
+
+def test_an_update_of_nothing_that_counts_changes_nothing(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    recorder, changed = Recorder(), []
+    task = _Speechless(ClassifyOptions(max_length=16))
+    trainer = make_trainer(
+        validation=False,
+        task=task,
+        max_steps=5,
+        log_every=1,
+        ema=0.5,
+        more={"reporter": Reporter((recorder,), quiet=True)},
+    )
+    make, before = trainer._update, [weights(trainer)]
+
+    def watched(job: Any) -> Any:
+        trouble = make(job)
+        after = weights(trainer)
+        changed.append(any(not torch.equal(w, before[0][name]) for name, w in after.items()))
+        before[0] = after
+        return trouble
+
+    trainer._update = watched  # type: ignore[method-assign]
+    trainer.fit()
+    assert trainer.course.steps == 5
+    assert changed == [True, True, False, True, True]
+    assert [step for step, _, _ in recorder.entries] == [1, 2, 4, 5]
+    for _, _, figures in recorder.entries:
+        assert all(map(math.isfinite, figures.values()))
 
 
 def test_a_request_to_stop_saves_and_leaves(make_trainer: Callable[..., Trainer]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pretune.data import FeatureSet
 from pretune.errors import RunError
+from pretune.hub.manifest import write_manifest
 from pretune.recipe import Recipe
 from pretune.training import Interrupted, resume, run, train_recipe
 from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
@@ -154,12 +155,67 @@ class TestRefusals:
             resume(folder, ["train.learning_rate=0.1"])
         assert resume(folder, ["train.log_every=1", "train.guard=skip"], quiet=True).steps == 12
 
+    def test_another_folder(self, stopped: Callable[..., Path], tmp_path: Path) -> None:
+        folder = stopped(3, str(tmp_path / "run"))
+        with pytest.raises(RunError, match=r"output: .*run there, elsewhere now"):
+            resume(folder, ["output=elsewhere"])
+        assert resume(folder, [f"output={folder}"], quiet=True).steps == 12
+
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
+    def test_something_else_where_the_log_is(
+        self, stopped: Callable[..., Path], tmp_path: Path, name: str
+    ) -> None:
+        folder = stopped(3, str(tmp_path / "run"))
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+            path.write_text("x", encoding="utf-8")
+        else:
+            path.unlink()
+            path.mkdir()
+        with pytest.raises(RunError, match=f"{name}: cannot be written"):
+            resume(folder, quiet=True)
+
     def test_other_data(self, stopped: Callable[..., Path], toy_data: Path, tmp_path: Path) -> None:
         folder = stopped(3, str(tmp_path / "run"))
         with toy_data.open("a", encoding="utf-8") as handle:
             handle.write("a good one more\tgood\n")
-        with pytest.raises(RunError, match="other data"):
+        with pytest.raises(RunError, match=r"other data than data\.train"):
             resume(folder, quiet=True)
+
+    def test_other_validation_data(
+        self, stopped: Callable[..., Path], toy_data: Path, tmp_path: Path
+    ) -> None:
+        """The same texts with other labels: the best would be picked among figures of two kinds."""
+        validation = tmp_path / "validation.tsv"
+        validation.write_bytes(toy_data.read_bytes())
+        folder = stopped(3, str(tmp_path / "run"), data__validation=str(validation))
+        lines = toy_data.read_text(encoding="utf-8").splitlines()
+        text, label = lines[1].split("\t")
+        lines[1] = text + "\t" + {"good": "bad", "bad": "good"}[label]
+        validation.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with pytest.raises(RunError, match=r"other data than data\.validation"):
+            resume(folder, quiet=True)
+
+    def test_not_of_a_checkpoint_that_does_not_know_its_validation_data(
+        self, stopped: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        """As earlier versions wrote them."""
+        folder = stopped(3, str(tmp_path / "run"))
+        newest = checkpoints(folder)[-1][1]
+        values = json.loads((newest / VALUES).read_text(encoding="utf-8"))
+        del values["validation"]
+        (newest / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        write_manifest(newest)
+        assert resume(folder, quiet=True).steps == 12
+
+    @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"folder": 1}', '[["a"]]', "{"])
+    def test_a_result_that_is_none(self, toy_recipe: Make, text: str) -> None:
+        recipe = toy_recipe(train__max_steps=1)
+        train_recipe(recipe, quiet=True)
+        (Path(recipe.output) / "result.json").write_text(text, encoding="utf-8")
+        with pytest.raises(RunError, match=r"result\.json: damaged"):
+            resume(recipe.output, quiet=True)
 
 
 class TestDamage:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,12 +18,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretune import yaml12
 from pretune.data import Records
-from pretune.errors import DataError, RunError
+from pretune.errors import DataError, RecipeError, RunError
 from pretune.recipe import Recipe
+from pretune.report.runs import find_runs
 from pretune.tasks.bundle import load
-from pretune.training import read_data, train_recipe, train_seeds
+from pretune.training import Interrupted, read_data, run, train_recipe, train_seeds
+from pretune.training.folder import RunFolder
 from pretune.training.inputs import _groups
+from pretune.training.result import RunResult, SeedsResult
 from tests.tasks.questions import question
+from tests.training.outcomes import StopAt
 
 Make = Callable[..., Recipe]
 
@@ -209,6 +214,66 @@ def test_several_seeds_give_mean_and_spread(toy_recipe: Make) -> None:
     assert result.summary()["loss"] == pytest.approx((mean, spread))
     for seed in range(3):
         assert (Path(recipe.output) / f"seed-{seed}" / "result.json").is_file()
+
+
+class TestSeedsGoOn:
+    def test_with_what_is_there(self, toy_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One seed is finished, one was stopped, one has not begun."""
+        recipe = toy_recipe(train__max_steps=4)
+        other = recipe.changed({"output": recipe.output + "-whole"})
+        whole = train_seeds(other, 3, quiet=True)
+        first = train_seeds(recipe, 1, quiet=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "StopRequest", lambda say: StopAt(2))
+            with pytest.raises(Interrupted) as caught:
+                train_seeds(recipe, 3, quiet=True)
+        assert caught.value.folder.name == "seed-1"
+        result = train_seeds(recipe, 3, quiet=True)
+        assert result.runs[0] == first.runs[0]
+        assert [one.metrics for one in result.runs] == [one.metrics for one in whole.runs]
+        assert train_seeds(recipe, 3, quiet=True).runs == result.runs
+
+    def test_a_taken_folder_is_seen_before_any_training(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(train__max_steps=2)
+        taken = f"{recipe.output}/seed-2"
+        train_recipe(recipe.changed({"output": taken, "seed": 2, "train.clip": 2.0}), quiet=True)
+        with pytest.raises(RunError, match=r"(?s)seed-2: already holds .*train\.clip: 2\.0 there"):
+            train_seeds(recipe, 3, quiet=True)
+        assert os.listdir(recipe.output) == ["seed-2"]
+        found = train_seeds(recipe, 3, overwrite=True, quiet=True)
+        assert [one.seed for one in found.runs] == [0, 1, 2]
+
+    def test_a_seed_too_large_is_seen_before_any_training(self, toy_recipe: Make) -> None:
+        recipe = toy_recipe(seed=2**63 - 1)
+        with pytest.raises(RecipeError, match="seed"):
+            train_seeds(recipe, 2, quiet=True)
+        assert not Path(recipe.output).exists()
+
+
+def test_figures_that_are_not_finite_are_null_in_the_result(tmp_path: Path) -> None:
+    figures = {"loss": math.nan, "perplexity": math.inf, "accuracy": 0.5}
+    details = {"each": [1.0, math.nan]}
+    given = RunResult("f", 0, figures, details, 1, 1, 1, 1, 1.0, 1.0)
+    folder = RunFolder(tmp_path)
+    folder.finish(given)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    text = (tmp_path / "result.json").read_text(encoding="utf-8")
+    written = json.loads(text, parse_constant=refuse)
+    assert written["metrics"] == {"loss": None, "perplexity": None, "accuracy": 0.5}
+    assert written["details"] == {"each": [1.0, None]}
+    read = folder.result()
+    assert read is not None
+    assert math.isnan(read.metrics["loss"])
+    assert read.metrics["accuracy"] == 0.5
+    several = SeedsResult((read, given)).to_dict()
+    assert several["summary"]["loss"] == {"mean": None, "sd": None}
+    assert several["summary"]["accuracy"] == {"mean": 0.5, "sd": 0.0}
+    (run_of_it,) = find_runs(tmp_path).runs
+    assert math.isnan(run_of_it.metrics["loss"])
+    assert not [problem for problem in run_of_it.problems if "result.json" in problem]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:

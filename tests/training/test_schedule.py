@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune import yaml12
+from pretune.data import DataOrder
+from pretune.errors import RunError
 from pretune.recipe import Recipe
 from pretune.recipe_train import TrainSection
-from pretune.training.schedule import BatchSize, Schedule, updates_of
+from pretune.training.schedule import BatchSize, Schedule, planned_updates, updates_of
 
 KINDS = ["linear", "cosine", "constant", "inverse_sqrt", "wsd"]
 #: The cosine after 5 and 9 of 20 updates; in degrees.
@@ -196,6 +198,18 @@ class TestBatchSize:
         assert (found > line - 1 - 1e-6).all()
         assert sizes.at(0) == start
         assert sizes.at(updates) == start + more
+
+
+@pytest.mark.parametrize("batch", [{"batch_tokens": 8}, {"batch_ramp": {"start": 1}}])
+def test_more_epochs_than_can_be_counted_are_refused(batch: dict[str, Any]) -> None:
+    options = TrainSection.model_validate({"epochs": 10**8, **batch})
+    with pytest.raises(RunError, match=r"train\.epochs: .*too many to count"):
+        planned_updates(DataOrder(np.ones(10, dtype=np.int64), seed=0), options)
+    total, _ = planned_updates(
+        DataOrder(np.ones(10, dtype=np.int64), seed=0),
+        options.model_copy(update={"max_steps": 7}),
+    )
+    assert total == 7
 
 
 def test_the_recipe_of_the_docs_is_that_of_gpt3() -> None:

@@ -14,7 +14,7 @@ import optuna
 import pytest
 
 import pretune.training.sweep as sweep_module
-from pretune.errors import RecipeError, RunError
+from pretune.errors import CheckpointError, RecipeError, RunError
 from pretune.recipe import Recipe
 from pretune.training import train_recipe
 from pretune.training.space import parse_space
@@ -97,6 +97,28 @@ class TestSweep:
         finished = [trial for trial in result.trials if trial.state == "finished"]
         assert result.trials == (*finished, *failed)
         assert finished
+
+    def test_values_that_the_recipe_refuses_together_fail_their_trial(
+        self, toy_recipe: Make
+    ) -> None:
+        recipe = toy_recipe(train__max_steps=1, train__batch_ramp={"start": 2})
+        over = ("train.batch_size=8,2", "train.batch_ramp.start=2..8")
+        result = sweep(recipe, *over, trials=8)
+        assert result.done == 8
+        for trial in result.trials:
+            fits = trial.values["train.batch_ramp.start"] <= trial.values["train.batch_size"]
+            assert trial.state == ("finished" if fits else "failed")
+            assert fits or "batch_ramp.start is above the whole batch" in str(trial.error)
+        assert {trial.state for trial in result.trials} == {"finished", "failed"}
+
+    def test_a_model_that_is_not_there_is_no_failed_trial(self, short: Recipe) -> None:
+        """The same command goes on once it is there."""
+        with pytest.raises(CheckpointError):
+            sweep(short.changed({"model.from": "./nowhere"}), trials=2)
+        study = optuna.load_study(
+            study_name="pretune", storage=f"sqlite:///{short.output}/study.db"
+        )
+        assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
 
     def test_all_failing_is_an_error(self, short: Recipe) -> None:
         with pytest.raises(RunError, match="all 2 trials failed"):

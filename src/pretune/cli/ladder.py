@@ -23,7 +23,8 @@ def ladder(
         ),
     ],
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Of training for each model. Default: 1.")
+        float | None,
+        typer.Option(min=0.01, max=10**6, help="Of training for each model. Default: 1."),
     ] = None,
     updates: Annotated[
         int | None, typer.Option(min=1, help="Of each model, of 2,048 tokens; instead of minutes.")
@@ -34,7 +35,7 @@ def ladder(
     level: Annotated[
         str, typer.Option(help="What a token is: char, or bpe (pieces of words, on bytes).")
     ] = "char",
-    vocab_size: Annotated[int, typer.Option(min=257, help="With --level bpe.")] = 1024,
+    vocab_size: Annotated[int, typer.Option(min=257, max=10**7, help="With --level bpe.")] = 1024,
     rungs: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="Some of ngram,nnlm,rnn,lstm,gru,gpt. Default: all."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +27,13 @@ def init(
     if output is None:
         print(text, end="")
         return
-    if output.exists():
+    if os.path.exists(output):  # also of a name that no file can have; pathlib's raises there
         raise RecipeError(f"{output}: exists already", "Choose another name, or remove it first.")
     try:
         atomic_text(output, text)
-    except OSError as error:
-        raise RecipeError(f"{output}: cannot be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise RecipeError(f"{output}: cannot be written ({reason})") from None
     print(f"wrote {output}; run it with: pretune train {output}")
 
 

@@ -69,9 +69,11 @@ def train(
         else:
             _train(recipe, changes, seeds, overwrite=overwrite, quiet=quiet, as_json=as_json)
     except Interrupted as stopped:
+        again = f"pretune train --resume {stopped.folder}"
+        if seeds > 1:
+            again = "the same command" + (", without --overwrite" if overwrite else "")
         fail(
-            f"{stopped}\ngo on:  pretune train --resume {stopped.folder}\n"
-            f"use it: {_usage(stopped.folder, 'last')}",
+            f"{stopped}\ngo on:  {again}\nuse it: {_usage(stopped.folder, 'last')}",
             STOPPED_BY + stopped.signal,
         )
 

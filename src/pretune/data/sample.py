@@ -97,25 +97,34 @@ class DataOrder:
             end = max(cursor.offset + 1, end)
         return Cursor(cursor.epoch, end) if end < len(self) else Cursor(cursor.epoch + 1, 0)
 
-    def updates(self, epochs: float, size: Callable[[int], int]) -> int:
+    def updates(self, epochs: float, size: Callable[[int], int], ramp: int = 0) -> int:
         """How many batches `epochs` passes over the data make.
 
         Args:
             epochs: with a fraction of the last one.
             size: of the batch of each update, counted from 0.
+            ramp: from this update on they are all of one size.
         """
         whole = math.floor(epochs)
         done, at = 0, Cursor()
         while at.epoch < whole:
+            if done >= ramp and at.offset == 0 and not self._in_tokens:
+                each = self._in_epoch(at.epoch, done, size)  # the same in each epoch to come
+                done, at = done + each * (whole - at.epoch), Cursor(whole)
+                break
             at = self._after(at, size(done))
             done += 1
         if epochs == whole:
             return done
-        before = done
-        while at.epoch == whole:
-            at = self._after(at, size(done))
-            done += 1
-        return before + math.ceil((epochs - whole) * (done - before))
+        return done + math.ceil((epochs - whole) * self._in_epoch(whole, done, size))
+
+    def _in_epoch(self, epoch: int, done: int, size: Callable[[int], int]) -> int:
+        """How many batches an epoch makes before which `done` updates are."""
+        at, count = Cursor(epoch), 0
+        while at.epoch == epoch:
+            at = self._after(at, size(done + count))
+            count += 1
+        return count
 
     def _epoch(self, number: int) -> _Epoch:
         if self._current is None or self._current.number != number:

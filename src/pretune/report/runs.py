@@ -197,7 +197,10 @@ def _note_evaluation(run: RunInfo, step: int, entry: dict[str, Any]) -> None:
 def _read_result(run: RunInfo, path: Path) -> None:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        run.metrics = {str(name): float(value) for name, value in result["metrics"].items()}
+        run.metrics = {
+            str(name): math.nan if value is None else float(value)
+            for name, value in result["metrics"].items()
+        }
         run.best_step, run.step = result["best_step"], int(result["steps"])
         run.seconds = float(result["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -49,13 +49,13 @@ TASKS: dict[str, type[AnyTask]] = {
 }
 
 
-def task_class(name: str) -> type[AnyTask]:
+def task_class(name: object) -> type[AnyTask]:
     """The task of that name.
 
     Raises:
-        RecipeError: there is none; names the nearest.
+        RecipeError: there is none, or it is no text at all; names the nearest.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise RecipeError(f"no task is called '{name}'", did_you_mean(str(name), TASKS))
     return TASKS[name]
 

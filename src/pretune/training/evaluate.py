@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,7 @@ from torch import nn
 from pretune.data import Features, PackedBatch, batches_by_length, batches_in_turn
 from pretune.data.pack import Array
 from pretune.errors import RunError
-from pretune.tasks import AnyTask, Metrics
+from pretune.tasks import AnyTask, Metrics, lower_is_better
 from pretune.training.carry import Carry
 from pretune.training.distributed import World
 
@@ -43,6 +44,13 @@ class Evaluation:
         return asdict(self)
 
 
+def better(metric: str, new: float, old: float) -> bool:
+    """Whether a value of a metric beats another: NaN beats nothing, and everything beats NaN."""
+    if math.isnan(new) or math.isnan(old):
+        return not math.isnan(new)
+    return new < old if lower_is_better(metric) else new > old
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one.
 
@@ -59,7 +67,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # `meta` has no numbers to give
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise RunError(

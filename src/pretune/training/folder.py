@@ -17,6 +17,7 @@ from pretune import yaml12
 from pretune.errors import PretuneError, RunError
 from pretune.hub import atomic_text, is_aside, make_folder, sweep
 from pretune.recipe import Recipe
+from pretune.training.result import RunResult
 
 RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
     "recipe.yaml",
@@ -138,15 +139,23 @@ class RunFolder:
             f"{self.path}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
         )
 
-    def _taken(self, recipe: Recipe) -> RunError:
-        state = "a finished" if (self.path / RESULT).is_file() else "an unfinished"
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether a run of this very recipe is here, finished or not."""
+        return (self.path / RECIPE).is_file() and not self._differing(recipe)
+
+    def _differing(self, recipe: Recipe) -> list[str]:
+        """In what the recipe of the run here is another one."""
         try:
             earlier = yaml12.parse((self.path / RECIPE).read_text(encoding="utf-8"), RECIPE)
             differing = sorted(self.differences(earlier, recipe.to_dict()))
         except (PretuneError, UnicodeDecodeError):
             differing = ["(its recipe cannot be read)"]
         # Where it is written does not make it another run.
-        differing = [key for key in differing if not key.startswith("output:")]
+        return [key for key in differing if not key.startswith("output:")]
+
+    def _taken(self, recipe: Recipe) -> RunError:
+        state = "a finished" if (self.path / RESULT).is_file() else "an unfinished"
+        differing = self._differing(recipe)
         if differing:
             shown = "\n  ".join(["they differ in", *differing[:8]])
             message = f"{self.path}: already holds {state} run of another recipe; {shown}"
@@ -176,13 +185,13 @@ class RunFolder:
             RunError: nothing did.
         """
         path = self.path / RECIPE
-        if not path.is_file():
+        if not os.path.isfile(path):  # also of a name that no file can have
             raise RunError(
                 f"{self.path}: no run here (no {RECIPE})", "Give the output folder of a run."
             )
         return Recipe.load(path)
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunResult | None:
         """What came out, if the run is finished.
 
         Raises:
@@ -192,20 +201,20 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            found: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            return RunResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = str(error).replace("RunResult.__init__() ", "")
             raise RunError(
-                f"{path}: damaged ({error})", "Remove it, and the run can be resumed."
+                f"{path}: damaged ({reason})", "Remove it, and the run can be resumed."
             ) from None
-        return found
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def finish(self, result: RunResult) -> None:
         """Write the outcome.
 
         Raises:
             RunError: it cannot be written.
         """
-        text = json.dumps(result, ensure_ascii=False, indent=2)
+        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
         try:
             atomic_text(self.path / RESULT, text + "\n")
         except OSError as error:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: What `train.freeze` may say: a word, `{layers: N}`, or a pattern of parameter names.
 Freeze = str | Mapping[Literal["layers"], int]
 
+#: Tokens at a time in `read_once`: how they are batched changes what is learned, by rounding, so
+#: it is no option that a resumed run may change.
+READ_TOKENS = 8192
+
 
 def freeze(model: nn.Module, what: Freeze) -> int:
     """Stop parameters from being trained.
@@ -107,7 +111,7 @@ def read_once(trainer: Trainer) -> Tensor | None:
     kept: Tensor | None = None
     with trainer.reporter.working("reading once", len(features)) as done:
         seen = 0
-        for which in batches_by_length(features.lengths, options.eval_batch_tokens):
+        for which in batches_by_length(features.lengths, READ_TOKENS):
             batch = features.batch(which).to(trainer.device)
             with precision_context(trainer.device, options.precision):
                 read = model.read(batch)

@@ -26,11 +26,11 @@ from pretune.data import Cursor, DataOrder, Features, PackedBatch, prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.models import PooledHead
 from pretune.recipe_train import TrainSection
-from pretune.tasks import AnyTask, lower_is_better
+from pretune.tasks import AnyTask
 from pretune.training.carry import Carry
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
-from pretune.training.evaluate import Evaluation, evaluate_features, precision_context
+from pretune.training.evaluate import better, evaluate_features, precision_context
 from pretune.training.freeze import read_once, train_mode
 from pretune.training.guard import Guard, Trouble
 from pretune.training.jobs import Job, Share, share_out
@@ -146,7 +146,8 @@ class Trainer:
         """
         train_mode(self.model)
         start = time.perf_counter()
-        if self.world.size == 1 and self.total > self.order.updates(1, self.sizes.at):
+        epoch = self.order.updates(1, self.sizes.at, self.sizes.updates)
+        if self.world.size == 1 and self.total > epoch:
             self._kept = read_once(self)
         self.course.seconds += time.perf_counter() - start
         self.reporter.begin(self.total, self.course.steps)
@@ -212,7 +213,9 @@ class Trainer:
             for job in jobs:
                 trouble = self._update(job)
                 if trouble is not None:
-                    rescue(self, job, trouble)
+                    ended = rescue(self, job, trouble) and self.options.eval_every == "epoch"
+                    if ended and self.course.evaluated != self.course.steps:
+                        self._evaluate_and_save(tidy)
                     return
                 tidy()
                 ended = self.cursor.epoch > job.at.epoch
@@ -257,16 +260,20 @@ class Trainer:
             self.carry.forget()
         total, count, parts = self.gradients(job)
         norm = self.optimizer.gradient_norm()
-        trouble = self.guard.judge(total / count, float(norm) / count)
+        mean, norm_of_mean = total / max(count, 1), float(norm) / max(count, 1)
+        trouble = self.guard.judge(mean, norm_of_mean)
         if trouble is not None:
             return trouble
         if self.carry is not None:
             self.carry.commit()
         rate = self.options.learning_rate * self.schedule.factor(self.course.steps)
-        self.optimizer.step(rate, count, norm)
-        if self.average is not None:
-            self.average.update()
-        self.guard.accept(total / count)
+        if count == 0:  # in no process is there anything to learn from: the weights stay
+            self.optimizer.forget()
+        else:
+            self.optimizer.step(rate, count, norm)
+            if self.average is not None:
+                self.average.update()
+            self.guard.accept(mean)
         self.cursor = job.after
         self.course.steps += 1
         tokens = int(self.train.lengths[job.share.whole].sum())
@@ -278,8 +285,9 @@ class Trainer:
         window.sum, window.count = window.sum + total, window.count + count
         window.tokens, window.seconds = window.tokens + tokens, window.seconds + seconds
         window.add_parts(parts)
-        if self.course.steps % self.options.log_every == 0 or self.course.steps == self.total:
-            self._log(rate, float(norm) / count)
+        due = self.course.steps % self.options.log_every == 0 or self.course.steps == self.total
+        if due and window.count > 0:
+            self._log(rate, norm_of_mean)
         return None
 
     def gradients(self, job: Job) -> tuple[float, int, dict[str, float]]:
@@ -326,15 +334,14 @@ class Trainer:
 
     def _log(self, rate: float, norm: float) -> None:
         window, self._window = self._window, Window()
-        count = max(window.count, 1)
         entry = Step(
             step=self.course.steps,
             epoch=self.epoch,
-            loss=window.sum / count,
+            loss=window.sum / window.count,
             learning_rate=rate,
             gradient_norm=norm,
             tokens_per_second=window.tokens / max(window.seconds, 1e-9),
-            parts={name: value / count for name, value in window.parts.items()},
+            parts={name: value / window.count for name, value in window.parts.items()},
         )
         self.reporter.step(entry, self.total)
 
@@ -371,7 +378,8 @@ class Trainer:
                     world=self.world,
                     calibrate=True,
                 )
-            is_best = self._better(found)
+            best, by = self.course.best, self._best_by
+            is_best = best is None or better(by, found.metrics[by], best.metrics[by])
             if is_best:
                 self.course.best, self.course.best_step = found, step
             self.course.evaluations.append((step, self.epoch, found.metrics))
@@ -390,9 +398,3 @@ class Trainer:
                 f"train.best: no metric is called '{self._best_by}'",
                 did_you_mean(self._best_by, known),
             )
-
-    def _better(self, found: Evaluation) -> bool:
-        if self.course.best is None:
-            return True
-        new, old = found.metrics[self._best_by], self.course.best.metrics[self._best_by]
-        return new < old if lower_is_better(self._best_by) else new > old

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pretune.data import Cursor
 from pretune.data.pack import Array
 from pretune.errors import RunError
 from pretune.training.diagnose import first_bad_module, some
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 MOST_EXAMPLES = 1024
 
 
-def rescue(trainer: Trainer, job: Job, trouble: Trouble) -> None:
+def rescue(trainer: Trainer, job: Job, trouble: Trouble) -> bool:
     """Deal with trouble as the recipe says; the update was not made.
+
+    Returns:
+        whether an epoch ends with the data that is passed over, and so without an update.
 
     Raises:
         RunError: the recipe says stop, or this has happened too often.
@@ -47,12 +51,13 @@ def rescue(trainer: Trainer, job: Job, trouble: Trouble) -> None:
             f"{rate}, look at the records named here, or allow more: train.guard.give_up.",
         )
     if guard.action == "rollback":
-        done = _roll_back(trainer, job)
+        at, done = _roll_back(trainer, job)
     else:
+        at, done = job.at, "this batch was passed over"
         trainer.cursor, trainer.guard.streak = job.after, 0
-        done = "this batch was passed over"
     trainer.course.rescues = [*rescues, f"{what}: {done}; {found}"]
     trainer.reporter.say(f"guard: {trainer.course.rescues[-1]}")
+    return trainer.cursor.epoch > at.epoch
 
 
 def explain(trainer: Trainer, job: Job, trouble: Trouble) -> str:
@@ -110,8 +115,8 @@ def _losses(trainer: Trainer, features: Array, epoch: int) -> Array:
     return np.array(found, dtype=np.float64)
 
 
-def _roll_back(trainer: Trainer, job: Job) -> str:
-    """Back to a checkpoint from before the trouble, and past its data."""
+def _roll_back(trainer: Trainer, job: Job) -> tuple[Cursor, str]:
+    """Back to a checkpoint from before the trouble, and past its data; where that was, in words."""
     since, skips = trainer.begun[0], trainer.skips
     before = trainer.course.steps - len(trainer.begun) + 1
     failed = trainer.course.steps
@@ -123,12 +128,13 @@ def _roll_back(trainer: Trainer, job: Job) -> str:
         )
     trainer.restore(saved)
     trainer.reporter.rewind(trainer.course.steps)
-    since = max(since, trainer.cursor)
+    at = trainer.cursor
+    since = max(since, at)
     trainer.skips = {**skips, since: job.after}
-    trainer.cursor = trainer.past(trainer.cursor)
+    trainer.cursor = trainer.past(at)
     trainer.guard.streak = 0
     back = trainer.course.steps
-    return (
+    return at, (
         f"back to update {back} ({failed - back} undone), and past the data from epoch "
         f"{since.epoch}, example {since.offset}, to epoch {job.after.epoch}, example "
         f"{job.after.offset}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,13 +58,20 @@ class RunResult:
         return self.examples / max(self.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; what is not finite is None, as JSON knows no NaN."""
+        found: dict[str, Any] = _finite(asdict(self))
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave."""
-        return cls(**values)
+        """What `to_dict` gave; a metric that is None was not finite.
+
+        Raises:
+            TypeError, AttributeError: it is something else.
+        """
+        made = cls(**values)
+        metrics = {k: math.nan if v is None else float(v) for k, v in made.metrics.items()}
+        return replace(made, metrics=metrics)
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,25 @@ class SeedsResult:
         found = {}
         for name in self.runs[0].metrics:
             values = [run.metrics[name] for run in self.runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            spread = 0.0 if len(values) == 1 else math.nan
+            if len(values) > 1 and all(map(math.isfinite, values)):
+                spread = statistics.stdev(values)
             found[name] = (statistics.mean(values), spread)
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         summary = {name: {"mean": mean, "sd": sd} for name, (mean, sd) in self.summary().items()}
-        return {"summary": summary, "runs": [run.to_dict() for run in self.runs]}
+        return {"summary": _finite(summary), "runs": [run.to_dict() for run in self.runs]}
+
+
+def _finite(value: Any) -> Any:
+    """Plain values, with None for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,12 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
         Interrupted: SIGINT or SIGTERM came; the last model is saved.
     """
     folder = RunFolder(path)
-    earlier = folder.recipe()
-    recipe = earlier.changed(overrides).changed({"output": str(path)})
+    # It goes on where it lies, which may not be where it began.
+    earlier = folder.recipe().changed({"output": str(path)})
+    recipe = earlier.changed(overrides)
     _check_unchanged(earlier, recipe)
     if (finished := folder.result()) is not None:
-        return RunResult.from_dict(finished)
+        return finished
     with (
         joined(choose_device(recipe.train.device).type) as world,
         folder.locked() if world.main else nullcontext(),
@@ -111,13 +113,38 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
 def train_seeds(
     recipe: Recipe, count: int, *, overwrite: bool = False, quiet: bool = False
 ) -> SeedsResult:
-    """Train `count` times, with the seeds from `recipe.seed` on, into `output/seed-S`."""
-    runs = []
+    """Train `count` times, with the seeds from `recipe.seed` on, into `output/seed-S`.
+
+    A run of this very recipe that is there already counts, and goes on if it is not finished.
+
+    Args:
+        recipe: what to do.
+        count: how often.
+        overwrite: delete earlier runs in these folders.
+        quiet: show no progress.
+
+    Raises:
+        PretuneError: as `train_recipe`; a seed or a folder that cannot be used is an error before
+            any training.
+        Interrupted: SIGINT or SIGTERM came; the last model of that run is saved.
+    """
+    todo = []
     for seed in range(recipe.seed, recipe.seed + count):
         output = str(Path(recipe.output) / f"seed-{seed}")
-        one = recipe.model_copy(update={"seed": seed, "output": output})
-        runs.append(train_recipe(one, overwrite=overwrite, quiet=quiet))
-    return SeedsResult(tuple(runs))
+        one = recipe.changed({"seed": seed, "output": output})
+        folder = RunFolder(output)
+        there = not overwrite and folder.holds(one)
+        if not there:
+            folder.check(one, overwrite=overwrite)
+        todo.append((one, there))
+    return SeedsResult(
+        tuple(
+            resume(one.output, quiet=quiet)
+            if there
+            else train_recipe(one, overwrite=overwrite, quiet=quiet)
+            for one, there in todo
+        )
+    )
 
 
 def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None) -> Bundle:
@@ -190,16 +217,19 @@ class _Run:
                 validation = read_features(
                     "validation", self.task, held_out, bundle, self.reporter, evaluation=True
                 )
-            data = train.fingerprint()
-            base = frozen_digest(bundle.model)
+            kept = {
+                "data": train.fingerprint(),
+                "validation": None if validation is None else validation.fingerprint(),
+                "base": frozen_digest(bundle.model),
+            }
             if start is not None:
                 then = read_values(start)
-                _check_data(then.get("data"), data, start)
-                check_base(then.get("base"), base, start, self.recipe.model.source)
+                _check_data(then, kept, start)
+                check_base(then.get("base"), kept["base"], start, self.recipe.model.source)
             self._open_folder(bundle, stack)
             stop = stack.enter_context(StopRequest(self.reporter.say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
-            keeper = self._keeper(bundle, {"data": data, "base": base})
+            keeper = self._keeper(bundle, kept)
             trainer = self._trainer(bundle, train, validation, keeper, stop, records)
             if start is not None:
                 trainer.restore(keeper.read(start))
@@ -220,7 +250,7 @@ class _Run:
             keeper.flush()
             result = _result(self.recipe, course, self.device)
             if self.world.main:
-                self.folder.finish(result.to_dict())
+                self.folder.finish(result)
         return result
 
     def _newest(self) -> Path | None:
@@ -236,7 +266,14 @@ class _Run:
                 self.folder.create(self.recipe)
                 self.reporter.say(str(bundle.report))
             path = self.folder.path
-            self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
+            try:
+                self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
+            except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:
+                raise RunError(
+                    f"{error.filename or path}: cannot be written ({error.strerror})",
+                    "Something else lies there; remove it and go on with pretune train --resume "
+                    f"{path}.",
+                ) from None
         self.world.wait()
 
     def _keeper(self, bundle: Bundle, extra: dict[str, Any]) -> Checkpoints:
@@ -302,9 +339,7 @@ def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
     differing = [
         line
         for line in RunFolder.differences(earlier.to_dict(), recipe.to_dict())
-        if not line.startswith(
-            tuple(f"{key}{end}" for key in ("output", *MAY_CHANGE) for end in ":.")
-        )
+        if not line.startswith(tuple(f"{key}{end}" for key in MAY_CHANGE for end in ":."))
     ]
     if differing:
         raise RunError(
@@ -314,13 +349,23 @@ def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
         )
 
 
-def _check_data(then: str | None, now: str, checkpoint: Path) -> None:
-    if then != now:
-        raise RunError(
-            f"{checkpoint}: was trained on other data than data.train gives now",
-            "Put the data back as it was; or start a new run from these weights: "
-            f"pretune train RECIPE model.from={checkpoint} output=FOLDER",
-        )
+def _check_data(then: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
+    """Whether the data is what it was.
+
+    Raises:
+        RunError: other features to train on; or to evaluate on, which the best is picked by.
+    """
+    if then.get("data") != now["data"]:
+        wrong = "was trained on other data than data.train gives now"
+    elif "validation" in then and then["validation"] != now["validation"]:
+        wrong = "was evaluated on other data than data.validation gives now"
+    else:  # a checkpoint of an earlier version does not say what it was evaluated on
+        return
+    raise RunError(
+        f"{checkpoint}: {wrong}",
+        "Put the data back as it was; or start a new run from these weights: "
+        f"pretune train RECIPE model.from={checkpoint} output=FOLDER",
+    )
 
 
 def _plan(trainer: Trainer, world: World) -> str:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Self
 
 from pretune.data import DataOrder
+from pretune.errors import RunError
 from pretune.recipe_train import TrainSection, Updates
+
+#: Batches by tokens, and such as grow, are counted one by one: in so many epochs at most.
+MOST = 10**5
 
 
 def updates_of(value: Updates, total: int) -> int:
@@ -113,10 +117,20 @@ def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, Batch
 
     A growing batch (`batch_ramp`) may grow over a share of all updates, whose number depends on
     how it grows: that share is of the updates there would be with whole batches.
+
+    Raises:
+        RunError: too many epochs, of batches that differ in number from epoch to epoch.
     """
     whole = BatchSize.of(options.model_copy(update={"batch_ramp": None}), 0)
+    differ = options.batch_tokens is not None or options.batch_ramp is not None
+    if options.max_steps is None and differ and options.epochs > MOST:
+        raise RunError(
+            f"train.epochs: the batches of {options.epochs:g} passes are too many to count, where "
+            "train.batch_tokens or train.batch_ramp makes each pass another",
+            f"At most {MOST:,}; or give train.max_steps.",
+        )
     plain = options.max_steps or order.updates(options.epochs, whole.at)
     sizes = BatchSize.of(options, plain)
     if options.max_steps is not None or options.batch_ramp is None:
         return plain, sizes
-    return order.updates(options.epochs, sizes.at), sizes
+    return order.updates(options.epochs, sizes.at, sizes.updates), sizes

@@ -132,6 +132,11 @@ class Course:
         return cls(**known)
 
     @property
+    def evaluated(self) -> int | None:
+        """After how many updates the last evaluation was."""
+        return self.evaluations[-1][0] if self.evaluations else None
+
+    @property
     def evaluations_since_best(self) -> int:
         """How many evaluations found nothing better."""
         if self.best_step is None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pretune import yaml12
-from pretune.errors import RunError, did_you_mean
+from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
 from pretune.hub import atomic_text
 from pretune.recipe import Recipe
 from pretune.tasks import lower_is_better, task_class
@@ -44,7 +44,8 @@ class TrialResult:
 
     Attributes:
         number: its run folder is `output/trial-NUMBER`.
-        state: finished; failed (it diverged); stopped (killed or interrupted, to be tried again).
+        state: finished; failed (it diverged, or the recipe refuses the values together); stopped
+            (killed or interrupted, to be tried again).
         values: what it tried, by the recipe's keys.
         metric: what came out; None if nothing did.
         seconds: of wall-clock time; None if it was killed.
@@ -129,7 +130,8 @@ class Sweep:
     def run(self, trials: int) -> SweepResult:
         """Train until there are `trials` trials, those of earlier calls included.
 
-        A trial that diverges counts as a failed one; one that was killed is tried again.
+        A trial that diverges, or whose values the recipe refuses together, counts as a failed one;
+        one that was killed is tried again.
 
         Raises:
             PretuneError: bad ranges, data or model; another sweep's study; every trial failed.
@@ -266,26 +268,43 @@ class Sweep:
         values = {space.key: space.value(_draw(trial, space)) for space in self.spaces}
         shown = "  ".join(f"{key}={yaml12.inline(value)}" for key, value in values.items())
         self.say(f"trial {trial.number} ({place}): {shown}")
-        output = self._folder(trial.number)
-        recipe = self.recipe.changed({**values, "output": output, **self._picked_by(metric)})
+        chosen = {**values, "output": self._folder(trial.number), **self._picked_by(metric)}
         try:
-            result = train_recipe(recipe, quiet=self.quiet)
-            value = result.metrics[metric]
-            if not math.isfinite(value):
-                raise RunError(f"{metric} is {value}")
-        except RunError as error:
-            trial.set_user_attr("error", error.message)
-            study.tell(trial, state=_optuna().trial.TrialState.FAIL)
-            self.say(f"trial {trial.number} failed: {error.message}")
+            value = self._value(chosen, metric)
         except BaseException as stopped:
+            if isinstance(stopped, PretuneError) and self._of_values(stopped):
+                trial.set_user_attr("error", stopped.message)
+                study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+                self.say(f"trial {trial.number} failed: {stopped.message}")
+                return
             self._give_back(study, trial.number, trial.params)
             if isinstance(stopped, Interrupted | KeyboardInterrupt):
                 number = getattr(stopped, "signal", signal.SIGINT)
                 raise SweepStopped(self._result(study, metric), number) from None
             raise
-        else:
-            study.tell(trial, value)
-            self.say(f"trial {trial.number}: {metric} {value:.4f}")
+        study.tell(trial, value)
+        self.say(f"trial {trial.number}: {metric} {value:.4f}")
+
+    def _value(self, chosen: Mapping[str, Any], metric: str) -> float:
+        """Train with these values.
+
+        Raises:
+            PretuneError: the recipe refuses them together, or nothing came out.
+        """
+        result = train_recipe(self.recipe.changed(chosen), quiet=self.quiet)
+        value = result.metrics[metric]
+        if not math.isfinite(value):
+            raise RunError(f"{metric} is {value}")
+        return value
+
+    def _of_values(self, error: PretuneError) -> bool:
+        """Whether other values may do better.
+
+        Data or a model that cannot be read is the same in every trial, where only keys of `train`
+        are tried.
+        """
+        sections = {space.key.partition(".")[0] for space in self.spaces}
+        return isinstance(error, RecipeError | RunError) or sections != {"train"}
 
     def _picked_by(self, metric: str) -> dict[str, str]:
         """A trial's best checkpoint is picked by what trials are compared by, unless told."""

@@ -209,7 +209,9 @@ class Mlflow:
 
         text = (self._folder / RESULT).read_text(encoding="utf-8")
         result = json.loads(text)
-        figures = {f"best/{name}": value for name, value in result["metrics"].items()}
+        figures = {
+            f"best/{name}": value for name, value in result["metrics"].items() if value is not None
+        }
         for name in ("best_step", "steps", "examples", "tokens", "seconds", "peak_memory_mb"):
             if result.get(name) is not None:
                 figures[f"run/{name}"] = result[name]
