@@ -257,18 +257,25 @@ def stream_lines(
         DataError: not in that encoding, or a line without end; names the line.
     """
     decoder = TextDecoder(encoding)
-    rest, number = "", 0
+    # Of a line that has not ended, in pieces: joined anew for each, a long one would take for ever.
+    rest: list[str] = []
+    held = number = 0
     while True:
         chunk = os.read(descriptor, most)
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as error:
             raise _not_in(encoding, error, number + 1, chunk) from None
-        whole = (rest + text).split("\n")
-        rest = whole.pop() if chunk else ""
-        if not chunk and whole[-1] == "":
-            whole.pop()
-        if len(rest) > 8 * longest:
+        first, *others = text.split("\n")
+        rest.append(first)
+        held += len(first)
+        whole: list[str] = []
+        if others:
+            whole, rest = ["".join(rest), *others[:-1]], others[-1:]
+            held = len(others[-1])
+        if not chunk and held:
+            whole.append("".join(rest))
+        elif held > 8 * longest:
             line = number + len(whole) + 1
             raise DataError(
                 f"input, line {line}: over {8 * longest:,} characters without a line end",
