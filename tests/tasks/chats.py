@@ -41,3 +41,35 @@ def trained(folder: Path, dialogues: Sequence[Sequence[str]], **changes: Any) ->
     }
     train_recipe(Recipe.load("chat-zh", {**usual, **changes}), quiet=True)
     return folder / "run"
+
+
+def instruct_recipe(
+    folder: Path, rows: Sequence[dict[str, str]], length: int, **changes: Any
+) -> Recipe:
+    """To learn some instructions by heart, from a file in a folder.
+
+    Args:
+        folder: of the file and the run.
+        rows: as Alpaca has them.
+        length: of the model and the sequences, in tokens.
+        changes: more values.
+    """
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    usual = {
+        "data.train": str(data),
+        "data.validation": str(data),
+        "model.from": "gpt2-small",
+        "model.train_tokenizer": {"kind": "bpe", "vocab_size": 300},
+        "model.config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": length},
+        "model.dropout": 0.0,
+        "task.max_length": length,
+        "task.temperature": 0.0,
+        "train.epochs": 60,
+        "train.eval_every": 60,
+        "train.warmup": 2,
+        "train.learning_rate": 1e-2,
+        "train.device": "cpu",
+        "output": str(folder / "run"),
+    }
+    return Recipe.load("instruct", {**usual, **changes})

@@ -20,7 +20,6 @@ from pretune.data.messages import with_messages
 from pretune.errors import DataError
 from pretune.infer import Decoding, TextGenerator
 from pretune.infer.chat import Conversation
-from pretune.recipe import Recipe
 from pretune.tasks import Instruct, InstructOptions, ReplyPrediction, featurize
 from pretune.tasks.bundle import Bundle, load, save
 from pretune.tasks.losses import IGNORED, NEXT
@@ -29,6 +28,7 @@ from pretune.tasks.reply_metrics import matches, rouge_l
 from pretune.text import extend, train_tokenizer
 from pretune.text.chat_template import TEMPLATES
 from pretune.training import evaluate_features, train_recipe
+from tests.tasks.chats import instruct_recipe
 
 #: ChatML as transformers wants it, to say itself which tokens are the assistant's.
 MARKED = """\
@@ -360,27 +360,7 @@ def test_is_trained_saved_and_asked(tmp_path: Path) -> None:
         {"instruction": "Add", "input": "1 and 1", "output": "two"},
         {"instruction": "Opposite", "input": "hot", "output": "cold"},
     ]
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    recipe = Recipe.load(
-        "instruct",
-        {
-            "data.train": str(data),
-            "data.validation": str(data),
-            "model.from": "gpt2-small",
-            "model.train_tokenizer": {"kind": "bpe", "vocab_size": 300},
-            "model.config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 96},
-            "model.dropout": 0.0,
-            "task.max_length": 96,
-            "task.temperature": 0.0,
-            "train.epochs": 60,
-            "train.eval_every": 60,
-            "train.warmup": 2,
-            "train.learning_rate": 1e-2,
-            "train.device": "cpu",
-            "output": str(tmp_path / "run"),
-        },
-    )
+    recipe = instruct_recipe(tmp_path, rows, 96)
     result = train_recipe(recipe, quiet=True)
     assert result.metrics["exact_match"] == result.metrics["rouge_l"] == 1.0
     made = load(tmp_path / "run")

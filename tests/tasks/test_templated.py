@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,6 @@ from pretune.decoding.stream import StopText, continuation
 from pretune.errors import DataError
 from pretune.infer import Decoding, TextGenerator
 from pretune.infer.chat import Conversation
-from pretune.recipe import Recipe
 from pretune.tasks import Instruct, InstructOptions, ReplyPrediction
 from pretune.tasks.bundle import load
 from pretune.tasks.replies import Ends
@@ -26,6 +24,7 @@ from pretune.text import extend, train_tokenizer
 from pretune.text.chat_template import TEMPLATES, ChatTemplate, Message
 from pretune.text.tokenizer import Tokenizer
 from pretune.training import train_recipe
+from tests.tasks.chats import instruct_recipe
 
 MARKS = ["<|im_start|>", "<|im_end|>"]
 #: ChatML without `add_generation_prompt`: the mark before a reply is part of it.
@@ -90,33 +89,12 @@ def test_what_the_system_must_say_is_said_where_ends_are_looked_for() -> None:
 
 
 def test_a_model_without_tokens_for_the_marks_ends_its_replies(tmp_path: Path) -> None:
-    """As with LoRA, where new tokens would not learn: evaluated, foretold, generated, said."""
+    """As without `model.new_tokens`: evaluated, foretold, generated, said."""
     rows = [
         {"instruction": "Name a colour", "output": "red"},
         {"instruction": "Opposite of hot", "output": "cold"},
     ]
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    recipe = Recipe.load(
-        "instruct",
-        {
-            "data.train": str(data),
-            "data.validation": str(data),
-            "model.from": "gpt2-small",
-            "model.train_tokenizer": {"kind": "bpe", "vocab_size": 300},
-            "model.config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 192},
-            "model.dropout": 0.0,
-            "task.template": "chatml",
-            "task.max_length": 192,
-            "task.temperature": 0.0,
-            "train.epochs": 60,
-            "train.eval_every": 60,
-            "train.warmup": 2,
-            "train.learning_rate": 1e-2,
-            "train.device": "cpu",
-            "output": str(tmp_path / "run"),
-        },
-    )
+    recipe = instruct_recipe(tmp_path, rows, 192, **{"task.template": "chatml"})
     result = train_recipe(recipe, quiet=True)
     assert result.metrics["exact_match"] == 1.0
     made = load(tmp_path / "run")
