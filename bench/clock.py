@@ -34,10 +34,11 @@ class Clock:
 
 def prepared(recipe: Any) -> tuple[Any, Any, Any]:
     """Task, bundle and training features of a recipe."""
-    from pretune.tasks import featurize, task_class
-    from pretune.training import read_data, seed_everything
-    from pretune.training.inputs import fit
+    from pretune.tasks.builtin import task_class
+    from pretune.tasks.features import featurize
+    from pretune.training.data import fit, read_data
     from pretune.training.run import starting_model
+    from pretune.training.state import seed_everything
 
     records, _ = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
@@ -49,7 +50,7 @@ def prepared(recipe: Any) -> tuple[Any, Any, Any]:
 
 def run_ours(recipe: Any, steps: int, *, tokens: bool) -> Callable[[], float]:
     """Prepare our trainer; what is returned trains and gives examples, or tokens, a second."""
-    from pretune.training import Trainer
+    from pretune.training.loop import Trainer
 
     task, bundle, features = prepared(recipe)
     units = recipe.train.batch_size * (float(features.lengths.mean()) if tokens else 1)

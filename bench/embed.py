@@ -22,10 +22,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pretune.data import read
-from pretune.hub.source import find_source
-from pretune.infer.embed import Embedder
-from pretune.tasks.bundle import load
+from pretune.bundle.bundle import load
+from pretune.checkpoints.source import find_source
+from pretune.data.records import read
+from pretune.inference.embed import Embedder
 
 
 def padded(model: Any, tokenizer: Any, texts: list[str], size: int, *, by_length: bool) -> Any:

@@ -37,7 +37,7 @@ BATCH = 32
 
 def recipe_of(data: Path, steps: int, precision: str = "float32") -> Any:
     """What is trained, as we say it."""
-    from pretune.recipe import Recipe
+    from pretune.recipe.recipe import Recipe
 
     return Recipe.load(
         "mrpc",
@@ -81,7 +81,7 @@ def useful_flops(data: Path) -> float:
     rules; the last layer only where it is read, as we compute it. GELU, LayerNorm, dropout, softmax
     and AdamW count for nothing.
     """
-    from pretune.report.costs import backbone_of, count_flops
+    from pretune.experiments.costs import backbone_of, count_flops
 
     _, bundle, features = prepared(recipe_of(data, 1))
     model = bundle.model

@@ -26,10 +26,14 @@ import transformers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
 
-from pretune.hub import FAMILIES, load_into, open_weights, read_config
-from pretune.infer import Decoding, TextGenerator
-from pretune.models import HEADS
-from pretune.text import Tokenizer
+from pretune.checkpoints.config import read_config
+from pretune.checkpoints.families import FAMILIES
+from pretune.checkpoints.load import load_into
+from pretune.checkpoints.open import open_weights
+from pretune.decoding.sampling import Decoding
+from pretune.inference.generate import TextGenerator
+from pretune.models.heads.pooled import HEADS
+from pretune.tokenizers.tokenizer import Tokenizer
 
 MODES: dict[str, tuple[Decoding, dict[str, Any]]] = {
     "greedy": (Decoding(temperature=0, stop_tokens=()), {"do_sample": False}),

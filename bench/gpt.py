@@ -119,7 +119,7 @@ class PlainGpt(nn.Module):
 
 def read_ids(text: str, workspace: Path) -> np.ndarray:
     """The text in ids of its characters; the tokenizer is saved in a folder."""
-    from pretune.text import save_trained, train_tokenizer
+    from pretune.tokenizers.train import save_trained, train_tokenizer
 
     tokenizer = train_tokenizer([text], "char")
     (workspace / "tokenizer").mkdir()
@@ -129,7 +129,7 @@ def read_ids(text: str, workspace: Path) -> np.ndarray:
 
 def recipe_of(workspace: Path, shape: Shape, steps: int) -> Any:
     """What is trained, as we say it."""
-    from pretune.recipe import Recipe
+    from pretune.recipe.recipe import Recipe
 
     return Recipe.of(
         {

@@ -42,7 +42,7 @@ def make_model(folder: Path) -> None:
     """BERT-base with random weights, as transformers saves it."""
     import transformers
 
-    from pretune.hub import find_source
+    from pretune.checkpoints.source import find_source
 
     transformers.BertModel(transformers.BertConfig()).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
@@ -53,7 +53,7 @@ def make_model(folder: Path) -> None:
 def loader(engine: str, folder: Path) -> Callable[[], Any]:
     """What loads, with all imports done; it gives the model and whatever comes with it."""
     if engine in (OURS, COPYING):
-        from pretune.tasks.bundle import load
+        from pretune.bundle.bundle import load
 
         def ours() -> tuple[Any, ...]:
             bundle = load(folder, mmap=engine == OURS)

@@ -51,7 +51,7 @@ SHAPES = {
 
 def recipe_of(text: Path, shape: str, steps: int, precision: str) -> Any:
     """What is trained, as we say it."""
-    from pretune.recipe import Recipe
+    from pretune.recipe.recipe import Recipe
 
     return Recipe.of(
         {

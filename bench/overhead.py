@@ -23,12 +23,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from pretune.recipe import Recipe
-from pretune.training import train_recipe
+from pretune.recipe.recipe import Recipe
 from pretune.training.checkpoint import Checkpoints
 from pretune.training.guard import Guard
-from pretune.training.log import Reporter
+from pretune.training.logging import Reporter
 from pretune.training.loop import Trainer
+from pretune.training.run import train_recipe
 from pretune.training.stop import StopRequest
 
 #: What is measured: where, what, and under which head.

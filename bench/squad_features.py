@@ -27,10 +27,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import datasets
 import transformers
 
-from pretune.data import FeatureSet, Records, read
-from pretune.hub import find_source
-from pretune.tasks import Answerer, AnswerOptions, featurize
-from pretune.text import load_tokenizer
+from pretune.checkpoints.source import find_source
+from pretune.data.batch import FeatureSet
+from pretune.data.records import Records, read
+from pretune.tasks.features import featurize
+from pretune.tasks.question_answering.answer import Answerer
+from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tokenizers.load import load_tokenizer
 
 LENGTH, OVERLAP = 384, 128
 

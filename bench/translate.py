@@ -32,15 +32,15 @@ from clock import WARM_UP, Clock, in_turns, prepared, table, versions
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pretune.decoding import Decoding, Writer
-from pretune.decoding.writer import Prompt
-from pretune.models import SIZES
+from pretune.bundle.bundle import Bundle, load, save
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.writer import Prompt, Writer
 from pretune.models.layers import sinusoidal_positions
-from pretune.recipe import Recipe
-from pretune.tasks.bundle import Bundle, load, save
+from pretune.models.presets import SIZES
+from pretune.recipe.recipe import Recipe
 from pretune.tasks.losses import NEXT
-from pretune.tasks.translate import ROWS
-from pretune.training import Trainer
+from pretune.tasks.translation.translate import ROWS
+from pretune.training.loop import Trainer
 
 OURS = "pretune"
 BEAMS = 5

@@ -19,8 +19,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from tqdm import tqdm
 
+from pretune.checkpoints.source import find_source
 from pretune.errors import CheckpointError
-from pretune.hub import find_source
 from tests.training.groups import Together
 
 torch.set_num_threads(1)

@@ -10,28 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretune.api import (
-        Bundle,
-        Evaluation,
-        FewShotResult,
-        Generation,
-        Prediction,
-        Published,
-        Recipe,
-        RunResult,
-        embed,
-        evaluate,
-        generate,
-        load,
-        predict,
-        prompt,
-        push,
-        resume,
-        train,
-    )
+    from pretune.api import embed, evaluate, generate, predict, prompt, resume, train
+    from pretune.bundle.bundle import Bundle, load
+    from pretune.decoding.writer import Generation
     from pretune.errors import PretuneError
+    from pretune.evaluation.few_shot.result import FewShotResult
+    from pretune.publishing.publish import push
+    from pretune.publishing.upload import Published
+    from pretune.recipe.recipe import Recipe
+    from pretune.tasks.base import Prediction
+    from pretune.training.result import RunResult
+    from pretune.training.validation import Evaluation
 
 __version__ = "0.1.0"
+
+#: Where each public name lives.
+_HOMES = {
+    "Bundle": "bundle.bundle",
+    "Evaluation": "training.validation",
+    "FewShotResult": "evaluation.few_shot.result",
+    "Generation": "decoding.writer",
+    "Prediction": "tasks.base",
+    "PretuneError": "errors",
+    "Published": "publishing.upload",
+    "Recipe": "recipe.recipe",
+    "RunResult": "training.result",
+    "embed": "api",
+    "evaluate": "api",
+    "generate": "api",
+    "load": "bundle.bundle",
+    "predict": "api",
+    "prompt": "api",
+    "push": "publishing.publish",
+    "resume": "api",
+    "train": "api",
+}
 
 __all__ = [
     "Bundle",
@@ -57,10 +70,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: torch takes a second, which `pretune --help` need not wait for.
-    if name == "PretuneError":
-        return importlib.import_module("pretune.errors").PretuneError
-    if name in __all__:
-        return getattr(importlib.import_module("pretune.api"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"pretune.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'pretune' has no attribute '{name}'")
 
 

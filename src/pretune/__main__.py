@@ -1,5 +1,5 @@
 """`python -m pretune`."""
 
-from pretune.cli import main
+from pretune.cli.app import main
 
 main()

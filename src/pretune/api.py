@@ -19,30 +19,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretune.corpus import StoredDocuments, is_corpus
-from pretune.data import MAX_CHARS, Records, read
+from pretune.bundle.bundle import Bundle, load
+from pretune.corpus.stored import StoredDocuments, is_corpus
+from pretune.data.records import MAX_CHARS, Records, read
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.writer import Generation
 from pretune.errors import DataError, PretuneError, did_you_mean
-from pretune.hub import Published
-from pretune.infer import Decoding, Generation, TextGenerator
-from pretune.infer.embed import Embedder
-from pretune.infer.few_shot import measure, options_from
-from pretune.infer.few_shot_result import FewShotResult
-from pretune.infer.predict import Predictor, column_names, the_task
-from pretune.publish import push
-from pretune.recipe import Recipe
-from pretune.tasks import Prediction
-from pretune.tasks.bundle import Bundle, load
-from pretune.training import (
-    Evaluation,
-    RunResult,
-    choose_device,
-    evaluate_features,
-    read_for,
-    train_recipe,
-)
-from pretune.training import resume as resume_run
-from pretune.training.inputs import Data, as_read_by, read_features
-from pretune.training.log import Reporter
+from pretune.evaluation.few_shot.measure import measure, options_from
+from pretune.evaluation.few_shot.result import FewShotResult
+from pretune.inference.embed import Embedder
+from pretune.inference.generate import TextGenerator
+from pretune.inference.predict import Predictor, column_names, the_task
+from pretune.publishing.publish import push
+from pretune.publishing.upload import Published
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.base import Prediction
+from pretune.training.data import Data, as_read_by, read_features, read_for
+from pretune.training.logging import Reporter
+from pretune.training.result import RunResult
+from pretune.training.run import resume as resume_run
+from pretune.training.run import train_recipe
+from pretune.training.validation import Evaluation, choose_device, evaluate_features
 
 
 def train(

@@ -9,9 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pretune.cli import app
-from pretune.tasks import Answerer, AnswerOptions, Classify, ClassifyOptions
-from pretune.tasks.bundle import load, save
+from pretune.bundle.bundle import load, save
+from pretune.cli.app import app
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.question_answering.answer import Answerer
+from pretune.tasks.question_answering.options import AnswerOptions
 from tests.tasks.questions import CONTEXT, long_context
 
 

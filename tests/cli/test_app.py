@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pretune.cli import app
-from pretune.cli.app import progress_bar
-from pretune.tasks.bundle import save
+from pretune.bundle.bundle import save
+from pretune.cli.app import app, progress_bar
 from tests.tasks.every_task import CASES
 
 

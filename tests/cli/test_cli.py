@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretune.recipe import Recipe, builtin_recipes
+from pretune.recipe.recipe import Recipe, builtin_recipes
 
 
 def pretune(

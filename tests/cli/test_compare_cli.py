@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pretune.cli import app
-from pretune.tasks.bundle import save
+from pretune.bundle.bundle import save
+from pretune.cli.app import app
 from tests.tasks.every_task import CASES, NASTY, write
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pretune.cli import app
+from pretune.cli.app import app
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pretune
-from pretune.cli import app
+from pretune.cli.app import app
 
 TEXTS = ["good film", "the bad film", "good good good"]
 

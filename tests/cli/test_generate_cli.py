@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import pretune as library
+from pretune.decoding.sampling import Decoding
 from pretune.errors import PretuneError
-from pretune.infer import Decoding
 from tests.cli.test_cli import pretune, refused
-from tests.infer.conftest import Pair, bpe
+from tests.inference.conftest import Pair, bpe
 
 __all__ = ["bpe"]  # a fixture
 
@@ -72,7 +72,7 @@ def test_interleaved_pieces_are_shown_one_text_after_the_other(
     mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pretune.cli.generate import _show
-    from pretune.infer import Generation, Piece
+    from pretune.decoding.writer import Generation, Piece
 
     def end(number: int) -> Generation:
         return Generation("", number, "", "length", (), ())

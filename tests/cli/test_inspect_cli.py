@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_cli import pretune, refused
+
+from tests.cli.test_cli import pretune, refused
 
 
 @pytest.fixture

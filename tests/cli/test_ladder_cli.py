@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from test_cli import pretune, refused
+from tests.cli.test_cli import pretune, refused
 
 
 def test_a_ladder(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretune.corpus import Corpus
+from pretune.corpus.store import Corpus
 
 
 def pretune(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import pretune as library
-from pretune.cli import app
-from tests.infer.conftest import Pair, bpe
+from pretune.cli.app import app
+from tests.inference.conftest import Pair, bpe
 
 __all__ = ["bpe"]  # a fixture
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pretune.cli import app
-from pretune.recipe import Recipe
-from pretune.training import train_recipe
+from pretune.cli.app import app
+from pretune.recipe.recipe import Recipe
+from pretune.training.run import train_recipe
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import pretune, refused
+
+from tests.cli.test_cli import pretune, refused
 
 
 @pytest.fixture

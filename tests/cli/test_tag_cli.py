@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pretune.cli import app
+from pretune.cli.app import app
 
 NAMES = ["ada", "the good", "bad"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from pretune.text import load_tokenizer
+from pretune.tokenizers.load import load_tokenizer
 
 LINES = "the quick brown fox jumps over the lazy dog\n我们看电影。\n"
 

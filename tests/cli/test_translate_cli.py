@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pretune.cli import app
+from pretune.cli.app import app
 from tests.cli.test_cli import pretune
 from tests.tasks.translations import PAIRS, saved, translator
 

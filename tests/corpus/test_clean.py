@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.corpus import Cleaning
-from pretune.corpus.clean import clean
+from pretune.corpus.clean import Cleaning, clean
 
 OFF = {"nfc": False, "control": False, "spaces": False}
 

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.corpus import Reading
-from pretune.corpus.documents import Meter, _cut_place, _Gathered, read_documents
+from pretune.corpus.documents import Meter, Reading, _cut_place, _Gathered, read_documents
 from pretune.corpus.sources import find_sources
 from pretune.errors import DataError
-from pretune.text import find_files
+from pretune.text.raw_text import find_files
 
 
 def read(path: str | Path, **options: Any) -> list[str]:

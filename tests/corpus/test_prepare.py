@@ -19,12 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
-from pretune.corpus import Cleaning, Corpus, Prepared, Reading, Settings, prepare
+from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import digest, held_back
+from pretune.corpus.documents import Reading
 from pretune.corpus.encode import first_tokens
 from pretune.corpus.journal import Journal
+from pretune.corpus.pipeline import Prepared, Settings, prepare
+from pretune.corpus.store import Corpus
 from pretune.errors import DataError, PretuneError
-from pretune.text import load_tokenizer, sentences
+from pretune.text.sentence_ends import sentences
+from pretune.tokenizers.load import load_tokenizer
 from tests.corpus.conftest import contents
 
 SMALL = Settings(shard_tokens=8000, validation=0.1, near_duplicates=0.9)

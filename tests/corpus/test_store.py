@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretune.corpus import Corpus, Settings, StoredDocuments, prepare
+from pretune.corpus.pipeline import Settings, prepare
+from pretune.corpus.store import Corpus
+from pretune.corpus.stored import StoredDocuments
 from pretune.errors import DataError
-from pretune.tasks import CausalLm, CausalLmOptions, featurize
-from pretune.text import load_tokenizer
+from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
+from pretune.tasks.features import featurize
+from pretune.tokenizers.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")

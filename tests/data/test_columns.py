@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pretune.data import Records
 from pretune.data.columns import as_text, label_column, text_columns
+from pretune.data.records import Records
 from pretune.errors import DataError
 
 

@@ -8,7 +8,7 @@ from itertools import count, islice
 
 import pytest
 
-from pretune.data import prefetched
+from pretune.data.prefetch import prefetched
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])

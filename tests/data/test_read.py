@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data import read
+from pretune.data.records import read
 from pretune.errors import DataError
 
 ROWS = [{"text": "good film", "label": "1"}, {"text": "电影不好看", "label": "0"}]

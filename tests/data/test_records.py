@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pretune.data import Records, read
 from pretune.data.names import ColumnNames
+from pretune.data.records import Records, read
 from pretune.errors import DataError
 
 

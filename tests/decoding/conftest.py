@@ -1,3 +1,3 @@
-from tests.infer.conftest import bpe, wordpiece
+from tests.inference.conftest import bpe, wordpiece
 
 __all__ = ["bpe", "wordpiece"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.decoding.stream import Detokenizer, StopText, continuation
-from tests.infer.conftest import TEXTS, Pair
+from pretune.decoding.text_stream import Detokenizer, StopText, continuation
+from tests.inference.conftest import TEXTS, Pair
 
 letters = st.text(alphabet="ab#", max_size=30)
 stop_lists = st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3)

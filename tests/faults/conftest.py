@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pretune import yaml12
-from pretune.recipe import Recipe
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe
 from tests.faults.runs import Running, Zygote, neighbour
 
 _toys = neighbour("conftest")

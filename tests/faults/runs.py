@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pretune.hub import find_damage
+from pretune.checkpoints.manifest import find_damage
 from pretune.training.checkpoint import checkpoints, newest_whole
 
 HERE = Path(__file__).parent

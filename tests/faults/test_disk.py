@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pretune.bundle.bundle import Bundle, load
 from pretune.errors import RunError
-from pretune.recipe import Recipe
-from pretune.tasks import task_class
-from pretune.tasks.bundle import Bundle, load
-from pretune.training import read_data
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.builtin import task_class
 from pretune.training.checkpoint import TENSORS, Checkpoints
-from pretune.training.log import JsonLines, Reporter
+from pretune.training.data import read_data
+from pretune.training.logging import JsonLines, Reporter
 from pretune.training.state import generators
 from tests.faults.runs import Running, assert_sound, neighbour, steps_of, wait_until
 

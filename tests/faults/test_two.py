@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from pretune.errors import RunError
-from pretune.recipe import Recipe
-from pretune.training import run, train_recipe
+from pretune.recipe.recipe import Recipe
+from pretune.training import run
 from pretune.training.checkpoint import Checkpoints
-from pretune.training.folder import RunFolder
+from pretune.training.run import train_recipe
+from pretune.training.run_folder import RunFolder
 from tests.faults.runs import Running, neighbour, wait_until
 
 _resume = neighbour("outcomes")
@@ -94,7 +95,7 @@ def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
         script = (
-            "import sys; from pretune.training.folder import RunFolder\n"
+            "import sys; from pretune.training.run_folder import RunFolder\n"
             "with RunFolder(sys.argv[1]).locked(): pass"
         )
         other = [sys.executable, "-c", script, str(folder.path)]
@@ -119,7 +120,7 @@ def test_what_is_under_way_is_finished_when_the_run_fails(
 
     monkeypatch.setattr(Checkpoints, "_write", slow)
     recipe = toy_recipe(train__background_save=True, train__save_every=1)
-    monkeypatch.setattr("pretune.training.log.Reporter.evaluation", fail)
+    monkeypatch.setattr("pretune.training.logging.Reporter.evaluation", fail)
     with pytest.raises(RunError, match="went wrong"):
         train_recipe(recipe, quiet=True)
     last = Path(recipe.output) / "checkpoints" / "step-000005"

@@ -62,7 +62,7 @@ def forked(
     if stalled is not None:
         stall(**stalled)
     sys.argv = ["pretune", *argv]
-    from pretune.cli import main
+    from pretune.cli.app import main
 
     main()  # never returns
     os._exit(99)
@@ -70,10 +70,8 @@ def forked(
 
 def serve() -> None:
     """Answer until there are no more questions."""
-
-    import pretune.recipe
-    import pretune.report
-    import pretune.training  # noqa: F401
+    import pretune.render.tables
+    import pretune.training.run  # noqa: F401
 
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)

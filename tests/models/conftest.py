@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretune.hub import find_source
+from pretune.checkpoints.source import find_source
 from pretune.models import ops
 
 DEFAULT_THREADS = torch.get_num_threads()

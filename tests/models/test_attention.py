@@ -10,9 +10,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretune.data import Layout
-from pretune.models import attention, attention_maps, attention_reference
-from pretune.models.attention import GROUP_SLACK, SDPA_LENGTH, _make_plan
+from pretune.data.layout import Layout
+from pretune.models.attention import (
+    GROUP_SLACK,
+    SDPA_LENGTH,
+    _make_plan,
+    attention,
+    attention_maps,
+    attention_reference,
+)
 
 # `pretune.models.attention` is the function; its module has to be asked for.
 module = importlib.import_module("pretune.models.attention")

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretune.data import Layout, PackedBatch, Selection
+from pretune.data.batch import PackedBatch
+from pretune.data.layout import Layout, Selection
 from pretune.errors import CheckpointError
-from pretune.models import BertConfig, BertModel
+from pretune.models.bert import BertConfig, BertModel
 
 TINY = BertConfig(
     vocab_size=50,

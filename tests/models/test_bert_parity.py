@@ -14,12 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretune.data import PackedBatch
-from pretune.hub import FAMILIES, load_into, open_weights, read_config
-from pretune.hub.layout import name_table
-from pretune.models import BertModel, SequenceClassifier
-from pretune.tasks import bundle
-from pretune.text import load_tokenizer
+from pretune.bundle import bundle
+from pretune.checkpoints.config import read_config
+from pretune.checkpoints.families import FAMILIES
+from pretune.checkpoints.load import load_into
+from pretune.checkpoints.names import name_table
+from pretune.checkpoints.open import open_weights
+from pretune.data.batch import PackedBatch
+from pretune.models.bert import BertModel
+from pretune.models.heads.pooled import SequenceClassifier
+from pretune.tokenizers.load import load_tokenizer
 
 BERT = FAMILIES["bert"]
 VALUES, GRADIENTS = 1e-5, 1e-4  # absolute, of hidden states and gradients of the order of 1

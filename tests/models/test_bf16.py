@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretune.data import Layout
+from pretune.data.layout import Layout
 from pretune.models import ops
 from pretune.models.attention import attention
+from pretune.models.heads.vocabulary import score_tokens
 from pretune.models.layers import FeedForward
-from pretune.models.scores import score_tokens
 
 few = settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -10,15 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch
+from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models import (
-    TransformerConfig,
-    TransformerModel,
-    Translator,
-    resize_vocabulary,
-)
 from pretune.models.layers import sinusoidal_positions
+from pretune.models.resize import resize_vocabulary
+from pretune.models.transformer import TransformerConfig, TransformerModel
+from pretune.models.translator import Translator
 
 VOCABULARY, SIZE, HEADS, INNER = 37, 24, 4, 40
 PAIRS = [((7, 3)), ((1, 5)), ((12, 1)), ((4, 9)), ((7, 4))]

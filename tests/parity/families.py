@@ -18,9 +18,16 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from pretune.data import Feature, FeatureSet, PackedBatch
-from pretune.hub import FAMILIES, load_into, open_weights, read_config, save_model
-from pretune.models import HEADS, BertPreTraining, TransformerModel, Translator
+from pretune.checkpoints.config import read_config
+from pretune.checkpoints.families import FAMILIES
+from pretune.checkpoints.load import load_into
+from pretune.checkpoints.open import open_weights
+from pretune.checkpoints.save import save_model
+from pretune.data.batch import Feature, FeatureSet, PackedBatch
+from pretune.models.heads.language import BertPreTraining
+from pretune.models.heads.pooled import HEADS
+from pretune.models.transformer import TransformerModel
+from pretune.models.translator import Translator
 
 LABELS = 5
 LENGTHS = (7, 1, 12, 3)

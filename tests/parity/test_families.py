@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parent))
-from families import (
+from pretune.data.batch import PackedBatch
+from tests.parity.families import (
     CASES,
     PAIRS,
     SIZES,
@@ -19,8 +18,6 @@ from families import (
     published,
     their_logits,
 )
-
-from pretune.data import PackedBatch
 
 
 @pytest.mark.parametrize(("family", "head"), CASES)
@@ -85,14 +82,9 @@ def test_gradients_within_1e_4(family: str, tmp_path: Path) -> None:
 
 def test_published_sizes() -> None:
     """Counts of the papers' models, from their configurations alone."""
-    from pretune.models import (
-        BertConfig,
-        BertModel,
-        DistilBertConfig,
-        DistilBertModel,
-        Gpt2Config,
-        Gpt2Model,
-    )
+    from pretune.models.bert import BertConfig, BertModel
+    from pretune.models.distilbert import DistilBertConfig, DistilBertModel
+    from pretune.models.gpt2 import Gpt2Config, Gpt2Model
 
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())

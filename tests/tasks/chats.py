@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretune.recipe import Recipe
-from pretune.training import train_recipe
+from pretune.recipe.recipe import Recipe
+from pretune.training.run import train_recipe
 
 DIALOGUES = [
     ["the film good?", "good", "un good."],

@@ -10,34 +10,24 @@ from typing import Any
 
 import torch
 
-from pretune.data import Records
-from pretune.tasks import (
-    Answerer,
-    AnswerOptions,
-    AnyTask,
-    CausalLm,
-    CausalLmOptions,
-    Chat,
-    ChatOptions,
-    Choose,
-    ChooseOptions,
-    Classify,
-    ClassifyOptions,
-    Instruct,
-    InstructOptions,
-    MaskLm,
-    MaskLmOptions,
-    Multilabel,
-    MultilabelOptions,
-    Regress,
-    RegressOptions,
-    Tagger,
-    TagOptions,
-    Translate,
-    TranslateOptions,
-)
-from pretune.tasks.bundle import Bundle, load
-from pretune.text import train_tokenizer
+from pretune.bundle.bundle import Bundle, load
+from pretune.data.records import Records
+from pretune.tasks.base import AnyTask
+from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.classification.multilabel import Multilabel, MultilabelOptions
+from pretune.tasks.dialogue.chat import Chat, ChatOptions
+from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm
+from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
+from pretune.tasks.question_answering.answer import Answerer
+from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.regression.regress import Regress, RegressOptions
+from pretune.tasks.tagging.options import TagOptions
+from pretune.tasks.tagging.tag import Tagger
+from pretune.tasks.translation.translate import Translate, TranslateOptions
+from pretune.tokenizers.train import train_tokenizer
 from tests.tasks.questions import question
 from tests.tasks.translations import SIZES
 

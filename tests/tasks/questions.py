@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretune.data import Records
+from pretune.data.records import Records
 
 CONTEXT = "The good film was seen in China. A bad film was seen by nobody, un-able 中国电影好看 x9."
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretune.corpus import Cleaning, Settings, StoredDocuments, prepare
-from pretune.data import Features, Records
+from pretune.corpus.clean import Cleaning
+from pretune.corpus.pipeline import Settings, prepare
+from pretune.corpus.stored import StoredDocuments
+from pretune.data.feature_sets import Features
+from pretune.data.records import Records
 
 #: Nothing is done to the texts.
 RAW = Settings(

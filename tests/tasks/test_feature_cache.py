@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretune.data import FeatureSet, Records
-from pretune.tasks import (
-    Answerer,
-    AnswerOptions,
-    Choose,
-    ChooseOptions,
-    Classify,
-    ClassifyOptions,
-    feature_cache,
-    featurize,
-)
+from pretune.data.batch import FeatureSet
+from pretune.data.records import Records
+from pretune.tasks import feature_cache
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.feature_cache import FeatureCache
-from pretune.text import Tokenizer, load_tokenizer
+from pretune.tasks.features import featurize
+from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
+from pretune.tasks.question_answering.answer import Answerer
+from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
 from tests.tasks.questions import question, records
 
 OPTIONS = AnswerOptions.of_length(64)

@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pretune.data import FeatureSet, PackedBatch
-from pretune.data.pack import Feature
-from pretune.models import score_tokens
-from pretune.tasks import Classify, ClassifyOptions, MaskLm, MaskLmOptions, TaskOptions
+from pretune.data.batch import Feature, FeatureSet, PackedBatch
+from pretune.models.heads.vocabulary import score_tokens
+from pretune.tasks.base import TaskOptions
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.losses import cross_entropy
-from pretune.tasks.mask_lm import TARGET, UNKNOWN
-from pretune.training import evaluate_features
+from pretune.tasks.masked_lm.mask_lm import MaskLm
+from pretune.tasks.masked_lm.metrics import TARGET, UNKNOWN
+from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.training.validation import evaluate_features
 
 IGNORED = -2
 

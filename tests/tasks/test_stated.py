@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import transformers
 
+from pretune.bundle.bundle import load, outline, save
 from pretune.errors import CheckpointError
-from pretune.infer import Predictor
-from pretune.tasks.bundle import load, outline, save
+from pretune.inference.predict import Predictor
 from tests.tasks.every_task import CASES
 
 HUGE = 10**400

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pretune.tasks import task_class
+from pretune.tasks.builtin import task_class
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.data import Records
-from pretune.tasks import Translate, TranslateOptions
-from pretune.tasks.bundle import Bundle, load, save
-from pretune.text import train_tokenizer
+from pretune.bundle.bundle import Bundle, load, save
+from pretune.data.records import Records
+from pretune.tasks.translation.translate import Translate, TranslateOptions
+from pretune.tokenizers.train import train_tokenizer
 
 PAIRS = [
     ("Ein Hund läuft über die Wiese.", "A dog runs across the meadow."),

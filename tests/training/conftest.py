@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pretune.recipe import Recipe
+from pretune.recipe.recipe import Recipe
 
 
 @pytest.fixture

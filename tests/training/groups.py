@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pretune.recipe import Recipe
+from pretune.recipe.recipe import Recipe
 
 CLOSE = 2e-6
 #: With a large eps AdamW neither blows up the rounding of a sum in another order nor hides a wrong

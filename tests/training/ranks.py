@@ -24,7 +24,8 @@ def poison() -> None:
     """Example 17 makes the loss NaN."""
     import torch
 
-    from pretune.tasks import Classify, Loss
+    from pretune.tasks.base import Loss
+    from pretune.tasks.classification.classify import Classify
 
     original = Classify.loss
 
@@ -53,8 +54,9 @@ def act(work: str, what: Any, stop_at: int | None, change: str | None) -> None:
     """Train or resume, in this process."""
     from outcomes import StopAt
 
-    from pretune.recipe import Recipe
-    from pretune.training import Interrupted, resume, run, train_recipe
+    from pretune.recipe.recipe import Recipe
+    from pretune.training import run
+    from pretune.training.run import Interrupted, resume, train_recipe
 
     if change is not None:
         {"poison": poison, "local_count": local_count}[change]()
@@ -108,8 +110,7 @@ def codes_of(children: list[int]) -> list[int]:
 
 def serve() -> None:
     """Answer until there are no more questions."""
-    import pretune.recipe
-    import pretune.training  # noqa: F401
+    import pretune.training.run  # noqa: F401
 
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from pretune.bundle.bundle import Bundle, load
+from pretune.checkpoints.manifest import find_damage
 from pretune.errors import CheckpointError, RunError
-from pretune.hub import find_damage
-from pretune.recipe import Recipe
-from pretune.tasks.bundle import Bundle, load
+from pretune.recipe.recipe import Recipe
 from pretune.training import checkpoint
 from pretune.training.checkpoint import Checkpoints, checkpoints, newest_whole, read_state
 from pretune.training.state import State, generators

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pretune.hub import find_damage
-from pretune.recipe import Recipe
-from pretune.training import train_recipe
+from pretune.checkpoints.manifest import find_damage
+from pretune.recipe.recipe import Recipe
 from pretune.training.jobs import share_out
+from pretune.training.run import train_recipe
 from tests.tasks.translations import PAIRS, SIZES
 from tests.training.groups import (
     STEADY,

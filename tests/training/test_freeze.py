@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from pretune.bundle.bundle import load
 from pretune.errors import RunError
-from pretune.recipe import Recipe
-from pretune.tasks import Classify, ClassifyOptions
-from pretune.tasks.bundle import load
-from pretune.training import train_recipe
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.training.freeze import freeze, train_mode
-from pretune.training.optim import parameter_groups
+from pretune.training.optimizer import parameter_groups
+from pretune.training.run import train_recipe
 
 Make = Callable[..., Recipe]
 
@@ -124,7 +124,7 @@ class TestRuns:
         assert found[0] == found[1]
 
     def test_reading_once_runs_the_backbone_once(self, toy_recipe: Make, monkeypatch: Any) -> None:
-        from pretune.models import BertModel
+        from pretune.models.bert import BertModel
 
         seen = []
         forward = BertModel.forward

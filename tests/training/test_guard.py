@@ -16,16 +16,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretune.data import Cursor, PackedBatch
+from pretune.bundle.bundle import Bundle, load
+from pretune.data.batch import PackedBatch
+from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
-from pretune.recipe import Recipe
-from pretune.recipe_train import GuardSection
-from pretune.tasks import Classify, Loss, featurize
-from pretune.tasks.bundle import Bundle, load
-from pretune.training import Trainer, read_data, resume, run, seed_everything, train_recipe
+from pretune.recipe.recipe import Recipe
+from pretune.recipe.train_section import GuardSection
+from pretune.tasks.base import Loss
+from pretune.tasks.classification.classify import Classify
+from pretune.tasks.features import featurize
+from pretune.training import run
 from pretune.training.checkpoint import VALUES, checkpoints
+from pretune.training.data import read_data
 from pretune.training.guard import Guard, robust_z
-from pretune.training.log import Reporter
+from pretune.training.logging import Reporter
+from pretune.training.loop import Trainer
+from pretune.training.run import resume, train_recipe
+from pretune.training.state import seed_everything
 
 Make = Callable[..., Recipe]
 #: The batch whose labels are all wrong: update 31 of the run.

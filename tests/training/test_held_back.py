@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.recipe import Recipe
-from pretune.training import read_data
-from pretune.training.inputs import _filling
+from pretune.recipe.recipe import Recipe
+from pretune.training.data import _filling, read_data
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -10,14 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Cursor, FeatureSet, PackedBatch
+from pretune.bundle.bundle import load
+from pretune.data.batch import FeatureSet, PackedBatch
+from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
-from pretune.recipe_train import TrainSection
-from pretune.tasks import Classify, ClassifyOptions, Loss, featurize
-from pretune.tasks.bundle import load
-from pretune.training import Stopped, Trainer, loop, read_data, seed_everything
-from pretune.training.log import Reporter
-from pretune.training.state import State
+from pretune.recipe.train_section import TrainSection
+from pretune.tasks.base import Loss
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.features import featurize
+from pretune.training import loop
+from pretune.training.data import read_data
+from pretune.training.logging import Reporter
+from pretune.training.loop import Stopped, Trainer
+from pretune.training.state import State, seed_everything
 
 
 class Recorder:
@@ -433,7 +438,7 @@ def test_bf16_on_the_cpu_learns_too(make_trainer: Callable[..., Trainer]) -> Non
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_trains_on_cuda(toy_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    from pretune.training import train_recipe
+    from pretune.training.run import train_recipe
 
     result = train_recipe(
         toy_recipe(train__device="cuda", train__epochs=10, train__learning_rate=5e-3), quiet=True

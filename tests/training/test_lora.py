@@ -13,18 +13,17 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from pretune.data import PackedBatch
+from pretune.bundle.bundle import ADAPTER, load
+from pretune.checkpoints.peft import fill_adapter, save_adapter
+from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, RecipeError, RunError
-from pretune.hub import fill_adapter, save_adapter
-from pretune.models import adapters, add_lora, learned_rows, merged_state
-from pretune.models.lora import TARGETS
-from pretune.recipe import Recipe
-from pretune.tasks.bundle import ADAPTER, load
-from pretune.training import resume, train_recipe
+from pretune.models.lora import TARGETS, adapters, add_lora, learned_rows, merged_state
+from pretune.recipe.recipe import Recipe
 from pretune.training.adapters import check_lora
 from pretune.training.checkpoint import checkpoints
-from tests.infer.conftest import Pair, bpe
-from tests.tasks.test_instruct import TALKS, messages
+from pretune.training.run import resume, train_recipe
+from tests.inference.conftest import Pair, bpe
+from tests.tasks.dialogue.test_instruct import TALKS, messages
 
 __all__ = ["bpe"]  # a fixture
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from pretune.bundle.bundle import load
 from pretune.errors import RunError
-from pretune.models import Backbone
-from pretune.recipe import Recipe
-from pretune.tasks.bundle import load
-from pretune.training import train_recipe
+from pretune.models.backbone import Backbone
+from pretune.recipe.recipe import Recipe
 from pretune.training.modes import determinism
+from pretune.training.run import train_recipe
 
 Make = Callable[..., Recipe]
 

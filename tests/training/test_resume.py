@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretune.data import FeatureSet
+from pretune.checkpoints.manifest import write_manifest
+from pretune.data.batch import FeatureSet
 from pretune.errors import RunError
-from pretune.hub.manifest import write_manifest
-from pretune.recipe import Recipe
-from pretune.training import Interrupted, resume, run, train_recipe
+from pretune.recipe.recipe import Recipe
+from pretune.training import run
 from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
+from pretune.training.run import Interrupted, resume, train_recipe
 from pretune.training.state import generators, restore_generators, seed_everything
 from tests.training.outcomes import StopAt, assert_alike, outcome
 
@@ -252,7 +253,7 @@ class TestDamage:
 
     def test_of_a_kept_one_does_not_count(self, toy_recipe: Make, tmp_path: Path) -> None:
         """With `keep: 2`, damage to one of two must keep a third."""
-        from pretune.tasks.bundle import load
+        from pretune.bundle.bundle import load
         from pretune.training.checkpoint import Checkpoints
 
         bundle = load(toy_recipe().model.source, bare=True)

@@ -16,16 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretune import yaml12
-from pretune.data import Records
+from pretune.bundle.bundle import load
+from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
-from pretune.recipe import Recipe
-from pretune.report.runs import find_runs
-from pretune.tasks.bundle import load
-from pretune.training import Interrupted, read_data, run, train_recipe, train_seeds
-from pretune.training.folder import RunFolder
-from pretune.training.inputs import _groups
+from pretune.experiments.runs import find_runs
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe
+from pretune.training import run
+from pretune.training.data import _groups, read_data
 from pretune.training.result import RunResult, SeedsResult
+from pretune.training.run import Interrupted, train_recipe, train_seeds
+from pretune.training.run_folder import RunFolder
 from tests.tasks.questions import question
 from tests.training.outcomes import StopAt
 

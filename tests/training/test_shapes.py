@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pretune.recipe import Recipe
-from pretune.tasks import Multilabel
-from pretune.tasks.bundle import load
-from pretune.training import resume, train_recipe
+from pretune.bundle.bundle import load
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.classification.multilabel import Multilabel
+from pretune.training.run import resume, train_recipe
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
 
 Make = Callable[..., Recipe]

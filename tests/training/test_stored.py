@@ -14,14 +14,22 @@ import numpy as np
 import pytest
 
 import pretune
-from pretune.corpus import Cleaning, Corpus, Settings, StoredDocuments, prepare
+from pretune.bundle.bundle import load
+from pretune.corpus.clean import Cleaning
+from pretune.corpus.pipeline import Settings, prepare
+from pretune.corpus.store import Corpus
+from pretune.corpus.stored import StoredDocuments
 from pretune.errors import DataError, RunError
-from pretune.recipe import Recipe
-from pretune.report.plan import plan_run
-from pretune.tasks import MaskLm, MaskLmOptions, featurize
-from pretune.tasks.bundle import load
-from pretune.text import load_tokenizer, train_tokenizer
-from pretune.training import Interrupted, read_data, resume, run, train_recipe
+from pretune.experiments.plan import plan_run
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.features import featurize
+from pretune.tasks.masked_lm.mask_lm import MaskLm
+from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.train import train_tokenizer
+from pretune.training import run
+from pretune.training.data import read_data
+from pretune.training.run import Interrupted, resume, train_recipe
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
 from tests.training.outcomes import StopAt, assert_alike, outcome
 

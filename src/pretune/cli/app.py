@@ -174,7 +174,7 @@ def option_pairs(given: list[str] | None) -> dict[str, Any]:
     Raises:
         PretuneError: one is not of the form key=value.
     """
-    from pretune.recipe import parse_override
+    from pretune.recipe.recipe import parse_override
 
     return dict(parse_override(text) for text in given or [])
 

@@ -19,7 +19,7 @@ from pretune.cli.generate import put
 from pretune.errors import PretuneError, did_you_mean
 
 if TYPE_CHECKING:
-    from pretune.infer.chat import Conversation
+    from pretune.inference.chat import Conversation
 
 PROMPT = "> "
 #: Bytes of a line through a pipe that are read; no message is that long.
@@ -90,8 +90,8 @@ def chat(
 
     The model reads as much of the conversation as it has room for. /help shows what else there is.
     """
-    from pretune.infer.chat import Conversation, Reranker, usual_decoding
-    from pretune.tasks.bundle import load
+    from pretune.bundle.bundle import load
+    from pretune.inference.chat import Conversation, Reranker, usual_decoding
 
     bundle = load(run, allow_pickle=allow_pickle)
     reranker = None
@@ -150,7 +150,7 @@ def _messages(notes: Console) -> Iterator[str]:
 
 
 def _piped() -> Iterator[str]:
-    from pretune.infer.predict import decode_line
+    from pretune.inference.predict import decode_line
 
     number = 0
     while raw := sys.stdin.buffer.readline(MOST_BYTES):
@@ -207,7 +207,7 @@ def _command(line: str, talk: Conversation, notes: Console) -> bool:
 
 
 def _set(text: str, talk: Conversation) -> None:
-    from pretune.recipe import parse_override
+    from pretune.recipe.recipe import parse_override
 
     name, value = parse_override(text)
     if name not in SETTINGS:

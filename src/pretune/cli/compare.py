@@ -74,14 +74,14 @@ def compare(
     This says what other test data would change, not what other seeds of the training would: train
     with --seeds for that.
     """
-    from pretune.hub import atomic_text
-    from pretune.infer.examine import examine
-    from pretune.infer.predict import column_names, the_task
-    from pretune.report import compare as sides
-    from pretune.report.compare_tables import compare_tables
-    from pretune.report.report import check_writable
-    from pretune.tasks.bundle import load
-    from pretune.training.inputs import examined_records
+    from pretune.bundle.bundle import load
+    from pretune.checkpoints.atomic_io import atomic_text
+    from pretune.evaluation import compare as sides
+    from pretune.evaluation.examine import examine
+    from pretune.inference.predict import column_names, the_task
+    from pretune.render.compare_tables import compare_tables
+    from pretune.render.report import check_writable
+    from pretune.training.data import examined_records
 
     only_with_data(context, data, "--data")
     if output is not None:

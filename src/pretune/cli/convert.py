@@ -25,7 +25,7 @@ def convert(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Write a checkpoint as config.json, model.safetensors and tokenizer.json."""
-    from pretune.tasks.convert import convert as run
+    from pretune.bundle.convert import convert as run
 
     report = run(source, folder, dtype=dtype, allow_pickle=allow_pickle)
     print(report)

@@ -52,13 +52,14 @@ def describe(
     as_json: AsJson = False,
 ) -> None:
     """Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK]."""
-    from pretune.data import read
-    from pretune.hub import atomic_text, find_tokenizer
-    from pretune.report.charts import not_writable
-    from pretune.report.describe import describe as look
-    from pretune.report.describe_page import description_page, write_charts
-    from pretune.report.describe_views import description_tables, font_warning
-    from pretune.training.log import Reporter
+    from pretune.checkpoints.atomic_io import atomic_text
+    from pretune.checkpoints.source import find_tokenizer
+    from pretune.data.records import read
+    from pretune.inspection.describe import describe as look
+    from pretune.render.charts import not_writable
+    from pretune.render.describe_page import description_page, write_charts
+    from pretune.render.describe_views import description_tables, font_warning
+    from pretune.training.logging import Reporter
 
     if html is not None and not html.resolve().parent.is_dir():
         raise PretuneError(f"--html {html}: no such folder", "Make it first.")
@@ -99,7 +100,7 @@ def describe(
 
 
 def _columns(task: str | None) -> list[str] | None:
-    from pretune.tasks import task_class
+    from pretune.tasks.builtin import task_class
 
     if task is None:
         return None

@@ -71,10 +71,10 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Turn each text of a file into a vector, or find those nearest to a text."""
-    from pretune.infer.embed import Embedder
-    from pretune.infer.embed_file import check_output, read_texts, write_vectors
-    from pretune.tasks.bundle import load
-    from pretune.training.log import Reporter
+    from pretune.bundle.bundle import load
+    from pretune.inference.embed import Embedder
+    from pretune.inference.embed_file import check_output, read_texts, write_vectors
+    from pretune.training.logging import Reporter
 
     if (output is None) == (query is None):
         raise PretuneError("give either --output FILE or --query TEXT")

@@ -14,9 +14,9 @@ from pretune.cli.app import AllowPickle, Device, Encoding, Model, app
 from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
-    from pretune.infer import Generation, Piece
-    from pretune.tasks.bundle import Bundle
-    from pretune.tasks.templated import TemplateLayout
+    from pretune.bundle.bundle import Bundle
+    from pretune.decoding.writer import Generation, Piece
+    from pretune.tasks.dialogue.templated import TemplateLayout
 
 
 Prompts = Annotated[
@@ -111,8 +111,9 @@ def generate(
 
     In a file and through a pipe, each line is a prompt.
     """
-    from pretune.infer import Decoding, TextGenerator
-    from pretune.tasks.bundle import load
+    from pretune.bundle.bundle import load
+    from pretune.decoding.sampling import Decoding
+    from pretune.inference.generate import TextGenerator
 
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
@@ -143,7 +144,7 @@ def generate(
 
 
 def _template(bundle: Bundle) -> TemplateLayout:
-    from pretune.infer.prompts import template_of
+    from pretune.inference.prompts import template_of
 
     found = template_of(bundle, always=True)
     if found is None:
@@ -160,14 +161,14 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
     if prompts:
         return prompts
     if file is not None:
-        from pretune.data.read import decode
+        from pretune.data.records import decode
         from pretune.text.decode import lines_of
 
         lines, origin = lines_of(decode(file, encoding)), str(file)
     elif sys.stdin.isatty():
         raise PretuneError("no prompt: give --prompt TEXT, --file FILE, or lines through a pipe")
     else:
-        from pretune.infer import stream_lines
+        from pretune.inference.predict import stream_lines
 
         batches = stream_lines(sys.stdin.fileno(), encoding)
         lines, origin = [line for batch in batches for _, line in batch], "input"

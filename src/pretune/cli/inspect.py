@@ -12,7 +12,7 @@ from pretune.cli.app import AllowPickle, AsJson, app, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from pretune.tasks.bundle import Bundle
+    from pretune.bundle.bundle import Bundle
 
 
 @app.command(
@@ -65,7 +65,7 @@ def inspect(
     if tokens is not None:
         shown["tokens"] = _tokens(source, tokens, None if as_json else out)
     if attention is not None:
-        from pretune.tasks.bundle import load
+        from pretune.bundle.bundle import load
 
         shown["attention"] = _attention(
             load(source, allow_pickle=allow_pickle), attention, output, layer, head
@@ -79,9 +79,9 @@ def inspect(
 
 
 def _model(source: str, batch: int, length: int | None, out: Console | None) -> dict[str, Any]:
-    from pretune.report.inspect import inspect_model
-    from pretune.report.inspect_tables import inspection_view
-    from pretune.tasks.bundle import outline
+    from pretune.bundle.bundle import outline
+    from pretune.inspection.inspect import inspect_model
+    from pretune.render.inspect_tables import inspection_view
 
     found = inspect_model(outline(source), batch, length)
     if out is not None:
@@ -92,9 +92,9 @@ def _model(source: str, batch: int, length: int | None, out: Console | None) -> 
 def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from pretune.report.inspect import needed_tokenizer, pieces_of
-    from pretune.report.inspect_tables import pieces_view
-    from pretune.tasks.bundle import outline
+    from pretune.bundle.bundle import outline
+    from pretune.inspection.inspect import needed_tokenizer, pieces_of
+    from pretune.render.inspect_tables import pieces_view
 
     pieces = pieces_of(needed_tokenizer(outline(source)), text)
     if out is not None:
@@ -105,8 +105,8 @@ def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]
 def _attention(
     bundle: Bundle, text: str, output: Path, layer: int | None, head: int | None
 ) -> dict[str, Any]:
-    from pretune.report.inspect import attention_of, chosen
-    from pretune.report.plots import draw_attention
+    from pretune.inspection.inspect import attention_of, chosen
+    from pretune.render.plots import draw_attention
 
     tokens, maps = attention_of(bundle, text)
     layers = chosen("layer", layer, maps.shape[0])

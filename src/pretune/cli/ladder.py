@@ -53,10 +53,10 @@ def ladder(
     Stopped or killed, the same command goes on; what is finished is kept unless something changed.
     """
     from pretune.errors import PretuneError
-    from pretune.report.climb import Climb
-    from pretune.report.ladder import RUNGS, LadderOptions
-    from pretune.report.ladder_views import ladder_view, write_ladder
-    from pretune.training import Interrupted
+    from pretune.experiments.climb import Climb
+    from pretune.experiments.ladder import RUNGS, LadderOptions
+    from pretune.render.ladder_views import ladder_view, write_ladder
+    from pretune.training.run import Interrupted
 
     if minutes is not None and updates is not None:
         raise PretuneError("--minutes or --updates, not both", "Leave one of them out.")

@@ -37,9 +37,9 @@ def plan(
 
     Nothing is written. Data and model are read, so a run that is planned finds both.
     """
-    from pretune.recipe import Recipe
-    from pretune.report.plan import plan_run
-    from pretune.report.plan_tables import plan_view
+    from pretune.experiments.plan import plan_run
+    from pretune.recipe.recipe import Recipe
+    from pretune.render.plan_tables import plan_view
 
     found = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
     out = to_stdout()

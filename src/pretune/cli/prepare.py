@@ -121,9 +121,11 @@ def prepare(
 
     Stopped or killed, the same command goes on where it was, and the result is the same.
     """
-    from pretune.corpus import Cleaning, Reading, Settings
-    from pretune.corpus import prepare as run
-    from pretune.report.corpus_tables import corpus_table
+    from pretune.corpus.clean import Cleaning
+    from pretune.corpus.documents import Reading
+    from pretune.corpus.pipeline import Settings
+    from pretune.corpus.pipeline import prepare as run
+    from pretune.render.corpus_tables import corpus_table
 
     settings = Settings(
         Reading(documents.value, field, encoding, errors.value, max_chars),

@@ -96,8 +96,8 @@ def prompt(
 ) -> None:
     """Measure what a language model answers from examples in its prompt, untrained."""
     from pretune import api
-    from pretune.hub import atomic_text
-    from pretune.report.prompt_tables import prompt_table
+    from pretune.checkpoints.atomic_io import atomic_text
+    from pretune.render.prompt_tables import prompt_table
 
     if output is not None and not output.resolve().parent.is_dir():
         raise PretuneError(f"--output {output}: no such folder", "Make it first.")
@@ -159,7 +159,7 @@ def _answers(text: str | None) -> dict[str, str] | list[str] | None:
 
 def _template(given: str | None, encoding: str) -> str | None:
     """The text of a template: of a file of that name, or itself."""
-    from pretune.data.read import decode
+    from pretune.data.records import decode
 
     if given is None:
         return None

@@ -14,7 +14,7 @@ from pretune.cli.app import AllowPickle, AsJson, app, to_stderr, to_stdout
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pretune.hub import StagedFile
+    from pretune.publishing.upload import StagedFile
 
 
 @app.command(
@@ -52,7 +52,7 @@ def push(
     It is private unless --public is given. Of the data only the names of labels and columns are
     sent, of local files and folders only their names. Log in first: hf auth login, or HF_TOKEN.
     """
-    from pretune import publish
+    from pretune.publishing import publish
 
     out = to_stdout()
     about: dict[str, Any] = {

@@ -19,9 +19,9 @@ def init(
     ] = None,
 ) -> None:
     """Write a recipe to start from: every key, what it means, and its default."""
+    from pretune.checkpoints.atomic_io import atomic_text
     from pretune.errors import RecipeError
-    from pretune.hub import atomic_text
-    from pretune.recipe_text import commented_recipe
+    from pretune.recipe.template import commented_recipe
 
     text = commented_recipe(task)
     if output is None:
@@ -45,7 +45,7 @@ def recipes(
     from rich.table import Table
 
     from pretune.errors import RecipeError, did_you_mean
-    from pretune.recipe import Recipe, builtin_recipes
+    from pretune.recipe.recipe import Recipe, builtin_recipes
 
     known = builtin_recipes()
     if name is not None:

@@ -28,8 +28,8 @@ from pretune.cli.app import (
 from pretune.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from pretune.infer.examine import Examined
-    from pretune.tasks.bundle import Bundle
+    from pretune.bundle.bundle import Bundle
+    from pretune.evaluation.examine import Examined
 
 
 @app.command(
@@ -78,14 +78,14 @@ def report(
 
     The page needs nothing but itself: it can be sent by mail and opened in any browser.
     """
-    from pretune.infer.examine import examine
-    from pretune.infer.explain import explain as explain_one
-    from pretune.infer.predict import column_names, the_task
-    from pretune.report.course import Course
-    from pretune.report.report import ReportFacts, check_writable, font_note, write_report
-    from pretune.tasks.bundle import load
-    from pretune.training.folder import METRICS, RECIPE, RunFolder
-    from pretune.training.inputs import examined_records
+    from pretune.bundle.bundle import load
+    from pretune.evaluation.examine import examine
+    from pretune.evaluation.explain import explain as explain_one
+    from pretune.inference.predict import column_names, the_task
+    from pretune.render.course import Course
+    from pretune.render.report import ReportFacts, check_writable, font_note, write_report
+    from pretune.training.data import examined_records
+    from pretune.training.run_folder import METRICS, RECIPE, RunFolder
 
     only_with_data(context, data, "DATA")
     place, notes = Path(run), to_stderr()
@@ -151,8 +151,8 @@ def _numbers(found: Examined, places: list[int]) -> list[int]:
 
 def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examined | None:
     """What the temperature is fitted on: the validation data of the run, if they can be used."""
-    from pretune.infer.examine import examine
-    from pretune.training.inputs import held_out
+    from pretune.evaluation.examine import examine
+    from pretune.training.data import held_out
 
     try:
         records = held_out(run)

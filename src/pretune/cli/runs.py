@@ -28,8 +28,8 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List all runs below a folder: what was trained, how far it came, and how good it is."""
-    from pretune.report.runs import find_runs
-    from pretune.report.runs_tables import runs_table
+    from pretune.experiments.runs import find_runs
+    from pretune.render.runs_tables import runs_table
 
     found = find_runs(folder, sort)
     out = to_stdout()

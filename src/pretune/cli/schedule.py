@@ -40,8 +40,8 @@ def plot_schedule(
     as_json: AsJson = False,
 ) -> None:
     """Show the learning rate and the batch size over a run, before it is run."""
-    from pretune.recipe import Recipe
-    from pretune.report.schedule_plot import Plan, draw_plan, plan_view
+    from pretune.experiments.schedule_plot import Plan, draw_plan, plan_view
+    from pretune.recipe.recipe import Recipe
 
     chosen = Recipe.load(recipe, overrides or [])
     if updates is not None:

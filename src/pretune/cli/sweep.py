@@ -65,10 +65,10 @@ def sweep(
     Each trial is a run in the output folder; the best one's recipe is written to best.yaml there.
     Stopped or killed, the same command goes on until there are as many trials as asked for.
     """
-    from pretune.recipe import Recipe
-    from pretune.report.runs_tables import sweep_table
-    from pretune.training.space import parse_space
-    from pretune.training.sweep import Sweep, SweepStopped
+    from pretune.experiments.search_space import parse_space
+    from pretune.experiments.sweep import Sweep, SweepStopped
+    from pretune.recipe.recipe import Recipe
+    from pretune.render.runs_tables import sweep_table
 
     log = to_stderr(quiet=quiet)
     search = Sweep(

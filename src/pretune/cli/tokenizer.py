@@ -25,8 +25,8 @@ from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from pretune.text import Tokenizer
-    from pretune.text.measure import Measured
+    from pretune.tokenizers.measure import Measured
+    from pretune.tokenizers.tokenizer import Tokenizer
 
 #: What a tokenizer's folder holds. One that holds more is nobody's to be replaced.
 TOKENIZER_FILES = {
@@ -124,7 +124,7 @@ def tokenizer(
     The folder opens in pretune and, with AutoTokenizer, in transformers. The same corpus gives the
     same vocabulary.
     """
-    from pretune.text.train import DEFAULT_SIZES, check_options, save_trained
+    from pretune.tokenizers.train import DEFAULT_SIZES, check_options, save_trained
 
     options: dict[str, Any] = {
         "lowercase": lowercase,
@@ -156,10 +156,10 @@ def _train(
     options: dict[str, Any],
 ) -> tuple[Tokenizer, dict[str, Any], Measured]:
     """The tokenizer, what it was made from, and what it does."""
-    from pretune.text.measure import measure
-    from pretune.text.read import find_files, iter_texts
-    from pretune.text.sample import take_sample
-    from pretune.text.train import train_tokenizer
+    from pretune.text.raw_text import find_files, iter_texts
+    from pretune.text.text_sample import take_sample
+    from pretune.tokenizers.measure import measure
+    from pretune.tokenizers.train import train_tokenizer
 
     files = find_files(corpus)
     with _bar() as bar:
@@ -211,7 +211,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _write(trained: Tokenizer, output: Path, save: Callable[[Tokenizer, Path], None]) -> None:
-    from pretune.hub import atomic_folder
+    from pretune.checkpoints.atomic_io import atomic_folder
 
     try:
         if not output.exists():

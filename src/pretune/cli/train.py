@@ -11,7 +11,7 @@ from pretune.cli.app import STOPPED_BY, AsJson, app, fail, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from pretune.training import RunResult
+    from pretune.training.result import RunResult
 
 
 @app.command(
@@ -54,7 +54,7 @@ def train(
 
     Ctrl-C or SIGTERM finishes the update, saves, and exits with 130 or 143.
     """
-    from pretune.training import Interrupted
+    from pretune.training.run import Interrupted
 
     changes = [*([recipe] if resume is not None and recipe is not None else []), *(overrides or [])]
     try:
@@ -81,9 +81,10 @@ def train(
 def _train(
     recipe: str, overrides: list[str], seeds: int, *, overwrite: bool, quiet: bool, as_json: bool
 ) -> None:
-    from pretune.recipe import Recipe
-    from pretune.report import seeds_table, seeds_to_dict
-    from pretune.training import train_recipe, train_seeds
+    from pretune.experiments.seeds import seeds_to_dict
+    from pretune.recipe.recipe import Recipe
+    from pretune.render.tables import seeds_table
+    from pretune.training.run import train_recipe, train_seeds
 
     chosen = Recipe.load(recipe, overrides)
     if seeds == 1:
@@ -95,14 +96,14 @@ def _train(
 
 
 def _resume(run: str, overrides: list[str], *, quiet: bool, as_json: bool) -> None:
-    from pretune.training import resume
+    from pretune.training.run import resume
 
     _show(resume(run, overrides, quiet=quiet), as_json=as_json)
 
 
 def _show(result: RunResult, *, as_json: bool) -> None:
     """What came out; in a group of processes only the first one says it."""
-    from pretune.report import run_table
+    from pretune.render.tables import run_table
     from pretune.training.distributed import environment_world
 
     if not environment_world().main:
@@ -122,8 +123,8 @@ def _show(result: RunResult, *, as_json: bool) -> None:
 
 def _usage(run: str | Path, part: str = "") -> str:
     """The command that asks the model of a run, or of a checkpoint in it."""
-    from pretune.tasks import task_class
-    from pretune.training.folder import RunFolder
+    from pretune.tasks.builtin import task_class
+    from pretune.training.run_folder import RunFolder
 
     task = RunFolder(Path(run)).recipe().task
     return task_class(task.name)(task).usage(str(Path(run) / part))

@@ -31,9 +31,9 @@ from pretune.cli.app import (
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from pretune.data import Records
-    from pretune.infer import Predictor
-    from pretune.tasks import Prediction
+    from pretune.data.records import Records
+    from pretune.inference.predict import Predictor
+    from pretune.tasks.base import Prediction
 
 #: Rows of a file predicted before anything is printed.
 CHUNK = 4096
@@ -59,7 +59,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model on labelled data."""
     from pretune import api
-    from pretune.report import confusion_table, evaluation_table, sample_sheet
+    from pretune.render.tables import confusion_table, evaluation_table, sample_sheet
 
     found = api.evaluate(
         api.load(run, options=option_pairs(options), allow_pickle=allow_pickle),
@@ -127,8 +127,8 @@ def predict(
     Answers come in the order of the input. For models of pairs, the two texts of a line are
     separated by a tab.
     """
-    from pretune.infer import Predictor, read_inputs
-    from pretune.tasks.bundle import load
+    from pretune.bundle.bundle import load
+    from pretune.inference.predict import Predictor, read_inputs
 
     asked = bool(questions) or context is not None or context_file is not None
     if (texts is not None) + (file is not None) + asked > 1:
@@ -183,7 +183,7 @@ def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
 
 
 def _passage(context: str | None, file: Path | None, encoding: str) -> str:
-    from pretune.data.read import decode
+    from pretune.data.records import decode
 
     if (context is None) == (file is None):
         raise PretuneError(
@@ -207,9 +207,8 @@ def _questions(predictor: Predictor, questions: list[str], passage: str) -> Reco
 
 
 def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterator[Records]:
-    from pretune.infer import stream_lines
-    from pretune.infer.predict import lines_to_records
-    from pretune.training.inputs import longest_text
+    from pretune.inference.predict import lines_to_records, stream_lines
+    from pretune.training.data import longest_text
 
     longest = longest_text(predictor.task) if max_chars is None else max_chars
     most = longest * len(predictor.task.inputs)
@@ -224,6 +223,6 @@ def _print_json(inputs: dict[str, Any], answer: Prediction) -> None:
 
 
 def _print_answer(inputs: dict[str, Any], answer: Prediction) -> None:
-    from pretune.report import answer_text
+    from pretune.render.tables import answer_text
 
     to_stdout().print(answer_text(inputs, answer), soft_wrap=True)

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pretune.corpus.sources import Source
 from pretune.errors import DataError, did_you_mean
-from pretune.text.decode import (
-    SURROGATE,
-    Problem,
-    checked_text,
-    decoded,
-    encoding_hint,
-    json_field,
-)
+from pretune.text.decode import SURROGATE, Problem, checked_text, decoded, encoding_hint, json_field
 
 if TYPE_CHECKING:
     from pyarrow import Array
@@ -309,7 +302,7 @@ def _values(column: Array) -> Iterator[object]:
 
 
 def _hub(source: Source, reading: Reading) -> Iterator[object]:
-    from pretune.data import hub_table
+    from pretune.data.readers.hub import hub_table
 
     table = hub_table(source.name)
     _needs_column(reading.field, table.column_names, source)

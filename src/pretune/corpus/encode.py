@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.corpus.clean import Cleaning, clean
 from pretune.corpus.dedupe import Signature, digest, signature
-from pretune.text import sentences
+from pretune.text.sentence_ends import sentences
 
 Array = NDArray[Any]
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from pretune.checkpoints.atomic_io import atomic_text
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, Signature
 from pretune.corpus.shards import cut_file, sync
 from pretune.errors import DataError
-from pretune.hub import atomic_text
 
 _SIGNATURE_BYTES = 4 * PERMUTATIONS
 

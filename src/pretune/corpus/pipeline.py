@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from pretune.checkpoints.atomic_io import atomic_text
+from pretune.checkpoints.source import find_tokenizer
 from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import Duplicates, held_back
 from pretune.corpus.documents import Meter, Reading, read_documents
 from pretune.corpus.encode import Encoded, Plan
-from pretune.corpus.engines import Batch, encode_all
+from pretune.corpus.executors import Batch, encode_all
 from pretune.corpus.journal import Journal, Kept
 from pretune.corpus.shards import ShardWriter, total
 from pretune.corpus.sources import Source, find_sources
 from pretune.corpus.store import FORMAT, MANIFEST, TOKENIZER, VERSION, Corpus
 from pretune.errors import DataError
-from pretune.hub import atomic_text, find_tokenizer
-from pretune.text import Tokenizer
 from pretune.text.decode import check_encoding
+from pretune.tokenizers.tokenizer import Tokenizer
 
 #: After so many seconds the work is noted. More often costs time, more seldom costs more at a kill.
 NOTE_SECONDS = 5.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.errors import DataError, did_you_mean
-from pretune.text.read import ABOUT, IN_FOLDERS, text_kind
+from pretune.text.raw_text import ABOUT, IN_FOLDERS, text_kind
 
 PARQUET = ".parquet"
 
@@ -78,7 +78,9 @@ def find_sources(given: Sequence[str | Path]) -> list[Source]:
 
 
 def _find(given: str) -> list[Source]:
-    from pretune.data import HUB_DATASET  # here: it brings torch, and workers import this package
+    from pretune.data.readers.hub import (
+        HUB_DATASET,
+    )  # here: it brings torch, and workers import this package
 
     if os.path.isfile(given):
         return [_file(given)]

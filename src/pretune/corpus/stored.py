@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pretune.corpus.store import MANIFEST, Corpus
 from pretune.errors import DataError
-from pretune.text import Tokenizer, load_tokenizer
+from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretune.decoding.beam import BeamSearch, Candidates
-from pretune.decoding.reader import Reader
+from pretune.decoding.beam_search import BeamSearch, Candidates
 from pretune.decoding.sampling import NEVER, Decoding, draw, generator, narrow, penalize
-from pretune.decoding.stream import Detokenizer, StopText, continuation
-from pretune.models import LanguageModel
-from pretune.text import Tokenizer
+from pretune.decoding.sequence_reader import Reader
+from pretune.decoding.text_stream import Detokenizer, StopText, continuation
+from pretune.models.language_model import LanguageModel
+from pretune.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretune.data import Layout, PackedBatch, Selection
-from pretune.models.cache import KVCache
+from pretune.data.batch import PackedBatch
+from pretune.data.layout import Layout, Selection
 from pretune.models.config import ModelConfig
+from pretune.models.kv_cache import KVCache
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import Embedding, ModelOutput, PostNormLayer, PreNormLayer
 from pretune.models.ops import padded_rows

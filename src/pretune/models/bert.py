@@ -13,17 +13,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from pretune.data import PackedBatch, Selection
+from pretune.data.batch import PackedBatch
+from pretune.data.layout import Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import LARGEST, ModelConfig, brief
-from pretune.models.layers import (
-    Dropout,
-    Embedding,
-    Linear,
-    PostNormLayer,
-    sinusoidal_positions,
-)
+from pretune.models.layers import Dropout, Embedding, Linear, PostNormLayer, sinusoidal_positions
 
 #: Names of `position_embedding_type` in config.json; "absolute" is what transformers calls learned.
 POSITIONS = ("absolute", "sinusoidal")

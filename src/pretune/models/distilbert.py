@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from pretune.data import PackedBatch
+from pretune.data.batch import PackedBatch
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import LARGEST, ModelConfig
 from pretune.models.layers import Dropout, Embedding, PostNormLayer, sinusoidal_positions

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pretune.data import PackedBatch
+from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import ModelConfig, brief

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import Layout, Selection
+from pretune.data.layout import Layout, Selection
 from pretune.models import ops
 from pretune.models.attention import attention, attention_after, attention_maps, attention_step
-from pretune.models.cache import KVCache
+from pretune.models.kv_cache import KVCache
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data import PackedBatch, Selection
+from pretune.data.batch import PackedBatch
+from pretune.data.layout import Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
-from pretune.models.cache import KVCache
 from pretune.models.config import LARGEST, ModelConfig
+from pretune.models.kv_cache import KVCache
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import (
     CrossAttention,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pretune.data import PackedBatch, Selection
+from pretune.data.batch import PackedBatch
+from pretune.data.layout import Selection
 from pretune.models import ops
-from pretune.models.cache import KVCache, SourceCache
-from pretune.models.scores import Scores, over_vocabulary
+from pretune.models.heads.vocabulary import Scores, over_vocabulary
+from pretune.models.kv_cache import KVCache, SourceCache
 from pretune.models.transformer import TransformerModel
 
 

@@ -15,13 +15,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pretune.corpus import StoredDocuments
-from pretune.data import Feature, Features, PackedBatch, Records, Repaired, Skipped
-from pretune.data.pack import Array
-from pretune.models import Backbone
-from pretune.tasks.grade import EachLoss, Grade
+from pretune.corpus.stored import StoredDocuments
+from pretune.data.batch import Array, Feature, PackedBatch, Repaired, Skipped
+from pretune.data.feature_sets import Features
+from pretune.data.records import Records
+from pretune.models.backbone import Backbone
+from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.segments import segments_of
-from pretune.text import Tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
 
 
 class TaskOptions(BaseModel):

@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pretune import __version__
-from pretune.data import FeatureSet, Records, Repaired, Skipped
-from pretune.text import Tokenizer
+from pretune.data.batch import FeatureSet, Repaired, Skipped
+from pretune.data.records import Records
+from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Features that were made in less time are not worth a file.
 WORTH_SECONDS = 2.0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from pretune.data import Records
+from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 
 #: A label in a recipe. YAML's true and false are spelled as those of JSON data are by `label_text`.

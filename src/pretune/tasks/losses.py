@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pretune.data import Layout
-from pretune.data.pack import Array
-from pretune.models import Scores
+from pretune.data.batch import Array
+from pretune.data.layout import Layout
+from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import TaskOptions
-from pretune.tasks.grade import EachLoss
+from pretune.tasks.grading import EachLoss
 
 #: The target of each token: the one after it; and what stands there where that is not foretold.
 NEXT, IGNORED = "next", -100

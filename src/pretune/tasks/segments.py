@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.text import Tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
 
 
 def segments_of(tokenizer: Tokenizer, *, pair: bool) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 from pydantic import Field
 from tokenizers.processors import TemplateProcessing
 
-from pretune.data import Records
+from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.stated import published_labels
-from pretune.text import Tokenizer
-from pretune.text.tokenizer import Encoded
+from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
 #: transformers' names of what a sequence classifier is trained for.
 CLASSES, LABELS, SCORE = (

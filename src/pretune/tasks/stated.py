@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pretune.checkpoints.config import MOST_LABELS
 from pretune.errors import CheckpointError
-from pretune.hub import MOST_LABELS
-from pretune.models import brief
+from pretune.models.config import brief
 
 #: transformers' entry for the name of each output of a head.
 ID2LABEL = "id2label"

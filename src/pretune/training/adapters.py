@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pretune.bundle.bundle import ADAPTER, Bundle, load
+from pretune.checkpoints.peft import fill_adapter
 from pretune.errors import RecipeError, RunError
-from pretune.hub import fill_adapter
-from pretune.models import SIZES, adapters
-from pretune.recipe import Recipe
-from pretune.tasks import task_class
-from pretune.tasks.bundle import ADAPTER, Bundle, load
+from pretune.models.lora import adapters
+from pretune.models.presets import SIZES
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.builtin import task_class
 
 
 def check_lora(recipe: Recipe) -> None:

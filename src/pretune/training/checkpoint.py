@@ -23,16 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretune.bundle.bundle import Bundle, save
+from pretune.checkpoints.atomic_io import atomic_folder, point, remove_folder, sweep
+from pretune.checkpoints.manifest import find_damage, write_manifest
 from pretune.errors import CheckpointError, PretuneError, RunError
-from pretune.hub import (
-    atomic_folder,
-    find_damage,
-    point,
-    remove_folder,
-    sweep,
-    write_manifest,
-)
-from pretune.tasks.bundle import Bundle, save
 from pretune.training.adapters import weights_in
 from pretune.training.distributed import World, is_sharded, is_share, whole
 from pretune.training.state import Saved, State

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Features, batches_by_length
+from pretune.data.batch_order import batches_by_length
+from pretune.data.feature_sets import Features
 from pretune.errors import RunError
-from pretune.models import Backbone, PooledHead
-from pretune.tasks import AnyTask, Task
-from pretune.training.evaluate import precision_context
+from pretune.models.backbone import Backbone
+from pretune.models.heads.pooled import PooledHead
+from pretune.tasks.base import AnyTask, Task
+from pretune.training.validation import precision_context
 
 if TYPE_CHECKING:
     from pretune.training.loop import Trainer

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.recipe_train import GuardSection
+from pretune.recipe.train_section import GuardSection
 
 #: The median absolute deviation of a normal distribution is its standard deviation over this.
 MAD_TO_SD = 1.4826

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretune.data.pack import Array, PackedBatch
-from pretune.data.sample import Cursor
+from pretune.data.batch import Array, PackedBatch
+from pretune.data.batch_order import Cursor
 
 
 @dataclass(frozen=True)

@@ -22,21 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Cursor, DataOrder, Features, PackedBatch, prefetched
+from pretune.data.batch import PackedBatch
+from pretune.data.batch_order import Cursor, DataOrder
+from pretune.data.feature_sets import Features
+from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
-from pretune.models import PooledHead
-from pretune.recipe_train import TrainSection
-from pretune.tasks import AnyTask
-from pretune.training.carry import Carry
+from pretune.models.heads.pooled import PooledHead
+from pretune.recipe.train_section import TrainSection
+from pretune.tasks.base import AnyTask
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
-from pretune.training.evaluate import better, evaluate_features, precision_context
 from pretune.training.freeze import read_once, train_mode
 from pretune.training.guard import Guard, Trouble
 from pretune.training.jobs import Job, Share, share_out
-from pretune.training.log import Reporter, Step
+from pretune.training.logging import Reporter, Step
 from pretune.training.memory import reusing_memory
-from pretune.training.optim import Optimizer
+from pretune.training.optimizer import Optimizer
 from pretune.training.rescue import rescue
 from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
@@ -49,6 +50,8 @@ from pretune.training.state import (
     all_generators,
     restore_all_generators,
 )
+from pretune.training.truncated_bptt import Carry
+from pretune.training.validation import better, evaluate_features, precision_context
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pretune.errors import RunError
-from pretune.models import Backbone
-from pretune.recipe_train import TrainSection
+from pretune.models.backbone import Backbone
+from pretune.recipe.train_section import TrainSection
 
 
 def prepare(model: nn.Module, options: TrainSection, device: torch.device) -> None:

@@ -11,26 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretune.data import Features
+from pretune.bundle.bundle import Bundle, grow_vocabulary, load
+from pretune.data.feature_sets import Features
 from pretune.errors import RunError
-from pretune.models import add_lora
-from pretune.recipe import Overrides, Recipe
-from pretune.tasks import AnyTask, task_class
-from pretune.tasks.bundle import Bundle, grow_vocabulary, load
+from pretune.models.lora import add_lora
+from pretune.recipe.recipe import Overrides, Recipe
+from pretune.tasks.base import AnyTask
+from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import Checkpoints, newest_whole, read_values
+from pretune.training.data import Data, fit, read_data, read_features, tokenizer_of
 from pretune.training.distributed import World, joined
-from pretune.training.evaluate import choose_device
-from pretune.training.folder import EVENTS, METRICS, RunFolder
 from pretune.training.freeze import freeze
-from pretune.training.inputs import Data, fit, read_data, read_features, tokenizer_of
-from pretune.training.log import JsonLines, Reporter, TensorBoard
+from pretune.training.logging import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Stopped, Trainer
 from pretune.training.modes import determinism, prepare
 from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
+from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.state import Course, seed_everything, seed_process
 from pretune.training.stop import StopRequest
-from pretune.training.track import trackers
+from pretune.training.tracking import trackers
+from pretune.training.validation import choose_device
 
 #: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
 #: what is learned.

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from pretune.data import DataOrder
+from pretune.data.batch_order import DataOrder
 from pretune.errors import RunError
-from pretune.recipe_train import TrainSection, Updates
+from pretune.recipe.train_section import TrainSection, Updates
 
 #: Batches by tokens, and such as grow, are counted one by one: in so many epochs at most.
 MOST = 10**5

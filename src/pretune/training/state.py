@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pretune.training.distributed import World, assign
-from pretune.training.evaluate import Evaluation
+from pretune.training.validation import Evaluation
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""A model with its tokenizer and its task: load, save, make afresh, convert."""

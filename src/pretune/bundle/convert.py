@@ -1,0 +1,94 @@
+"""Any checkpoint that can be read, written in the Hugging Face layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pretune.bundle.bundle import TASK_FILE, load, save, save_tokenizer
+from pretune.bundle.loadable import refuse_headless
+from pretune.checkpoints.atomic_io import atomic_folder
+from pretune.checkpoints.config import family_of, read_config
+from pretune.checkpoints.load import LoadReport, load_into
+from pretune.checkpoints.names import Family
+from pretune.checkpoints.open import open_weights
+from pretune.checkpoints.save import save_model
+from pretune.checkpoints.source import find_source
+from pretune.checkpoints.weights import named_dtype
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.models.config import brief
+from pretune.models.heads.pooled import HEADS
+from pretune.tasks.question_answering.answer import THRESHOLD
+from pretune.tasks.tagging.tag import CRF
+from pretune.tokenizers.load import load_tokenizer
+
+#: Entries of config.json that say what a head's outputs mean; they go along.
+_KEPT = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
+
+
+def convert(
+    source: str | Path, target: Path, *, dtype: str = "float32", allow_pickle: bool = False
+) -> LoadReport:
+    """Read a checkpoint, with the head it has, and write it as safetensors.
+
+    A model of ours keeps its task: what is written answers as the source does, up to the type.
+
+    Args:
+        source: what `pretune.load` takes.
+        target: a folder that does not exist yet.
+        dtype: what to write, as for `pretune.load`.
+        allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
+
+    Raises:
+        CheckpointError: nothing there, damaged, of an unknown kind, or without the weights of its
+            head; or the target exists.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target}: exists already", "Choose another folder.")
+    kind = named_dtype(dtype)
+    folder = find_source(source, allow_pickle=allow_pickle)
+    if (folder / TASK_FILE).is_file():
+        bundle = load(folder, dtype=dtype, allow_pickle=allow_pickle)
+        assert bundle.report is not None  # noqa: S101 - for the type checker
+        with atomic_folder(target) as place:
+            save(bundle, place)
+        return bundle.report
+    weights = open_weights(folder, allow_pickle=allow_pickle, mapped=True)
+    config = read_config(folder, lambda: weights.names)
+    family, head = head_of(config, folder)
+    model_config = family.backbone.config_class.from_dict(config)
+    kept = {name: config[name] for name in _KEPT if config.get(name) is not None}
+    labels = len(kept.get("id2label", ())) or config.get("num_labels") or 2
+
+    def build() -> nn.Module:
+        backbone = family.backbone(model_config)  # type: ignore[call-arg]
+        return backbone if head == "backbone" else HEADS[head](backbone, labels)
+
+    model, report = load_into(build, weights, folder, family, head, dtype=kind)
+    refuse_headless(folder, family, head, set(family.head_names(head)) & set(report.missing))
+    tokenizer = load_tokenizer(folder)
+    with atomic_folder(target) as place:
+        save_model(model, place, family, head, kept)
+        save_tokenizer(tokenizer, family, place)
+    return report
+
+
+def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
+    """The family of a checkpoint and the name of its head, by its `config.json`.
+
+    Raises:
+        CheckpointError: either is unknown.
+    """
+    family = family_of(config, folder)
+    architecture = str((config.get("architectures") or [""])[0])
+    known = {head.architecture: name for name, head in family.heads.items()}
+    if architecture and architecture not in known:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: a {brief(architecture)} is not supported",
+            did_you_mean(brief(architecture), known),
+        )
+    name = known.get(architecture, "backbone")
+    with_field = name == "token_classification" and config.get(CRF) is True
+    return family, "token_classification_crf" if with_field else name

@@ -1,0 +1,1 @@
+"""Checkpoints in and out, in the Hugging Face layout."""

@@ -1,0 +1,112 @@
+"""What the JSON files of a checkpoint say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+from pretune.checkpoints.families import FAMILIES, TWO_TABLES
+from pretune.checkpoints.names import Family
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.models.config import brief
+
+#: More classes than any labelled set has; a config.json that claims more is broken.
+MOST_LABELS = 100_000
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: cannot be read, or is not one; names the file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        # An escaped half of a character passes as JSON, but can be neither shown nor saved.
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # damaged, not UTF-8, numbers of absurd length
+        raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
+    return values
+
+
+def read_config(
+    folder: Path, tensors: Callable[[], AbstractSet[str]] | None = None
+) -> dict[str, Any]:
+    """The contents of `config.json`, or what Google's `bert_config.json` says in its words.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: gives the names of its tensors: Google's file does not say what head there is.
+
+    Raises:
+        CheckpointError: missing, not a JSON object, or an entry about labels makes no sense.
+    """
+    path = folder / "config.json"
+    if path.is_file():
+        return _plausible(read_object(path), path)
+    if not (folder / "bert_config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json here", "Is it a model folder?")
+    config = _plausible(read_bert_config(folder), folder / "bert_config.json")
+    names = tensors() if tensors is not None else frozenset()
+    if "cls.predictions.bias" in names:
+        both = "cls.seq_relationship.weight" in names
+        config.setdefault("architectures", ["BertForPreTraining" if both else "BertForMaskedLM"])
+    return config
+
+
+def read_bert_config(folder: Path) -> dict[str, Any]:
+    """The contents of `bert_config.json`, with the `model_type` that Google leaves out.
+
+    Raises:
+        CheckpointError: missing or not a JSON object.
+    """
+    path = folder / "bert_config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no bert_config.json here", "Copy it from where the checkpoint is from."
+        )
+    return {"model_type": "bert", **read_object(path)}
+
+
+def _plausible(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The entries that no family checks: what the model is for, and its labels."""
+    names, count = config.get("architectures"), config.get("num_labels")
+    labels = [config.get(name) for name in ("id2label", "label2id")]
+    wrong = None
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        wrong = "architectures must be a list of names"
+    elif not all(isinstance(table, dict | None) for table in labels):
+        wrong = "id2label and label2id must be objects"
+    elif count is not None and (
+        not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS
+    ):
+        wrong = f"num_labels must be a whole number from 1 to {MOST_LABELS:,}"
+    if wrong is not None:
+        raise CheckpointError(f"{path}: {wrong}", "Copy the file again, or repair it there.")
+    return config
+
+
+def family_of(config: Mapping[str, Any], folder: Path) -> Family:
+    """The family that a `config.json` names.
+
+    Raises:
+        CheckpointError: an unknown one; gives the nearest.
+    """
+    kind = brief(config.get("model_type", ""))
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
+            did_you_mean(kind, FAMILIES),
+        )
+    if kind in TWO_TABLES and config.get("share_encoder_decoder_embeddings") is False:
+        return TWO_TABLES[kind]
+    return FAMILIES[kind]

@@ -1,0 +1,205 @@
+"""Loading weights in the Hugging Face layout, with a full account of what was and was not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pretune.checkpoints.names import (
+    Family,
+    Names,
+    ignored_names,
+    name_table,
+    names_of_heads,
+    second_names,
+)
+from pretune.checkpoints.weights import WeightSource, common_dtype, type_name, use_prefix
+from pretune.errors import CheckpointError
+from pretune.models.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to every name.
+
+    Attributes:
+        source: the folder.
+        loaded: how many tensors of the file went into the model.
+        missing: our names that the file lacks, freshly initialised instead.
+        unexpected: names in the file that this model has no place for.
+        converted: how many tensors were of another type than the model and were converted.
+        dtype: the type of the model.
+    """
+
+    source: str
+    loaded: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    converted: int = 0
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        parts = [f"loaded {self.loaded} tensors from {self.source}"]
+        if self.converted:
+            parts.append(f"{self.converted} of them converted to {self.dtype}")
+        if self.missing:
+            parts.append(f"new, not in the file: {_some(self.missing)}")
+        if self.unexpected:
+            parts.append(f"in the file, not used: {_some(self.unexpected)}")
+        return "; ".join(parts)
+
+
+def _some(names: tuple[str, ...], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def load_into(
+    build: Callable[[], nn.Module],
+    weights: WeightSource,
+    folder: Path,
+    family: Family,
+    head: str,
+    *,
+    fresh: AbstractSet[str] = frozenset(),
+    dtype: torch.dtype | None = torch.float32,
+) -> tuple[nn.Module, LoadReport]:
+    """Build a model and fill it with a checkpoint's weights.
+
+    Shapes are compared with the file's header before a byte is allocated. What the file lacks of a
+    head, or of what the family can do without, gets fresh weights.
+
+    Args:
+        build: makes the model (called on the meta device: it costs no memory).
+        weights: what to fill it with.
+        folder: where they came from, for errors.
+        family: gives the names.
+        head: which of the family's heads the model has.
+        fresh: our names to initialise even if the file has them.
+        dtype: what the model shall be in. None: the narrowest type in which nothing of the file is
+            lost, which is the file's own where all of it is of one.
+
+    Raises:
+        CheckpointError: missing or damaged file, a tensor of another shape, part of the backbone
+            missing, an output layer of its own where here it is the vocabulary's table, or a weight
+            that is not finite; names the file and the tensor.
+    """
+    with torch.device("meta"):
+        model = build()
+    backbone = model if head == "backbone" else model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    table = name_table(family, head, backbone.stacks)
+    without = names_of_heads(family)
+    use_prefix(weights, family.prefix, wanted=head != "backbone", without=without)
+    _use_first_names(weights, family, table)
+    plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
+    _refuse_missing(missing, family, head, folder)
+    if not fresh:
+        _refuse_untied(weights, second_names(family.heads[head], table))
+    model.to(dtype := dtype or _dtype_of(weights, plan))
+    # First what is fresh: of a part that the file has half of, the weights of the file must stay.
+    _initialise_missing(model, backbone, missing)
+    state = {ours: _tensor(weights, names, dtype) for ours, names in plan.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if hollow:  # not a user's mistake: a name in no table
+        raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
+    used = {name for names in plan.values() for name in names.parts}
+    unused = weights.names - used - ignored_names(family, head, backbone.stacks)
+    return model, LoadReport(
+        source=str(folder),
+        loaded=len(used),
+        missing=tuple(missing),
+        unexpected=tuple(sorted(weights.stored(name) for name in unused)),
+        converted=weights.converted,
+        dtype=type_name(dtype),
+    )
+
+
+def _use_first_names(weights: WeightSource, family: Family, table: dict[str, Names]) -> None:
+    """A tensor with two names may be in the file under the second alone."""
+    for head in family.heads.values():
+        for second, first in second_names(head, table).items():
+            if second in weights.names and first not in weights.names:
+                weights.rename({second: first})
+
+
+def _refuse_untied(weights: WeightSource, names: dict[str, str]) -> None:
+    for second, first in names.items():
+        if {first, second} <= weights.names and not weights.same(first, second):
+            raise CheckpointError(
+                f"{weights.file_of(second)}: '{weights.stored(second)}' has other values than "
+                f"'{weights.stored(first)}': an output layer of its own "
+                "(tie_word_embeddings: false)",
+                "The output layer is always the table of the vocabulary, with one bias. For "
+                "another task, or bare (pretune.load(SOURCE, bare=True)), the model can be used.",
+            )
+
+
+def _match(
+    model: nn.Module, weights: WeightSource, table: dict[str, Names]
+) -> tuple[dict[str, Names], list[str]]:
+    """Which of the file's tensors make up each of ours, and which of ours have none."""
+    plan: dict[str, Names] = {}
+    missing = []
+    for ours, tensor in model.state_dict().items():
+        names = table.get(ours)
+        if names is None or not weights.names.issuperset(names.parts):
+            missing.append(ours)
+            continue
+        wanted = [tensor.shape[0] // len(names.parts), *tensor.shape[1:]]  # the parts are alike
+        if names.transposed:
+            wanted.reverse()
+        for name in names.parts:
+            if weights.shape(name) != wanted:
+                raise CheckpointError(
+                    f"{weights.file_of(name)}: '{weights.stored(name)}' is {weights.shape(name)}, "
+                    f"but config.json makes it {wanted}",
+                    "The weights and config.json are not of the same model.",
+                )
+        plan[ours] = names
+    return plan, missing
+
+
+def _dtype_of(weights: WeightSource, plan: dict[str, Names]) -> torch.dtype:
+    """The type for a model that is to lose nothing."""
+    found = (weights.dtype(name) for names in plan.values() for name in names.parts)
+    return common_dtype(dtype or torch.float32 for dtype in found)
+
+
+def _tensor(weights: WeightSource, names: Names, dtype: torch.dtype) -> Tensor:
+    """One of our tensors, put together from the file's."""
+    if len(names.parts) == 1 and not names.transposed:
+        return weights.read(names.parts[0], dtype)
+    rows, *others = weights.shape(names.parts[0])[:: -1 if names.transposed else 1]
+    whole = torch.empty(rows * len(names.parts), *others, dtype=dtype)
+    for name, part in zip(names.parts, whole.chunk(len(names.parts)), strict=True):
+        weights.read_into(name, part.t() if names.transposed else part)
+    return whole
+
+
+def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path) -> None:
+    start = "" if head == "backbone" else "backbone."
+    optional = tuple(start + name for name in family.optional)
+    reader = family.heads[head].pooled
+    if reader and f"{reader}.weight" not in missing:  # a trained one, of what it was trained with
+        optional = ()
+    needed = [name for name in missing if name.startswith(start) and not name.startswith(optional)]
+    if needed:
+        raise CheckpointError(
+            f"{folder}: the weights lack {len(needed)} tensors of the {family.model_type} model: "
+            f"{_some(tuple(needed))}",
+            "The file is of another model, or incomplete: copy it again.",
+        )
+
+
+def _initialise_missing(model: nn.Module, backbone: Backbone, missing: list[str]) -> None:
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in missing):
+        part = model.get_submodule(owner)
+        part.to_empty(device="cpu", recurse=False)
+        backbone.init_weights(part)

@@ -1,0 +1,75 @@
+"""The weights of a folder, whatever their format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pretune.checkpoints.config import read_object
+from pretune.checkpoints.pickle import Pickled
+from pretune.checkpoints.tensorflow.bert import TensorFlowCheckpoint, find_tensorflow
+from pretune.checkpoints.weights import Safetensors, WeightSource
+from pretune.errors import CheckpointError
+from pretune.models.config import brief
+
+
+def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = False) -> WeightSource:
+    """The weights of a folder, whatever their format.
+
+    Args:
+        folder: with `model.safetensors` or an index of its shards; Google's `bert_model.ckpt.*`;
+            or `pytorch_model.bin`.
+        allow_pickle: read `pytorch_model.bin` too, by torch's restricted unpickler.
+        mapped: as for `Safetensors`.
+
+    Raises:
+        CheckpointError: there are none, they are damaged, or a pickle that was not allowed.
+    """
+    if (folder / "model.safetensors").is_file():
+        return Safetensors([folder / "model.safetensors"], mapped=mapped)
+    if (folder / "model.safetensors.index.json").is_file():
+        return Safetensors(_shards(folder / "model.safetensors.index.json"), mapped=mapped)
+    single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
+    if not single.is_file() and not index.is_file():
+        prefix = find_tensorflow(folder)
+        if prefix is not None:
+            return TensorFlowCheckpoint(prefix)
+        raise CheckpointError(
+            f"{folder}: no weights here",
+            "Expected model.safetensors or model.safetensors.index.json. (From the Hub, "
+            "pytorch_model.bin is fetched only where pickles are allowed: --allow-pickle.)",
+        )
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{folder}: only pytorch_model.bin here, a pickle, which can run code when opened",
+            "Get the model as model.safetensors (most Hub repositories have it), or, if you trust "
+            "where it came from, turn it into one: pretune convert SOURCE FOLDER --allow-pickle "
+            "(to use it as it is: --allow-pickle, or model.allow_pickle=true in a recipe)",
+        )
+    return Pickled(_shards(index) if index.is_file() else [single])
+
+
+def tensorflow_names(folder: Path) -> set[str]:
+    """The names of the tensors in Google's checkpoint, none where there is no such.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    prefix = find_tensorflow(folder)
+    return set() if prefix is None else TensorFlowCheckpoint(prefix).names
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index}: not a weight index", "Copy the file again.")
+    files = []
+    for name in sorted(set(names.values())):
+        path = index.parent / name
+        # os.path, because Path's raise where a name is too long.
+        if os.path.basename(name) != name or not os.path.isfile(path):
+            raise CheckpointError(
+                f"{index}: names the shard '{brief(name)}', which is not there", "Copy all shards."
+            )
+        files.append(path)
+    return files

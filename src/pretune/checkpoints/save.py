@@ -1,0 +1,57 @@
+"""Saving weights and configuration so that transformers opens them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from pretune.checkpoints.names import Family, name_table
+from pretune.checkpoints.weights import common_dtype, type_name
+from pretune.models.lora import merged_state
+
+
+def save_model(
+    model: nn.Module,
+    folder: Path,
+    family: Family,
+    head: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `config.json` and `model.safetensors`, in the type the model is in; adapters merged.
+
+    Args:
+        model: a backbone, or a model that holds one as `backbone`.
+        folder: exists.
+        family: gives the published names.
+        head: which of the family's heads the model has.
+        extra: more entries of `config.json`, e.g. `id2label`.
+    """
+    backbone = model if head == "backbone" else model.get_submodule("backbone")
+    config = {
+        **backbone.config.to_dict(),  # type: ignore[union-attr, operator]
+        "architectures": [family.heads[head].architecture],
+        "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
+        **(extra or {}),
+    }
+    table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
+    tensors = {}
+    for ours, value in merged_state(model).items():
+        names = table[ours]
+        for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
+            lying = part.t() if names.transposed else part
+            tensors[name] = lying.detach().cpu().contiguous()
+    # Aside first: the model may be a window on the very file that is written.
+    aside = folder / ".model.safetensors.tmp"
+    try:
+        save_file(tensors, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / "model.safetensors")
+    finally:
+        aside.unlink(missing_ok=True)
+    text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

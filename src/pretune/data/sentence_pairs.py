@@ -1,0 +1,276 @@
+"""Pairs of segments for next-sentence and sentence-order prediction.
+
+A record is a document; a segment is one or more of its sentences (Devlin et al. 2019, appendix
+A.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretune.data.masking import PAIRS, Streams
+from pretune.data.records import Records
+from pretune.data.whole_words import Segmenter, word_numbers
+from pretune.errors import DataError
+from pretune.text.sentence_ends import sentences
+from pretune.tokenizers.tokenizer import Tokenizer
+
+Array = NDArray[Any]
+
+#: Documents from which random segments were taken lately.
+KEPT = 256
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some tokens of a text, without special ones.
+
+    Attributes:
+        ids: `[n]` int32.
+        words: `[n]` int32: which word of the text each belongs to.
+    """
+
+    ids: Array
+    words: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice) -> Tokens:
+        return Tokens(self.ids[which], self.words[which])
+
+    @classmethod
+    def join(cls, parts: Sequence[Tokens]) -> Tokens:
+        """End to end; words are counted on."""
+        shift, words = 0, []
+        for part in parts:
+            words.append(part.words + shift)
+            shift += int(part.words[-1]) + 1 if len(part) else 0
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate(words))
+
+
+def encode_all(
+    texts: Sequence[str], tokenizer: Tokenizer, segment: Segmenter | None
+) -> list[Tokens]:
+    """The tokens of texts, whole and without special tokens, tokenized in parallel.
+
+    Names of special tokens in a text are text, as in a prepared corpus.
+    """
+    encodings = tokenizer.encode_bare(texts, literal=True)
+    return [
+        Tokens(np.array(one.ids, dtype=np.int32), word_numbers(one, text, segment))
+        for one, text in zip(encodings, texts, strict=True)
+    ]
+
+
+class Document:
+    """The sentences of a text, tokenized when they are asked for."""
+
+    def __init__(self, text: str, encode: Callable[[Sequence[str]], list[Tokens]]) -> None:
+        self._texts, self._encode = [text[start:end] for start, end in sentences(text)], encode
+        self._known: list[Tokens | None] = [None] * len(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, number: int) -> Tokens:
+        found = self._known[number]
+        if found is None:
+            (found,) = self._encode([self._texts[number]])
+            self._known[number] = found
+        return found
+
+    def all(self) -> list[Tokens]:
+        """All sentences that have tokens."""
+        missing = [number for number, known in enumerate(self._known) if known is None]
+        found = self._encode([self._texts[number] for number in missing])
+        for number, sentence in zip(missing, found, strict=True):
+            self._known[number] = sentence
+        return [sentence for sentence in self._known if sentence is not None and len(sentence)]
+
+
+class RecordDocuments:
+    """The documents of some records, in the column `text`.
+
+    Args:
+        records: the documents.
+        tokenizer: of the model.
+        segment: finds words.
+    """
+
+    def __init__(
+        self, records: Records, tokenizer: Tokenizer, segment: Segmenter | None = None
+    ) -> None:
+        self.origin, self._records = records.origin, records
+        self._encode: Callable[[Sequence[str]], list[Tokens]] = lambda texts: encode_all(
+            texts, tokenizer, segment
+        )
+        self.document = lru_cache(KEPT)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _read(self, row: int) -> Document:
+        return Document(self._records.text(row, "text"), self._encode)
+
+
+class Part(Protocol):
+    """Some tokens of a document: themselves, or where they are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: slice, /) -> Self: ...
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Parts that follow each other as one."""
+
+
+P = TypeVar("P", bound=Part)
+P_co = TypeVar("P_co", bound=Part, covariant=True)
+
+
+class Sentences(Protocol[P_co]):
+    """The sentences of a document."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> P_co: ...
+
+    def all(self) -> Sequence[P_co]:
+        """All sentences that have tokens."""
+
+
+class Documents(Protocol[P_co]):
+    """Where pairs are made from."""
+
+    @property
+    def origin(self) -> str:
+        """Its name in errors."""
+
+    def __len__(self) -> int: ...
+
+    def document(self, row: int, /) -> Sentences[P_co]:
+        """A document, by its number."""
+
+
+@dataclass(frozen=True)
+class Pair(Generic[P]):
+    """Two segments.
+
+    Attributes:
+        first: with the segment id 0.
+        second: with the segment id 1.
+        label: nsp: 0 if the second follows the first, 1 if it is from another document; sop: 0 if
+            they are in their order, 1 if they are swapped. As transformers numbers them.
+    """
+
+    first: P
+    second: P
+    label: int
+
+
+class PairMaker(Generic[P]):
+    """Makes pairs of documents, the same ones at each time.
+
+    Args:
+        documents: with their sentences.
+        kind: what the second segment is besides the next one: `nsp`: from another document; `sop`:
+            the one before (Lan et al. 2020, section 3.1).
+        room: the most tokens of a pair, at least 2.
+        short: this share of pairs aims at a random smaller number of tokens.
+    """
+
+    def __init__(
+        self,
+        documents: Documents[P],
+        *,
+        kind: Literal["nsp", "sop"],
+        room: int,
+        short: float = 0.1,
+    ) -> None:
+        self._documents, self._kind, self._room, self._short = documents, kind, room, short
+
+    def pairs(self, row: int, copy: int = 0) -> Iterator[Pair[P]]:
+        """The pairs of a document; each copy splits it otherwise.
+
+        Sentences are gathered until they fill the room, and cut in two between two of them; by
+        even odds the second part gives way to another one. What a random segment pushed aside
+        begins the next pair. A sentence left alone makes no pair, as nothing follows it: so both
+        labels are equally likely, whatever the documents are like.
+
+        Raises:
+            DataError: `nsp`, and no other document has any text.
+        """
+        stream = Streams(0, copy, PAIRS).at(row)
+        parts = self._documents.document(row).all()
+        begin = 0
+        while begin < len(parts) - 1:
+            target = self._room
+            if stream.random() < self._short:
+                target = int(stream.integers(2, self._room + 1))
+            end = _gather(parts, begin, target)
+            middle = int(stream.integers(begin + 1, end))
+            join = type(parts[0]).join
+            first, second = join(parts[begin:middle]), parts[middle:end]
+            other = bool(stream.random() < 0.5)
+            begin = end
+            if other and self._kind == "nsp":
+                begin = middle
+                second = self._elsewhere(row, target - len(first), stream)
+            yield self._pair(first, join(second), int(other))
+
+    def _pair(self, first: P, second: P, label: int) -> Pair[P]:
+        """Cut to the room: from the far ends, so that what was next to each other stays so."""
+        left, right = _fit(len(first), len(second), self._room)
+        first, second = first[len(first) - left :], second[:right]
+        if label and self._kind == "sop":
+            first, second = second, first
+        return Pair(first, second, label)
+
+    def _elsewhere(self, row: int, wanted: int, stream: np.random.Generator) -> list[P]:
+        """Sentences from a random place of a random other document."""
+        others = len(self._documents) - 1
+        start = int(stream.integers(others)) if others else 0
+        for step in range(others):
+            document = self._documents.document((row + 1 + (start + step) % others) % (others + 1))
+            found: list[P] = []
+            first = int(stream.integers(len(document))) if len(document) else 0
+            for number in range(first, len(document)):
+                found.append(document[number])
+                if sum(map(len, found)) >= wanted:
+                    break
+            if any(map(len, found)):
+                return found
+        raise DataError(
+            f"{self._documents.origin}: no two records have text, so no segment can come from "
+            "another document",
+            "A record is a document (task.next=nsp); task.next=sop or none needs only one.",
+        )
+
+
+def _gather(sentences: Sequence[Part], begin: int, target: int) -> int:
+    """Where to stop so that there are `target` tokens, and two sentences."""
+    end, total = begin, 0
+    while end < len(sentences) and (total < target or end < begin + 2):
+        total += len(sentences[end])
+        end += 1
+    return end
+
+
+def _fit(first: int, second: int, room: int) -> tuple[int, int]:
+    """How much of each to keep: the longer one gives way first."""
+    half = room // 2
+    if first + second <= room:
+        return first, second
+    if first <= half:
+        return first, room - first
+    if second <= room - half:
+        return room - second, second
+    return half, room - half

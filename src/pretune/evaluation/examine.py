@@ -1,0 +1,214 @@
+"""Every example of some data: its loss, the answer, and whether that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from pretune.bundle.bundle import Bundle
+from pretune.data.batch import Array, FeatureSet, PackedBatch
+from pretune.data.records import Records
+from pretune.errors import DataError
+from pretune.inference.predict import the_task
+from pretune.tasks.base import AnyTask
+from pretune.tasks.features import record_features
+from pretune.tasks.grading import EachLoss, Grade
+from pretune.training.validation import choose_device, evaluate_features, precision_context
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example with what became of it.
+
+    Attributes:
+        record: which record (0-based) it is, or a part of.
+        features: the numbers of its sequences.
+        loss: the sum over its terms, in nats (of `regress` in squared units of the score).
+        terms: how many these are.
+        tokens: how long it is, in tokens; of a text in several windows, the sum of theirs.
+        grade: the answer beside the truth.
+    """
+
+    record: int
+    features: tuple[int, ...]
+    loss: float
+    terms: int
+    tokens: int
+    grade: Grade
+
+    @property
+    def mean_loss(self) -> float:
+        """The loss of a term; NaN where there is none."""
+        return self.loss / self.terms if self.terms else float("nan")
+
+
+@dataclass(frozen=True)
+class Examined:
+    """All examples of some data.
+
+    Attributes:
+        bundle: the model that was asked.
+        records: where they come from.
+        features: what the model read.
+        examples: in the order of the data.
+        losses: `[features]` the loss of a term of each.
+        metrics: as `evaluate` gives them.
+        details: as `evaluate` gives them.
+    """
+
+    bundle: Bundle
+    records: Records
+    features: FeatureSet
+    examples: tuple[Example, ...]
+    losses: Array
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+    @property
+    def task(self) -> AnyTask:
+        """What was asked."""
+        return the_task(self.bundle)
+
+    @cached_property
+    def sums(self) -> Array:
+        """`[N, 2 + K]` float64, for `Task.figures`."""
+        rows = [(e.loss, e.terms, *e.grade.counts) for e in self.examples]
+        return np.array(rows, dtype=np.float64)
+
+    def worst_first(self) -> list[int]:
+        """The numbers of the examples, those with the highest loss of a term first."""
+        losses = np.nan_to_num([-example.mean_loss for example in self.examples], nan=np.inf)
+        return [int(i) for i in np.argsort(losses, kind="stable")]
+
+    def places(self) -> tuple[str, list[int]]:
+        """Where each example stands in its file: `line` or `row`, and their numbers (1-based)."""
+        records = self.records
+        if records.lines is not None:
+            lines = records.lines
+            return "line", [lines[example.record] for example in self.examples]
+        numbers = records.numbers or range(1, len(records) + 1)
+        return "row", [numbers[example.record] for example in self.examples]
+
+    def text(self, number: int) -> dict[str, str]:
+        """What to show of an example: its columns, or the text of its sequence."""
+        example, task = self.examples[number], self.task
+        if task.each_sequence:
+            begin, end = self.features.starts[example.features[0] :][:2]
+            ids = self.features.tokens[begin:end].tolist()
+            return {"text": self.bundle.tokenizer.decode(ids, skip_special=False)}
+        row = self.records.rows[example.record]
+        return {name: _as_text(row[name]) for name in task.shown if name in row}
+
+
+def _as_text(value: Any) -> str:
+    """A cell as people read it; of a list its words, characters or texts."""
+    if not isinstance(value, list):
+        return "" if value is None else str(value)
+    texts = [str(item) for item in value]
+    if any(" " in text for text in texts):
+        return " | ".join(texts)
+    return ("" if all(len(text) == 1 for text in texts) else " ").join(texts)
+
+
+def examine(
+    bundle: Bundle,
+    records: Records,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> Examined:
+    """Ask a model about each of some labelled records.
+
+    Args:
+        bundle: with a task.
+        records: with their targets.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: as in `precision_context`.
+        batch_tokens: tokens at a time; changes memory and speed only.
+        progress: called with the number of sequences done, and of all.
+
+    Raises:
+        PretuneError: the model has no task, or a record cannot be used.
+    """
+    task, target = the_task(bundle), choose_device(device)
+    features = record_features(task, records, bundle.tokenizer, evaluation=True)
+    if not len(features):
+        raise DataError(
+            f"{records.origin}: no record has anything to ask the model about",
+            "Name other data.",
+        )
+    model = bundle.model.to(target).eval()
+    parts: dict[int, Any] = {}
+    sums, terms = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)
+
+    def keep(batch: PackedBatch, outputs: Any) -> None:
+        index = batch.index.numpy()
+        parts.update(zip(index.tolist(), task.predict(outputs, batch), strict=True))
+        each = task.each_loss(outputs, batch)
+        if each is None:
+            with precision_context(target, precision):
+                each = _one_by_one(bundle, features, batch)
+        sums[index] = each.sums.cpu().double().numpy()
+        terms[index] = each.counts.cpu().numpy()
+
+    whole = evaluate_features(
+        *(task, model, features),
+        batch_tokens=batch_tokens,
+        device=target,
+        precision=precision,
+        progress=None if progress is None else lambda done: progress(done, len(features)),
+        watch=keep,
+    )
+    grade = task.grader(records)
+    examples = []
+    for record, group in _groups(task, features):
+        answer = task.combine([parts[i] for i in group], records.rows[record])
+        lengths = features.lengths[group]
+        examples.append(
+            Example(
+                record=record,
+                features=tuple(group),
+                loss=float(sums[group].sum()),
+                terms=int(terms[group].sum()),
+                tokens=int(lengths.sum() if task.windows else lengths.max()),
+                grade=grade(answer, record),
+            )
+        )
+    losses = sums / np.maximum(terms, 1)
+    return Examined(
+        bundle, records, features, tuple(examples), losses, whole.metrics, whole.details
+    )
+
+
+def batch_of(task: AnyTask, features: FeatureSet, which: int) -> PackedBatch:
+    """One feature, as it is evaluated."""
+    return task.augment(features.batch(np.array([which])), 0, -1)
+
+
+def _one_by_one(bundle: Bundle, features: FeatureSet, batch: PackedBatch) -> EachLoss:
+    task = the_task(bundle)
+    found = []
+    for index in batch.index.tolist():
+        alone = batch_of(task, features, index).to(batch.tokens.device)
+        one = task.each_loss(task.forward(bundle.model, alone), alone)
+        assert one is not None  # noqa: S101 - as `each_loss` promises
+        found.append(one)
+    return EachLoss(torch.cat([x.sums for x in found]), torch.cat([x.counts for x in found]))
+
+
+def _groups(task: AnyTask, features: FeatureSet) -> list[tuple[int, list[int]]]:
+    """The record of each example, and the numbers of its features."""
+    records = features.records.tolist()
+    if task.each_sequence:
+        return [(record, [index]) for index, record in enumerate(records)]
+    own: dict[int, list[int]] = {}
+    for index, record in enumerate(records):
+        own.setdefault(record, []).append(index)
+    return list(own.items())

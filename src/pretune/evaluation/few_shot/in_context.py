@@ -1,0 +1,295 @@
+"""Asking a language model with examples in its prompt.
+
+Brown et al. 2020, "Language Models are Few-Shot Learners", section 2.4. An answer is chosen by how
+probable the model finds each of the possible ones after the prompt, or by what it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretune.bundle.bundle import Bundle
+from pretune.decoding.sampling import Decoding
+from pretune.errors import DataError, PretuneError, did_you_mean
+from pretune.evaluation.few_shot.result import Guess
+from pretune.evaluation.few_shot.template import Template
+from pretune.inference.generate import TextGenerator
+from pretune.inference.likelihood import Pair, Scorer
+
+Floats = NDArray[np.float64]
+
+#: How an answer is chosen; see docs/prompting.md.
+SCORES = (
+    "likelihood",
+    "mean",
+    "per_character",
+    "per_byte",
+    "calibrated",
+    "pmi",
+    "generate",
+)
+#: Tokens that are generated beyond those of the longest answer, where it is to be found in a text.
+MARGIN = 4
+
+
+@dataclass(frozen=True)
+class FewShotOptions:
+    """How to ask.
+
+    Attributes:
+        shots: how many examples before the question; each number is a measurement of its own.
+        seeds: the draws of the examples; each is a measurement of its own (no shots: one).
+        template: how an example is written out; None: a line for each column, and the answer.
+        label: the column of the labels.
+        answers: what stands for each label in a prompt: a map from what the data says, or the
+            labels themselves; None: the labels that occur.
+        score: one of `SCORES`.
+        balanced: draw as many examples of each label as possible; False: at random.
+        separator: between examples.
+        content_free: what stands in all fields where `calibrated` asks for the model's bias
+            (Zhao et al. 2021, section 5).
+        limit: the most rows to evaluate.
+
+    Raises:
+        PretuneError: a value makes no sense.
+    """
+
+    shots: Sequence[int] = (0, 1, 5)
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    template: str | None = None
+    label: str = "label"
+    answers: Mapping[str, str] | Sequence[str] | None = None
+    score: str = "likelihood"
+    balanced: bool = True
+    separator: str = "\n\n"
+    content_free: Sequence[str] = ("N/A", "[MASK]", "")
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise PretuneError(f"unknown score '{self.score}'", did_you_mean(self.score, SCORES))
+        for name in ("shots", "seeds"):
+            values = list(getattr(self, name))
+            if not values or not all(isinstance(n, int) for n in values):
+                raise PretuneError(f"{name}: expected whole numbers, not {values}")
+            if min(values) < 0 or len(set(values)) < len(values):
+                raise PretuneError(f"{name}: {values} has a negative or a repeated number")
+        if self.limit is not None and self.limit < 1:
+            raise PretuneError(f"limit must be 1 or more, not {self.limit}")
+        if not self.content_free:
+            raise PretuneError("content_free: give at least one text")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of the data, read.
+
+    Attributes:
+        values: what is filled into the template.
+        label: the number of its label.
+        where: its place, for errors and predictions.
+    """
+
+    values: dict[str, str]
+    label: int
+    where: str
+
+
+@dataclass
+class _Prompt:
+    """A question as the model is asked.
+
+    Attributes:
+        question: the row.
+        shots: how many examples are before it.
+        pairs: the prompt with each of the answers, as tokens.
+    """
+
+    question: Question
+    shots: int
+    pairs: list[Pair]
+
+
+@dataclass
+class FewShot:
+    """A model with a template and the possible answers.
+
+    Attributes:
+        bundle: from `pretune.bundle.bundle.load`.
+        scorer: asks the model.
+        template: how an example is written out.
+        answers: the possible answers.
+        options: how to ask.
+        device: of the generator, for the score `generate`.
+    """
+
+    bundle: Bundle
+    scorer: Scorer
+    template: Template
+    answers: list[str]
+    options: FewShotOptions
+    device: str = "auto"
+    _premises: Floats | None = field(default=None, repr=False)
+
+    def ask(
+        self,
+        questions: Sequence[Question],
+        shots: Sequence[Question],
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Guess]:
+        """The answers to some questions after the same examples.
+
+        Raises:
+            DataError: a question is too long for the model even without examples.
+        """
+        found: dict[int, Guess] = {}
+        groups: dict[int, list[int]] = {}
+        prompts = [self._prompt(question, shots) for question in questions]
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(prompt.shots, []).append(i)
+        # Prompts with as many examples have the same beginning.
+        for count, which in groups.items():
+            shown = shots[len(shots) - count :]
+            begun = len(found)
+
+            def done(pairs: int, begun: int = begun) -> None:
+                if progress is not None:
+                    progress(begun + pairs // len(self.answers))
+
+            choose = self._written if self.options.score == "generate" else self._scored
+            guesses = choose([prompts[i] for i in which], shown, done)
+            found.update(zip(which, guesses, strict=True))
+        return [found[i] for i in range(len(questions))]
+
+    def text(self, values: Mapping[str, str], shots: Sequence[Question]) -> str:
+        """A prompt: the examples, and the question up to the answer."""
+        parts = [self.template.example(s.values, self.answers[s.label]) for s in shots]
+        return self.options.separator.join([*parts, self.template.question(values)])
+
+    def _pairs(self, values: Mapping[str, str], shots: Sequence[Question]) -> list[Pair]:
+        text = self.text(values, shots)
+        return [self.scorer.pair(text, answer) for answer in self.answers]
+
+    def _prompt(self, question: Question, shots: Sequence[Question]) -> _Prompt:
+        """With as many of the last examples as the model has room for."""
+        most = self.scorer.model.context_length
+        for dropped in range(len(shots) + 1):
+            pairs = self._pairs(question.values, shots[dropped:])
+            longest = max(pair.length for pair in pairs)
+            longest += MARGIN if self.options.score == "generate" else 0
+            if most is None or longest <= most:
+                return _Prompt(question, len(shots) - dropped, pairs)
+        raise DataError(
+            f"{question.where}: {longest} tokens as a question, but the model reads {most}",
+            "Shorten that text or the template, or take the row out.",
+        )
+
+    def _scored(
+        self,
+        prompts: Sequence[_Prompt],
+        shots: Sequence[Question],
+        progress: Callable[[int], None],
+    ) -> list[Guess]:
+        """By the likelihood of each answer."""
+        pairs = [pair for prompt in prompts for pair in prompt.pairs]
+        scores = self._likelihoods(pairs, progress)
+        kind = self.options.score
+        if kind == "mean":
+            tokens = [len(pair.continuation) for pair in pairs]
+            scores = scores / np.array(tokens).reshape(scores.shape)
+        elif kind in ("per_character", "per_byte"):
+            sizes = [len(a if kind == "per_character" else a.encode()) for a in self.answers]
+            scores = scores / np.array(sizes)
+        elif kind == "calibrated":
+            scores = _normalized(scores) - self._bias(shots)
+        elif kind == "pmi":
+            scores = scores - self._unconditional()
+        best = scores.argmax(1)
+        named = [dict(zip(self.answers, row, strict=True)) for row in scores.tolist()]
+        return [
+            Guess(p.question.where, self.answers[p.question.label], self.answers[i], p.shots, each)
+            for p, i, each in zip(prompts, best, named, strict=True)
+        ]
+
+    def _likelihoods(
+        self, pairs: Sequence[Pair], progress: Callable[[int], None] | None = None
+    ) -> Floats:
+        """`[N, answers]`: the log-likelihoods of pairs that come by question."""
+        found = self.scorer.score(pairs, progress=progress)
+        return np.array([one.total for one in found]).reshape(-1, len(self.answers))
+
+    def _bias(self, shots: Sequence[Question]) -> Floats:
+        """`[answers]`: log-probability of each answer where there is nothing to judge.
+
+        Zhao et al. 2021, section 5: the mean over content-free inputs, W = diag(p)^-1, b = 0.
+
+        Raises:
+            PretuneError: no room for the examples and such an input.
+        """
+        pairs = []
+        for text in self.options.content_free:
+            pairs += self._pairs(dict.fromkeys(self.template.columns, text), shots)
+        most = self.scorer.model.context_length
+        if most is not None and max(pair.length for pair in pairs) > most:
+            raise PretuneError(
+                f"no room in the model's {most} tokens for the examples and a content-free input",
+                "Take fewer --shots, or shorter content_free texts.",
+            )
+        chances = np.exp(_normalized(self._likelihoods(pairs))).mean(0)
+        return np.asarray(np.log(chances))
+
+    def _unconditional(self) -> Floats:
+        """`[answers]`: their log-likelihood after the end of the template alone.
+
+        Holtzman et al. 2021, equation 2: the domain premise.
+        """
+        if self._premises is None:
+            premise = self.template.premise.lstrip()
+            pairs = [self.scorer.pair(premise, answer) for answer in self.answers]
+            self._premises = self._likelihoods(pairs)[0]
+        return self._premises
+
+    def _written(
+        self,
+        prompts: Sequence[_Prompt],
+        shots: Sequence[Question],
+        progress: Callable[[int], None],
+    ) -> list[Guess]:
+        """By what the model writes."""
+        writer = TextGenerator.of(self.bundle, template=None, device=self.device)
+        longest = max(len(pair.continuation) for prompt in prompts for pair in prompt.pairs)
+        decoding = Decoding(temperature=0, max_new_tokens=longest + MARGIN)
+        asked = [self.scorer.encode(self.text(p.question.values, shots).rstrip()) for p in prompts]
+        texts: dict[int, str] = {}
+        for piece in writer.stream(asked, decoding):
+            if piece.done is not None:
+                texts[piece.prompt] = piece.done.text
+                progress(len(texts) * len(self.answers))
+        guesses = []
+        for i, prompt in enumerate(prompts):
+            answer = find_answer(texts[i], self.answers)
+            truth = self.answers[prompt.question.label]
+            guesses.append(Guess(prompt.question.where, truth, answer, prompt.shots, text=texts[i]))
+        return guesses
+
+
+def find_answer(text: str, answers: Sequence[str]) -> str | None:
+    """The answer a text begins with, whatever its case, as whole words; the longest of several."""
+    start = text.strip().casefold()
+    for answer in sorted(answers, key=len, reverse=True):
+        wanted = answer.strip().casefold()
+        rest = start.removeprefix(wanted)
+        begins = rest != start
+        # In a script without spaces a word has no end to look for.
+        if begins and not (wanted[-1:].isascii() and rest[:1].isalnum()):
+            return answer
+    return None
+
+
+def _normalized(scores: Floats) -> Floats:
+    """Log-likelihoods as log-probabilities among the answers."""
+    return np.asarray(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))

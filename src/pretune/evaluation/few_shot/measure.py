@@ -1,0 +1,149 @@
+"""In-context learning measured: a language model answers from a few examples, untrained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pretune.bundle.bundle import Bundle
+from pretune.data.records import Records
+from pretune.errors import DataError, PretuneError, did_you_mean
+from pretune.evaluation.few_shot.in_context import FewShot, FewShotOptions, Question
+from pretune.evaluation.few_shot.result import Cell, FewShotResult, cell_of
+from pretune.evaluation.few_shot.shots import draw_shots
+from pretune.evaluation.few_shot.template import Template
+from pretune.inference.likelihood import Scorer
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
+
+
+def measure(
+    bundle: Bundle,
+    data: Records,
+    train: Records | None = None,
+    options: FewShotOptions | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> FewShotResult:
+    """How well a language model answers from examples alone.
+
+    Args:
+        bundle: a language model.
+        data: what to evaluate on.
+        train: where the examples are drawn from; None: from `data`, and whatever is an example
+            in any of the measurements is left out of all of them.
+        options: how to ask.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto`, `float32` or `bf16`.
+        batch_tokens: tokens at a time; changes memory and speed only.
+        progress: called with the number of questions done and of all.
+
+    Raises:
+        PretuneError: bad data, template or answers, or not a language model.
+    """
+    options = options or FewShotOptions()
+    scorer = Scorer.of(bundle, device=device, precision=precision, batch_tokens=batch_tokens)
+    task = _labels(options, data if train is None else train)
+    template = _template(options, [data] if train is None else [data, train])
+    asker = FewShot(bundle, scorer, template, task.labels, options, device)
+    rows = _questions(data, task, template, options.label)
+    pool = rows if train is None else _questions(train, task, template, options.label)
+    drawn = _draws(options, pool, data if train is None else train)
+    used = set() if train is not None else {row for shots in drawn.values() for row in shots}
+    asked = [row for i, row in enumerate(rows) if i not in used][: options.limit]
+    if not asked:
+        raise DataError(
+            f"{data.origin}: all {len(rows)} rows are examples, none is left to evaluate",
+            "Draw the examples from another file (--train), or take fewer --shots and --seeds.",
+        )
+    cells: list[Cell] = []
+    for (count, seed), shots in drawn.items():
+        before = len(cells) * len(asked)
+
+        def done(questions: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + questions, len(drawn) * len(asked))
+
+        guesses = asker.ask(asked, [pool[i] for i in shots], done)
+        cells.append(cell_of(count, seed, guesses, asker.answers))
+    truth = Counter(asker.answers[row.label] for row in asked)
+    return FewShotResult(
+        template.text, tuple(asker.answers), options.score, len(asked), truth, cells
+    )
+
+
+def _draws(
+    options: FewShotOptions, pool: Sequence[Question], origin: Records
+) -> dict[tuple[int, int], list[int]]:
+    """The examples of each measurement, by number of shots and seed."""
+    most = max(options.shots)
+    if most > len(pool):
+        raise DataError(
+            f"{origin.origin}: {len(pool)} rows to draw {most} examples from", "Take fewer --shots."
+        )
+    labels = [row.label for row in pool]
+    return {
+        (count, seed): draw_shots(labels, count, seed, balanced=options.balanced)
+        for count in options.shots
+        for seed in (options.seeds if count else options.seeds[:1])
+    }
+
+
+def _labels(options: FewShotOptions, records: Records) -> Classify:
+    """The task that knows the labels."""
+    answers = options.answers
+    if answers is not None:
+        answers = dict(answers) if isinstance(answers, Mapping) else list(answers)
+        shown = list(answers.values()) if isinstance(answers, dict) else answers
+        if len(set(shown)) < 2 or not all(isinstance(a, str) and a.strip() for a in shown):
+            raise PretuneError(
+                f"answers: {', '.join(map(repr, shown))}", "Give at least two, none of them empty."
+            )
+    task = Classify(ClassifyOptions(labels=answers))
+    task.fit(_labelled(records, options.label))
+    return task
+
+
+def _labelled(records: Records, label: str) -> Records:
+    """Records with their labels in the column that `Classify` reads."""
+    if label not in records.columns:
+        raise DataError(
+            f"{records.origin}: no column '{label}' for the labels; it has "
+            + ", ".join(repr(name) for name in records.columns),
+            f"{did_you_mean(label, records.columns)} Say which one it is with --label COLUMN",
+        )
+    return records.mapped({"label": label}, ["label"])
+
+
+def _template(options: FewShotOptions, sources: Sequence[Records]) -> Template:
+    common = [name for name in sources[0].columns if all(name in s.columns for s in sources)]
+    if options.template is None:
+        return Template.of_columns(common, options.label)
+    return Template.parse(options.template, common, options.label)
+
+
+def _questions(records: Records, task: Classify, template: Template, label: str) -> list[Question]:
+    labelled = _labelled(records, label)
+    ids = {name: i for i, name in enumerate(task.labels)}
+    found = []
+    for row in range(len(records)):
+        values = {name: records.text(row, name) for name in template.columns}
+        number = task.label_id(labelled, row, ids)
+        found.append(Question(values, number, records.where(row)))
+    return found
+
+
+def options_from(values: Mapping[str, Any]) -> FewShotOptions:
+    """`FewShotOptions` by name.
+
+    Raises:
+        PretuneError: there is no such option, or a value makes no sense.
+    """
+    known = list(FewShotOptions.__dataclass_fields__)
+    for name in values:
+        if name not in known:
+            raise PretuneError(f"prompt has no option '{name}'", did_you_mean(name, known))
+    return FewShotOptions(**values)

@@ -1,0 +1,1 @@
+"""Many runs: plans, costs, sweeps, seeds, the ladder."""

@@ -1,0 +1,391 @@
+"""`pretune sweep`: many short trainings in search of good values for a recipe.
+
+Optuna chooses what to try (by default tree-structured Parzen estimators: Bergstra et al. 2011,
+"Algorithms for Hyper-Parameter Optimization", section 4) and keeps the study in an SQLite file, so
+that a sweep that was stopped, or killed, goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pretune.checkpoints.atomic_io import atomic_text
+from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
+from pretune.experiments.search_space import Space, check_spaces
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.base import lower_is_better
+from pretune.tasks.builtin import task_class
+from pretune.training.data import fit, read_data
+from pretune.training.run import Interrupted, train_recipe
+from pretune.training.tracking import flat
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+BEST = "best.yaml"
+STUDY = "study.db"
+LOCK = "sweep.lock"
+Direction = Literal["auto", "maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One training of a sweep.
+
+    Attributes:
+        number: its run folder is `output/trial-NUMBER`.
+        state: finished; failed (it diverged, or the recipe refuses the values together); stopped
+            (killed or interrupted, to be tried again).
+        values: what it tried, by the recipe's keys.
+        metric: what came out; None if nothing did.
+        seconds: of wall-clock time; None if it was killed.
+        folder: its run.
+        error: why it failed.
+    """
+
+    number: int
+    state: Literal["finished", "failed", "stopped"]
+    values: dict[str, Any]
+    metric: float | None
+    seconds: float | None
+    folder: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        output: its folder.
+        metric: what was compared, on the validation data.
+        direction: whether more or less of it is better.
+        trials: the finished ones best first, then the others by their numbers.
+        best_recipe: the file with the best trial's recipe; None if no trial finished.
+    """
+
+    output: str
+    metric: str
+    direction: Literal["maximize", "minimize"]
+    trials: tuple[TrialResult, ...]
+    best_recipe: str | None
+
+    @property
+    def done(self) -> int:
+        """How many trials need not be repeated."""
+        return sum(trial.state != "stopped" for trial in self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+class SweepStopped(Exception):  # noqa: N818 - not an error
+    """The sweep was stopped from outside; finished trials are kept.
+
+    Attributes:
+        result: what there is so far.
+        signal: which one asked.
+    """
+
+    def __init__(self, result: SweepResult, signal: int) -> None:
+        super().__init__(f"stopped after {result.done} trials")
+        self.result, self.signal = result, signal
+
+
+@dataclass
+class Sweep:
+    """A search: what to try and how.
+
+    Attributes:
+        recipe: of all trials; its output folder is the sweep's.
+        spaces: what is tried.
+        metric: what is compared; default: what picks the recipe's best checkpoint.
+        direction: `auto` knows that less loss is better.
+        study: the SQLite file; default `output/study.db`.
+        seed: of the search.
+        quiet: show no progress.
+        say: tells the person how it goes.
+    """
+
+    recipe: Recipe
+    spaces: Sequence[Space]
+    metric: str | None = None
+    direction: Direction = "auto"
+    study: str | Path | None = None
+    seed: int = 0
+    quiet: bool = False
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+    def run(self, trials: int) -> SweepResult:
+        """Train until there are `trials` trials, those of earlier calls included.
+
+        A trial that diverges, or whose values the recipe refuses together, counts as a failed one;
+        one that was killed is tried again.
+
+        Raises:
+            PretuneError: bad ranges, data or model; another sweep's study; every trial failed.
+            SweepStopped: SIGINT or SIGTERM came.
+        """
+        check_spaces(self.recipe, list(self.spaces))
+        metric = self._checked_metric()
+        _optuna()  # before a folder is made
+        with _locked(self._output):
+            study = self._open(metric)
+            self._repeat_killed(study)
+            while (current := self._result(study, metric)).done < trials:
+                self._one(study, metric, f"{current.done + 1} of {trials}")
+        if current.best_recipe is None:
+            errors = [trial.error for trial in current.trials if trial.error]
+            raise RunError(
+                f"{self._output}: all {len(errors)} trials failed; the last one: {errors[-1]}",
+                "Try ranges that start lower, in another folder: output=FOLDER.",
+            )
+        return current
+
+    @property
+    def _output(self) -> Path:
+        return Path(self.recipe.output)
+
+    def _folder(self, number: int) -> str:
+        return str(self._output / f"trial-{number}")
+
+    def _checked_metric(self) -> str:
+        """The metric to compare; the data is read to know which there are."""
+        kind = task_class(self.recipe.task.name)
+        name = self.metric or self.recipe.train.best or kind.best_by
+        records, held_out = read_data(self.recipe)
+        if held_out is None:
+            raise RunError(
+                "a sweep compares metrics of validation data, and the recipe has none",
+                "Give data.validation=FILE, or hold some back: data.validation=0.1",
+            )
+        task = kind(self.recipe.task)
+        fit(task, records)
+        known = ["loss", *task.metrics().result()]
+        if name not in known:
+            raise RunError(f"no metric is called '{name}'", did_you_mean(name, known))
+        return name
+
+    def _open(self, metric: str) -> optuna.Study:
+        """The study, made or found; one that was made for something else is refused."""
+        from sqlalchemy import URL
+        from sqlalchemy.exc import SQLAlchemyError
+
+        lib = _optuna()
+        path = Path(self.study or self._output / STUDY)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage = lib.storages.RDBStorage(
+                URL.create("sqlite", database=str(path)).render_as_string()
+            )
+            study: optuna.Study = lib.create_study(
+                storage=storage,
+                study_name="pretune",
+                direction=self._direction(metric),
+                load_if_exists=True,
+            )
+            self._compare(study, self._described(metric), path)
+        except (OSError, SQLAlchemyError, RuntimeError, lib.exceptions.OptunaError) as error:
+            reason = str(error).split("\n")[0]
+            raise RunError(
+                f"{path}: is no study of pretune's, or cannot be written ({reason})",
+                "Name another file with --study FILE.db.",
+            ) from None
+        known = {trial.number for trial in study.get_trials(deepcopy=False)}
+        for folder in sorted(self._output.glob("trial-*")):
+            number = folder.name.removeprefix("trial-")
+            if not number.isdecimal() or int(number) not in known:
+                raise RunError(
+                    f"{folder}: is there, but {path} knows no such trial",
+                    "Choose another folder with output=FOLDER, or remove this one.",
+                )
+        return study
+
+    def _direction(self, metric: str) -> Literal["maximize", "minimize"]:
+        if self.direction != "auto":
+            return self.direction
+        return "minimize" if lower_is_better(metric) else "maximize"
+
+    def _described(self, metric: str) -> dict[str, str]:
+        """What all trials of a study have in common, by the name it has in an error."""
+        given = {key: text for key, text in flat(self.recipe).items() if key != "output"}
+        given = {key: text for key, text in given.items() if not key.startswith("track.")}
+        ranges = {f"--over {space.key}": space.text for space in self.spaces}
+        for space in self.spaces:
+            given.pop(space.key, None)
+        return {
+            **given,
+            **ranges,
+            "--metric": metric,
+            "--direction": self._direction(metric),
+            "--seed": str(self.seed),
+        }
+
+    def _compare(self, study: optuna.Study, now: Mapping[str, str], path: Path) -> None:
+        then = study.user_attrs.get("sweep")
+        if then is None and not study.get_trials(deepcopy=False):
+            study.set_user_attr("sweep", dict(now))
+            return
+        there = then or {}
+        differing = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+        if differing:
+            shown = [f"{key}: {there.get(key)} there, {now.get(key)} now" for key in differing[:8]]
+            raise RunError(
+                "\n  ".join([f"{path}: holds another sweep; they differ in", *shown]),
+                "Choose another folder with output=FOLDER, or repeat the command as it was.",
+            )
+
+    def _repeat_killed(self, study: optuna.Study) -> None:
+        """Trials that were being trained when the process died: failed, and to be tried again."""
+        running = _optuna().trial.TrialState.RUNNING
+        for trial in study.get_trials(deepcopy=False, states=(running,)):
+            self.say(f"trial {trial.number} was killed; it is tried again")
+            self._give_back(study, trial.number, trial.params)
+
+    def _give_back(self, study: optuna.Study, number: int, params: Mapping[str, Any]) -> None:
+        study.tell(number, state=_optuna().trial.TrialState.FAIL)
+        if params:
+            study.enqueue_trial(dict(params))
+
+    def _one(self, study: optuna.Study, metric: str, place: str) -> None:
+        """Choose values, train with them, and tell the study what came out."""
+        # By the trial's number, so that a sweep that was stopped goes on as if it had not been.
+        upcoming = len(study.get_trials(deepcopy=False))
+        state = np.random.SeedSequence([self.seed, upcoming]).generate_state(1)
+        study.sampler = _optuna().samplers.TPESampler(seed=int(state[0]))
+        trial = study.ask()
+        values = {space.key: space.value(_draw(trial, space)) for space in self.spaces}
+        shown = "  ".join(f"{key}={yaml12.inline(value)}" for key, value in values.items())
+        self.say(f"trial {trial.number} ({place}): {shown}")
+        chosen = {**values, "output": self._folder(trial.number), **self._picked_by(metric)}
+        try:
+            value = self._value(chosen, metric)
+        except BaseException as stopped:
+            if isinstance(stopped, PretuneError) and self._of_values(stopped):
+                trial.set_user_attr("error", stopped.message)
+                study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+                self.say(f"trial {trial.number} failed: {stopped.message}")
+                return
+            self._give_back(study, trial.number, trial.params)
+            if isinstance(stopped, Interrupted | KeyboardInterrupt):
+                number = getattr(stopped, "signal", signal.SIGINT)
+                raise SweepStopped(self._result(study, metric), number) from None
+            raise
+        study.tell(trial, value)
+        self.say(f"trial {trial.number}: {metric} {value:.4f}")
+
+    def _value(self, chosen: Mapping[str, Any], metric: str) -> float:
+        """Train with these values.
+
+        Raises:
+            PretuneError: the recipe refuses them together, or nothing came out.
+        """
+        result = train_recipe(self.recipe.changed(chosen), quiet=self.quiet)
+        value = result.metrics[metric]
+        if not math.isfinite(value):
+            raise RunError(f"{metric} is {value}")
+        return value
+
+    def _of_values(self, error: PretuneError) -> bool:
+        """Whether other values may do better.
+
+        Data or a model that cannot be read is the same in every trial, where only keys of `train`
+        are tried.
+        """
+        sections = {space.key.partition(".")[0] for space in self.spaces}
+        return isinstance(error, RecipeError | RunError) or sections != {"train"}
+
+    def _picked_by(self, metric: str) -> dict[str, str]:
+        """A trial's best checkpoint is picked by what trials are compared by, unless told."""
+        return {} if self.recipe.train.best else {"train.best": metric}
+
+    def _result(self, study: optuna.Study, metric: str) -> SweepResult:
+        """What there is so far; the best recipe is written as well."""
+        direction = self._direction(metric)
+        trials = [self._trial(one) for one in study.get_trials(deepcopy=False) if self._over(one)]
+        sign = 1 if direction == "minimize" else -1
+        found = [one for one in trials if one.metric is not None]
+        found.sort(key=lambda one: sign * (one.metric or 0.0))
+        best = None
+        if found:
+            values = {**found[0].values, "output": str(self._output / "best")}
+            best = self._output / BEST
+            recipe = self.recipe.changed({**values, **self._picked_by(metric)})
+            if not best.is_file() or best.read_text(encoding="utf-8") != recipe.to_yaml():
+                atomic_text(best, recipe.to_yaml())
+        rest = [one for one in trials if one.metric is None]
+        return SweepResult(
+            str(self._output),
+            metric,
+            direction,
+            (*found, *rest),
+            None if best is None else str(best),
+        )
+
+    def _over(self, one: FrozenTrial) -> bool:
+        """Whether nothing more happens to a trial, and all its values had been drawn."""
+        return one.state.is_finished() and all(space.key in one.params for space in self.spaces)
+
+    def _trial(self, one: FrozenTrial) -> TrialResult:
+        error = one.user_attrs.get("error")
+        finished = one.value is not None
+        state: Literal["finished", "failed", "stopped"]
+        state = "finished" if finished else "failed" if error else "stopped"
+        values = {space.key: space.value(one.params[space.key]) for space in self.spaces}
+        seconds = None if one.duration is None else one.duration.total_seconds()
+        return TrialResult(
+            one.number, state, values, one.value, seconds, self._folder(one.number), error
+        )
+
+
+def _draw(trial: optuna.Trial, space: Space) -> Any:
+    if space.choices:
+        return trial.suggest_categorical(space.key, space.choices)
+    assert space.low is not None  # noqa: S101 - for the type checker
+    assert space.high is not None  # noqa: S101 - for the type checker
+    if space.whole:
+        return trial.suggest_int(space.key, int(space.low), int(space.high), log=space.log)
+    return trial.suggest_float(space.key, space.low, space.high, log=space.log)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise RunError(
+            f"a sweep needs Optuna ({error})", "Install it with: pip install 'pretune[tune]'"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else sweeps into this folder; the system lets go of the lock when a process dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK).open("w")
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{folder}: another sweep is at work there", "Wait for it, or use output=FOLDER."
+            ) from None
+        yield

@@ -1,0 +1,109 @@
+"""Text generation: prompts in, continuations out, as they are written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Self
+
+from pretune.bundle.bundle import Bundle
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.writer import Generation, Piece, Prompt, Writer
+from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
+from pretune.models.language_model import LanguageModel
+from pretune.tasks.dialogue.templated import TemplateLayout
+from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.training.validation import precision_context
+
+
+class TextGenerator(Prompted):
+    """A model that writes.
+
+    Args:
+        model: a `LanguageModel`.
+        tokenizer: of the model.
+        batch_size: continuations at a time; changes memory and speed only.
+        template: prompts that are texts are the user's messages, laid out by this.
+        stop_texts: at which a text is over, as at `stop_tokens`; they are not part of it.
+        options: as `Prompted`'s.
+
+    Raises:
+        RunError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 16,
+        template: TemplateLayout | None = None,
+        stop_texts: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(model, tokenizer, **options)
+        self._template = template
+        self._writer = Writer(
+            model,
+            tokenizer,
+            device=self.device,
+            batch_size=batch_size,
+            stop_tokens=self._stop_tokens,
+            stop_texts=stop_texts,
+            context=partial(precision_context, self.device, self._precision),
+        )
+
+    @classmethod
+    def of(cls, bundle: Bundle, **options: Any) -> Self:
+        """As `Prompted.of`; a model that was trained with a chat template is asked with it."""
+        template = options.setdefault("template", template_of(bundle))
+        if template is not None:
+            ends = template.ends()
+            options.setdefault("stop_tokens", stop_tokens_of(bundle) | ends.tokens)
+            options.setdefault("stop_texts", ends.texts)
+        return super().of(bundle, **options)
+
+    def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
+        """As `Prompted.prompt`; of a message that is too long for half the context, the end."""
+        plain = super().prompt(given, number)
+        if self._template is None or not isinstance(given, str):
+            return plain
+        room = self.model.context_length
+        return self._template.history([given], sys.maxsize if room is None else room // 2).ids
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
+    ) -> list[Generation]:
+        """All continuations: those of the first prompt, those of the second, ...
+
+        Raises:
+            PretuneError: as `stream`.
+        """
+        return self._writer.write(*self._checked(prompts, decoding))
+
+    def stream(
+        self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
+    ) -> Iterator[Piece]:
+        """Continuations piece by piece, as they come; those of several prompts take turns.
+
+        Args:
+            prompts: texts, or token ids.
+            decoding: how; default: `Decoding()`.
+
+        Raises:
+            PretuneError: a prompt or a stop token cannot be used; names it.
+        """
+        yield from self._writer.stream(*self._checked(prompts, decoding))
+
+    def _checked(
+        self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None
+    ) -> tuple[list[Prompt], Decoding]:
+        decoding = decoding or Decoding()
+        if decoding.stop_tokens is not None:
+            check_stop_tokens(frozenset(decoding.stop_tokens), self.model.vocab_size)
+        found = []
+        for number, given in enumerate(prompts, start=1):
+            ids = self.prompt(given, number)
+            found.append(Prompt(given if isinstance(given, str) else tuple(given), ids))
+        return found, decoding

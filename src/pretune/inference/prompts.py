@@ -1,0 +1,217 @@
+"""What a model generates from and where it ends: prompts as tokens, stop tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Self, cast
+
+from torch import nn
+
+from pretune.bundle.bundle import Bundle
+from pretune.errors import DataError, PretuneError, RunError
+from pretune.models.heads.pooled import HEADS
+from pretune.models.language_model import LanguageModel
+from pretune.tasks.dialogue.instruct import Instruct
+from pretune.tasks.dialogue.templated import TemplateLayout
+from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.training.validation import choose_device
+
+
+def language_model(bundle: Bundle) -> LanguageModel:
+    """A bundle's model as one that generates.
+
+    Raises:
+        RunError: it does not read from left to right, or was trained for something else.
+    """
+    model = bundle.model
+    if bundle.task is None and bundle.backbone.causal:
+        # A checkpoint of a language model without a task of ours: its output layer is its table.
+        model = HEADS["causal_lm"](bundle.backbone, 0)
+    if getattr(model, "opening", None) is not None:
+        where = bundle.report.source if bundle.report else "this model"
+        raise RunError(
+            f"{where}: a {bundle.family.model_type} model translates; it does not go on from a "
+            "prompt",
+            "Ask it with: pretune predict RUN TEXT",
+        )
+    if hasattr(model, "start") and hasattr(model, "step"):
+        return cast(LanguageModel, model)
+    where = bundle.report.source if bundle.report else "this model"
+    trained = "" if bundle.task is None else f", trained for the task {bundle.task.name},"
+    raise RunError(
+        f"{where}: a {bundle.family.model_type} model{trained} cannot generate text",
+        "Name a language model that reads from left to right, such as a GPT-2.",
+    )
+
+
+def template_of(bundle: Bundle, *, always: bool = False) -> TemplateLayout | None:
+    """The chat template of a model that was trained with one; None: it was not.
+
+    Args:
+        bundle: the model.
+        always: also where it was trained for something else, if its tokenizer has one.
+
+    Raises:
+        CheckpointError: the template is not valid.
+    """
+    if isinstance(bundle.task, Instruct):
+        return bundle.task.layout(bundle.tokenizer)
+    return TemplateLayout.of(bundle.tokenizer) if always else None
+
+
+def token_named(tokenizer: Tokenizer, name: str) -> int | None:
+    """The id of a special token, of those too that only `tokenizer_config.json` knows."""
+    token = tokenizer.special.get(name, tokenizer.settings.get(name))
+    if isinstance(token, dict):  # the long form: {"content": "</s>", "lstrip": false, ...}
+        token = token.get("content")
+    if not isinstance(token, str):
+        return None
+    found: int | None = tokenizer.engine.token_to_id(token)
+    return found
+
+
+def stop_tokens_of(bundle: Bundle) -> frozenset[int]:
+    """The tokens after which a text of the model is over.
+
+    The tokenizer's end-of-text token, else what `config.json` says; and of a GPT-2 with a BERT
+    vocabulary `[SEP]`, which ends a text, and `[CLS]`, which begins the next.
+    """
+    names = ("eos_token", "sep_token", "cls_token")
+    found = {token_named(bundle.tokenizer, name) for name in names}
+    if token_named(bundle.tokenizer, "eos_token") is None:
+        found.add(getattr(bundle.backbone.config, "eos_token_id", None))
+    return frozenset(_within(found, bundle.tokenizer.vocab_size))
+
+
+def start_token_of(bundle: Bundle) -> int | None:
+    """What stands for the beginning of a text, where there is no prompt."""
+    config = bundle.backbone.config
+    candidates = [
+        token_named(bundle.tokenizer, "bos_token"),
+        getattr(config, "bos_token_id", None),
+        token_named(bundle.tokenizer, "eos_token"),
+    ]
+    return next(iter(_within(candidates, bundle.tokenizer.vocab_size)), None)
+
+
+def _within(ids: Collection[int | None], vocab_size: int) -> list[int]:
+    return [i for i in ids if isinstance(i, int) and 0 <= i < vocab_size]
+
+
+def prompt_tokens(
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    stops: Collection[int],
+    start: int | None,
+    vocab_size: int,
+    number: int = 1,
+) -> list[int]:
+    """The tokens of a prompt; the end-of-text that a tokenizer adds to every text is left out.
+
+    Args:
+        tokenizer: of the model.
+        prompt: a text, or token ids as they are.
+        stops: the stop tokens.
+        start: what stands for an empty prompt.
+        vocab_size: of the model.
+        number: of the prompt, from 1, for errors.
+
+    Raises:
+        DataError: an empty prompt to a model without a beginning-of-text token, a text that is not
+            Unicode, or a token id that the model does not have.
+    """
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+        wrong = [i for i in ids if not 0 <= i < vocab_size]
+        if wrong:
+            raise DataError(
+                f"prompt {number}: token {wrong[0]} is not one of the model's {vocab_size:,}"
+            )
+    else:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"prompt {number}: not valid Unicode", "Give it in UTF-8.") from None
+        (encoded,) = tokenizer.encode([prompt])
+        ids, offsets = encoded.ids, encoded.offsets
+        # Only what the tokenizer added is at (0, 0): a [SEP] that a person typed stays.
+        while len(ids) > 1 and ids[-1] in stops and offsets[len(ids) - 1] == (0, 0):
+            ids = ids[:-1]
+    if not ids and start is not None:
+        ids = [start]
+    if not ids:
+        raise DataError(
+            f"prompt {number}: empty, and the model has no beginning-of-text token",
+            "Give it a first word.",
+        )
+    return ids
+
+
+def check_stop_tokens(stops: Collection[int], vocab_size: int) -> None:
+    """Whether the model has them.
+
+    Raises:
+        PretuneError: one it has not; names it.
+    """
+    for token in stops:
+        if not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise PretuneError(f"stop_tokens: {token!r} is not one of the model's {vocab_size:,}")
+
+
+class Prompted:
+    """A language model with what it takes to ask it: the ground of whoever writes or scores.
+
+    Args:
+        model: a `LanguageModel`.
+        tokenizer: of the model.
+        stop_tokens: after which a text is over; the tokenizer may add them to the end of a text.
+        start_token: what stands for an empty text.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto`, `float32` or `bf16`.
+
+    Raises:
+        RunError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        stop_tokens: Collection[int] = (),
+        start_token: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = choose_device(device)
+        if isinstance(model, nn.Module):
+            model.to(self.device).eval()
+        self._stop_tokens = frozenset(stop_tokens)
+        self._start_token = start_token
+        self._precision = precision
+
+    @classmethod
+    def of(cls, bundle: Bundle, **options: Any) -> Self:
+        """From what `pretune.bundle.bundle.load` gives; `options` as above.
+
+        Raises:
+            RunError: it is not a language model that reads from left to right.
+        """
+        model = language_model(bundle)
+        options.setdefault("stop_tokens", stop_tokens_of(bundle))
+        options.setdefault("start_token", start_token_of(bundle))
+        return cls(model, bundle.tokenizer, **options)
+
+    def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
+        """The tokens of a prompt; see `prompt_tokens`."""
+        return prompt_tokens(
+            self.tokenizer,
+            given,
+            stops=self._stop_tokens,
+            start=self._start_token,
+            vocab_size=self.model.vocab_size,
+            number=number,
+        )

@@ -1,0 +1,1 @@
+"""What a data set or a model is made of."""

@@ -1,0 +1,184 @@
+"""Counts that grow with what there is to see, not with the rows: lengths, scripts, [UNK]."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+from pretune.data.cells import is_missing
+from pretune.render.charts import Box
+from pretune.tokenizers.tokenizer import Tokenizer
+
+#: A Chinese or Japanese character counts as a word: there are no spaces to go by.
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(f"[{_HAN}]|[^\\W{_HAN}]+(?:['’][^\\W{_HAN}]+)*")
+#: Most pieces of text that are remembered as unknown, so that memory is bounded.
+_MOST_UNKNOWN = 10_000
+
+#: Blocks of the Unicode standard, by their first and last character, under the name of a script.
+_BLOCKS = (
+    (0x0041, 0x024F, "Latin"),
+    (0x1E00, 0x1EFF, "Latin"),
+    (0xFF21, 0xFF5A, "Latin"),
+    (0x0370, 0x03FF, "Greek"),
+    (0x0400, 0x052F, "Cyrillic"),
+    (0x0590, 0x05FF, "Hebrew"),
+    (0x0600, 0x077F, "Arabic"),
+    (0x0900, 0x097F, "Devanagari"),
+    (0x0E00, 0x0E7F, "Thai"),
+    (0x3040, 0x30FF, "Kana"),
+    (0x31F0, 0x31FF, "Kana"),
+    (0x3400, 0x4DBF, "CJK"),
+    (0x4E00, 0x9FFF, "CJK"),
+    (0xF900, 0xFAFF, "CJK"),
+    (0x20000, 0x3FFFF, "CJK"),
+    (0x1100, 0x11FF, "Hangul"),
+    (0xAC00, 0xD7AF, "Hangul"),
+)
+
+
+def count_words(text: str) -> int:
+    """Words; each Chinese or Japanese character is one."""
+    return len(_WORD.findall(text))
+
+
+def script_shares(characters: Mapping[str, int]) -> dict[str, float]:
+    """The share of each script among the letters, by Unicode block, most frequent first."""
+    found: Counter[str] = Counter()
+    for character, count in characters.items():
+        if character.isalpha():
+            found[_script(ord(character))] += count
+    total = max(found.total(), 1)
+    return {name: count / total for name, count in found.most_common()}
+
+
+def _script(code: int) -> str:
+    return next((name for first, last, name in _BLOCKS if first <= code <= last), "other")
+
+
+@dataclass
+class Lengths:
+    """How often each length occurs: exact quantiles, whatever the number of rows.
+
+    Attributes:
+        counts: of each length.
+    """
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        """How many lengths were counted."""
+        return self.counts.total()
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 of none."""
+        total = sum(length * count for length, count in self.counts.items())
+        return total / max(self.rows, 1)
+
+    def quantile(self, share: float) -> int:
+        """The least length that at least this share of the rows does not exceed; 0 of none."""
+        needed, ordered = share * self.rows, sorted(self.counts)
+        sums = accumulate(self.counts[length] for length in ordered)
+        return next((n for n, seen in zip(ordered, sums, strict=True) if seen >= needed), 0)
+
+    def share_over(self, limit: int) -> float:
+        """The share of the rows that are longer."""
+        over = sum(count for length, count in self.counts.items() if length > limit)
+        return over / max(self.rows, 1)
+
+    def box(self) -> Box:
+        """The quartiles, and the middle nine tenths."""
+        return Box(*(float(self.quantile(share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)))
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-ready."""
+        shares = {"median": 0.5, "p95": 0.95, "max": 1.0, "min": 0.0}
+        return {"mean": self.mean, **{name: self.quantile(s) for name, s in shares.items()}}
+
+
+@dataclass
+class Unknown:
+    """What of the texts becomes [UNK].
+
+    Attributes:
+        tokens: of all texts, special ones included.
+        lost: how many of these are [UNK].
+        pieces: how often each character (or word, where all its characters are known by
+            themselves) was lost.
+        places: the row in which each was first.
+    """
+
+    tokens: int = 0
+    lost: int = 0
+    pieces: Counter[str] = field(default_factory=Counter)
+    places: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        share = self.lost / max(self.tokens, 1)
+        return {"tokens": self.tokens, "unk": self.lost, "share": share, "pieces": self.pieces}
+
+
+class TokenCounter:
+    """Tokens of texts, or of pairs of them, as a model would read them, uncut.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.unknown = Unknown()
+        self._engine = tokenizer.engine
+        self._lost = tokenizer.special_id("unk_token")
+        self._knows = cache(self._known)
+
+    def count(self, rows: Sequence[int], texts: Sequence[Sequence[str]]) -> list[int]:
+        """How many tokens each record has.
+
+        Args:
+            rows: which records these are.
+            texts: of each, its texts: one or a pair; more are joined.
+        """
+        inputs: Any = [
+            tuple(parts) if len(parts) == 2 else "\n".join(parts)  # a pair has its own layout
+            for parts in texts
+        ]
+        encodings = self._engine.encode_batch(inputs)
+        for row, parts, encoding in zip(rows, texts, encodings, strict=True):
+            self.unknown.tokens += len(encoding.ids)
+            if self._lost is not None and self._lost in encoding.ids:
+                whole = parts if len(parts) == 2 else ["\n".join(parts)]
+                self._note(row, whole, encoding)
+        return [len(encoding.ids) for encoding in encodings]
+
+    def _note(self, row: int, parts: Sequence[str], encoding: Any) -> None:
+        places = zip(encoding.ids, encoding.offsets, encoding.sequence_ids, strict=True)
+        for token, (start, end), source in places:
+            if token != self._lost or source is None:
+                continue
+            self.unknown.lost += 1
+            piece = parts[source][start:end]
+            for lost in [c for c in piece if not self._knows(c)] or [piece]:
+                if lost in self.unknown.pieces or len(self.unknown.pieces) < _MOST_UNKNOWN:
+                    self.unknown.pieces[lost] += 1
+                    self.unknown.places.setdefault(lost, row)
+
+    def _known(self, character: str) -> bool:
+        return self._lost not in self._engine.encode(character, add_special_tokens=False).ids
+
+
+def count_types(values: Iterable[Any]) -> Counter[str]:
+    """How often each kind of value occurs; empty texts, nulls and NaN are "missing"."""
+    return Counter("missing" if is_missing(value) else _kind(value) for value in values)
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true/false", int: "whole number", float: "number", dict: "object"}
+    return names.get(type(value), type(value).__name__)

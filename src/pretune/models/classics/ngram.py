@@ -1,0 +1,380 @@
+"""The baseline that counts: n-grams with interpolated modified Kneser-Ney smoothing.
+
+Chen & Goodman 1999, "An empirical study of smoothing techniques for language modeling", section 3;
+how n-grams at the beginning of a text are counted is as in Heafield et al. 2013 ("Scalable Modified
+Kneser-Ney Language Model Estimation", section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretune.errors import DataError
+from pretune.models.classics.common import Reading
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+#: In a window: before the beginning-of-text symbol.
+BEFORE = -1
+#: D1, D2, D3+ where the counts of counts say nothing (KenLM's `--discount_fallback`).
+FALLBACK = (0.5, 1.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Level:
+    """All n-grams of one length.
+
+    Attributes:
+        keys: `[M]` ascending: (which n-gram of the level below its first n - 1 tokens are) times
+            the number of symbols, plus its last token.
+        probability: `[M]`: of the last token after the others, interpolated all the way down.
+        backoff: `[C]`, for each n-gram of the level below: what share of the probability after it
+            goes to the context that is one token shorter; 1 where it was never gone on with.
+        discounts: D1, D2, D3+.
+    """
+
+    keys: Ints
+    probability: Floats
+    backoff: Floats
+    discounts: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class NGramState:
+    """The last tokens of each sequence.
+
+    Attributes:
+        window: `[B, n - 1]`, oldest first.
+    """
+
+    window: Ints
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.window)
+
+    def select(self, index: Tensor | Sequence[int]) -> NGramState:
+        """The states of some sequences."""
+        return NGramState(self.window[torch.as_tensor(index, dtype=torch.int64).numpy(force=True)])
+
+    def detach(self) -> NGramState:
+        """Itself: counts have no gradient."""
+        return self
+
+    def joined(self, other: NGramState) -> NGramState:
+        """The states of these sequences, then those of the other's."""
+        return NGramState(np.concatenate([self.window, other.window]))
+
+
+class NGram:
+    """An n-gram model of token ids; made by `fit`.
+
+    Args:
+        vocab_size: V: tokens are 0 to V - 1.
+        unigrams: `[V]`: probabilities without any context.
+        levels: those of 2-grams up to n-grams.
+        discounts: of the unigrams.
+
+    Class attributes:
+        context_length: None, as a text may go on without end.
+        opening: None: what is written goes on from what was read.
+    """
+
+    context_length = None
+    opening = None
+
+    def __init__(
+        self,
+        vocab_size: int,
+        unigrams: Floats,
+        levels: Sequence[Level],
+        discounts: tuple[float, float, float],
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.unigrams = unigrams
+        self.levels = tuple(levels)
+        self.discounts = discounts
+
+    @property
+    def order(self) -> int:
+        """The n of n-gram."""
+        return len(self.levels) + 1
+
+    @classmethod
+    def fit(cls, sequences: Iterable[Sequence[int]], *, order: int, vocab_size: int) -> NGram:
+        """Count, discount and interpolate.
+
+        Each sequence begins with a symbol of its own, which is seen but never predicted; no n-gram
+        reaches over a border. Memory and time grow with the number of tokens times the order.
+
+        Args:
+            sequences: token ids.
+            order: n.
+            vocab_size: V.
+
+        Raises:
+            DataError: no tokens, or one that is not in the vocabulary.
+            ValueError: an order or a vocabulary below 1.
+        """
+        if order < 1 or vocab_size < 1:
+            raise ValueError(f"order {order}, vocab_size {vocab_size}: both are at least 1")
+        symbols, position = _stream(sequences, vocab_size)
+        base = vocab_size + 1
+        found = _count(symbols, position, order, base)
+        counts = _adjusted(np.bincount(symbols, minlength=base), found)
+        discounts = _discounts(counts[0][:vocab_size])
+        cut = _discounted(counts[0][:vocab_size], discounts)
+        total = counts[0][:vocab_size].sum()
+        unigrams = cut / total + (1 - cut.sum() / total) / vocab_size
+        levels: list[Level] = []
+        below = np.append(unigrams, 0.0)  # the symbol of the beginning is never predicted
+        for counted, count in zip(found, counts[1:], strict=True):
+            levels.append(_level(counted, count, below, base))
+            below = levels[-1].probability
+        return cls(vocab_size, unigrams, levels, discounts)
+
+    def logprob(self, sequence: Sequence[int]) -> Floats:
+        """`[len(sequence)]`: the natural logarithm of each token's probability after those before.
+
+        Raises:
+            DataError: a token that is not in the vocabulary.
+        """
+        symbols, _ = _stream([sequence], self.vocab_size, empty=True)
+        tokens = symbols[1:]
+        chance = self.unigrams[tokens]
+        base = self.vocab_size + 1
+        ends = symbols  # which n-gram ends at each place; -1: none that is known
+        for level in self.levels:
+            if not len(level.keys):  # no text was so long
+                break
+            # Of the n-gram that ends in a token, the part before it ends one place earlier.
+            context = np.append(-1, ends[:-1])
+            index = _lookup(level.keys, np.where(context < 0, -1, context * base + symbols))
+            ends = index
+            context, index = context[1:], index[1:]
+            backed = np.where(context < 0, 1.0, level.backoff[context]) * chance
+            chance = np.where(index < 0, backed, level.probability[index])
+        return np.log(chance)
+
+    def distribution(self, context: Sequence[int], *, from_start: bool = True) -> Floats:
+        """`[V]`: the probability of each token after a context; they sum to 1.
+
+        Args:
+            context: token ids; all but the last n - 1 do not matter.
+            from_start: whether the text begins with them.
+
+        Raises:
+            DataError: a token that is not in the vocabulary.
+        """
+        symbols, _ = _stream([context], self.vocab_size, empty=True)
+        return self._after(symbols if from_start else symbols[1:])
+
+    def _after(self, symbols: Ints) -> Floats:
+        """The distribution after some symbols, of which the last n - 1 count."""
+        base = self.vocab_size + 1
+        chances = self.unigrams.copy()
+        for n, level in enumerate(self.levels, start=2):
+            if len(symbols) < n - 1:
+                break
+            known = self._find(symbols[len(symbols) - (n - 1) :])
+            if known < 0:
+                continue
+            low, high = np.searchsorted(level.keys, [known * base, (known + 1) * base])
+            chances *= level.backoff[known]
+            chances[level.keys[low:high] - known * base] = level.probability[low:high]
+        return chances
+
+    def _find(self, symbols: Ints) -> int:
+        """Which n-gram this is of its level, -1 if none."""
+        known = int(symbols[0])
+        for symbol, level in zip(symbols[1:], self.levels, strict=False):
+            key = np.array([known * (self.vocab_size + 1) + symbol])
+            known = int(_lookup(level.keys, key)[0])
+            if known < 0:
+                break
+        return known
+
+    def initial(self, count: int) -> NGramState:
+        """The state of `count` sequences of which nothing was read yet."""
+        window = np.full((count, self.order - 1), BEFORE, dtype=np.int64)
+        window[:, -1:] = self.vocab_size
+        return NGramState(window)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Reading]:
+        """Read the beginnings of B sequences.
+
+        Returns:
+            log-probabilities `[B, V]` of the token after each, and what to go on from.
+
+        Raises:
+            DataError: a token that is not in the vocabulary.
+        """
+        window = self.initial(len(prompts)).window
+        for row, prompt in zip(window, prompts, strict=True):
+            symbols, _ = _stream([prompt], self.vocab_size, empty=True)
+            kept = symbols[max(0, len(symbols) - len(row)) :]
+            row[len(row) - len(kept) :] = kept
+        return self._logits(window), Reading(NGramState(window))
+
+    def step(self, tokens: Tensor, reading: Reading) -> Tensor:
+        """Read one more token of each sequence, `[B]`: log-probabilities `[B, V]` of the next.
+
+        `reading` is changed in place.
+
+        Raises:
+            DataError: a token that is not in the vocabulary.
+        """
+        state = reading.state
+        assert isinstance(state, NGramState)  # noqa: S101 - for mypy
+        ids = _checked(tokens.numpy(force=True).astype(np.int64), self.vocab_size)
+        window = np.concatenate([state.window, ids[:, None]], axis=1)[:, 1:]
+        reading.state = NGramState(window)
+        return self._logits(window)
+
+    def follow(
+        self, more: Sequence[Sequence[int]], reading: Reading, *, every: bool = False
+    ) -> Tensor:
+        """As `LanguageModel.follow`.
+
+        Raises:
+            DataError: a token that is not in the vocabulary.
+        """
+        state = reading.state
+        assert isinstance(state, NGramState)  # noqa: S101 - for mypy
+        read = [
+            np.append(row, _checked(np.asarray(ids, dtype=np.int64), self.vocab_size))
+            for row, ids in zip(state.window, more, strict=True)
+        ]
+        width = state.window.shape[1]
+        reading.state = NGramState(np.stack([row[len(row) - width :] for row in read]))
+        if not every:
+            return self._logits(reading.state.window)
+        each = [row[i + 1 : i + 1 + width] for row in read for i in range(len(row) - width)]
+        return self._logits(np.stack(each))
+
+    def _logits(self, window: Ints) -> Tensor:
+        rows = [np.log(self._after(row[row != BEFORE])) for row in window]
+        return torch.from_numpy(np.stack(rows) if rows else np.empty((0, self.vocab_size)))
+
+
+def _stream(
+    sequences: Iterable[Sequence[int]], vocab_size: int, *, empty: bool = False
+) -> tuple[Ints, Ints]:
+    """All sequences end to end, each after the symbol V, and the place in its sequence of each."""
+    parts = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    lengths = np.array([len(part) + 1 for part in parts], dtype=np.int64)
+    total = int(lengths.sum())
+    if total == len(parts) and not empty:
+        raise DataError("no tokens to count n-grams of")
+    starts = np.cumsum(lengths) - lengths
+    symbols = np.full(total, vocab_size, dtype=np.int64)
+    position = np.arange(total) - np.repeat(starts, lengths)
+    symbols[position > 0] = _checked(np.concatenate(parts), vocab_size)
+    return symbols, position
+
+
+def _checked(ids: Ints, vocab_size: int) -> Ints:
+    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+        odd = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise DataError(
+            f"token {odd} is not in the vocabulary of {vocab_size:,}",
+            "Use the tokenizer that the model was fitted with.",
+        )
+    return ids
+
+
+def _lookup(keys: Ints, wanted: Ints) -> Ints:
+    """Where each wanted key is, -1 where it is not."""
+    if not len(keys):
+        return np.full_like(wanted, -1)
+    index = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    return np.where(keys[index] == wanted, index, -1)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """The n-grams of one length.
+
+    Attributes:
+        keys: as in `Level`.
+        raw: how often each occurs.
+        link: which n-gram of the level below each one is without its first token.
+        begins: whether it begins a text.
+    """
+
+    keys: Ints
+    raw: Ints
+    link: Ints
+    begins: NDArray[np.bool_]
+
+
+def _count(symbols: Ints, position: Ints, order: int, base: int) -> list[_Counted]:
+    """The n-grams of each length from 2 to `order`."""
+    found = []
+    ends = symbols  # which n-gram of the present length ends at each place
+    for n in range(2, order + 1):
+        places = np.flatnonzero(position >= n - 1)
+        keys, first, which, raw = np.unique(
+            ends[places - 1] * base + symbols[places],
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
+        first = places[first]
+        found.append(_Counted(keys, raw, ends[first], position[first] == n - 1))
+        ends = np.full_like(symbols, -1)
+        ends[places] = which
+    return found
+
+
+def _adjusted(unigrams: Ints, found: list[_Counted]) -> list[Ints]:
+    """What smoothing counts instead of occurrences, for each length from 1 on.
+
+    The longest n-grams are counted as they are, shorter ones by how many different symbols stand
+    before them; before those that begin a text there is none, so they are counted as they are too.
+    """
+    raw = [unigrams, *(level.raw for level in found)]
+    begins = [np.zeros(len(unigrams), dtype=bool), *(level.begins for level in found)]
+    counts = [
+        np.where(at_start, occurring, np.bincount(longer.link, minlength=len(occurring)))
+        for occurring, at_start, longer in zip(raw, begins, found, strict=False)
+    ]
+    return [*counts, raw[-1]]
+
+
+def _discounts(counts: Ints) -> tuple[float, float, float]:
+    """D1, D2, D3+ (Chen & Goodman 1999, equation 26): Y = t1 / (t1 + 2 t2), Dk = k - (k + 1) Y
+    t(k + 1) / tk, with tk the number of n-grams that were counted k times."""
+    t = np.bincount(counts[counts <= 4], minlength=5).astype(np.float64)
+    if not t[1:].all():
+        return FALLBACK
+    y = t[1] / (t[1] + 2 * t[2])
+    one, two, three = (float(k - (k + 1) * y * t[k + 1] / t[k]) for k in (1, 2, 3))
+    # They never exceed k. At 0 or below nothing would be left for what was not seen.
+    return (one, two, three) if min(one, two, three) > 0 else FALLBACK
+
+
+def _discounted(counts: Ints, discounts: tuple[float, float, float]) -> Floats:
+    """What is left of each count."""
+    return np.asarray(counts - np.array([0.0, *discounts])[np.minimum(counts, 3)])
+
+
+def _level(counted: _Counted, counts: Ints, below: Floats, base: int) -> Level:
+    """Interpolate one level with the one below it (equation 25)."""
+    discounts = _discounts(counts)
+    cut = _discounted(counts, discounts)
+    context = counted.keys // base
+    total = np.bincount(context, weights=counts, minlength=len(below))
+    kept = np.bincount(context, weights=cut, minlength=len(below))
+    gone_on = total > 0
+    backoff = np.where(gone_on, 1 - kept / np.where(gone_on, total, 1), 1.0)
+    probability = cut / total[context] + backoff[context] * below[counted.link]
+    return Level(counted.keys, probability, backoff, discounts)

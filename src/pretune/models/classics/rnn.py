@@ -1,0 +1,274 @@
+"""Recurrent language models: Elman's RNN, the GRU and the LSTM.
+
+- `rnn`: h = tanh(W x + U h' + b) (Elman 1990; as a language model Mikolov et al. 2010).
+- `gru`: with gates for resetting and updating (Cho et al. 2014, equations 5 to 8, the reset gate
+  behind the recurrent matrix, as cuDNN and PyTorch have it).
+- `lstm`: with a cell behind gates (Hochreiter & Schmidhuber 1997; the forget gate is that of Gers
+  et al. 2000).
+
+The steps run on PyTorch's own kernels, over sequences sorted by length: at step t only those that
+are longer than t take part, so that nothing is computed for padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretune.data.batch import PackedBatch
+from pretune.data.layout import Layout, Selection
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.models.backbone import Embeddings
+from pretune.models.classics.common import ClassicConfig, ClassicModel, ClassicOutput
+from pretune.models.config import brief
+from pretune.models.language_model import SequenceState
+from pretune.models.layers import Dropout, Embedding, Linear
+
+#: Blocks in the matrices of each kind of cell, in PyTorch's order (LSTM: input, forget, cell,
+#: output; GRU: reset, update, new).
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+
+
+@dataclass(frozen=True)
+class RnnConfig(ClassicConfig):
+    """The sizes; the defaults are the small LSTM of Zaremba et al. 2014 (section 4.1).
+
+    Attributes:
+        cell: `rnn`, `gru` or `lstm`.
+        num_hidden_layers: one upon the other.
+        dropout: of the embeddings and of each layer's output, but never from step to step
+            (Zaremba et al. 2014, figure 2).
+        tie_word_embeddings: the output layer is the table of embeddings (Press & Wolf 2017).
+    """
+
+    model_type: ClassVar[str] = "rnn"
+
+    cell: str = "lstm"
+    num_hidden_layers: int = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        self.check_classic()
+        self.check_flag("tie_word_embeddings")
+        cell = brief(self.cell)
+        if cell not in GATES:
+            raise CheckpointError(f"config: unknown cell '{cell}'", did_you_mean(cell, GATES))
+        if self.tie_word_embeddings and self.embedding_size != self.hidden_size:
+            raise CheckpointError(
+                f"config: tie_word_embeddings needs an embedding_size ({self.embedding_size}) "
+                f"equal to hidden_size ({self.hidden_size})"
+            )
+
+
+@dataclass(frozen=True)
+class RnnState:
+    """Where each sequence is.
+
+    Attributes:
+        hidden: `[L, B, hidden]`: h of each layer.
+        cell: `[L, B, hidden]`: c of each layer, for LSTMs.
+    """
+
+    hidden: Tensor
+    cell: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return self.hidden.shape[1]
+
+    def select(self, index: Tensor | Sequence[int]) -> RnnState:
+        """The states of some sequences."""
+        rows = torch.as_tensor(index, dtype=torch.int64, device=self.hidden.device)
+        cell = None if self.cell is None else self.cell.index_select(1, rows)
+        return RnnState(self.hidden.index_select(1, rows), cell)
+
+    def joined(self, other: RnnState) -> RnnState:
+        """The states of these sequences, then those of the other's."""
+        cells = [state.cell for state in (self, other) if state.cell is not None]
+        hidden = torch.cat([self.hidden, other.hidden], dim=1)
+        return RnnState(hidden, torch.cat(cells, dim=1) if cells else None)
+
+    def detach(self) -> RnnState:
+        """The same values, through which no gradient flows back."""
+        return RnnState(self.hidden.detach(), None if self.cell is None else self.cell.detach())
+
+
+@dataclass(frozen=True)
+class TimeMajor:
+    """The rows of a packed batch step by step, the longest sequence first.
+
+    Attributes:
+        order: `[B]`: which sequence comes at each place.
+        place: `[B]`: at which place each sequence comes.
+        rows: `[T]`: where each row of the sorted batch is in the packed one.
+        back: `[T]`: where each row of the packed batch is in the sorted one.
+        batch_sizes: `[longest]` int64 on the host: how many sequences have a step t.
+    """
+
+    order: Tensor
+    place: Tensor
+    rows: Tensor
+    back: Tensor
+    batch_sizes: Tensor
+
+    @classmethod
+    def of(cls, layout: Layout) -> TimeMajor:
+        """Of a layout, which remembers it."""
+        known = layout.plans.get(cls)
+        if isinstance(known, cls):
+            return known
+        lengths = np.asarray(layout.lengths, dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        place = np.argsort(order)
+        sizes = np.searchsorted(-lengths[order], -np.arange(layout.max_seqlen))
+        steps = np.arange(layout.total) - np.repeat(np.asarray(layout.starts), lengths)
+        back = (np.cumsum(sizes) - sizes)[steps] + np.repeat(place, lengths)
+        device = layout.cu_seqlens.device
+
+        def index(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(values).to(device, non_blocking=True)
+
+        plan = cls(
+            order=index(order),
+            place=index(place),
+            rows=index(np.argsort(back)),
+            back=index(back),
+            batch_sizes=torch.from_numpy(sizes.astype(np.int64)),
+        )
+        layout.plans[cls] = plan
+        return plan
+
+
+class RnnEmbeddings(Embeddings):
+    """The embeddings of the tokens, then dropout."""
+
+    def __init__(self, config: RnnConfig) -> None:
+        super().__init__()
+        self.tokens = Embedding(config.vocab_size, config.embedding_size)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """`[T, embedding]`."""
+        embedded: Tensor = self.dropout(self.tokens(batch.tokens))
+        return embedded
+
+
+class RecurrentLayer(nn.Module):
+    """One layer of cells, then dropout."""
+
+    def __init__(self, config: RnnConfig, input_size: int) -> None:
+        super().__init__()
+        self.cell = config.cell
+        width = GATES[config.cell] * config.hidden_size
+        self.input = Linear(input_size, width)
+        self.recurrent = Linear(config.hidden_size, width)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, batch_sizes: Tensor, hidden: Tensor, cell: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`[T, input]`, sorted by step, to `[T, hidden]`; `hidden` and `cell` are `[B, hidden]`."""
+        parts = [
+            *(self.input.weight, self.recurrent.weight),
+            *(self.input.bias, self.recurrent.bias),
+        ]
+        # Whether there are biases, how many layers, dropout between them, training, both ways.
+        one = (True, 1, 0.0, self.training, False)
+        last = None
+        if cell is not None:
+            begin = (hidden[None], cell[None])
+            y, first, last = torch.lstm(x, batch_sizes, begin, parts, *one)
+        else:
+            run = torch.gru if self.cell == "gru" else torch.rnn_tanh
+            y, first = run(x, batch_sizes, hidden[None], parts, *one)
+        return self.dropout(y), first[0], None if last is None else last[0]
+
+    def init_weights(self) -> None:
+        """Uniform within 1 / sqrt(hidden), biases too: PyTorch's own for recurrent layers."""
+        bound = 1 / math.sqrt(self.recurrent.in_features)
+        for parameter in self.parameters():
+            if not parameter.is_meta:
+                nn.init.uniform_(parameter, -bound, bound)
+
+
+class RnnModel(ClassicModel):
+    """Embeddings and L recurrent layers over a packed batch."""
+
+    config_class = RnnConfig
+    config: RnnConfig
+
+    def __init__(self, config: RnnConfig) -> None:
+        super().__init__(config, RnnEmbeddings(config), [])
+        inputs = [config.embedding_size, *[config.hidden_size] * (config.num_hidden_layers - 1)]
+        self.layers = nn.ModuleList(RecurrentLayer(config, size) for size in inputs)
+        self.init_weights()
+
+    @property
+    def tied(self) -> bool:
+        """As `config.json` says."""
+        return self.config.tie_word_embeddings
+
+    def init_weights(self, module: nn.Module | None = None) -> None:
+        """Fresh weights: as `Backbone`'s, and those of the recurrent layers as PyTorch's."""
+        super().init_weights(module)
+        for part in (module or self).modules():
+            if isinstance(part, RecurrentLayer):
+                part.init_weights()
+
+    def initial(self, count: int) -> RnnState:
+        """Zeros, for `count` sequences."""
+        like, config = self.embeddings.tokens.weight, self.config
+        shape = (config.num_hidden_layers, count, config.hidden_size)
+        hidden = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        return RnnState(hidden, torch.zeros_like(hidden) if config.cell == "lstm" else None)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        state: SequenceState | None = None,
+    ) -> ClassicOutput:
+        """As `ClassicModel.forward`."""
+        before = self.begin(batch, select, output_hidden_states, output_attentions, state)
+        assert isinstance(before, RnnState)  # noqa: S101 - for mypy
+        plan = TimeMajor.of(batch.layout)
+        before = before.select(plan.order)
+        embedded = self.embeddings(batch)
+        x = embedded.index_select(0, plan.rows)
+        hidden_states, hidden, cells = [embedded], [], []
+        for i, layer in enumerate(self.layers):
+            cell = None if before.cell is None else before.cell[i]
+            given = (x, plan.batch_sizes, before.hidden[i], cell)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x, last, cell = checkpoint(layer, *given, use_reentrant=False)
+            else:
+                x, last, cell = layer(*given)
+            hidden.append(last)
+            cells += [] if cell is None else [cell]
+            if output_hidden_states:
+                hidden_states.append(x.index_select(0, plan.back))
+        rows = plan.back if select is None else plan.back[select.rows]
+        return ClassicOutput(
+            last_hidden_state=x.index_select(0, rows),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            state=_stacked(hidden, cells, before).select(plan.place),
+        )
+
+
+def _stacked(hidden: Sequence[Tensor], cells: Sequence[Tensor], like: RnnState) -> RnnState:
+    """The state of all layers, in the type of the one before: autocast may have left another."""
+    kind = like.hidden.dtype
+    cell = torch.stack(tuple(cells)).to(kind) if cells else None
+    return RnnState(torch.stack(tuple(hidden)).to(kind), cell)

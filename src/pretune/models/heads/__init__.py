@@ -1,0 +1,1 @@
+"""What stands on top of a backbone: pooled, per token, over the vocabulary."""

@@ -1,0 +1,166 @@
+"""Scoring tokens over a vocabulary without ever holding all the logits.
+
+The logits of 8,192 tokens over 50,257 words are 1.6 GB, and their gradient as much again. Here they
+exist for some rows at a time: loss and gradient of those rows are computed at once, and only what
+has the size of the hidden states and of the table is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pretune.data.layout import Layout
+from pretune.models import ops
+from pretune.models.language_model import SequenceState
+
+#: Bytes of logits that may exist at a time.
+CHUNK_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a model foretold some tokens.
+
+    Attributes:
+        sum: scalar with its graph: what is minimised, summed over the tokens.
+        count: how many tokens.
+        cross_entropy: scalar without a graph: the sum of -log p, in nats.
+        z_loss: scalar without a graph: the penalty in `sum`.
+        right: how many tokens were the most probable ones; -1 in training, where nobody asks.
+        nats: `[R]` -log p of each token, without a graph.
+        state: where each sequence was left, by a model that keeps a state (`ClassicLM`).
+    """
+
+    sum: Tensor
+    count: int
+    cross_entropy: Tensor
+    z_loss: Tensor
+    right: int
+    nats: Tensor
+    state: SequenceState | None = None
+
+    def each(self, layout: Layout) -> list[float]:
+        """The cross-entropy of each sequence, in nats."""
+        parts = torch.split(self.nats, list(layout.lengths))
+        return [float(part.double().sum()) for part in parts]
+
+
+def score_tokens(
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Scores:
+    """Cross-entropy of tokens whose logits are `hidden @ table.T + bias`.
+
+    The numbers are those of `tasks/losses.py`'s `cross_entropy` on the logits, label smoothing and
+    z-loss included, in float32.
+
+    Args:
+        hidden: `[R, hidden]`.
+        table: `[vocab, hidden]`, the output layer.
+        bias: `[vocab]` or None.
+        labels: `[R]` int64.
+        smoothing: label smoothing.
+        z_loss: the weight of the penalty.
+        chunk_bytes: how much memory logits may take at a time.
+    """
+    rows = max(1, chunk_bytes // (4 * len(table)))
+    trains = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (hidden, table, bias)
+    )
+    total, plain, penalty, right, nats = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, table, bias, labels, (rows, smoothing, z_loss, trains)
+    )
+    return Scores(total, len(labels), plain, penalty, -1 if trains else int(right), nats)
+
+
+def over_vocabulary(
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    smoothing: float,
+    z_loss: float,
+) -> Tensor | Scores:
+    """`[R, hidden]` to logits `[R, vocab]`; with `labels` to scores, by `score_tokens`."""
+    if labels is None:
+        return ops.linear(hidden, table, bias)
+    return score_tokens(hidden, table, bias, labels, smoothing=smoothing, z_loss=z_loss)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        table: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        how: tuple[int, float, float, bool],
+    ) -> tuple[Tensor, ...]:
+        rows, smoothing, z_loss, trains = how
+        sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
+        right = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        nats = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        wanted = [trains and need for need in ctx.needs_input_grad[:3]]
+        grads = [
+            torch.zeros_like(t) if need and t is not None else None
+            for need, t in zip(wanted, (hidden, table, bias), strict=True)
+        ]
+        table = ops.rounded(table)
+        for start in range(0, len(labels), rows):
+            part, target = hidden[start : start + rows], labels[start : start + rows]
+            logits = ops.linear(part, table, bias).float()
+            log_z = logits.logsumexp(-1)
+            picked = logits.gather(1, target[:, None])[:, 0]
+            nats[start : start + rows] = log_z - picked
+            plain, penalty = (log_z - picked).sum(), z_loss * log_z.square().sum()
+            spread = (log_z - logits.mean(-1)).sum() if smoothing else plain
+            sums += torch.stack([(1 - smoothing) * plain + smoothing * spread, plain, penalty])
+            if not trains:
+                right += (logits.argmax(-1) == target).sum()
+                continue
+            # d/dlogits: p (1 + 2 z log Z) - (1 - s) [label] - s / C, in the memory of the logits.
+            grad = logits.sub_(log_z[:, None]).exp_()
+            if z_loss:
+                grad.mul_((1 + 2 * z_loss * log_z)[:, None])
+            grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), smoothing - 1))
+            if smoothing:
+                grad.sub_(smoothing / grad.shape[1])
+            _add_gradients(grads, grad.to(part.dtype), part, table, start)
+        sums[0] += sums[2]
+        ctx.save_for_backward(*(g for g in grads if g is not None))
+        ctx.has = [g is not None for g in grads]
+        outputs = (sums[0].clone(), sums[1].clone(), sums[2].clone(), right, nats)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        found = [next(saved) * grad if has else None for has in ctx.has]
+        return (*found, None, None)
+
+
+def _add_gradients(
+    grads: list[Tensor | None], grad: Tensor, part: Tensor, table: Tensor, start: int
+) -> None:
+    """Add what some rows of logits give to the gradients of hidden states, table and bias."""
+    to_hidden, to_table, to_bias = grads
+    if to_hidden is not None:
+        to_hidden[start : start + len(part)] = ops.linear(grad, table.t())
+    if to_table is not None:
+        to_table += ops.linear(part.t(), grad.t()).t()
+    if to_bias is not None:
+        to_bias += grad.sum(0)

@@ -1,0 +1,1 @@
+"""Model cards, staging, and the Hugging Face Hub."""

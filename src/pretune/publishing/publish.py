@@ -1,0 +1,316 @@
+"""Publishing a trained model: what is sent is made anew, and tells nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pretune.bundle.bundle import Bundle, load, save
+from pretune.checkpoints.atomic_io import atomic_folder
+from pretune.checkpoints.source import EMBEDDED, HUB_ID
+from pretune.data.readers.hub import HUB_DATASET
+from pretune.data.readers.parallel import parallel_files
+from pretune.data.records import TABLE_SUFFIXES
+from pretune.errors import RunError
+from pretune.inference.predict import the_task
+from pretune.publishing.card import model_card
+from pretune.publishing.card_data import CardFacts, DataSource
+from pretune.publishing.upload import (
+    Published,
+    StagedFile,
+    check_name,
+    hub_token,
+    staged_files,
+    upload,
+)
+from pretune.recipe.recipe import Recipe
+from pretune.training.run_folder import RECIPE, RESULT
+
+#: Entries of tokenizer_config.json that say where a file lay when it was made.
+_PLACES = re.compile(r"_?name_or_path|\w*_(?:file|path|dir|folder)")
+#: A path that starts at the root, a drive, a share or somebody's home.
+_ABSOLUTE = re.compile(r"(?:/|~|\\\\|[A-Za-z]:[\\/]|file:)")
+#: The same with at least one folder, in the middle of a text; not the end of an address.
+_PATH_IN_TEXT = re.compile(r"""(?<![\w/:.~])(?:~|/[^\s/'"]+|[A-Za-z]:)(?:[\\/][^\s\\/'"]+)+""")
+#: Values of a recipe that are words and not paths, whatever they look like.
+_WORDS = ("task.labels", "data.columns", "model.new_tokens")
+#: Keys of a recipe that name data.
+_DATA = {"data.train", "data.validation"}
+#: The formats of local files as `datasets` calls them.
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model on this machine that can be published.
+
+    Attributes:
+        folder: of the run, or of a checkpoint alone.
+        recipe: what ran; None for a checkpoint alone.
+        result: what came out; empty for a checkpoint alone.
+        start: the folder that the recipe's relative paths start from.
+    """
+
+    folder: Path
+    recipe: Recipe | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+    start: Path = field(default_factory=Path.cwd)
+
+    def is_local(self, source: str) -> bool:
+        """Whether a recipe means something on this machine's disk."""
+        # os.path, because Path's raise where a name is too long.
+        return os.path.exists(source) or os.path.exists(os.path.join(self.start, source))
+
+
+def push(
+    run: str | Path,
+    repo: str,
+    *,
+    public: bool = False,
+    license_id: str | None = None,
+    languages: Sequence[str] = (),
+    allow_pickle: bool = False,
+    say: Callable[[str], None] = print,
+) -> Published:
+    """Publish a trained model on the Hugging Face Hub.
+
+    Args:
+        run: a finished run, or a checkpoint folder.
+        repo: `owner/name`; made if there is none.
+        public: let everybody see it. An existing repository stays as private as it is.
+        license_id: as the Hub knows it, e.g. `apache-2.0`.
+        languages: as the Hub knows them, e.g. `["en"]`.
+        allow_pickle: read a checkpoint's `pytorch_model.bin`; what is sent is safetensors.
+        say: told what happens.
+
+    Raises:
+        RunError: there is no run, or an unfinished one.
+        CheckpointError: its model is damaged.
+        HubError: a wrong name, no token, or the Hub refused or could not be reached.
+    """
+    check_name(repo)
+    token = hub_token()
+    with tempfile.TemporaryDirectory(prefix="pretune-push-") as place:
+        folder = Path(place) / "model"
+        files = stage(
+            run,
+            repo,
+            folder,
+            license_id=license_id,
+            languages=languages,
+            allow_pickle=allow_pickle,
+        )
+        total = sum(file.size for file in files)
+        say(f"sending {len(files)} files, {total / 2**20:,.1f} MiB, to {repo}")
+        return upload(folder, repo, token=token, public=public, message="Publish with pretune")
+
+
+def stage(
+    run: str | Path,
+    repo: str,
+    folder: str | Path,
+    *,
+    license_id: str | None = None,
+    languages: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> tuple[StagedFile, ...]:
+    """Write what `push` would send into a new folder; needs neither network nor token.
+
+    Args:
+        run: a finished run, or a checkpoint folder.
+        repo: `owner/name`, for the card.
+        folder: must not exist; appears only when it is complete.
+        license_id: as the Hub knows it.
+        languages: as the Hub knows them.
+        allow_pickle: read a checkpoint's `pytorch_model.bin`.
+
+    Raises:
+        RunError: there is no run, or an unfinished one; or the folder cannot be written.
+        CheckpointError: its model is damaged.
+        HubError: the Hub takes no such name.
+    """
+    check_name(repo)
+    trained = find_trained(run)
+    bundle = load(trained.folder, dtype="auto", allow_pickle=allow_pickle)
+    task = the_task(bundle)
+    facts = CardFacts(
+        repo=repo,
+        task=task,
+        architecture=bundle.family.heads[task.head].architecture,
+        in_transformers=bundle.family.published,
+        parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
+        license=license_id,
+        languages=tuple(languages),
+        **_told(trained),
+    )
+    try:
+        with atomic_folder(Path(folder)) as place:
+            _fill(place, bundle, facts)
+    except FileExistsError:
+        raise RunError(f"{folder}: exists already", "Choose a new folder.") from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror})") from None
+    return staged_files(Path(folder))
+
+
+def _fill(place: Path, bundle: Bundle, facts: CardFacts) -> None:
+    """All files of a published model. They are written anew, so that nothing else comes along."""
+    tokenizer = bundle.tokenizer
+    tokenizer.settings = {k: v for k, v in tokenizer.settings.items() if not _PLACES.fullmatch(k)}
+    save(bundle, place)
+    (place / "README.md").write_text(model_card(facts), encoding="utf-8")
+    if facts.recipe is not None:
+        text = "# Of local files and folders only the names are given.\n" + facts.recipe.to_yaml()
+        (place / RECIPE).write_text(text, encoding="utf-8")
+
+
+def find_trained(run: str | Path) -> Trained:
+    """The run or checkpoint in a folder.
+
+    Raises:
+        RunError: there is none, or it is not finished; says what to push instead.
+    """
+    path = Path(os.path.expanduser(run))
+    if not os.path.isdir(path):
+        raise RunError(
+            f"{path}: no such folder",
+            "Give a run on this machine, e.g. runs/tickets, or one of its checkpoints.",
+        )
+    if (path / "config.json").is_file():
+        return Trained(path)
+    if not (path / RECIPE).is_file():
+        seeds = sorted(path.glob(f"seed-*/{RECIPE}"))
+        if seeds:
+            raise RunError(f"{path}: holds several runs", f"Push one of them: {seeds[0].parent}")
+        raise RunError(
+            f"{path}: neither a run nor a checkpoint (no {RECIPE}, no config.json)",
+            "Give a run on this machine, e.g. runs/tickets, or one of its checkpoints.",
+        )
+    if not (path / RESULT).is_file():
+        raise RunError(
+            f"{path}: the run is not finished (no {RESULT})",
+            f"Wait for it; or publish its last checkpoint, without results: {path / 'last'}",
+        )
+    recipe = Recipe.load(path / RECIPE)
+    return Trained(path, recipe, _read_result(path / RESULT), _started_in(path, recipe.output))
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    hint = f"Copy the run again; or publish its best model alone: {path.parent / 'best'}"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})", hint) from None
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: expected a JSON object", hint)
+    return found
+
+
+def _started_in(run: Path, output: str) -> Path:
+    """The folder a run was started in, if the run still lies where it was written."""
+    inside = Path(os.path.normpath(output)).parts
+    parts = run.resolve().parts
+    if not Path(output).is_absolute() and parts[-len(inside) :] == inside:
+        return Path(*parts[: -len(inside)])
+    return Path.cwd()
+
+
+def _told(trained: Trained) -> dict[str, Any]:
+    """What the card tells of the training."""
+    recipe = trained.recipe
+    if recipe is None:
+        return {}
+    training = _data_source(trained, recipe.data.train)
+    validation = None
+    if isinstance(recipe.data.validation, str):
+        validation = _data_source(trained, recipe.data.validation)
+    elif recipe.data.validation is not None:
+        validation = replace(training, held_back=recipe.data.validation)
+    base, on_hub = _base(trained, recipe.model.source)
+    return {
+        "recipe": shareable(trained, recipe),
+        "base": base,
+        "base_model": base if on_hub else None,
+        "training": training,
+        "validation": validation,
+        "result": trained.result,
+    }
+
+
+def _data_source(trained: Trained, source: str) -> DataSource:
+    match = _hub_dataset(trained, source)
+    if match:
+        return DataSource(source, match["name"], True, match["config"], match["split"])
+    return DataSource(_data_name(source), _FORMATS.get(Path(source).suffix.lower(), "text"))
+
+
+def _hub_dataset(trained: Trained, source: str) -> re.Match[str] | None:
+    if trained.is_local(source) or Path(source).suffix.lower() in TABLE_SUFFIXES:
+        return None
+    return HUB_DATASET.fullmatch(source)
+
+
+def _base(trained: Trained, source: str) -> tuple[str, bool]:
+    """What a model was trained from, and whether that is its id on the Hub."""
+    if source in EMBEDDED:
+        package = EMBEDDED[source][0].replace("_", "-")
+        return f"{source} (of the Python package {package})", False
+    match = None if trained.is_local(source) else HUB_ID.fullmatch(source)
+    if match:
+        return match["repo"], True
+    return f"{_name(source)} (a local model)", False
+
+
+def shareable(trained: Trained, recipe: Recipe) -> Recipe:
+    """A recipe in which of every local path only the last part is left."""
+
+    def shared(value: Any, key: str) -> Any:
+        if key in _WORDS:
+            return value
+        if isinstance(value, Mapping):
+            return {k: shared(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [shared(one, key) for one in value]
+        if not isinstance(value, str):
+            return value
+        if key == "description":
+            return _PATH_IN_TEXT.sub(lambda match: _name(match[0]), value)
+        if _ABSOLUTE.match(value) or _means_local(trained, key, value):
+            return _data_name(value) if key in _DATA else _name(value)
+        return value
+
+    return Recipe.of(shared(recipe.to_dict(), ""))
+
+
+def _means_local(trained: Trained, key: str, value: str) -> bool:
+    """Whether a recipe's value is a path for certain, absolute or not."""
+    if key in _DATA:
+        return _hub_dataset(trained, value) is None
+    if key == "model.from":
+        return value not in EMBEDDED and (trained.is_local(value) or not HUB_ID.fullmatch(value))
+    return key == "output"
+
+
+def _data_name(source: str) -> str:
+    """As `_name`; of two files of parallel text that of both."""
+    both = parallel_files(source)
+    return _name(source) if both is None else ",".join(_name(str(path)) for path in both)
+
+
+def _name(path: str) -> str:
+    """The last part of a path of any system."""
+    parts = [part for part in re.split(r"[\\/]", path) if part not in {"", ".", "..", "~"}]
+    return parts[-1] if parts else "local"

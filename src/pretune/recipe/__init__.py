@@ -1,0 +1,1 @@
+"""What a training run depends on, as one YAML file."""

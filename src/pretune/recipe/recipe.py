@@ -1,0 +1,209 @@
+"""A recipe: everything a training run depends on, as one small YAML file.
+
+    task:
+      name: classify
+    model:
+      from: minilm
+    data:
+      train: train.tsv
+      validation: 0.1
+
+Unknown keys are errors that name the nearest right one. What ran is saved beside the result with
+every default written out, so that `pretune train runs/x/recipe.yaml` repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+
+from pretune.data.records import TABLE_SUFFIXES, read
+from pretune.errors import RecipeError, did_you_mean
+from pretune.recipe import yaml12
+from pretune.recipe.explain import explain
+from pretune.recipe.sections import DataSection, ModelSection, Section, TrackSection
+from pretune.recipe.train_section import TrainSection
+from pretune.tasks.base import TaskOptions
+from pretune.tasks.builtin import task_class
+
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+def _task_options(value: Any) -> Any:
+    """Validate the `task:` section by the options of the task it names."""
+    if isinstance(value, str):  # `task: classify`
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        return value
+    if "name" not in value:
+        raise RecipeError("task.name is missing", "Name the task, e.g. `name: classify`.")
+    return task_class(value["name"]).options_type.model_validate(dict(value))
+
+
+class Recipe(Section):
+    """One training run, fully described."""
+
+    description: str = Field("", description="One line for people.")
+    task: Annotated[SerializeAsAny[TaskOptions], BeforeValidator(_task_options)]
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection
+    train: TrainSection = Field(default_factory=TrainSection)
+    track: TrackSection = Field(default_factory=TrackSection)
+    output: str = Field(
+        "runs/latest", min_length=1, description="The folder for everything that comes out."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Of the data order, new weights and dropout.")
+
+    @field_validator("output")
+    @classmethod
+    def _a_path(cls, output: str) -> str:
+        longest = max(len(os.fsencode(part)) for part in [*Path(output).parts, ""])
+        if "\0" in output or longest > 255 or len(os.fsencode(output)) > 3000:
+            raise ValueError("should be a folder: no NUL, and no name above 255 bytes")
+        return output
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Overrides = ()) -> Recipe:
+        """Read a recipe and change some of its values.
+
+        Args:
+            source: the name of a built-in recipe, a YAML file, or a file of labelled data, for
+                which sensible defaults are taken.
+            overrides: `key.sub=value` texts (values are YAML), or a mapping of such keys.
+
+        Raises:
+            RecipeError: no such recipe, not YAML, an unknown key or a wrong value.
+        """
+        values, origin = _read_source(str(source))
+        return cls.of(_override(values, overrides), origin)
+
+    def changed(self, overrides: Overrides) -> Recipe:
+        """This recipe with some values changed; see `load`."""
+        return Recipe.of(_override(self.to_dict(), overrides)) if overrides else self
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+        """Check plain values and make a recipe of them.
+
+        Raises:
+            RecipeError: an unknown key or a wrong value; all of them are named.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise explain(error, cls, values, origin) from None
+        except RecipeError as error:
+            raise RecipeError(f"{origin}: {error.message}", error.hint) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every default written out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """What `load` reads back as the same recipe."""
+        return yaml12.dump(self.to_dict())
+
+
+def builtin_recipes() -> dict[str, str]:
+    """The built-in recipes' texts by name."""
+    folder = resources.files("pretune.recipe") / "builtin"
+    found = {
+        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    return dict(sorted(found.items()))
+
+
+def _read_source(source: str) -> tuple[dict[str, Any], str]:
+    path = Path(source)
+    built_in = builtin_recipes()
+    if source in built_in:
+        text, origin = built_in[source], f"built-in recipe {source}"
+    elif os.path.isfile(path) and path.suffix.lower() in TABLE_SUFFIXES:
+        return _for_data(source), f"defaults for {source}"
+    elif os.path.isfile(path):  # also of a name that no file can have; pathlib's raises there
+        try:
+            text, origin = path.read_text(encoding="utf-8"), source
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{source}: not UTF-8 ({error.reason} at byte {error.start})"
+            ) from None
+    else:
+        raise RecipeError(
+            f"'{source}': no such recipe or file",
+            f"{did_you_mean(source, built_in)} `pretune recipes` lists the built-in ones; a "
+            "labelled file (.jsonl, .csv, .tsv, .parquet) works too.",
+        )
+    values = yaml12.parse(text, origin)
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{origin}: expected sections such as `task:` and `data:`",
+            "`pretune init classify` writes a recipe to start from.",
+        )
+    return values, origin
+
+
+def _for_data(source: str) -> dict[str, Any]:
+    """The recipe of somebody who has only a labelled file: its columns say for which task."""
+    columns = set(read(source).columns)
+    task: dict[str, Any] = {"name": "classify"}
+    if {"question", "context", "answers"} <= columns:
+        task = {"name": "answer", **({"no_answer": True} if "is_impossible" in columns else {})}
+    elif {"tokens", "ner_tags"} <= columns:
+        task = {"name": "tag"}
+    elif {"sentence1", "sentence2"} <= columns:
+        task["pair"] = True
+    return {
+        "task": task,
+        "data": {"train": source},
+        "output": f"runs/{Path(source).stem}",
+    }
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value`, whose value is YAML.
+
+    Raises:
+        RecipeError: it has another form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            f"'{text}': not an override",
+            "Write key=value, e.g. train.epochs=2 or model.from=minilm.",
+        )
+    return key.strip(), yaml12.parse(value, f"override '{text}'")
+
+
+def _override(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    if isinstance(overrides, Mapping):
+        pairs = [(str(key), value) for key, value in overrides.items()]
+    else:
+        pairs = [parse_override(text) for text in overrides]
+    for key, value in pairs:
+        _set(values, key, value)
+    return values
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        inner = values.get(name)
+        if inner is None:
+            inner = values[name] = {}
+        if not isinstance(inner, dict):
+            above = ".".join(sections[: depth + 1])
+            raise RecipeError(
+                f"override '{key}': {above} is {inner!r}, which has no keys below it",
+                f"Set {above} as a whole, e.g. {above}='{{...}}'.",
+            )
+        # A copy, because the values may be the caller's own.
+        values[name] = dict(inner)
+        values = values[name]
+    values[last] = value

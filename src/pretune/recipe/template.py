@@ -1,0 +1,70 @@
+"""Writing a recipe with every key explained: what `pretune init` gives."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.builtin import task_class
+
+WIDTH = 96
+
+
+def commented_recipe(task: str, values: Mapping[str, Any] | None = None) -> str:
+    """A recipe for a task in YAML, each key with what it means and its default.
+
+    Args:
+        task: its name.
+        values: what differs from the defaults, by section; `data.train` has no default.
+
+    Raises:
+        RecipeError: no such task.
+    """
+    options = task_class(task).options_type
+    given: dict[str, Any] = {"data": {"train": "train.tsv"}, "output": f"runs/{task}"}
+    for name, value in (values or {}).items():
+        given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
+    given["task"] = {"name": task, **given.get("task", {})}
+    lines = [
+        f"# A recipe for `{task}`. Every key is here with its default; drop what you keep.",
+        "# Run it:       pretune train THIS_FILE",
+        "# Change a bit: pretune train THIS_FILE train.epochs=2 data.train=other.tsv",
+        "",
+    ]
+    lines += _fields(Recipe, given, options, indent="")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _fields(
+    model: type[BaseModel], given: Mapping[str, Any], options: type[BaseModel], indent: str
+) -> Iterator[str]:
+    for name, item in model.model_fields.items():
+        key = item.alias or name
+        kind = options if key == "task" else item.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield f"{indent}{key}:"
+            yield from _fields(kind, given.get(key, {}), options, indent + "  ")
+            yield ""
+            continue
+        yield from _comment(item, indent)
+        value = given[key] if key in given else item.get_default(call_default_factory=True)
+        yield f"{indent}{key}: {yaml12.inline(value)}"
+        if not indent:
+            yield ""
+
+
+def _comment(item: FieldInfo, indent: str) -> list[str]:
+    start = f"{indent}# "
+    return textwrap.wrap(
+        item.description or "",
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=start,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,168 @@
+"""The examples of a report: data in the page, and a small script that sorts and filters them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pretune.evaluation.examine import Examined
+from pretune.render.page import SHORT, escaped
+
+#: Characters of all texts that a page may hold, and the most and the least of one text: what is
+#: over it is cut, as a browser has to read it all.
+ALL_TEXT, LONGEST_TEXT, SHORTEST_TEXT = 20_000_000, 2000, 200
+#: Rows that are in the table at a time.
+PAGE_ROWS = 50
+
+#: Everything from the data is set as text, never as HTML.
+SCRIPT = """
+"use strict";
+(() => {
+  const get = id => document.getElementById(id);
+  const data = JSON.parse(get("examples").textContent);
+  const body = get("rows"), filter = get("filter"), wrong = get("wrong"), kind = get("kind");
+  const state = { column: data.sort, down: true, page: 0 };
+  let shown = [];
+  const number = value => value === "" || typeof value === "boolean" ? NaN : Number(value);
+  const compare = (a, b) => {
+    let x = a[state.column], y = b[state.column];
+    if (x === null || y === null) return (x === null) - (y === null);
+    if (!Number.isNaN(number(x)) && !Number.isNaN(number(y))) { x = number(x); y = number(y); }
+    return x === y ? 0 : (x < y ? -1 : 1) * (state.down ? -1 : 1);
+  };
+  const choose = () => {
+    const word = filter.value.toLowerCase(), some = kind.value;
+    shown = data.rows.filter(row => (!wrong.checked || row[data.right] === false) &&
+      (!some || row.at(-1).includes(some)) &&
+      (!word || row.some(cell => typeof cell === "string" && cell.toLowerCase().includes(word))));
+    shown.sort(compare);
+    state.page = 0;
+    draw();
+  };
+  const cell = value => value === null ? "" : value === true ? "yes" : value === false ? "no" :
+    typeof value === "number" && !Number.isInteger(value) ? value.toFixed(4) : String(value);
+  const draw = () => {
+    body.replaceChildren(...shown.slice(state.page * data.size, (state.page + 1) * data.size)
+      .map(row => {
+        const line = document.createElement("tr");
+        for (const value of row.slice(0, -1)) {
+          const field = document.createElement("td"), text = document.createElement("bdi");
+          if (typeof value === "number") field.className = "number";
+          else field.className = String(value).length > data.short ? "long" : "short";
+          text.textContent = cell(value);
+          field.append(text);
+          line.append(field);
+        }
+        return line;
+      }));
+    const pages = Math.max(1, Math.ceil(shown.length / data.size));
+    get("count").textContent = `${shown.length.toLocaleString("en")} examples, ` +
+      `page ${state.page + 1} of ${pages}`;
+    get("back").disabled = state.page === 0;
+    get("on").disabled = state.page + 1 >= pages;
+    document.querySelectorAll("#head th").forEach((head, i) => head.setAttribute("aria-sort",
+      i !== state.column ? "none" : state.down ? "descending" : "ascending"));
+  };
+  document.querySelectorAll("#head button").forEach((button, i) => button.onclick = () => {
+    state.down = state.column === i ? !state.down : true;
+    state.column = i;
+    choose();
+  });
+  const kinds = [...new Set(data.rows.flatMap(row => row.at(-1)))].sort();
+  for (const name of kinds) {
+    const option = document.createElement("option");
+    option.textContent = option.value = name;
+    kind.append(option);
+  }
+  kind.parentElement.hidden = kinds.length < 2;
+  wrong.parentElement.hidden = data.right < 0;
+  get("back").onclick = () => { state.page -= 1; draw(); };
+  get("on").onclick = () => { state.page += 1; draw(); };
+  filter.oninput = wrong.onchange = kind.onchange = choose;
+  choose();
+})();
+"""
+
+
+@dataclass(frozen=True)
+class ExampleTable:
+    """All examples of some data, worst first; sorted and filtered in the browser by `SCRIPT`."""
+
+    examined: Examined
+
+    def html(self) -> str:
+        """As HTML: an empty table and its rows as JSON, in which no `<` can end the script."""
+        header, rows = example_rows(self.examined)
+        # Last in each row, and no column: the kinds of mistakes, to choose by.
+        kinds = [sorted({m.kind for m in e.grade.mistakes}) for e in self.examined.examples]
+        values = {
+            "rows": [[*row, own] for row, own in zip(rows, kinds, strict=True)],
+            "short": SHORT,
+            "sort": header.index("loss"),
+            "right": header.index("right") if "right" in header else -1,
+            "size": PAGE_ROWS,
+        }
+        found = json.dumps(
+            values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
+        )
+        # Halves of pairs are no UTF-8; U+2028 and U+2029 are no trouble in JSON.
+        found = found.encode("utf-8", "replace").decode("utf-8")
+        safe = found.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        buttons = "".join(
+            f'<th scope="col"><button type="button">{escaped(name)}</button></th>'
+            for name in header
+        )
+        return (
+            '<p class="tools"><label>contains <input id="filter" type="search"></label> '
+            '<label><input id="wrong" type="checkbox"> only mistakes</label> '
+            '<label>of the kind <select id="kind"><option value="">any</option></select></label> '
+            '<span><button id="back" type="button">back</button> '
+            '<button id="on" type="button">on</button> <span id="count"></span></span></p>\n'
+            f'<div class="table"><table><thead><tr id="head">{buttons}</tr></thead>'
+            '<tbody id="rows"></tbody></table></div>\n'
+            "<noscript><p>The table needs JavaScript, which is in this file.</p></noscript>\n"
+            f'<script type="application/json" id="examples">{safe}</script>'
+        )
+
+
+def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
+    """Names of columns, and the cells of each example.
+
+    Columns that nobody filled are left out, and the mistakes where all are of one kind: truth and
+    answer say it.
+    """
+    examples = examined.examples
+    name_of_place, places = examined.places()
+    columns: dict[str, list[Any]] = {
+        name_of_place: places,
+        "loss": [_finite(example.mean_loss) for example in examples],
+    }
+    if {"perplexity", "pseudo_perplexity"} & examined.metrics.keys():
+        columns["perplexity"] = [_finite(math.exp(min(e.mean_loss, 700.0))) for e in examples]
+    columns["tokens"] = [example.tokens for example in examples]
+    longest = max(SHORTEST_TEXT, min(LONGEST_TEXT, ALL_TEXT // max(len(examples), 1)))
+    several = len({mistake.kind for e in examples for mistake in e.grade.mistakes}) > 1
+    for name in ("truth", "answer", "confidence", "right", "mistakes"):
+        values = [getattr(example.grade, name) for example in examples]
+        if name == "mistakes":
+            values = ["; ".join(map(str, value)) for value in values]
+        if name == "confidence":
+            values = [None if value is None else _finite(value, 4) for value in values]
+        if any(value not in ("", None) for value in values) and (several or name != "mistakes"):
+            columns[name] = [cut(v, longest) if isinstance(v, str) else v for v in values]
+    shown = [examined.text(number) for number in range(len(examples))]
+    for name in dict.fromkeys(name for own in shown for name in own):
+        title = name if name not in columns else f"{name} (data)"
+        columns[title] = [cut(own.get(name, ""), longest) for own in shown]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def cut(text: str, longest: int) -> str:
+    """A text of at most so many characters, and a sign where it was longer."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _finite(value: float, digits: int = 6) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""One label, or any number of labels, for a text or a pair of texts."""

@@ -1,0 +1,1 @@
+"""Replies: chit-chat and instructions."""

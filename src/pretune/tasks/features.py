@@ -1,0 +1,112 @@
+"""The features of data: records are tokenized, or found in the cache; a corpus is read as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from pretune.corpus.stored import StoredDocuments
+from pretune.data.batch import Feature, FeatureSet, Repaired, Skipped
+from pretune.data.feature_sets import Features
+from pretune.data.records import Records
+from pretune.errors import DataError
+from pretune.tasks.base import AnyTask
+from pretune.tasks.feature_cache import FeatureCache
+from pretune.tokenizers.tokenizer import Tokenizer
+
+#: Records that are tokenized at a time.
+CHUNK = 1024
+
+
+def featurize(
+    task: AnyTask,
+    records: Records | StoredDocuments,
+    tokenizer: Tokenizer,
+    *,
+    with_targets: bool = True,
+    evaluation: bool = False,
+    progress: Callable[[int], None] | None = None,
+    cache: FeatureCache | None = None,
+) -> Features:
+    """All features of some records, tokenized in parallel; or of documents that are tokenized.
+
+    Those of records have the records as their `rows`.
+
+    Args:
+        task: decides what a feature is.
+        records: what to turn into features. Those of a prepared corpus are made when asked for.
+        tokenizer: of the model.
+        with_targets: False for prediction, where records have no labels.
+        evaluation: they are to be evaluated on, not trained on.
+        progress: called with the number of records done.
+        cache: where features may be found that were made before, and where new ones go.
+
+    Raises:
+        DataError: a record cannot be used; names its file, line and column. Or the corpus was made
+            with another tokenizer, or is nothing that the task can be trained on.
+    """
+    if isinstance(records, StoredDocuments):
+        if not task.reads_corpus:
+            columns = ", ".join({**task.inputs, **task.targets})
+            raise DataError(
+                f"{records.origin}: a prepared corpus is text alone; {task.name} needs {columns}",
+                "Give it records: a .jsonl, .csv, .tsv or .parquet file.",
+            )
+        records.check_tokenizer(tokenizer)
+        return task.stored_features(records, tokenizer, evaluation=evaluation, progress=progress)
+    return record_features(
+        *(task, records, tokenizer),
+        with_targets=with_targets,
+        evaluation=evaluation,
+        progress=progress,
+        cache=cache,
+    )
+
+
+def record_features(
+    task: AnyTask,
+    records: Records,
+    tokenizer: Tokenizer,
+    *,
+    with_targets: bool = True,
+    evaluation: bool = False,
+    progress: Callable[[int], None] | None = None,
+    cache: FeatureCache | None = None,
+) -> FeatureSet:
+    """`featurize` for records: in arrays, with the records as their `rows`."""
+    key = ""
+    if cache is not None:
+        how = [task.name, task.feature_key(), with_targets, evaluation]
+        key = cache.key(records, tokenizer, how)
+        if (found := cache.read(key)) is not None:
+            return replace(found, rows=records.rows)
+
+    def stream() -> Iterable[Feature | Skipped | Repaired]:
+        for start in range(0, len(records), CHUNK):
+            rows = range(start, min(start + CHUNK, len(records)))
+            if evaluation:
+                yield from task.evaluation_features(records, rows, tokenizer)
+            else:
+                yield from task.features(records, rows, tokenizer, with_targets=with_targets)
+            if progress is not None:
+                progress(rows.stop)
+
+    skipped: list[Skipped] = []
+    repaired: list[Repaired] = []
+
+    def kept() -> Iterable[Feature]:
+        for item in stream():
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            elif isinstance(item, Repaired):
+                repaired.append(item)
+            else:
+                yield item
+
+    start = time.perf_counter()
+    made = FeatureSet.of(kept())
+    made = replace(made, skipped=tuple(skipped), repaired=tuple(repaired))
+    if cache is not None:
+        cache.keep(key, made, time.perf_counter() - start)
+    return replace(made, rows=records.rows)

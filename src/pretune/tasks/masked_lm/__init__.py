@@ -1,0 +1,1 @@
+"""Masked language modelling and BERT pre-training."""

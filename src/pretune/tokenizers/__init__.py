@@ -1,0 +1,1 @@
+"""Tokenizers: train, load, extend and measure them; chat templates."""

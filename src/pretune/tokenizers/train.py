@@ -1,0 +1,292 @@
+"""Training tokenizers: WordPiece, GPT-2's byte-level BPE, characters."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RustTokenizer
+
+from pretune.errors import DataError, did_you_mean
+from pretune.tokenizers.engines import (
+    LONGEST_WORD,
+    bert_normalizer,
+    byte_level_engine,
+    character_engine,
+    wordpiece_engine,
+)
+from pretune.tokenizers.load import END_OF_TEXT, special_tokens
+from pretune.tokenizers.tokenizer import Tokenizer
+
+Kind = Literal["wordpiece", "bpe", "char"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+#: As in BERT's and GPT-2's published vocabularies; characters are as many as there are.
+DEFAULT_SIZES = {"wordpiece": 30_522, "bpe": 50_257}
+
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+#: Bytes after which a run without a space (a base64 block) is counted as another word: the time a
+#: merge takes grows with the square of a word's length.
+_LONGEST_RUN = 256
+
+#: The most text to train on: the trainer counts in 32 bits, and does not say when that runs over.
+MOST_BYTES = 2**31 - 1
+
+#: More than Unicode has.
+_ALL = 1 << 21
+
+#: Told the stage ("characters", "words", "merges") and how many texts of it are done.
+Progress = Callable[[str, int], None]
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    kind: Kind,
+    vocab_size: int | None = None,
+    *,
+    lowercase: bool | None = None,
+    special: Sequence[str] = (),
+    min_frequency: int = 2,
+    alphabet_size: int | None = None,
+    unknown: bool = True,
+    characters_of: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> Tokenizer:
+    """Train a tokenizer.
+
+    What comes out depends on the texts alone: not on their order, nor on the number of threads.
+
+    Args:
+        texts: gone through more than once; an iterator is held in memory for that. `MOST_BYTES` at
+            most: `take_sample` makes it so.
+        kind: `wordpiece` (BERT's), `bpe` (GPT-2's, on bytes) or `char`.
+        vocab_size: the most entries, special tokens included. There are fewer where the text has
+            no more pairs to merge. Default: `DEFAULT_SIZES`; for `char` all characters.
+        lowercase: for `wordpiece`: also strip accents (an uncased model). Default: yes.
+        special: special tokens besides those of the kind.
+        min_frequency: a pair that occurs less often is not merged.
+        alphabet_size: keep this many characters, the most frequent ones; others become [UNK].
+            Default: all. Not for `bpe`, which has all 256 bytes.
+        unknown: for `char`: whether there is an [UNK]. Without it, encoding a text with other
+            characters raises `DataError`.
+        characters_of: texts whose characters get in too, though nothing is merged for them.
+        progress: told how far it is.
+
+    Raises:
+        DataError: no text, an impossible `vocab_size` (the message names the smallest), or options
+            that do not go together.
+    """
+    check_options(
+        kind, lowercase=lowercase, special=special, alphabet_size=alphabet_size, unknown=unknown
+    )
+    texts = list(texts) if iter(texts) is texts else texts
+    every = [texts, list(characters_of)]
+    if kind == "char":
+        counts = _count(_watched(progress, "characters", every))
+        own = ("[UNK]",) if unknown else ()
+        return _characters(counts, vocab_size, _distinct(*own, *special), alphabet_size)
+    size = DEFAULT_SIZES[kind] if vocab_size is None else vocab_size
+    if kind == "bpe":
+        words = _watched(progress, "words", [texts])
+        return _byte_level(words, size, _distinct(END_OF_TEXT, *special), min_frequency)
+    normalizer = bert_normalizer(lowercase is not False)
+    kept = None
+    if alphabet_size is not None:
+        normal = map(normalizer.normalize_str, _watched(progress, "characters", every))
+        kept = _frequent(_count(normal), alphabet_size)
+    tokens = _distinct(*BERT_TOKENS, *special)
+    alphabet = _alphabet(_watched(progress, "characters", every), normalizer, kept)
+    _check_size(size, len(set(tokens) | set(alphabet)), len(alphabet), "wordpiece")
+    words = _watched(progress, "words", [texts])
+    # The alphabet as if it were special tokens: those have their ids from us, while the trainer
+    # numbers the ##-forms in the order of a hash map, and breaks ties between pairs by their ids.
+    vocabulary = _learn_words(words, normalizer, kept, size, [*tokens, *alphabet], min_frequency)
+    engine = wordpiece_engine(vocabulary, normalizer)
+    engine.add_special_tokens(tokens)
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": lowercase is not False,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+    }
+    return Tokenizer(engine, special_tokens(engine, {}), settings)
+
+
+def save_trained(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and the vocabulary as published models do.
+
+    That is `vocab.txt` for WordPiece, `vocab.json` and `merges.txt` for byte-level BPE.
+    """
+    tokenizer.save(folder)
+    if tokenizer.settings["tokenizer_class"] in ("BertTokenizer", "GPT2Tokenizer"):
+        tokenizer.engine.model.save(str(folder))
+
+
+def check_options(
+    kind: str,
+    *,
+    lowercase: bool | None = None,
+    special: Sequence[str] = (),
+    alphabet_size: int | None = None,
+    unknown: bool = True,
+) -> None:
+    """Options that go together, as `train_tokenizer` takes them.
+
+    Raises:
+        DataError: they do not.
+    """
+    if kind not in KINDS:
+        raise DataError(f"no kind of tokenizer is called '{kind}'", did_you_mean(kind, KINDS))
+    if lowercase is not None and kind != "wordpiece":
+        raise DataError(
+            f"lowercase is for wordpiece; {kind} keeps all that is in a text", "Leave it out."
+        )
+    if alphabet_size is not None and (kind == "bpe" or not unknown):
+        why = "its alphabet is the 256 bytes" if kind == "bpe" else "there is no [UNK] for the rest"
+        raise DataError(f"alphabet_size cannot be set: {why}", "Leave it out.")
+    if not unknown and kind != "char":
+        raise DataError(f"only char can do without [UNK], not {kind}", "Leave that option out.")
+    for token in special:
+        if not token.strip():
+            raise DataError(f"special token {token!r}: is empty", "Give it some letters.")
+        if "\n" in token or "\r" in token:  # vocab.txt has one token a line
+            raise DataError(f"special token {token!r}: has a line break", "Leave that out.")
+
+
+def _check_size(size: int, smallest: int, alphabet: int, kind: str) -> None:
+    if size >= smallest:
+        return
+    where = ", alone and inside words" if kind == "wordpiece" else ""
+    what = "bytes" if kind == "bpe" else f"characters{where}"
+    way = "" if kind == "bpe" else " Or leave rare characters to [UNK]: --alphabet-size N."
+    raise DataError(
+        f"a vocabulary of {size:,} is too small: {alphabet:,} entries are for {what}, "
+        f"{smallest - alphabet:,} for special tokens",
+        f"The smallest possible is --vocab-size {smallest}.{way}",
+    )
+
+
+def _distinct(*tokens: str) -> list[str]:
+    return list(dict.fromkeys(tokens))
+
+
+def _watched(
+    progress: Progress | None, stage: str, sources: Iterable[Iterable[str]]
+) -> Iterator[str]:
+    for done, text in enumerate(chain.from_iterable(sources), start=1):
+        yield text
+        if progress is not None:
+            progress(stage, done)
+    if progress is not None and stage == "words":
+        progress("merges", 0)
+
+
+def _count(texts: Iterable[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    return counts
+
+
+def _frequent(counts: Counter[str], size: int) -> list[str]:
+    """The most frequent characters other than the space; of equals the first by code point."""
+    found = sorted((c for c in counts if c != " "), key=lambda c: (-counts[c], c))
+    return found[:size]
+
+
+def _alphabet(
+    texts: Iterable[str], normalizer: normalizers.BertNormalizer, kept: list[str] | None
+) -> list[str]:
+    """What every word can be spelled with: characters and ##-forms, each by code point."""
+    found = _learn_words(texts, normalizer, kept, size=0, first=[], min_frequency=0)
+    if not found:
+        raise DataError("no words in the text: nothing to train on", "Give it a file with text.")
+    return sorted(found, key=lambda token: (len(token), token))
+
+
+def _learn_words(
+    texts: Iterable[str],
+    normalizer: normalizers.BertNormalizer,
+    kept: list[str] | None,
+    size: int,
+    first: list[str],
+    min_frequency: int,
+) -> dict[str, int]:
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=min_frequency,
+        special_tokens=first,
+        show_progress=False,
+        initial_alphabet=kept or [],
+        limit_alphabet=_ALL if kept is None else len(kept),
+    )
+    engine = RustTokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    engine.normalizer = normalizer
+    engine.pre_tokenizer = _cut_after(pre_tokenizers.BertPreTokenizer(), LONGEST_WORD)
+    engine.train_from_iterator(texts, trainer)
+    vocabulary: dict[str, int] = engine.get_vocab()
+    return vocabulary
+
+
+def _cut_after(pre_tokenizer: Any, length: int) -> pre_tokenizers.Sequence:
+    """Words no longer than `length`; what is left of a longer one begins another."""
+    runs = pre_tokenizers.Split(Regex(f".{{{length}}}"), "isolated")
+    return pre_tokenizers.Sequence([pre_tokenizer, runs])
+
+
+def _byte_level(
+    texts: Iterator[str], size: int, special: list[str], min_frequency: int
+) -> Tokenizer:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    _check_size(size, len(alphabet) + len(special), len(alphabet), "bpe")
+    engine = RustTokenizer(models.BPE())
+    engine.pre_tokenizer = _cut_after(
+        pre_tokenizers.ByteLevel(add_prefix_space=False), _LONGEST_RUN
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(special),
+        min_frequency=min_frequency,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    first = next(filter(None, texts), None)
+    if first is None:
+        raise DataError("the text is empty: nothing to train on", "Give it a file with text.")
+    engine.train_from_iterator(chain([first], texts), trainer)
+    model = json.loads(engine.to_str())["model"]
+    vocabulary: dict[str, int] = model["vocab"]
+    for token in special:  # the last ids, as in GPT-2
+        vocabulary.setdefault(token, len(vocabulary))
+    engine = byte_level_engine(vocabulary, [(left, right) for left, right in model["merges"]])
+    engine.add_special_tokens(special)
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    return Tokenizer(engine, special_tokens(engine, {}), settings)
+
+
+def _characters(
+    counts: Counter[str], size: int | None, special: list[str], alphabet_size: int | None
+) -> Tokenizer:
+    if not counts:
+        raise DataError("the text is empty: nothing to train on", "Give it a file with text.")
+    chosen = sorted(counts, key=lambda c: (-counts[c], c))[:alphabet_size]
+    tokens = _distinct(*sorted(chosen), *special)
+    if size is not None:
+        _check_size(size, len(tokens), len(chosen), "char")
+    unknown = "[UNK]" if "[UNK]" in special else None
+    engine = character_engine({token: i for i, token in enumerate(tokens)}, unknown)
+    engine.add_special_tokens(special)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    return Tokenizer(engine, special_tokens(engine, {}), settings)

@@ -1,0 +1,285 @@
+"""What a person sees during a run, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pretune.checkpoints.atomic_io import atomic_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of the log: what happened since the last one.
+
+    Attributes:
+        step: updates done.
+        epoch: passes over the data done, with fractions.
+        loss: mean over the entry's examples (or tokens).
+        learning_rate: of the last update.
+        gradient_norm: of the last update's mean gradient, before clipping.
+        tokens_per_second: trained on, not counting evaluation.
+        parts: further means, by name.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    parts: Mapping[str, float]
+
+    def figures(self) -> dict[str, float]:
+        """By the names they have in the logs."""
+        return {
+            "train/loss": self.loss,
+            "train/learning_rate": self.learning_rate,
+            "train/gradient_norm": self.gradient_norm,
+            "train/tokens_per_second": self.tokens_per_second,
+            **{f"train/{name}": value for name, value in self.parts.items()},
+        }
+
+
+class Sink(Protocol):
+    """Somewhere to write figures."""
+
+    def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        """Keep some figures of a moment."""
+
+    def rewind(self, step: int) -> None:
+        """What came of updates after this one is void: they will be made again."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonLines:
+    """One JSON object a line, written at once: readable during the run and after a crash.
+
+    What a full disk does not take is written later, when it does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
+
+    def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        """Append a line."""
+        line = json.dumps({"step": step, "epoch": round(epoch, 4), **figures}) + "\n"
+        self._pending += line.encode()
+        self._write()
+
+    def _write(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
+
+    def rewind(self, step: int) -> None:
+        """Keep the lines up to that update; half a line, left by a killed process, goes too."""
+        kept = []
+        for line in (self.path.read_bytes() + self._pending).decode(errors="replace").splitlines():
+            try:
+                known = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                continue
+            if known:
+                kept.append(line + "\n")
+        atomic_text(self.path, "".join(kept))
+        self._file.close()
+        self._file, self._pending = self.path.open("ab", buffering=0), b""
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._file:
+            self._write()
+
+
+class TensorBoard:
+    """TensorBoard event files."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = _tell
+        self.path, self._kind = folder, SummaryWriter
+        self._writer: SummaryWriter = SummaryWriter(str(folder))
+
+    def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        """Add a point to each curve."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """A new file that tells TensorBoard to forget the later points of the earlier ones."""
+        self._writer.close()
+        self._writer = self._kind(str(self.path), purge_step=step + 1)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+def _tell(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread shows a full disk as a traceback; whoever writes is told it as well."""
+    ours = isinstance(args.exc_value, OSError) and args.thread is not None
+    if not (ours and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
+
+
+class Reporter:
+    """Progress on the terminal (or plain lines where there is none), and figures to the sinks.
+
+    Args:
+        sinks: where figures are kept.
+        console: where people look; standard error by default, so that results can be piped.
+        quiet: show nothing.
+    """
+
+    #: Without a terminal, at most one line in so many seconds.
+    PLAIN_SECONDS = 5.0
+
+    def __init__(
+        self, sinks: tuple[Sink, ...] = (), *, console: Console | None = None, quiet: bool = False
+    ) -> None:
+        self.console = console or Console(
+            file=sys.stderr, quiet=quiet, highlight=False, emoji=False, markup=False
+        )
+        self._sinks = list(sinks)
+        self._failed: set[str] = set()
+        self._live = self.console.is_terminal and not quiet
+        self._stack = ExitStack()
+        self._bar: Progress | None = None
+        self._bar_task: TaskID | None = None
+        self._said = 0.0
+        self._started = 0.0
+        self._first = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        for sink in self._sinks:
+            with self._going_on(sink):
+                sink.close()
+
+    def rewind(self, step: int) -> None:
+        """Updates after this one will be made again."""
+        for sink in self._sinks:
+            sink.rewind(step)
+
+    def add(self, *sinks: Sink) -> None:
+        """Keep the figures there too, from now on."""
+        self._sinks.extend(sinks)
+
+    def _keep(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            with self._going_on(sink):
+                sink.write(step, epoch, figures)
+
+    @contextmanager
+    def _going_on(self, sink: Sink) -> Iterator[None]:
+        """A log that cannot be written is no reason to end a training; it is said once."""
+        try:
+            yield
+        except OSError as error:
+            place = str(getattr(sink, "path", type(sink).__name__))
+            if place not in self._failed:
+                self._failed.add(place)
+                self.say(f"{place}: cannot be written ({error.strerror}); the training goes on")
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self.console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
+        """A bar for a part of the work: call what it gives with the number done so far."""
+        if not self._live or self._bar is not None:
+            yield None
+            return
+        with _bar(self.console, "") as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+
+    def begin(self, total: int, done: int = 0) -> None:
+        """The training starts, after so many updates that were done before."""
+        self._started, self._first = time.monotonic(), done
+        if self._live:
+            self._bar = self._stack.enter_context(_bar(self.console, "[dim]{task.fields[figures]}"))
+            self._bar_task = self._bar.add_task("training", total=total, completed=done, figures="")
+
+    def step(self, entry: Step, total: int) -> None:
+        """An entry of the log."""
+        self._keep(entry.step, entry.epoch, entry.figures())
+        text = (
+            f"loss {entry.loss:.4f}  lr {entry.learning_rate:.2e}  "
+            f"{entry.tokens_per_second:,.0f} tokens/s"
+        )
+        if self._bar is not None and self._bar_task is not None:
+            self._bar.update(self._bar_task, completed=entry.step, figures=text)
+            return
+        now = time.monotonic()
+        if now - self._said >= self.PLAIN_SECONDS or entry.step == total:
+            self._said = now
+            each = (now - self._started) / max(entry.step - self._first, 1)
+            left = each * (total - entry.step)
+            place = f"step {entry.step}/{total}  epoch {entry.epoch:.2f}"
+            self.say(f"{place}  {text}  {_duration(left)} left")
+
+    def evaluation(
+        self, step: int, epoch: float, metrics: Mapping[str, float], seconds: float, note: str
+    ) -> None:
+        """The model was evaluated."""
+        self._keep(step, epoch, {f"validation/{name}": value for name, value in metrics.items()})
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"epoch {epoch:.2f}  validation: {figures}  ({seconds:.1f} s){note}")
+
+
+def _bar(console: Console, figures: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        *([TextColumn(figures)] if figures else []),
+        console=console,
+        transient=not figures,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

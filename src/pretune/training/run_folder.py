@@ -1,0 +1,234 @@
+"""A run's folder: what lies where, and what may be written over."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pretune.checkpoints.atomic_io import atomic_text, is_aside, make_folder, sweep
+from pretune.errors import PretuneError, RunError
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe
+from pretune.training.result import RunResult
+
+RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
+    "recipe.yaml",
+    "result.json",
+    "metrics.jsonl",
+    "events",
+    "checkpoints",
+)
+#: Held by the process that trains; it says which one that is.
+LOCK = ".lock"
+#: What a run writes besides its recipe; the links before what they point at.
+_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS)
+#: Why a disk takes nothing.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class RunFolder:
+    """Where a run keeps everything.
+
+    recipe.yaml          what ran, every default written out
+    checkpoints/step-N/  models in the Hugging Face layout, with the tokenizer and the task
+    best, last           links to two of them
+    metrics.jsonl        the course of the training, one JSON object a line
+    events/              the same for TensorBoard
+    result.json          the outcome; there once the run is finished
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._overwrite = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into this folder; however this one ends, it is free.
+
+        Two would remove each other's checkpoints. The lock (flock) is the operating system's; where
+        the file system has none, nobody is kept out.
+
+        Raises:
+            RunError: another process trains there; or it cannot be written.
+        """
+        try:
+            make_folder(self.path)
+            file = (self.path / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise self._not_writable(error) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    file.seek(0)
+                    raise RunError(
+                        f"{self.path}: {file.read().strip() or 'another process'} is training "
+                        "into this folder now",
+                        "Wait for it or stop it; or choose another folder: output=FOLDER.",
+                    ) from None
+            with suppress(OSError):  # it holds on a full disk too
+                file.truncate(0)
+                print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+            yield
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While a run writes here, a disk that takes nothing is a sentence.
+
+        Raises:
+            RunError: it is full, or may not be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            raise RunError(
+                f"{error.filename or self.path}: cannot be written ({error.strerror})",
+                f"Make room, then go on: pretune train --resume {self.path}",
+            ) from None
+
+    def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+        """Whether a new run may be written here; touches nothing.
+
+        Raises:
+            RunError: it holds a run already, or files that are not a run's.
+        """
+        self._overwrite = overwrite
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(
+                f"{self.path}: is a file, not a folder", "Choose another: output=FOLDER."
+            )
+        if (self.path / RECIPE).is_file():
+            if not overwrite:
+                raise self._taken(recipe)
+        elif self.path.is_dir() and not all(
+            path.name == LOCK or is_aside(path) for path in self.path.iterdir()
+        ):
+            raise RunError(
+                f"{self.path}: holds files that are not a run of pretune; nothing is written there",
+                "Choose another folder: output=FOLDER.",
+            )
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder, without what an earlier run left there.
+
+        Raises:
+            RunError: it cannot be written, or holds by now what `check` would refuse.
+        """
+        self.check(recipe, overwrite=self._overwrite)
+        try:
+            make_folder(self.path)
+            self._clear()
+            sweep(self.path)
+            atomic_text(self.path / RECIPE, recipe.to_yaml())
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
+        )
+
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether a run of this very recipe is here, finished or not."""
+        return (self.path / RECIPE).is_file() and not self._differing(recipe)
+
+    def _differing(self, recipe: Recipe) -> list[str]:
+        """In what the recipe of the run here is another one."""
+        try:
+            earlier = yaml12.parse((self.path / RECIPE).read_text(encoding="utf-8"), RECIPE)
+            differing = sorted(self.differences(earlier, recipe.to_dict()))
+        except (PretuneError, UnicodeDecodeError):
+            differing = ["(its recipe cannot be read)"]
+        # Where it is written does not make it another run.
+        return [key for key in differing if not key.startswith("output:")]
+
+    def _taken(self, recipe: Recipe) -> RunError:
+        state = "a finished" if (self.path / RESULT).is_file() else "an unfinished"
+        differing = self._differing(recipe)
+        if differing:
+            shown = "\n  ".join(["they differ in", *differing[:8]])
+            message = f"{self.path}: already holds {state} run of another recipe; {shown}"
+        else:
+            message = f"{self.path}: already holds {state} run of this very recipe"
+        return RunError(
+            message,
+            "Choose another with output=FOLDER, or add --overwrite to delete the earlier run."
+            if (self.path / RESULT).is_file()
+            else f"Go on with it: pretune train --resume {self.path}; or choose another with "
+            "output=FOLDER, or add --overwrite to delete it.",
+        )
+
+    def _clear(self) -> None:
+        """Remove an earlier run: only what a run writes, and not the recipe, to be replaced."""
+        for name in _OURS:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def recipe(self) -> Recipe:
+        """What ran here.
+
+        Raises:
+            RunError: nothing did.
+        """
+        path = self.path / RECIPE
+        if not os.path.isfile(path):  # also of a name that no file can have
+            raise RunError(
+                f"{self.path}: no run here (no {RECIPE})", "Give the output folder of a run."
+            )
+        return Recipe.load(path)
+
+    def result(self) -> RunResult | None:
+        """What came out, if the run is finished.
+
+        Raises:
+            RunError: its file is damaged.
+        """
+        path = self.path / RESULT
+        if not path.is_file():
+            return None
+        try:
+            return RunResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = str(error).replace("RunResult.__init__() ", "")
+            raise RunError(
+                f"{path}: damaged ({reason})", "Remove it, and the run can be resumed."
+            ) from None
+
+    def finish(self, result: RunResult) -> None:
+        """Write the outcome.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
+        try:
+            atomic_text(self.path / RESULT, text + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.path / RESULT}: cannot be written ({error.strerror}); the model is saved",
+                f"Make room, then write it: pretune train --resume {self.path}",
+            ) from None
+
+    @staticmethod
+    def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+        """`key: old value there, new value now` of everything that differs."""
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for name in {**old, **new}:
+                below = f"{key}.{name}" if key else str(name)
+                yield from RunFolder.differences(old.get(name), new.get(name), below)
+        elif old != new:
+            yield f"{key}: {yaml12.inline(old)} there, {yaml12.inline(new)} now"

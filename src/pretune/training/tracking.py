@@ -1,0 +1,255 @@
+"""The course of a training in MLflow, beside TensorBoard.
+
+A thread of its own sends the figures, so that a slow server does not slow the training down, and
+one that goes away does not end it: what could not be sent is kept and tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from pretune.checkpoints.atomic_io import atomic_text
+from pretune.errors import RunError
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe
+from pretune.training.logging import Sink
+from pretune.training.run_folder import EVENTS, RECIPE, RESULT
+from pretune.training.validation import choose_device
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+#: Seconds until the next try after a failure, and until the end of the run stops waiting.
+RETRY_SECONDS, CLOSE_SECONDS = 10.0, 30.0
+#: What MLflow takes in one request, and how much of a parameter anybody reads in its table.
+MOST_METRICS, MOST_PARAMS, MOST_TEXT = 1000, 100, 500
+_NO_NAME = re.compile(r"[^\w.\-/ :]")
+#: Unless the person says otherwise: answers within seconds, no reports to MLflow's makers, and
+#: nothing on standard output, which is for results.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def trackers(recipe: Recipe, say: Callable[[str], None]) -> tuple[Sink, ...]:
+    """What the recipe's `track:` section asks for; nothing is written yet.
+
+    Raises:
+        RunError: MLflow is not installed, or its server does not answer.
+    """
+    return () if recipe.track.mlflow is None else (Mlflow(recipe, recipe.track.mlflow, say),)
+
+
+def flat(recipe: Recipe) -> dict[str, str]:
+    """Every value of a recipe as YAML on one line, by its key: `train.learning_rate`: `5e-05`."""
+
+    def walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+        plain = section.model_dump(mode="json")
+        for name, item in type(section).model_fields.items():
+            key, value = prefix + (item.alias or name), getattr(section, name)
+            if isinstance(value, BaseModel):
+                yield from walk(value, key + ".")
+            else:
+                yield key, yaml12.inline(plain[name])
+
+    return dict(walk(recipe, ""))
+
+
+class Mlflow:
+    """A run in MLflow: the recipe as parameters and artifact, the figures, the outcome.
+
+    A run that goes on in its folder goes on in MLflow too.
+
+    Args:
+        recipe: what is trained; its `track:` section names experiment and run.
+        uri: of the server or store.
+        say: tells the person where the run is, and once if the server goes away.
+
+    Raises:
+        RunError: MLflow is not installed, or the server does not answer.
+    """
+
+    def __init__(self, recipe: Recipe, uri: str, say: Callable[[str], None]) -> None:
+        self._recipe, self._uri, self._say = recipe, uri, say
+        self._folder = Path(recipe.output)
+        self._client, self._experiment = _connect(uri, recipe.track.experiment)
+        self._run: str | None = None
+        self._pending: list[Metric] = []
+        self._lock = threading.Lock()
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._complained = False
+        # Somebody may train while handling an exception, which is then not the run's.
+        self._around = sys.exc_info()[1]
+        self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        """Send some figures soon."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        some = [
+            Metric(_NO_NAME.sub("_", name), value, now, step)
+            for name, value in {"epoch": epoch, **figures}.items()
+        ]
+        with self._lock:
+            self._pending += some
+        self._wake.set()
+
+    def rewind(self, step: int) -> None:
+        """MLflow forgets nothing: what is sent again for a step stands beside the earlier."""
+
+    def close(self) -> None:
+        """Send what is left, and how the run ended: by the exception being handled, if any."""
+        error = sys.exc_info()[1]
+        error = None if error is self._around else error
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(CLOSE_SECONDS)
+        try:
+            if self._thread.is_alive():
+                raise TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} seconds")
+            self._flush()
+            self._finish(error)
+        except Exception as problem:  # whatever it is, the run itself is good
+            self._say(f"MLflow: the end of the run could not be sent ({_first_line(problem)})")
+
+    def _send(self) -> None:
+        while not self._ending.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                self._flush()
+            except Exception as problem:  # training goes on, whatever happens to its records
+                if not self._complained:
+                    self._complained = True
+                    self._say(
+                        f"MLflow: {self._uri} does not take the figures "
+                        f"({_first_line(problem)}); the training goes on, they are sent later"
+                    )
+                self._ending.wait(RETRY_SECONDS)
+                self._wake.set()
+
+    def _flush(self) -> None:
+        run = self._run or self._begin()
+        while True:
+            with self._lock:
+                some = self._pending[:MOST_METRICS]
+            if not some:
+                return
+            self._client.log_batch(run, metrics=some)
+            with self._lock:
+                del self._pending[: len(some)]
+
+    def _begin(self) -> str:
+        """Make the run, or find the one that this folder's earlier part made."""
+        note = self._folder / EVENTS / "mlflow.json"
+        try:
+            earlier = json.loads(note.read_text(encoding="utf-8"))
+            run = str(earlier["run"]) if earlier["uri"] == self._uri else None
+        except (OSError, ValueError, KeyError, TypeError):
+            run = None
+        if run is not None:
+            self._client.update_run(run, status="RUNNING")
+        else:
+            run = self._new_run()
+            if note.parent.is_dir():
+                atomic_text(note, json.dumps({"uri": self._uri, "run": run}) + "\n")
+        self._run = run
+        self._say(f"MLflow: run {run} in experiment {self._recipe.track.experiment}, {self._uri}")
+        return run
+
+    def _new_run(self) -> str:
+        from mlflow.entities import Param
+
+        from pretune.training.result import environment
+
+        name = self._recipe.track.name or self._recipe.output
+        found = environment(choose_device(self._recipe.train.device))
+        tags = {f"pretune.{key}": value for key, value in found.items()}
+        made = self._client.create_run(self._experiment, tags=tags, run_name=name)
+        run = str(made.info.run_id)
+        params = [Param(key, text[:MOST_TEXT]) for key, text in flat(self._recipe).items()]
+        for start in range(0, len(params), MOST_PARAMS):
+            self._client.log_batch(run, params=params[start : start + MOST_PARAMS])
+        self._client.log_text(run, self._recipe.to_yaml(), RECIPE)
+        return run
+
+    def _finish(self, error: BaseException | None) -> None:
+        from pretune.training.run import Interrupted
+
+        run = self._run or self._begin()
+        status = "FINISHED"
+        if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+            status = "KILLED"
+        elif error is not None:
+            status = "FAILED"
+            self._client.set_tag(run, "pretune.error", _first_line(error))
+        else:
+            self._outcome(run)
+        self._client.set_terminated(run, status)
+
+    def _outcome(self, run: str) -> None:
+        """The figures of the best model, and what the run took."""
+        from mlflow.entities import Metric
+
+        text = (self._folder / RESULT).read_text(encoding="utf-8")
+        result = json.loads(text)
+        figures = {
+            f"best/{name}": value for name, value in result["metrics"].items() if value is not None
+        }
+        for name in ("best_step", "steps", "examples", "tokens", "seconds", "peak_memory_mb"):
+            if result.get(name) is not None:
+                figures[f"run/{name}"] = result[name]
+        now = int(time.time() * 1000)
+        step = int(result.get("best_step") or result["steps"])
+        some = [Metric(_NO_NAME.sub("_", key), value, now, step) for key, value in figures.items()]
+        self._client.log_batch(run, metrics=some)
+        self._client.log_text(run, text, RESULT)
+
+
+def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """A client, and the id of the experiment, which is made if there is none."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise RunError(
+            f"track.mlflow needs MLflow ({error})", "Install it with: pip install 'pretune[track]'"
+        ) from None
+    try:
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return client, str(client.create_experiment(experiment))
+    except Exception as error:  # MLflow, its HTTP client and its database each have their own
+        raise RunError(
+            f"track.mlflow: {uri} cannot be used ({_first_line(error)})",
+            "Start it (mlflow server --port 5000), correct the address, or go without: "
+            "track.mlflow=null",
+        ) from None
+    if found.lifecycle_stage != "active":
+        raise RunError(
+            f"track.experiment: '{experiment}' was deleted in MLflow",
+            "Restore it there, or choose another: track.experiment=NAME",
+        )
+    return client, str(found.experiment_id)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0][:MOST_TEXT]

@@ -1,0 +1,213 @@
+"""Evaluating a model on features: the same code during training and after it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretune.data.batch import Array, PackedBatch
+from pretune.data.batch_order import batches_by_length, batches_in_turn
+from pretune.data.feature_sets import Features
+from pretune.errors import RunError
+from pretune.tasks.base import AnyTask, Metrics, lower_is_better
+from pretune.training.distributed import World
+from pretune.training.truncated_bptt import Carry
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on some data.
+
+    Attributes:
+        metrics: the figures: `loss`, the means of its parts if it has any, the task's own.
+        count: how many sequences were looked at.
+        seconds: of wall-clock time.
+        details: more than figures, e.g. the confusion matrix.
+        truncated: how many sequences had text cut.
+    """
+
+    metrics: dict[str, float]
+    count: int
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    truncated: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def better(metric: str, new: float, old: float) -> bool:
+    """Whether a value of a metric beats another: NaN beats nothing, and everything beats NaN."""
+    if math.isnan(new) or math.isnan(old):
+        return not math.isnan(new)
+    return new < old if lower_is_better(metric) else new > old
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one.
+
+    Args:
+        name: of `auto` and `cuda`, each process on a machine takes its own.
+        local_rank: which process on this machine.
+
+    Raises:
+        RunError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).tolist()  # `meta` has no numbers to give
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunError(
+            f"device '{name}' cannot be used: {reason}", "Use device auto or cpu."
+        ) from None
+    return device
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing. `auto`: bf16 on CUDA, float32 elsewhere."""
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+class Reader:
+    """Runs a model over features that are evaluated, in batches.
+
+    Where features follow each other, each goes on with the state after the one before it, from the
+    beginning of its text: so the figures depend neither on how texts were cut into blocks nor on
+    how much is read at a time.
+
+    Args:
+        task: runs the model.
+        model: in evaluation mode.
+        features: what to read.
+        batch_tokens: tokens at a time.
+    """
+
+    def __init__(
+        self, task: AnyTask, model: nn.Module, features: Features, batch_tokens: int
+    ) -> None:
+        self._task, self._model = task, model
+        self._features, self._batch_tokens = features, batch_tokens
+        self._carry = Carry.of(task, model, features)
+
+    def batches(self, size: int = 1) -> list[list[Array]]:
+        """Those of each of so many processes, in the order in which to run them.
+
+        The first process has the most.
+        """
+        lengths, tokens = self._features.lengths, self._batch_tokens
+        if self._carry is None:
+            groups = [[batch] for batch in batches_by_length(lengths, tokens)]
+        else:
+            groups = batches_in_turn(lengths, self._carry.follows, tokens)
+        return [[batch for group in groups[rank::size] for batch in group] for rank in range(size)]
+
+    def forward(self, batch: PackedBatch) -> Any:
+        """The task's outputs."""
+        if self._carry is None:
+            return self._task.forward(self._model, batch)
+        outputs = self._carry.forward(self._model, batch)
+        self._carry.commit()
+        return outputs
+
+
+@torch.inference_mode()
+def evaluate_features(
+    task: AnyTask,
+    model: nn.Module,
+    features: Features,
+    *,
+    batch_tokens: int = 8192,
+    device: torch.device | None = None,
+    precision: str = "auto",
+    progress: Callable[[int], None] | None = None,
+    world: World | None = None,
+    calibrate: bool = False,
+    watch: Callable[[PackedBatch, Any], None] | None = None,
+) -> Evaluation:
+    """Loss and metrics over all features; the model's mode is as it was afterwards.
+
+    Several processes share the batches; each example counts once, whatever their number.
+
+    Args:
+        task: gives loss and metrics.
+        model: already on `device`.
+        features: with targets.
+        batch_tokens: tokens at a time.
+        device: where the model is; default CPU.
+        precision: as in `precision_context`.
+        progress: called with the number of features done.
+        world: the processes that evaluate together; all get the whole result.
+        watch: called with each batch and what the model gave for it.
+        calibrate: let the task choose on these features what is chosen on validation data.
+    """
+    device, world = device or torch.device("cpu"), world or World()
+    start = time.perf_counter()
+    modes = [(module, module.training) for module in model.modules()]  # parts may be frozen
+    model.eval()
+    metrics = task.metrics(features)
+    sums: dict[str, float] = {"loss": 0.0}
+    count, done = 0, 0
+    reader = Reader(task, model, features, batch_tokens)
+    shares = reader.batches(world.size)
+    mine, most = shares[world.rank], len(shares[0])
+    try:
+        for turn in range(most):
+            # A model that is spread over processes runs only in all of them at once.
+            real = turn < len(mine)
+            which = mine[turn] if real else np.zeros(1, dtype=np.int64)
+            batch = task.augment(features.batch(which), 0, -1).to(device)
+            with precision_context(device, precision):
+                outputs = reader.forward(batch)
+                loss = task.loss(outputs, batch)
+            if not real:
+                continue
+            metrics.update(outputs, batch)
+            if watch is not None:
+                watch(batch, outputs)
+            sums["loss"] += float(loss.sum)
+            for name, value in loss.parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            count += loss.count
+            done += len(which)
+            if progress is not None:
+                progress(done)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if world.size > 1:
+        metrics, sums, count = _together(world, task.metrics(features), (metrics, sums, count))
+    if calibrate:
+        task.calibrate(metrics)
+    means = {name: value / max(count, 1) for name, value in sums.items()}
+    figures = {**means, **metrics.result()}
+    seconds = time.perf_counter() - start
+    return Evaluation(figures, len(features), seconds, metrics.details(), features.truncated)
+
+
+def _together(
+    world: World, metrics: Metrics, mine: tuple[Metrics, dict[str, float], int]
+) -> tuple[Metrics, dict[str, float], int]:
+    """What all processes found; a process may have had no batch, and so no parts of the loss."""
+    sums: dict[str, float] = {}
+    count = 0
+    for more, more_sums, more_count in world.gather(mine):
+        metrics.merge(more)
+        sums = {k: sums.get(k, 0.0) + more_sums.get(k, 0.0) for k in {**sums, **more_sums}}
+        count += more_count
+    return metrics, sums, count

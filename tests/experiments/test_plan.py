@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pretune.errors import DataError
+from pretune.experiments.plan import Plan, plan_run
+from pretune.recipe.recipe import Recipe
+from pretune.render.plan_tables import plan_view
+from pretune.training.result import RunResult
+from pretune.training.run import train_recipe
+
+Make = Callable[..., Recipe]
+#: tests/conftest.py's tiny BERT.
+HIDDEN, INNER, LAYERS = 32, 64, 2
+
+
+@pytest.fixture
+def make(tiny_folder: Path, tmp_path: Path) -> Make:
+    def recipe(**changes: Any) -> Recipe:
+        rows = [f"{'the ' * (i % 7)}film\t{'ab'[i % 2]}" for i in range(50)]
+        (tmp_path / "a.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+        values = {
+            "task": {"name": "classify", "max_length": 16},
+            "model": {"from": str(tiny_folder)},
+            "data": {"train": str(tmp_path / "a.tsv"), "validation": 0.2},
+            "train": {"epochs": 2, "batch_size": 8, "device": "cpu"},
+            "output": str(tmp_path / "run"),
+        }
+        return Recipe.of(values).changed(
+            {key.replace("__", "."): value for key, value in changes.items()}
+        )
+
+    return recipe
+
+
+def planned_and_done(recipe: Recipe) -> tuple[Plan, RunResult]:
+    return plan_run(recipe, measure=False), train_recipe(recipe, quiet=True)
+
+
+class TestAgainstTheRunItself:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"train__epochs": 3, "train__batch_size": 7},
+            {"train__batch_size": None, "train__batch_tokens": 40},
+            {"train__max_steps": 7},
+            {"train__epochs": 1.5},
+            {"train__eval_every": 4},
+            {"data__validation": None},
+            {"train__accumulate": 3},
+            {"train__freeze": "backbone"},
+        ],
+    )
+    def test_updates_tokens_and_evaluations(self, make: Make, changes: dict[str, Any]) -> None:
+        recipe = make(**changes)
+        plan, done = planned_and_done(recipe)
+        assert plan.updates == done.steps
+        if float(plan.epochs).is_integer():
+            assert plan.tokens == done.tokens
+            assert plan.examples * plan.epochs == done.examples
+        text = (Path(recipe.output) / "metrics.jsonl").read_text(encoding="utf-8")
+        assert text.count("validation/loss") == (plan.evaluations if done.metrics else 0)
+
+    def test_a_part_of_an_epoch_is_about_right(self, make: Make) -> None:
+        plan, done = planned_and_done(make(train__max_steps=12))
+        assert plan.tokens == pytest.approx(done.tokens, rel=0.15)
+        assert plan.epochs == 12 / 5
+
+    def test_the_size_of_a_checkpoint(self, make: Make) -> None:
+        recipe = make()
+        plan, _ = planned_and_done(recipe)
+        size = (Path(recipe.output) / "last" / "model.safetensors").stat().st_size
+        # Besides the weights the file has a header of names and shapes.
+        assert plan.checkpoint_bytes <= size <= plan.checkpoint_bytes + 10_000
+
+
+class TestCosts:
+    def test_flops_are_those_of_the_formula(self, make: Make) -> None:
+        plan = plan_run(make(), measure=False)
+        length = round(plan.tokens_per_epoch / plan.examples)
+        each_token = 2 * LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN * INNER)
+        each_token += 4 * length * HIDDEN * LAYERS
+        each_sequence = 2 * (HIDDEN**2 + HIDDEN * 2)  # pooler and classifier
+        assert plan.flops_per_token == round(3 * (each_token + each_sequence / length))
+        assert plan.flops == plan.flops_per_token * plan.tokens
+
+    def test_what_is_frozen_costs_less(self, make: Make) -> None:
+        whole, half, none = (
+            plan_run(make(train__freeze=what), measure=False)
+            for what in ("none", {"layers": 1}, "backbone")
+        )
+        assert half.flops_per_token == pytest.approx(whole.flops_per_token * 2 / 3, abs=1)
+        assert none.flops_per_token == pytest.approx(whole.flops_per_token / 3, abs=1)
+        # Read once for both epochs.
+        assert none.flops == none.flops_per_token * none.tokens_per_epoch
+        assert none.trained == 2 * HIDDEN + 2
+        assert whole.trained == whole.parameters == half.parameters
+        assert none.memory.optimizer == 2 * 4 * none.trained
+        assert none.process_bytes < half.process_bytes < whole.process_bytes
+
+    def test_the_largest_batch_is_what_memory_is_for(self, make: Make) -> None:
+        plan = plan_run(make(), measure=False)
+        assert plan.memory.batch == 8
+        assert plan_run(make(train__accumulate=3), measure=False).memory.batch == math.ceil(8 / 3)
+
+
+class TestMeasuring:
+    def test_gives_a_time_and_writes_nothing(self, make: Make, tmp_path: Path) -> None:
+        recipe = make()
+        before = sorted(tmp_path.rglob("*"))
+        plan = plan_run(recipe)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert plan.speed is not None
+        assert plan.training_seconds == pytest.approx(
+            plan.tokens / plan.speed.training_tokens_per_second
+        )
+        assert plan.hours is not None
+        assert plan.hours > 0
+        found = json.loads(json.dumps(plan.to_dict()))
+        assert found["hours"] == plan.hours
+
+    def test_needs_no_place_to_write(self, make: Make, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        plan_run(make(output=str(tmp_path / "file" / "below")), measure=False)
+
+    def test_is_as_right_after_it_as_before(self, make: Make) -> None:
+        timed, not_timed = plan_run(make()).to_dict(), plan_run(make(), measure=False).to_dict()
+        for name in ("speed", "training_seconds", "evaluation_seconds", "reading_seconds", "hours"):
+            timed.pop(name)
+            not_timed.pop(name)
+        assert timed == not_timed
+
+    def test_bad_data_is_an_error(self, make: Make) -> None:
+        with pytest.raises(DataError):
+            plan_run(make(data__train="nowhere.tsv"))
+
+
+def test_is_shown(make: Make) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    console.print(plan_view(plan_run(make(train__max_steps=3))))
+    console.print(plan_view(plan_run(make(), measure=False)))
+    assert "real updates on a copy of the model" in out.getvalue()
+    assert "no time was measured" in out.getvalue()

@@ -1,0 +1,138 @@
+"""Cards of other families and tasks than the BERT classifier of the other tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+
+import pretune
+from pretune.bundle.bundle import load, save
+from pretune.publishing.publish import stage
+from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
+from pretune.tasks.question_answering.options import AnswerOptions
+from tests.publishing.small_runs import REPO, small_recipe, write_data
+
+SIZES = {
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "pad_token_id": 0},
+    "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+    "bert": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+}
+
+
+def checkpoint(family: str, kind: str, vocabulary: Path, folder: Path) -> Path:
+    """A tiny model as transformers saves it."""
+    count = len((vocabulary / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    config = transformers.AutoConfig.for_model(family, vocab_size=count, **SIZES[family])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        getattr(transformers, kind).from_config(config).save_pretrained(folder)
+    shutil.copy(vocabulary / "vocab.txt", folder)
+    return folder
+
+
+def run_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the card's two examples print, of the staged model."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)\n```", text, flags=re.S)
+    assert len(blocks) == 2
+    printed = []
+    for block in blocks:
+        assert f"'{REPO}'" in block
+        capsys.readouterr()
+        exec(block.replace(REPO, str(folder)), {})  # noqa: S102 - our own
+        printed.append(capsys.readouterr().out)
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [
+        ("gpt2", "GPT2ForSequenceClassification"),
+        ("distilbert", "DistilBertForSequenceClassification"),
+    ],
+)
+def test_a_trained_classifier(
+    family: str,
+    architecture: str,
+    tiny_vocab_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = checkpoint(family, "AutoModel", tiny_vocab_folder, tmp_path / "base")
+    data = write_data(tmp_path / "d.jsonl", ("bad", "good"))
+    pretune.train(small_recipe(base, data, tmp_path / "run"), {"train.max_steps": 2}, quiet=True)
+    stage(tmp_path / "run", REPO, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.to_dict()["pipeline_tag"] == "text-classification"
+    assert f"It is a {architecture} with " in card.text
+    ours, theirs = run_code(tmp_path / "out", capsys)
+    label, score = re.search(r"label='(\w+)', score=([\d.]+)", ours).groups()
+    assert f"'label': '{label}'" in theirs
+    assert float(re.search(r"'score': ([\d.]+)", theirs)[1]) == pytest.approx(
+        float(score), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_masked_language_model(
+    family: str, tiny_vocab_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(family, "AutoModelForMaskedLM", tiny_vocab_folder, tmp_path / "m")
+    stage(folder, REPO, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.to_dict()["pipeline_tag"] == "fill-mask"
+    assert card.data.to_dict()["tags"] == ["pretune", "mask_lm"]
+    assert "finds the words that fit the gaps" in card.text
+    assert "## Labels" not in card.text
+    ours, theirs = run_code(tmp_path / "out", capsys)
+    assert "Candidate(token=" in ours
+    assert "logits=tensor" in theirs
+
+
+def test_a_classic_is_opened_by_pretune_alone(tiny_vocab_folder: Path, tmp_path: Path) -> None:
+    sizes = {"embedding_size": 4, "hidden_size": 4}
+    task = CausalLm(CausalLmOptions())
+    bundle = load("lstm-small", tokenizer=tiny_vocab_folder, config=sizes, task=task)
+    (tmp_path / "m").mkdir()
+    save(bundle, tmp_path / "m")
+    stage(tmp_path / "m", REPO, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.to_dict()["library_name"] == "pretune"
+    assert "saved by pretune; pretune opens it." in card.text
+    assert "transformers" not in card.text
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_model_that_finds_answers(
+    family: str, tiny_vocab_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = checkpoint(family, "AutoModel", tiny_vocab_folder, tmp_path / "base")
+    data = tmp_path / "qa.jsonl"
+    row = {
+        "question": "who",
+        "context": "the good film",
+        "answers": {"text": [], "answer_start": []},
+    }
+    data.write_text(f"{json.dumps(row)}\n" * 4, encoding="utf-8")
+    recipe = small_recipe(base, data, tmp_path / "run", validation=str(data))
+    recipe["task"] = AnswerOptions.of_length(32, no_answer=True).model_dump()
+    run = pretune.train(recipe, {"train.max_steps": 2}, quiet=True)
+    stage(tmp_path / "run", REPO, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    said = card.data.to_dict()
+    assert said["pipeline_tag"] == "question-answering"
+    assert {"exact_match", "f1"} <= set(said["metrics"])
+    assert "finds the answer to a question" in card.text
+    assert "(4 examples)" in card.text
+    assert "longer texts are read in parts" in card.text
+    assert f"scores over {run.details['threshold']:.2f} more than the best span" in card.text
+    ours, theirs = run_code(tmp_path / "out", capsys)
+    assert "AnswerPrediction(answer=" in ours
+    assert "start_logits=tensor" in theirs

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretune.errors import RecipeError
+from pretune.recipe import yaml12
+from pretune.recipe.recipe import Recipe, builtin_recipes
+from pretune.recipe.template import commented_recipe
+from pretune.tasks.builtin import TASKS
+
+SMALL = {"task": {"name": "classify"}, "data": {"train": "a.tsv"}}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml12.dump(SMALL), encoding="utf-8")
+    return path
+
+
+class TestReading:
+    def test_defaults_are_filled_in(self) -> None:
+        recipe = Recipe.of(SMALL)
+        assert recipe.train.batch_size == 32
+        assert recipe.model.source == "minilm"
+        assert recipe.to_dict()["model"]["from"] == "minilm"
+
+    def test_a_task_may_be_only_its_name(self) -> None:
+        assert Recipe.of({**SMALL, "task": "classify"}) == Recipe.of(SMALL)
+
+    def test_numbers_among_labels_are_texts(self) -> None:
+        recipe = Recipe.of({**SMALL, "task": {"name": "classify", "labels": {0: "no", 1: "yes"}}})
+        assert recipe.to_dict()["task"]["labels"] == {"0": "no", "1": "yes"}
+
+    def test_a_token_budget_replaces_the_batch_size(self) -> None:
+        train = Recipe.of({**SMALL, "train": {"batch_tokens": 100}}).train
+        assert (train.batch_size, train.batch_tokens) == (None, 100)
+
+    @pytest.mark.parametrize("name", builtin_recipes())
+    def test_built_in_ones_are_valid_and_described(self, name: str) -> None:
+        recipe = Recipe.load(name)
+        assert recipe.description
+        assert recipe.output == f"runs/{name}"
+        own = "data.train=book.txt" in recipe.description
+        assert own == (recipe.data.train == "book.txt")
+        assert own or "/" in recipe.data.train, "other data is public, and named by its Hub id"
+
+    def test_a_data_file_is_enough(self, tmp_path: Path) -> None:
+        path = tmp_path / "mail.csv"
+        path.write_text("text,label\na,b\n", encoding="utf-8")
+        recipe = Recipe.load(path)
+        assert recipe.data.train == str(path)
+        assert recipe.output == "runs/mail"
+        assert not recipe.to_dict()["task"]["pair"]
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_a_data_file_of_questions_is_seen_to_be_one(self, tmp_path: Path, version: int) -> None:
+        item = {"id": "a", "question": "b", "answers": []}
+        item |= {"is_impossible": True} if version == 2 else {}
+        path = tmp_path / "qa.json"
+        content = {"data": [{"paragraphs": [{"context": "c", "qas": [item]}]}]}
+        path.write_text(json.dumps(content), encoding="utf-8")
+        task = Recipe.load(path).to_dict()["task"]
+        assert (task["name"], task["no_answer"]) == ("answer", version == 2)
+
+    def test_a_data_file_of_pairs_is_seen_to_be_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "pairs.tsv"
+        path.write_text("sentence1\tsentence2\tlabel\na\tb\t1\n", encoding="utf-8")
+        assert Recipe.load(path).to_dict()["task"]["pair"]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("r.yaml", b"- 1", "expected sections"),
+            ("r.yaml", b"", "expected sections"),
+            ("r.yaml", b"\xff\xfe", "not UTF-8"),
+            ("r.yaml", b"task: [", "line 1"),
+        ],
+    )
+    def test_other_files_are_errors(
+        self, tmp_path: Path, name: str, content: bytes, message: str
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RecipeError, match=message):
+            Recipe.load(tmp_path / name)
+
+    @pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+    def test_a_name_that_no_file_can_have_is_none(self, name: str) -> None:
+        with pytest.raises(RecipeError, match="no such recipe or file"):
+            Recipe.load(name)
+
+    def test_an_unknown_name_gets_the_nearest(self) -> None:
+        with pytest.raises(RecipeError, match="Did you mean 'mrpc'"):
+            Recipe.load("mrcp")
+
+
+class TestOverrides:
+    def test_change_values(self, small: Path) -> None:
+        recipe = Recipe.load(small, ["train.epochs=2", "model.from=x", "data.columns={text: body}"])
+        assert recipe.train.epochs == 2
+        assert recipe.model.source == "x"
+        assert recipe.data.columns == {"text": "body"}
+
+    def test_reach_into_mappings(self, small: Path) -> None:
+        assert Recipe.load(small, ["data.columns.text=body"]).data.columns == {"text": "body"}
+
+    def test_may_be_a_mapping(self, small: Path) -> None:
+        assert Recipe.load(small, {"train.learning_rate": 1e-3}).train.learning_rate == 1e-3
+
+    def test_do_not_change_the_recipe_they_start_from(self) -> None:
+        recipe = Recipe.of(SMALL)
+        assert recipe.changed(["seed=3"]).seed == 3
+        assert recipe.seed == 0
+
+    @pytest.mark.parametrize("text", ["epochs", "=3", ""])
+    def test_without_a_key_and_a_value_are_errors(self, small: Path, text: str) -> None:
+        with pytest.raises(RecipeError, match="not an override"):
+            Recipe.load(small, [text])
+
+    def test_below_a_value_are_errors(self, small: Path) -> None:
+        with pytest.raises(RecipeError, match=r"data\.train is 'a\.tsv'"):
+            Recipe.load(small, ["data.train.x=1"])
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("key", "right"),
+        [
+            ("train.epoch", "train.epochs"),
+            ("trian", "train"),
+            ("epochs", "train.epochs"),
+            ("train.lr", "train.learning_rate"),
+            ("model.max_length", "task.max_length"),
+            ("train.per_device_train_batch_size", "train.batch_size"),
+            ("task.lables", "task.labels"),
+        ],
+    )
+    def test_a_wrong_key_gets_the_right_one(self, small: Path, key: str, right: str) -> None:
+        with pytest.raises(RecipeError) as caught:
+            Recipe.load(small, [f"{key}=1"])
+        assert f"unknown key '{key}'. Did you mean '{right}'?" in str(caught.value)
+
+    def test_a_wrong_key_like_none_gets_the_list(self, small: Path) -> None:
+        with pytest.raises(RecipeError, match="Known here: from, tokenizer, train_tokenizer, "):
+            Recipe.load(small, ["model.zzzzzz=1"])
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("train.epochs=-1", "train.epochs: should be greater than 0 (it is -1)"),
+            ("train.learning_rate=fast", "train.learning_rate: should be a valid number"),
+            ("train.learning_rate=.nan", "finite"),
+            ("data.validation=1.5", "less than 1 (it is 1.5)"),
+            ("train.eval_every=0", "train.eval_every"),
+            ("train.warmup=2.5", "whole number of updates"),
+            ("task.max_length=1", "task.max_length"),
+            ("task.labels=[a, ~]", "task.labels"),
+            ("seed=-1", "seed"),
+            ("data=~", "data"),
+            ("task.name=clasify", "Did you mean 'classify'?"),
+            ("task={pair: true}", "task.name is missing"),
+            ("output=''", "output"),
+            ("output=" + "a" * 300, "output: should be a folder"),
+            ('output="\\0"', "output: should be a folder"),
+            ("train.epochs=1e10", "train.epochs"),
+            ("train.freeze={}", "train.freeze: should say how many layers"),
+            ("train.guard={window: 1000000000000000000000}", "train.guard.window"),
+            ("train.guard={margin: 1000000000000000000000}", "train.guard.margin"),
+            ("train.guard={patience: 1000000000000000000000}", "train.guard.patience"),
+            ("train.warmup=true", "train.warmup: should be a number"),
+            ("train.batch_ramp={start: 1, updates: true}", "train.batch_ramp.updates"),
+            ("task.name=[1]", "no task is called '[1]'"),
+            ("task.name={a: 1}", "no task is called"),
+            ("model.vocab_multiple=1000000000000", "model.vocab_multiple"),
+            ("model.train_tokenizer={vocab_size: 1000000000000000000000}", "vocab_size"),
+        ],
+    )
+    def test_a_wrong_value_is_named(self, small: Path, override: str, said: str) -> None:
+        with pytest.raises(RecipeError) as caught:
+            Recipe.load(small, [override])
+        assert said in str(caught.value)
+
+    def test_all_mistakes_are_named_at_once(self, small: Path) -> None:
+        with pytest.raises(RecipeError) as caught:
+            Recipe.load(small, ["train.epochs=0", "task.pairs=1"])
+        assert "train.epochs" in str(caught.value)
+        assert "task.pairs" in str(caught.value)
+
+    def test_two_batch_sizes_are_refused(self, small: Path) -> None:
+        with pytest.raises(RecipeError, match="batch_size or batch_tokens"):
+            Recipe.load(small, ["train.batch_size=1", "train.batch_tokens=2"])
+
+    def test_missing_data_is_named(self) -> None:
+        with pytest.raises(RecipeError, match=r"'data' is missing|'data.train' is missing"):
+            Recipe.of({"task": "classify"})
+
+
+def recipes() -> st.SearchStrategy[dict[str, Any]]:
+    train = st.fixed_dictionaries(
+        {},
+        optional={
+            "epochs": st.floats(0.1, 100),
+            "learning_rate": st.floats(1e-9, 1),
+            "schedule": st.sampled_from(["linear", "cosine", "constant"]),
+            "warmup": st.floats(0, 1) | st.integers(1, 1000),
+            "clip": st.none() | st.floats(0.1, 10),
+            "eval_every": st.just("epoch") | st.integers(1, 100),
+            "batch_size": st.integers(1, 512),
+        },
+    )
+    names = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
+    task = st.fixed_dictionaries(
+        {"name": st.just("classify")},
+        optional={
+            "pair": st.booleans(),
+            "labels": st.none()
+            | st.lists(names, max_size=4)
+            | st.dictionaries(names, names, max_size=4),
+        },
+    )
+    data = st.fixed_dictionaries(
+        {"train": names}, optional={"validation": names | st.none() | st.floats(0.01, 0.99)}
+    )
+    return st.fixed_dictionaries({"task": task, "data": data}, optional={"train": train})
+
+
+@given(recipes())
+def test_a_resolved_recipe_is_the_same_recipe(values: dict[str, Any]) -> None:
+    recipe = Recipe.of(values)
+    assert Recipe.of(yaml12.parse(recipe.to_yaml(), "x")) == recipe
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_commented_recipe_is_the_default_one(task: str) -> None:
+    text = commented_recipe(task)
+    plain = {"task": task, "data": {"train": "train.tsv"}, "output": f"runs/{task}"}
+    assert Recipe.of(yaml12.parse(text, "x")) == Recipe.of(plain)
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    assert len(lines) > 30, "every key is there"
+    assert all(len(line) <= 100 for line in text.splitlines())

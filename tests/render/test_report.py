@@ -1,0 +1,173 @@
+"""A report on each task: what stands on it, and that nothing of the data is more than text."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretune.data.records import Records
+from pretune.errors import DataError, RunError
+from pretune.evaluation.examine import Example, examine
+from pretune.evaluation.explain import explain
+from pretune.render.course import Course
+from pretune.render.page import page
+from pretune.render.report import ReportFacts, check_writable, write_report
+from pretune.render.report_examples import SCRIPT, ExampleTable, example_rows
+from pretune.render.report_sections import by_length, calibration_section
+from pretune.tasks.grading import Grade
+from tests.render.examined import COURSE, facts
+from tests.render.test_page import Reader
+from tests.tasks.every_task import CASES, NASTY
+
+EVERYWHERE = ["Figures", "Training", "Every example", "What the loss hangs on", "Recipe"]
+JUDGED = ["Calibration", "Mistakes"]
+MORE = {
+    "classify": ["Classes", *JUDGED, "By length"],
+    "multilabel": ["Classes", *JUDGED, "By length"],
+    "regress": ["Scores", "By length"],
+    "choose": [*JUDGED, "By length"],
+    "tag": ["Classes", *JUDGED, "By length"],
+    "answer": JUDGED,
+    "answer_none": JUDGED,
+    "mask_lm_each": ["By length"],
+    "causal_lm": ["By length"],
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_every_task_has_a_report(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    made = facts(name, tiny_folder, tmp_path)
+    output = tmp_path / "report.html"
+    write_report(made, output)
+    text = output.read_text(encoding="utf-8")
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    assert set(headings) == {*EVERYWHERE, *MORE[name]}
+    read = Reader(text)
+    scripts = [attrs for tag, attrs in read.tags if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "examples"}, {}]
+    assert text.count(SCRIPT) == 1
+    outside = [v for _, attrs in read.tags for k, v in attrs.items() if k in ("src", "href")]
+    assert all(value and value.startswith(("data:", "#")) for value in outside)
+    assert not [tag for tag, _ in read.tags if tag in ("b", "i", "iframe", "link", "object")]
+
+
+def test_pictures_are_files_too(tiny_folder: Path, tmp_path: Path) -> None:
+    made = facts("classify", tiny_folder, tmp_path)
+    write_report(made, tmp_path / "report.html", tmp_path / "pictures")
+    found = {path.stem: path for path in (tmp_path / "pictures").iterdir()}
+    line = made.examined.places()[1][next(iter(made.explained))]
+    assert found.keys() == {
+        *("training", "confusion", "calibration", "lengths", f"attention-line-{line}")
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in found.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_has_every_example(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    made = facts(name, tiny_folder, tmp_path)
+    header, rows = example_rows(made.examined)
+    assert len(rows) == len(made.examined.examples)
+    assert header[:2] == ["line", "loss"]
+    assert min(row[0] for row in rows) == 2
+    html = ExampleTable(made.examined).html()
+    shown = json.loads(html.split('id="examples">')[1].split("</script>")[0])
+    assert [row[:-1] for row in shown["rows"]] == [[_plain(cell) for cell in row] for row in rows]
+    if name == "classify":
+        own = rows[3]
+        assert own[header.index("truth")] == "good"
+        assert own[header.index("text")] == NASTY
+
+
+def _plain(cell: object) -> object:
+    return json.loads(json.dumps(cell))
+
+
+def test_what_the_temperature_is_fitted_on_is_said(tiny_folder: Path, tmp_path: Path) -> None:
+    made = facts("classify", tiny_folder, tmp_path)
+    there = calibration_section(made.examined, made.examined)
+    assert "Temperature fitted on some.jsonl" in page("", [there] if there else [])
+    here = calibration_section(made.examined, None)
+    assert "Temperature fitted on these very data" in page("", [here] if here else [])
+
+
+def test_long_texts_are_cut_where_there_are_many(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretune.render.report_examples.ALL_TEXT", 24 * 10)
+    monkeypatch.setattr("pretune.render.report_examples.SHORTEST_TEXT", 5)
+    header, rows = example_rows(facts("classify", tiny_folder, tmp_path).examined)
+    assert max(len(row[header.index("text")]) for row in rows) == 10
+
+
+def test_the_course_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(["[]", '{"step": 1}', *COURSE]), encoding="utf-8")
+    course = Course.read(path)
+    assert course.names == ["loss", "accuracy", "learning_rate"]
+    assert course.curves["train"]["loss"] == ([1, 2], [0.9, 0.5])
+    assert Course.read(tmp_path / "none").names == []
+
+
+def test_groups_by_length_keep_one_length_together() -> None:
+    lengths = np.random.default_rng(0).integers(1, 9, 200).tolist()
+    examples = [Example(i, (i,), 1.0, 1, n, Grade()) for i, n in enumerate(lengths)]
+    groups = by_length(examples)
+    assert sorted(e.record for group in groups for e in group) == list(range(200))
+    ends = [(min(e.tokens for e in g), max(e.tokens for e in g)) for g in groups]
+    assert all(high < low for (_, high), (low, _) in pairwise(ends))
+    assert len(groups) > 3
+    assert len(by_length(examples[:1])) == 1
+
+
+@pytest.fixture
+def made(tiny_folder: Path, tmp_path: Path) -> ReportFacts:
+    return facts("classify", tiny_folder, tmp_path, 4)
+
+
+def test_places_that_cannot_be_written(made: ReportFacts, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for output, png, said in [
+        (tmp_path, None, "is a folder"),
+        (tmp_path / "file", None, "is there already"),
+        (tmp_path / "none" / "r.html", None, "no such folder"),
+        (tmp_path / "file" / "r.html", None, "no such folder"),
+        (tmp_path / "r.html", tmp_path / "file", "is a file"),
+        (tmp_path / "r.html", tmp_path / "file" / "png", "is a file"),
+    ]:
+        with pytest.raises(RunError, match=said):
+            check_writable(output, png, overwrite=False)
+    check_writable(tmp_path / "file", None, overwrite=True)
+    with pytest.raises(RunError, match="cannot be written"):
+        write_report(made, tmp_path / "file" / "r.html")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_report(made, tmp_path / "r.html", tmp_path / "file" / "png")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("name", ["classify", "multilabel", "tag", "regress"])
+def test_a_model_that_gives_no_numbers_has_a_report(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    bundle = case.bundle(tiny_folder, tmp_path)
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter.fill_(torch.nan)
+    found = examine(bundle, case.records(4), device="cpu")
+    made = ReportFacts("broken", found, explained={0: explain(found, 0)})
+    write_report(made, tmp_path / "report.html")
+    header, rows = example_rows(found)
+    assert {row[header.index("loss")] for row in rows} == {None}
+
+
+def test_data_that_ask_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    bundle = CASES["mask_lm_each"].bundle(tiny_folder, tmp_path)
+    with pytest.raises(DataError, match=r"e\.txt: no record has anything to ask"):
+        examine(bundle, Records([{"text": " "}], "e.txt", (1,), ("text",)), device="cpu")

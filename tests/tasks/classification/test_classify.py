@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sklearn import metrics as sk
+from sklearn.utils.class_weight import compute_class_weight
+
+from pretune.data.batch import PackedBatch
+from pretune.data.records import Records, read
+from pretune.errors import CheckpointError, DataError
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.features import featurize
+from pretune.tasks.labels import numbers_first
+from pretune.tokenizers.load import load_tokenizer
+
+
+def records(rows: list[dict[str, Any]], **more: Any) -> Records:
+    columns = tuple(rows[0]) if rows else ()
+    return Records(rows, "train.tsv", list(range(2, len(rows) + 2)), columns, **more)
+
+
+def labelled(*labels: Any) -> Records:
+    return records([{"text": f"text {i}", "label": label} for i, label in enumerate(labels)])
+
+
+def fitted(data: Records, **options: Any) -> Classify:
+    task = Classify(ClassifyOptions(**options))
+    task.fit(data)
+    return task
+
+
+class TestLabels:
+    def test_are_found_and_sorted(self) -> None:
+        assert fitted(labelled("b", "a", "b", "c")).labels == ["a", "b", "c"]
+
+    def test_numbers_sort_as_numbers(self) -> None:
+        assert fitted(labelled("10", "2", "1", "x")).labels == ["1", "2", "10", "x"]
+
+    def test_have_one_order_whatever_order_they_were_found_in(self) -> None:
+        right = ["-inf", "01", "1", "1.0", "2", "10", "inf", "NaN", "nan", "x"]
+        chance = random.Random(0)
+        for _ in range(30):
+            mixed = chance.sample(right, len(right))
+            assert sorted(mixed, key=numbers_first) == right
+
+    def test_of_the_options_keep_their_order(self) -> None:
+        assert fitted(labelled("a", "b"), labels=["b", "a"]).labels == ["b", "a"]
+
+    def test_of_a_map_are_shown_by_their_names(self, tiny_vocab_folder: Any) -> None:
+        data = labelled("1", "0", "1")
+        task = fitted(data, labels={"0": "no", "1": "yes"})
+        features = featurize(task, data, load_tokenizer(tiny_vocab_folder))
+        assert task.labels == ["no", "yes"]
+        assert features.targets["label"].tolist() == [1, 0, 1]
+
+    def test_of_a_dataset_that_names_its_categories(self, tiny_vocab_folder: Any) -> None:
+        data = records(
+            [{"text": "a", "label": 1}, {"text": "b", "label": 0}],
+            categories={"label": ["bad", "good"]},
+        )
+        task = fitted(data)
+        features = featurize(task, data, load_tokenizer(tiny_vocab_folder))
+        assert task.labels == ["bad", "good"]
+        assert features.targets["label"].tolist() == [1, 0]
+
+    def test_of_yaml_are_spelled_as_those_of_json(
+        self, tiny_vocab_folder: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "x.jsonl").write_text('{"text": "a", "label": true}\n' * 2, encoding="utf-8")
+        (tmp_path / "r.yaml").write_text(
+            "task:\n  name: classify\n  labels: {true: positive, false: negative}\n"
+            "model: {from: bert-tiny}\ndata: {train: x.jsonl}\n",
+            encoding="utf-8",
+        )
+        data = read(tmp_path / "x.jsonl")
+        options = Recipe.load(tmp_path / "r.yaml", ["task.class_weights={positive: 2}"]).task
+        assert isinstance(options, ClassifyOptions)
+        task = Classify(options)
+        task.fit(data)
+        assert task.labels == ["positive", "negative"]
+        features = featurize(task, data, load_tokenizer(tiny_vocab_folder))
+        assert features.targets["label"].tolist() == [0, 0]
+        weighed = fitted(labelled(True, False), class_weights={True: 2}, labels=[True, False])
+        assert (weighed.labels, weighed.weights) == (["True", "False"], [2.0, 1.0])
+        assert fitted(labelled("yes", "no"), labels={"yes": True, "no": False}).labels[0] == "True"
+
+    def test_whole_floats_are_numbers(self) -> None:
+        assert fitted(labelled(1.0, 0.0)).labels == ["0", "1"]
+
+    @pytest.mark.parametrize("missing", [None, "", 0.5, ["a"], float("nan")])
+    def test_that_are_none_name_the_place(self, missing: Any) -> None:
+        with pytest.raises(DataError, match=r"train\.tsv, line 3, column 'label'"):
+            fitted(labelled("a", missing))
+
+    def test_only_one_is_refused(self) -> None:
+        with pytest.raises(DataError, match="only one label"):
+            fitted(labelled("a", "a"))
+
+    def test_a_column_of_texts_is_refused(self) -> None:
+        with pytest.raises(DataError, match="30 different labels"):
+            fitted(labelled(*(f"text {i}" for i in range(30))))
+
+    def test_unknown_in_evaluation_names_the_place_and_the_nearest(
+        self, tiny_vocab_folder: Any
+    ) -> None:
+        task = fitted(labelled("refund", "delivery"))
+        with pytest.raises(DataError) as caught:
+            featurize(task, labelled("refund", "refnud"), load_tokenizer(tiny_vocab_folder))
+        assert "train.tsv, line 3, column 'label': unknown label 'refnud'" in str(caught.value)
+        assert "Did you mean 'refund'?" in str(caught.value)
+
+
+class TestClassWeights:
+    @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=30))
+    def test_auto_is_balanced_as_scikit_learn_has_it(self, labels: list[str]) -> None:
+        known = list("abcd")
+        task = fitted(labelled(*labels), labels=known, class_weights="auto")
+        assert task.weights is not None
+        present = sorted(set(labels))
+        expected = compute_class_weight("balanced", classes=np.array(present), y=labels)
+        found = dict(zip(known, task.weights, strict=True))
+        assert [found[label] for label in present] == pytest.approx(expected.tolist())
+        assert all(found[label] == 1.0 for label in known if label not in present)
+
+    def test_given_ones_are_1_elsewhere(self) -> None:
+        task = fitted(labelled("a", "b", "c"), class_weights={"b": 5})
+        assert task.weights == [1.0, 5.0, 1.0]
+
+    def test_of_no_label_name_the_nearest(self) -> None:
+        with pytest.raises(DataError) as caught:
+            fitted(labelled("ham", "spam"), class_weights={"spma": 2})
+        assert "task.class_weights: no label is called 'spma'" in str(caught.value)
+        assert "Did you mean 'spam'?" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "wrong", ["balanced", {"a": -1}, {"a": math.nan}, {"a": math.inf}, {"a": "x"}, 2]
+    )
+    def test_that_make_no_sense_are_refused(self, wrong: Any) -> None:
+        with pytest.raises(ValidationError):
+            ClassifyOptions(class_weights=wrong)
+
+    def test_weigh_the_sum_and_are_kept(self) -> None:
+        task = fitted(labelled("a", "a", "a", "b"), class_weights="auto")
+        logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        batch = PackedBatch.of([[1], [2]], targets={"label": [0, 0]})
+        again = task.with_state(task.state())
+        for one in (task, again):
+            loss = one.loss(logits, batch)
+            plain = Classify(ClassifyOptions(), ["a", "b"]).loss(logits, batch)
+            assert float(loss.sum) == pytest.approx(4 / (2 * 3) * float(plain.sum))
+            assert loss.count == 2  # of examples: parts of a batch add up
+            assert float(loss.parts["cross_entropy"]) == pytest.approx(float(plain.sum))
+
+
+class TestFeatures:
+    def test_a_pair_has_two_segments(self, tiny_vocab_folder: Any) -> None:
+        tokenizer = load_tokenizer(tiny_vocab_folder)
+        data = records([{"sentence1": "good film", "sentence2": "bad", "label": "a"}])
+        task = Classify(ClassifyOptions(pair=True), ["a", "b"])
+        (feature,) = task.features(data, range(1), tokenizer, with_targets=True)
+        assert tokenizer.tokens(feature.tokens) == [
+            "[CLS]",
+            "good",
+            "film",
+            "[SEP]",
+            "bad",
+            "[SEP]",
+        ]
+        assert list(feature.segments or ()) == [0, 0, 0, 0, 1, 1]
+
+    def test_long_texts_are_cut_and_counted(self, tiny_vocab_folder: Any) -> None:
+        data = records([{"text": "good " * 50, "label": "a"}, {"text": "bad", "label": "b"}])
+        task = Classify(ClassifyOptions(max_length=8), ["a", "b"])
+        features = featurize(task, data, load_tokenizer(tiny_vocab_folder))
+        assert features.lengths.tolist() == [8, 3]
+        assert features.truncated == 1
+
+    def test_a_million_characters_are_an_error_with_a_place(self, tiny_vocab_folder: Any) -> None:
+        data = records([{"text": "ok", "label": "a"}, {"text": "x" * 10**6, "label": "b"}])
+        task = Classify(ClassifyOptions(), ["a", "b"])
+        with pytest.raises(DataError, match=r"line 3, column 'text': a text of 1,000,000 char"):
+            featurize(task, data, load_tokenizer(tiny_vocab_folder))
+
+    def test_without_targets_need_no_labels(self, tiny_vocab_folder: Any) -> None:
+        task = Classify(ClassifyOptions(), ["a", "b"])
+        features = featurize(
+            task, records([{"text": "good"}]), load_tokenizer(tiny_vocab_folder), with_targets=False
+        )
+        assert features.targets == {}
+
+
+def test_the_loss_is_the_sum_of_cross_entropies() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    batch = PackedBatch.of([[1], [2]], targets={"label": [0, 2]})
+    loss = Classify(ClassifyOptions(), ["a", "b", "c"]).loss(logits, batch)
+    probabilities = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    assert loss.count == 2
+    assert float(loss.sum) == pytest.approx(-np.log(probabilities[[0, 1], [0, 2]]).sum(), abs=1e-6)
+
+
+def test_a_prediction_has_the_score_of_every_label() -> None:
+    task = Classify(ClassifyOptions(), ["a", "b"])
+    (answer,) = task.predict(torch.tensor([[0.0, np.log(3.0)]]), PackedBatch.of([[1]]))
+    assert answer.label == "b"
+    assert answer.score == pytest.approx(0.75)
+    assert answer.to_dict()["scores"] == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+class TestMetrics:
+    @given(
+        st.integers(2, 5).flatmap(
+            lambda n: st.tuples(
+                st.just(n),
+                st.lists(
+                    st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), min_size=1, max_size=40
+                ),
+            )
+        )
+    )
+    def test_agree_with_scikit_learn(self, case: tuple[int, list[tuple[int, int]]]) -> None:
+        count, pairs = case
+        truth, guess = [t for t, _ in pairs], [g for _, g in pairs]
+        labels = [str(i) for i in range(count)]
+        metrics = Classify(ClassifyOptions(), labels).metrics()
+        for start in range(0, len(pairs), 7):  # in several batches
+            part = slice(start, start + 7)
+            logits = torch.nn.functional.one_hot(torch.tensor(guess[part]), count).float()
+            batch = PackedBatch.of([[1]] * len(logits), targets={"label": truth[part]})
+            metrics.update(logits, batch)
+        found = metrics.result()
+        assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
+        average = {"average": "binary"} if count == 2 else {"average": "macro"}
+        expected = sk.f1_score(truth, guess, zero_division=0, **average)
+        assert found["f1"] == pytest.approx(expected)
+        assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(truth, guess))
+        details = metrics.details()
+        numbers = list(range(count))
+        assert details["confusion"] == sk.confusion_matrix(truth, guess, labels=numbers).tolist()
+        precision, recall, f1, support = sk.precision_recall_fscore_support(
+            truth, guess, labels=numbers, zero_division=0
+        )
+        for i, label in enumerate(labels):
+            figures = details["per_class"][label]
+            assert figures["precision"] == pytest.approx(precision[i])
+            assert figures["recall"] == pytest.approx(recall[i])
+            assert figures["f1"] == pytest.approx(f1[i])
+            assert figures["support"] == support[i]
+
+
+class TestFromConfig:
+    def test_reads_the_labels_of_a_published_classifier(self) -> None:
+        config = {
+            "architectures": ["BertForSequenceClassification"],
+            "id2label": {"1": "yes", "0": "no"},
+            "max_position_embeddings": 64,
+        }
+        task = Classify.from_config(config)
+        assert task is not None
+        assert task.labels == ["no", "yes"]
+        assert task.options.max_length == 64
+
+    def test_is_none_for_another_head(self) -> None:
+        assert Classify.from_config({"architectures": ["BertForMaskedLM"]}) is None
+        assert Classify.from_config({}) is None
+
+    @pytest.mark.parametrize("count", [10**9, -1, 0, "many", True, None, 1.5])
+    def test_refuses_an_absurd_number_of_labels(self, count: Any) -> None:
+        config = {"architectures": ["BertForSequenceClassification"], "num_labels": count}
+        with pytest.raises(CheckpointError, match="num_labels"):
+            Classify.from_config(config)
