@@ -14,6 +14,7 @@ SOURCE = Path(pretune.__file__).parent
 #: From what everything rests on to what rests on everything.
 ORDER = (
     "errors",
+    "registry",
     "text",
     "tokenizers",
     "data",

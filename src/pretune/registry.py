@@ -1,0 +1,102 @@
+"""Things that have a name and live in a file of their own: tasks, families, metrics, recipes.
+
+Built-in ones are listed as `"module:attribute"`; packages add theirs as entry points, which have
+the same form. Nothing is imported before it is asked for:
+
+    [project.entry-points."pretune.tasks"]
+    rank = "pretune_ranking:Rank"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from pretune.errors import PretuneError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A mapping from names to things, each imported when it is first asked for.
+
+    Built-in names win: a package cannot replace what pretune brings.
+
+    Args:
+        group: of the entry points, e.g. `pretune.tasks`.
+        kind: what an entry is called in errors, e.g. `task`.
+        builtin: name -> `"module:attribute"`.
+    """
+
+    def __init__(self, group: str, kind: str, builtin: Mapping[str, str]) -> None:
+        self.group, self.kind, self.builtin = group, kind, dict(builtin)
+        self._loaded: dict[str, T] = {}
+
+    @cached_property
+    def plugins(self) -> dict[str, EntryPoint]:
+        """The entry points of installed packages, by name."""
+        return {e.name: e for e in entry_points(group=self.group) if e.name not in self.builtin}
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._loaded:
+            if name in self.builtin:
+                module, _, attribute = self.builtin[name].partition(":")
+                self._loaded[name] = getattr(import_module(module), attribute)
+            else:
+                self._loaded[name] = self._load(self.plugins[name])
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.builtin or name in self.plugins)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.builtin
+        yield from self.plugins
+
+    def __len__(self) -> int:
+        return len(self.builtin) + len(self.plugins)
+
+    def package_of(self, name: str) -> str | None:
+        """The distribution that adds this name; None for what is built in, or not known."""
+        if name in self.builtin or name not in self.plugins:
+            return None
+        dist = self.plugins[name].dist
+        return None if dist is None else dist.name
+
+    def find(
+        self, name: object, *, package: str | None = None, error: type[PretuneError] = PretuneError
+    ) -> T:
+        """The thing of that name.
+
+        Args:
+            name: as a recipe or a checkpoint gives it.
+            package: the package that a checkpoint says it came from.
+            error: the class to raise.
+
+        Raises:
+            PretuneError: there is none; names the package that brings it, or the nearest name.
+        """
+        if isinstance(name, str) and name in self:
+            return self[name]
+        if package is not None:
+            raise error(
+                f"the {self.kind} '{name}' comes from the package {package}, which is not installed",
+                f"Install it: pip install {package}",
+            )
+        raise error(f"no {self.kind} is called '{name}'", did_you_mean(str(name), list(self)))
+
+    def _load(self, plugin: EntryPoint) -> T:
+        try:
+            thing: Any = plugin.load()
+        except Exception as reason:
+            package = "an installed package" if plugin.dist is None else plugin.dist.name
+            raise PretuneError(
+                f"the {self.kind} '{plugin.name}' of {package} cannot be imported "
+                f"({type(reason).__name__}: {reason})",
+                f"Update {package}, or uninstall it.",
+            ) from reason
+        loaded: T = thing
+        return loaded
