@@ -83,7 +83,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return self[name]
         if package is not None:
             raise error(
-                f"the {self.kind} '{name}' comes from the package {package}, which is not installed",
+                f"the {self.kind} '{name}' comes from the package {package}, which is missing",
                 f"Install it: pip install {package}",
             )
         raise error(f"no {self.kind} is called '{name}'", did_you_mean(str(name), list(self)))
