@@ -30,6 +30,7 @@ from pretune.evaluation.few_shot.result import FewShotResult
 from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, column_names, the_task
+from pretune.inference.runtime import choose_device
 from pretune.publishing.publish import push
 from pretune.publishing.upload import Published
 from pretune.recipe.recipe import Recipe
@@ -39,7 +40,7 @@ from pretune.training.logging import Reporter
 from pretune.training.result import RunResult
 from pretune.training.run import resume as resume_run
 from pretune.training.run import train_recipe
-from pretune.training.validation import Evaluation, choose_device, evaluate_features
+from pretune.training.validation import Evaluation, evaluate_features
 
 
 def train(

@@ -15,10 +15,11 @@ from pretune.data.batch import Array, FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inference.predict import the_task
+from pretune.inference.runtime import choose_device, precision_context
 from pretune.tasks.base import AnyTask
 from pretune.tasks.features import record_features
 from pretune.tasks.grading import EachLoss, Grade
-from pretune.training.validation import choose_device, evaluate_features, precision_context
+from pretune.training.validation import evaluate_features
 
 
 @dataclass(frozen=True)

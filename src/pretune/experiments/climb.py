@@ -31,6 +31,7 @@ from pretune.experiments.ladder import (
 )
 from pretune.experiments.plan import measure_speed
 from pretune.inference.generate import TextGenerator
+from pretune.inference.runtime import choose_device
 from pretune.models.classics.ngram import NGram
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
@@ -43,7 +44,6 @@ from pretune.training.data import read_data
 from pretune.training.result import environment
 from pretune.training.run import resume, train_recipe
 from pretune.training.run_folder import RECIPE
-from pretune.training.validation import choose_device
 
 #: Tokens of each update, whatever the rung.
 UPDATE_TOKENS = 2048

@@ -33,6 +33,7 @@ from pretune.experiments.costs import (
     count_flops,
     estimate_memory,
 )
+from pretune.inference.runtime import choose_device, precision_context
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import AnyTask
 from pretune.tasks.builtin import task_class
@@ -44,7 +45,7 @@ from pretune.training.logging import Reporter
 from pretune.training.loop import Stopped, Trainer
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
-from pretune.training.validation import Reader, choose_device, precision_context
+from pretune.training.validation import Reader
 
 #: Updates that are not counted (the first ones ask for memory), the fewest that are, and the
 #: seconds after which no further one begins.

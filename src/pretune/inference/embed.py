@@ -15,9 +15,9 @@ from pretune.bundle.bundle import Bundle
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import DataError, RunError, did_you_mean
+from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
 from pretune.models.classics.common import ClassicModel
-from pretune.training.validation import choose_device, precision_context
 
 Vectors = NDArray[np.float32]
 

@@ -11,10 +11,10 @@ from pretune.bundle.bundle import Bundle
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Piece, Prompt, Writer
 from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
+from pretune.inference.runtime import precision_context
 from pretune.models.language_model import LanguageModel
 from pretune.tasks.dialogue.templated import TemplateLayout
 from pretune.tokenizers.tokenizer import Tokenizer
-from pretune.training.validation import precision_context
 
 
 class TextGenerator(Prompted):

@@ -19,10 +19,10 @@ from torch import Tensor
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import DataError
 from pretune.inference.prompts import Prompted
+from pretune.inference.runtime import precision_context
 from pretune.models.heads.vocabulary import CHUNK_BYTES
 from pretune.models.language_model import LanguageModel
 from pretune.tokenizers.tokenizer import Tokenizer
-from pretune.training.validation import precision_context
 
 Ids = tuple[int, ...]
 

@@ -14,11 +14,12 @@ from pretune.data.names import ColumnNames
 from pretune.data.readers.conversations import ALPACA, CONVERSATIONS, MESSAGES
 from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, Records
 from pretune.errors import DataError, RunError
+from pretune.inference.runtime import choose_device, precision_context
 from pretune.tasks.base import AnyTask, Prediction
 from pretune.tasks.features import record_features
 from pretune.text.decode import TextDecoder, encoding_hint, lines_of
 from pretune.training.data import longest_text, read_for
-from pretune.training.validation import Reader, choose_device, precision_context
+from pretune.training.validation import Reader
 
 
 class Predictor:

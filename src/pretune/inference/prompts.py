@@ -9,12 +9,12 @@ from torch import nn
 
 from pretune.bundle.bundle import Bundle
 from pretune.errors import DataError, PretuneError, RunError
+from pretune.inference.runtime import choose_device
 from pretune.models.heads.pooled import HEADS
 from pretune.models.language_model import LanguageModel
 from pretune.tasks.dialogue.instruct import Instruct
 from pretune.tasks.dialogue.templated import TemplateLayout
 from pretune.tokenizers.tokenizer import Tokenizer
-from pretune.training.validation import choose_device
 
 
 def language_model(bundle: Bundle) -> LanguageModel:

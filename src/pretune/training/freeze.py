@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from pretune.data.batch_order import batches_by_length
 from pretune.data.feature_sets import Features
 from pretune.errors import RunError
+from pretune.inference.runtime import precision_context
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import PooledHead
 from pretune.tasks.base import AnyTask, Task
-from pretune.training.validation import precision_context
 
 if TYPE_CHECKING:
     from pretune.training.loop import Trainer

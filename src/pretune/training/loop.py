@@ -27,6 +27,7 @@ from pretune.data.batch_order import Cursor, DataOrder
 from pretune.data.feature_sets import Features
 from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
+from pretune.inference.runtime import precision_context
 from pretune.models.heads.pooled import PooledHead
 from pretune.recipe.train_section import TrainSection
 from pretune.tasks.base import AnyTask
@@ -51,7 +52,7 @@ from pretune.training.state import (
     restore_all_generators,
 )
 from pretune.training.truncated_bptt import Carry
-from pretune.training.validation import better, evaluate_features, precision_context
+from pretune.training.validation import better, evaluate_features
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

@@ -10,10 +10,10 @@ import torch
 from pretune.data.batch import Array
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
+from pretune.inference.runtime import precision_context
 from pretune.training.diagnose import first_bad_module, some
 from pretune.training.guard import Trouble
 from pretune.training.jobs import Job
-from pretune.training.validation import precision_context
 
 if TYPE_CHECKING:
     from pretune.training.loop import Trainer

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
 from pretune.data.feature_sets import Features
 from pretune.errors import RunError
+from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import AnyTask
@@ -31,7 +32,6 @@ from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.state import Course, seed_everything, seed_process
 from pretune.training.stop import StopRequest
 from pretune.training.tracking import trackers
-from pretune.training.validation import choose_device
 
 #: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
 #: what is learned.

@@ -20,11 +20,11 @@ from pydantic import BaseModel
 
 from pretune.checkpoints.atomic_io import atomic_text
 from pretune.errors import RunError
+from pretune.inference.runtime import choose_device
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training.logging import Sink
 from pretune.training.run_folder import EVENTS, RECIPE, RESULT
-from pretune.training.validation import choose_device
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

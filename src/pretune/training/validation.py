@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 from pretune.data.batch import Array, PackedBatch
 from pretune.data.batch_order import batches_by_length, batches_in_turn
 from pretune.data.feature_sets import Features
-from pretune.errors import RunError
 from pretune.tasks.base import AnyTask, Metrics, lower_is_better
 from pretune.training.distributed import World
 from pretune.training.truncated_bptt import Carry
@@ -50,38 +48,6 @@ def better(metric: str, new: float, old: float) -> bool:
     if math.isnan(new) or math.isnan(old):
         return not math.isnan(new)
     return new < old if lower_is_better(metric) else new > old
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name; `auto` takes a GPU where there is one.
-
-    Args:
-        name: of `auto` and `cuda`, each process on a machine takes its own.
-        local_rank: which process on this machine.
-
-    Raises:
-        RunError: this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local_rank:
-        name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).tolist()  # `meta` has no numbers to give
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise RunError(
-            f"device '{name}' cannot be used: {reason}", "Use device auto or cpu."
-        ) from None
-    return device
-
-
-def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast, or nothing. `auto`: bf16 on CUDA, float32 elsewhere."""
-    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 class Reader:
