@@ -15,6 +15,7 @@ from torch import nn
 from pretune.data.batch import Array, PackedBatch
 from pretune.data.batch_order import batches_by_length, batches_in_turn
 from pretune.data.feature_sets import Features
+from pretune.inference.runtime import precision_context
 from pretune.tasks.base import AnyTask, Metrics, lower_is_better
 from pretune.training.distributed import World
 from pretune.training.truncated_bptt import Carry
