@@ -35,7 +35,8 @@ from pretune.publishing.publish import push
 from pretune.publishing.upload import Published
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import Prediction
-from pretune.training.data import Data, as_read_by, read_features, read_for
+from pretune.tasks.reading import adapt_records, read_for
+from pretune.training.data import Data, read_features
 from pretune.training.logging import Reporter
 from pretune.training.result import RunResult
 from pretune.training.run import resume as resume_run
@@ -126,7 +127,7 @@ def evaluate(
     records: Data
     if isinstance(data, Records):
         names = column_names(bundle, columns)
-        records = as_read_by(task, data, names) if columns else data
+        records = adapt_records(task, data, names) if columns else data
     elif is_corpus(data):
         if columns:
             raise DataError(

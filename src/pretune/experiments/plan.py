@@ -34,6 +34,7 @@ from pretune.experiments.costs import (
     estimate_memory,
 )
 from pretune.inference.runtime import choose_device, precision_context
+from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import AnyTask
 from pretune.tasks.builtin import task_class
@@ -45,7 +46,6 @@ from pretune.training.logging import Reporter
 from pretune.training.loop import Stopped, Trainer
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
-from pretune.training.validation import Reader
 
 #: Updates that are not counted (the first ones ask for memory), the fewest that are, and the
 #: seconds after which no further one begins.
@@ -317,15 +317,16 @@ def _forward_rate(
 ) -> float:
     """Tokens a second in evaluation, over batches of all lengths."""
     model.eval()
-    reader = Reader(task, model, features, recipe.train.eval_batch_tokens)
-    (batches,) = reader.batches()
+    strategy = strategy_for(task, model, features)
+    (batches,) = strategy.batches(features.lengths, recipe.train.eval_batch_tokens)
     order = [batches[i] for i in _spread(len(batches))]
     tokens, seconds = 0, 0.0
     for i, which in enumerate([order[0], *order]):
         start = time.perf_counter()
         batch = task.augment(features.batch(which), 0, -1).to(device)
         with precision_context(device, recipe.train.precision):
-            float(task.loss(reader.forward(batch), batch).sum)
+            float(task.loss(strategy.forward(model, batch), batch).sum)
+            strategy.commit()
         if i == 0:  # warm
             continue
         seconds += time.perf_counter() - start

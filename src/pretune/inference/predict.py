@@ -15,11 +15,11 @@ from pretune.data.readers.conversations import ALPACA, CONVERSATIONS, MESSAGES
 from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
+from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Prediction
 from pretune.tasks.features import record_features
+from pretune.tasks.reading import longest_text, read_for
 from pretune.text.decode import TextDecoder, encoding_hint, lines_of
-from pretune.training.data import longest_text, read_for
-from pretune.training.validation import Reader
 
 
 class Predictor:
@@ -84,11 +84,13 @@ class Predictor:
         features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
         self.cut += features.truncated
         parts: dict[int, Any] = {}
-        reader = Reader(task, self._model, features, self._batch_tokens)
-        for which in reader.batches()[0]:
+        strategy = strategy_for(task, self._model, features)
+        (batches,) = strategy.batches(features.lengths, self._batch_tokens)
+        for which in batches:
             batch = features.batch(which).to(self.device)
             with precision_context(self.device, self._precision):
-                outputs = reader.forward(batch)
+                outputs = strategy.forward(self._model, batch)
+                strategy.commit()
             found = task.predict(outputs, batch)
             parts.update(zip(batch.index.tolist(), found, strict=True))
             if progress is not None:

@@ -15,7 +15,7 @@ from pretune.corpus.stored import StoredDocuments, is_corpus
 from pretune.data.batch import Repaired, Skipped
 from pretune.data.batch_order import epoch_order
 from pretune.data.feature_sets import Features
-from pretune.data.records import MAX_CHARS, Records, read
+from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.presets import SIZES
 from pretune.recipe.recipe import Recipe
@@ -23,6 +23,7 @@ from pretune.tasks.base import AnyTask
 from pretune.tasks.builtin import task_class
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
+from pretune.tasks.reading import read_for
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.logging import Reporter
@@ -30,8 +31,6 @@ from pretune.training.run_folder import RECIPE, RunFolder
 
 #: Records, or the documents of a prepared corpus.
 Data = Records | StoredDocuments
-#: The longest text, in characters, where texts are read as several sequences: any book.
-BOOK_CHARS = 100_000_000
 #: Records that were passed over and are named.
 SHOWN = 3
 
@@ -237,52 +236,6 @@ def _read(recipe: Recipe, source: str) -> Data:
         quoting=data.quoting,
         max_chars=data.max_chars,
     )
-
-
-def read_for(
-    task: AnyTask,
-    source: str | Path,
-    *,
-    columns: Mapping[str, str],
-    encoding: str = "utf-8",
-    quoting: str = "auto",
-    max_chars: int | None = None,
-    with_targets: bool = True,
-) -> Records:
-    """Read data for a task: its columns under the names the task knows.
-
-    Args:
-        task: reads them.
-        source: a file, a folder or a Hub dataset.
-        columns: what the data calls the task's columns, by the task's names.
-        encoding: of text files.
-        quoting: of CSV and TSV files.
-        max_chars: a longer text is taken for a mistake; None: `longest_text(task)`.
-        with_targets: whether answers are needed.
-
-    Raises:
-        DataError: missing, broken, or without a column that the task needs.
-    """
-    most = longest_text(task) if max_chars is None else max_chars
-    records = read(source, encoding=encoding, quoting=quoting, max_chars=most)
-    return as_read_by(task, records, columns, with_targets=with_targets)
-
-
-def as_read_by(
-    task: AnyTask, records: Records, columns: Mapping[str, str], *, with_targets: bool = True
-) -> Records:
-    """Records with their columns under the names the task knows, in the form it reads.
-
-    Raises:
-        DataError: one that the task needs is not there.
-    """
-    needed = [*task.inputs, *(task.targets if with_targets else ())]
-    return task.adapted(records, columns, with_targets).mapped(columns, needed)
-
-
-def longest_text(task: AnyTask) -> int:
-    """In characters, what is no mistake yet: much where nothing would be cut off a long text."""
-    return BOOK_CHARS if task.windows else MAX_CHARS
 
 
 def read_features(

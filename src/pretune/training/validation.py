@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretune.data.batch import Array, PackedBatch
-from pretune.data.batch_order import batches_by_length, batches_in_turn
+from pretune.data.batch import PackedBatch
 from pretune.data.feature_sets import Features
 from pretune.inference.runtime import precision_context
+from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Metrics, lower_is_better
 from pretune.training.distributed import World
-from pretune.training.truncated_bptt import Carry
 
 
 @dataclass(frozen=True)
@@ -49,48 +48,6 @@ def better(metric: str, new: float, old: float) -> bool:
     if math.isnan(new) or math.isnan(old):
         return not math.isnan(new)
     return new < old if lower_is_better(metric) else new > old
-
-
-class Reader:
-    """Runs a model over features that are evaluated, in batches.
-
-    Where features follow each other, each goes on with the state after the one before it, from the
-    beginning of its text: so the figures depend neither on how texts were cut into blocks nor on
-    how much is read at a time.
-
-    Args:
-        task: runs the model.
-        model: in evaluation mode.
-        features: what to read.
-        batch_tokens: tokens at a time.
-    """
-
-    def __init__(
-        self, task: AnyTask, model: nn.Module, features: Features, batch_tokens: int
-    ) -> None:
-        self._task, self._model = task, model
-        self._features, self._batch_tokens = features, batch_tokens
-        self._carry = Carry.of(task, model, features)
-
-    def batches(self, size: int = 1) -> list[list[Array]]:
-        """Those of each of so many processes, in the order in which to run them.
-
-        The first process has the most.
-        """
-        lengths, tokens = self._features.lengths, self._batch_tokens
-        if self._carry is None:
-            groups = [[batch] for batch in batches_by_length(lengths, tokens)]
-        else:
-            groups = batches_in_turn(lengths, self._carry.follows, tokens)
-        return [[batch for group in groups[rank::size] for batch in group] for rank in range(size)]
-
-    def forward(self, batch: PackedBatch) -> Any:
-        """The task's outputs."""
-        if self._carry is None:
-            return self._task.forward(self._model, batch)
-        outputs = self._carry.forward(self._model, batch)
-        self._carry.commit()
-        return outputs
 
 
 @torch.inference_mode()
@@ -130,8 +87,8 @@ def evaluate_features(
     metrics = task.metrics(features)
     sums: dict[str, float] = {"loss": 0.0}
     count, done = 0, 0
-    reader = Reader(task, model, features, batch_tokens)
-    shares = reader.batches(world.size)
+    strategy = strategy_for(task, model, features)
+    shares = strategy.batches(features.lengths, batch_tokens, world.size)
     mine, most = shares[world.rank], len(shares[0])
     try:
         for turn in range(most):
@@ -140,7 +97,8 @@ def evaluate_features(
             which = mine[turn] if real else np.zeros(1, dtype=np.int64)
             batch = task.augment(features.batch(which), 0, -1).to(device)
             with precision_context(device, precision):
-                outputs = reader.forward(batch)
+                outputs = strategy.forward(model, batch)
+                strategy.commit()
                 loss = task.loss(outputs, batch)
             if not real:
                 continue

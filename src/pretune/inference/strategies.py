@@ -1,0 +1,249 @@
+"""How a model is run over features: each batch by itself, or from the state the one before left.
+
+Training, evaluation and prediction run a model through a `Strategy` and do not know which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from pretune.data.batch import Array, PackedBatch
+from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
+from pretune.data.feature_sets import Features
+from pretune.errors import RunError
+from pretune.models.classics.common import ClassicLM, State
+from pretune.tasks.base import AnyTask
+
+
+def strategy_for(task: AnyTask, model: nn.Module, features: Features) -> Strategy:
+    """The way to run a model over these features.
+
+    Args:
+        task: says whether features continue the ones before them.
+        model: not wrapped for distributed training.
+        features: what is read.
+    """
+    follows = task.follows(model, features)
+    if follows is None:
+        return Strategy(task)
+    assert isinstance(model, ClassicLM)  # noqa: S101 - for the type checker
+    return TruncatedBptt(task, model, follows)
+
+
+class Strategy:
+    """Runs each batch by itself: nothing is left over from one to the next.
+
+    Args:
+        task: runs the model.
+    """
+
+    def __init__(self, task: AnyTask) -> None:
+        self.task = task
+
+    def order(
+        self,
+        lengths: Array,
+        seed: int,
+        *,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        grows: bool = False,
+    ) -> DataOrder:
+        """The order in which features are trained on.
+
+        Args:
+            lengths: `[N]` tokens of each feature.
+            seed: of the run.
+            batch_size: examples in a batch, or None.
+            batch_tokens: tokens in a batch, or None.
+            grows: whether early batches are smaller.
+
+        Raises:
+            RunError: this strategy cannot work with such batches.
+        """
+        return DataOrder(lengths, seed=seed, in_tokens=batch_tokens is not None)
+
+    def batches(self, lengths: Array, batch_tokens: int, processes: int = 1) -> list[list[Array]]:
+        """The batches in which to evaluate or predict, shared out over processes.
+
+        Args:
+            lengths: `[N]` tokens of each feature.
+            batch_tokens: tokens at a time.
+            processes: how many share the work.
+
+        Returns:
+            for each process its batches, in the order in which to run them; none has more than the
+            first.
+        """
+        batches = batches_by_length(lengths, batch_tokens)
+        return [batches[rank::processes] for rank in range(processes)]
+
+    def forward(self, module: nn.Module, batch: PackedBatch, *, keep: bool = True) -> Any:
+        """Run the model on a batch and return the task's outputs.
+
+        Args:
+            module: the model, or what wraps it for distributed training.
+            batch: on the device; its `index` says which features it holds.
+            keep: False for a stand-in, whose state must not be remembered.
+        """
+        return self.task.forward(module, batch)
+
+    def begin_epoch(self) -> None:
+        """Forget every state: all sequences start afresh."""
+
+    def commit(self) -> None:
+        """Accept the batches run since the last commit: the next ones continue from there."""
+
+    def discard(self) -> None:
+        """Drop what was run since the last commit, e.g. because the update was not made."""
+
+    def state(self, gather: Callable[[Any], list[Any]]) -> dict[str, Tensor]:
+        """What a resumed run needs to continue, by name.
+
+        Args:
+            gather: collects a value from every process, as `World.gather` does.
+        """
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Continue from what `state` returned.
+
+        Args:
+            tensors: by name.
+            device: where the model is.
+        """
+
+
+class TruncatedBptt(Strategy):
+    """Truncated back-propagation through time: each batch starts from the state before it.
+
+    Values flow from batch to batch through the state; gradients stop at the beginning of the batch
+    (Williams & Peng 1990, "An efficient gradient-based algorithm for on-line training of recurrent
+    network trajectories", section 4, with h = h' = the length of a block; for language models
+    Mikolov et al. 2010).
+
+    States are looked up by the number of the feature they come after. So streams, micro-batches and
+    processes need no bookkeeping: feature i + 1 asks for the state after feature i, and starts
+    afresh where there is none, as after a batch that was skipped.
+
+    Args:
+        task: runs the model.
+        model: not wrapped for distributed training.
+        follows: `[N]` bool, whether each feature continues the one before it.
+    """
+
+    def __init__(self, task: AnyTask, model: ClassicLM, follows: Array) -> None:
+        super().__init__(task)
+        self._model, self._follows = model, follows
+        # Numbers of features, and the states after them: committed, and run since then.
+        self._committed: tuple[list[int], State] | None = None
+        self._pending: list[tuple[list[int], State]] = []
+
+    @override
+    def order(
+        self,
+        lengths: Array,
+        seed: int,
+        *,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        grows: bool = False,
+    ) -> DataOrder:
+        if grows:
+            raise RunError(
+                "train.batch_ramp: the state of each stream carries over from batch to batch, so "
+                "all batches need the same streams",
+                "Leave it out, or read each block by itself: task.carry_state=false.",
+            )
+        # As many streams as a batch has examples.
+        streams = batch_size or (batch_tokens or 0) // int(lengths.max())
+        return StreamOrder(lengths, self._follows, seed=seed, streams=max(1, streams))
+
+    @override
+    def batches(self, lengths: Array, batch_tokens: int, processes: int = 1) -> list[list[Array]]:
+        # Every text is read from its beginning by one process, so that figures depend neither on
+        # how texts were cut into blocks nor on how much is read at a time.
+        groups = batches_in_turn(lengths, self._follows, batch_tokens)
+        return [
+            [batch for group in groups[rank::processes] for batch in group]
+            for rank in range(processes)
+        ]
+
+    @override
+    def forward(self, module: nn.Module, batch: PackedBatch, *, keep: bool = True) -> Any:
+        features = batch.index.tolist()
+        outputs, after = self.task.carry(module, batch, self._before(features))
+        if keep:
+            self._pending.append((features, after.detach()))
+        return outputs
+
+    def _before(self, features: list[int]) -> State:
+        """The state in which each of these features starts."""
+        if self._committed is None:
+            return self._model.initial(len(features))
+        numbers, state = self._committed
+        row_of = {number: row for row, number in enumerate(numbers)}
+        fresh = len(numbers)  # the row of the initial state, behind those that are known
+        rows = [row_of.get(i - 1, fresh) if self._follows[i] else fresh for i in features]
+        return state.joined(self._model.initial(1)).select(rows)
+
+    @override
+    def begin_epoch(self) -> None:
+        self._committed, self._pending = None, []
+
+    @override
+    def commit(self) -> None:
+        numbers: list[int] = []
+        state: State | None = None
+        for features, after in self._pending:
+            numbers += features
+            state = after if state is None else state.joined(after)
+        self._committed = None if state is None else (numbers, state)
+        self._pending = []
+
+    @override
+    def discard(self) -> None:
+        self._pending = []
+
+    @override
+    def state(self, gather: Callable[[Any], list[Any]]) -> dict[str, Tensor]:
+        mine = None
+        if self._committed is not None:
+            numbers, state = self._committed
+            mine = numbers, {name: value.cpu() for name, value in _tensors(state).items()}
+        parts = [part for part in gather(mine) if part is not None]
+        if not parts:
+            return {}
+        # One state with the rows of all processes.
+        numbers = [number for features, _ in parts for number in features]
+        joined = self._filled(parts[0][1])
+        for _, tensors in parts[1:]:
+            joined = joined.joined(self._filled(tensors))
+        # Sorted by feature, so that files do not depend on which process had which. A feature that
+        # several processes ran has the same state in all of them.
+        after, first = np.unique(numbers, return_index=True)
+        return {**_tensors(joined.select(first.tolist())), "after": torch.from_numpy(after)}
+
+    @override
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self.begin_epoch()
+        if tensors:
+            state = {name: value.to(device) for name, value in tensors.items() if name != "after"}
+            self._committed = tensors["after"].tolist(), self._filled(state)
+
+    def _filled(self, tensors: Mapping[str, Tensor]) -> State:
+        """A state of the model's kind with these tensors."""
+        empty: Any = self._model.initial(0)
+        filled: State = replace(empty, **tensors)
+        return filled
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(state).items() if value is not None}
