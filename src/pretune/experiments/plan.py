@@ -36,7 +36,7 @@ from pretune.experiments.costs import (
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, with_answers
 from pretune.tasks.builtin import task_class
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
@@ -325,8 +325,10 @@ def _forward_rate(
         start = time.perf_counter()
         batch = task.augment(features.batch(which), 0, -1).to(device)
         with precision_context(device, recipe.train.precision):
-            float(task.loss(strategy.forward(model, batch), batch).sum)
+            outputs = strategy.forward(model, batch)
             strategy.commit()
+            float(task.loss(outputs, batch).sum)
+            with_answers(task, model, outputs, batch)
         if i == 0:  # warm
             continue
         seconds += time.perf_counter() - start

@@ -16,7 +16,7 @@ from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.base import AnyTask, Prediction
+from pretune.tasks.base import AnyTask, Prediction, with_answers
 from pretune.tasks.features import record_features
 from pretune.tasks.reading import longest_text, read_for
 from pretune.text.decode import TextDecoder, encoding_hint, lines_of
@@ -91,6 +91,7 @@ class Predictor:
             with precision_context(self.device, self._precision):
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
+                outputs = with_answers(task, self._model, outputs, batch)
             found = task.predict(outputs, batch)
             parts.update(zip(batch.index.tolist(), found, strict=True))
             if progress is not None:

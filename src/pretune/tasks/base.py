@@ -377,6 +377,32 @@ class Task(ABC, Generic[O, P]):
 AnyTask = Task[Any, Any]
 
 
+class WritesAnswers(ABC):
+    """Ability of a task whose answers are texts that the model writes token by token.
+
+    Writing comes after the forward pass and never in it: a forward pass only scores, so it costs
+    the same in training and in evaluation, and every process runs the same layers in it.
+    """
+
+    @abstractmethod
+    def write(self, model: nn.Module, outputs: Any, batch: PackedBatch) -> Any:
+        """Write the answers that a batch asks for.
+
+        Args:
+            model: in evaluation mode.
+            outputs: what `forward` returned for the batch.
+            batch: the batch; without targets every sequence asks for an answer.
+
+        Returns:
+            the outputs with the answers, for `predict` and the metrics.
+        """
+
+
+def with_answers(task: AnyTask, model: nn.Module, outputs: Any, batch: PackedBatch) -> Any:
+    """The outputs with what a task that `WritesAnswers` writes; of any other task as they are."""
+    return task.write(model, outputs, batch) if isinstance(task, WritesAnswers) else outputs
+
+
 def usual_length(
     config: Mapping[str, Any], most: int, name: str = "max_position_embeddings"
 ) -> int:

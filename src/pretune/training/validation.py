@@ -16,7 +16,7 @@ from pretune.data.batch import PackedBatch
 from pretune.data.feature_sets import Features
 from pretune.inference.runtime import precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.base import AnyTask, Metrics, lower_is_better
+from pretune.tasks.base import AnyTask, Metrics, lower_is_better, with_answers
 from pretune.training.distributed import World
 
 
@@ -100,8 +100,9 @@ def evaluate_features(
                 outputs = strategy.forward(model, batch)
                 strategy.commit()
                 loss = task.loss(outputs, batch)
-            if not real:
-                continue
+                if not real:
+                    continue
+                outputs = with_answers(task, model, outputs, batch)
             metrics.update(outputs, batch)
             if watch is not None:
                 watch(batch, outputs)

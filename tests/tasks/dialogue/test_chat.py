@@ -204,7 +204,9 @@ def test_an_evaluation_has_answers_where_replies_were_asked_for(wordpiece: Pair)
     features = featurize(task, records(DIALOGUES), bundle.tokenizer, evaluation=True)
     assert isinstance(features, FeatureSet)
     batch = features.batch(torch.arange(len(features)).numpy(), sort=False)
-    found = task.predict(task.forward(bundle.model, batch), batch)
+    outputs = task.forward(bundle.model, batch)
+    assert not outputs.written, "a forward pass writes nothing"
+    found = task.predict(task.write(bundle.model, outputs, batch), batch)
     answers = []
     for record in range(3):
         parts = [one for i, one in enumerate(found) if features.record(i) == record]

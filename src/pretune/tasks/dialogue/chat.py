@@ -14,7 +14,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, found
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import causal_lm
-from pretune.tasks.base import Loss, Task
+from pretune.tasks.base import Loss, Task, WritesAnswers
 from pretune.tasks.dialogue.metrics import ReplyMetrics, Sample, variety
 from pretune.tasks.dialogue.replies import (
     ASKED,
@@ -24,8 +24,9 @@ from pretune.tasks.dialogue.replies import (
     ReplyPrediction,
     Span,
     last_reply,
-    reply,
+    score_replies,
     targets_of,
+    write_replies,
 )
 from pretune.tasks.dialogue.turns import TurnLayout, turn_limit, windows
 from pretune.tasks.grading import EachLoss
@@ -55,7 +56,7 @@ class ChatOptions(ReplyOptions):
     )
 
 
-class Chat(Task[ChatOptions, ReplyPrediction]):
+class Chat(Task[ChatOptions, ReplyPrediction], WritesAnswers):
     """Each turn from those before it; evaluated by perplexity and by replies that are written.
 
     `[CLS] turn [SEP] turn [SEP]`: a sequence a dialogue. One longer than `max_length` is read in
@@ -182,8 +183,12 @@ class Chat(Task[ChatOptions, ReplyPrediction]):
         return causal_lm(backbone)
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Replied:
-        """The scores of what is learned; outside of training also replies."""
-        return reply(model, batch, self.options, self._tokenizer)
+        """Score the turns that are learned."""
+        return score_replies(model, batch, self.options)
+
+    def write(self, model: nn.Module, outputs: Replied, batch: PackedBatch) -> Replied:
+        """Write the replies that the batch asks for."""
+        return write_replies(model, outputs, batch, self.options, self._tokenizer)
 
     def loss(self, outputs: Replied, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens that are learned."""

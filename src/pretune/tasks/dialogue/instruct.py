@@ -16,18 +16,18 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import causal_lm
-from pretune.tasks.base import Loss, Task
+from pretune.tasks.base import Loss, Task, WritesAnswers
 from pretune.tasks.dialogue.metrics import ReplyMetrics, Sample, matches
 from pretune.tasks.dialogue.replies import (
     ASKED,
     TURN,
-    USUAL,
     Replied,
     ReplyOptions,
     ReplyPrediction,
     last_reply,
-    reply,
+    score_replies,
     targets_of,
+    write_replies,
 )
 from pretune.tasks.dialogue.templated import TemplateLayout
 from pretune.tasks.grading import EachLoss
@@ -56,7 +56,7 @@ class InstructOptions(ReplyOptions):
     )
 
 
-class Instruct(Task[InstructOptions, ReplyPrediction]):
+class Instruct(Task[InstructOptions, ReplyPrediction], WritesAnswers):
     """What the assistant says after what was said; evaluated by loss, ROUGE-L and exact match.
 
     Records have `messages` (role and content), ShareGPT's `conversations` (from and value), or
@@ -190,11 +190,14 @@ class Instruct(Task[InstructOptions, ReplyPrediction]):
         return causal_lm(backbone)
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Replied:
-        """The scores of the replies; outside of training also replies of the model's own."""
-        ends = USUAL
-        if self._tokenizer is not None and not model.training:
-            ends = self.layout(self._tokenizer).ends()
-        return reply(model, batch, self.options, self._tokenizer, ends)
+        """Score the replies of the assistant."""
+        return score_replies(model, batch, self.options)
+
+    def write(self, model: nn.Module, outputs: Replied, batch: PackedBatch) -> Replied:
+        """Write the replies that the batch asks for."""
+        assert self._tokenizer is not None  # noqa: S101 - bound
+        ends = self.layout(self._tokenizer).ends()
+        return write_replies(model, outputs, batch, self.options, self._tokenizer, ends)
 
     def loss(self, outputs: Replied, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens of replies."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pretune.data.batch import PackedBatch
 from pretune.data.layout import Selection
@@ -187,32 +187,44 @@ def targets_of(spans: Sequence[Span]) -> tuple[list[int], dict[str, Any]]:
     return ids[:-1], {NEXT: learned[1:], TURN: turns[1:]}
 
 
-def reply(
+def score_replies(model: nn.Module, batch: PackedBatch, options: ReplyOptions) -> Replied:
+    """Score the tokens that are learned; without targets there is nothing to score."""
+    labels = batch.targets.get(NEXT)
+    if labels is None:
+        return Replied(None, None)
+    select = batch.where(labels != IGNORED)
+    scores = model(batch, select=select, labels=labels[select.rows], **options.how)
+    return Replied(scores, select)
+
+
+def write_replies(
     model: nn.Module,
+    outputs: Replied,
     batch: PackedBatch,
     options: ReplyOptions,
     tokenizer: Tokenizer | None,
     ends: Ends = USUAL,
 ) -> Replied:
-    """Score what is learned; write replies where they are asked for.
+    """Write the replies that a batch asks for: without targets to every sequence.
 
-    Without targets, to every sequence. `ends`: what ends a reply besides the usual tokens.
+    Args:
+        model: a language model.
+        outputs: from `score_replies`.
+        batch: the sequences.
+        options: how replies are written.
+        tokenizer: of the model.
+        ends: what ends a reply in addition to the usual tokens.
     """
-
-    def written(asked: Sequence[int]) -> dict[int, Generation]:
-        assert tokenizer is not None  # noqa: S101 - bound
-        return _written(model, batch, asked, options, tokenizer, ends)
-
-    labels = batch.targets.get(NEXT)
-    if labels is None:
-        lengths = batch.layout.lengths
-        return Replied(None, None, written(lengths))
-    select = batch.where(labels != IGNORED)
-    scores = model(batch, select=select, labels=labels[select.rows], **options.how)
-    asked: Tensor | None = batch.targets.get(ASKED)
-    if model.training or asked is None:
-        return Replied(scores, select)
-    return Replied(scores, select, written(asked.tolist()))
+    asked = batch.targets.get(ASKED)
+    if asked is not None:
+        counts = asked.tolist()
+    elif NEXT not in batch.targets:
+        counts = list(batch.layout.lengths)
+    else:
+        return outputs
+    assert tokenizer is not None  # noqa: S101 - bound
+    written = _written(model, batch, counts, options, tokenizer, ends)
+    return replace(outputs, written=written)
 
 
 def _written(
