@@ -48,7 +48,7 @@ class HubError(PretuneError):
     """The Hugging Face Hub refused, could not be reached, or holds something else there."""
 
 
-def found(value: object) -> str:
+def describe_value(value: object) -> str:
     """What stands where something else should, for "expected ..., found ..."."""
     if value is None:
         return "nothing"

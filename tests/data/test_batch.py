@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data.batch import Feature, FeatureSet, PackedBatch
-from pretune.data.layout import Layout
+from pretune.data.batch import Feature, FeatureSet, Layout, PackedBatch
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretune.data.names import ColumnNames
-from pretune.data.records import Records, read
+from pretune.data.records import ColumnNames, Records, read
 from pretune.errors import DataError
 
 

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers
 from pretune.data.records import Records
 from pretune.data.sentence_pairs import Pair, PairMaker, RecordDocuments, Tokens, encode_all
 from pretune.errors import DataError
-from pretune.tokenizers.extend import extend
+from pretune.tokenizers.added_tokens import extend
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data.whole_words import segmenter, word_numbers
+from pretune.data.masking import segmenter, word_numbers
 from pretune.errors import RunError
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout
 from pretune.models.attention import (
     GROUP_SLACK,
     SDPA_LENGTH,

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.bert import BertConfig, BertModel
 

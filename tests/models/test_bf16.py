@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout
 from pretune.models import ops
 from pretune.models.attention import attention
 from pretune.models.heads.vocabulary import score_tokens

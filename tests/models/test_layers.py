@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, Selection
 from pretune.models.layers import (
     ACTIVATIONS,
     Dropout,

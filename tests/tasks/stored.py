@@ -13,7 +13,7 @@ import torch
 from pretune.corpus.clean import Cleaning
 from pretune.corpus.pipeline import Settings, prepare
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Features
 from pretune.data.records import Records
 
 #: Nothing is done to the texts.

@@ -36,7 +36,7 @@ from pretune.models.presets import SIZES
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask
 from pretune.tasks.builtin import TASKS, task_class
-from pretune.tokenizers.extend import extend
+from pretune.tokenizers.added_tokens import extend
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.

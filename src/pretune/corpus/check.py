@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretune.corpus.shards import COUNTS, DOCUMENTS, SENTENCES, TOKENS, total
+from pretune.data.arrays import Array
 from pretune.errors import DataError
 
 ENDS = (TOKENS, DOCUMENTS, SENTENCES)
 AGAIN = "Copy the corpus again, or prepare it anew."
 #: Values looked at in one go.
 _CHUNK = 1 << 22
-
-Array = NDArray[Any]
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:

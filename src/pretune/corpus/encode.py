@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.corpus.clean import Cleaning, clean
 from pretune.corpus.dedupe import Signature, digest, signature
+from pretune.data.arrays import Array
 from pretune.text.sentence_ends import sentences
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

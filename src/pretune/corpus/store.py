@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretune.corpus.check import (
     AGAIN,
@@ -32,13 +31,12 @@ from pretune.corpus.shards import (
     describe,
     stored_dtype,
 )
+from pretune.data.arrays import Array
 from pretune.errors import DataError
 
 FORMAT, VERSION = "pretune-corpus", 1
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

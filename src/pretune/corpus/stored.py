@@ -9,17 +9,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretune.corpus.store import MANIFEST, Corpus
+from pretune.data.arrays import Array
 from pretune.errors import DataError
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
-
-Array = NDArray[Any]
 
 
 def is_corpus(path: str | Path) -> bool:

@@ -11,19 +11,66 @@ places where each sequence begins (`cu_seqlens`, the convention of FlashAttentio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pretune.data.layout import Layout, Selection
+from pretune.data.arrays import Array, ranges
 
-Array = NDArray[Any]
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sequences of a packed batch begin and end.
+
+    Attributes:
+        lengths: tokens of each sequence, on the host, so that planning never waits for a GPU.
+        cu_seqlens: `[B + 1]` int32, on the batch's device: where sequence i begins, and then T.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    # Plans derived from the lengths (see models/attention.py) are kept as long as the layout is:
+    # every layer of a model asks for the same one.
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
+        """The layout of sequences of these lengths."""
+        ends = np.cumsum([0, *lengths], dtype=np.int32)
+        return cls(tuple(int(n) for n in lengths), torch.from_numpy(ends).to(device))
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest sequence, in tokens."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def total(self) -> int:
+        """T, the number of tokens."""
+        return sum(self.lengths)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each sequence begins, on the host."""
+        return tuple(int(n) for n in np.cumsum([0, *self.lengths[:-1]])) if self.lengths else ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of the tokens of a packed batch: those whose last hidden state somebody reads.
+
+    Attributes:
+        rows: `[R]` int64: which rows of the batch, in ascending order.
+        layout: how many of them belong to each sequence.
+    """
+
+    rows: Tensor
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -92,7 +139,7 @@ class PackedBatch:
         lengths = np.array(self.layout.lengths, dtype=np.int64)
         mine, device = lengths[first::2], self.tokens.device
         starts = (np.cumsum(lengths) - lengths)[first::2]
-        rows = torch.from_numpy(_ranges(starts, mine)).to(device, non_blocking=True)
+        rows = torch.from_numpy(ranges(starts, mine)).to(device, non_blocking=True)
         whole = len(self.tokens)
         return PackedBatch(
             tokens=self.tokens[rows],
@@ -325,8 +372,8 @@ class FeatureSet:
         parts, choices = self.sequences(which), None
         if self.choices is not None:
             choices = tuple(len(self.choices[i]) for i in which)
-        positions = _ranges(np.zeros_like(parts), parts)
-        rows = _ranges(self.starts[:-1][which], lengths)
+        positions = ranges(np.zeros_like(parts), parts)
+        rows = ranges(self.starts[:-1][which], lengths)
         targets = {
             name: torch.from_numpy(column[which if len(column) == len(self) else rows])
             for name, column in self.targets.items()
@@ -349,9 +396,99 @@ def _join(arrays: list[Array], dtype: Any) -> Array:
     return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
 
 
-def _ranges(starts: Array, lengths: Array) -> Array:
-    """`[start, start + 1, ..., start + length - 1]` of each pair, end to end."""
-    offsets = np.cumsum(lengths) - lengths
-    ranges: Array = np.repeat(starts - offsets, lengths)
-    ranges += np.arange(len(ranges), dtype=np.int64)
-    return ranges
+class Features(Protocol):
+    """Many features, wherever they are: all that training and evaluation ask of them."""
+
+    @property
+    def lengths(self) -> Array:
+        """`[N]` whole numbers: tokens of each feature."""
+
+    @property
+    def truncated(self) -> int:
+        """How many features had text cut."""
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Records that nothing can be learned from."""
+
+    @property
+    def repaired(self) -> tuple[Repaired, ...]:
+        """Records that something was put right in."""
+
+    @property
+    def choices(self) -> tuple[tuple[int, ...], ...] | None:
+        """Where features are several sequences: for each feature the tokens of each."""
+
+    @property
+    def goes_on(self) -> Array:
+        """`[N]` whether a feature goes on in the record that the one before it is of."""
+
+    def __len__(self) -> int: ...
+
+    def sequences(self, which: Array) -> Array:
+        """Tokens of each sequence of some features: more of them where features are several."""
+
+    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
+        """Pack some features, shortest first, or in the given order.
+
+        Many threads may ask at once.
+        """
+
+    def record(self, index: int) -> int:
+        """The record that a feature came from."""
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that can be learned from these features, in their order."""
+
+
+@dataclass(frozen=True)
+class MadeFeatures:
+    """Features that are made each time they are asked for, and kept nowhere.
+
+    Attributes:
+        lengths: `[N]` tokens of each feature.
+        make: a feature by its number; the same at each time, in any thread.
+        digest: a SHA-256 of all that the features are made from, and how.
+        truncated: how many features had text cut.
+        begins: `[N]` whether a feature is the first of its record; None: each is.
+        skipped: records that nothing can be learned from.
+        choices: none: a feature is one sequence.
+        repaired: records that something was put right in.
+    """
+
+    lengths: Array
+    make: Callable[[int], Feature]
+    digest: str
+    truncated: int = 0
+    begins: Array | None = None
+    skipped: tuple[Skipped, ...] = ()
+    choices: None = None
+    repaired: tuple[Repaired, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
+        """Pack some features; see `FeatureSet.batch`."""
+        made = FeatureSet.of(self.make(int(index)) for index in which)
+        batch = made.batch(np.arange(len(which)), sort=sort)
+        index = np.asarray(which, dtype=np.int64)[batch.index.numpy()]
+        return replace(batch, index=torch.from_numpy(index))
+
+    @property
+    def goes_on(self) -> Array:
+        """`[N]` whether a feature goes on in the record that the one before it is of."""
+        return np.zeros(len(self), np.bool_) if self.begins is None else ~self.begins
+
+    def sequences(self, which: Array) -> Array:
+        """Tokens of each sequence of some features, which are one each."""
+        found: Array = self.lengths[which]
+        return found
+
+    def record(self, index: int) -> int:
+        """The record that a feature came from."""
+        return self.make(index).record
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that can be learned from these features, in their order."""
+        return self.digest

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretune.data.cells import not_finite
-from pretune.data.records import Records
+from pretune.data.records import Records, not_finite
 from pretune.errors import DataError, did_you_mean
 
 #: What public data sets call their texts; the first of these that are all there are taken.

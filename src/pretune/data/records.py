@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pretune.data.cells import not_finite
-from pretune.data.names import ColumnNames
 from pretune.data.readers.conll import CONLL_SUFFIXES, conll_rows, looks_like_conll
 from pretune.data.readers.delimited import table_rows
 from pretune.data.readers.hub import HUB_DATASET, category_names, hub_table, stored_categories
 from pretune.data.readers.squad import squad_rows
-from pretune.errors import DataError, did_you_mean, found
+from pretune.errors import DataError, describe_value, did_you_mean
 from pretune.text.decode import SURROGATE, TextDecoder, encoding_hint
 
 Record = dict[str, Any]
@@ -25,6 +24,46 @@ Record = dict[str, Any]
 MAX_CHARS = 100_000
 #: How quotes in a CSV or TSV file may be read.
 QUOTINGS = ("auto", "standard", "none")
+
+
+def not_finite(value: object) -> bool:
+    """Whether this is NaN or infinite: what pandas, and so Parquet and JSON, has for nothing."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def is_missing(value: object) -> bool:
+    """Whether this is nothing: null, an empty text or no finite number."""
+    return value is None or (isinstance(value, str) and not value) or not_finite(value)
+
+
+class ColumnNames(dict[str, str]):
+    """Our names of columns -> the data's, for `Records.mapped`.
+
+    Args:
+        usual: those of a recipe. They may be for other data: data without such a column may have
+            it under our own name.
+        given: those that a person gave for these very data, which must have all of them.
+        known: the columns of the task.
+
+    Attributes:
+        given: as above.
+
+    Raises:
+        DataError: one is given for a column that the task does not know.
+    """
+
+    def __init__(
+        self, usual: Mapping[str, str], given: Mapping[str, str], known: Iterable[str]
+    ) -> None:
+        super().__init__({**usual, **given})
+        self.given = dict(given)
+        known = list(known)
+        for ours, theirs in given.items():
+            if ours not in known:
+                raise DataError(
+                    f"data.columns.{ours}={theirs}: the model's task has no column '{ours}'",
+                    did_you_mean(ours, known),
+                )
 
 
 @dataclass(frozen=True)
@@ -138,7 +177,7 @@ class Records:
         value = self.rows[row].get(column)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not_finite(value):
             raise DataError(
-                f"{self.where(row, column)}: expected a text, found {found(value)}",
+                f"{self.where(row, column)}: expected a text, found {describe_value(value)}",
                 "Give every record a text there, or remove the record.",
             )
         return self.checked(str(value), row, column)
@@ -151,7 +190,7 @@ class Records:
         """
         if isinstance(value, list | tuple) and value:
             return list(value)
-        given = "an empty list" if isinstance(value, list | tuple) else found(value)
+        given = "an empty list" if isinstance(value, list | tuple) else describe_value(value)
         raise DataError(
             f"{self.where(row, column)}: expected a list of {what}, found {given}", hint
         )

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pretune.data.masking import PAIRS, Streams
+from pretune.data.arrays import Array
+from pretune.data.masking import PAIRS, Segmenter, Streams, word_numbers
 from pretune.data.records import Records
-from pretune.data.whole_words import Segmenter, word_numbers
 from pretune.errors import DataError
 from pretune.text.sentence_ends import sentences
 from pretune.tokenizers.tokenizer import Tokenizer
-
-Array = NDArray[Any]
 
 #: Documents from which random segments were taken lately.
 KEPT = 256

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[Any]
+from pretune.data.arrays import Array
 
 
 @dataclass(frozen=True)

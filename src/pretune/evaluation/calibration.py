@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretune.data.batch import Array
+from pretune.data.arrays import Array
 from pretune.tasks.grading import Decision
 
 #: The least float32 above 0: the probability of what is impossible.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pretune.data.batch import Array
+from pretune.data.arrays import Array
 from pretune.errors import RunError
 from pretune.evaluation.comparable import comparable_figures, same_terms
 from pretune.evaluation.examine import Examined

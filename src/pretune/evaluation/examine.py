@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.batch import Array, FeatureSet, PackedBatch
+from pretune.data.arrays import Array
+from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inference.predict import the_task

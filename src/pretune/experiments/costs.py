@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.models.backbone import Backbone
 from pretune.models.classics.common import ClassicLM, ClassicModel
 from pretune.models.heads.language import BertPreTraining, CausalLM, MaskedLM

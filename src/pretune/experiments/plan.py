@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.batch import Array
+from pretune.data.arrays import Array
+from pretune.data.batch import Features
 from pretune.data.batch_order import Cursor
-from pretune.data.feature_sets import Features
 from pretune.experiments.costs import (
     FLOAT,
     INFERENCE_SLACK,

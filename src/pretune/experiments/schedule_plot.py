@@ -19,7 +19,7 @@ from pretune.recipe.recipe import Recipe
 from pretune.render.charts import new_figure, write_png
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import featurize
-from pretune.tokenizers.extend import extend
+from pretune.tokenizers.added_tokens import extend
 from pretune.training.data import fit, read_data, tokenizer_of
 from pretune.training.logging import Reporter
 from pretune.training.schedule import BatchSize, Schedule, planned_updates

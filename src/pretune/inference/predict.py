@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.names import ColumnNames
 from pretune.data.readers.conversations import ALPACA, CONVERSATIONS, MESSAGES
-from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, Records
+from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, ColumnNames, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for

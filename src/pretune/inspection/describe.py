@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pretune.corpus.dedupe import Duplicates, digest, signature
-from pretune.data.cells import is_missing
 from pretune.data.columns import as_text, label_column, text_columns
-from pretune.data.records import Records
+from pretune.data.records import Records, is_missing
 from pretune.inspection.describe_counts import (
     Lengths,
     TokenCounter,

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from pretune.data.cells import is_missing
+from pretune.data.records import is_missing
 from pretune.render.charts import Box
 from pretune.tokenizers.tokenizer import Tokenizer
 

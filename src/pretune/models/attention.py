@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout
 from pretune.models.ops import dropout
 
 #: Above this length the grouped path hands over to SDPA, which never holds the L x L scores. Below

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Selection
+from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import LARGEST, ModelConfig, brief

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout, PackedBatch
 
 #: Room grows by this many tokens a sequence; short ones, of which there may be many, have less.
 BLOCK = 128

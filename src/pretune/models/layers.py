@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, Selection
 from pretune.models import ops
 from pretune.models.attention import attention, attention_after, attention_maps, attention_step
 from pretune.models.kv_cache import KVCache

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Selection
+from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import LARGEST, ModelConfig

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Selection
+from pretune.data.batch import PackedBatch, Selection
 from pretune.models import ops
 from pretune.models.heads.vocabulary import Scores, over_vocabulary
 from pretune.models.kv_cache import KVCache, SourceCache

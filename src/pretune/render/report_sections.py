@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretune.data.batch import Array
+from pretune.data.arrays import Array
 from pretune.evaluation.calibration import (
     LIMIT,
     Reliability,

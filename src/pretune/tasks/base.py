@@ -16,8 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.batch import Array, Feature, PackedBatch, Repaired, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.arrays import Array
+from pretune.data.batch import (
+    Feature,
+    Features,
+    PackedBatch,
+    Repaired,
+    Skipped,
+)
 from pretune.data.records import Records
 from pretune.models.backbone import Backbone
 from pretune.tasks.grading import EachLoss, Grade

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.batch import Feature, FeatureSet, Repaired, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.tasks.base import AnyTask

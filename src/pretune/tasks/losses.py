@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pretune.data.batch import Array
-from pretune.data.layout import Layout
+from pretune.data.arrays import Array
+from pretune.data.batch import Layout
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.grading import EachLoss

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
-from pretune.errors import DataError, did_you_mean, found
+from pretune.errors import DataError, describe_value, did_you_mean
 
 STDIN = "-"
 #: Bytes read at a time.
@@ -233,7 +233,7 @@ def json_field(line: str, place: str, field: str) -> str | Problem:
 def checked_text(value: object, place: str, field: str) -> str | Problem:
     """A value, if it is a text that can be encoded."""
     if not isinstance(value, str):
-        message = f"{place}, field '{field}': expected a text, found {found(value)}"
+        message = f"{place}, field '{field}': expected a text, found {describe_value(value)}"
         return Problem("field", message, "Give every record a text there, or remove the record.")
     if (half := SURROGATE.search(value)) is not None:
         message = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, DataError
+from pretune.tokenizers.tokenizer import Tokenizer
 
 #: From each token to its id.
 ADDED_FILE = "added_tokens.json"
@@ -92,3 +93,36 @@ def _token(one: object) -> AddedToken | None:
     if not all(isinstance(value, bool) for value in flags.values()):
         return None
     return AddedToken(_content(one), **{"normalized": not flags.get("special", False), **flags})
+
+
+def _has_ideograph(token: str) -> bool:
+    """BERT's normalizer sets these apart with spaces, so such a token must be found before it."""
+    return any("\u3400" <= character <= "\u9fff" for character in token)
+
+
+def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
+    """Add whole tokens that are never split, in place; those already known are passed over.
+
+    Args:
+        tokenizer: to change.
+        tokens: as they occur in text. Matched after normalisation, so that an uncased tokenizer
+            finds them in any case.
+
+    Returns:
+        how many were new.
+
+    Raises:
+        DataError: one is empty or only white space.
+    """
+    for token in tokens:
+        if not token.strip():
+            raise DataError(f"new token {token!r}: is empty", "Give every new token some letters.")
+    known = tokenizer.engine.get_vocab(with_added_tokens=True)
+    fresh = [token for token in dict.fromkeys(tokens) if token not in known]
+    added: int = tokenizer.engine.add_tokens(
+        [
+            AddedToken(token, single_word=False, normalized=not _has_ideograph(token))
+            for token in fresh
+        ]
+    )
+    return added

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from pretune.data.batch import Features
 from pretune.data.batch_order import batches_by_length
-from pretune.data.feature_sets import Features
 from pretune.errors import RunError
 from pretune.inference.runtime import precision_context
 from pretune.models.backbone import Backbone

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretune.data.batch import Array, PackedBatch
+from pretune.data.arrays import Array
+from pretune.data.batch import PackedBatch
 from pretune.data.batch_order import Cursor
 
 

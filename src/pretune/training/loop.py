@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
+from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import Cursor, DataOrder
-from pretune.data.feature_sets import Features
 from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.inference.runtime import precision_context

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pretune.data.batch import Array
+from pretune.data.arrays import Array
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
 from pretune.inference.runtime import precision_context

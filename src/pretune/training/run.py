@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Features
 from pretune.errors import RunError
 from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretune.data.batch import Array, PackedBatch
+from pretune.data.arrays import Array
+from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder
-from pretune.data.feature_sets import Features
 from pretune.errors import RunError
 from pretune.models.classics.common import ClassicLM, State
 from pretune.recipe.train_section import TrainSection

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout, PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.classics.common import ClassicLM, Reading
 from pretune.models.classics.rnn import GATES, RnnConfig, RnnModel, TimeMajor

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout
 from pretune.models.heads.vocabulary import score_tokens
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretune.errors import DataError
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.features import featurize
-from pretune.tokenizers.extend import extend
+from pretune.tokenizers.added_tokens import extend
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from tests.corpus.conftest import TEXTS as SAMPLE

@@ -28,8 +28,8 @@ from pretune.tasks.dialogue.metrics import matches, rouge_l
 from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction
 from pretune.tasks.features import featurize
 from pretune.tasks.losses import IGNORED, NEXT
+from pretune.tokenizers.added_tokens import extend
 from pretune.tokenizers.chat_template import TEMPLATES
-from pretune.tokenizers.extend import extend
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.run import train_recipe
 from pretune.training.validation import evaluate_features

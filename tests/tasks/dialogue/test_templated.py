@@ -22,8 +22,8 @@ from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
 from pretune.tasks.dialogue.replies import Ends, ReplyPrediction
 from pretune.tasks.dialogue.templated import TemplateLayout
 from pretune.tasks.dialogue.turns import MOST_CHARS
+from pretune.tokenizers.added_tokens import extend
 from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
-from pretune.tokenizers.extend import extend
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.run import train_recipe

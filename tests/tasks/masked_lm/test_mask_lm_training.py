@@ -18,9 +18,8 @@ from torch import Tensor
 
 import pretune
 from pretune.bundle.bundle import Bundle, load, save
-from pretune.data.batch import FeatureSet, PackedBatch
+from pretune.data.batch import FeatureSet, Layout, PackedBatch, Selection
 from pretune.data.batch_order import batches_by_length
-from pretune.data.layout import Layout, Selection
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.models.heads.language import BertPreTraining

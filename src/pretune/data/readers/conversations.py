@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretune.data.cells import is_missing
-from pretune.data.records import Records
+from pretune.data.records import Records, is_missing
 from pretune.errors import DataError, did_you_mean
 
 MESSAGES, CONVERSATIONS = "messages", "conversations"

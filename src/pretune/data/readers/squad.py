@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pretune.errors import DataError, found
+from pretune.errors import DataError, describe_value
 
 
 def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
@@ -85,7 +85,8 @@ def _part(path: Path, place: str, parent: Any, name: str, kind: type) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         named = f" (id {parent['id']})" if isinstance(parent, Mapping) and "id" in parent else ""
         raise DataError(
-            f"{path}, {place}{named}: expected a {kind.__name__} as '{name}', found {found(value)}",
+            f"{path}, {place}{named}: expected a {kind.__name__} as '{name}', "
+            f"found {describe_value(value)}",
             "SQuAD is {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
         )
     return value

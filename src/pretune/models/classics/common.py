@@ -13,8 +13,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models import ops
 from pretune.models.backbone import Backbone

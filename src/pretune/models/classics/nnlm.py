@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Selection
+from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Embeddings
 from pretune.models.classics.common import ClassicConfig, ClassicModel, ClassicOutput

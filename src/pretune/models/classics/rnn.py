@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.backbone import Embeddings
 from pretune.models.classics.common import ClassicConfig, ClassicModel, ClassicOutput

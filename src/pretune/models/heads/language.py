@@ -9,8 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Layout, Selection
+from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.bert import BertModel

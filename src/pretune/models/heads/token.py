@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Selection
+from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
 from pretune.models.heads.crf import Crf, CrfWeights, log_likelihood
 from pretune.models.layers import Dropout, Linear

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretune.data.layout import Layout
+from pretune.data.batch import Layout
 from pretune.models import ops
 from pretune.models.language_model import SequenceState
 

@@ -12,9 +12,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.batch import Array, Feature, PackedBatch
-from pretune.data.feature_sets import Features
-from pretune.data.layout import Layout, Selection
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, Layout, PackedBatch, Selection
 from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.batch import Feature
-from pretune.data.feature_sets import MadeFeatures
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, MadeFeatures
 from pretune.errors import DataError
 from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tokenizers.tokenizer import Tokenizer
-
-Array = NDArray[Any]
 
 
 def edge_of(tokenizer: Tokenizer) -> list[int]:

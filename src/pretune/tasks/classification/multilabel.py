@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pretune.data.batch import Array, Feature, PackedBatch
-from pretune.data.feature_sets import Features
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone

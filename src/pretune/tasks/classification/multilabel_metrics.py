@@ -7,7 +7,8 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from pretune.data.batch import Array, PackedBatch
+from pretune.data.arrays import Array
+from pretune.data.batch import PackedBatch
 
 
 class MultilabelMetrics:

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import nn
 
-from pretune.data.batch import Feature, PackedBatch, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Feature, Features, PackedBatch, Skipped
 from pretune.data.records import Records
-from pretune.errors import DataError, found
+from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import causal_lm
 from pretune.tasks.base import Loss, Task, WritesAnswers
@@ -237,7 +236,7 @@ def turns_of(records: Records, row: int) -> list[str]:
         where = records.where(row, TURNS, item)
         if not isinstance(text, str):
             raise DataError(
-                f"{where}: expected a text, found {found(text)}",
+                f"{where}: expected a text, found {describe_value(text)}",
                 "Messages with roles are read by the task instruct."
                 if isinstance(text, dict)
                 else "Each turn is one text.",

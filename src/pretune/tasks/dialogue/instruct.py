@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import nn
 
-from pretune.data.batch import Feature, PackedBatch, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Feature, Features, PackedBatch, Skipped
 from pretune.data.readers.conversations import MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.errors import DataError

@@ -9,8 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from pretune.data.batch import FeatureSet, PackedBatch
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.tasks.dialogue.replies import TURN, Replied
 from pretune.tasks.question_answering.scores import mixed_segments, normalized
 

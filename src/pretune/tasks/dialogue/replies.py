@@ -14,8 +14,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.layout import Selection
+from pretune.data.batch import PackedBatch, Selection
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Prompt, Writer
 from pretune.models.heads.vocabulary import Scores

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.batch import Array, Feature, PackedBatch
-from pretune.data.feature_sets import Features
-from pretune.data.masking import NOT_MASKED, MaskVocabulary, draw_masks
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, PackedBatch
+from pretune.data.masking import NOT_MASKED, MaskVocabulary, draw_masks, segmenter
 from pretune.data.records import Records
 from pretune.data.sentence_pairs import PairMaker, RecordDocuments, Tokens, encode_all
-from pretune.data.whole_words import segmenter
 from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.language import PreTrainingOutput

@@ -8,22 +8,19 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import models
 
 from pretune.corpus.stored import StoredDocuments
-from pretune.data.batch import Feature
-from pretune.data.feature_sets import Features, MadeFeatures
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, MadeFeatures
 from pretune.data.sentence_pairs import PairMaker, Tokens
 from pretune.errors import DataError
 from pretune.tasks.masked_lm.metrics import NEXT
 from pretune.tasks.masked_lm.options import MaskLmOptions
 from pretune.tokenizers.tokenizer import Tokenizer
 
-Array = NDArray[Any]
 #: A sequence of one or two parts of a document (its number) with their targets.
 Make = Callable[[list[Tokens], int, Mapping[str, int]], Feature]
 #: A pair: where its segments begin in the corpus, their tokens, the label, the document.

@@ -13,10 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pretune.data.batch import Array, Feature, PackedBatch
-from pretune.data.cells import is_missing
-from pretune.data.feature_sets import Features
-from pretune.data.records import Records
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, PackedBatch
+from pretune.data.records import Records, is_missing
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import chooser

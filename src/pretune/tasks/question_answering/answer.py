@@ -10,8 +10,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor, nn
 
-from pretune.data.batch import Array, Feature, FeatureSet, PackedBatch, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.arrays import Array
+from pretune.data.batch import (
+    Feature,
+    Features,
+    FeatureSet,
+    PackedBatch,
+    Skipped,
+)
 from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Skipped
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.tasks.question_answering.options import AnswerOptions
 from pretune.text.chunks import pieces
 from pretune.tokenizers.tokenizer import Tokenizer
-
-Array = NDArray[Any]
 
 #: Targets of a window: the first and the last token of the answer, counted in the window (0, the
 #: `[CLS]`, where it has none; -1 where nobody knows).

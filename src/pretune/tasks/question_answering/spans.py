@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pretune.data.arrays import Array
 from pretune.data.batch import PackedBatch
 from pretune.tasks.question_answering.features import (
     END,
@@ -21,8 +20,6 @@ from pretune.tasks.question_answering.features import (
     PASSAGE_END,
     START,
 )
-
-Array = NDArray[Any]
 
 
 def sequence_of(batch: PackedBatch) -> Tensor:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pretune.data.arrays import Array
 from pretune.models.heads.crf import CrfWeights, marginals, viterbi
 from pretune.models.heads.token import TagScores
 from pretune.tasks.tagging.schemes import Scheme, follows
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

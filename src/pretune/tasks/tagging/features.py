@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pretune.data.arrays import Array
 from pretune.data.records import Records
 from pretune.errors import DataError
-
-Array = NDArray[Any]
 
 #: Targets of a token: which word of its sentence begins there (-1: none that counts in this
 #: window); and its label.

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from pretune.data.batch import Array, PackedBatch
+from pretune.data.arrays import Array
+from pretune.data.batch import PackedBatch
 from pretune.models.heads.token import TagScores
 from pretune.tasks.tagging.decode import WindowTags, decode, window_tags
 from pretune.tasks.tagging.features import BEGINS, ENDS, LABEL, WORD

@@ -11,8 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.data.batch import Array, Feature, PackedBatch, Repaired, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.arrays import Array
+from pretune.data.batch import (
+    Feature,
+    Features,
+    PackedBatch,
+    Repaired,
+    Skipped,
+)
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone

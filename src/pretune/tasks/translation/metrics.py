@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from pretune.data.batch import Array, FeatureSet, PackedBatch
-from pretune.data.feature_sets import Features
+from pretune.data.arrays import Array
+from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.models.heads.vocabulary import Scores
 
 if TYPE_CHECKING:

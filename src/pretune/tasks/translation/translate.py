@@ -10,8 +10,13 @@ from pydantic import Field, model_validator
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
-from pretune.data.batch import Array, Feature, PackedBatch, Skipped
-from pretune.data.feature_sets import Features
+from pretune.data.arrays import Array
+from pretune.data.batch import (
+    Feature,
+    Features,
+    PackedBatch,
+    Skipped,
+)
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Prompt, Writer
