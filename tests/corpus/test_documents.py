@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.corpus.documents import Meter, Reading, _cut_place, _Gathered, read_documents
+from pretune.corpus.documents import Meter, ReadingOptions, _cut_place, _Gathered, read_documents
 from pretune.corpus.sources import find_sources
 from pretune.errors import DataError
 from pretune.text.raw_text import find_files
@@ -28,7 +28,7 @@ def read(path: str | Path, **options: Any) -> list[str]:
 
 def documents(path: str | Path, **options: Any) -> list[Any]:
     (source,) = find_sources([path])
-    return list(read_documents(source, Reading(**options), Meter()))
+    return list(read_documents(source, ReadingOptions(**options), Meter()))
 
 
 @pytest.fixture

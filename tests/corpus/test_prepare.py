@@ -21,13 +21,13 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import digest, held_back
-from pretune.corpus.documents import Reading
+from pretune.corpus.documents import ReadingOptions
 from pretune.corpus.encode import first_tokens
 from pretune.corpus.journal import Journal
 from pretune.corpus.pipeline import Prepared, Settings, prepare
 from pretune.corpus.store import Corpus
 from pretune.errors import DataError, PretuneError
-from pretune.text.sentence_ends import sentences
+from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.load import load_tokenizer
 from tests.corpus.conftest import contents
 
@@ -116,7 +116,7 @@ def test_random_documents(
         parts = corpus.sentences(i)
         assert np.concatenate(parts).tolist() == encoding.ids
         assert all(len(part) for part in parts)
-        begins = [start for start, _ in sentences(text)]
+        begins = [start for start, _ in sentence_spans(text)]
         of_token = [
             max(sum(start < end for start in begins), 1) for _, end in encoding.offsets
         ]  # the sentence in which the token's last character is
@@ -369,7 +369,7 @@ def test_counts(tmp_path: Path, tiny_vocab_folder: Path) -> None:
     texts = ["the film ☃", "the  film ☃", "", "x", "good \ud83d", "cafe\u0301 film", "b" * 25]
     rows = [json.dumps({"text": text}) for text in texts]
     (tmp_path / "t.jsonl").write_text("\n".join([*rows, "{"]))
-    options = Settings(Reading(errors="skip", max_chars=20), Cleaning(min_chars=3))
+    options = Settings(ReadingOptions(errors="skip", max_chars=20), Cleaning(min_chars=3))
     made = prepare([tmp_path / "t.jsonl"], tiny_vocab_folder, tmp_path / "c", options, workers=1)
     assert made.train["reading"] == {
         "read": 9,

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.data.masking import (
-    MASKS,
+    MASK_STREAM,
     NOT_MASKED,
-    PAIRS,
+    PAIR_STREAM,
     Masked,
     MaskRule,
     MaskVocabulary,
-    Streams,
+    RandomStreams,
     draw_masks,
     draw_spans,
 )
@@ -148,18 +148,21 @@ def test_each_address_has_a_draw_of_its_own(unit: Any, change: dict[str, Any]) -
 
 def test_streams_are_those_of_numpy() -> None:
     """Each is a Philox with that key and counter, whatever was drawn before."""
-    streams = Streams(-5, 3, MASKS)
+    streams = RandomStreams(-5, 3, MASK_STREAM)
     for index in (4, 0, 2**40, 4):
         expected = np.random.Philox(
             key=np.array([2**64 - 5, 3], dtype=np.uint64),
-            counter=np.array([0, index, 0, MASKS], dtype=np.uint64),
+            counter=np.array([0, index, 0, MASK_STREAM], dtype=np.uint64),
         )
         found = streams.at(index)
         found.integers(7, dtype=np.int32)  # leaves half a number in the buffer
         again = np.random.Generator(expected)
         again.integers(7, dtype=np.int32)
         assert (found.random(3) == again.random(3)).all()
-    assert Streams(1, 0, MASKS).at(0).random() != Streams(1, 0, PAIRS).at(0).random()
+    assert (
+        RandomStreams(1, 0, MASK_STREAM).at(0).random()
+        != RandomStreams(1, 0, PAIR_STREAM).at(0).random()
+    )
 
 
 def within(found: float, expected: float, trials: float, sigmas: float = 4.5) -> bool:
@@ -226,7 +229,7 @@ class TestRates:
         assert shares.sum() == pytest.approx(1)
         assert shares @ np.arange(1, 11) == pytest.approx(3.8, abs=0.01)  # Joshi et al., 3.1
         assert shares[1:] / shares[:-1] == pytest.approx(np.full(9, 0.8))
-        streams = Streams(0, 0, MASKS)
+        streams = RandomStreams(0, 0, MASK_STREAM)
         firsts = [draw_spans(places, places + 1, 10, rule, streams.at(i))[0] for i in range(4000)]
         lengths = [last - first for first, last in firsts if first <= 990]
         seen = np.bincount(lengths, minlength=11)[1:] / len(lengths)

@@ -12,9 +12,15 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
 from pretune.data.records import Records
-from pretune.data.sentence_pairs import Pair, PairMaker, RecordDocuments, Tokens, encode_all
+from pretune.data.sentence_pairs import (
+    PairMaker,
+    RecordDocuments,
+    SegmentPair,
+    SentenceTokens,
+    tokenize_sentences,
+)
 from pretune.errors import DataError
-from pretune.tokenizers.added_tokens import extend
+from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -53,14 +59,14 @@ def corpus(shape: Shape) -> Records:
 
 def test_the_name_of_a_special_token_in_a_text_is_text(tiny_vocab_folder: Path) -> None:
     tokenizer = load_tokenizer(tiny_vocab_folder)
-    extend(tokenizer, ["blockbuster"])
-    (found,) = encode_all(["the [SEP] film [MASK] blockbuster"], tokenizer, None)
+    add_tokens(tokenizer, ["blockbuster"])
+    (found,) = tokenize_sentences(["the [SEP] film [MASK] blockbuster"], tokenizer, None)
     special = {tokenizer.special_id(name) for name in ("sep_token", "mask_token", "cls_token")}
     assert not special & set(found.ids.tolist())
     assert found.ids.tolist()[-1] == tokenizer.vocab_size - 1  # as model.new_tokens adds them
 
 
-def all_pairs(shape: Shape, kind, room: int, copies: int = 1) -> list[tuple[int, Pair]]:
+def all_pairs(shape: Shape, kind, room: int, copies: int = 1) -> list[tuple[int, SegmentPair]]:
     maker = PairMaker(RecordDocuments(corpus(shape), TOKENIZER), kind=kind, room=room)
     return [
         (row, pair)
@@ -70,7 +76,7 @@ def all_pairs(shape: Shape, kind, room: int, copies: int = 1) -> list[tuple[int,
     ]
 
 
-def documents_of(part: Tokens) -> set[int]:
+def documents_of(part: SentenceTokens) -> set[int]:
     return set((part.ids // MOST**2).tolist())
 
 

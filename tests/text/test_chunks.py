@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from pretune.text.chunks import pieces
+from pretune.text.chunks import split_text
 from pretune.tokenizers.load import load_tokenizer
 
 TEXTS = st.lists(st.sampled_from(["good", "film", "\n", " ", "\n\n", "看", "x1.", "é", "'"])).map(
@@ -17,7 +17,7 @@ TEXTS = st.lists(st.sampled_from(["good", "film", "\n", " ", "\n\n", "看", "x1.
 @given(text=TEXTS)
 def test_pieces_give_the_tokens_of_the_whole(tiny_vocab_folder: Path, text: str) -> None:
     engine = load_tokenizer(tiny_vocab_folder).engine
-    cut = list(pieces(text, 5))
+    cut = list(split_text(text, 5))
     assert "".join(cut) == text
     tokens, base = [], 0
     for piece in cut:
@@ -31,14 +31,14 @@ def test_pieces_give_the_tokens_of_the_whole(tiny_vocab_folder: Path, text: str)
 
 
 def test_long_texts_are_cut() -> None:
-    assert len(list(pieces("a film\nto see\ntwice\nor so\n", 5))) > 2
+    assert len(list(split_text("a film\nto see\ntwice\nor so\n", 5))) > 2
 
 
 @given(st.text(alphabet="ab \n\t.", max_size=200), st.integers(1, 20))
 def test_and_those_of_gpt2s_pre_tokenizer(text: str, size: int) -> None:
     """Whose cuts depend on what follows a space."""
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    cut = list(pieces(text, size))
+    cut = list(split_text(text, size))
     assert "".join(cut) == text
     found = [word for piece in cut for word, _ in splitter.pre_tokenize_str(piece)]
     assert found == [word for word, _ in splitter.pre_tokenize_str(text)]

@@ -65,7 +65,7 @@ class TestIterTexts:
     def test_pieces_are_the_text(self, text, size, chunk) -> None:
         chunks = [text[i : i + chunk] for i in range(0, len(text), chunk)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(read, "PIECE", size)
+            patch.setattr(read, "PIECE_CHARS", size)
             found = list(_pieces(chunks))
         assert "".join(found) == text
         assert all(0 < len(piece) <= size for piece in found)
@@ -74,7 +74,7 @@ class TestIterTexts:
     def test_words_are_the_same_on_both_sides_of_a_cut(self, words) -> None:
         text = " ".join(words)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(read, "PIECE", 20)
+            patch.setattr(read, "PIECE_CHARS", 20)
             found = list(_pieces([text]))
         if any(len(piece) == 20 for piece in found):
             return  # nothing to cut at, perhaps
@@ -92,14 +92,14 @@ class TestIterTexts:
         path = tmp_path_factory.mktemp("x") / "a.txt"
         path.write_bytes(text.encode(encoding))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decode, "CHUNK", 3)
+            patch.setattr(decode, "READ_BYTES", 3)
             assert "".join(texts(path, encoding=encoding)) == text.removeprefix("\ufeff")
 
     @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "gb18030"])
     def test_byte_order_mark(self, tmp_path: Path, monkeypatch, encoding: str) -> None:
         path = write(tmp_path / "a.txt", "\ufeffone \ufeff二".encode(encoding))
         for size in (1, 1 << 20):
-            monkeypatch.setattr(decode, "CHUNK", size)
+            monkeypatch.setattr(decode, "READ_BYTES", size)
             assert "".join(texts(path, encoding=encoding)) == "one \ufeff二"
 
     def test_gzip_jsonl_and_a_byte_order_mark(self, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ class TestIterTexts:
 
     @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
     def test_broken_utf8_names_file_and_line(self, tmp_path: Path, monkeypatch, chunk) -> None:
-        monkeypatch.setattr(decode, "CHUNK", chunk)
+        monkeypatch.setattr(decode, "READ_BYTES", chunk)
         path = write(tmp_path / "a.txt", "é\n中\n".encode() + b"abc \xe4\xb8\n\xff")
         with pytest.raises(DataError, match=r"a\.txt, line 3: not valid UTF-8 \(byte 0xe4\)"):
             texts(path)
@@ -160,14 +160,14 @@ class TestIterTexts:
 
     def test_a_record_has_a_longest_length(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(read, "LONGEST_RECORD", 50)
-        monkeypatch.setattr(decode, "CHUNK", 10)
+        monkeypatch.setattr(decode, "READ_BYTES", 10)
         path = write(tmp_path / "a.jsonl", '{"text": "x"}\n{"text": "' + "y" * 100 + '"}\n')
         with pytest.raises(DataError, match="line 2: a record of over 50"):
             texts(path)
 
     def test_a_long_line_is_never_read_whole(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(decode, "CHUNK", 1 << 10)
-        monkeypatch.setattr(read, "PIECE", 1 << 8)
+        monkeypatch.setattr(decode, "READ_BYTES", 1 << 10)
+        monkeypatch.setattr(read, "PIECE_CHARS", 1 << 8)
         path = write(tmp_path / "a.txt", b"x" * (1 << 16))
         told: list[int] = []
         stream = iter_texts([str(path)], on_bytes=told.append)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.text.sentence_ends import sentences
+from pretune.text.sentence_ends import sentence_spans
 
 PIECES = st.sampled_from(
     [
@@ -24,7 +24,7 @@ PIECES = st.sampled_from(
 
 
 def split(text: str) -> list[str]:
-    return [text[start:end] for start, end in sentences(text)]
+    return [text[start:end] for start, end in sentence_spans(text)]
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_by_hand(marked: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n \t"])
 def test_nothing(text: str) -> None:
-    assert sentences(text) == []
+    assert sentence_spans(text) == []
 
 
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)))
 def test_nothing_but_space_is_lost(text: str) -> None:
-    spans = sentences(text)
+    spans = sentence_spans(text)
     assert "".join("".join(split(text)).split()) == "".join(text.split())
     flat = [place for span in spans for place in span]
     assert flat == sorted(flat)

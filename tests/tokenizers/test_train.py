@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
 
 from pretune.errors import DataError
 from pretune.tokenizers.load import load_tokenizer
-from pretune.tokenizers.measure import measure
+from pretune.tokenizers.measure import measure_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import save_trained, train_tokenizer
 
@@ -391,7 +391,7 @@ def test_threads_and_the_order_of_texts_change_nothing() -> None:
 class TestMeasure:
     def test_figures_by_hand(self) -> None:
         tokenizer = train_tokenizer(["ab"], "char")
-        found = measure(tokenizer, ["abé\n", "中"])
+        found = measure_tokenizer(tokenizer, ["abé\n", "中"])
         assert found.vocab_size == 3
         assert found.unknown == 3 / 5
         assert found.characters_per_token == 1.0
@@ -400,7 +400,7 @@ class TestMeasure:
 
     def test_entries_are_shown_as_text(self) -> None:
         tokenizer = train_tokenizer(["电影 电影 电影 the the"], "bpe", 300)
-        found = measure(tokenizer, ["the line to be shown 电影\n" * 5])
+        found = measure_tokenizer(tokenizer, ["the line to be shown 电影\n" * 5])
         assert " 电影" in found.longest
         assert any("\\x" in token for token in found.first)
         assert len(found.examples) == 3
@@ -408,5 +408,5 @@ class TestMeasure:
 
     def test_special_tokens_are_not_counted(self) -> None:
         tokenizer = train_tokenizer(["aa aa aa"], "wordpiece", 20)
-        assert measure(tokenizer, ["aa aa"]).characters_per_token == 5 / 2
-        assert measure(tokenizer, ["aa aa"]).first == ("aa",)
+        assert measure_tokenizer(tokenizer, ["aa aa"]).characters_per_token == 5 / 2
+        assert measure_tokenizer(tokenizer, ["aa aa"]).first == ("aa",)

@@ -36,7 +36,7 @@ from pretune.models.presets import SIZES
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask
 from pretune.tasks.builtin import TASKS, task_class
-from pretune.tokenizers.added_tokens import extend
+from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
@@ -268,7 +268,7 @@ def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) ->
     Raises:
         DataError: a token is empty.
     """
-    added = extend(bundle.tokenizer, tokens)
+    added = add_tokens(bundle.tokenizer, tokens)
     rows = max(bundle.tokenizer.vocab_size, bundle.backbone.config.size("vocab_size"))
     resize_vocabulary(bundle.model, -(-rows // multiple) * multiple)
     return added

@@ -13,7 +13,7 @@ import typer
 from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
 
 if TYPE_CHECKING:
-    from pretune.corpus.pipeline import Progress as Done
+    from pretune.corpus.pipeline import CorpusProgress as Done
 
 
 class Documents(StrEnum):
@@ -122,13 +122,13 @@ def prepare(
     Stopped or killed, the same command goes on where it was, and the result is the same.
     """
     from pretune.corpus.clean import Cleaning
-    from pretune.corpus.documents import Reading
+    from pretune.corpus.documents import ReadingOptions
     from pretune.corpus.pipeline import Settings
     from pretune.corpus.pipeline import prepare as run
     from pretune.render.corpus_tables import corpus_table
 
     settings = Settings(
-        Reading(documents.value, field, encoding, errors.value, max_chars),
+        ReadingOptions(documents.value, field, encoding, errors.value, max_chars),
         Cleaning(nfc, control, spaces, join_lines, drop_repeated_lines, min_chars),
         keep_duplicates,
         near_duplicates,

@@ -25,7 +25,7 @@ from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from pretune.tokenizers.measure import Measured
+    from pretune.tokenizers.measure import TokenizerFigures
     from pretune.tokenizers.tokenizer import Tokenizer
 
 #: What a tokenizer's folder holds. One that holds more is nobody's to be replaced.
@@ -154,11 +154,11 @@ def _train(
     most: int,
     kind: str,
     options: dict[str, Any],
-) -> tuple[Tokenizer, dict[str, Any], Measured]:
+) -> tuple[Tokenizer, dict[str, Any], TokenizerFigures]:
     """The tokenizer, what it was made from, and what it does."""
     from pretune.text.raw_text import find_files, iter_texts
     from pretune.text.text_sample import take_sample
-    from pretune.tokenizers.measure import measure
+    from pretune.tokenizers.measure import measure_tokenizer
     from pretune.tokenizers.train import train_tokenizer
 
     files = find_files(corpus)
@@ -178,7 +178,7 @@ def _train(
             progress=_stages(bar, len(sample.texts)),
             **options,
         )
-        found = measure(trained, rest)
+        found = measure_tokenizer(trained, rest)
     facts = {
         "kind": kind,
         "files": len(files),
@@ -263,7 +263,7 @@ def _stages(bar: Progress, texts: int) -> Callable[[str, int], None]:
     return tell
 
 
-def _view(facts: dict[str, Any], found: Measured) -> Iterator[Table | Text]:
+def _view(facts: dict[str, Any], found: TokenizerFigures) -> Iterator[Table | Text]:
     read, used = facts["bytes"], facts["bytes_of_sample"]
     yield Text(
         f"{facts['kind']} tokenizer with {found.vocab_size:,} entries, from {_mib(read)} of text "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pretune.corpus.shards import COUNTS, DOCUMENTS, SENTENCES, TOKENS, total
+from pretune.corpus.shards import COUNTS, DOCUMENTS, SENTENCES, TOKENS, sum_counts
 from pretune.data.arrays import Array
 from pretune.errors import DataError
 
@@ -36,7 +36,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
         for end in ENDS:
             _check_count("size", shard["files"][end]["size"])
             _check_digest(shard["files"][end]["sha256"])
-    if manifest["totals"] != total(manifest["shards"]):
+    if manifest["totals"] != sum_counts(manifest["shards"]):
         raise ValueError("totals are not the sums of the shards")
 
 

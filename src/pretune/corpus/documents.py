@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pretune.corpus.sources import Source
+from pretune.corpus.sources import CorpusSource
 from pretune.errors import DataError, did_you_mean
 from pretune.text.decode import SURROGATE, Problem, checked_text, decoded, encoding_hint, json_field
 
@@ -21,7 +21,7 @@ _SKIP = "Or leave such documents out with --errors skip."
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """How documents are read.
 
     Attributes:
@@ -80,7 +80,9 @@ class Meter:
         self.done = self._before
 
 
-def read_documents(source: Source, reading: Reading, meter: Meter) -> Iterator[Document]:
+def read_documents(
+    source: CorpusSource, reading: ReadingOptions, meter: Meter
+) -> Iterator[Document]:
     """All documents of a source, in order.
 
     Raises:
@@ -110,7 +112,7 @@ class Line(NamedTuple):
     first: bool
 
 
-def _lines(source: Source, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
+def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
     """The lines of a text file, those over `longest` characters in pieces."""
     number, first, held = 0, True, ""
     for chunk in decoded(source.name, encoding, meter.advance, marks=True):
@@ -129,13 +131,13 @@ def _lines(source: Source, encoding: str, longest: int, meter: Meter) -> Iterato
         yield Line(number + first, held, first)
 
 
-def _problem(reading: Reading, kind: str, message: str, hint: str) -> Document:
+def _problem(reading: ReadingOptions, kind: str, message: str, hint: str) -> Document:
     if reading.errors == "skip":
         return Document("", kind)
     raise DataError(message, hint)
 
 
-def _of_text(source: Source, reading: Reading, meter: Meter) -> Iterator[Document]:
+def _of_text(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[Document]:
     gathered = _Gathered(reading.max_chars)
     bad = False
     for line in _lines(source, reading.encoding, reading.max_chars, meter):
@@ -161,7 +163,7 @@ def _of_text(source: Source, reading: Reading, meter: Meter) -> Iterator[Documen
     yield from _finished(gathered, reading, bad)
 
 
-def _finished(gathered: _Gathered, reading: Reading, bad: bool) -> Iterator[Document]:
+def _finished(gathered: _Gathered, reading: ReadingOptions, bad: bool) -> Iterator[Document]:
     rest = list(gathered.end())
     if bad:
         yield Document("", "encoding")
@@ -169,7 +171,7 @@ def _finished(gathered: _Gathered, reading: Reading, bad: bool) -> Iterator[Docu
         yield from rest
 
 
-def _guess(source: Source) -> str:
+def _guess(source: CorpusSource) -> str:
     """What to try, from how the file begins; or to do without such documents."""
     with Path(source.name).open("rb") as handle:
         hint = encoding_hint(handle.read(2**16))
@@ -211,7 +213,7 @@ def _cut_place(text: str, most: int) -> int:
     return most
 
 
-def _whole(text: str, reading: Reading) -> Iterator[Document]:
+def _whole(text: str, reading: ReadingOptions) -> Iterator[Document]:
     gathered = _Gathered(reading.max_chars)
     yield from gathered.add(text)
     if gathered.cut:
@@ -220,7 +222,7 @@ def _whole(text: str, reading: Reading) -> Iterator[Document]:
         yield Document(text)
 
 
-def _of_json(source: Source, reading: Reading, meter: Meter) -> Iterator[Document]:
+def _of_json(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[Document]:
     for line in _lines(source, reading.encoding, MAX_JSON_LINE, meter):
         if not line.first or not line.text.strip():
             continue
@@ -236,14 +238,14 @@ def _of_json(source: Source, reading: Reading, meter: Meter) -> Iterator[Documen
             yield from _of_text_or(json_field(line.text, place, reading.field), reading)
 
 
-def _of_text_or(found: str | Problem, reading: Reading) -> Iterator[Document]:
+def _of_text_or(found: str | Problem, reading: ReadingOptions) -> Iterator[Document]:
     if isinstance(found, Problem):
         yield _problem(reading, found.kind, found.message, f"{found.hint} {_SKIP}")
     else:
         yield from _whole(found, reading)
 
 
-def _of_columns(source: Source, reading: Reading, meter: Meter) -> Iterator[Document]:
+def _of_columns(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[Document]:
     rows = _parquet(source, reading, meter) if source.kind == "parquet" else _hub(source, reading)
     for number, value in enumerate(rows, start=1):
         place = f"{source.name}, row {number}"
@@ -255,7 +257,7 @@ def _of_columns(source: Source, reading: Reading, meter: Meter) -> Iterator[Docu
         yield from _of_text_or(found, reading)
 
 
-def _needs_column(name: str, columns: list[str], source: Source) -> None:
+def _needs_column(name: str, columns: list[str], source: CorpusSource) -> None:
     if name not in columns:
         raise DataError(
             f"{source.name}: no column '{name}'; it has {', '.join(map(repr, columns))}",
@@ -263,7 +265,7 @@ def _needs_column(name: str, columns: list[str], source: Source) -> None:
         )
 
 
-def _parquet(source: Source, reading: Reading, meter: Meter) -> Iterator[object]:
+def _parquet(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[object]:
     import pyarrow.parquet as parquet
     from pyarrow.lib import ArrowException
 
@@ -301,7 +303,7 @@ def _values(column: Array) -> Iterator[object]:
             yield error
 
 
-def _hub(source: Source, reading: Reading) -> Iterator[object]:
+def _hub(source: CorpusSource, reading: ReadingOptions) -> Iterator[object]:
     from pretune.data.readers.hub import hub_table
 
     table = hub_table(source.name)

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.corpus.clean import Cleaning, clean
 from pretune.corpus.dedupe import Signature, digest, signature
 from pretune.data.arrays import Array
-from pretune.text.sentence_ends import sentences
+from pretune.text.sentence_ends import sentence_spans
 
 
 @dataclass(frozen=True)
-class Plan:
+class EncoderSettings:
     """All that an encoder depends on.
 
     Attributes:
@@ -33,7 +33,7 @@ class Plan:
     signatures: bool = False
 
 
-class Encoded(NamedTuple):
+class EncodedDocument(NamedTuple):
     """What became of a document.
 
     Attributes:
@@ -60,13 +60,13 @@ class Encoded(NamedTuple):
 class Encoder:
     """A tokenizer with all that is done before and after it."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EncoderSettings) -> None:
         self.plan = plan
         self.engine = RustTokenizer.from_str(plan.tokenizer)
         # A text that has "[SEP]" in it is about that token: it does not separate anything.
         self.engine.encode_special_tokens = True
 
-    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+    def __call__(self, texts: Sequence[str]) -> list[EncodedDocument]:
         """Clean and tokenize documents, each on its own.
 
         Raises:
@@ -80,7 +80,7 @@ class Encoder:
             self._encoded(text, changed, next(encodings))
             if reason is None
             # Of what is dropped nobody asks how it was cleaned.
-            else Encoded(reason, [])
+            else EncodedDocument(reason, [])
             for (text, changed), reason in zip(cleaned, dropped, strict=True)
         ]
 
@@ -89,12 +89,12 @@ class Encoder:
             return "empty"
         return "short" if len(text) < self.plan.cleaning.min_chars else None
 
-    def _encoded(self, text: str, changed: list[str], encoding: Encoding) -> Encoded:
+    def _encoded(self, text: str, changed: list[str], encoding: Encoding) -> EncodedDocument:
         tokens = np.array(encoding.ids, dtype=self.plan.dtype)
         if len(tokens) == 0:
-            return Encoded("no tokens", [])
-        starts = [start for start, _ in sentences(text)]
-        return Encoded(
+            return EncodedDocument("no tokens", [])
+        starts = [start for start, _ in sentence_spans(text)]
+        return EncodedDocument(
             None,
             changed,
             digest(text),

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from pretune.corpus.encode import Encoded, Encoder, Plan
+from pretune.corpus.encode import EncodedDocument, Encoder, EncoderSettings
 from pretune.errors import PretuneError, did_you_mean
 
 Handle = TypeVar("Handle")
 
 
 @dataclass
-class Batch:
+class DocumentBatch:
     """Documents that are encoded together.
 
     Attributes:
@@ -43,10 +43,12 @@ class Batch:
     position: int = 0
 
 
-Results = Generator[tuple[Batch, list[Encoded]], None, None]
+Results = Generator[tuple[DocumentBatch, list[EncodedDocument]], None, None]
 
 
-def encode_all(engine: str, plan: Plan, batches: Iterable[Batch], workers: int) -> Results:
+def encode_batches(
+    engine: str, plan: EncoderSettings, batches: Iterable[DocumentBatch], workers: int
+) -> Results:
     """Encode batches; the results come in the order of the batches.
 
     Only a few batches more than there are workers are under way at any time.
@@ -66,12 +68,12 @@ def encode_all(engine: str, plan: Plan, batches: Iterable[Batch], workers: int) 
 
 
 def _in_order(
-    batches: Iterator[Batch],
+    batches: Iterator[DocumentBatch],
     start: Callable[[list[str]], Handle],
-    wait: Callable[[Handle], list[Encoded]],
+    wait: Callable[[Handle], list[EncodedDocument]],
     most: int,
 ) -> Results:
-    under_way: deque[tuple[Batch, Handle]] = deque()
+    under_way: deque[tuple[DocumentBatch, Handle]] = deque()
     for batch in batches:
         under_way.append((batch, start(batch.texts)))
         if len(under_way) >= most:
@@ -82,7 +84,7 @@ def _in_order(
         yield batch, wait(handle)
 
 
-def _in_processes(plan: Plan, batches: Iterator[Batch], workers: int) -> Results:
+def _in_processes(plan: EncoderSettings, batches: Iterator[DocumentBatch], workers: int) -> Results:
     if workers == 1:
         encoder = Encoder(plan)
         for batch in batches:
@@ -108,7 +110,7 @@ def _in_processes(plan: Plan, batches: Iterator[Batch], workers: int) -> Results
 _worker: list[Encoder] = []
 
 
-def _start(plan: Plan) -> None:
+def _start(plan: EncoderSettings) -> None:
     """Make this process a worker."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this
@@ -124,11 +126,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(texts: list[str]) -> list[Encoded]:
+def _work(texts: list[str]) -> list[EncodedDocument]:
     return _worker[0](texts)
 
 
-def _on_ray(plan: Plan, batches: Iterator[Batch], workers: int) -> Results:
+def _on_ray(plan: EncoderSettings, batches: Iterator[DocumentBatch], workers: int) -> Results:
     try:
         import ray
     except ImportError:
@@ -156,16 +158,16 @@ def _on_ray(plan: Plan, batches: Iterator[Batch], workers: int) -> Results:
 
 
 @cache
-def _encoder(plan: Plan) -> Encoder:
+def _encoder(plan: EncoderSettings) -> Encoder:
     return Encoder(plan)
 
 
-def _ray_task(plan: Plan, texts: list[str]) -> list[Encoded]:
+def _ray_task(plan: EncoderSettings, texts: list[str]) -> list[EncodedDocument]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return _encoder(plan)(texts)
 
 
-_ENGINES: dict[str, Callable[[Plan, Iterator[Batch], int], Results]] = {
+_ENGINES: dict[str, Callable[[EncoderSettings, Iterator[DocumentBatch], int], Results]] = {
     "processes": _in_processes,
     "ray": _on_ray,
 }

@@ -116,7 +116,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-class Kept:
+class KeptDocuments:
     """The digests and signatures of kept documents on the disk, to know them after a kill.
 
     Args:

@@ -19,13 +19,13 @@ from pretune.checkpoints.atomic_io import atomic_text
 from pretune.checkpoints.source import find_tokenizer
 from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import Duplicates, held_back
-from pretune.corpus.documents import Meter, Reading, read_documents
-from pretune.corpus.encode import Encoded, Plan
-from pretune.corpus.executors import Batch, encode_all
-from pretune.corpus.journal import Journal, Kept
-from pretune.corpus.shards import ShardWriter, total
-from pretune.corpus.sources import Source, find_sources
-from pretune.corpus.store import FORMAT, MANIFEST, TOKENIZER, VERSION, Corpus
+from pretune.corpus.documents import Meter, ReadingOptions, read_documents
+from pretune.corpus.encode import EncodedDocument, EncoderSettings
+from pretune.corpus.executors import DocumentBatch, encode_batches
+from pretune.corpus.journal import Journal, KeptDocuments
+from pretune.corpus.shards import ShardWriter, sum_counts
+from pretune.corpus.sources import CorpusSource, find_sources
+from pretune.corpus.store import CORPUS_MANIFEST, FORMAT, TOKENIZER, VERSION, Corpus
 from pretune.errors import DataError
 from pretune.text.decode import check_encoding
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ from pretune.tokenizers.tokenizer import Tokenizer
 NOTE_SECONDS = 5.0
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 500_000
-VALIDATION = "validation"
+VALIDATION_SPLIT = "validation"
 _OTHER = {
     "tokenizer": "another tokenizer",
     "settings": "other settings",
@@ -56,7 +56,7 @@ class Settings:
         shard_tokens: the most tokens of a shard.
     """
 
-    reading: Reading = field(default_factory=Reading)
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     cleaning: Cleaning = field(default_factory=Cleaning)
     keep_duplicates: bool = False
     near_duplicates: float | None = None
@@ -83,7 +83,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class CorpusProgress:
     """How far a preparation is.
 
     Attributes:
@@ -129,7 +129,7 @@ def prepare(
     engine: str = "processes",
     workers: int | None = None,
     restart: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[CorpusProgress], None] = lambda progress: None,
 ) -> Prepared:
     """Read, clean and tokenize a corpus into a folder that `Corpus.open` reads.
 
@@ -176,17 +176,17 @@ class _Work:
 
     def __init__(
         self,
-        sources: list[Source],
+        sources: list[CorpusSource],
         tokenizer: Tokenizer,
         output: Path,
         settings: Settings,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[CorpusProgress], None],
     ) -> None:
         self.sources, self.tokenizer, self.output = sources, tokenizer, output
         self.settings, self.on_progress = settings, on_progress
         self.journal = Journal(output)
         self.dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        self.splits = ["train"] + [VALIDATION] * (settings.validation > 0)
+        self.splits = ["train"] + [VALIDATION_SPLIT] * (settings.validation > 0)
         self.unknown = tokenizer.special_id("unk_token")
         fingerprint = hashlib.sha256(tokenizer.engine.to_str(pretty=True).encode("utf-8"))
         self.identity = {
@@ -248,10 +248,10 @@ class _Work:
         self.counts = Counter(state.get("counts", {}))
         self.changed = Counter(state.get("changed", {}))
         self.dropped = Counter(state.get("dropped", {}))
-        self.kept = Kept(self.journal.folder, duplicates, state.get("kept", 0))
+        self.kept = KeptDocuments(self.journal.folder, duplicates, state.get("kept", 0))
         self.writers = {split: self._writer(split, state) for split in self.splits}
         after = state.get("after", [0, 0])
-        plan = Plan(
+        plan = EncoderSettings(
             self.tokenizer.engine.to_str(),
             self.dtype,
             self.settings.cleaning,
@@ -261,7 +261,7 @@ class _Work:
         noted = time.monotonic()
         batches = _batches(self.sources, self.settings.reading, (after[0], after[1]))
         try:
-            with closing(encode_all(engine, plan, batches, workers)) as results:
+            with closing(encode_batches(engine, plan, batches, workers)) as results:
                 for batch, documents in results:
                     self._take(batch, documents, duplicates)
                     if time.monotonic() - noted >= NOTE_SECONDS:
@@ -269,7 +269,7 @@ class _Work:
                         noted = time.monotonic()
                     tokens = self.counts["tokens"]
                     documents_kept = self.counts["documents"]
-                    self.on_progress(Progress(batch.position, size, documents_kept, tokens))
+                    self.on_progress(CorpusProgress(batch.position, size, documents_kept, tokens))
             self._finish()
         finally:
             self.kept.close()
@@ -289,7 +289,9 @@ class _Work:
             state.get("writers", {}).get(split),
         )
 
-    def _take(self, batch: Batch, documents: list[Encoded], duplicates: Duplicates) -> None:
+    def _take(
+        self, batch: DocumentBatch, documents: list[EncodedDocument], duplicates: Duplicates
+    ) -> None:
         self.counts["read"] += batch.read
         self.counts["cut"] += batch.cut
         self.dropped.update(batch.problems)
@@ -300,7 +302,7 @@ class _Work:
                 continue
             self.kept.add(document.digest, document.signature)
             held = held_back(document.digest, self.settings.validation)
-            self.writers[VALIDATION if held else "train"].add(document)
+            self.writers[VALIDATION_SPLIT if held else "train"].add(document)
             self.changed.update(document.changed)
             self.counts["documents"] += 1
             self.counts["tokens"] += len(document.tokens)
@@ -342,7 +344,7 @@ class _Work:
             manifest = self.described() | {
                 "split": split,
                 "shards": writer.shards,
-                "totals": total(writer.shards),
+                "totals": sum_counts(writer.shards),
             }
             if split == "train":  # the figures of the reading are those of all splits together
                 manifest["reading"] = {
@@ -351,14 +353,16 @@ class _Work:
                     "dropped": dict(sorted(self.dropped.items())),
                 }
             text = json.dumps(manifest, ensure_ascii=False, indent=2)
-            atomic_text(folder / MANIFEST, text + "\n")
+            atomic_text(folder / CORPUS_MANIFEST, text + "\n")
         self.journal.publish(self.output)
 
 
-def _batches(sources: list[Source], reading: Reading, after: tuple[int, int]) -> Iterator[Batch]:
+def _batches(
+    sources: list[CorpusSource], reading: ReadingOptions, after: tuple[int, int]
+) -> Iterator[DocumentBatch]:
     """Documents in batches, from a place on. Batches end where they may: nothing depends on it."""
     meter = Meter()
-    batch = Batch()
+    batch = DocumentBatch()
     for number, source in enumerate(sources):
         if number < after[0]:
             meter.next_file(source.size)
@@ -377,6 +381,6 @@ def _batches(sources: list[Source], reading: Reading, after: tuple[int, int]) ->
             if batch.read >= _BATCH_DOCUMENTS or batch.characters >= _BATCH_CHARACTERS:
                 batch.after, batch.position = (number, index), meter.done
                 yield batch
-                batch = Batch()
+                batch = DocumentBatch()
     batch.after, batch.position = (len(sources), 0), meter.done
     yield batch

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretune.corpus.encode import Encoded
+from pretune.corpus.encode import EncodedDocument
 from pretune.errors import DataError
 
 #: What is counted of a shard and of a corpus.
@@ -46,7 +46,7 @@ class Counts:
     bytes: int = 0
 
 
-def total(shards: list[dict[str, Any]]) -> dict[str, int]:
+def sum_counts(shards: list[dict[str, Any]]) -> dict[str, int]:
     """The sums over shards as a manifest has them."""
     return {name: sum(shard[name] for shard in shards) for name in COUNTS}
 
@@ -81,7 +81,7 @@ class ShardWriter:
         self._cut_back()
         self._handles = self._append()
 
-    def add(self, document: Encoded) -> None:
+    def add(self, document: EncodedDocument) -> None:
         """Write a document."""
         length = len(document.tokens)
         if self.open.tokens and self.open.tokens + length > self.most:
@@ -129,7 +129,7 @@ class ShardWriter:
             DOCUMENTS: _save(self.folder / (name + DOCUMENTS), rows),
             SENTENCES: _save(self.folder / (name + SENTENCES), np.memmap(sentences, "<i8", "r")),
         }
-        described = {end: describe(path) for end, path in files.items()}
+        described = {end: file_entry(path) for end, path in files.items()}
         self.shards.append({"name": name, **asdict(self.open), "files": described})
         self.open = Counts()
         self._handles = self._append()
@@ -206,7 +206,7 @@ def _save(path: Path, array: NDArray[np.int64]) -> Path:
     return path
 
 
-def describe(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, as manifests have them."""
     with path.open("rb") as handle:
         return {

@@ -16,7 +16,7 @@ PARQUET = ".parquet"
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """One file, or one split of a Hub dataset.
 
     Attributes:
@@ -56,7 +56,7 @@ class Source:
         return (path, noted["size"], modified) == (self.path, self.size, self.modified)
 
 
-def find_sources(given: Sequence[str | Path]) -> list[Source]:
+def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
     """All sources, in the order given; those of a folder or a glob in the order of their names.
     Each file once, however its path is spelled.
 
@@ -68,7 +68,7 @@ def find_sources(given: Sequence[str | Path]) -> list[Source]:
     Raises:
         DataError: one is not there or holds nothing to read, or the format is none of a corpus.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, CorpusSource] = {}
     for one in given:
         for source in _find(str(one)):
             found.setdefault(source.path, source)
@@ -77,7 +77,7 @@ def find_sources(given: Sequence[str | Path]) -> list[Source]:
     return list(found.values())
 
 
-def _find(given: str) -> list[Source]:
+def _find(given: str) -> list[CorpusSource]:
     from pretune.data.readers.hub import (
         HUB_DATASET,
     )  # here: it brings torch, and workers import this package
@@ -92,7 +92,7 @@ def _find(given: str) -> list[Source]:
             raise DataError(f"{given}: no file is called like that", "Check the pattern.")
         return [_file(name) for name in names]
     if HUB_DATASET.fullmatch(given) and not os.path.exists(given):
-        return [Source(given, "hub")]
+        return [CorpusSource(given, "hub")]
     path = Path(given)
     beside = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
     suggestion = f" {did_you_mean(path.name, beside)}" if 0 < len(beside) < 50 else ""
@@ -102,7 +102,7 @@ def _find(given: str) -> list[Source]:
     )
 
 
-def _in_folder(folder: str) -> list[Source]:
+def _in_folder(folder: str) -> list[CorpusSource]:
     names = sorted(
         str(path)
         for path in Path(folder).rglob("*")
@@ -124,7 +124,7 @@ def _belongs(name: str) -> bool:
     return name.endswith(PARQUET) or name.removesuffix(".gz").endswith(IN_FOLDERS)
 
 
-def _file(name: str) -> Source:
+def _file(name: str) -> CorpusSource:
     status = os.stat(name)
     kind = "parquet" if name.lower().endswith(PARQUET) else text_kind(name)
-    return Source(name, kind, status.st_size, status.st_mtime_ns)
+    return CorpusSource(name, kind, status.st_size, status.st_mtime_ns)

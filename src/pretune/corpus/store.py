@@ -28,14 +28,14 @@ from pretune.corpus.shards import (
     DOCUMENTS,
     SENTENCES,
     TOKENS,
-    describe,
+    file_entry,
     stored_dtype,
 )
 from pretune.data.arrays import Array
 from pretune.errors import DataError
 
 FORMAT, VERSION = "pretune-corpus", 1
-MANIFEST = "corpus.json"
+CORPUS_MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 
 
@@ -204,7 +204,7 @@ class Corpus:
 
 def _opened(folder: Path, verify: bool = False) -> Corpus:
     """A corpus whose positions are not looked at."""
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = _read_manifest(folder / CORPUS_MANIFEST)
     shards: list[_Shard] = []
     before = 0
     for shard in manifest["shards"]:
@@ -214,7 +214,7 @@ def _opened(folder: Path, verify: bool = False) -> Corpus:
     path = folder / TOKENIZER / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: missing", AGAIN)
-    if describe(path)["sha256"] != fingerprint:
+    if file_entry(path)["sha256"] != fingerprint:
         raise DataError(f"{path}: not the tokenizer that made this corpus", AGAIN)
     ends = np.cumsum([len(shard.documents) for shard in shards], dtype=np.int64)
     return Corpus(folder, manifest, shards, ends)
@@ -225,7 +225,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(
-            f"{path.parent}: no corpus here (no {MANIFEST})",
+            f"{path.parent}: no corpus here (no {CORPUS_MANIFEST})",
             f"Make one: pretune prepare TEXT --tokenizer FOLDER --output {path.parent}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -259,7 +259,7 @@ def _open_shard(
                 raise DataError(
                     f"{path}: damaged ({found:,} bytes, written were {wanted:,})", AGAIN
                 )
-            if verify and describe(path)["sha256"] != described["sha256"]:
+            if verify and file_entry(path)["sha256"] != described["sha256"]:
                 raise DataError(
                     f"{path}: damaged (its SHA-256 is not that of what was written)", AGAIN
                 )

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from pretune.corpus.store import MANIFEST, Corpus
+from pretune.corpus.store import CORPUS_MANIFEST, Corpus
 from pretune.data.arrays import Array
 from pretune.errors import DataError
 from pretune.tokenizers.load import load_tokenizer
@@ -22,11 +22,11 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 def is_corpus(path: str | Path) -> bool:
     """Whether this is a folder that `pretune prepare` made."""
-    return os.path.isfile(os.path.join(path, MANIFEST))
+    return os.path.isfile(os.path.join(path, CORPUS_MANIFEST))
 
 
 @dataclass(frozen=True)
-class Span:
+class TokenRange:
     """Where some tokens of a corpus are, counted through all its shards.
 
     Attributes:
@@ -40,17 +40,17 @@ class Span:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, which: slice) -> Span:
+    def __getitem__(self, which: slice) -> TokenRange:
         first, last, _ = which.indices(len(self))
-        return Span(self.start + first, self.start + max(first, last))
+        return TokenRange(self.start + first, self.start + max(first, last))
 
     @classmethod
-    def join(cls, parts: Sequence[Span]) -> Span:
+    def join(cls, parts: Sequence[TokenRange]) -> TokenRange:
         """Neighbours as one."""
         return cls(parts[0].start, parts[-1].stop)
 
 
-class Sentences:
+class StoredSentences:
     """Where the sentences of a document are."""
 
     def __init__(self, bounds: Array) -> None:
@@ -59,12 +59,12 @@ class Sentences:
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
-    def __getitem__(self, number: int) -> Span:
-        return Span(int(self._bounds[number]), int(self._bounds[number + 1]))
+    def __getitem__(self, number: int) -> TokenRange:
+        return TokenRange(int(self._bounds[number]), int(self._bounds[number + 1]))
 
-    def all(self) -> list[Span]:
+    def all(self) -> list[TokenRange]:
         """All of them: none is without tokens."""
-        return [Span(start, stop) for start, stop in pairwise(self._bounds.tolist())]
+        return [TokenRange(start, stop) for start, stop in pairwise(self._bounds.tolist())]
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class StoredDocuments:
         """The characters and the UTF-8 bytes of a document's text."""
         return self.corpus.size(int(self.rows[row]))
 
-    def document(self, row: int) -> Sentences:
+    def document(self, row: int) -> StoredSentences:
         """Where the sentences of a document are."""
-        return Sentences(self.corpus.sentence_bounds(int(self.rows[row])))
+        return StoredSentences(self.corpus.sentence_bounds(int(self.rows[row])))
 
     def fingerprint(self) -> str:
         """A SHA-256: the same for the same tokens."""

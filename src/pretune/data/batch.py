@@ -280,7 +280,7 @@ class FeatureSet:
         return np.diff(self.starts)
 
     @property
-    def goes_on(self) -> Array:
+    def continues(self) -> Array:
         """`[N]` whether a feature goes on in the record that the one before it is of."""
         return np.append(False, self.records[1:] == self.records[:-1])[: len(self)]
 
@@ -420,7 +420,7 @@ class Features(Protocol):
         """Where features are several sequences: for each feature the tokens of each."""
 
     @property
-    def goes_on(self) -> Array:
+    def continues(self) -> Array:
         """`[N]` whether a feature goes on in the record that the one before it is of."""
 
     def __len__(self) -> int: ...
@@ -476,7 +476,7 @@ class MadeFeatures:
         return replace(batch, index=torch.from_numpy(index))
 
     @property
-    def goes_on(self) -> Array:
+    def continues(self) -> Array:
         """`[N]` whether a feature goes on in the record that the one before it is of."""
         return np.zeros(len(self), np.bool_) if self.begins is None else ~self.begins
 

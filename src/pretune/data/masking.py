@@ -20,10 +20,10 @@ from pretune.tokenizers.tokenizer import Tokenizer
 #: What a token that is not to be guessed has as its label.
 NOT_MASKED = -1
 #: Words of a stream's counter, so that no two purposes share a stream (`epoch_order` has 0).
-MASKS, PAIRS = 1, 2
+MASK_STREAM, PAIR_STREAM = 1, 2
 
 
-class Streams:
+class RandomStreams:
     """Random numbers by address: one stream for each (seed, epoch, index), of Philox 4x64.
 
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": the generator is a function
@@ -169,7 +169,7 @@ def draw_masks(
     # Each sequence has a row for itself (how to round), and one for each token.
     noise = np.empty((len(tokens) + len(lengths), 3))
     groups = np.full(len(tokens), NOT_MASKED, dtype=np.int64)
-    streams = Streams(seed, epoch, MASKS)
+    streams = RandomStreams(seed, epoch, MASK_STREAM)
     ends = np.cumsum(lengths + 1)
     for i, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True)):
         stream = streams.at(int(index[i]))

@@ -14,10 +14,10 @@ from typing import Generic, Literal, Protocol, Self, TypeVar
 import numpy as np
 
 from pretune.data.arrays import Array
-from pretune.data.masking import PAIRS, Segmenter, Streams, word_numbers
+from pretune.data.masking import PAIR_STREAM, RandomStreams, Segmenter, word_numbers
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.text.sentence_ends import sentences
+from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Documents from which random segments were taken lately.
@@ -25,7 +25,7 @@ KEPT = 256
 
 
 @dataclass(frozen=True)
-class Tokens:
+class SentenceTokens:
     """Some tokens of a text, without special ones.
 
     Attributes:
@@ -39,11 +39,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, which: slice) -> Tokens:
-        return Tokens(self.ids[which], self.words[which])
+    def __getitem__(self, which: slice) -> SentenceTokens:
+        return SentenceTokens(self.ids[which], self.words[which])
 
     @classmethod
-    def join(cls, parts: Sequence[Tokens]) -> Tokens:
+    def join(cls, parts: Sequence[SentenceTokens]) -> SentenceTokens:
         """End to end; words are counted on."""
         shift, words = 0, []
         for part in parts:
@@ -52,38 +52,38 @@ class Tokens:
         return cls(np.concatenate([part.ids for part in parts]), np.concatenate(words))
 
 
-def encode_all(
+def tokenize_sentences(
     texts: Sequence[str], tokenizer: Tokenizer, segment: Segmenter | None
-) -> list[Tokens]:
+) -> list[SentenceTokens]:
     """The tokens of texts, whole and without special tokens, tokenized in parallel.
 
     Names of special tokens in a text are text, as in a prepared corpus.
     """
     encodings = tokenizer.encode_bare(texts, literal=True)
     return [
-        Tokens(np.array(one.ids, dtype=np.int32), word_numbers(one, text, segment))
+        SentenceTokens(np.array(one.ids, dtype=np.int32), word_numbers(one, text, segment))
         for one, text in zip(encodings, texts, strict=True)
     ]
 
 
-class Document:
+class LazySentences:
     """The sentences of a text, tokenized when they are asked for."""
 
-    def __init__(self, text: str, encode: Callable[[Sequence[str]], list[Tokens]]) -> None:
-        self._texts, self._encode = [text[start:end] for start, end in sentences(text)], encode
-        self._known: list[Tokens | None] = [None] * len(self._texts)
+    def __init__(self, text: str, encode: Callable[[Sequence[str]], list[SentenceTokens]]) -> None:
+        self._texts, self._encode = [text[start:end] for start, end in sentence_spans(text)], encode
+        self._known: list[SentenceTokens | None] = [None] * len(self._texts)
 
     def __len__(self) -> int:
         return len(self._texts)
 
-    def __getitem__(self, number: int) -> Tokens:
+    def __getitem__(self, number: int) -> SentenceTokens:
         found = self._known[number]
         if found is None:
             (found,) = self._encode([self._texts[number]])
             self._known[number] = found
         return found
 
-    def all(self) -> list[Tokens]:
+    def all(self) -> list[SentenceTokens]:
         """All sentences that have tokens."""
         missing = [number for number, known in enumerate(self._known) if known is None]
         found = self._encode([self._texts[number] for number in missing])
@@ -105,19 +105,19 @@ class RecordDocuments:
         self, records: Records, tokenizer: Tokenizer, segment: Segmenter | None = None
     ) -> None:
         self.origin, self._records = records.origin, records
-        self._encode: Callable[[Sequence[str]], list[Tokens]] = lambda texts: encode_all(
-            texts, tokenizer, segment
+        self._encode: Callable[[Sequence[str]], list[SentenceTokens]] = lambda texts: (
+            tokenize_sentences(texts, tokenizer, segment)
         )
         self.document = lru_cache(KEPT)(self._read)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def _read(self, row: int) -> Document:
-        return Document(self._records.text(row, "text"), self._encode)
+    def _read(self, row: int) -> LazySentences:
+        return LazySentences(self._records.text(row, "text"), self._encode)
 
 
-class Part(Protocol):
+class TokenRun(Protocol):
     """Some tokens of a document: themselves, or where they are."""
 
     def __len__(self) -> int: ...
@@ -129,11 +129,11 @@ class Part(Protocol):
         """Parts that follow each other as one."""
 
 
-P = TypeVar("P", bound=Part)
-P_co = TypeVar("P_co", bound=Part, covariant=True)
+P = TypeVar("P", bound=TokenRun)
+P_co = TypeVar("P_co", bound=TokenRun, covariant=True)
 
 
-class Sentences(Protocol[P_co]):
+class SentenceList(Protocol[P_co]):
     """The sentences of a document."""
 
     def __len__(self) -> int: ...
@@ -144,7 +144,7 @@ class Sentences(Protocol[P_co]):
         """All sentences that have tokens."""
 
 
-class Documents(Protocol[P_co]):
+class DocumentSource(Protocol[P_co]):
     """Where pairs are made from."""
 
     @property
@@ -153,12 +153,12 @@ class Documents(Protocol[P_co]):
 
     def __len__(self) -> int: ...
 
-    def document(self, row: int, /) -> Sentences[P_co]:
+    def document(self, row: int, /) -> SentenceList[P_co]:
         """A document, by its number."""
 
 
 @dataclass(frozen=True)
-class Pair(Generic[P]):
+class SegmentPair(Generic[P]):
     """Two segments.
 
     Attributes:
@@ -186,7 +186,7 @@ class PairMaker(Generic[P]):
 
     def __init__(
         self,
-        documents: Documents[P],
+        documents: DocumentSource[P],
         *,
         kind: Literal["nsp", "sop"],
         room: int,
@@ -194,7 +194,7 @@ class PairMaker(Generic[P]):
     ) -> None:
         self._documents, self._kind, self._room, self._short = documents, kind, room, short
 
-    def pairs(self, row: int, copy: int = 0) -> Iterator[Pair[P]]:
+    def pairs(self, row: int, copy: int = 0) -> Iterator[SegmentPair[P]]:
         """The pairs of a document; each copy splits it otherwise.
 
         Sentences are gathered until they fill the room, and cut in two between two of them; by
@@ -205,7 +205,7 @@ class PairMaker(Generic[P]):
         Raises:
             DataError: `nsp`, and no other document has any text.
         """
-        stream = Streams(0, copy, PAIRS).at(row)
+        stream = RandomStreams(0, copy, PAIR_STREAM).at(row)
         parts = self._documents.document(row).all()
         begin = 0
         while begin < len(parts) - 1:
@@ -223,13 +223,13 @@ class PairMaker(Generic[P]):
                 second = self._elsewhere(row, target - len(first), stream)
             yield self._pair(first, join(second), int(other))
 
-    def _pair(self, first: P, second: P, label: int) -> Pair[P]:
+    def _pair(self, first: P, second: P, label: int) -> SegmentPair[P]:
         """Cut to the room: from the far ends, so that what was next to each other stays so."""
         left, right = _fit(len(first), len(second), self._room)
         first, second = first[len(first) - left :], second[:right]
         if label and self._kind == "sop":
             first, second = second, first
-        return Pair(first, second, label)
+        return SegmentPair(first, second, label)
 
     def _elsewhere(self, row: int, wanted: int, stream: np.random.Generator) -> list[P]:
         """Sentences from a random place of a random other document."""
@@ -252,11 +252,11 @@ class PairMaker(Generic[P]):
         )
 
 
-def _gather(sentences: Sequence[Part], begin: int, target: int) -> int:
+def _gather(sentence_spans: Sequence[TokenRun], begin: int, target: int) -> int:
     """Where to stop so that there are `target` tokens, and two sentences."""
     end, total = begin, 0
-    while end < len(sentences) and (total < target or end < begin + 2):
-        total += len(sentences[end])
+    while end < len(sentence_spans) and (total < target or end < begin + 2):
+        total += len(sentence_spans[end])
         end += 1
     return end
 

@@ -19,7 +19,7 @@ from pretune.recipe.recipe import Recipe
 from pretune.render.charts import new_figure, write_png
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import featurize
-from pretune.tokenizers.added_tokens import extend
+from pretune.tokenizers.added_tokens import add_tokens
 from pretune.training.data import fit, read_data, tokenizer_of
 from pretune.training.logging import Reporter
 from pretune.training.schedule import BatchSize, Schedule, planned_updates
@@ -119,7 +119,7 @@ def _lengths(recipe: Recipe) -> NDArray[Any]:
         fit(task, records)
         model, named = recipe.model, tokenizer_of(recipe, records)
         tokenizer = load(model.source, bare=True, tokenizer=named).tokenizer
-        extend(tokenizer, model.new_tokens)
+        add_tokens(tokenizer, model.new_tokens)
         with Reporter() as reporter, reporter.working("reading train", len(records)) as done:
             lengths = featurize(task, records, tokenizer, progress=done).lengths
     except PretuneError as error:

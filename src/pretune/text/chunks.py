@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 
 #: Characters that are tokenized at a time; a text is cut only where no token can cross the cut.
-PIECE = 200_000
+CHUNK_CHARS = 200_000
 _CUT = re.compile(r"\S\n(?=\S)")
 
 
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+def split_text(text: str, size: int = CHUNK_CHARS) -> Iterator[str]:
     """A long text in pieces that give the tokens of the whole.
 
     Each ends with a single line end between two characters that are no spaces: there every

@@ -18,7 +18,7 @@ from pretune.errors import DataError, describe_value, did_you_mean
 
 STDIN = "-"
 #: Bytes read at a time.
-CHUNK = 1 << 20
+READ_BYTES = 1 << 20
 #: JSON can spell one half of a pair that makes up a character; tokenizers refuse it. And `decoded`
 #: can put the second half of one where bytes have no meaning.
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -141,19 +141,21 @@ def decoded(
         except UnicodeDecodeError as error:
             good = error.object[: error.start].decode(error.encoding, "ignore")
             raise DataError(
-                f"{shown(file)}, line {line + good.count(chr(10))}: not valid {encoding.upper()} "
+                f"{display_name(file)}, line {line + good.count(chr(10))}: "
+                f"not valid {encoding.upper()} "
                 f"(byte 0x{error.object[error.start]:02x})",
                 encoding_hint(start),
             ) from None
         except UnicodeError as error:  # of some of Python's own encodings, which know no place
             raise DataError(
-                f"{shown(file)}: not valid {encoding.upper()} ({error})", encoding_hint(start)
+                f"{display_name(file)}: not valid {encoding.upper()} ({error})",
+                encoding_hint(start),
             ) from None
         line += text.count("\n")
         yield text
 
 
-def shown(file: str) -> str:
+def display_name(file: str) -> str:
     """What to call a file in messages."""
     return "standard input" if file == STDIN else file
 
@@ -176,7 +178,7 @@ def _chunks(file: str, on_bytes: Report | None) -> Iterator[bytes]:
     try:
         with _opened(file) as (handle, raw):
             place = 0
-            while chunk := handle.read(CHUNK):
+            while chunk := handle.read(READ_BYTES):
                 if on_bytes is not None:
                     now = raw.tell() if raw.seekable() else place + len(chunk)
                     on_bytes(now - place)
@@ -189,7 +191,7 @@ def _chunks(file: str, on_bytes: Report | None) -> Iterator[bytes]:
         ) from None
     except OSError as error:
         raise DataError(
-            f"{shown(file)}: cannot be read ({error.strerror or error})",
+            f"{display_name(file)}: cannot be read ({error.strerror or error})",
             "Check the file, its owner and its mode.",
         ) from None
 

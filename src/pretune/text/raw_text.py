@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from pretune.errors import DataError
-from pretune.text.decode import STDIN, Problem, Report, check_encoding, decoded, json_field, shown
+from pretune.text.decode import (
+    STDIN,
+    Problem,
+    Report,
+    check_encoding,
+    decoded,
+    display_name,
+    json_field,
+)
 
 #: What is read of a folder, here and by `pretune prepare`, so that a vocabulary and a corpus are of
 #: the same text; each also with `.gz` after it.
@@ -24,7 +32,7 @@ ABOUT = ("readme", "license", "licence")
 NOT_TEXT = (".parquet", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".pdf", ".docx")
 
 #: Characters of a piece.
-PIECE = 1 << 14
+PIECE_CHARS = 1 << 14
 #: Characters of the longest JSONL record.
 LONGEST_RECORD = 1 << 26
 
@@ -161,7 +169,7 @@ def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
             whole = "".join([*parts, line])
             parts, held = [], 0
             if whole.strip():
-                text = json_field(whole, f"{shown(file)}, line {number}", field)
+                text = json_field(whole, f"{display_name(file)}, line {number}", field)
                 if isinstance(text, Problem):
                     raise DataError(text.message, text.hint)
                 yield text
@@ -170,7 +178,8 @@ def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
         held += len(rest)
         if held > LONGEST_RECORD:
             raise DataError(
-                f"{shown(file)}, line {number}: a record of over {LONGEST_RECORD:,} characters",
+                f"{display_name(file)}, line {number}: "
+                f"a record of over {LONGEST_RECORD:,} characters",
                 "Write it as a .txt file, which may be of any size, or as several records.",
             )
 
@@ -180,9 +189,9 @@ def _pieces(chunks: Iterable[str]) -> Iterator[str]:
     for chunk in chunks:
         held += chunk
         start = 0
-        while len(held) - start > PIECE:
-            before = _CUT.match(held, start, start + PIECE + 1)
-            end = start + PIECE if before is None else before.end()
+        while len(held) - start > PIECE_CHARS:
+            before = _CUT.match(held, start, start + PIECE_CHARS + 1)
+            end = start + PIECE_CHARS if before is None else before.end()
             yield held[start:end]
             start = end
         held = held[start:]

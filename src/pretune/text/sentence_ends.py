@@ -42,7 +42,7 @@ _ABBREVIATIONS = frozenset(
 _LONGEST_WORD = 24
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
+def sentence_spans(text: str) -> list[tuple[int, int]]:
     """The sentences of a text.
 
     Args:

@@ -43,7 +43,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TextSample:
     """What was kept of a stream.
 
     Attributes:
@@ -70,7 +70,7 @@ class Sample:
         return Texts(rest), Texts([batches[i] for i in sorted(held)])
 
 
-def take_sample(texts: Iterable[str], limit: int) -> Sample:
+def take_sample(texts: Iterable[str], limit: int) -> TextSample:
     """Read a stream to its end and keep an even part of it.
 
     The same stream gives the same sample.
@@ -94,7 +94,7 @@ def take_sample(texts: Iterable[str], limit: int) -> Sample:
             threshold = -highest
             held -= len(dropped)
     kept.sort(key=lambda item: item[1])
-    return Sample(Texts([batch for _, _, batch in kept]), seen, whole=threshold == 2**64)
+    return TextSample(Texts([batch for _, _, batch in kept]), seen, whole=threshold == 2**64)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[bytes]:

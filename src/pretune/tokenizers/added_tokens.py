@@ -100,7 +100,7 @@ def _has_ideograph(token: str) -> bool:
     return any("\u3400" <= character <= "\u9fff" for character in token)
 
 
-def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
+def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
     """Add whole tokens that are never split, in place; those already known are passed over.
 
     Args:

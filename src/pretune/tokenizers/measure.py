@@ -18,7 +18,7 @@ _MANY = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TokenizerFigures:
     """Figures of a tokenizer on a text.
 
     Attributes:
@@ -40,7 +40,7 @@ class Measured:
     examples: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measured:
+def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFigures:
     """Encode texts and count; special tokens that belong to no text are left out."""
     characters = volume = tokens = unknown = 0
     lost = tokenizer.special_id("unk_token")
@@ -58,7 +58,7 @@ def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measured:
     entries = _entries(tokenizer)
     show = _readable if _is_byte_level(tokenizer) else str
     some = max(tokens, 1)
-    return Measured(
+    return TokenizerFigures(
         vocab_size=tokenizer.vocab_size,
         unknown=unknown / some,
         characters_per_token=characters / some,

@@ -24,7 +24,7 @@ from pretune.tokenizers.load import END_OF_TEXT, special_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "char"]
-KINDS: tuple[str, ...] = get_args(Kind)
+TOKENIZER_KINDS: tuple[str, ...] = get_args(Kind)
 
 #: As in BERT's and GPT-2's published vocabularies; characters are as many as there are.
 DEFAULT_SIZES = {"wordpiece": 30_522, "bpe": 50_257}
@@ -42,7 +42,7 @@ MOST_BYTES = 2**31 - 1
 _ALL = 1 << 21
 
 #: Told the stage ("characters", "words", "merges") and how many texts of it are done.
-Progress = Callable[[str, int], None]
+OnStage = Callable[[str, int], None]
 
 
 def train_tokenizer(
@@ -56,7 +56,7 @@ def train_tokenizer(
     alphabet_size: int | None = None,
     unknown: bool = True,
     characters_of: Iterable[str] = (),
-    progress: Progress | None = None,
+    progress: OnStage | None = None,
 ) -> Tokenizer:
     """Train a tokenizer.
 
@@ -141,8 +141,10 @@ def check_options(
     Raises:
         DataError: they do not.
     """
-    if kind not in KINDS:
-        raise DataError(f"no kind of tokenizer is called '{kind}'", did_you_mean(kind, KINDS))
+    if kind not in TOKENIZER_KINDS:
+        raise DataError(
+            f"no kind of tokenizer is called '{kind}'", did_you_mean(kind, TOKENIZER_KINDS)
+        )
     if lowercase is not None and kind != "wordpiece":
         raise DataError(
             f"lowercase is for wordpiece; {kind} keeps all that is in a text", "Leave it out."
@@ -177,7 +179,7 @@ def _distinct(*tokens: str) -> list[str]:
 
 
 def _watched(
-    progress: Progress | None, stage: str, sources: Iterable[Iterable[str]]
+    progress: OnStage | None, stage: str, sources: Iterable[Iterable[str]]
 ) -> Iterator[str]:
     for done, text in enumerate(chain.from_iterable(sources), start=1):
         yield text

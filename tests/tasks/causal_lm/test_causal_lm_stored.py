@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretune.errors import DataError
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.features import featurize
-from pretune.tokenizers.added_tokens import extend
+from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from tests.corpus.conftest import TEXTS as SAMPLE
@@ -67,7 +67,7 @@ def test_are_those_of_the_texts(
     # A place inside a document is told evenly: where a block ends there, by the sum of its own.
     assert_same(found, expected, but=("chars", "bytes"))
     if boundaries:  # where a recurrent model's state is carried on
-        assert found.goes_on.tolist() == expected.goes_on.tolist()
+        assert found.continues.tolist() == expected.goes_on.tolist()
     everything = np.arange(len(found))
     ours, theirs = (features.batch(everything).targets for features in (found, expected))
     unknown = tokenizer.special_id("unk_token")
@@ -93,7 +93,7 @@ def test_the_name_of_a_special_token_in_a_text_is_text(
     edges = int((tokens == tokenizer.special_id("eos_token")).sum())
     assert edges == 2  # before each of them; the last one is a target alone
     # What is no special token is whole, as model.new_tokens has it.
-    extend(tokenizer, ["film<|x|>"])
+    add_tokens(tokenizer, ["film<|x|>"])
     (found,) = tokenizer.encode_bare(["film<|x|>"])
     assert found.ids == [tokenizer.vocab_size - 1]
     tokens = featurize(task, raw(["a film<|x|>b <|endoftext|>"]), tokenizer).batch(np.arange(1))

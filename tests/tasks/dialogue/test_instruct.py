@@ -28,7 +28,7 @@ from pretune.tasks.dialogue.metrics import matches, rouge_l
 from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction
 from pretune.tasks.features import featurize
 from pretune.tasks.losses import IGNORED, NEXT
-from pretune.tokenizers.added_tokens import extend
+from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.chat_template import TEMPLATES
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.run import train_recipe
@@ -74,7 +74,7 @@ def bundle(template: str = MARKED, **options: Any) -> Bundle:
     """A model of random weights; its tokenizer has ChatML's marks."""
     texts = [content for talk in TALKS for _, content in talk]
     tokenizer = train_tokenizer(texts * 2, "bpe", 320)
-    extend(tokenizer, ["<|im_start|>", "<|im_end|>"])
+    add_tokens(tokenizer, ["<|im_start|>", "<|im_end|>"])
     tokenizer.settings["chat_template"] = template
     task = Instruct(InstructOptions(**{"max_length": 96, "max_new_tokens": 8, **options}))
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
 from pretune.tasks.dialogue.replies import Ends, ReplyPrediction
 from pretune.tasks.dialogue.templated import TemplateLayout
 from pretune.tasks.dialogue.turns import MOST_CHARS
-from pretune.tokenizers.added_tokens import extend
+from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
@@ -41,7 +41,7 @@ ALWAYS = (
 def tokenizer(kind: str = "bpe", marks: bool = False) -> Tokenizer:
     made = train_tokenizer([*TEMPLATES.values(), "what is said, it is 4"] * 2, kind, 320)
     if marks:
-        extend(made, MARKS)
+        add_tokens(made, MARKS)
     return made
 
 

@@ -24,7 +24,7 @@ from pretune.tasks.base import Loss, Prediction, Task, usual_length
 from pretune.tasks.causal_lm.stored import edge_of, stored_blocks
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import IGNORED, NEXT, CrossEntropyOptions, token_losses, with_perplexity
-from pretune.text.chunks import pieces
+from pretune.text.chunks import split_text
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
@@ -185,7 +185,7 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """The blocks of a text; without `boundaries` all blocks."""
         if self.options.carry_state is False or not isinstance(model, ClassicLM):
             return None
-        return features.goes_on if self.options.boundaries else np.arange(len(features)) > 0
+        return features.continues if self.options.boundaries else np.arange(len(features)) > 0
 
     def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
         """The scores, and where each block was left."""
@@ -269,7 +269,7 @@ class _Stream:
         """A text, between two ends of text where the tokenizer has one."""
         edge = edge_of(tokenizer)
         ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
-        for piece in pieces(text):
+        for piece in split_text(text):
             # As in a prepared corpus: a text that spells `<|endoftext|>` does not end there.
             (encoding,) = tokenizer.encode_bare([piece], literal=True)
             ids.append(np.array(encoding.ids))

@@ -16,7 +16,12 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.masking import NOT_MASKED, MaskVocabulary, draw_masks, segmenter
 from pretune.data.records import Records
-from pretune.data.sentence_pairs import PairMaker, RecordDocuments, Tokens, encode_all
+from pretune.data.sentence_pairs import (
+    PairMaker,
+    RecordDocuments,
+    SentenceTokens,
+    tokenize_sentences,
+)
 from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.language import PreTrainingOutput
@@ -34,7 +39,7 @@ from pretune.tasks.masked_lm.metrics import (
 )
 from pretune.tasks.masked_lm.options import FEWEST, MaskLmOptions
 from pretune.tasks.masked_lm.stored import stored_sequences, stored_words
-from pretune.text.sentence_ends import sentences
+from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
 #: Which word each token belongs to, for masks that cover whole ones.
@@ -128,7 +133,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             DataError: there is none.
         """
         texts = (records.text(row, "text") for row in range(len(records)))
-        if self.options.next != "none" and all(len(sentences(t)) < 2 for t in texts):
+        if self.options.next != "none" and all(len(sentence_spans(t)) < 2 for t in texts):
             raise DataError(
                 f"{records.origin}: no record has two sentences, so none has a next one",
                 f"A record is a document (task.next={self.options.next}); for single sentences "
@@ -198,7 +203,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
             words = stored_words(documents, tokenizer, self.options.words)
         return stored_sequences(documents, tokenizer, self.options, words, self._one, progress)
 
-    def _one(self, parts: list[Tokens], row: int, targets: Mapping[str, int]) -> Feature:
+    def _one(self, parts: list[SentenceTokens], row: int, targets: Mapping[str, int]) -> Feature:
         assert self._tokenizer is not None  # noqa: S101 - bound when the features were made
         (found,) = self._sequence(parts, row, self._tokenizer, targets)
         return found
@@ -210,7 +215,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
         segment = segmenter(options.words)
         if options.next == "none":
             texts = [records.text(row, "text") for row in rows]
-            for row, whole in zip(rows, encode_all(texts, tokenizer, segment), strict=True):
+            for row, whole in zip(rows, tokenize_sentences(texts, tokenizer, segment), strict=True):
                 for block in _blocks(whole, options.max_length - 2):
                     yield from self._sequence([block], row, tokenizer)
             return
@@ -225,7 +230,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
 
     def _sequence(
         self,
-        parts: list[Tokens],
+        parts: list[SentenceTokens],
         row: int,
         tokenizer: Tokenizer,
         targets: Mapping[str, int] | None = None,
@@ -372,7 +377,7 @@ def _needed(tokenizer: Tokenizer, name: str) -> int:
     return found
 
 
-def _blocks(whole: Tokens, room: int) -> Iterable[Tokens]:
+def _blocks(whole: SentenceTokens, room: int) -> Iterable[SentenceTokens]:
     """A document in as few blocks as can be, all equally long, so that none is a mere stub."""
     count = -(-len(whole) // room)
     for i in range(count):

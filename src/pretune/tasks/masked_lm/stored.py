@@ -15,14 +15,14 @@ from tokenizers import models
 from pretune.corpus.stored import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, MadeFeatures
-from pretune.data.sentence_pairs import PairMaker, Tokens
+from pretune.data.sentence_pairs import PairMaker, SentenceTokens
 from pretune.errors import DataError
 from pretune.tasks.masked_lm.metrics import NEXT
 from pretune.tasks.masked_lm.options import MaskLmOptions
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: A sequence of one or two parts of a document (its number) with their targets.
-Make = Callable[[list[Tokens], int, Mapping[str, int]], Feature]
+Make = Callable[[list[SentenceTokens], int, Mapping[str, int]], Feature]
 #: A pair: where its segments begin in the corpus, their tokens, the label, the document.
 PAIR = np.dtype(
     [
@@ -102,12 +102,12 @@ class _Source:
     unknown: int | None
     continues: Array | None
 
-    def tokens(self, start: int, stop: int) -> Tokens:
+    def tokens(self, start: int, stop: int) -> SentenceTokens:
         """Those between two places of the corpus, with the numbers of their words."""
         ids = self.documents.corpus.read(start, stop).astype(np.int32)
         if self.continues is None:
-            return Tokens(ids, np.zeros(len(ids), dtype=np.int32))
-        return Tokens(ids, np.cumsum(~self.continues[ids]).astype(np.int32))
+            return SentenceTokens(ids, np.zeros(len(ids), dtype=np.int32))
+        return SentenceTokens(ids, np.cumsum(~self.continues[ids]).astype(np.int32))
 
     def says_nothing(self, start: int, stop: int) -> bool:
         """Whether all tokens there are unknown ones: then there is nothing to guess."""

@@ -13,7 +13,7 @@ from pretune.data.batch import Feature, Skipped
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.tasks.question_answering.options import AnswerOptions
-from pretune.text.chunks import pieces
+from pretune.text.chunks import split_text
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Targets of a window: the first and the last token of the answer, counted in the window (0, the
@@ -135,7 +135,7 @@ class Passage:
 
 def passages(texts: Sequence[str], tokenizer: Tokenizer) -> list[Passage]:
     """Passages of any length in tokens, in parallel; long ones piece by piece."""
-    cut = [list(pieces(text)) for text in texts]
+    cut = [list(split_text(text)) for text in texts]
     encoded = iter(tokenizer.encode_bare([piece for parts in cut for piece in parts]))
     found = []
     for parts in cut:
