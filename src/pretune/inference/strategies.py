@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pretune.data.batch import Array, PackedBatch
+from pretune.data.arrays import Array
+from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
-from pretune.data.feature_sets import Features
 from pretune.errors import RunError
 from pretune.models.classics.common import ClassicLM, State
 from pretune.tasks.base import AnyTask

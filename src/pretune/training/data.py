@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from pretune.bundle.bundle import Bundle
 from pretune.corpus.stored import StoredDocuments, is_corpus
-from pretune.data.batch import Repaired, Skipped
+from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
-from pretune.data.feature_sets import Features
 from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.presets import SIZES

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretune.data.batch import PackedBatch
-from pretune.data.feature_sets import Features
+from pretune.data.batch import Features, PackedBatch
 from pretune.inference.runtime import precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Metrics, lower_is_better, with_answers
