@@ -78,7 +78,7 @@ def test_a_module_imports_only_what_stands_before_it(path: Path) -> None:
 
 
 def test_the_check_sees_imports_inside_functions() -> None:
-    tree = ast.parse("def f():\n    from pretune.cli import main\n")
+    tree = ast.parse("def f():\n    from pretune.cli.app import main\n")
     assert imported_layers(tree) == {"cli"}
 
 

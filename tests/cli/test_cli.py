@@ -67,7 +67,7 @@ class TestHelp:
     def test_starts_without_torch(self, tmp_path: Path) -> None:
         code = (
             "import sys; sys.argv = ['pretune', '--help']\n"
-            "from pretune.cli import main\n"
+            "from pretune.cli.app import main\n"
             "try: main()\n"
             "except SystemExit: pass\n"
             "assert 'torch' not in sys.modules"

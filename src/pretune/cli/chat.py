@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AllowPickle, Device, Model, app, to_stderr
+from pretune.cli.app import command, to_stderr
 from pretune.cli.generate import put
+from pretune.cli.options import DeviceOption, PickleOption, RunArgument
 from pretune.errors import PretuneError, did_you_mean
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ Ctrl-C stops a reply. A message that begins with / is written with //."""
 COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune chat runs/chat-zh\n\n"
-    "pretune chat runs/chat-zh --temperature 0.7 --top-k 20 --seed 1\n\n"
-    "pretune chat runs/chat-zh --mmi runs/chat-zh-mmi --candidates 16\n\n"
-    "pretune chat runs/chat-zh < messages.txt"
+@command(
+    "chat",
+    "pretune chat runs/chat-zh",
+    "pretune chat runs/chat-zh --temperature 0.7 --top-k 20 --seed 1",
+    "pretune chat runs/chat-zh --mmi runs/chat-zh-mmi --candidates 16",
+    "pretune chat runs/chat-zh < messages.txt",
 )
 def chat(
-    run: Model,
+    run: RunArgument,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="The most tokens of a reply. Default: the model's task's.")
     ] = None,
@@ -83,8 +84,8 @@ def chat(
     candidates: Annotated[
         int, typer.Option(min=1, max=10_000, help="How many replies --mmi has.")
     ] = 8,
-    device: Device = "auto",
-    allow_pickle: AllowPickle = False,
+    device: DeviceOption = "auto",
+    allow_pickle: PickleOption = False,
 ) -> None:
     """Talk to a model that was trained on dialogues. Through a pipe, each line is a message.
 

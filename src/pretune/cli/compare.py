@@ -8,28 +8,26 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import (
-    AllowPickle,
-    AsJson,
-    Columns,
-    Device,
-    Encoding,
-    MaxChars,
-    Quoting,
-    TaskOptions,
-    app,
+from pretune.cli.app import command, progress_bar, to_stdout
+from pretune.cli.options import (
+    ColumnOption,
+    DeviceOption,
+    EncodingOption,
+    JsonOption,
+    MaxCharsOption,
+    PickleOption,
+    QuotingOption,
+    TaskSetOption,
     column_pairs,
     only_with_data,
     option_pairs,
-    progress_bar,
-    to_stdout,
 )
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune compare runs/mrpc runs/mrpc-large\n\n"
-    "pretune compare runs/a runs/b runs/c --data test.tsv --output apart.jsonl"
+@command(
+    "compare",
+    "pretune compare runs/mrpc runs/mrpc-large",
+    "pretune compare runs/a runs/b runs/c --data test.tsv --output apart.jsonl",
 )
 def compare(
     context: typer.Context,
@@ -59,14 +57,14 @@ def compare(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
-    columns: Columns = None,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
-    max_chars: MaxChars = None,
-    device: Device = "auto",
-    options: TaskOptions = None,
-    allow_pickle: AllowPickle = False,
-    as_json: AsJson = False,
+    columns: ColumnOption = None,
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
+    max_chars: MaxCharsOption = None,
+    device: DeviceOption = "auto",
+    options: TaskSetOption = None,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare trained models on the same data: is one better, or was it luck?
 

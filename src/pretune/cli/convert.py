@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import AllowPickle, app
+from pretune.cli.app import command
+from pretune.cli.options import PickleOption
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune convert uncased_L-12_H-768_A-12 bert-base    (Google's TensorFlow release)\n\n"
-    "pretune convert old-model new-model --allow-pickle   (pytorch_model.bin)\n\n"
-    "pretune convert runs/tickets small --dtype bfloat16   (half the size)"
+@command(
+    "convert",
+    "pretune convert uncased_L-12_H-768_A-12 bert-base    (Google's TensorFlow release)",
+    "pretune convert old-model new-model --allow-pickle   (pytorch_model.bin)",
+    "pretune convert runs/tickets small --dtype bfloat16   (half the size)",
 )
 def convert(
     source: Annotated[str, typer.Argument(help="A model folder, a run folder or a Hub id.")],
@@ -22,7 +23,7 @@ def convert(
     dtype: Annotated[
         str, typer.Option(help="float32, float16, bfloat16, or auto: as it is stored.")
     ] = "float32",
-    allow_pickle: AllowPickle = False,
+    allow_pickle: PickleOption = False,
 ) -> None:
     """Write a checkpoint as config.json, model.safetensors and tokenizer.json."""
     from pretune.bundle.convert import convert as run

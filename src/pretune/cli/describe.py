@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import AsJson, Encoding, Quoting, app, to_stderr, to_stdout
+from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.options import EncodingOption, JsonOption, QuotingOption
 from pretune.errors import PretuneError
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune describe train.tsv\n\n"
-    "pretune describe train.tsv --validation dev.tsv --tokenizer minilm --html data.html\n\n"
-    "pretune describe reviews.jsonl --text title --text body --label stars --png charts"
+@command(
+    "describe",
+    "pretune describe train.tsv",
+    "pretune describe train.tsv --validation dev.tsv --tokenizer minilm --html data.html",
+    "pretune describe reviews.jsonl --text title --text body --label stars --png charts",
 )
 def describe(
     data: Annotated[list[str], typer.Argument(help="Data files, or Hub datasets.")],
@@ -46,10 +47,10 @@ def describe(
     ] = 0.8,
     html: Annotated[Path | None, typer.Option(help="Write all of it as one HTML file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK]."""
     from pretune.checkpoints.atomic_io import atomic_text

@@ -9,28 +9,26 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import (
-    AllowPickle,
-    AsJson,
-    Device,
-    Encoding,
-    Model,
-    Quoting,
-    app,
-    to_stderr,
-    to_stdout,
+from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.options import (
+    DeviceOption,
+    EncodingOption,
+    JsonOption,
+    PickleOption,
+    QuotingOption,
+    RunArgument,
 )
 from pretune.errors import PretuneError
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune embed minilm sentences.tsv --output vectors.npy\n\n"
-    "pretune embed runs/tickets inbox.csv --column body --output inbox.parquet\n\n"
-    "pretune embed minilm faq.jsonl --query 'How do I return a parcel?' --top-k 3"
+@command(
+    "embed",
+    "pretune embed minilm sentences.tsv --output vectors.npy",
+    "pretune embed runs/tickets inbox.csv --column body --output inbox.parquet",
+    "pretune embed minilm faq.jsonl --query 'How do I return a parcel?' --top-k 3",
 )
 def embed(
-    run: Model,
+    run: RunArgument,
     data: Annotated[
         str, typer.Argument(help="A table, a .txt file with one text a line, or a Hub dataset.")
     ],
@@ -63,12 +61,12 @@ def embed(
         str, typer.Option(help="float32, or bf16 or auto, which round to 3 digits.")
     ] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
-    device: Device = "auto",
-    allow_pickle: AllowPickle = False,
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
+    device: DeviceOption = "auto",
+    allow_pickle: PickleOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn each text of a file into a vector, or find those nearest to a text."""
     from pretune.bundle.bundle import load

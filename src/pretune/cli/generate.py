@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pretune.cli.app import AllowPickle, Device, Encoding, Model, app
+from pretune.cli.app import command
+from pretune.cli.options import DeviceOption, EncodingOption, PickleOption, RunArgument
 from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
@@ -75,15 +76,15 @@ JsonLines = Annotated[
 ]
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune generate runs/novels --prompt 'It was a dark night' --temperature 0.8\n\n"
-    "pretune generate openai-community/gpt2 --prompt 'Who are you?' --stop '\\n' --top-k 40\n\n"
-    "pretune generate runs/novels --file openings.txt --beams 4 --json > stories.jsonl\n\n"
-    "echo 'Once upon a time' | pretune generate runs/novels --samples 3 --seed 1"
+@command(
+    "generate",
+    "pretune generate runs/novels --prompt 'It was a dark night' --temperature 0.8",
+    "pretune generate openai-community/gpt2 --prompt 'Who are you?' --stop '\\n' --top-k 40",
+    "pretune generate runs/novels --file openings.txt --beams 4 --json > stories.jsonl",
+    "echo 'Once upon a time' | pretune generate runs/novels --samples 3 --seed 1",
 )
 def generate(
-    run: Model,
+    run: RunArgument,
     prompts: Prompts = None,
     file: PromptFile = None,
     samples: Samples = 1,
@@ -101,10 +102,10 @@ def generate(
     seed: Seed = 0,
     stream: Stream = None,
     batch_size: BatchSize = 16,
-    encoding: Encoding = "utf-8",
+    encoding: EncodingOption = "utf-8",
     template: Template = None,
-    device: Device = "auto",
-    allow_pickle: AllowPickle = False,
+    device: DeviceOption = "auto",
+    allow_pickle: PickleOption = False,
     as_json: JsonLines = False,
 ) -> None:
     """Let a language model go on from a prompt. Without --prompt and --file, from standard input.

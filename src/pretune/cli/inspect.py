@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AllowPickle, AsJson, app, to_stdout
+from pretune.cli.app import command, to_stdout
+from pretune.cli.options import JsonOption, PickleOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune inspect minilm\n\n"
-    "pretune inspect runs/tickets --batch 64 --length 256 --json\n\n"
-    "pretune inspect minilm --tokens 'unaffable films'\n\n"
-    "pretune inspect minilm --attention 'The cat sat on the mat.' --layer 2 --head 5 -o map.png"
+@command(
+    "inspect",
+    "pretune inspect minilm",
+    "pretune inspect runs/tickets --batch 64 --length 256 --json",
+    "pretune inspect minilm --tokens 'unaffable films'",
+    "pretune inspect minilm --attention 'The cat sat on the mat.' --layer 2 --head 5 -o map.png",
 )
 def inspect(
     source: Annotated[
@@ -50,8 +51,8 @@ def inspect(
     head: Annotated[
         int | None, typer.Option(help="Draw this head only; the first is 0. Default: all.")
     ] = None,
-    allow_pickle: AllowPickle = False,
-    as_json: AsJson = False,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a model is made of and what it costs; or look at its tokens or its attention.
 

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import STOPPED_BY, AsJson, Device, app, fail, to_stderr, to_stdout
+from pretune.cli.app import STOPPED_BY, command, fail, to_stderr, to_stdout
+from pretune.cli.options import DeviceOption, JsonOption
 
 
-@app.command(
-    epilog="Examples:\n\npretune ladder shakespeare.txt --minutes 1\n\n"
-    "pretune ladder novels/ --level bpe --updates 2000 --rungs ngram,lstm,gpt --out runs/novels"
+@command(
+    "ladder",
+    "pretune ladder shakespeare.txt --minutes 1",
+    "pretune ladder novels/ --level bpe --updates 2000 --rungs ngram,lstm,gpt --out runs/novels",
 )
 def ladder(
     corpus: Annotated[
@@ -41,9 +43,9 @@ def ladder(
         typer.Option(metavar="NAMES", help="Some of ngram,nnlm,rnn,lstm,gru,gpt. Default: all."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and samples.")] = 0,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the classics on one text: n-grams, NNLM, RNN, LSTM, GRU, GPT, on the same budget.
 

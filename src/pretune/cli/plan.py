@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import AsJson, app, to_stdout
+from pretune.cli.app import command, to_stdout
+from pretune.cli.options import JsonOption
 
 
-@app.command(
-    epilog="Examples:\n\npretune plan tickets.tsv\n\n"
-    "pretune plan mrpc model.from=minilm train.epochs=5 --json"
+@command(
+    "plan",
+    "pretune plan tickets.tsv",
+    "pretune plan mrpc model.from=minilm train.epochs=5 --json",
 )
 def plan(
     recipe: Annotated[
@@ -31,7 +33,7 @@ def plan(
             help="Do a few updates on a copy of the model to tell how long the run takes."
         ),
     ] = True,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell what a training takes before it starts: data, updates, FLOPs, memory, disk, hours.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
+from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.options import EncodingOption, JsonOption
 
 if TYPE_CHECKING:
     from pretune.corpus.pipeline import CorpusProgress as Done
@@ -85,12 +86,12 @@ Restart = Annotated[bool, typer.Option("--restart", help="Do not go on with an u
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune prepare books/ --tokenizer minilm --output corpus\n\n"
+@command(
+    "prepare",
+    "pretune prepare books/ --tokenizer minilm --output corpus",
     "pretune prepare 'web/*.jsonl.gz' --field content --tokenizer tok --output corpus "
-    "--near-duplicates 0.8 --validation 0.01\n\n"
-    "pretune prepare novels/ --documents file --join-lines --tokenizer tok --output corpus"
+    "--near-duplicates 0.8 --validation 0.01",
+    "pretune prepare novels/ --documents file --join-lines --tokenizer tok --output corpus",
 )
 def prepare(
     corpus: Sources,
@@ -98,7 +99,7 @@ def prepare(
     output: Output,
     documents: DocumentsOf = Documents.BLANK_LINE,
     field: Field = "text",
-    encoding: Encoding = "utf-8",
+    encoding: EncodingOption = "utf-8",
     errors: AtErrors = Errors.STOP,
     max_chars: MaxChars = 1_000_000,
     nfc: Nfc = True,
@@ -115,7 +116,7 @@ def prepare(
     workers: Workers = None,
     restart: Restart = False,
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Clean and tokenize raw text into shards that pre-training reads.
 

@@ -10,17 +10,15 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import (
-    AllowPickle,
-    AsJson,
-    Device,
-    Encoding,
-    MaxChars,
-    Model,
-    Quoting,
-    app,
-    to_stderr,
-    to_stdout,
+from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.options import (
+    DeviceOption,
+    EncodingOption,
+    JsonOption,
+    MaxCharsOption,
+    PickleOption,
+    QuotingOption,
+    RunArgument,
 )
 from pretune.errors import PretuneError
 
@@ -66,14 +64,14 @@ BatchTokens = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
-@app.command(
-    epilog="Examples:\n\n"
+@command(
+    "prompt",
     "pretune prompt openai-community/gpt2 dev.tsv --train train.tsv --shots 0,1,5 --seeds 5 "
-    "--template 'Review: {sentence}\\nSentiment: {answer}' --answers 0=negative,1=positive\n\n"
-    "pretune prompt runs/novels sms.tsv --score calibrated --limit 200 --output results.json"
+    "--template 'Review: {sentence}\\nSentiment: {answer}' --answers 0=negative,1=positive",
+    "pretune prompt runs/novels sms.tsv --score calibrated --limit 200 --output results.json",
 )
 def prompt(
-    run: Model,
+    run: RunArgument,
     data: Annotated[str, typer.Argument(help="A labelled file, or a Hub dataset.")],
     shots: Shots = "0,1,5",
     seeds: Seeds = 5,
@@ -86,13 +84,13 @@ def prompt(
     limit: Limit = None,
     output: Output = None,
     batch_tokens: BatchTokens = 8192,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
-    max_chars: MaxChars = None,
-    device: Device = "auto",
-    allow_pickle: AllowPickle = False,
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
+    max_chars: MaxCharsOption = None,
+    device: DeviceOption = "auto",
+    allow_pickle: PickleOption = False,
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure what a language model answers from examples in its prompt, untrained."""
     from pretune import api

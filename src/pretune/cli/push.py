@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.app import AllowPickle, AsJson, app, to_stderr, to_stdout
+from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.options import JsonOption, PickleOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from pretune.publishing.upload import StagedFile
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune push runs/tickets me/tickets --dry-run /tmp/tickets\n\n"
-    "pretune push runs/tickets me/tickets --license apache-2.0 --language en\n\n"
-    "pretune push runs/tickets me/tickets --public"
+@command(
+    "push",
+    "pretune push runs/tickets me/tickets --dry-run /tmp/tickets",
+    "pretune push runs/tickets me/tickets --license apache-2.0 --language en",
+    "pretune push runs/tickets me/tickets --public",
 )
 def push(
     run: Annotated[
@@ -44,8 +45,8 @@ def push(
         str | None,
         typer.Option(metavar="FOLDER", help="Send nothing; write what would be sent here."),
     ] = None,
-    allow_pickle: AllowPickle = False,
-    as_json: AsJson = False,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Publish a trained model on the Hugging Face Hub, with a model card and its recipe.
 

@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import app, to_stdout
+from pretune.cli.app import command, to_stdout
 
 
-@app.command(epilog="Example: pretune init classify > my-recipe.yaml")
+@command(
+    "init",
+    "pretune init classify > my-recipe.yaml",
+)
 def init(
     task: Annotated[str, typer.Argument(help="The task, e.g. classify.")],
     output: Annotated[
@@ -37,7 +40,10 @@ def init(
     print(f"wrote {output}; run it with: pretune train {output}")
 
 
-@app.command(epilog="Example: pretune recipes mrpc")
+@command(
+    "recipes",
+    "pretune recipes mrpc",
+)
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one.")] = None,
 ) -> None:

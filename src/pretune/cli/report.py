@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pretune.cli.app import (
-    AllowPickle,
-    Columns,
-    Device,
-    Encoding,
-    MaxChars,
-    Model,
-    Quoting,
-    TaskOptions,
-    app,
+from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.options import (
+    ColumnOption,
+    DeviceOption,
+    EncodingOption,
+    MaxCharsOption,
+    PickleOption,
+    QuotingOption,
+    RunArgument,
+    TaskSetOption,
     column_pairs,
     only_with_data,
     option_pairs,
-    progress_bar,
-    to_stderr,
-    to_stdout,
 )
 from pretune.errors import DataError, RunError
 
@@ -32,16 +29,16 @@ if TYPE_CHECKING:
     from pretune.evaluation.examine import Examined
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune report runs/emotion\n\n"
-    "pretune report runs/emotion test.tsv --output test.html --png pictures\n\n"
-    "pretune report runs/emotion --explain 20 --example 17 --example 1204\n\n"
-    "pretune report runs/translate test.de,test.en --set beams=1"
+@command(
+    "report",
+    "pretune report runs/emotion",
+    "pretune report runs/emotion test.tsv --output test.html --png pictures",
+    "pretune report runs/emotion --explain 20 --example 17 --example 1204",
+    "pretune report runs/translate test.de,test.en --set beams=1",
 )
 def report(
     context: typer.Context,
-    run: Model,
+    run: RunArgument,
     data: Annotated[
         str | None,
         typer.Argument(help="A labelled file, or a Hub dataset. Default: the validation data."),
@@ -66,13 +63,13 @@ def report(
             "--example", metavar="LINE", help="Explain this one too, by its number in the table."
         ),
     ] = None,
-    columns: Columns = None,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
-    max_chars: MaxChars = None,
-    device: Device = "auto",
-    options: TaskOptions = None,
-    allow_pickle: AllowPickle = False,
+    columns: ColumnOption = None,
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
+    max_chars: MaxCharsOption = None,
+    device: DeviceOption = "auto",
+    options: TaskSetOption = None,
+    allow_pickle: PickleOption = False,
 ) -> None:
     """Write one page about a trained model: its training, its mistakes, every example.
 

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import AsJson, app, to_stdout
+from pretune.cli.app import command, to_stdout
+from pretune.cli.options import JsonOption
 
 
-@app.command(
-    epilog="Examples:\n\npretune runs\n\npretune runs runs/sweep --sort accuracy\n\n"
-    "pretune runs --sort metric --json"
+@command(
+    "runs",
+    "pretune runs",
+    "pretune runs runs/sweep --sort accuracy",
+    "pretune runs --sort metric --json",
 )
 def runs(
     folder: Annotated[
@@ -25,7 +28,7 @@ def runs(
             "the name of a metric."
         ),
     ] = "time",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List all runs below a folder: what was trained, how far it came, and how good it is."""
     from pretune.experiments.runs import find_runs

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import AsJson, app, to_stdout
+from pretune.cli.app import command, to_stdout
+from pretune.cli.options import JsonOption
 
 
-@app.command(
+@command(
     "plot-schedule",
-    epilog="Examples:\n\n"
-    "pretune plot-schedule mrpc --updates 345\n\n"
+    "pretune plot-schedule mrpc --updates 345",
     "pretune plot-schedule my-recipe.yaml train.schedule=wsd train.warmup=0.01 --png schedule.png",
 )
 def plot_schedule(
@@ -37,7 +37,7 @@ def plot_schedule(
         ),
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Write a picture here.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the learning rate and the batch size over a run, before it is run."""
     from pretune.experiments.schedule_plot import Plan, draw_plan, plan_view

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import STOPPED_BY, AsJson, app, fail, to_stderr, to_stdout
+from pretune.cli.app import STOPPED_BY, command, fail, to_stderr, to_stdout
+from pretune.cli.options import JsonOption
 
 
 class Towards(StrEnum):
@@ -19,12 +20,12 @@ class Towards(StrEnum):
     MINIMIZE = "minimize"
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune sweep tickets.tsv --trials 20 --over train.learning_rate=log:1e-5..1e-3\n\n"
+@command(
+    "sweep",
+    "pretune sweep tickets.tsv --trials 20 --over train.learning_rate=log:1e-5..1e-3",
     "pretune sweep mrpc model.from=minilm output=runs/sweep --trials 30 "
     "--over train.batch_size=8,16,32 --over train.warmup=0..0.2 --over train.epochs=2..5 "
-    "--metric f1"
+    "--metric f1",
 )
 def sweep(
     recipe: Annotated[
@@ -58,7 +59,7 @@ def sweep(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Search for good values of a recipe: many trainings, each with others.
 

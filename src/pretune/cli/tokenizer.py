@@ -21,7 +21,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from pretune.cli.app import AsJson, Encoding, app, to_stderr, to_stdout
+from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.options import EncodingOption, JsonOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -92,12 +93,11 @@ Field = Annotated[
 ]
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune tokenizer books/ --kind wordpiece --vocab-size 8000 -o tokenizers/books\n\n"
-    "pretune tokenizer 'wiki/**/*.jsonl.gz' --field body --kind bpe --vocab-size 32000 -o wiki-bpe"
-    "\n\n"
-    "zcat huge.gz | pretune tokenizer - --kind char -o characters"
+@command(
+    "tokenizer",
+    "pretune tokenizer books/ --kind wordpiece --vocab-size 8000 -o tokenizers/books",
+    "pretune tokenizer 'wiki/**/*.jsonl.gz' --field body --kind bpe --vocab-size 32000 -o wiki-bpe",
+    "zcat huge.gz | pretune tokenizer - --kind char -o characters",
 )
 def tokenizer(
     corpus: Corpus,
@@ -112,12 +112,12 @@ def tokenizer(
     alphabet_size: Alphabet = None,
     unknown: Unknown = True,
     sample_mb: SampleSize = 1024,
-    encoding: Encoding = "utf-8",
+    encoding: EncodingOption = "utf-8",
     field: Field = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a tokenizer on raw text: WordPiece, byte-level BPE or characters.
 

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pretune.cli.app import STOPPED_BY, AsJson, app, fail, to_stdout
+from pretune.cli.app import STOPPED_BY, command, fail, to_stdout
+from pretune.cli.options import JsonOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
     from pretune.training.result import RunResult
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune train tickets.tsv\n\n"
-    "pretune train mrpc model.from=minilm train.epochs=2\n\n"
-    "pretune train my-recipe.yaml output=runs/second --seeds 3\n\n"
-    "pretune train --resume runs/second\n\n"
-    "torchrun --nproc-per-node 2 -m pretune train my-recipe.yaml"
+@command(
+    "train",
+    "pretune train tickets.tsv",
+    "pretune train mrpc model.from=minilm train.epochs=2",
+    "pretune train my-recipe.yaml output=runs/second --seeds 3",
+    "pretune train --resume runs/second",
+    "torchrun --nproc-per-node 2 -m pretune train my-recipe.yaml",
 )
 def train(
     recipe: Annotated[
@@ -45,7 +46,7 @@ def train(
         bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model as a recipe says.
 

@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pretune.cli.app import (
-    AllowPickle,
-    AsJson,
-    Columns,
-    Device,
-    Encoding,
-    MaxChars,
-    Model,
-    Quoting,
-    TaskOptions,
-    app,
+from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.options import (
+    ColumnOption,
+    DeviceOption,
+    EncodingOption,
+    JsonOption,
+    MaxCharsOption,
+    PickleOption,
+    QuotingOption,
+    RunArgument,
+    TaskSetOption,
     column_pairs,
     option_pairs,
-    progress_bar,
-    to_stderr,
-    to_stdout,
 )
 from pretune.errors import PretuneError
 
@@ -39,23 +36,23 @@ if TYPE_CHECKING:
 CHUNK = 4096
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune evaluate runs/tickets test.tsv\n\n"
-    "pretune evaluate runs/translate test.de,test.en --set beams=1\n\n"
-    "pretune evaluate runs/chat-zh dialogues.jsonl --set samples=500"
+@command(
+    "evaluate",
+    "pretune evaluate runs/tickets test.tsv",
+    "pretune evaluate runs/translate test.de,test.en --set beams=1",
+    "pretune evaluate runs/chat-zh dialogues.jsonl --set samples=500",
 )
 def evaluate(
-    run: Model,
+    run: RunArgument,
     data: Annotated[str, typer.Argument(help="A labelled file, or a Hub dataset.")],
-    columns: Columns = None,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
-    max_chars: MaxChars = None,
-    device: Device = "auto",
-    options: TaskOptions = None,
-    allow_pickle: AllowPickle = False,
-    as_json: AsJson = False,
+    columns: ColumnOption = None,
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
+    max_chars: MaxCharsOption = None,
+    device: DeviceOption = "auto",
+    options: TaskSetOption = None,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a trained model on labelled data."""
     from pretune import api
@@ -81,16 +78,16 @@ def evaluate(
             out.print(more)
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "pretune predict runs/tickets 'Where is my parcel?' 'I want my money back'\n\n"
-    "pretune predict runs/tickets --file inbox.csv --column text=body --json > answers.jsonl\n\n"
-    "pretune predict runs/translate 'Guten Morgen!' --set candidates=3\n\n"
-    "pretune predict runs/squad --question 'Who was it?' --context-file book.txt --top-k 3\n\n"
-    "tail -f messages.txt | pretune predict runs/tickets --json"
+@command(
+    "predict",
+    "pretune predict runs/tickets 'Where is my parcel?' 'I want my money back'",
+    "pretune predict runs/tickets --file inbox.csv --column text=body --json > answers.jsonl",
+    "pretune predict runs/translate 'Guten Morgen!' --set candidates=3",
+    "pretune predict runs/squad --question 'Who was it?' --context-file book.txt --top-k 3",
+    "tail -f messages.txt | pretune predict runs/tickets --json",
 )
 def predict(
-    run: Model,
+    run: RunArgument,
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="[TEXT]...", help="The texts; for pairs: first, second, first, ..."),
@@ -113,14 +110,14 @@ def predict(
         int | None,
         typer.Option(min=1, help="So many of the possible answers, with their probabilities."),
     ] = None,
-    columns: Columns = None,
-    encoding: Encoding = "utf-8",
-    quoting: Quoting = "auto",
-    max_chars: MaxChars = None,
-    device: Device = "auto",
-    options: TaskOptions = None,
-    allow_pickle: AllowPickle = False,
-    as_json: AsJson = False,
+    columns: ColumnOption = None,
+    encoding: EncodingOption = "utf-8",
+    quoting: QuotingOption = "auto",
+    max_chars: MaxCharsOption = None,
+    device: DeviceOption = "auto",
+    options: TaskSetOption = None,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask a trained model. Without TEXT and --file, lines are read from standard input.
 
