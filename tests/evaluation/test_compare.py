@@ -227,9 +227,7 @@ def test_losses_of_other_tokens_are_not_compared(translated: Examined) -> None:
 
 def test_where_every_figure_is_a_token_nothing_is_compared() -> None:
     truths, guesses = draws(20, 0.7, 8)
-    task: Any = SimpleNamespace(
-        name="x", each_sequence=False, compared_alike=(), outputs=dict, figures=mean_loss
-    )
+    task: Any = SimpleNamespace(name="x", metric_options=(), output_meaning=dict, figures=mean_loss)
     one = replace(classified(guesses, truths), bundle=SimpleNamespace(task=task))
     one = replace(one, metrics={"loss": 1.0})
     assert compare(["a", "b"], [one, one], resamples=100).figures[0]["loss"].value == 1

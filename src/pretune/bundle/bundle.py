@@ -34,7 +34,7 @@ from pretune.models.config import ModelConfig, brief
 from pretune.models.lora import adapters
 from pretune.models.presets import SIZES
 from pretune.models.resize import resize_vocabulary
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
 from pretune.tasks.builtin import TASKS, task_class
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -148,14 +148,14 @@ def load(
     else:
         head = "backbone" if wanted is None else wanted.head
         same = trained is not None and wanted is not None and _same_head(trained, wanted)
-        if same and trained and wanted and trained is not wanted:
-            wanted.recall(trained.state())
+        if same and trained and wanted and trained is not wanted and isinstance(wanted, Calibrated):
+            wanted.restore_calibration(trained.state())
         fresh = set() if same else names
         # A task with more heads than the checkpoint has (next sentences, say) gets those anew.
         promised = names & head_names(family, trained) if same and trained else set()
         model, report = load_into(build, weights, folder, family, head, fresh=fresh, dtype=kind)
         refuse_headless(folder, family, head, promised & set(report.missing))
-    if wanted is not None:
+    if wanted is not None and isinstance(wanted, UsesTokenizer):
         wanted.bind(found)
     check_segments(place, model_config, found, wanted)
     return Bundle(model, found, family, wanted, columns, report)
@@ -227,7 +227,7 @@ def outline(source: str | Path) -> Outline:
 
 def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
     """Whether the checkpoint's head answers the very question that is asked."""
-    return type(trained) is type(wanted) and trained.outputs() == wanted.outputs()
+    return type(trained) is type(wanted) and trained.output_meaning() == wanted.output_meaning()
 
 
 def _trained_task(

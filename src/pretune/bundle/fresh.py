@@ -98,7 +98,7 @@ def with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
     except ValueError as error:  # of pydantic, for one
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RecipeError(f"{', '.join(options)}: {said.removeprefix('Value error, ')}") from None
-    if changed.outputs() != task.outputs():
+    if changed.output_meaning() != task.output_meaning():
         raise RecipeError(
             f"{', '.join(options)}: a model was trained with what this option was",
             "Train it anew with the other value.",

@@ -165,7 +165,7 @@ def predict(
         sys.stdout.flush()
     if predictor.cut:
         notes = to_stderr()
-        notes.print(f"{predictor.cut:,} {predictor.task.was_cut}", soft_wrap=True)
+        notes.print(f"{predictor.cut:,} {predictor.task.truncation_note}", soft_wrap=True)
 
 
 def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:

@@ -19,7 +19,7 @@ from pretune.data.arrays import Array
 from pretune.errors import RunError
 from pretune.evaluation.comparable import comparable_figures, same_terms
 from pretune.evaluation.examine import Examined
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, ReadsStream
 
 #: Random numbers drawn at a time: 8 bytes each.
 _DRAWS = 2_000_000
@@ -240,7 +240,7 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
                 f"{names[0]} does '{first.name}', {name} does '{other.name}'",
                 "Compare models of one task.",
             )
-        ours, theirs = (task.outputs().get("labels") for task in (first, other))
+        ours, theirs = (task.output_meaning().get("labels") for task in (first, other))
         if ours != theirs:
             raise RunError(
                 f"{names[0]} and {name} have other labels: {_brief(ours)} and {_brief(theirs)}",
@@ -250,10 +250,10 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
 
 
 def _check_options(name: str, first: AnyTask, other_name: str, other: AnyTask) -> None:
-    for option in first.compared_alike:
+    for option in first.metric_options:
         ours, theirs = (_as_set(getattr(task.options, option)) for task in (first, other))
         if ours != theirs:
-            chosen = ((key, getattr(first.options, key)) for key in first.compared_alike)
+            chosen = ((key, getattr(first.options, key)) for key in first.metric_options)
             raise RunError(
                 f"{name} has task.{option}={ours}, {other_name} {theirs}: their figures are not "
                 "made alike",
@@ -289,7 +289,7 @@ def _brief(labels: Any) -> str:
 
 def _pieces(examined: Examined) -> list[tuple[int, int]]:
     """What must be the same of each example: of a block of text also how much of it is foretold."""
-    blocks = examined.task.each_sequence
+    blocks = isinstance(examined.task, ReadsStream)
     return [(e.record, e.terms if blocks else 0) for e in examined.examples]
 
 

@@ -17,7 +17,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inference.predict import the_task
 from pretune.inference.runtime import choose_device, precision_context
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, ReadsStream, ReadsWindows, drawn
 from pretune.tasks.features import record_features
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.training.validation import evaluate_features
@@ -99,7 +99,7 @@ class Examined:
     def text(self, number: int) -> dict[str, str]:
         """What to show of an example: its columns, or the text of its sequence."""
         example, task = self.examples[number], self.task
-        if task.each_sequence:
+        if isinstance(task, ReadsStream):
             begin, end = self.features.starts[example.features[0] :][:2]
             ids = self.features.tokens[begin:end].tolist()
             return {"text": self.bundle.tokenizer.decode(ids, skip_special=False)}
@@ -179,7 +179,7 @@ def examine(
                 features=tuple(group),
                 loss=float(sums[group].sum()),
                 terms=int(terms[group].sum()),
-                tokens=int(lengths.sum() if task.windows else lengths.max()),
+                tokens=int(lengths.sum() if isinstance(task, ReadsWindows) else lengths.max()),
                 grade=grade(answer, record),
             )
         )
@@ -191,7 +191,7 @@ def examine(
 
 def batch_of(task: AnyTask, features: FeatureSet, which: int) -> PackedBatch:
     """One feature, as it is evaluated."""
-    return task.augment(features.batch(np.array([which])), 0, -1)
+    return drawn(task, features.batch(np.array([which])), seed=0, epoch=-1)
 
 
 def _one_by_one(bundle: Bundle, features: FeatureSet, batch: PackedBatch) -> EachLoss:
@@ -208,7 +208,7 @@ def _one_by_one(bundle: Bundle, features: FeatureSet, batch: PackedBatch) -> Eac
 def _groups(task: AnyTask, features: FeatureSet) -> list[tuple[int, list[int]]]:
     """The record of each example, and the numbers of its features."""
     records = features.records.tolist()
-    if task.each_sequence:
+    if isinstance(task, ReadsStream):
         return [(record, [index]) for index, record in enumerate(records)]
     own: dict[int, list[int]] = {}
     for index, record in enumerate(records):

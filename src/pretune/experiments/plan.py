@@ -36,7 +36,7 @@ from pretune.experiments.costs import (
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask, with_answers
+from pretune.tasks.base import AnyTask, drawn, with_answers
 from pretune.tasks.builtin import task_class
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
@@ -323,7 +323,7 @@ def _forward_rate(
     tokens, seconds = 0, 0.0
     for i, which in enumerate([order[0], *order]):
         start = time.perf_counter()
-        batch = task.augment(features.batch(which), 0, -1).to(device)
+        batch = drawn(task, features.batch(which), seed=0, epoch=-1).to(device)
         with precision_context(device, recipe.train.precision):
             outputs = strategy.forward(model, batch)
             strategy.commit()

@@ -15,7 +15,7 @@ from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, ColumnNames, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.base import AnyTask, Prediction, with_answers
+from pretune.tasks.base import AnyTask, Prediction, ReadsStream, with_answers
 from pretune.tasks.features import record_features
 from pretune.tasks.reading import longest_text, read_for
 from pretune.text.decode import TextDecoder, encoding_hint, lines_of
@@ -79,7 +79,7 @@ class Predictor:
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
-        task = self.task.apart()
+        task = self.task.isolated() if isinstance(self.task, ReadsStream) else self.task
         features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
         self.cut += features.truncated
         parts: dict[int, Any] = {}

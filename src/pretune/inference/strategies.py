@@ -19,10 +19,10 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
 from pretune.errors import RunError
 from pretune.models.classics.common import ClassicLM, State
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import CarriesState, Head
 
 
-def strategy_for(task: AnyTask, model: nn.Module, features: Features) -> Strategy:
+def strategy_for(task: Head, model: nn.Module, features: Features) -> Strategy:
     """The way to run a model over these features.
 
     Args:
@@ -30,6 +30,8 @@ def strategy_for(task: AnyTask, model: nn.Module, features: Features) -> Strateg
         model: not wrapped for distributed training.
         features: what is read.
     """
+    if not isinstance(task, CarriesState):
+        return Strategy(task)
     follows = task.follows(model, features)
     if follows is None:
         return Strategy(task)
@@ -44,7 +46,7 @@ class Strategy:
         task: runs the model.
     """
 
-    def __init__(self, task: AnyTask) -> None:
+    def __init__(self, task: Head) -> None:
         self.task = task
 
     def order(
@@ -139,8 +141,10 @@ class TruncatedBptt(Strategy):
         follows: `[N]` bool, whether each feature continues the one before it.
     """
 
-    def __init__(self, task: AnyTask, model: ClassicLM, follows: Array) -> None:
+    def __init__(self, task: Head, model: ClassicLM, follows: Array) -> None:
         super().__init__(task)
+        assert isinstance(task, CarriesState)  # noqa: S101 - for the type checker
+        self._carry = task.carry
         self._model, self._follows = model, follows
         # Numbers of features, and the states after them: committed, and run since then.
         self._committed: tuple[list[int], State] | None = None
@@ -179,7 +183,7 @@ class TruncatedBptt(Strategy):
     @override
     def forward(self, module: nn.Module, batch: PackedBatch, *, keep: bool = True) -> Any:
         features = batch.index.tolist()
-        outputs, after = self.task.carry(module, batch, self._before(features))
+        outputs, after = self._carry(module, batch, self._before(features))
         if keep:
             self._pending.append((features, after.detach()))
         return outputs

@@ -8,6 +8,7 @@ from typing import Any
 from pretune.publishing.card_data import PIPELINES, CardFacts, DataSource, metadata
 from pretune.render.markdown import fenced, plain, table
 from pretune.render.tables import MOST_CLASSES
+from pretune.tasks.base import ReadsWindows
 from pretune.tasks.question_answering.answer import THRESHOLD
 
 #: More rows help nobody.
@@ -201,7 +202,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     else:
         lines.append("- How well it does is not known: measure it on data of your own first.")
     most = facts.task.options.max_length
-    then = "read in parts" if facts.task.windows else "cut"
+    then = "read in parts" if isinstance(facts.task, ReadsWindows) else "cut"
     lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are {then}.")
     if (threshold := facts.task.config_entries().get(THRESHOLD)) is not None:
         lines.append(

@@ -9,6 +9,7 @@ from pretune.evaluation.examine import Examined
 from pretune.evaluation.explain import Explained
 from pretune.render.page import Folded, Paragraph, Part, Picture, Section, escaped
 from pretune.render.report_charts import attention_chart
+from pretune.tasks.base import ReadsStream
 
 #: In the place of no entities, or no labels.
 NOTHING = "(none)"
@@ -55,7 +56,7 @@ def explained_section(examined: Examined, explained: Mapping[int, Explained]) ->
         parts.append(Coloured(one))
         if one.attention is not None:
             name = f"attention-{place.replace(' ', '-')}"
-            if examined.task.each_sequence:
+            if isinstance(examined.task, ReadsStream):
                 name += f"-{number + 1}"
             chart = attention_chart(one)
             parts.append(

@@ -1,6 +1,15 @@
-"""`Task`: everything the training loop, the predictor and the reports know about a job.
+"""What a task is: five small contracts, and the abilities that only some tasks have.
 
-Adding a task is adding one file with a `Task` and its options, and one recipe.
+Each contract is what one part of pretune asks of a task:
+
+    Preprocessor   data          records in, features out
+    Head           training      a backbone becomes a model, a batch becomes a loss
+    Answers        inference     outputs become answers
+    Scorer         evaluation    outputs and answers become figures
+    Described      checkpoints   what is written beside the weights, and read back
+
+`Task` combines them. What only some tasks can do is a class of its own (`ReadsCorpus`,
+`DrawsAnew`, ...): a task lists its abilities in its bases, and callers ask with `isinstance`.
 """
 
 from __future__ import annotations
@@ -14,6 +23,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.corpus.stored import StoredDocuments
 from pretune.data.arrays import Array
@@ -32,27 +42,27 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 
 class TaskOptions(BaseModel):
-    """The `task:` section of a recipe; each task adds its own keys."""
+    """The `task:` section of a recipe; each task adds keys of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    name: str = Field(description="Which task; `pretune init` knows them all.")
+    name: str = Field(description="Which task; `pretune init` lists them.")
     max_length: int = Field(
-        128, ge=3, description="The most tokens of a sequence; longer texts are cut to it."
+        128, ge=3, description="The maximum number of tokens; longer texts are truncated."
     )
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss is a sum and a count, never a mean.
+    """A loss as a sum and a count, never a mean.
 
-    Whoever trains divides once: the sum of the sums by the sum of the counts, over all
-    micro-batches and devices. Then accumulation over uneven batches is the one big batch.
+    The optimizer divides once per update: the sum of all sums by the sum of all counts, over all
+    micro-batches and processes. Accumulating uneven batches is then the same as one large batch.
 
     Attributes:
         sum: scalar tensor, with its graph.
-        count: over how many terms (examples, tokens, ...).
-        parts: more sums over the same count worth showing, by name.
+        count: the number of terms (examples, tokens, ...) in the sum.
+        parts: further sums over the same terms, by name, for logs.
     """
 
     sum: Tensor
@@ -62,44 +72,44 @@ class Loss:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer for one record: a typed, frozen dataclass of each task's own."""
+    """The answer for one record; each task has a frozen dataclass of its own."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the answer as JSON-ready values."""
         return asdict(self)
 
     def ranked(self) -> list[tuple[str, float]]:
-        """The possible answers with their scores, for people to look at, best first."""
+        """List the possible answers with their scores for display, best first."""
         return []
 
     @property
     def written(self) -> str | None:
-        """An answer that is a text; None: it is not one."""
+        """The text of an answer that is a text; None for all others."""
         return None
 
     def top(self, count: int | None) -> Self:
-        """This answer with no more than so many of the possible ones; None: as many as is usual."""
+        """Return this answer with at most `count` possible answers; None: the task's default."""
         return self
 
 
 class Metrics(Protocol):
-    """Streaming evaluation: memory does not grow with the number of examples where it need not."""
+    """A streaming evaluation, updated batch by batch."""
 
     def update(self, outputs: Any, batch: PackedBatch) -> None:
-        """Take in one batch: what the model gave for it, and its targets."""
+        """Add one batch: the model's outputs and, in the batch, the targets."""
 
     def merge(self, other: Any) -> None:
-        """Take in all that another one of the same kind, in another process, has taken in."""
+        """Add everything that an evaluation of the same class saw in another process."""
 
     def result(self) -> dict[str, float]:
-        """The figures, by name."""
+        """Compute the figures, by name."""
 
     def details(self) -> dict[str, Any]:
-        """More than figures, JSON-ready: a confusion matrix, figures per class."""
+        """Return JSON-ready details, such as a confusion matrix or figures for each class."""
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better: of losses, errors, perplexities; of all others more."""
+    """Whether a smaller value of the metric is better: losses, errors and perplexities."""
     return metric.endswith(("loss", "cross_entropy", "perplexity")) or metric in ("mse", "mae")
 
 
@@ -107,110 +117,62 @@ O = TypeVar("O", bound=TaskOptions)  # noqa: E741 - O for options
 P = TypeVar("P", bound=Prediction)
 
 
-class Task(ABC, Generic[O, P]):
-    """A job: records to features, a backbone to a model, outputs to a loss and answers.
+class Preprocessor(ABC):
+    """Turn records into features.
 
     Class attributes:
-        name: as recipes call it.
-        options_type: its section of the recipe.
-        best_by: the metric that decides which checkpoint is best.
-        splits_text: whether the end of a single long text can be held back for validation.
-        reads_corpus: whether it can be trained on a prepared corpus (`stored_features`).
-        windows: whether a long text is read as several sequences, rather than cut.
-        each_sequence: whether examples to look at are sequences (blocks of a text), not records.
-        kept_together: records with the same text in one of these columns are held back all or none.
-        compared_alike: options by which figures are made: models are compared with the same ones.
+        name: the task's name in recipes.
+        kept_together: columns whose value marks related records: when validation data are split
+            off, records that share a value stay on one side.
     """
 
     name: ClassVar[str]
-    options_type: ClassVar[type[TaskOptions]]
-    best_by: ClassVar[str]
-    splits_text: ClassVar[bool] = False
-    reads_corpus: ClassVar[bool] = False
-    windows: ClassVar[bool] = False
-    each_sequence: ClassVar[bool] = False
     kept_together: ClassVar[tuple[str, ...]] = ()
-    compared_alike: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, options: O) -> None:
-        self.options = options
-
-    @property
-    @abstractmethod
-    def head(self) -> str:
-        """Which of a family's heads (see `hub/keys.py`) its model has: mostly one for all."""
 
     @property
     @abstractmethod
     def inputs(self) -> dict[str, str]:
-        """The columns a prediction needs, and what they mean."""
+        """The columns that a prediction needs, each with a short description."""
 
     @property
-    @abstractmethod
     def targets(self) -> dict[str, str]:
-        """The columns that training and evaluation need besides, and what they mean."""
+        """The further columns that training and evaluation need, each with a description."""
+        return {}
 
     @property
-    def vocabulary_of(self) -> tuple[str, ...]:
-        """The columns whose texts a tokenizer is trained on, where a recipe wants a new one."""
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns from which a new tokenizer is trained."""
         return tuple(self.inputs)
 
     def texts(self, records: Records) -> Iterable[str]:
-        """The texts that a tokenizer is trained on, where a recipe wants a new one."""
+        """Yield the texts from which a new tokenizer is trained."""
         return (
-            records.text(r, column) for r in range(len(records)) for column in self.vocabulary_of
+            records.text(r, column) for r in range(len(records)) for column in self.text_columns
         )
 
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The columns that are repeated beside an answer, where a record has them."""
-        return tuple(self.inputs)
-
-    def usage(self, run: str) -> str:
-        """The command by which people ask a model in that folder."""
-        return " ".join(["pretune predict", run, *["TEXT"] * len(self.inputs)])
-
-    @property
-    def was_cut(self) -> str:
-        """What is said of features whose text was cut, after their number."""
-        return f"were longer than {self.options.max_length} tokens and were cut"
-
-    def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
-        """Records in the form that the task reads, where data come in several.
-
-        Args:
-            records: as they were read.
-            columns: task's name -> the data's, as a recipe has them.
-            with_targets: whether answers are needed.
+    def fit(self, records: Records) -> None:  # noqa: B027 - most tasks need nothing
+        """Learn from the training records what must be known before the model is built.
 
         Raises:
-            DataError: a record has none of the forms; names its file and line.
+            DataError: the records cannot be trained on.
         """
-        return records
-
-    def apart(self) -> Self:
-        """This task as it gives answers: each of its record alone, whatever is read beside it."""
-        return self
-
-    def bind(self, tokenizer: Tokenizer) -> None:
-        """Be told the model's tokenizer, for answers that are made of tokens."""
-
-    def segments(self, tokenizer: Tokenizer) -> int:
-        """How many segments (BERT's token types) its sequences can have."""
-        return segments_of(tokenizer, pair=len(self.inputs) > 1)
-
-    @abstractmethod
-    def fit(self, records: Records) -> None:
-        """Learn from the training records what must be known beforehand, such as the labels."""
 
     @abstractmethod
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped | Repaired]:
-        """Turn some records into what the model reads; long text may become several features.
+        """Tokenize some records; a long text may become several features.
 
-        To train on, a record that is wrong but does no harm may be skipped; all others, and all
-        that are to be predicted, give at least one feature. `Repaired` comes besides them.
+        Args:
+            records: the data set.
+            rows: which of its records.
+            tokenizer: of the model.
+            with_targets: True for training, where a record that is wrong but harmless may be
+                `Skipped`; False for prediction, where each record gives at least one feature.
+
+        Yields:
+            features in the order of the records. A `Repaired` reports a correction and comes in
+            addition to the features of its record.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -219,9 +181,259 @@ class Task(ABC, Generic[O, P]):
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature | Skipped | Repaired]:
-        """What is evaluated on; by default the same features as are trained on."""
+        """Tokenize some records for evaluation; by default as for training."""
         return self.features(records, rows, tokenizer, with_targets=True)
 
+    @property
+    @abstractmethod
+    def truncation_note(self) -> str:
+        """Phrase that reports how many texts were truncated; the number stands before it."""
+
+    @abstractmethod
+    def feature_key(self) -> Any:
+        """Everything that features depend on except records and tokenizer, JSON-ready."""
+
+    @abstractmethod
+    def segments(self, tokenizer: Tokenizer) -> int:
+        """Return how many segments (BERT's token types) the sequences can have."""
+
+
+class Head(ABC):
+    """Build a model from a backbone, run it, and compute what is minimised."""
+
+    @property
+    @abstractmethod
+    def head(self) -> str:
+        """The name of the model's head among those of its family."""
+
+    @abstractmethod
+    def build(self, backbone: Backbone) -> nn.Module:
+        """Build the model: the backbone, kept as its attribute `backbone`, with the head."""
+
+    def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
+        """Run the model; the outputs go to `loss`, `predict` and the metrics.
+
+        A forward pass never generates text: see `WritesAnswers`.
+        """
+        return model(batch)
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
+        """Compute the loss that is minimised."""
+
+
+class Answers(ABC, Generic[P]):
+    """Turn outputs into answers for people."""
+
+    @abstractmethod
+    def predict(self, outputs: Any, batch: PackedBatch) -> Sequence[Any]:
+        """Read the outputs: one item for each sequence, in the order of the batch.
+
+        An item is the answer itself where a record is always one sequence, else a part from which
+        `combine` makes the answer. Items are sent between processes and kept for many records, so
+        they are small and on the host.
+        """
+
+    def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> P:
+        """Make the answer for a record from the parts of its sequences.
+
+        Args:
+            parts: the items of `predict` for the record's sequences, in the order of the features.
+                They may come from different batches and processes.
+            record: the record.
+        """
+        answer: P
+        (answer,) = parts
+        return answer
+
+    @property
+    @abstractmethod
+    def shown(self) -> tuple[str, ...]:
+        """The columns to repeat beside an answer, where a record has them."""
+
+    @abstractmethod
+    def usage(self, run: str) -> str:
+        """Return the shell command that asks the model in the folder `run`."""
+
+
+class Scorer(ABC, Generic[P]):
+    """Compare outputs and answers with the targets.
+
+    Class attributes:
+        best_by: the metric that decides which checkpoint is best.
+        metric_options: options that change what the figures mean: models are compared only where
+            these are equal.
+    """
+
+    best_by: ClassVar[str]
+    metric_options: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def metrics(self, features: Features | None = None) -> Metrics:
+        """Begin an evaluation.
+
+        Args:
+            features: the features to evaluate, for figures about whole records: `records` is the
+                record of each sequence, `rows` holds the records. None where only the names of the
+                figures are wanted.
+        """
+
+    @abstractmethod
+    def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
+        """Compute the loss of each feature; None where only that of a whole batch is known."""
+
+    def grader(self, records: Records) -> Callable[[P, int], Grade]:
+        """Return a function that compares answers with the truth.
+
+        Args:
+            records: with their targets.
+
+        Returns:
+            a function of an answer and its record's number; by default its grades say nothing.
+        """
+        return lambda answer, row: Grade()
+
+    def figures(self, sums: Array) -> dict[str, Array]:
+        """Compute figures of many selections of examples at once, e.g. of bootstrap samples.
+
+        Args:
+            sums: `[..., 2 + K]` sums over the examples of each selection: the loss, the number of
+                its terms, and the K numbers of `Grade.counts`.
+
+        Returns:
+            arrays `[...]` by name: the figures of `metrics` that follow from such sums.
+        """
+        return {"loss": sums[..., 0] / np.maximum(sums[..., 1], 1)}
+
+
+class Described(ABC):
+    """Write and read what a checkpoint says about its task."""
+
+    def config_entries(self) -> dict[str, Any]:
+        """Return entries for `config.json` in transformers' format, such as `id2label`."""
+        return {}
+
+    def generation_entries(self) -> dict[str, Any]:
+        """Return the contents of `generation_config.json`; empty: no such file."""
+        return {}
+
+    def output_meaning(self) -> dict[str, Any]:
+        """Return what the head's outputs stand for, JSON-ready, e.g. the labels in their order.
+
+        A trained head is loaded only into a task of the same class whose outputs mean the same.
+        """
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what `fit` and `calibrate` learned, JSON-ready."""
+        return {}
+
+    @abstractmethod
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        """Return a copy of this task that has an earlier `state`.
+
+        Raises:
+            ValueError: the state makes no sense.
+        """
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
+        """Return the task that a published checkpoint was trained for.
+
+        Args:
+            config: the contents of `config.json`.
+
+        Returns:
+            the task; None where the checkpoint has another one, or the format cannot tell.
+
+        Raises:
+            CheckpointError: entries that make no sense.
+        """
+        return None
+
+
+class Task(Preprocessor, Head, Answers[P], Scorer[P], Described, Generic[O, P]):
+    """A job that a model can be trained for; the defaults suit one sequence for each record.
+
+    Class attributes:
+        options_type: the task's section of the recipe.
+    """
+
+    options_type: ClassVar[type[TaskOptions]]
+
+    def __init__(self, options: O) -> None:
+        self.options = options
+
+    @property
+    @override
+    def truncation_note(self) -> str:
+        return f"were longer than {self.options.max_length} tokens and were cut"
+
+    @override
+    def segments(self, tokenizer: Tokenizer) -> int:
+        return segments_of(tokenizer, pair=len(self.inputs) > 1)
+
+    @override
+    def feature_key(self) -> Any:
+        return [self.options.model_dump(mode="json"), self.output_meaning()]
+
+    @property
+    @override
+    def shown(self) -> tuple[str, ...]:
+        return tuple(self.inputs)
+
+    @override
+    def usage(self, run: str) -> str:
+        return " ".join(["pretune predict", run, *["TEXT"] * len(self.inputs)])
+
+    @override
+    def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
+        if len(batch.index) != 1:
+            return None
+        loss = self.loss(outputs, batch)
+        return EachLoss(loss.sum.detach()[None], torch.tensor([loss.count]))
+
+    @override
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        return type(self)(self.options)
+
+
+AnyTask = Task[Any, Any]
+
+
+class UsesTokenizer(ABC):
+    """Ability: needs the model's tokenizer, or prepares it."""
+
+    @abstractmethod
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Receive the model's tokenizer; it is saved with the model, changes included.
+
+        Raises:
+            CheckpointError: the tokenizer does not suit the task.
+        """
+
+
+class AdaptsRecords(ABC):
+    """Ability: accepts records in several formats."""
+
+    @abstractmethod
+    def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
+        """Convert records to the format that the task reads.
+
+        Args:
+            records: the records as read from their file.
+            columns: the data's name for each of the task's columns, from the recipe.
+            with_targets: whether the answers are needed.
+
+        Raises:
+            DataError: a record has none of the formats; names its file and line.
+        """
+
+
+class ReadsCorpus(ABC):
+    """Ability: can be trained on a prepared corpus."""
+
+    @abstractmethod
     def stored_features(
         self,
         documents: StoredDocuments,
@@ -230,157 +442,75 @@ class Task(ABC, Generic[O, P]):
         evaluation: bool,
         progress: Callable[[int], None] | None,
     ) -> Features:
-        """Features of a prepared corpus, which stay on the disk; where `reads_corpus` says so.
+        """Make features on demand from tokens that stay on disk.
 
         Args:
-            documents: tokenized by that tokenizer.
+            documents: tokenized by the same tokenizer.
             tokenizer: of the model.
-            evaluation: they are to be evaluated on, not trained on.
+            evaluation: whether the features are for evaluation rather than training.
             progress: called with the number of documents done.
 
         Raises:
-            DataError: they give no features, or not with these options.
+            DataError: the documents give no features, or not with these options.
         """
-        raise NotImplementedError
 
+
+class ReadsWindows:
+    """Ability: reads a long text as several sequences instead of truncating it."""
+
+
+class ReadsStream(ABC):
+    """Ability: reads records as one running text, cut into blocks.
+
+    Then the end of a single long text can be held back for validation, and the examples that people
+    look at are blocks, not records.
+    """
+
+    @abstractmethod
+    def isolated(self) -> Self:
+        """Return this task as it answers: each record by itself, without the ones before it."""
+
+
+class DrawsAnew(ABC):
+    """Ability: changes batches at random in each epoch, e.g. draws new masks."""
+
+    @abstractmethod
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
-        """What is drawn anew in each epoch, e.g. masks; by default nothing is.
+        """Return the batch as the model reads it in this epoch.
 
-        A function of its arguments alone (`batch.index` says which features they are), so that a
-        resumed run, or one in several processes, draws the same. Evaluation gives epoch -1: there
-        the draw is always the same.
+        A function of its arguments alone (`batch.index` has the numbers of the features): a resumed
+        run, and one in several processes, draw the same.
+
+        Args:
+            batch: made of features.
+            seed: of the run.
+            epoch: from 0; -1 for evaluation, where the draw is always the same.
         """
-        return batch
+
+
+class CarriesState(ABC):
+    """Ability: the model goes on from the state in which it left the feature before.
+
+    Training then carries the state from batch to batch, and so does evaluation (truncated
+    back-propagation through time).
+    """
 
     @abstractmethod
-    def build(self, backbone: Backbone) -> nn.Module:
-        """The backbone with this task's head; holds it as `backbone`."""
-
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
-        """Run the model; what comes out goes to `loss`, `predict` and the metrics."""
-        return model(batch)
-
     def follows(self, model: nn.Module, features: Features) -> Array | None:
-        """`[N]`: which features go on where the one before them ended, their state with them.
+        """Return `[N]` bool: which features continue the one before; None: none of them does."""
 
-        Training then gives such a feature the state in which the model left the one before, and
-        so does evaluation (truncated back-propagation through time). None, the default: features
-        are read by themselves, in any order.
-        """
-        return None
-
+    @abstractmethod
     def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
-        """As `forward`, from a state to the one after; for what `follows` something."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
-        """What to minimise."""
-
-    @abstractmethod
-    def predict(self, outputs: Any, batch: PackedBatch) -> Sequence[Any]:
-        """What each sequence says, in the order of the batch.
-
-        An answer where a record is always one sequence; else what `combine` makes answers of. It
-        goes from process to process and may be kept for many records: small, and on the host.
-        """
-
-    def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> P:
-        """The answer for a record.
+        """Run the model as `forward` does, from one state to the next.
 
         Args:
-            parts: what `predict` gave for each of its sequences, in their order. They may have
-                been in different batches, and in different processes.
-            record: the record itself.
-        """
-        (answer,) = parts
-        found: P = answer
-        return found
-
-    @abstractmethod
-    def metrics(self, features: Features | None = None) -> Metrics:
-        """A fresh evaluation.
-
-        Args:
-            features: what is evaluated on, for figures about whole records: `records` says of
-                which each sequence is, `rows` has them. None where only the names of the figures
-                are wanted.
-        """
-
-    def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
-        """The loss of each feature; None where it can only be told of a batch of one."""
-        if len(batch.index) != 1:
-            return None
-        loss = self.loss(outputs, batch)
-        return EachLoss(loss.sum.detach()[None], torch.tensor([loss.count]))
-
-    def grader(self, records: Records) -> Callable[[P, int], Grade]:
-        """What puts answers beside the truth; by default nothing could be right or wrong.
-
-        Args:
-            records: with their targets.
+            model: the model.
+            batch: features that each continue another one.
+            state: the model's state before the batch.
 
         Returns:
-            what an answer, as `combine` gave it, is worth to the record of that number.
+            the outputs, and the state after the batch.
         """
-        return lambda answer, row: Grade()
-
-    def figures(self, sums: Array) -> dict[str, Array]:
-        """Figures of any selection of examples, all at once.
-
-        Args:
-            sums: `[..., 2 + K]` over the examples of each selection: the sum and the count of their
-                losses, then their `Grade.counts`.
-
-        Returns:
-            by name, `[...]` each: those of `metrics` that follow from these sums.
-        """
-        return {"loss": sums[..., 0] / np.maximum(sums[..., 1], 1)}
-
-    def calibrate(self, metrics: Any) -> None:
-        """Learn from an evaluation in training what is chosen on validation data: a threshold.
-
-        It becomes part of `state`. By default there is nothing to choose.
-
-        Args:
-            metrics: of this task, with all of the validation data; its figures, which are made
-                afterwards, are to go by what is chosen.
-        """
-
-    def recall(self, state: Mapping[str, Any]) -> None:
-        """Take over what `calibrate` found for the checkpoint that the training goes on from."""
-
-    def outputs(self) -> dict[str, Any]:
-        """What the head's outputs stand for: a head with other outputs is not taken over."""
-        return self.state()
-
-    def config_entries(self) -> dict[str, Any]:
-        """What `config.json` should say about the head, as transformers has it; here nothing."""
-        return {}
-
-    def generation_entries(self) -> dict[str, Any]:
-        """What `generation_config.json` should say, as transformers has it; nothing: no file."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """What `fit` learned, JSON-ready."""
-        return {}
-
-    def with_state(self, state: Mapping[str, Any]) -> Self:
-        """This task with what an earlier `fit` learned; here there is nothing to learn."""
-        return type(self)(self.options)
-
-    def feature_key(self) -> Any:
-        """What the features of records depend on besides them and the tokenizer, JSON-ready."""
-        return [self.options.model_dump(mode="json"), self.outputs()]
-
-    @classmethod
-    @abstractmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """The task a checkpoint was trained for, if its `config.json` says it is this one."""
-
-
-AnyTask = Task[Any, Any]
 
 
 class WritesAnswers(ABC):
@@ -404,20 +534,42 @@ class WritesAnswers(ABC):
         """
 
 
-def with_answers(task: AnyTask, model: nn.Module, outputs: Any, batch: PackedBatch) -> Any:
+class Calibrated(ABC):
+    """Ability: chooses something on validation data, such as a threshold; it is part of `state`."""
+
+    @abstractmethod
+    def calibrate(self, metrics: Any) -> None:
+        """Choose by an evaluation on the validation data.
+
+        Args:
+            metrics: of this task, after all validation data; the figures that it computes from here
+                on follow the choice.
+        """
+
+    @abstractmethod
+    def restore_calibration(self, state: Mapping[str, Any]) -> None:
+        """Take over what was chosen for the checkpoint from which training starts."""
+
+
+def drawn(task: Head, batch: PackedBatch, *, seed: int, epoch: int) -> PackedBatch:
+    """Return the batch as the model reads it: with new random draws, if the task makes any."""
+    return task.augment(batch, seed, epoch) if isinstance(task, DrawsAnew) else batch
+
+
+def with_answers(task: Head, model: nn.Module, outputs: Any, batch: PackedBatch) -> Any:
     """The outputs with what a task that `WritesAnswers` writes; of any other task as they are."""
     return task.write(model, outputs, batch) if isinstance(task, WritesAnswers) else outputs
 
 
 def usual_length(
-    config: Mapping[str, Any], most: int, name: str = "max_position_embeddings"
+    config: Mapping[str, Any], limit: int, name: str = "max_position_embeddings"
 ) -> int:
-    """`max_length` for a checkpoint that says nothing of it: its positions, `most` at the most.
+    """Return a `max_length` for a published checkpoint, which does not state one.
 
     Args:
-        config: the checkpoint's `config.json`.
-        most: also where it gives no sensible number.
-        name: of the entry with the number of positions.
+        config: the contents of `config.json`.
+        limit: the largest value to return, also where the number of positions makes no sense.
+        name: the entry with the number of positions.
     """
-    positions = config.get(name, most)
-    return min(most, positions) if isinstance(positions, int) and positions > 2 else most
+    positions = config.get(name, limit)
+    return min(limit, positions) if isinstance(positions, int) and positions > 2 else limit

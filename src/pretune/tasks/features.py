@@ -10,7 +10,7 @@ from pretune.corpus.stored import StoredDocuments
 from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import Preprocessor, ReadsCorpus
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ CHUNK = 1024
 
 
 def featurize(
-    task: AnyTask,
+    task: Preprocessor,
     records: Records | StoredDocuments,
     tokenizer: Tokenizer,
     *,
@@ -46,7 +46,7 @@ def featurize(
             with another tokenizer, or is nothing that the task can be trained on.
     """
     if isinstance(records, StoredDocuments):
-        if not task.reads_corpus:
+        if not isinstance(task, ReadsCorpus):
             columns = ", ".join({**task.inputs, **task.targets})
             raise DataError(
                 f"{records.origin}: a prepared corpus is text alone; {task.name} needs {columns}",
@@ -64,7 +64,7 @@ def featurize(
 
 
 def record_features(
-    task: AnyTask,
+    task: Preprocessor,
     records: Records,
     tokenizer: Tokenizer,
     *,

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pretune.data.records import MAX_CHARS, Records, read
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AdaptsRecords, Preprocessor, ReadsWindows
 
 #: The longest text, in characters, where texts are read as several sequences: any book.
 BOOK_CHARS = 100_000_000
 
 
 def read_for(
-    task: AnyTask,
+    task: Preprocessor,
     source: str | Path,
     *,
     columns: Mapping[str, str],
@@ -42,7 +42,7 @@ def read_for(
 
 
 def adapt_records(
-    task: AnyTask, records: Records, columns: Mapping[str, str], *, with_targets: bool = True
+    task: Preprocessor, records: Records, columns: Mapping[str, str], *, with_targets: bool = True
 ) -> Records:
     """Bring records into the form a task reads, with its own column names.
 
@@ -56,12 +56,14 @@ def adapt_records(
         DataError: a column that the task needs is missing.
     """
     needed = [*task.inputs, *(task.targets if with_targets else ())]
-    return task.adapted(records, columns, with_targets).mapped(columns, needed)
+    if isinstance(task, AdaptsRecords):
+        records = task.adapted(records, columns, with_targets)
+    return records.mapped(columns, needed)
 
 
-def longest_text(task: AnyTask) -> int:
+def longest_text(task: Preprocessor) -> int:
     """The length in characters from which a text is taken for a mistake.
 
     It is generous for tasks that read a long text as several sequences and cut nothing off.
     """
-    return BOOK_CHARS if task.windows else MAX_CHARS
+    return BOOK_CHARS if isinstance(task, ReadsWindows) else MAX_CHARS

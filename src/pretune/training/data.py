@@ -18,7 +18,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.presets import SIZES
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, ReadsStream
 from pretune.tasks.builtin import task_class
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
@@ -51,7 +51,11 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         return found.head(data.limit), None
     task = task_class(recipe.task.name)
     count = round(data.validation * len(found))
-    if isinstance(found, Records) and task.splits_text and (count == 0 or len(found) == 1):
+    if (
+        isinstance(found, Records)
+        and issubclass(task, ReadsStream)
+        and (count == 0 or len(found) == 1)
+    ):
         return _split_texts(found, data.validation)
     groups, what = np.arange(len(found)), "documents"
     if isinstance(found, Records):
@@ -159,7 +163,7 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     task = task_class(recipe.task.name)(recipe.task)
     if wanted.joint:
         return train_tokenizer(task.texts(data), wanted.kind, wanted.vocab_size)
-    columns = task.vocabulary_of
+    columns = task.text_columns
     if len(columns) != 2:
         raise RecipeError(
             f"model.train_tokenizer.joint: {recipe.task.name} reads and writes no two languages",
@@ -256,7 +260,7 @@ def read_features(
         )
     cut = ""
     if features.truncated:
-        cut = f"; {features.truncated:,} {task.was_cut}"
+        cut = f"; {features.truncated:,} {task.truncation_note}"
     tokens = int(features.lengths.sum())
     reporter.say(f"{what}: {len(features):,} from {records.origin}, {tokens:,} tokens{cut}")
     for named, found in (("passed over", features.skipped), ("repaired", features.repaired)):

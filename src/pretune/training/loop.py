@@ -29,7 +29,7 @@ from pretune.errors import RunError, did_you_mean
 from pretune.inference.runtime import precision_context
 from pretune.models.heads.pooled import PooledHead
 from pretune.recipe.train_section import TrainSection
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, drawn
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.freeze import read_once, train_mode
@@ -249,8 +249,8 @@ class Trainer:
         def make(place: tuple[Cursor, Share, Cursor]) -> Job:
             at, share, after = place
             batches = [self.train.batch(part) for part in share.parts]
-            drawn = [self.task.augment(batch, self.seed, at.epoch) for batch in batches]
-            return Job(at, share, after, drawn)
+            ready = [drawn(self.task, batch, seed=self.seed, epoch=at.epoch) for batch in batches]
+            return Job(at, share, after, ready)
 
         return prefetched(make, places(), self.options.workers)
 

@@ -11,6 +11,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
 from pretune.inference.runtime import precision_context
+from pretune.tasks.base import drawn
 from pretune.training.diagnose import first_bad_module, some
 from pretune.training.guard import Trouble
 from pretune.training.jobs import Job
@@ -105,7 +106,7 @@ def _losses(trainer: Trainer, features: Array, epoch: int) -> Array:
     try:
         for feature in features:
             batch = trainer.train.batch(np.array([feature]))
-            batch = trainer.task.augment(batch, trainer.seed, epoch).to(trainer.device)
+            batch = drawn(trainer.task, batch, seed=trainer.seed, epoch=epoch).to(trainer.device)
             with precision_context(trainer.device, trainer.options.precision):
                 loss = trainer.task.loss(trainer.task.forward(trainer.model, batch), batch)
             found.append(float(loss.sum) / max(loss.count, 1))

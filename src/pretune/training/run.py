@@ -17,7 +17,7 @@ from pretune.errors import RunError
 from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import Checkpoints, newest_whole, read_values
@@ -327,7 +327,7 @@ class _Run:
 
 def first_loss(task: AnyTask, model: nn.Module, features: Features, device: torch.device) -> Tensor:
     """The sum of the loss of the first feature, with its graph."""
-    batch = task.augment(features.batch(np.array([0])), 0, 0).to(device)
+    batch = drawn(task, features.batch(np.array([0])), seed=0, epoch=0).to(device)
     return task.loss(task.forward(model, batch), batch).sum
 
 

@@ -21,7 +21,7 @@ from pretune.data.batch_order import DataOrder, StreamOrder
 from pretune.errors import RunError
 from pretune.models.classics.common import ClassicLM, State
 from pretune.recipe.train_section import TrainSection
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import CarriesState, Head
 from pretune.training.distributed import World
 
 
@@ -38,14 +38,16 @@ class Carry:
         follows: `[N]` which features go on where the one before ended.
     """
 
-    def __init__(self, task: AnyTask, model: ClassicLM, follows: Array) -> None:
+    def __init__(self, task: CarriesState, model: ClassicLM, follows: Array) -> None:
         self._task, self._model, self.follows = task, model, follows
         self._left: tuple[list[int], State] | None = None
         self._new: list[tuple[list[int], State]] = []
 
     @classmethod
-    def of(cls, task: AnyTask, model: nn.Module, features: Features) -> Carry | None:
+    def of(cls, task: Head, model: nn.Module, features: Features) -> Carry | None:
         """What carries the states of these features; None where they are read by themselves."""
+        if not isinstance(task, CarriesState):
+            return None
         follows = task.follows(model, features)
         if follows is None:
             return None

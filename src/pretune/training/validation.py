@@ -15,7 +15,14 @@ from torch import nn
 from pretune.data.batch import Features, PackedBatch
 from pretune.inference.runtime import precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.base import AnyTask, Metrics, lower_is_better, with_answers
+from pretune.tasks.base import (
+    AnyTask,
+    Calibrated,
+    Metrics,
+    drawn,
+    lower_is_better,
+    with_answers,
+)
 from pretune.training.distributed import World
 
 
@@ -94,7 +101,7 @@ def evaluate_features(
             # A model that is spread over processes runs only in all of them at once.
             real = turn < len(mine)
             which = mine[turn] if real else np.zeros(1, dtype=np.int64)
-            batch = task.augment(features.batch(which), 0, -1).to(device)
+            batch = drawn(task, features.batch(which), seed=0, epoch=-1).to(device)
             with precision_context(device, precision):
                 outputs = strategy.forward(model, batch)
                 strategy.commit()
@@ -117,7 +124,7 @@ def evaluate_features(
             module.training = training
     if world.size > 1:
         metrics, sums, count = _together(world, task.metrics(features), (metrics, sums, count))
-    if calibrate:
+    if calibrate and isinstance(task, Calibrated):
         task.calibrate(metrics)
     means = {name: value / max(count, 1) for name, value in sums.items()}
     figures = {**means, **metrics.result()}

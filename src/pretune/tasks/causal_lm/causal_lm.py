@@ -20,7 +20,16 @@ from pretune.models.backbone import Backbone
 from pretune.models.classics.common import ClassicLM, ClassicModel
 from pretune.models.heads.pooled import causal_lm
 from pretune.models.heads.vocabulary import Scores
-from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.base import (
+    CarriesState,
+    Loss,
+    Prediction,
+    ReadsCorpus,
+    ReadsStream,
+    ReadsWindows,
+    Task,
+    usual_length,
+)
 from pretune.tasks.causal_lm.stored import edge_of, stored_blocks
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import IGNORED, NEXT, CrossEntropyOptions, token_losses, with_perplexity
@@ -82,7 +91,9 @@ class LmPrediction(Prediction):
         return cls(tokens, -nats, math.exp(min(nats / tokens, 700.0)) if tokens else None)
 
 
-class CausalLm(Task[CausalLmOptions, LmPrediction]):
+class CausalLm(
+    Task[CausalLmOptions, LmPrediction], CarriesState, ReadsCorpus, ReadsStream, ReadsWindows
+):
     """Each token from those before it in its block; evaluated by perplexity and bits.
 
     A text is `END tokens END`, where the tokenizer has an end of text (`<|endoftext|>`, `[SEP]`):
@@ -94,10 +105,6 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
     options_type: ClassVar[type[CausalLmOptions]] = CausalLmOptions
     head: ClassVar[str] = "causal_lm"
     best_by: ClassVar[str] = "loss"
-    splits_text: ClassVar[bool] = True
-    reads_corpus: ClassVar[bool] = True
-    windows: ClassVar[bool] = True
-    each_sequence: ClassVar[bool] = True
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -108,17 +115,9 @@ class CausalLm(Task[CausalLmOptions, LmPrediction]):
         """With the beginning of a text."""
         return f"pretune generate {run} --prompt TEXT"
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """None: the text is its own answer."""
-        return {}
-
-    def apart(self) -> Self:
+    def isolated(self) -> Self:
         """Blocks end where texts end, and no state goes on from text to text."""
         return type(self)(self.options.model_copy(update={"boundaries": True}))
-
-    def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand."""
 
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool

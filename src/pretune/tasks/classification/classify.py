@@ -18,7 +18,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import sequence_classifier
-from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, UsesTokenizer, usual_length
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import LabelText, label_number, label_text, numbers_first, shown_labels
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
@@ -83,7 +83,7 @@ class ClassPrediction(Prediction):
         return self if count is None else replace(self, scores=dict(self.ranked()[:count]))
 
 
-class Classify(Task[ClassifyOptions, ClassPrediction]):
+class Classify(Task[ClassifyOptions, ClassPrediction], UsesTokenizer):
     """See `ClassifyOptions`; the head is `SequenceClassifier`."""
 
     name: ClassVar[str] = "classify"
@@ -272,14 +272,14 @@ class Classify(Task[ClassifyOptions, ClassPrediction]):
         """`id2label`, `label2id`, `problem_type`."""
         return label_entries(self.labels, CLASSES)
 
-    def outputs(self) -> dict[str, Any]:
+    def output_meaning(self) -> dict[str, Any]:
         """The labels."""
         return {"labels": self.labels}
 
     def state(self) -> dict[str, Any]:
         """The labels, and their weights where they differ."""
         weights = {} if self.weights is None else {"weights": self.weights}
-        return {**self.outputs(), **weights}
+        return {**self.output_meaning(), **weights}
 
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """With the labels and weights of an earlier training."""

@@ -18,7 +18,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import sequence_classifier
-from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.base import Calibrated, Loss, Prediction, Task, UsesTokenizer, usual_length
 from pretune.tasks.classification.multilabel_metrics import MultilabelMetrics, decision_figures
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
@@ -85,7 +85,7 @@ class LabelsPrediction(Prediction):
         return sorted(self.scores.items(), key=lambda item: -item[1])
 
 
-class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
+class Multilabel(Task[MultilabelOptions, LabelsPrediction], Calibrated, UsesTokenizer):
     """A yes or no for each label; see `MultilabelOptions`."""
 
     name: ClassVar[str] = "multilabel"
@@ -248,7 +248,7 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
         if self.options.tune_thresholds:
             self.thresholds = metrics.thresholds = metrics.best_thresholds()
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore_calibration(self, state: Mapping[str, Any]) -> None:
         """The thresholds of the checkpoint."""
         if self.options.tune_thresholds:
             self.thresholds = [finite(value, "one of thresholds") for value in state["thresholds"]]
@@ -257,13 +257,13 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction]):
         """`id2label`, `label2id`, `problem_type`."""
         return label_entries(self.labels, LABELS)
 
-    def outputs(self) -> dict[str, Any]:
+    def output_meaning(self) -> dict[str, Any]:
         """The labels."""
         return {"labels": self.labels}
 
     def state(self) -> dict[str, Any]:
         """The labels, and from which probability each is given."""
-        return {**self.outputs(), "thresholds": self.thresholds}
+        return {**self.output_meaning(), "thresholds": self.thresholds}
 
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """With the labels and thresholds of an earlier training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -13,7 +13,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import causal_lm
-from pretune.tasks.base import Loss, Task, WritesAnswers
+from pretune.tasks.base import Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
 from pretune.tasks.dialogue.metrics import ReplyMetrics, Sample, variety
 from pretune.tasks.dialogue.replies import (
     ASKED,
@@ -55,7 +55,7 @@ class ChatOptions(ReplyOptions):
     )
 
 
-class Chat(Task[ChatOptions, ReplyPrediction], WritesAnswers):
+class Chat(Task[ChatOptions, ReplyPrediction], ReadsWindows, UsesTokenizer, WritesAnswers):
     """Each turn from those before it; evaluated by perplexity and by replies that are written.
 
     `[CLS] turn [SEP] turn [SEP]`: a sequence a dialogue. One longer than `max_length` is read in
@@ -66,7 +66,6 @@ class Chat(Task[ChatOptions, ReplyPrediction], WritesAnswers):
     options_type: ClassVar[type[ChatOptions]] = ChatOptions
     head: ClassVar[str] = "causal_lm"
     best_by: ClassVar[str] = "loss"
-    windows: ClassVar[bool] = True
 
     def __init__(self, options: ChatOptions) -> None:
         super().__init__(options)
@@ -82,13 +81,8 @@ class Chat(Task[ChatOptions, ReplyPrediction], WritesAnswers):
         return f"pretune chat RUN --mmi {run}" if self.options.reverse else f"pretune chat {run}"
 
     @property
-    def targets(self) -> dict[str, str]:
-        """None: the turns are their own answers."""
-        return {}
-
-    @property
-    def was_cut(self) -> str:
-        """As `Task.was_cut`."""
+    def truncation_note(self) -> str:
+        """As `Task.truncation_note`."""
         return f"had a turn too long for windows of {self.options.max_length} tokens, which was cut"
 
     def bind(self, tokenizer: Tokenizer) -> None:
@@ -103,9 +97,6 @@ class Chat(Task[ChatOptions, ReplyPrediction], WritesAnswers):
         layout = TurnLayout.of(self._tokenizer)
         begin = layout.begin[0] if layout.begin else layout.end
         return {"bos_token_id": begin, "eos_token_id": layout.end}
-
-    def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand."""
 
     def texts(self, records: Records) -> Iterator[str]:
         """All turns."""
@@ -214,11 +205,6 @@ class Chat(Task[ChatOptions, ReplyPrediction], WritesAnswers):
     def _sample(self, record: Mapping[str, Any], written: str) -> Sample:
         turns: Sequence[str] = self._order(list(record[TURNS]))
         return Sample(turns[:-1], written, turns[-1])
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """None: a language model's config does not say that its texts are dialogues."""
-        return None
 
 
 def turns_of(records: Records, row: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -15,7 +15,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import causal_lm
-from pretune.tasks.base import Loss, Task, WritesAnswers
+from pretune.tasks.base import AdaptsRecords, Loss, Task, UsesTokenizer, WritesAnswers
 from pretune.tasks.dialogue.metrics import ReplyMetrics, Sample, matches
 from pretune.tasks.dialogue.replies import (
     ASKED,
@@ -55,7 +55,7 @@ class InstructOptions(ReplyOptions):
     )
 
 
-class Instruct(Task[InstructOptions, ReplyPrediction], WritesAnswers):
+class Instruct(Task[InstructOptions, ReplyPrediction], AdaptsRecords, UsesTokenizer, WritesAnswers):
     """What the assistant says after what was said; evaluated by loss, ROUGE-L and exact match.
 
     Records have `messages` (role and content), ShareGPT's `conversations` (from and value), or
@@ -80,11 +80,6 @@ class Instruct(Task[InstructOptions, ReplyPrediction], WritesAnswers):
     def usage(self, run: str) -> str:
         """In a conversation."""
         return f"pretune chat {run}"
-
-    @property
-    def targets(self) -> dict[str, str]:
-        """None: the conversation has the replies."""
-        return {}
 
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         """Any of the three forms as `messages`."""
@@ -121,9 +116,6 @@ class Instruct(Task[InstructOptions, ReplyPrediction], WritesAnswers):
         """The template, too."""
         template = None if self._tokenizer is None else ChatTemplate.of(self._tokenizer)
         return [*super().feature_key(), None if template is None else template.text]
-
-    def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand."""
 
     def texts(self, records: Records) -> Iterator[str]:
         """All messages."""
@@ -219,11 +211,6 @@ class Instruct(Task[InstructOptions, ReplyPrediction], WritesAnswers):
     def metrics(self, features: Features | None = None) -> ReplyMetrics:
         """Perplexity, ROUGE-L, exact match."""
         return ReplyMetrics(features, _sample, matches)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """None: a language model's config does not say that it was taught to answer."""
-        return None
 
 
 @contextmanager

@@ -26,7 +26,16 @@ from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.language import PreTrainingOutput
 from pretune.models.heads.pooled import masked_lm, pretraining
-from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
+from pretune.tasks.base import (
+    DrawsAnew,
+    Loss,
+    Prediction,
+    ReadsCorpus,
+    Task,
+    TaskOptions,
+    UsesTokenizer,
+    usual_length,
+)
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import token_losses, with_perplexity
 from pretune.tasks.masked_lm.metrics import (
@@ -74,7 +83,7 @@ class MaskPrediction(Prediction):
         return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
 
 
-class MaskLm(Task[MaskLmOptions, MaskPrediction]):
+class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTokenizer):
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
 
     Evaluated on masks drawn as in training, or by pseudo-perplexity (Salazar et al. 2020, equation
@@ -84,7 +93,6 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     name: ClassVar[str] = "mask_lm"
     options_type: ClassVar[type[TaskOptions]] = MaskLmOptions
     best_by: ClassVar[str] = "loss"
-    reads_corpus: ClassVar[bool] = True
 
     def __init__(self, options: MaskLmOptions) -> None:
         super().__init__(options)
@@ -100,11 +108,6 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction]):
     def inputs(self) -> dict[str, str]:
         """`text`."""
         return {"text": "the text, with [MASK] for each gap"}
-
-    @property
-    def targets(self) -> dict[str, str]:
-        """None: the text is its own answer."""
-        return {}
 
     def bind(self, tokenizer: Tokenizer) -> None:
         """Take the tokenizer, which has the words for the answers and the masks."""

@@ -98,9 +98,6 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         """`label`."""
         return {"label": "the number of the right choice, from 0"}
 
-    def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand."""
-
     def choices(self, records: Records, row: int) -> list[str]:
         """The choices of a record; of several columns the last ones may be empty.
 

@@ -22,7 +22,7 @@ from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import span_answerer
-from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.base import Calibrated, Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.question_answering.features import WindowMaker
 from pretune.tasks.question_answering.grade import answer_grader
@@ -97,7 +97,7 @@ class AnswerPrediction(Prediction):
         return replace(self, candidates=() if count in (None, 1) else self.candidates[:count])
 
 
-class Answerer(Task[AnswerOptions, AnswerPrediction]):
+class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     """See `AnswerOptions`; the head is `span_answerer`'s: two logits a token (BERT, section 4.2).
 
     Only tokens of the passage can be the answer; `[CLS]` stands for none. A passage that is longer
@@ -108,7 +108,6 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
     options_type: ClassVar[type[AnswerOptions]] = AnswerOptions
     head: ClassVar[str] = "question_answering"
     best_by: ClassVar[str] = "f1"
-    windows: ClassVar[bool] = True
     kept_together: ClassVar[tuple[str, ...]] = ("context",)  # else training would know the passages
 
     def __init__(self, options: AnswerOptions, threshold: float = 0.0) -> None:
@@ -135,12 +134,9 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
         return ("id", "question")
 
     @property
-    def was_cut(self) -> str:
+    def truncation_note(self) -> str:
         """Questions are; passages are not."""
         return f"had a question of over {self.options.max_question_length} tokens, which was cut"
-
-    def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand."""
 
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
@@ -236,11 +232,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction]):
         """With the threshold of an earlier training."""
         return type(self)(self.options, finite(state["threshold"], "threshold"))
 
-    def outputs(self) -> dict[str, Any]:
-        """All starts and ends are alike; the threshold comes after the model."""
-        return {}
-
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def restore_calibration(self, state: Mapping[str, Any]) -> None:
         """The threshold of the checkpoint."""
         self.threshold = finite(state["threshold"], "threshold")
 

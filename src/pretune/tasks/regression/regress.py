@@ -18,7 +18,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import sequence_classifier
-from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.base import Loss, Prediction, Task, UsesTokenizer, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.sentences import (
     SCORE,
@@ -54,7 +54,7 @@ class ScorePrediction(Prediction):
     score: float
 
 
-class Regress(Task[RegressOptions, ScorePrediction]):
+class Regress(Task[RegressOptions, ScorePrediction], UsesTokenizer):
     """Mean squared error of one output; see `RegressOptions`.
 
     The scores are learned as they are, not standardised: what is saved is what was trained, so

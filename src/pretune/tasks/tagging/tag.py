@@ -24,7 +24,7 @@ from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import token_classifier
 from pretune.models.heads.token import TagScores
-from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.losses import cross_entropy, sums_of
 from pretune.tasks.stated import published_labels, stored_labels
@@ -99,7 +99,7 @@ class TagPrediction(Prediction):
         return [(f"{e.text}  {e.type}  [{e.start}:{e.end}]", e.score) for e in self.entities]
 
 
-class Tagger(Task[TagOptions, TagPrediction]):
+class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
     """See `TagOptions`; the head is `TokenClassifier`'s (BERT, section 5.3) or `CrfTagger`'s.
 
     The first piece of each word has a label, the others have none and are not looked at.
@@ -108,7 +108,6 @@ class Tagger(Task[TagOptions, TagPrediction]):
     name: ClassVar[str] = "tag"
     options_type: ClassVar[type[TagOptions]] = TagOptions
     best_by: ClassVar[str] = "f1"
-    windows: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -144,7 +143,7 @@ class Tagger(Task[TagOptions, TagPrediction]):
         return "" if self.characters else " "
 
     @property
-    def was_cut(self) -> str:
+    def truncation_note(self) -> str:
         """Sentences are not, words may be."""
         return "had a word longer than a window, which was cut"
 
@@ -381,9 +380,13 @@ class Tagger(Task[TagOptions, TagPrediction]):
             data_scheme=state["data_scheme"],
         )
 
-    def shares_head(self, trained: Task[Any, Any]) -> bool:
-        """The labels decide."""
-        return bool(self.labels == trained.state()["labels"])
+    def output_meaning(self) -> dict[str, Any]:
+        """The tags, in the order of the outputs."""
+        return {"labels": self.labels}
+
+    def feature_key(self) -> Any:
+        """Features also depend on the word boundaries and on the scheme of the data."""
+        return [*super().feature_key(), self.characters, self.data_scheme]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:

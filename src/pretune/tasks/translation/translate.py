@@ -26,7 +26,7 @@ from pretune.models.heads.pooled import translator
 from pretune.models.heads.vocabulary import Scores
 from pretune.models.transformer import TransformerModel
 from pretune.models.translator import Translator
-from pretune.tasks.base import Loss, Prediction, Task, usual_length
+from pretune.tasks.base import Loss, Prediction, Task, UsesTokenizer, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.losses import NEXT, CrossEntropyOptions, token_losses, with_perplexity
 from pretune.tasks.translation.metrics import (
@@ -131,7 +131,7 @@ class Translated:
     found: Sequence[Sequence[Generation]] = ()
 
 
-class Translate(Task[TranslateOptions, TranslationPrediction]):
+class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer):
     """A source and a target; evaluated by BLEU and chrF.
 
     A pair is a feature of two sequences: the source and its end; the start token and the target.
@@ -144,7 +144,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
     best_by: ClassVar[str] = "bleu"
     # A sentence may be there with several translations.
     kept_together: ClassVar[tuple[str, ...]] = ("source", "target")
-    compared_alike: ClassVar[tuple[str, ...]] = ("bleu_tokenizer", "bleu_lowercase")
+    metric_options: ClassVar[tuple[str, ...]] = ("bleu_tokenizer", "bleu_lowercase")
 
     def __init__(self, options: TranslateOptions) -> None:
         super().__init__(options)
@@ -163,7 +163,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         return {"target": "its translation"}
 
     @property
-    def vocabulary_of(self) -> tuple[str, ...]:
+    def text_columns(self) -> tuple[str, ...]:
         """Both sides; in this order, where each has a vocabulary of its own."""
         return (*self.inputs, *self.targets)
 
@@ -212,7 +212,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction]):
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature]:
         """All pairs; what is too long is cut, but not the texts that BLEU compares."""
-        texts = [[_text(records, row, column) for row in rows] for column in self.vocabulary_of]
+        texts = [[_text(records, row, column) for row in rows] for column in self.text_columns]
         most = self.options.max_length - 1
         sources = self._sources(texts[0], tokenizer)
         targets = tokenizer.written.encode_bare(texts[1], offsets=False, literal=True)
