@@ -13,6 +13,7 @@ SOURCE = Path(pretune.__file__).parent
 
 #: From what everything rests on to what rests on everything.
 ORDER = (
+    "moved",
     "errors",
     "registry",
     "text",

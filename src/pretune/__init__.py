@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pretune import moved
+
 if TYPE_CHECKING:
     from pretune.api import embed, evaluate, generate, predict, prompt, resume, train
     from pretune.bundle.bundle import Bundle, load
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pretune.training.validation import Evaluation
 
 __version__ = "0.1.0"
+
+moved.install()
 
 #: Where each public name lives.
 _HOMES = {

@@ -1,1 +1,8 @@
 """Records from files, packed batches, and the order in which a model sees them."""
+
+from typing import TYPE_CHECKING
+
+if not TYPE_CHECKING:  # for type checkers the old names are gone
+    from pretune.moved import old_names
+
+    __getattr__ = old_names(__name__)

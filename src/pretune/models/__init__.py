@@ -1,1 +1,8 @@
 """Models one can read: each family is one file, equal in numbers to the published one."""
+
+from typing import TYPE_CHECKING
+
+if not TYPE_CHECKING:  # for type checkers the old names are gone
+    from pretune.moved import old_names
+
+    __getattr__ = old_names(__name__)

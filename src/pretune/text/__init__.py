@@ -1,1 +1,8 @@
 """Text to token ids and back: training and loading tokenizers, encoding single texts and pairs."""
+
+from typing import TYPE_CHECKING
+
+if not TYPE_CHECKING:  # for type checkers the old names are gone
+    from pretune.moved import old_names
+
+    __getattr__ = old_names(__name__)
