@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretune.bundle.bundle import Bundle, load
-from pretune.corpus.stored import StoredDocuments, is_corpus
+from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.records import MAX_CHARS, Records, read
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation

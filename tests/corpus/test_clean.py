@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.corpus.clean import Cleaning, clean
+from pretune.corpus.encode import Cleaning, clean
 
 OFF = {"nfc": False, "control": False, "spaces": False}
 

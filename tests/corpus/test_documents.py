@@ -16,8 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.corpus.documents import Meter, ReadingOptions, _cut_place, _Gathered, read_documents
-from pretune.corpus.sources import find_sources
+from pretune.corpus.documents import (
+    Meter,
+    ReadingOptions,
+    _cut_place,
+    _Gathered,
+    find_sources,
+    read_documents,
+)
 from pretune.errors import DataError
 from pretune.text.raw_text import find_files
 
@@ -231,11 +237,13 @@ def test_cut_at_a_line_then_at_a_word() -> None:
 
 SCRIPT = """
 import resource, sys
-from pretune.corpus.documents import Meter, Reading, read_documents
-from pretune.corpus.sources import Source
+from pretune.corpus.documents import CorpusSource, Meter, ReadingOptions, read_documents
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = longest = 0
-for one in read_documents(Source(sys.argv[1], "text"), Reading(max_chars=100_000), Meter()):
+documents = read_documents(
+    CorpusSource(sys.argv[1], "text"), ReadingOptions(max_chars=100_000), Meter()
+)
+for one in documents:
     count, longest = count + 1, max(longest, len(one.text))
 print(count, longest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

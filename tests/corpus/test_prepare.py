@@ -19,13 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
-from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import digest, held_back
 from pretune.corpus.documents import ReadingOptions
-from pretune.corpus.encode import first_tokens
-from pretune.corpus.journal import Journal
+from pretune.corpus.encode import Cleaning, first_tokens
 from pretune.corpus.pipeline import Prepared, Settings, prepare
 from pretune.corpus.store import Corpus
+from pretune.corpus.unfinished import Journal
 from pretune.errors import DataError, PretuneError
 from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.load import load_tokenizer
@@ -167,7 +166,7 @@ def test_other_engines_make_the_same_bytes(
 SCRIPT = """
 import os, signal, sys
 from pretune.corpus import pipeline
-from pretune.corpus import Settings, prepare
+from pretune.corpus.pipeline import Settings, prepare
 
 source, tokenizer, output, calls, workers = sys.argv[1:]
 pipeline.NOTE_SECONDS = 0

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from pretune.corpus.pipeline import Settings, prepare
-from pretune.corpus.store import Corpus
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import Corpus, StoredDocuments
 from pretune.errors import DataError
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.features import featurize
@@ -132,7 +131,7 @@ def test_positions_of_a_stranger(
 ) -> None:
     rewrite(folder, end, lambda values: values.__setitem__(place, value))
     for chunk in (1, 1 << 22):
-        monkeypatch.setattr("pretune.corpus.check._CHUNK", chunk)
+        monkeypatch.setattr("pretune.corpus.store._CHUNK", chunk)
         with pytest.raises(DataError, match=rf"shard-00000\{end}: damaged \(.*{said}"):
             Corpus.open(folder)
 

@@ -215,7 +215,7 @@ import json, sys
 import numpy as np
 import torch
 from pathlib import Path
-from pretune.data import Feature, FeatureSet
+from pretune.data.batch import Feature, FeatureSet
 from pretune.recipe_train import TrainSection
 from pretune.tasks import Classify, ClassifyOptions
 from pretune.tasks.bundle import load

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretune.corpus.clean import Cleaning
+from pretune.corpus.encode import Cleaning
 from pretune.corpus.pipeline import Settings, prepare
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import Features
 from pretune.data.records import Records
 

@@ -356,7 +356,7 @@ class TestSizes:
 
 PROGRAM = """
 import json, sys
-from pretune.text import train_tokenizer
+from pretune.tokenizers.train import train_tokenizer
 texts = json.load(sys.stdin)
 for kind in ("wordpiece", "bpe"):
     found = train_tokenizer(texts, kind, 600).engine

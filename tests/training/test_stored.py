@@ -15,10 +15,9 @@ import pytest
 
 import pretune
 from pretune.bundle.bundle import load
-from pretune.corpus.clean import Cleaning
+from pretune.corpus.encode import Cleaning
 from pretune.corpus.pipeline import Settings, prepare
-from pretune.corpus.store import Corpus
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import Corpus, StoredDocuments
 from pretune.errors import DataError, RunError
 from pretune.experiments.plan import plan_run
 from pretune.recipe.recipe import Recipe

@@ -122,8 +122,8 @@ def prepare(
 
     Stopped or killed, the same command goes on where it was, and the result is the same.
     """
-    from pretune.corpus.clean import Cleaning
     from pretune.corpus.documents import ReadingOptions
+    from pretune.corpus.encode import Cleaning
     from pretune.corpus.pipeline import Settings
     from pretune.corpus.pipeline import prepare as run
     from pretune.render.corpus_tables import corpus_table

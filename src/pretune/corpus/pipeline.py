@@ -17,15 +17,18 @@ import numpy as np
 
 from pretune.checkpoints.atomic_io import atomic_text
 from pretune.checkpoints.source import find_tokenizer
-from pretune.corpus.clean import Cleaning
 from pretune.corpus.dedupe import Duplicates, held_back
-from pretune.corpus.documents import Meter, ReadingOptions, read_documents
-from pretune.corpus.encode import EncodedDocument, EncoderSettings
+from pretune.corpus.documents import (
+    CorpusSource,
+    Meter,
+    ReadingOptions,
+    find_sources,
+    read_documents,
+)
+from pretune.corpus.encode import Cleaning, EncodedDocument, EncoderSettings
 from pretune.corpus.executors import DocumentBatch, encode_batches
-from pretune.corpus.journal import Journal, KeptDocuments
-from pretune.corpus.shards import ShardWriter, sum_counts
-from pretune.corpus.sources import CorpusSource, find_sources
-from pretune.corpus.store import CORPUS_MANIFEST, FORMAT, TOKENIZER, VERSION, Corpus
+from pretune.corpus.store import CORPUS_MANIFEST, FORMAT, TOKENIZER, VERSION, Corpus, sum_counts
+from pretune.corpus.unfinished import Journal, KeptDocuments, ShardWriter
 from pretune.errors import DataError
 from pretune.text.decode import check_encoding
 from pretune.tokenizers.tokenizer import Tokenizer

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from pretune.corpus.check import (
-    AGAIN,
-    ENDS,
-    check_documents,
-    check_manifest,
-    check_starts,
-    check_tokens,
-    highest,
-)
-from pretune.corpus.shards import (
-    DOCUMENT_COLUMNS,
-    DOCUMENTS,
-    SENTENCES,
-    TOKENS,
-    file_entry,
-    stored_dtype,
-)
 from pretune.data.arrays import Array
 from pretune.errors import DataError
+from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
 
 FORMAT, VERSION = "pretune-corpus", 1
 CORPUS_MANIFEST = "corpus.json"
@@ -287,3 +274,283 @@ def _positions(path: Path, shape: tuple[int, ...]) -> Array:
             AGAIN,
         )
     return array
+
+
+#: What is counted of a shard and of a corpus.
+COUNTS = ("documents", "sentences", "tokens", "characters", "bytes")
+#: int64 columns of `.documents.npy`: first token, characters, UTF-8 bytes.
+DOCUMENT_COLUMNS = 3
+TOKENS, DOCUMENTS, SENTENCES = ".tokens.bin", ".documents.npy", ".sentences.npy"
+
+
+def stored_dtype(name: str) -> np.dtype[Any]:
+    """uint16 or uint32 as they lie on the disk: little-endian."""
+    return np.dtype(name).newbyteorder("<")
+
+
+def sum_counts(shards: list[dict[str, Any]]) -> dict[str, int]:
+    """The sums over shards as a manifest has them."""
+    return {name: sum(shard[name] for shard in shards) for name in COUNTS}
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as manifests have them."""
+    with path.open("rb") as handle:
+        return {
+            "size": path.stat().st_size,
+            "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
+        }
+
+
+ENDS = (TOKENS, DOCUMENTS, SENTENCES)
+AGAIN = "Copy the corpus again, or prepare it anew."
+#: Values looked at in one go.
+_CHUNK = 1 << 22
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise a ValueError, KeyError, TypeError or AttributeError if a manifest is wrong."""
+    if manifest["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype {manifest['dtype']!r}")
+    _check_count("vocab_size", manifest["vocab_size"], least=1)
+    _check_digest(manifest["tokenizer"]["sha256"])
+    _check_origin(manifest)
+    for shard in manifest["shards"]:
+        # Nothing else: a name may not lead out of the folder.
+        if not re.fullmatch(r"shard-\d{5,}", shard["name"]):
+            raise ValueError(f"name of a shard {shard['name']!r}")
+        for name in COUNTS:
+            _check_count(name, shard[name], least=1)
+        for end in ENDS:
+            _check_count("size", shard["files"][end]["size"])
+            _check_digest(shard["files"][end]["sha256"])
+    if manifest["totals"] != sum_counts(manifest["shards"]):
+        raise ValueError("totals are not the sums of the shards")
+
+
+def _check_origin(manifest: Mapping[str, Any]) -> None:
+    """What is said of how the corpus was made; in that of the training data also of the reading."""
+    dict(manifest["settings"].items())
+    for source in manifest["sources"]:
+        if not isinstance(source["name"], str):
+            raise ValueError(f"name of a source {source['name']!r}")
+        if not isinstance(source.get("path", ""), str):
+            raise ValueError(f"path of a source {source['path']!r}")
+        _check_count("size of a source", source["size"])
+        if type(source.get("modified", 0)) is not int:  # before 1970 it is negative
+            raise ValueError(f"time of a source {source['modified']!r}")
+    if manifest["split"] != "train":
+        return
+    reading = manifest["reading"]
+    for name in ("read", "cut", "unknown"):
+        _check_count(name, reading[name])
+    for name in ("changed", "dropped"):
+        for reason, count in reading[name].items():
+            _check_count(reason, count)
+
+
+def _check_count(name: str, value: object, least: int = 0) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} {value!r}")
+
+
+def _check_digest(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"SHA-256 {value!r}")
+
+
+def check_starts(path: Path, starts: Array, tokens: int) -> None:
+    """Check where the documents or the sentences of a shard begin: from 0 on, each with tokens.
+
+    Args:
+        path: of their file, for messages.
+        starts: `[N]` int64, N over 0.
+        tokens: of the shard.
+
+    Raises:
+        DataError: they begin elsewhere.
+    """
+    # One value of the part before is in each: they have to rise from part to part, too.
+    edges = [*range(0, len(starts), _CHUNK), len(starts)]
+    rise = all(
+        (np.diff(starts[max(first - 1, 0) : stop]) > 0).all() for first, stop in pairwise(edges)
+    )
+    if starts[0] != 0 or not rise or starts[-1] >= tokens:
+        raise DataError(f"{path}: damaged (its positions do not rise from 0 to {tokens:,})", AGAIN)
+
+
+def check_documents(path: Path, documents: Array, sentences: Array) -> None:
+    """Check that every document begins with a sentence.
+
+    Args:
+        path: of the sentences, for messages.
+        documents: `[D]` int64, where they begin; as `check_starts` wants them, and so
+        sentences: `[S]` int64.
+
+    Raises:
+        DataError: one does not.
+    """
+    places = np.minimum(np.searchsorted(sentences, documents), len(sentences) - 1)
+    if (sentences[places] != documents).any():
+        raise DataError(f"{path}: damaged (a document begins inside a sentence)", AGAIN)
+
+
+def highest(path: Path, dtype: np.dtype[Any]) -> int:
+    """The highest token of a shard. The file is read and not mapped: no memory is taken for it."""
+    found = 0
+    with path.open("rb") as handle:
+        while len(chunk := np.fromfile(handle, dtype, _CHUNK)):
+            found = max(found, int(chunk.max()))
+    return found
+
+
+def check_tokens(path: Path, found: int, vocab_size: int) -> None:
+    """Check the highest token of a shard.
+
+    Raises:
+        DataError: the vocabulary does not have it.
+    """
+    if found >= vocab_size:
+        raise DataError(
+            f"{path}: damaged (the token {found:,}, of a vocabulary of {vocab_size:,})", AGAIN
+        )
+
+
+def is_corpus(path: str | Path) -> bool:
+    """Whether this is a folder that `pretune prepare` made."""
+    return os.path.isfile(os.path.join(path, CORPUS_MANIFEST))
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """Where some tokens of a corpus are, counted through all its shards.
+
+    Attributes:
+        start: the first.
+        stop: one past the last.
+    """
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, which: slice) -> TokenRange:
+        first, last, _ = which.indices(len(self))
+        return TokenRange(self.start + first, self.start + max(first, last))
+
+    @classmethod
+    def join(cls, parts: Sequence[TokenRange]) -> TokenRange:
+        """Neighbours as one."""
+        return cls(parts[0].start, parts[-1].stop)
+
+
+class StoredSentences:
+    """Where the sentences of a document are."""
+
+    def __init__(self, bounds: Array) -> None:
+        self._bounds = bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, number: int) -> TokenRange:
+        return TokenRange(int(self._bounds[number]), int(self._bounds[number + 1]))
+
+    def all(self) -> list[TokenRange]:
+        """All of them: none is without tokens."""
+        return [TokenRange(start, stop) for start, stop in pairwise(self._bounds.tolist())]
+
+
+@dataclass(frozen=True)
+class StoredDocuments:
+    """Some documents of a corpus, in its order; their tokens stay on the disk.
+
+    Attributes:
+        corpus: it.
+        rows: `[D]` int64: their numbers there.
+    """
+
+    corpus: Corpus
+    rows: Array
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """All documents of a corpus.
+
+        Raises:
+            DataError: it is none, or damaged; names the file.
+        """
+        corpus = Corpus.open(folder)
+        if not len(corpus):
+            raise DataError(f"{folder}: no documents in it", "Prepare it with more text.")
+        return cls(corpus, np.arange(len(corpus)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def origin(self) -> str:
+        """Its name in messages."""
+        return str(self.corpus.folder)
+
+    def where(self, row: int) -> str:
+        """A place to name in an error."""
+        return f"{self.origin}, document {int(self.rows[row]) + 1}"
+
+    def take(self, which: Sequence[int] | Array) -> Self:
+        """The documents at these places (0-based), in this order."""
+        return replace(self, rows=self.rows[which])
+
+    def head(self, count: int | None) -> Self:
+        """The first `count` documents, or all."""
+        return replace(self, rows=self.rows[:count])
+
+    def lengths(self) -> Array:
+        """`[D]` int64: how many tokens each has."""
+        return self.corpus.lengths()[self.rows]
+
+    def tokens(self, row: int) -> Array:
+        """`[T]` the tokens of a document, a view of the file."""
+        return self.corpus.document(int(self.rows[row]))
+
+    def bounds(self, row: int) -> tuple[int, int]:
+        """Where a document is, counted through all shards."""
+        return self.corpus.bounds(int(self.rows[row]))
+
+    def size(self, row: int) -> tuple[int, int]:
+        """The characters and the UTF-8 bytes of a document's text."""
+        return self.corpus.size(int(self.rows[row]))
+
+    def document(self, row: int) -> StoredSentences:
+        """Where the sentences of a document are."""
+        return StoredSentences(self.corpus.sentence_bounds(int(self.rows[row])))
+
+    def fingerprint(self) -> str:
+        """A SHA-256: the same for the same tokens."""
+        digest = hashlib.sha256(self.corpus.fingerprint().encode("ascii"))
+        digest.update(self.rows.tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The one that made the corpus."""
+        return load_tokenizer(self.corpus.tokenizer_folder)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Compare a model's tokenizer with the one that made the corpus.
+
+        Raises:
+            DataError: they cut texts differently, or number the tokens differently; or the corpus
+                has tokens that none of them has.
+        """
+        if not tokenizer.cuts_as(self.tokenizer):
+            raise DataError(
+                f"{self.origin}: was made with another tokenizer than the model's "
+                f"({self.tokenizer.vocab_size:,} entries there, {tokenizer.vocab_size:,} here)",
+                "Prepare it again with the model's: pretune prepare TEXT --tokenizer MODEL "
+                "--output FOLDER; or, for random weights, take the corpus's: "
+                f"model.tokenizer={self.corpus.tokenizer_folder}",
+            )
+        self.corpus.check_tokens(tokenizer.vocab_size)

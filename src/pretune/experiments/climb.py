@@ -15,7 +15,7 @@ import numpy as np
 from pretune.bundle.bundle import load
 from pretune.checkpoints.atomic_io import atomic_folder, make_folder, remove_folder
 from pretune.checkpoints.ngram_files import load_ngram, save_ngram
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import FeatureSet
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding

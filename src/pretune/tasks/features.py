@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.errors import DataError

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretune.bundle.bundle import Bundle
-from pretune.corpus.stored import StoredDocuments, is_corpus
+from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
 from pretune.data.records import Records

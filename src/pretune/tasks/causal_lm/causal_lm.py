@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import nn
 
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, Layout, PackedBatch, Selection
 from pretune.data.records import Records

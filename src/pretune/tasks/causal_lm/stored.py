@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, MadeFeatures
 from pretune.errors import DataError

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from tokenizers import models
 
-from pretune.corpus.stored import StoredDocuments
+from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, MadeFeatures
 from pretune.data.sentence_pairs import PairMaker, SentenceTokens
