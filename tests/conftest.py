@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 
 # Before anything imports huggingface_hub, which reads it once: no test may reach for the network.
@@ -11,8 +12,9 @@ os.environ["PRETUNE_CACHE"] = "off"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +114,17 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_vocab_folder: Pat
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_bytes((tiny_vocab_folder / "vocab.txt").read_bytes())
     return folder
+
+
+@pytest.fixture
+def config_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes folders with nothing but a `config.json`; sizes not given are the published ones."""
+
+    def make(family: str, **values: Any) -> Path:
+        folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        text = json.dumps({"model_type": family, **values})
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        return folder
+
+    return make

@@ -70,3 +70,16 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     if best is not None:
         return f"Did you mean '{best}'?"
     return "Known: " + ", ".join(choices) + "."
+
+
+def not_writable(path: object, option: str, error: OSError) -> RunError:
+    """Make the error for a file or folder that cannot be written.
+
+    Args:
+        path: the file or folder.
+        option: the command-line option that named it, such as `--output`.
+        error: what the system raised.
+    """
+    return RunError(
+        f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
+    )

@@ -14,7 +14,7 @@ from rich.console import Console
 from pretune.errors import RunError
 from pretune.evaluation.compare import Compared, compare
 from pretune.evaluation.examine import Examined, Example, examine
-from pretune.render.compare_tables import compare_tables
+from pretune.render.result_views import comparison_view
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.grading import Grade
 from pretune.tasks.translation.translate import Translate
@@ -143,7 +143,7 @@ def test_examples_that_one_gets_right_and_the_other_wrong() -> None:
     second = classified([1, 0, 1, 1, 1], truths, [1.5, 0.1, 0.2, 0.8, 0.5])
     found = compare(["a", "b"], [first, second], resamples=100)
     assert found.apart(1) == ([0], [4, 1, 3])
-    text = shown(compare_tables(found, 2))
+    text = shown(comparison_view(found, 2))
     assert "only a is right: 1; only b is right: 3" in text
     assert "t4" in text
     assert "t3" not in text
@@ -174,7 +174,7 @@ def test_models_of_every_task(name: str, tiny_folder: Path, tmp_path: Path) -> N
     assert all(0 < d.p <= 1 for d in result.differences[0].values())
     better, worse = result.apart(1)
     assert not set(better) & set(worse)
-    assert "b minus a" in shown(compare_tables(result, 2))
+    assert "b minus a" in shown(comparison_view(result, 2))
     assert len(result.rows()) == len(found[0].examples)
 
 
@@ -220,7 +220,7 @@ def test_losses_of_other_tokens_are_not_compared(translated: Examined) -> None:
     given = found.to_dict()
     assert "Not compared: loss, perplexity, as the models cut" in given["note"]
     assert not {"first_better", "this_better"} & set(given["runs"][1])
-    text = shown(compare_tables(found, 3))
+    text = shown(comparison_view(found, 3))
     assert given["note"] in text
     assert "foretells" not in text
 

@@ -25,7 +25,8 @@ from pretune.experiments.ladder import RUNGS, LadderOptions
 from pretune.experiments.plan import Speed
 from pretune.models.classics.ngram import NGram
 from pretune.models.heads.vocabulary import score_tokens
-from pretune.render.ladder_views import ladder_csv, ladder_view, write_ladder
+from pretune.render.experiment_views import ladder_view
+from pretune.render.ladder_chart import ladder_csv, write_ladder
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.features import featurize
 from pretune.tokenizers.train import train_tokenizer

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from pretune.errors import DataError
-from pretune.experiments.plan import Plan, plan_run
+from pretune.experiments.plan import RunPlan, plan_run
 from pretune.recipe.recipe import Recipe
-from pretune.render.plan_tables import plan_view
+from pretune.render.experiment_views import plan_view
 from pretune.training.result import RunResult
 from pretune.training.run import train_recipe
 
@@ -41,7 +41,7 @@ def make(tiny_folder: Path, tmp_path: Path) -> Make:
     return recipe
 
 
-def planned_and_done(recipe: Recipe) -> tuple[Plan, RunResult]:
+def planned_and_done(recipe: Recipe) -> tuple[RunPlan, RunResult]:
     return plan_run(recipe, measure=False), train_recipe(recipe, quiet=True)
 
 

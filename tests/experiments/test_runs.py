@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pretune.errors import RunError
 from pretune.experiments.runs import RunInfo, find_runs
-from pretune.render.runs_tables import runs_table, short_time
+from pretune.render.experiment_views import runs_view, short_time
 
 RECIPE = "task: {name: classify}\nmodel: {from: minilm}\ndata: {train: a.tsv}\nseed: 3\n"
 Make = Callable[..., Path]
@@ -157,7 +157,7 @@ class TestDamage:
                 shutil.copytree(whole, half)
                 (half / name).write_bytes(text[:size])
         console = Console(file=io.StringIO())
-        console.print(runs_table(find_runs(tmp_path)))
+        console.print(runs_view(find_runs(tmp_path)))
 
 
 class TestManyRuns:
@@ -195,7 +195,7 @@ class TestManyRuns:
         make("a", evaluated(5, 0.8), result=outcome(0.9))
         make("b", recipe="[bold]")
         out = io.StringIO()
-        Console(file=out, width=300).print(runs_table(find_runs(tmp_path)))
+        Console(file=out, width=300).print(runs_view(find_runs(tmp_path)))
         assert "accuracy 0.9000" in out.getvalue()
         assert f"! {tmp_path}/b: recipe.yaml: not readable" in out.getvalue()
 

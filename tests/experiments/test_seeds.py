@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pretune.experiments.seeds import degenerate_seeds, seeds_to_dict
-from pretune.render.tables import seeds_table
+from pretune.render.result_views import seeds_view
 from pretune.training.result import RunResult, SeedsResult
 
 GOOD = [[90, 10], [12, 188]]
@@ -83,7 +83,7 @@ class TestFarBelow:
 class TestShown:
     def shown(self, result: SeedsResult) -> str:
         out = io.StringIO()
-        Console(file=out, width=200).print(seeds_table(result))
+        Console(file=out, width=200).print(seeds_view(result))
         return out.getvalue()
 
     def test_in_the_table_and_below_it(self) -> None:

@@ -70,7 +70,7 @@ def forked(
 
 def serve() -> None:
     """Answer until there are no more questions."""
-    import pretune.render.tables
+    import pretune.render.result_views
     import pretune.training.run  # noqa: F401
 
     for line in sys.stdin:

@@ -12,7 +12,7 @@ from pretune.data.records import Records, read
 from pretune.errors import DataError
 from pretune.inspection.describe import ALL, Facts, describe
 from pretune.inspection.describe_counts import Lengths, count_words, script_shares
-from pretune.render.describe_page import charts, description_page
+from pretune.render.data_report import charts, description_page
 from pretune.tokenizers.load import load_tokenizer
 
 

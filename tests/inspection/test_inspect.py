@@ -13,18 +13,18 @@ from pretune.bundle.bundle import load, outline
 from pretune.checkpoints.source import find_source
 from pretune.errors import CheckpointError, DataError, RunError
 from pretune.inspection.inspect import (
-    MOST_DRAWN,
+    MAX_DRAWN_TOKENS,
     Inspection,
     attention_of,
     chosen,
     components,
     inspect_model,
+    module_tree,
     needed_tokenizer,
-    part_of,
-    pieces_of,
+    token_spans,
     vocabulary_of,
 )
-from pretune.render.inspect_tables import inspection_view, pieces_view
+from pretune.render.model_views import inspection_view, tokens_view
 from pretune.tokenizers.load import load_tokenizer
 
 MakeFolder = Callable[..., Path]
@@ -84,7 +84,7 @@ class TestParameters:
 
 class TestTree:
     def test_like_layers_are_folded(self, config_folder: MakeFolder) -> None:
-        tree = part_of(outline(config_folder("bert")).model)
+        tree = module_tree(outline(config_folder("bert")).model)
         (layers,) = (part for part in tree.parts if part.name.startswith("layers"))
         assert (layers.name, layers.count, layers.parameters) == ("layers 0-11", 12, 7_087_872)
         attention = layers.parts[0]
@@ -92,12 +92,12 @@ class TestTree:
         assert (qkv.name, qkv.shapes) == ("qkv", {"weight": (2304, 768), "bias": (2304,)})
 
     def test_a_tree_adds_up(self, config_folder: MakeFolder) -> None:
-        tree = part_of(outline(config_folder("gpt2")).model)
+        tree = module_tree(outline(config_folder("gpt2")).model)
         assert sum(part.count * part.parameters for part in tree.parts) == tree.parameters
 
     def test_unlike_neighbours_are_not_folded(self) -> None:
         layers = torch.nn.ModuleList([torch.nn.Linear(2, n) for n in (3, 3, 4)])
-        parts = part_of(torch.nn.ModuleDict({"layers": layers})).parts
+        parts = module_tree(torch.nn.ModuleDict({"layers": layers})).parts
         assert [part.name for part in parts] == ["layers 0-1", "layers 2"]
         assert [part.count for part in parts] == [2, 1]
 
@@ -171,25 +171,25 @@ class TestPieces:
     def test_as_transformers_cuts_it(self, minilm: Path) -> None:
         theirs = AutoTokenizer.from_pretrained(minilm)
         wanted = theirs(self.TEXT, return_offsets_mapping=True)
-        found = pieces_of(load_tokenizer(minilm), self.TEXT)
+        found = token_spans(load_tokenizer(minilm), self.TEXT)
         assert [one.id for one in found] == wanted["input_ids"]
         assert [one.piece for one in found] == theirs.convert_ids_to_tokens(wanted["input_ids"])
         offsets = [(one.start or 0, one.end or 0) for one in found]
         assert offsets == [tuple(pair) for pair in wanted["offset_mapping"]]
 
     def test_pieces_stand_for_the_text(self, minilm: Path) -> None:
-        found = pieces_of(load_tokenizer(minilm), self.TEXT)
+        found = token_spans(load_tokenizer(minilm), self.TEXT)
         assert "".join(one.text for one in found) == self.TEXT.replace(" ", "")
         assert found[0].start is None
         assert found[0].text == ""
 
     def test_the_view(self, tiny_folder: Path) -> None:
-        text = shown(pieces_view(pieces_of(load_tokenizer(tiny_folder), "un[b] unaffable")))
+        text = shown(tokens_view(token_spans(load_tokenizer(tiny_folder), "un[b] unaffable")))
         assert "##able" in text
         assert "[SEP]" in text, "not taken for markup"
 
     def test_no_text(self, tiny_folder: Path) -> None:
-        assert [p.piece for p in pieces_of(load_tokenizer(tiny_folder), "")] == ["[CLS]", "[SEP]"]
+        assert [p.piece for p in token_spans(load_tokenizer(tiny_folder), "")] == ["[CLS]", "[SEP]"]
 
 
 class TestAttention:
@@ -201,9 +201,9 @@ class TestAttention:
 
     def test_too_long_and_empty(self, tiny_folder: Path) -> None:
         bundle = load(tiny_folder)
-        attention_of(bundle, "the " * (MOST_DRAWN - 2))
+        attention_of(bundle, "the " * (MAX_DRAWN_TOKENS - 2))
         with pytest.raises(DataError, match="has 65 tokens"):
-            attention_of(bundle, "the " * (MOST_DRAWN - 1))
+            attention_of(bundle, "the " * (MAX_DRAWN_TOKENS - 1))
 
     def test_no_such_layer(self) -> None:
         assert chosen("layer", None, 3) == [0, 1, 2]

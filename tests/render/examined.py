@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pretune.evaluation.examine import examine
 from pretune.evaluation.explain import explain
-from pretune.render.course import Course
+from pretune.experiments.history import TrainingHistory
 from pretune.render.report import ReportFacts
 from tests.tasks.every_task import CASES
 
-COURSE = [
+HISTORY = [
     '{"step": 1, "epoch": 1, "train/loss": 0.9, "train/learning_rate": 1e-5}',
     '{"step": 2, "epoch": 2, "train/loss": 0.5, "train/learning_rate": 0.0}',
     '{"step": 2, "epoch": 2, "validation/loss": 0.6, "validation/accuracy": 0.5}',
@@ -27,7 +27,7 @@ def facts(name: str, tiny_folder: Path, tmp_path: Path, count: int = 24) -> Repo
         name="films <b>",
         examined=found,
         recipe="task: <b>",
-        course=Course.of(COURSE),
+        history=TrainingHistory.of(HISTORY),
         explained=explained,
         fitted=found,
     )

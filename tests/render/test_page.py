@@ -5,7 +5,8 @@ import re
 from html.parser import HTMLParser
 
 from pretune.render.charts import bar_chart
-from pretune.render.page import Code, Folded, Grid, Paragraph, Picture, Section, page
+from pretune.render.grid import Grid
+from pretune.render.page import Code, Folded, PageSection, Paragraph, Picture, page
 
 NASTY = "<script>alert('x')</script> & \"quoted\" \x00\ud83d <img src=http://a/b onerror=x>"
 
@@ -35,7 +36,7 @@ def everything(text: str) -> str:
         Picture(bar_chart([text, "b"], {text: [1, 2], "c": [2, 1]}, "n"), alt=text, caption=text),
         Folded(text, Paragraph("p")),
     ]
-    return page(text, [Section(text, parts), Section("b", [])])
+    return page(text, [PageSection(text, parts), PageSection("b", [])])
 
 
 def test_text_of_the_data_stays_text() -> None:
@@ -67,5 +68,5 @@ def test_a_section_is_linked_from_the_top() -> None:
 
 
 def test_numbers_stand_to_the_right_and_short_texts_on_a_line() -> None:
-    tags = Reader(page("t", [Section("s", [Grid(["a", "n"], [["x", 1]], numbers=[1])])])).tags
+    tags = Reader(page("t", [PageSection("s", [Grid(["a", "n"], [["x", 1]], numbers=[1])])])).tags
     assert [a.get("class") for tag, a in tags if tag == "td"] == ["short", "number"]

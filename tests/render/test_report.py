@@ -15,13 +15,18 @@ from pretune.data.records import Records
 from pretune.errors import DataError, RunError
 from pretune.evaluation.examine import Example, examine
 from pretune.evaluation.explain import explain
-from pretune.render.course import Course
+from pretune.experiments.history import TrainingHistory
+from pretune.render.example_table import SCRIPT, ExampleTable, example_rows
 from pretune.render.page import page
-from pretune.render.report import ReportFacts, check_writable, write_report
-from pretune.render.report_examples import SCRIPT, ExampleTable, example_rows
-from pretune.render.report_sections import by_length, calibration_section
+from pretune.render.report import (
+    ReportFacts,
+    by_length,
+    calibration_section,
+    check_writable,
+    write_report,
+)
 from pretune.tasks.grading import Grade
-from tests.render.examined import COURSE, facts
+from tests.render.examined import HISTORY, facts
 from tests.render.test_page import Reader
 from tests.tasks.every_task import CASES, NASTY
 
@@ -99,19 +104,19 @@ def test_what_the_temperature_is_fitted_on_is_said(tiny_folder: Path, tmp_path: 
 def test_long_texts_are_cut_where_there_are_many(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pretune.render.report_examples.ALL_TEXT", 24 * 10)
-    monkeypatch.setattr("pretune.render.report_examples.SHORTEST_TEXT", 5)
+    monkeypatch.setattr("pretune.render.example_table.ALL_TEXT", 24 * 10)
+    monkeypatch.setattr("pretune.render.example_table.SHORTEST_TEXT", 5)
     header, rows = example_rows(facts("classify", tiny_folder, tmp_path).examined)
     assert max(len(row[header.index("text")]) for row in rows) == 10
 
 
-def test_the_course_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+def test_the_history_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(["[]", '{"step": 1}', *COURSE]), encoding="utf-8")
-    course = Course.read(path)
-    assert course.names == ["loss", "accuracy", "learning_rate"]
-    assert course.curves["train"]["loss"] == ([1, 2], [0.9, 0.5])
-    assert Course.read(tmp_path / "none").names == []
+    path.write_text("\n".join(["[]", '{"step": 1}', *HISTORY]), encoding="utf-8")
+    history = TrainingHistory.read(path)
+    assert history.names == ["loss", "accuracy", "learning_rate"]
+    assert history.curves["train"]["loss"] == ([1, 2], [0.9, 0.5])
+    assert TrainingHistory.read(tmp_path / "none").names == []
 
 
 def test_groups_by_length_keep_one_length_together() -> None:
@@ -134,7 +139,7 @@ def test_places_that_cannot_be_written(made: ReportFacts, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for output, png, said in [
         (tmp_path, None, "is a folder"),
-        (tmp_path / "file", None, "is there already"),
+        (tmp_path / "file", None, "exists already"),
         (tmp_path / "none" / "r.html", None, "no such folder"),
         (tmp_path / "file" / "r.html", None, "no such folder"),
         (tmp_path / "r.html", tmp_path / "file", "is a file"),

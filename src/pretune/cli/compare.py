@@ -77,8 +77,8 @@ def compare(
     from pretune.evaluation import compare as sides
     from pretune.evaluation.examine import examine
     from pretune.inference.predict import column_names, the_task
-    from pretune.render.compare_tables import compare_tables
     from pretune.render.report import check_writable
+    from pretune.render.result_views import comparison_view
     from pretune.training.data import examined_records
 
     only_with_data(context, data, "--data")
@@ -109,6 +109,6 @@ def compare(
     if as_json:
         out.print_json(data=result.to_dict())
         return
-    out.print(compare_tables(result, examples))
+    out.print(comparison_view(result, examples))
     if output is not None:
         out.print(f"wrote {output}", soft_wrap=True)

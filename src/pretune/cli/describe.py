@@ -10,7 +10,7 @@ import typer
 
 from pretune.cli.app import command, to_stderr, to_stdout
 from pretune.cli.options import EncodingOption, JsonOption, QuotingOption
-from pretune.errors import PretuneError
+from pretune.errors import PretuneError, not_writable
 
 
 @command(
@@ -57,9 +57,12 @@ def describe(
     from pretune.checkpoints.source import find_tokenizer
     from pretune.data.records import read
     from pretune.inspection.describe import describe as look
-    from pretune.render.charts import not_writable
-    from pretune.render.describe_page import description_page, write_charts
-    from pretune.render.describe_views import description_tables, font_warning
+    from pretune.render.data_report import (
+        description_page,
+        description_view,
+        font_warning,
+        write_charts,
+    )
     from pretune.training.logging import Reporter
 
     if html is not None and not html.resolve().parent.is_dir():
@@ -84,7 +87,7 @@ def describe(
     if as_json:
         out.print_json(data=found.to_dict())
     else:
-        out.print(description_tables(found))
+        out.print(description_view(found))
     notes = to_stderr()
     if html is not None:
         try:

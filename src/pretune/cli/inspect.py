@@ -82,7 +82,7 @@ def inspect(
 def _model(source: str, batch: int, length: int | None, out: Console | None) -> dict[str, Any]:
     from pretune.bundle.bundle import outline
     from pretune.inspection.inspect import inspect_model
-    from pretune.render.inspect_tables import inspection_view
+    from pretune.render.model_views import inspection_view
 
     found = inspect_model(outline(source), batch, length)
     if out is not None:
@@ -94,12 +94,12 @@ def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]
     from dataclasses import asdict
 
     from pretune.bundle.bundle import outline
-    from pretune.inspection.inspect import needed_tokenizer, pieces_of
-    from pretune.render.inspect_tables import pieces_view
+    from pretune.inspection.inspect import needed_tokenizer, token_spans
+    from pretune.render.model_views import tokens_view
 
-    pieces = pieces_of(needed_tokenizer(outline(source)), text)
+    pieces = token_spans(needed_tokenizer(outline(source)), text)
     if out is not None:
-        out.print(pieces_view(pieces))
+        out.print(tokens_view(pieces))
     return [asdict(piece) for piece in pieces]
 
 
@@ -107,7 +107,7 @@ def _attention(
     bundle: Bundle, text: str, output: Path, layer: int | None, head: int | None
 ) -> dict[str, Any]:
     from pretune.inspection.inspect import attention_of, chosen
-    from pretune.render.plots import draw_attention
+    from pretune.render.attention_maps import draw_attention
 
     tokens, maps = attention_of(bundle, text)
     layers = chosen("layer", layer, maps.shape[0])

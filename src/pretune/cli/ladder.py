@@ -57,7 +57,8 @@ def ladder(
     from pretune.errors import PretuneError
     from pretune.experiments.climb import Climb
     from pretune.experiments.ladder import RUNGS, LadderOptions
-    from pretune.render.ladder_views import ladder_view, write_ladder
+    from pretune.render.experiment_views import ladder_view
+    from pretune.render.ladder_chart import write_ladder
     from pretune.training.run import Interrupted
 
     if minutes is not None and updates is not None:

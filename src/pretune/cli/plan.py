@@ -41,7 +41,7 @@ def plan(
     """
     from pretune.experiments.plan import plan_run
     from pretune.recipe.recipe import Recipe
-    from pretune.render.plan_tables import plan_view
+    from pretune.render.experiment_views import plan_view
 
     found = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
     out = to_stdout()

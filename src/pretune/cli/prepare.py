@@ -126,7 +126,7 @@ def prepare(
     from pretune.corpus.encode import Cleaning
     from pretune.corpus.pipeline import Settings
     from pretune.corpus.pipeline import prepare as run
-    from pretune.render.corpus_tables import corpus_table
+    from pretune.render.experiment_views import corpus_view
 
     settings = Settings(
         ReadingOptions(documents.value, field, encoding, errors.value, max_chars),
@@ -151,7 +151,7 @@ def prepare(
     if as_json:
         out.print_json(data=made.to_dict())
         return
-    out.print(corpus_table(made))
+    out.print(corpus_view(made))
     what = "is there already: " if made.found else "wrote "
     out.print(f"{what}{made.folder}", soft_wrap=True)
 

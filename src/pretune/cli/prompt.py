@@ -95,7 +95,7 @@ def prompt(
     """Measure what a language model answers from examples in its prompt, untrained."""
     from pretune import api
     from pretune.checkpoints.atomic_io import atomic_text
-    from pretune.render.prompt_tables import prompt_table
+    from pretune.render.result_views import few_shot_view
 
     if output is not None and not output.resolve().parent.is_dir():
         raise PretuneError(f"--output {output}: no such folder", "Make it first.")
@@ -127,7 +127,7 @@ def prompt(
     if as_json:
         out.print_json(data=found.to_dict(predictions=False))
         return
-    out.print(prompt_table(found))
+    out.print(few_shot_view(found))
 
 
 def _numbers(text: str) -> list[int]:

@@ -78,8 +78,8 @@ def report(
     from pretune.bundle.bundle import load
     from pretune.evaluation.examine import examine
     from pretune.evaluation.explain import explain as explain_one
+    from pretune.experiments.history import TrainingHistory
     from pretune.inference.predict import column_names, the_task
-    from pretune.render.course import Course
     from pretune.render.report import ReportFacts, check_writable, font_note, write_report
     from pretune.training.data import examined_records
     from pretune.training.run_folder import METRICS, RECIPE, RunFolder
@@ -116,7 +116,7 @@ def report(
         name=place.resolve().name if is_run else run,
         examined=found,
         recipe=None if recipe is None else recipe.to_yaml(),
-        course=Course.read(place / METRICS),
+        history=TrainingHistory.read(place / METRICS),
         explained=explained,
         fitted=fitted,
     )

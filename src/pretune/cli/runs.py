@@ -32,11 +32,11 @@ def runs(
 ) -> None:
     """List all runs below a folder: what was trained, how far it came, and how good it is."""
     from pretune.experiments.runs import find_runs
-    from pretune.render.runs_tables import runs_table
+    from pretune.render.experiment_views import runs_view
 
     found = find_runs(folder, sort)
     out = to_stdout()
     if as_json:
         out.print_json(data=found.to_dict())
         return
-    out.print(runs_table(found))
+    out.print(runs_view(found))

@@ -40,19 +40,20 @@ def plot_schedule(
     as_json: JsonOption = False,
 ) -> None:
     """Show the learning rate and the batch size over a run, before it is run."""
-    from pretune.experiments.schedule_plot import Plan, draw_plan, plan_view
+    from pretune.experiments.schedule_plan import SchedulePlan
     from pretune.recipe.recipe import Recipe
+    from pretune.render.schedule_chart import draw_schedule, schedule_view
 
     chosen = Recipe.load(recipe, overrides or [])
     if updates is not None:
         chosen = chosen.changed({"train.max_steps": updates})
-    plan = Plan.of(chosen)
+    plan = SchedulePlan.of(chosen)
     if png is not None:
-        draw_plan(plan, png)
+        draw_schedule(plan, png)
     out = to_stdout()
     if as_json:
         out.print_json(data=plan.to_dict())
         return
-    out.print(plan_view(plan, unicode=out.encoding.lower().startswith("utf")))
+    out.print(schedule_view(plan, unicode=out.encoding.lower().startswith("utf")))
     if png is not None:
         out.print(f"wrote {png}", soft_wrap=True)

@@ -69,7 +69,7 @@ def sweep(
     from pretune.experiments.search_space import parse_space
     from pretune.experiments.sweep import Sweep, SweepStopped
     from pretune.recipe.recipe import Recipe
-    from pretune.render.runs_tables import sweep_table
+    from pretune.render.experiment_views import sweep_view
 
     log = to_stderr(quiet=quiet)
     search = Sweep(
@@ -89,10 +89,10 @@ def sweep(
         if as_json:
             out.print_json(data=stopped.result.to_dict())
         else:
-            out.print(sweep_table(stopped.result))
+            out.print(sweep_view(stopped.result))
         fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
     if as_json:
         out.print_json(data=result.to_dict())
         return
-    out.print(sweep_table(result))
+    out.print(sweep_view(result))
     out.print(f"repeat the best: pretune train {result.best_recipe}", soft_wrap=True)

@@ -84,7 +84,7 @@ def _train(
 ) -> None:
     from pretune.experiments.seeds import seeds_to_dict
     from pretune.recipe.recipe import Recipe
-    from pretune.render.tables import seeds_table
+    from pretune.render.result_views import seeds_view
     from pretune.training.run import train_recipe, train_seeds
 
     chosen = Recipe.load(recipe, overrides)
@@ -93,7 +93,7 @@ def _train(
         return
     several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
     out = to_stdout()
-    out.print_json(data=seeds_to_dict(several)) if as_json else out.print(seeds_table(several))
+    out.print_json(data=seeds_to_dict(several)) if as_json else out.print(seeds_view(several))
 
 
 def _resume(run: str, overrides: list[str], *, quiet: bool, as_json: bool) -> None:
@@ -104,7 +104,7 @@ def _resume(run: str, overrides: list[str], *, quiet: bool, as_json: bool) -> No
 
 def _show(result: RunResult, *, as_json: bool) -> None:
     """What came out; in a group of processes only the first one says it."""
-    from pretune.render.tables import run_table
+    from pretune.render.result_views import run_view
     from pretune.training.distributed import environment_world
 
     if not environment_world().main:
@@ -113,7 +113,7 @@ def _show(result: RunResult, *, as_json: bool) -> None:
     if as_json:
         out.print_json(data=result.to_dict())
         return
-    out.print(run_table(result))
+    out.print(run_view(result))
     for line in (
         f"ask it:      {_usage(result.folder)}",
         f"evaluate it: pretune evaluate {result.folder} DATA",

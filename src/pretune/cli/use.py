@@ -56,7 +56,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model on labelled data."""
     from pretune import api
-    from pretune.render.tables import confusion_table, evaluation_table, sample_sheet
+    from pretune.render.result_views import confusion_view, evaluation_view, samples_view
 
     found = api.evaluate(
         api.load(run, options=option_pairs(options), allow_pickle=allow_pickle),
@@ -72,8 +72,8 @@ def evaluate(
     if as_json:
         out.print_json(data=found.to_dict())
         return
-    out.print(evaluation_table(found))
-    for more in (confusion_table(found.details), sample_sheet(found.details)):
+    out.print(evaluation_view(found))
+    for more in (confusion_view(found.details), samples_view(found.details)):
         if more is not None:
             out.print(more)
 
@@ -220,6 +220,6 @@ def _print_json(inputs: dict[str, Any], answer: Prediction) -> None:
 
 
 def _print_answer(inputs: dict[str, Any], answer: Prediction) -> None:
-    from pretune.render.tables import answer_text
+    from pretune.render.result_views import answer_view
 
-    to_stdout().print(answer_text(inputs, answer), soft_wrap=True)
+    to_stdout().print(answer_view(inputs, answer), soft_wrap=True)

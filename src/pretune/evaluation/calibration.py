@@ -12,8 +12,8 @@ from pretune.tasks.grading import Decision
 
 #: The least float32 above 0: the probability of what is impossible.
 TINY = 1e-38
-#: Temperatures are looked for between exp(-LIMIT) and exp(LIMIT).
-LIMIT = 5.0
+#: Temperatures are looked for between exp(-LOG_TEMPERATURE_LIMIT) and exp(LOG_TEMPERATURE_LIMIT).
+LOG_TEMPERATURE_LIMIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fit_temperature(log_p: Array, truth: Array) -> float:
     """The temperature with the lowest `nll` (Guo et al. 2017, section 4.2).
 
     The loss is convex in 1/T, so its slope there has at most one zero: found by bisection, in
-    log T. Where everything is right, the best temperature is 0, and exp(-LIMIT) is given.
+    log T. Where everything is right, the best temperature is 0 and the lower limit is given.
 
     Args:
         log_p: `[N, C]` logits, or log-probabilities, which differ by a constant a row.
@@ -71,7 +71,7 @@ def fit_temperature(log_p: Array, truth: Array) -> float:
         expected = (weights * log_p).sum(1) / weights.sum(1)
         return float((expected - picked).mean())
 
-    low, high = -LIMIT, LIMIT
+    low, high = -LOG_TEMPERATURE_LIMIT, LOG_TEMPERATURE_LIMIT
     for _ in range(60):
         middle = (low + high) / 2
         if slope(float(np.exp(middle))) < 0:
@@ -95,7 +95,7 @@ def whole_distributions(decisions: Sequence[Decision]) -> tuple[Array, Array] | 
     return np.log(np.maximum(rows, TINY)), truth
 
 
-def sharpened(log_p: Array, temperature: float) -> Array:
+def at_temperature(log_p: Array, temperature: float) -> Array:
     """`[N, C]` probabilities at a temperature."""
     scaled = log_p / temperature
     weights = np.exp(scaled - scaled.max(1, keepdims=True))

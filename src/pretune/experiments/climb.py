@@ -19,7 +19,7 @@ from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import FeatureSet
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
-from pretune.errors import DataError, RunError
+from pretune.errors import DataError, RunError, not_writable
 from pretune.experiments.ladder import (
     ORDERS,
     RUNGS,
@@ -27,7 +27,6 @@ from pretune.experiments.ladder import (
     LadderOptions,
     Note,
     RungResult,
-    not_writable,
 )
 from pretune.experiments.plan import measure_speed
 from pretune.inference.generate import TextGenerator
@@ -137,7 +136,7 @@ class Climb:
             with atomic_folder(folder) as aside:
                 save_trained(made, aside)
         except OSError as error:
-            raise not_writable(folder, error) from None
+            raise not_writable(folder, "--out FOLDER", error) from None
         return load_tokenizer(folder)
 
     def _rung(self, name: str, tokenizer: Tokenizer) -> RungResult:
@@ -261,7 +260,7 @@ class Climb:
                 save_ngram(model, aside)
                 save_trained(tokenizer, aside)
         except OSError as error:
-            raise not_writable(folder, error) from None
+            raise not_writable(folder, "--out FOLDER", error) from None
         bits, perplexity = measure(load_ngram(folder), held_out)
         return RungResult(
             name=name,

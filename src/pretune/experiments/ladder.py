@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.checkpoints.atomic_io import atomic_text, make_folder
-from pretune.errors import RunError, did_you_mean
+from pretune.errors import RunError, did_you_mean, not_writable
 
 #: The n of the n-gram model, where tokens are characters, and where they are pieces of words.
 ORDERS = {"char": 7, "bpe": 4}
@@ -196,7 +196,7 @@ class Note:
             make_folder(path.parent)
             atomic_text(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
         except OSError as error:
-            raise not_writable(path, error) from None
+            raise not_writable(path, "--out FOLDER", error) from None
 
     @classmethod
     def read(cls, path: Path) -> Note | None:
@@ -211,10 +211,3 @@ class Note:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-
-def not_writable(path: Path, error: OSError) -> RunError:
-    """The error for a path that takes nothing."""
-    return RunError(
-        f"{path}: cannot be written ({error.strerror})", "Choose another: --out FOLDER."
-    )

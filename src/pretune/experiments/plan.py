@@ -76,7 +76,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """All of it.
 
     Attributes:
@@ -135,7 +135,7 @@ class Plan:
         return {**asdict(self), "hours": self.hours}
 
 
-def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
+def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     """Work out what training a recipe takes; writes nothing, and needs no output folder.
 
     Args:
@@ -171,7 +171,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> Plan:
     # Last, as it takes the values of the model away.
     largest = max(batches, key=lambda which: int(train.lengths[which].sum()))
     memory, process = _memory(recipe, model, train.sequences(largest), validation)
-    return Plan(
+    return RunPlan(
         examples=len(train),
         validation_examples=0 if validation is None else len(validation),
         tokens_per_epoch=per_epoch,

@@ -14,7 +14,7 @@ from pretune.data.records import Records, is_missing
 from pretune.inspection.describe_counts import (
     Lengths,
     TokenCounter,
-    Unknown,
+    UnknownTokens,
     count_types,
     count_words,
     script_shares,
@@ -112,7 +112,7 @@ class Facts:
     empty_places: list[str] = field(default_factory=list)
     repeats: Repeats = field(default_factory=Repeats)
     scripts: dict[str, float] = field(default_factory=dict)
-    unknown: Unknown | None = None
+    unknown: UnknownTokens | None = None
     unknown_places: dict[str, str] = field(default_factory=dict)
 
     def truncated(self) -> dict[int, float]:

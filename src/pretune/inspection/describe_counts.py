@@ -11,7 +11,6 @@ from itertools import accumulate
 from typing import Any
 
 from pretune.data.records import is_missing
-from pretune.render.charts import Box
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: A Chinese or Japanese character counts as a word: there are no spaces to go by.
@@ -93,10 +92,6 @@ class Lengths:
         over = sum(count for length, count in self.counts.items() if length > limit)
         return over / max(self.rows, 1)
 
-    def box(self) -> Box:
-        """The quartiles, and the middle nine tenths."""
-        return Box(*(float(self.quantile(share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)))
-
     def to_dict(self) -> dict[str, float]:
         """JSON-ready."""
         shares = {"median": 0.5, "p95": 0.95, "max": 1.0, "min": 0.0}
@@ -104,7 +99,7 @@ class Lengths:
 
 
 @dataclass
-class Unknown:
+class UnknownTokens:
     """What of the texts becomes [UNK].
 
     Attributes:
@@ -134,7 +129,7 @@ class TokenCounter:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.unknown = Unknown()
+        self.unknown = UnknownTokens()
         self._engine = tokenizer.engine
         self._lost = tokenizer.special_id("unk_token")
         self._knows = cache(self._known)

@@ -18,7 +18,7 @@ from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Maps of longer texts cannot be read: a token would be a few pixels.
-MOST_DRAWN = 64
+MAX_DRAWN_TOKENS = 64
 #: One of these is in a folder with a tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "merges.txt")
 #: The length that costs are given for, unless the model has fewer positions.
@@ -26,7 +26,7 @@ USUAL_LENGTH = 128
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleTree:
     """A module of the tree, or several that are alike in all but their values.
 
     Attributes:
@@ -43,11 +43,11 @@ class Part:
     count: int
     parameters: int
     shapes: dict[str, tuple[int, ...]]
-    parts: tuple[Part, ...]
+    parts: tuple[ModuleTree, ...]
 
 
 @dataclass(frozen=True)
-class Special:
+class SpecialToken:
     """A special token: its names in the Hugging Face files, the token itself, its id."""
 
     names: tuple[str, ...]
@@ -65,11 +65,11 @@ class Vocabulary:
     """
 
     size: int
-    special: tuple[Special, ...]
+    special: tuple[SpecialToken, ...]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenSpan:
     """A token of a text: its id, and from which character to which it stands for.
 
     Attributes:
@@ -110,7 +110,7 @@ class Inspection:
     positions: int | None
     parameters: int
     components: dict[str, int]
-    tree: Part
+    tree: ModuleTree
     flops: Flops
     memory: Memory
     vocabulary: Vocabulary | None
@@ -144,7 +144,7 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
             f"--length {length}: the model has {positions} positions", f"Use at most {positions}."
         )
     found = components(model)
-    tokenizer = tokenizer_of(outline)
+    tokenizer = folder_tokenizer(outline)
     return Inspection(
         source=outline.name,
         family=outline.family.model_type,
@@ -152,7 +152,7 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
         positions=positions,
         parameters=sum(found.values()),
         components=found,
-        tree=part_of(model),
+        tree=module_tree(model),
         flops=count_flops(model, length),
         # Last, as it leaves the model in another mode.
         memory=estimate_memory(model, batch, length),
@@ -175,20 +175,20 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def part_of(module: nn.Module, name: str = "") -> Part:
+def module_tree(module: nn.Module, name: str = "") -> ModuleTree:
     """The tree of modules that hold parameters, neighbours that are alike folded into one."""
-    parts: list[Part] = []
+    parts: list[ModuleTree] = []
     for child_name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
-            parts += _folded(child_name, [part_of(one) for one in child])
+            parts += _folded(child_name, [module_tree(one) for one in child])
         elif _count(child):
-            parts.append(part_of(child, child_name))
+            parts.append(module_tree(child, child_name))
     own = module.named_parameters(recurse=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in own}
-    return Part(name, type(module).__name__, 1, _count(module), shapes, tuple(parts))
+    return ModuleTree(name, type(module).__name__, 1, _count(module), shapes, tuple(parts))
 
 
-def _folded(name: str, parts: list[Part]) -> Iterable[Part]:
+def _folded(name: str, parts: list[ModuleTree]) -> Iterable[ModuleTree]:
     start = 0
     for _, group in groupby(parts):
         alike = list(group)
@@ -198,7 +198,7 @@ def _folded(name: str, parts: list[Part]) -> Iterable[Part]:
         start = last + 1
 
 
-def tokenizer_of(outline: Outline) -> Tokenizer | None:
+def folder_tokenizer(outline: Outline) -> Tokenizer | None:
     """The tokenizer in a model's folder, or None where there is none.
 
     Raises:
@@ -216,7 +216,7 @@ def needed_tokenizer(outline: Outline) -> Tokenizer:
     Raises:
         CheckpointError: none there, or damaged.
     """
-    tokenizer = tokenizer_of(outline)
+    tokenizer = folder_tokenizer(outline)
     if tokenizer is None:
         raise CheckpointError(
             f"{outline.name}: no tokenizer here, so a text cannot be cut into tokens",
@@ -236,21 +236,22 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         if token.special:
             names.setdefault(index, [])
     special = tuple(
-        Special(tuple(names[index]), tokenizer.tokens([index])[0], index) for index in sorted(names)
+        SpecialToken(tuple(names[index]), tokenizer.tokens([index])[0], index)
+        for index in sorted(names)
     )
     return Vocabulary(tokenizer.vocab_size, special)
 
 
-def pieces_of(tokenizer: Tokenizer, text: str) -> list[Piece]:
+def token_spans(tokenizer: Tokenizer, text: str) -> list[TokenSpan]:
     """What the tokenizer makes of a text, special tokens included, however long it is."""
     (encoded,) = tokenizer.encode([text])
     pieces = tokenizer.tokens(encoded.ids)
     found = []
     for piece, index, (start, end) in zip(pieces, encoded.ids, encoded.offsets, strict=True):
         if start == end:
-            found.append(Piece(piece, index, None, None, ""))
+            found.append(TokenSpan(piece, index, None, None, ""))
         else:
-            found.append(Piece(piece, index, start, end, text[start:end]))
+            found.append(TokenSpan(piece, index, start, end, text[start:end]))
     return found
 
 
@@ -270,7 +271,7 @@ def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
     """
     (encoded,) = bundle.tokenizer.encode([text])
     count = len(encoded.ids)
-    most = min(MOST_DRAWN, bundle.backbone.config.size("max_position_embeddings"))
+    most = min(MAX_DRAWN_TOKENS, bundle.backbone.config.size("max_position_embeddings"))
     if not 0 < count <= most:
         raise DataError(
             f"--attention: the text has {count} tokens, a map can be drawn of 1 to {most}",

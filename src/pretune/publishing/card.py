@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pretune.publishing.card_data import PIPELINES, CardFacts, DataSource, metadata
-from pretune.render.markdown import fenced, plain, table
-from pretune.render.tables import MOST_CLASSES
+from pretune.render.escaping import fenced, for_markdown
+from pretune.render.grid import Grid
+from pretune.render.result_views import MAX_CONFUSION_CLASSES
 from pretune.tasks.base import ReadsWindows
 from pretune.tasks.question_answering.answer import THRESHOLD
 
@@ -21,7 +22,7 @@ def model_card(facts: CardFacts) -> str:
     """The text of README.md; whatever comes from data or from people is escaped."""
     parts = [
         f"---\n{metadata(facts)}\n---",
-        f"# {plain(facts.repo.partition('/')[2])}",
+        f"# {for_markdown(facts.repo.partition('/')[2])}",
         *_purpose(facts),
         *_use(facts),
         *_results(facts),
@@ -35,9 +36,11 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
     labels = len(facts.labels)
     reads = " and ".join(facts.task.inputs.values())
     if labels:
-        does = f"This model reads {plain(reads)} and gives one of {labels:,} labels."
+        does = f"This model reads {for_markdown(reads)} and gives one of {labels:,} labels."
     else:
-        does = f"This model reads {plain(reads)}; its task is {plain(facts.task.name)}."
+        does = (
+            f"This model reads {for_markdown(reads)}; its task is {for_markdown(facts.task.name)}."
+        )
     if facts.task.name == "answer":
         does = "This model finds the answer to a question in a passage."
     if facts.task.name == "tag":
@@ -52,17 +55,17 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
         does = "This model finds the words that fit the gaps of a text."
     opens = "transformers opens it too" if facts.in_transformers else "pretune opens it"
     yield (
-        f"{does} It is a {plain(facts.architecture)} with {facts.parameters:,} parameters, "
+        f"{does} It is a {for_markdown(facts.architecture)} with {facts.parameters:,} parameters, "
         f"saved by pretune; {opens}."
     )
     if facts.recipe is not None and facts.recipe.description:
-        yield f"In the words of its recipe: {plain(facts.recipe.description)}"
+        yield f"In the words of its recipe: {for_markdown(facts.recipe.description)}"
     shown = facts.labels[:MOST_ROWS]
     if shown and not facts.details.get("per_class"):
         yield "## Labels"
         if labels > MOST_ROWS:
             yield f"The first {MOST_ROWS} of them:"
-        yield table(["label", "number"], [(label, i) for i, label in enumerate(shown)])
+        yield Grid(["label", "number"], [(label, i) for i, label in enumerate(shown)]).markdown()
 
 
 def _use(facts: CardFacts) -> Iterator[str]:
@@ -126,15 +129,15 @@ def _results(facts: CardFacts) -> Iterator[str]:
     chosen = "" if best is None else f", after {best:,} updates"
     yield f"Of the best checkpoint{chosen}, on {_source(facts.validation)}{size}:"
     rows = [(facts.metric_title(name), f"{value:.4f}") for name, value in facts.metrics.items()]
-    yield table(["metric", "value"], rows)
+    yield Grid(["metric", "value"], rows).markdown()
     classes: Mapping[str, Mapping[str, float]] = facts.details.get("per_class") or {}
     if classes:
         names = ("precision", "recall", "f1")
         most = list(classes.items())[:MOST_ROWS]
-        yield table(
+        yield Grid(
             ["label", "precision", "recall", "F1", "examples"],
             [(k, *(f"{v[n]:.4f}" for n in names), f"{v['support']:,.0f}") for k, v in most],
-        )
+        ).markdown()
         if len(classes) > MOST_ROWS:
             yield f"These are the first {MOST_ROWS} of {len(classes):,} labels."
     yield from _confusion(facts.details)
@@ -142,10 +145,10 @@ def _results(facts: CardFacts) -> Iterator[str]:
 
 def _confusion(details: Mapping[str, Any]) -> Iterator[str]:
     labels, rows = details.get("labels") or [], details.get("confusion") or []
-    if not 1 < len(labels) <= MOST_CLASSES or len(rows) != len(labels):
+    if not 1 < len(labels) <= MAX_CONFUSION_CLASSES or len(rows) != len(labels):
         return
     yield "Rows are the truth, columns the model's answers:"
-    yield table(["", *labels], [(k, *row) for k, row in zip(labels, rows, strict=True)])
+    yield Grid(["", *labels], [(k, *row) for k, row in zip(labels, rows, strict=True)]).markdown()
 
 
 def _measured(facts: CardFacts) -> int | None:
@@ -160,7 +163,7 @@ def _measured(facts: CardFacts) -> int | None:
 
 def _source(source: DataSource) -> str:
     where = "from the Hugging Face Hub" if source.on_hub else "a local file"
-    named = f"{plain(source.shown)} ({where})"
+    named = f"{for_markdown(source.shown)} ({where})"
     if source.held_back is None:
         return named
     return f"{source.held_back * 100:g}% of {named}, held back from training"
@@ -174,11 +177,13 @@ def _origin(facts: CardFacts) -> Iterator[str]:
         return
     lines = [f"- Data: {_source(facts.training)}."]
     if facts.base is not None:
-        lines.append(f"- Started from: {plain(facts.base)}.")
+        lines.append(f"- Started from: {for_markdown(facts.base)}.")
     if (steps := facts.result.get("steps")) is not None:
         lines.append(f"- {steps:,} updates, seed {recipe.seed}.")
     environment = facts.result.get("environment") or {}
-    versions = [f"{_VERSIONS[k]} {plain(environment[k])}" for k in _VERSIONS if k in environment]
+    versions = [
+        f"{_VERSIONS[k]} {for_markdown(environment[k])}" for k in _VERSIONS if k in environment
+    ]
     if versions:
         lines.append(f"- Versions: {', '.join(versions)}.")
     yield "\n".join(lines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pretune.recipe.recipe import Recipe
-from pretune.render.markdown import one_line
+from pretune.render.escaping import one_line
 from pretune.tasks.base import AnyTask
 
 if TYPE_CHECKING:

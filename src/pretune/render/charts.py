@@ -1,4 +1,4 @@
-"""What all pictures share: figures without a screen, fonts for every script, bars and boxes."""
+"""Figures drawn without a screen, with fonts for every script; bar charts and box charts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pretune.checkpoints.atomic_io import atomic_file, make_folder
-from pretune.errors import RunError
-from pretune.render.markdown import one_line
+from pretune.errors import not_writable
+from pretune.render.escaping import one_line, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
-#: Fonts for what matplotlib's own font lacks (Chinese, Japanese, Korean), where installed.
+#: Fonts for the scripts that matplotlib's own font lacks (Chinese, Japanese, Korean).
 FALLBACK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -50,19 +50,19 @@ FALLBACK_FONTS = (
 )
 OWN_FONT = "DejaVu Sans"
 DPI = 150
-#: In the gid of a text of a figure: the label that it stands for, which no font here can draw.
+#: Prefix of the gid of a text in a figure; the rest is the label that no font here can draw.
 STANDS_FOR = "label:"
-#: Longer labels push the chart itself aside.
+#: Characters of a label; a longer one would push the chart itself aside.
 LONGEST_LABEL = 24
-#: Of charts, in inches: as wide as a page, and so much for each label and each bar at it.
+#: Inches: the width of a chart, the height of a label, of each bar beside it, and of the margins.
 WIDTH, LABEL_HEIGHT, BAR_HEIGHT, MARGINS = 7.0, 0.12, 0.2, 0.8
-#: Distinct also without colours, by their lightness (of Okabe and Ito's palette).
+#: Colours of Okabe and Ito's palette whose lightness tells them apart in black and white too.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
 @dataclass(frozen=True)
 class Box:
-    """One box of `box_chart`: the middle half of some values, and how far the others go."""
+    """A box of `box_chart`: the quartiles of some values, and the range that its whiskers span."""
 
     low: float
     first_quartile: float
@@ -72,7 +72,12 @@ class Box:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, drawn without a screen whatever MPLBACKEND says."""
+    """Make an empty figure that needs no screen, whatever MPLBACKEND is.
+
+    Args:
+        width: in inches.
+        height: in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,19 +87,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """The bytes of a PNG of a figure."""
-    held = io.BytesIO()
-    figure.savefig(held, format="png")
-    return held.getvalue()
+    """Draw a figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
-    """Write a picture; it is there only when all of it is on the disk.
+    """Write a figure as a PNG file, which appears only when it is complete.
 
     Args:
-        figure: to write.
-        path: the PNG.
-        option: of the command line, that says where.
+        figure: the figure.
+        path: the PNG file.
+        option: the command-line option that named the file, for the error.
 
     Raises:
         RunError: the file cannot be written.
@@ -107,7 +112,7 @@ def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
 
 
 def write_pngs(figures: Mapping[str, Figure], folder: Path, option: str = "--png") -> list[Path]:
-    """Write pictures into a folder, which is made: each as `NAME.png`.
+    """Write each figure as `NAME.png` into a folder, which is made if need be.
 
     Raises:
         RunError: one cannot be written.
@@ -122,20 +127,13 @@ def write_pngs(figures: Mapping[str, Figure], folder: Path, option: str = "--png
     return paths
 
 
-def not_writable(path: Path, option: str, error: OSError) -> RunError:
-    """What to say of a file that cannot be written, where that option says."""
-    return RunError(
-        f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
-    )
-
-
 @lru_cache(maxsize=1)
 def font_families() -> list[str]:
-    """The font of matplotlib, then those of `FALLBACK_FONTS` that this machine has."""
+    """List matplotlib's own font, then those of `FALLBACK_FONTS` that are installed."""
     from matplotlib.font_manager import fontManager
 
-    there = {font.name for font in fontManager.ttflist}
-    return [OWN_FONT, *(name for name in FALLBACK_FONTS if name in there)]
+    installed = {font.name for font in fontManager.ttflist}
+    return [OWN_FONT, *(name for name in FALLBACK_FONTS if name in installed)]
 
 
 @lru_cache(maxsize=1)
@@ -149,34 +147,33 @@ def _drawable() -> frozenset[int]:
 
 
 def can_draw(text: str) -> bool:
-    """Whether the fonts of this machine have all characters of a text."""
+    """Tell whether the installed fonts have all characters of a text."""
     return all(ord(character) in _drawable() for character in text)
 
 
 def readable(tokens: Sequence[str]) -> list[str]:
-    """The tokens; a character that no font here can draw becomes its number, e.g. `U+597D`."""
+    """Replace characters that no installed font has by their code points, such as `U+597D`."""
     drawable = _drawable()
     return ["".join(c if ord(c) in drawable else f"U+{ord(c):04X}" for c in t) for t in tokens]
 
 
 def chart_labels(labels: Sequence[str]) -> list[str]:
-    """Labels as a chart can show them: on one line and cut; `#3` for a third that has no glyphs.
+    """Shorten labels for a chart; a third label that no installed font can draw becomes `#3`.
 
-    A row of code points would be as unreadable as empty boxes: whoever shows the chart has the
-    labels in a table beside it, in the same order (see `undrawable`).
+    A row of code points would be as unreadable as empty boxes. A table beside the chart holds the
+    labels in the same order (see `undrawable`).
     """
     lines = map(cut_label, labels)
     return [line if can_draw(line) else f"#{n}" for n, line in enumerate(lines, start=1)]
 
 
 def cut_label(label: str) -> str:
-    """A label on one line, and cut."""
-    line = one_line(label)
-    return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…"
+    """Put a label on one line and shorten it."""
+    return shortened(one_line(label), LONGEST_LABEL)
 
 
 def stand_for(text: Text, label: str) -> None:
-    """Remember what a text of a figure stands for: a browser may have fonts that are not here."""
+    """Store with a text the label that it stands for: a browser may have the fonts for it."""
     text.set_parse_math(False)  # a label may be "$"
     if text.get_text() != cut_label(label):
         text.set_gid(STANDS_FOR + cut_label(label))
@@ -186,10 +183,10 @@ def label_ticks(axis: Axis, labels: Sequence[str], shown: Sequence[str], **style
     """Put labels at 0, 1, 2, ... of an axis.
 
     Args:
-        axis: of some axes.
-        labels: what is meant.
-        shown: what this machine can draw of it, by `chart_labels` or `readable`.
-        style: of the texts.
+        axis: the axis.
+        labels: the labels themselves.
+        shown: what can be drawn of each with the installed fonts (`chart_labels`, `readable`).
+        style: text properties of matplotlib.
     """
     axis.set_ticks(range(len(labels)), shown, family=font_families(), **style)
     for text, label in zip(axis.get_ticklabels(), labels, strict=True):
@@ -197,7 +194,7 @@ def label_ticks(axis: Axis, labels: Sequence[str], shown: Sequence[str], **style
 
 
 def undrawable(labels: Sequence[str]) -> str | None:
-    """What to tell people about labels that became numbers in a chart; None where none did."""
+    """Explain that labels became numbers in a chart; None if none did."""
     if all(can_draw(one_line(label)) for label in labels):
         return None
     return (
@@ -208,16 +205,16 @@ def undrawable(labels: Sequence[str]) -> str | None:
 
 
 def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis: str) -> Figure:
-    """Lying bars, first label on top; several series side by side, with a legend.
+    """Draw horizontal bars, the first label on top; several series get a legend.
 
     Args:
-        labels: one for each bar of a series.
-        series: values by the name of the series.
-        axis: what the values are.
+        labels: a label for each bar of a series.
+        series: the values by the name of their series.
+        axis: the title of the value axis.
     """
 
-    def draw(axes: Axes, lie: _Place, values: Sequence[float]) -> None:
-        bars = axes.barh(lie.middles, values, lie.thickness, color=lie.colour)
+    def draw(axes: Axes, place: _Place, values: Sequence[float]) -> None:
+        bars = axes.barh(place.middles, values, place.thickness, color=place.colour)
         axes.bar_label(bars, [f"{value:,.4g}" for value in values], padding=3, fontsize=8)
         axes.margins(x=0.12)
 
@@ -225,15 +222,16 @@ def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis
 
 
 def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: str) -> Figure:
-    """Lying boxes, first label on top: quartiles, the median as a line, and the whole range.
+    """Draw horizontal boxes, the first label on top: quartiles, the median as a line, whiskers.
 
     Args:
-        labels: one for each box of a series.
-        series: boxes by the name of the series.
-        axis: what the values are.
+        labels: a label for each box of a series.
+        series: the boxes by the name of their series.
+        axis: the title of the value axis.
     """
 
-    def draw(axes: Axes, lie: _Place, boxes: Sequence[Box]) -> None:
+    def draw(axes: Axes, place: _Place, boxes: Sequence[Box]) -> None:
+        # The statistics that matplotlib would compute itself from raw values.
         stats = [
             {
                 "whislo": box.low,
@@ -246,13 +244,13 @@ def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: 
         ]
         axes.bxp(
             stats,
-            positions=lie.middles,
-            widths=0.8 * lie.thickness,
+            positions=place.middles,
+            widths=0.8 * place.thickness,
             orientation="horizontal",
             showfliers=False,
             manage_ticks=False,
             patch_artist=True,
-            boxprops={"facecolor": lie.colour, "alpha": 0.6},
+            boxprops={"facecolor": place.colour, "alpha": 0.6},
             medianprops={"color": "black"},
         )
 
@@ -261,7 +259,7 @@ def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a series lies at the labels, and how thick and in which colour."""
+    """Where the bars of a series lie beside the labels, their thickness and their colour."""
 
     middles: list[float]
     thickness: float
@@ -274,7 +272,7 @@ def _chart(
     axis: str,
     draw: Callable[[Axes, _Place, Sequence[S]], None],
 ) -> Figure:
-    """Several series side by side, each drawn by `draw`."""
+    """Make a figure and let `draw` draw each series into it, beside the others at each label."""
     count = len(series)
     height = len(labels) * (LABEL_HEIGHT + BAR_HEIGHT * count) + MARGINS
     figure = new_figure(WIDTH, height)
@@ -284,18 +282,14 @@ def _chart(
         middles = [row + (i - (count - 1) / 2) * thickness for row in range(len(labels))]
         draw(axes, _Place(middles, thickness, COLOURS[i % len(COLOURS)]), values)
     axes.set_xlim(left=0)
-    _finish(axes, labels, axis)
-    if count > 1:
-        _legend(axes, list(series))
-    return figure
-
-
-def _finish(axes: Axes, labels: Sequence[str], axis: str) -> None:
     label_ticks(axes.yaxis, labels, chart_labels(labels))
-    axes.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
+    axes.set_ylim(len(labels) - 0.4, -0.6)  # the first label on top
     axes.set_xlabel(axis)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+    if count > 1:
+        _legend(axes, list(series))
+    return figure
 
 
 def _legend(axes: Axes, names: Sequence[str]) -> None:

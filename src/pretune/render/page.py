@@ -1,27 +1,26 @@
-"""One HTML file that needs nothing else: no network, no script but its own, pictures inside."""
+"""Build one HTML file that needs nothing else: no network, pictures inside, one script at most."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from typing_extensions import override
+
+from pretune.render.escaping import for_html
 from pretune.render.svg import figure_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What a browser is told as well: load nothing, run nothing (but what `page` names), send nothing.
+#: Content security policy: the browser loads and sends nothing, and runs only what `page` adds.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
-#: A cell of so many characters stays on one line.
-SHORT = 24
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d8dde3;
   --strong: #8a94a0; --soft: #f4f6f8; --faint: #4a5561; --link: #0b5cad; }
@@ -59,80 +58,44 @@ th[aria-sort=ascending] button::after { content: " \\2191"; }
 """
 
 
+class PagePart(Protocol):
+    """Anything that can stand in a section of a page, such as a `Grid`."""
+
+    def html(self) -> str:
+        """Write the part as HTML, with all text from data escaped."""
+
+
 @dataclass(frozen=True)
-class Paragraph:
-    """Some sentences."""
+class Paragraph(PagePart):
+    """A paragraph of plain text."""
 
     text: str
 
+    @override
     def html(self) -> str:
-        """As HTML, escaped."""
-        return f"<p>{escaped(self.text)}</p>"
+        return f"<p>{for_html(self.text)}</p>"
 
 
 @dataclass(frozen=True)
-class Code:
-    """Text whose lines and spaces count."""
+class Code(PagePart):
+    """Preformatted text, whose lines and spaces are kept."""
 
     text: str
 
+    @override
     def html(self) -> str:
-        """As HTML, escaped."""
-        return f"<pre>{escaped(self.text)}</pre>"
+        return f"<pre>{for_html(self.text)}</pre>"
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of text.
+class Picture(PagePart):
+    """A chart.
 
     Attributes:
-        header: names of the columns.
-        rows: as many cells each.
-        caption: above it.
-        numbers: which columns (0-based) are numbers, set to the right.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    caption: str = ""
-    numbers: Sequence[int] = ()
-
-    def html(self) -> str:
-        """As HTML, escaped."""
-        caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
-        head = "".join(
-            f'<th scope="col"{self._kind(i)}>{escaped(name)}</th>'
-            for i, name in enumerate(self.header)
-        )
-        body = "\n".join(
-            "<tr>"
-            + "".join(
-                f"<td{self._kind(i, cell)}><bdi>{escaped(cell)}</bdi></td>"
-                for i, cell in enumerate(row)
-            )
-            + "</tr>"
-            for row in self.rows
-        )
-        return (
-            f'<div class="table"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
-            f"<tbody>\n{body}\n</tbody></table></div>"
-        )
-
-    def _kind(self, column: int, cell: object = "") -> str:
-        if column in self.numbers:
-            return ' class="number"'
-        return "" if len(str(cell)) > SHORT else ' class="short"'
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture.
-
-    Attributes:
-        figure: what is drawn.
-        alt: what it shows, for who cannot see it.
-        caption: below it.
-        name: of its file, where it is written as one.
+        figure: the chart itself.
+        alt: a description for those who cannot see it.
+        caption: text below it.
+        name: stem of the file name where it is written as a file.
     """
 
     figure: Figure
@@ -140,58 +103,54 @@ class Picture:
     caption: str = ""
     name: str = ""
 
+    @override
     def html(self) -> str:
-        """As HTML, the picture inside: an image of its own, so that nothing in it can run."""
+        # An image rather than inline SVG, so that nothing in it can run.
         data = base64.b64encode(figure_svg(self.figure).encode("utf-8")).decode("ascii")
-        caption = f"<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
+        caption = f"<figcaption>{for_html(self.caption)}</figcaption>" if self.caption else ""
         source = f"data:image/svg+xml;base64,{data}"
-        return f'<figure><img src="{source}" alt="{escaped(self.alt)}">{caption}</figure>'
-
-
-class Part(Protocol):
-    """Something that stands in a section."""
-
-    def html(self) -> str:
-        """As HTML, escaped."""
+        return f'<figure><img src="{source}" alt="{for_html(self.alt)}">{caption}</figure>'
 
 
 @dataclass(frozen=True)
-class Folded:
-    """A part that is seen after a click."""
+class Folded(PagePart):
+    """A part that is hidden until its summary is clicked."""
 
     summary: str
-    part: Part
+    part: PagePart
 
+    @override
     def html(self) -> str:
-        """As HTML, escaped."""
-        return f"<details><summary>{escaped(self.summary)}</summary>{self.part.html()}</details>"
+        return f"<details><summary>{for_html(self.summary)}</summary>{self.part.html()}</details>"
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it."""
+class PageSection:
+    """A heading and the parts below it."""
 
     heading: str
-    parts: Sequence[Part]
+    parts: Sequence[PagePart]
 
 
-def page(title: str, sections: Sequence[Section], script: str = "") -> str:
-    """A whole HTML page: safe to open whatever the data has in it.
+def page(title: str, sections: Sequence[PageSection], script: str = "") -> str:
+    """Build a whole HTML page that is safe to open whatever text its sections hold.
 
     Args:
-        title: of the page.
-        sections: in order; a page of several begins with links to them.
-        script: the only one that may run, at the end of the page; of ours, never from the data.
+        title: the title and main heading.
+        sections: the sections in order; a page with several begins with links to them.
+        script: the only script that the browser may run; it must not contain text from data.
     """
+    # The policy names our script by its digest, so that no other can run.
     policy, ending = _POLICY, ""
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
         policy = f"{_POLICY}; script-src 'sha256-{digest}'"
         ending = f"<script>{script}</script>\n"
-    links = "".join(f'<a href="#s{i}">{escaped(s.heading)}</a>' for i, s in enumerate(sections))
+    # Sections are linked from the top by their numbers: headings may hold any text.
+    links = "".join(f'<a href="#s{i}">{for_html(s.heading)}</a>' for i, s in enumerate(sections))
     contents = f"<nav>{links}</nav>\n" if len(sections) > 1 else ""
     body = "\n".join(
-        f'<section id="s{i}"><h2>{escaped(section.heading)}</h2>\n'
+        f'<section id="s{i}"><h2>{for_html(section.heading)}</h2>\n'
         + "\n".join(part.html() for part in section.parts)
         + "\n</section>"
         for i, section in enumerate(sections)
@@ -200,18 +159,6 @@ def page(title: str, sections: Sequence[Section], script: str = "") -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escaped(title)}</h1>\n{contents}{body}\n{ending}</body>\n</html>\n"
+        f"<title>{for_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{for_html(title)}</h1>\n{contents}{body}\n{ending}</body>\n</html>\n"
     )
-
-
-def escaped(text: object) -> str:
-    """A text as HTML shows it; characters that HTML must not have become U+FFFD."""
-    return html.escape("".join(map(_allowed, str(text))), quote=True)
-
-
-def _allowed(character: str) -> str:
-    if character in "\n\t":
-        return character
-    # Control characters and halves of pairs cannot be written in HTML at all (HTML, 13.2.3.5).
-    return "\ufffd" if unicodedata.category(character) in {"Cc", "Cs"} else character

@@ -1,103 +1,89 @@
-"""Everything about a trained model on one page."""
+"""Report on a trained model: one HTML page with its training, its mistakes and every example."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from typing_extensions import override
+
 from pretune.checkpoints.atomic_io import atomic_text
-from pretune.errors import RunError
-from pretune.evaluation.examine import Examined
-from pretune.evaluation.explain import Explained
-from pretune.render.charts import not_writable, undrawable, write_pngs
-from pretune.render.course import Course
-from pretune.render.page import Code, Folded, Paragraph, Picture, Section, page
-from pretune.render.report_examples import SCRIPT, ExampleTable
-from pretune.render.report_explained import explained_section
-from pretune.render.report_sections import (
-    calibration_section,
-    class_section,
-    figures_section,
-    length_section,
-    mistake_section,
-    score_section,
+from pretune.data.arrays import Array
+from pretune.errors import RunError, not_writable
+from pretune.evaluation.calibration import (
+    LOG_TEMPERATURE_LIMIT,
+    Reliability,
+    at_temperature,
+    fit_temperature,
+    nll,
+    reliability,
+    whole_distributions,
 )
+from pretune.evaluation.examine import Examined, Example
+from pretune.evaluation.explain import Explained
+from pretune.experiments.history import TrainingHistory
+from pretune.render.attention_maps import attention_chart
+from pretune.render.charts import bar_chart, undrawable, write_pngs
+from pretune.render.escaping import for_html, shortened
+from pretune.render.example_table import SCRIPT, ExampleTable
+from pretune.render.grid import Grid
+from pretune.render.page import Code, Folded, PagePart, PageSection, Paragraph, Picture, page
+from pretune.render.report_charts import (
+    confusion_chart,
+    history_chart,
+    reliability_chart,
+    scatter_chart,
+)
+from pretune.tasks.base import ReadsStream
+from pretune.tasks.grading import Decision, Mistake
+
+#: Rows of the tables of mistakes, and characters of each text in them.
+MISTAKE_ROWS, MISTAKE_LENGTH = 25, 300
+#: Groups of examples by length.
+LENGTH_GROUPS = 6
+#: A confusion matrix of more classes cannot be read.
+MAX_CONFUSION_CLASSES = 60
+#: Shown in the place of no entities, or no labels.
+NOTHING = "(none)"
 
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What a report is made of.
+    """Everything that a report is made of.
 
     Attributes:
-        name: of the run.
-        examined: all examples.
-        recipe: as YAML; None where the model is no run of ours.
-        course: of the training.
-        explained: attributions of some of them, by their numbers.
-        fitted: the examples that the temperature is fitted on; None: the same ones.
+        name: name of the run.
+        examined: all examples with the model's answers.
+        recipe: the recipe as YAML; None if the model does not come from a run of pretune.
+        history: the metrics over the training.
+        explained: attributions of some examples, by the number of the example.
+        fitted: examples to fit the temperature on; None: `examined` itself.
     """
 
     name: str
     examined: Examined
     recipe: str | None = None
-    course: Course = field(default_factory=lambda: Course({}))
+    history: TrainingHistory = field(default_factory=TrainingHistory)
     explained: Mapping[int, Explained] = field(default_factory=dict)
     fitted: Examined | None = None
 
 
-def report_sections(facts: ReportFacts) -> list[Section]:
-    """What stands on the page; what there is nothing to say of is left out."""
-    examined = facts.examined
-    recipe = None if facts.recipe is None else Section("Recipe", [Code(facts.recipe)])
-    found = [
-        figures_section(examined),
-        _course_section(facts.course),
-        class_section(examined),
-        score_section(examined),
-        calibration_section(examined, facts.fitted),
-        mistake_section(examined),
-        length_section(examined),
-        Section("Every example", [Paragraph(_LOSSES), ExampleTable(examined)]),
-        explained_section(examined, facts.explained),
-        recipe,
-    ]
-    return [section for section in found if section is not None]
-
-
-_LOSSES = (
-    "Those with the highest loss first: they are often wrong labels. A click on a heading sorts. "
-    "Losses are means over the terms of an example, in nats (of scores: squared errors), without "
-    "label smoothing, z-loss and weights."
-)
-
-
-def _course_section(course: Course) -> Section | None:
-    if not course.curves:
-        return None
-    from pretune.render.report_charts import course_chart
-
-    picture = Picture(course_chart(course), "figures over the updates", name="training")
-    return Section("Training", [picture])
-
-
-def font_note(facts: ReportFacts) -> str | None:
-    """What to tell people where pictures cannot show all labels."""
-    return undrawable(facts.examined.details.get("labels", []))
-
-
 def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
-    """See before the work whether what it leads to can be written.
+    """Check before the work starts that its results can be written.
 
     Raises:
-        RunError: it cannot, or is there already.
+        RunError: a path cannot be written, or exists already.
     """
     if output.is_dir():
         raise RunError(f"{output}: is a folder", "Name a file: --output report.html")
     if output.exists() and not overwrite:
-        raise RunError(f"{output}: is there already", "Add --overwrite, or name another --output.")
+        raise RunError(f"{output}: exists already", "Add --overwrite, or name another --output.")
     if not output.resolve().parent.is_dir():
-        raise RunError(f"{output}: there is no such folder", "Make it, or name another --output.")
+        raise RunError(f"{output}: no such folder", "Make it, or name another --output.")
     if png is not None:
         there = next(place for place in (png, *png.resolve().parents) if place.exists())
         if not there.is_dir():
@@ -105,7 +91,12 @@ def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
 
 
 def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> None:
-    """Write the page, and its pictures into a folder.
+    """Write a report.
+
+    Args:
+        facts: what the report is made of.
+        output: the HTML file.
+        png: a folder for the pictures as PNG files.
 
     Raises:
         RunError: a file cannot be written.
@@ -115,9 +106,288 @@ def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> N
     if png is not None:
         parts = [part for section in sections for part in section.parts]
         parts = [part.part if isinstance(part, Folded) else part for part in parts]
-        pictures = {part.name: part.figure for part in parts if isinstance(part, Picture)}
-        write_pngs(pictures, png)
+        write_pngs({part.name: part.figure for part in parts if isinstance(part, Picture)}, png)
     try:
         atomic_text(output, text)
     except OSError as error:
         raise not_writable(output, "--output", error) from None
+
+
+def font_note(facts: ReportFacts) -> str | None:
+    """Explain which labels the pictures cannot show; None if they show all."""
+    return undrawable(facts.examined.details.get("labels", []))
+
+
+def report_sections(facts: ReportFacts) -> list[PageSection]:
+    """Make the sections of a report, leaving out those that would be empty."""
+    examined = facts.examined
+    losses = (
+        "Those with the highest loss first: they are often wrong labels. A click on a heading "
+        "sorts. Losses are means over the terms of an example, in nats (of scores: squared "
+        "errors), without label smoothing, z-loss and weights."
+    )
+    sections = [
+        _metrics_section(examined),
+        _training_section(facts.history),
+        _class_section(examined),
+        _score_section(examined),
+        calibration_section(examined, facts.fitted),
+        _mistake_section(examined),
+        _length_section(examined),
+        PageSection("Every example", [Paragraph(losses), ExampleTable(examined)]),
+        _explained_section(examined, facts.explained),
+        None if facts.recipe is None else PageSection("Recipe", [Code(facts.recipe)]),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _metrics_section(examined: Examined) -> PageSection:
+    rows = [(name, f"{value:.4f}") for name, value in examined.metrics.items()]
+    report = examined.bundle.report
+    text = (
+        f"{len(examined.examples):,} examples from {examined.records.origin}, answered by "
+        f"{report.source if report else 'a model'} ({examined.task.name})."
+    )
+    return PageSection("Figures", [Paragraph(text), Grid(("", "value"), rows)])
+
+
+def _training_section(history: TrainingHistory) -> PageSection | None:
+    if not history.curves:
+        return None
+    picture = Picture(history_chart(history), "figures over the updates", name="training")
+    return PageSection("Training", [picture])
+
+
+def _class_section(examined: Examined) -> PageSection | None:
+    """Show the metrics of each class, and the confusion matrix if classes exclude each other."""
+    classes = examined.details.get("per_class")
+    if not classes:
+        return None
+    names = list(next(iter(classes.values())))
+    rows = [(label, *(_number(own[name]) for name in names)) for label, own in classes.items()]
+    parts: list[PagePart] = [Grid(("label", *names), rows)]
+    if "confusion" in examined.details:
+        parts += _confusion(examined.details["labels"], examined.details["confusion"])
+    return PageSection("Classes", parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[PagePart]:
+    if len(labels) > MAX_CONFUSION_CLASSES:
+        text = f"A confusion matrix of {len(labels)} labels cannot be read; see the mistakes."
+        return [Paragraph(text)]
+    caption = "Confusion matrix: rows are the truth and add up to 100%; the counts are below."
+    chart = Picture(confusion_chart(labels, matrix), "confusion matrix", caption, "confusion")
+    counts = [
+        (label, *(f"{n:,}" for n in row), f"{sum(row):,}")
+        for label, row in zip(labels, matrix, strict=True)
+    ]
+    return [chart, Grid(("truth \\ answer", *labels, "all"), counts, "Counts")]
+
+
+def _score_section(examined: Examined) -> PageSection | None:
+    """Plot true scores against answers, if answers are numbers that are neither right nor wrong."""
+    grades = [example.grade for example in examined.examples]
+    if any(grade.right is not None for grade in grades):
+        return None
+    try:
+        pairs = [(float(grade.truth), float(grade.answer)) for grade in grades]
+    except ValueError:
+        return None
+    truth, answers = zip(*pairs, strict=True)
+    chart = scatter_chart(truth, answers)
+    return PageSection("Scores", [Picture(chart, "true scores and answers", name="scores")])
+
+
+def calibration_section(examined: Examined, fitted: Examined | None) -> PageSection | None:
+    """Show whether the model is right as often as it is sure, as it is and with a temperature.
+
+    Args:
+        examined: the examples to judge.
+        fitted: the examples that the temperature is fitted on; None: `examined` itself.
+    """
+    decisions = _decisions(examined)
+    if not decisions:
+        return None
+    right = [decision.right for decision in decisions]
+    now = reliability([decision.confidence for decision in decisions], right)
+    series = {"as it is": now}
+    what = "answers" if len(decisions) == len(examined.examples) else "decisions"
+    parts: list[PagePart] = [
+        Paragraph(f"Expected calibration error of {len(decisions):,} {what}: {now.ece:.4f}.")
+    ]
+    # A temperature needs the probabilities of all possible answers, not only of the given one.
+    here = whole_distributions(decisions)
+    there = here if fitted is None else whole_distributions(_decisions(fitted))
+    if here is not None and there is not None:
+        temperature = fit_temperature(*there)
+        after = _with_temperature(here[0], decisions, temperature)
+        series[f"temperature {temperature:.2f}"] = after
+        place = "these very data" if fitted is None else fitted.records.origin
+        meaning = "above 1: the model is too sure"
+        if abs(math.log(temperature)) > LOG_TEMPERATURE_LIMIT - 1e-6:
+            meaning = "the limit: no temperature is best"
+        text = (
+            f"Temperature fitted on {place}: {temperature:.3f} ({meaning}). "
+            f"With it the loss goes from {nll(*here, 1.0):.4f} to {nll(*here, temperature):.4f}, "
+            f"the calibration error from {now.ece:.4f} to {after.ece:.4f}."
+        )
+        parts.append(Paragraph(text))
+    parts.append(Picture(reliability_chart(series), "reliability diagram", name="calibration"))
+    return PageSection("Calibration", parts)
+
+
+def _decisions(examined: Examined) -> list[Decision]:
+    """Collect all decisions whose confidence is a number (a broken model gives NaN)."""
+    decisions = (own for example in examined.examples for own in example.grade.decisions)
+    return [decision for decision in decisions if math.isfinite(decision.confidence)]
+
+
+def _with_temperature(
+    log_p: Array, decisions: Sequence[Decision], temperature: float
+) -> Reliability:
+    """Bin the same decisions by their confidence at a temperature."""
+    chosen = [decision.said for decision in decisions]
+    confidence = at_temperature(log_p, temperature)[np.arange(len(chosen)), chosen]
+    return reliability(confidence.tolist(), [decision.right for decision in decisions])
+
+
+def _mistake_section(examined: Examined) -> PageSection | None:
+    """Count the mistakes by kind, and show those that the model was most confident of."""
+    mistakes = [(n, m) for n, e in enumerate(examined.examples) for m in e.grade.mistakes]
+    if not mistakes:
+        return None
+    kinds = Counter(mistake.kind for _, mistake in mistakes)
+    parts: list[PagePart] = [_counts(kinds, "kind")]
+    if details := Counter(str(mistake) for _, mistake in mistakes if mistake.detail):
+        # If there is a single kind, the details tell everything.
+        parts = [*(parts if len(kinds) > 1 else []), _counts(details, "mistake")]
+    if confident := _most_confident(examined, mistakes, with_kind=len(kinds) > 1):
+        parts.append(confident)
+    return PageSection("Mistakes", parts)
+
+
+def _counts(counts: Counter[str], name: str) -> Grid:
+    caption = f"The {MISTAKE_ROWS} most frequent" if len(counts) > MISTAKE_ROWS else ""
+    rows = [(key, f"{n:,}") for key, n in counts.most_common(MISTAKE_ROWS)]
+    return Grid((name, "how often"), rows, caption)
+
+
+def _most_confident(
+    examined: Examined, mistakes: Sequence[tuple[int, Mistake]], *, with_kind: bool
+) -> Grid | None:
+    """Tabulate the mistakes with the highest confidence.
+
+    Args:
+        examined: the examples.
+        mistakes: each with the number of its example.
+        with_kind: whether to name the kind of each mistake.
+    """
+    place, places = examined.places()
+    known = [(m.confidence, n, m) for n, m in mistakes if m.confidence is not None]
+    # Mistakes about a part of a text show that part; others the truth and the answer.
+    about_parts = any(mistake.text for _, mistake in mistakes)
+    rows = []
+    for confidence, number, mistake in sorted(known, key=lambda item: (-item[0], item[1])):
+        grade = examined.examples[number].grade
+        kind = [str(mistake)] if with_kind else []
+        compared = [mistake.text] if about_parts else [grade.truth, grade.answer]
+        texts = (*compared, " | ".join(examined.text(number).values()))
+        cells = (shortened(text, MISTAKE_LENGTH) for text in texts)
+        rows.append((places[number], f"{confidence:.3f}", *kind, *cells))
+        if len(rows) == MISTAKE_ROWS:
+            break
+    names = ["of"] if about_parts else ["truth", "answer"]
+    header = (place, "confidence", *(["mistake"] if with_kind else []), *names, "example")
+    caption = "The most confident mistakes"
+    return Grid(header, rows, caption, numbers=(0, 1)) if rows else None
+
+
+def _length_section(examined: Examined) -> PageSection | None:
+    """Show loss and accuracy by the length of the examples."""
+    groups = by_length(examined.examples)
+    if len(groups) < 2:
+        return None
+    names, shares, rows = [], [], []
+    for own in groups:
+        judged = [bool(e.grade.right) for e in own if e.grade.right is not None]
+        low, high = min(e.tokens for e in own), max(e.tokens for e in own)
+        names.append(f"{low} to {high}" if low < high else f"{low}")
+        loss = sum(e.loss for e in own) / max(sum(e.terms for e in own), 1)
+        rows.append((names[-1], f"{len(own):,}", f"{loss:.4f}"))
+        if judged:
+            shares.append(sum(judged) / len(judged))
+    header = ("tokens", "examples", "loss")
+    # Some groups have no answer that is right or wrong: there is no accuracy to show.
+    if len(shares) < len(groups):
+        return PageSection("By length", [Grid(header, rows)])
+    whole = [(*row, f"{share:.4f}") for row, share in zip(rows, shares, strict=True)]
+    grid = Grid((*header, "share that is right"), whole)
+    chart = bar_chart(names, {"right": [round(s, 4) for s in shares]}, "share that is right")
+    picture = Picture(chart, "accuracy by length in tokens", name="lengths")
+    return PageSection("By length", [grid, picture])
+
+
+def by_length(examples: Sequence[Example]) -> list[list[Example]]:
+    """Group examples by length, shortest first, into groups of about the same size.
+
+    Examples of the same length stay together.
+    """
+    lengths = np.array([example.tokens for example in examples])
+    shares = np.arange(1, LENGTH_GROUPS) / LENGTH_GROUPS
+    edges = np.unique(np.quantile(lengths, shares, method="higher"))
+    which = np.searchsorted(edges, lengths, side="left")
+    groups = [
+        [examples[i] for i in np.flatnonzero(which == g).tolist()] for g in range(len(edges) + 1)
+    ]
+    return [group for group in groups if group]
+
+
+@dataclass(frozen=True)
+class ColouredTokens(PagePart):
+    """Tokens in the colours of their attributions: orange raises the loss, blue lowers it."""
+
+    explained: Explained
+
+    @override
+    def html(self) -> str:
+        strongest = max(map(abs, self.explained.attributions), default=0.0) or 1.0
+        spans = []
+        for token, value in zip(self.explained.tokens, self.explained.attributions, strict=True):
+            colour = "230, 120, 0" if value > 0 else "0, 114, 178"
+            style = f"background: rgba({colour}, {abs(value) / strongest * 0.8:.2f})"
+            spans.append(f'<span style="{style}" title="{value:+.4f}">{for_html(token)}</span>')
+        return f'<p class="tokens">{" ".join(spans)}</p>'
+
+
+def _explained_section(
+    examined: Examined, explained: Mapping[int, Explained]
+) -> PageSection | None:
+    """Show attributions and attention maps of the examples that were explained."""
+    if not explained:
+        return None
+    method = (
+        "Gradient x input: how much the loss would rise, to first order, if the embedding of a "
+        "token grew. Orange raises the loss, blue lowers it, each relative to the strongest of its "
+        "example; the number shows where the pointer rests. The values do not add up to the loss, "
+        "and a token can matter without having one. Attention maps are the mean over the heads of "
+        "a layer: a row is a token that looks, a column one that is looked at."
+    )
+    kind, places = examined.places()
+    parts: list[PagePart] = [Paragraph(method)]
+    for number, own in explained.items():
+        example, place = examined.examples[number], f"{kind} {places[number]}"
+        truth, answer = example.grade.truth, example.grade.answer
+        judged = f"; truth: {truth or NOTHING}; answer: {answer or NOTHING}"
+        heading = f"{place.capitalize()}: loss {example.mean_loss:.4f}"
+        parts += [Paragraph(heading + (judged if truth or answer else "")), ColouredTokens(own)]
+        if own.attention is not None:
+            # Several examples may begin in one line of a text: their number tells them apart.
+            name = f"attention-{place.replace(' ', '-')}"
+            name += f"-{number + 1}" if isinstance(examined.task, ReadsStream) else ""
+            chart = Picture(attention_chart(own), f"attention maps of {place}", name=name)
+            parts.append(Folded("Attention maps", chart))
+    return PageSection("What the loss hangs on", parts)

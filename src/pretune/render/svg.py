@@ -1,4 +1,4 @@
-"""Figures as SVG whose text is text: the browser draws it, with its own fonts for every script."""
+"""Figures as SVG whose text stays text: the browser draws it, with its fonts for every script."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from xml.etree import ElementTree
 from pretune.render.charts import DPI, STANDS_FOR, can_draw
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
 _SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-#: What matplotlib measured with comes first; where that is missing, what the browser has.
+#: The font that matplotlib measured with comes first, then what browsers usually have.
 _STYLE = (
     'text { font-family: "DejaVu Sans", Verdana, "Noto Sans", "Noto Sans CJK SC", "PingFang SC", '
     '"Microsoft YaHei", system-ui, sans-serif !important; }'
 )
-#: Points around a figure.
+#: Empty points around a figure: a browser's letters may be wider than the measured ones.
 EDGE = 5
-#: As wide as a Chinese character in `charts.OWN_FONT`: one em.
+#: Placeholders for characters that no font has: as wide as a Chinese one (an em), and narrower.
 _WIDE, _NARROW = "—", "x"
 
 
 def figure_svg(figure: Figure) -> str:
-    """A figure as SVG, with the labels that no font of this machine can draw (see `stand_for`)."""
+    """Draw a figure as SVG, with the labels that no installed font can draw (see `stand_for`)."""
     from matplotlib import rc_context
 
-    held = io.BytesIO()
+    # Fixed ids and no date: the same figure gives the same file.
+    buffer = io.BytesIO()
     with _room_for_labels(figure), rc_context({"svg.fonttype": "none", "svg.hashsalt": "pretune"}):
-        figure.savefig(held, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(held.getvalue())  # noqa: S314 - made here
+        figure.savefig(buffer, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 - made here
+    # Put each label in the place of what was drawn for it.
     for group in root.iter(f"{{{_SVG}}}g"):
         label = group.get("id", "")
         if label.startswith(STANDS_FOR):
             del group.attrib["id"]
             for text in group.iter(f"{{{_SVG}}}text"):
                 text.text = label.removeprefix(STANDS_FOR)
-    # Letters of a browser may be a little wider than those that were measured.
+    # Matplotlib's inches become points, 72 an inch.
     width, height = (72 * float(inches) for inches in figure.get_size_inches())
     root.set("viewBox", f"{-EDGE} {-EDGE} {width + 2 * EDGE:g} {height + 2 * EDGE:g}")
     root.set("width", f"{width + 2 * EDGE:g}pt")
@@ -59,16 +60,21 @@ def figure_svg(figure: Figure) -> str:
 
 @contextmanager
 def _room_for_labels(figure: Figure) -> Iterator[None]:
-    """While it lasts, signs that can be drawn hold the room that the labels will take."""
+    """Lay the figure out with placeholders as wide as the labels that no font can draw."""
     from matplotlib.text import Text
 
-    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
-    ticks = [(axis, [t.get_text() for t in axis.get_ticklabels()]) for axis in axes if _any(axis)]
+    # Tick labels are set by axis, other texts by themselves.
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    ticks = [
+        (axis, [text.get_text() for text in axis.get_ticklabels()])
+        for axis in axes
+        if any(map(_label, axis.get_ticklabels()))
+    ]
     others = [(text, text.get_text()) for text in figure.findobj(Text) if _label(text)]
     for axis, _ in ticks:
-        axis.set_ticklabels([_as_wide(text) for text in axis.get_ticklabels()])
+        axis.set_ticklabels([_placeholder(text) for text in axis.get_ticklabels()])
     for text, _ in others:
-        text.set_text(_as_wide(text))
+        text.set_text(_placeholder(text))
     try:
         yield
     finally:
@@ -79,21 +85,17 @@ def _room_for_labels(figure: Figure) -> Iterator[None]:
 
 
 def _label(text: Text) -> str | None:
-    """What a text stands for, if it stands for something."""
+    """Return the label that a text stands for, if it stands for any."""
     gid = text.get_gid() or ""
     return gid.removeprefix(STANDS_FOR) if gid.startswith(STANDS_FOR) else None
 
 
-def _any(axis: Axis) -> bool:
-    return any(_label(text) for text in axis.get_ticklabels())
-
-
-def _as_wide(text: Text) -> str:
+def _placeholder(text: Text) -> str:
+    """Replace the missing characters of the label that a text stands for by others as wide."""
     label = _label(text)
     if label is None:
         return text.get_text()
-    return "".join(c if can_draw(c) else _placeholder(c) for c in label)
-
-
-def _placeholder(character: str) -> str:
-    return _WIDE if unicodedata.east_asian_width(character) in "WF" else _NARROW
+    return "".join(
+        c if can_draw(c) else _WIDE if unicodedata.east_asian_width(c) in "WF" else _NARROW
+        for c in label
+    )

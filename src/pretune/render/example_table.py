@@ -1,4 +1,4 @@
-"""The examples of a report: data in the page, and a small script that sorts and filters them."""
+"""The table of all examples in a report: its data, and a small script that sorts and filters it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.evaluation.examine import Examined
-from pretune.render.page import SHORT, escaped
+from typing_extensions import override
 
-#: Characters of all texts that a page may hold, and the most and the least of one text: what is
-#: over it is cut, as a browser has to read it all.
+from pretune.evaluation.examine import Examined
+from pretune.render.escaping import for_html, shortened
+from pretune.render.grid import SHORT
+from pretune.render.page import PagePart
+
+#: Characters of all texts in a page, which a browser has to read at once. Each text gets an equal
+#: share of them, but at most and at least so many.
 ALL_TEXT, LONGEST_TEXT, SHORTEST_TEXT = 20_000_000, 2000, 200
-#: Rows that are in the table at a time.
+#: Rows of the table that are shown at a time.
 PAGE_ROWS = 50
 
-#: Everything from the data is set as text, never as HTML.
+#: Sorts and filters the table. All text from the data is set as text, never as HTML.
 SCRIPT = """
 "use strict";
 (() => {
@@ -87,15 +91,15 @@ SCRIPT = """
 
 
 @dataclass(frozen=True)
-class ExampleTable:
-    """All examples of some data, worst first; sorted and filtered in the browser by `SCRIPT`."""
+class ExampleTable(PagePart):
+    """A table of all examples, worst first, that `SCRIPT` sorts and filters in the browser."""
 
     examined: Examined
 
+    @override
     def html(self) -> str:
-        """As HTML: an empty table and its rows as JSON, in which no `<` can end the script."""
         header, rows = example_rows(self.examined)
-        # Last in each row, and no column: the kinds of mistakes, to choose by.
+        # The last entry of each row is no column: the kinds of mistakes, to filter by.
         kinds = [sorted({m.kind for m in e.grade.mistakes}) for e in self.examined.examples]
         values = {
             "rows": [[*row, own] for row, own in zip(rows, kinds, strict=True)],
@@ -104,14 +108,14 @@ class ExampleTable:
             "right": header.index("right") if "right" in header else -1,
             "size": PAGE_ROWS,
         }
-        found = json.dumps(
+        data = json.dumps(
             values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
         )
-        # Halves of pairs are no UTF-8; U+2028 and U+2029 are no trouble in JSON.
-        found = found.encode("utf-8", "replace").decode("utf-8")
-        safe = found.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        # Unpaired surrogates are not UTF-8. No `<` is left that could end the script element.
+        data = data.encode("utf-8", "replace").decode("utf-8")
+        data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         buttons = "".join(
-            f'<th scope="col"><button type="button">{escaped(name)}</button></th>'
+            f'<th scope="col"><button type="button">{for_html(name)}</button></th>'
             for name in header
         )
         return (
@@ -123,15 +127,14 @@ class ExampleTable:
             f'<div class="table"><table><thead><tr id="head">{buttons}</tr></thead>'
             '<tbody id="rows"></tbody></table></div>\n'
             "<noscript><p>The table needs JavaScript, which is in this file.</p></noscript>\n"
-            f'<script type="application/json" id="examples">{safe}</script>'
+            f'<script type="application/json" id="examples">{data}</script>'
         )
 
 
 def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
-    """Names of columns, and the cells of each example.
+    """Tabulate the examples: names of columns, and a row of cells for each example.
 
-    Columns that nobody filled are left out, and the mistakes where all are of one kind: truth and
-    answer say it.
+    Empty columns are left out, and the mistakes if all are of one kind: truth and answer show it.
     """
     examples = examined.examples
     name_of_place, places = examined.places()
@@ -142,6 +145,7 @@ def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
     if {"perplexity", "pseudo_perplexity"} & examined.metrics.keys():
         columns["perplexity"] = [_finite(math.exp(min(e.mean_loss, 700.0))) for e in examples]
     columns["tokens"] = [example.tokens for example in examples]
+    # What is known of the answer: only the columns that any example fills.
     longest = max(SHORTEST_TEXT, min(LONGEST_TEXT, ALL_TEXT // max(len(examples), 1)))
     several = len({mistake.kind for e in examples for mistake in e.grade.mistakes}) > 1
     for name in ("truth", "answer", "confidence", "right", "mistakes"):
@@ -151,17 +155,13 @@ def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
         if name == "confidence":
             values = [None if value is None else _finite(value, 4) for value in values]
         if any(value not in ("", None) for value in values) and (several or name != "mistakes"):
-            columns[name] = [cut(v, longest) if isinstance(v, str) else v for v in values]
+            columns[name] = [shortened(v, longest) if isinstance(v, str) else v for v in values]
+    # The record itself; a column of the data may be called as one of ours.
     shown = [examined.text(number) for number in range(len(examples))]
     for name in dict.fromkeys(name for own in shown for name in own):
         title = name if name not in columns else f"{name} (data)"
-        columns[title] = [cut(own.get(name, ""), longest) for own in shown]
+        columns[title] = [shortened(own.get(name, ""), longest) for own in shown]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
-
-
-def cut(text: str, longest: int) -> str:
-    """A text of at most so many characters, and a sign where it was longer."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _finite(value: float, digits: int = 6) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from pretune.errors import RunError
-from pretune.render.plots import draw_attention
+from pretune.render.attention_maps import draw_attention
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pretune.render.tables import evaluation_table
+from pretune.render.result_views import evaluation_view
 from pretune.training.validation import Evaluation
 
 
 def shown(result: Evaluation) -> str:
     console = Console(width=80)
     with console.capture() as found:
-        console.print(evaluation_table(result))
+        console.print(evaluation_view(result))
     return found.get()
 
 

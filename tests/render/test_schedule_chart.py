@@ -12,23 +12,24 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from pretune.errors import RunError
-from pretune.experiments.schedule_plot import DOTS, Plan, draw_plan, line_chart, plan_view
+from pretune.experiments.schedule_plan import SchedulePlan
 from pretune.recipe.recipe import Recipe
-from tests.render.test_plots import size_of
+from pretune.render.schedule_chart import DOTS, draw_schedule, line_chart, schedule_view
+from tests.render.test_attention_maps import size_of
 
 
-def plan(updates: int, **train: Any) -> Plan:
+def plan(updates: int, **train: Any) -> SchedulePlan:
     values = {
         "task": "classify",
         "data": {"train": "nowhere.tsv"},
         "train": {**train, "max_steps": updates},
     }
-    return Plan.of(Recipe.of(values))
+    return SchedulePlan.of(Recipe.of(values))
 
 
-def shown(plan: Plan, *, unicode: bool = True) -> str:
+def shown(plan: SchedulePlan, *, unicode: bool = True) -> str:
     out = io.StringIO()
-    Console(file=out, width=100, highlight=False).print(plan_view(plan, unicode=unicode))
+    Console(file=out, width=100, highlight=False).print(schedule_view(plan, unicode=unicode))
     return out.getvalue()
 
 
@@ -130,22 +131,22 @@ class TestDrawPlan:
 
         monkeypatch.setattr(Axes, "plot", spy)
         chosen = plan(4, warmup=1, batch_size=9, batch_ramp={"start": 3, "updates": 2})
-        draw_plan(chosen, tmp_path / "a.png")
+        draw_schedule(chosen, tmp_path / "a.png")
         (updates, rates), (same, sizes) = drawn
         assert updates == same == [1, 2, 3, 4]
         assert rates == pytest.approx([2.5e-5, 5e-5, 5e-5 * 2 / 3, 5e-5 / 3])
         assert sizes == [3, 6, 9, 9]
 
     def test_a_long_run_has_its_corners(self, tmp_path: Path) -> None:
-        draw_plan(plan(10**7, schedule="wsd", warmup=3), tmp_path / "long.png")
+        draw_schedule(plan(10**7, schedule="wsd", warmup=3), tmp_path / "long.png")
         width, height = size_of(tmp_path / "long.png")
         assert width > height > 300
 
     def test_one_update(self, tmp_path: Path) -> None:
-        draw_plan(plan(1), tmp_path / "one.png")
+        draw_schedule(plan(1), tmp_path / "one.png")
         size_of(tmp_path / "one.png")
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="cannot be written") as caught:
-            draw_plan(plan(5), tmp_path / "no" / "a.png")
+            draw_schedule(plan(5), tmp_path / "no" / "a.png")
         assert "--png" in str(caught.value)

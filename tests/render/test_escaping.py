@@ -9,23 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.render.markdown import fenced, one_line, plain, table
+from pretune.render.escaping import fenced, for_markdown, one_line
+from pretune.render.grid import Grid
 
 
 @given(st.text(max_size=80))
 def test_a_browser_shows_the_text_itself(text: str) -> None:
-    assert html.unescape(plain(text)) == one_line(text)
+    assert html.unescape(for_markdown(text)) == one_line(text)
 
 
 @given(st.text(max_size=80))
 def test_nothing_that_means_something_is_left(text: str) -> None:
-    left = re.sub(r"&#\d+;", "", plain(text))
+    left = re.sub(r"&#\d+;", "", for_markdown(text))
     assert not re.search(r"[&<>|`*_\[\]\\~#$!\r\n]", left)
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))
 def test_every_row_of_a_table_has_as_many_cells(cells: list[str]) -> None:
-    lines = table(["x"] * len(cells), [cells, cells]).split("\n")
+    lines = Grid(["x"] * len(cells), [cells, cells]).markdown().split("\n")
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {len(cells) + 1}
 
@@ -46,7 +47,7 @@ def test_every_row_of_a_table_has_as_many_cells(cells: list[str]) -> None:
     ],
 )
 def test_examples(text: str, shown: str) -> None:
-    assert plain(text) == shown
+    assert for_markdown(text) == shown
 
 
 @given(st.text(alphabet="`\na", max_size=30))

@@ -1,29 +1,32 @@
-"""The course of a training, as its run folder has it."""
+"""The history of a training: the metrics that its run folder recorded, update by update."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-#: What comes first of the figures; then the others of validation, then those of training.
+#: Metrics shown first, and last; in between stand the other metrics of the validation data.
 FIRST, LAST = ("loss",), ("learning_rate", "tokens_per_second", "gradient_norm")
+
+#: Updates, and the values of a metric at them.
+Curve = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
-class Course:
-    """Figures over the updates.
+class TrainingHistory:
+    """Metrics over the updates of a run.
 
     Attributes:
-        curves: updates and values, by `train` or `validation` and the name of the figure.
+        curves: by `train` or `validation`, then by the name of the metric.
     """
 
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]]
+    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """Of all figures, in the order in which to show them."""
+        """All metrics, in the order in which to show them."""
         known = dict.fromkeys(
             name for kind in ("validation", "train") for name in self.curves.get(kind, {})
         )
@@ -31,11 +34,8 @@ class Course:
         return [*(n for n in FIRST if n in known), *others, *(n for n in LAST if n in known)]
 
     @classmethod
-    def read(cls, path: Path) -> Course:
-        """From a run's `metrics.jsonl`; nothing where there is none.
-
-        A line that cannot be read is passed over: the process may have died while it wrote it.
-        """
+    def read(cls, path: Path) -> TrainingHistory:
+        """Read a run's `metrics.jsonl`; the history is empty if there is no such file."""
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -43,9 +43,9 @@ class Course:
         return cls.of(text.splitlines())
 
     @classmethod
-    def of(cls, lines: Iterable[str]) -> Course:
-        """From such lines."""
-        curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    def of(cls, lines: Iterable[str]) -> TrainingHistory:
+        """Parse lines of `metrics.jsonl`, skipping those that a dying process left unfinished."""
+        curves: dict[str, dict[str, Curve]] = {}
         for line in lines:
             try:
                 entry = json.loads(line)

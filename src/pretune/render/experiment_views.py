@@ -1,0 +1,179 @@
+"""Experiments in the terminal: runs, sweeps, plans, ladders, and what a prepared corpus holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pretune.corpus.pipeline import Prepared
+from pretune.experiments.ladder import Ladder
+from pretune.experiments.plan import RunPlan
+from pretune.experiments.runs import RunInfo, RunsFound
+from pretune.experiments.sweep import SweepResult
+from pretune.recipe import yaml12
+from pretune.render.escaping import for_terminal, one_line
+from pretune.render.grid import Grid, Styled, titled
+
+_STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "damaged": "red"}
+#: What each step of cleaning does to a document.
+_CHANGES = {
+    "nfc": "brought to NFC",
+    "control": "freed of control characters",
+    "spaces": "with spaces collapsed",
+    "join_lines": "with lines joined",
+    "repeated_lines": "with repeated lines dropped",
+}
+
+
+def runs_view(found: RunsFound) -> RenderableType:
+    """Lay out a line for each run; below, what could not be read."""
+    if not found.runs and not found.problems:
+        return Text(for_terminal(f"no runs in {found.folder}"))
+    problems, rows = list(found.problems), []
+    for run in found.runs:
+        rows.append(
+            (
+                run.folder + (" !" if run.problems else ""),
+                Styled(run.state, _STATE_STYLES[run.state]),
+                *(text or "" for text in (run.task, run.model, run.data, _best(run))),
+                f"{run.step:,}",
+                "" if run.seconds is None else f"{run.seconds:,.1f}",
+                short_time(run.age),
+            )
+        )
+        problems += [f"{run.folder}: {text}" for text in run.problems]
+    header = ("run", "state", "task", "model", "data", "best", "step", "seconds", "age")
+    lines = [Text(for_terminal(f"! {text}"), "red") for text in problems]
+    return Group(Grid(header, rows, numbers=(6, 7, 8)).terminal(), *lines)
+
+
+def _best(run: RunInfo) -> str:
+    if run.best is not None:
+        return f"{run.picked_by} {run.best:.4f}"
+    return "  ".join(f"{name} {value:.4f}" for name, value in run.metrics.items())
+
+
+def short_time(seconds: float) -> str:
+    """Format a duration in its largest fitting unit: `41 s`, `5 min`, `3.2 h`, `12 d`."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def sweep_view(result: SweepResult) -> RenderableType:
+    """Lay out the trials of a sweep, best first; below, why others failed."""
+    keys = list(result.trials[0].values) if result.trials else []
+    rows = []
+    for trial in result.trials:
+        value = trial.state if trial.metric is None else f"{trial.metric:.4f}"
+        seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
+        cells = (trial.number, value, *(_value(trial.values[key]) for key in keys), seconds)
+        rows.append([Styled(cell, "dim" if trial.metric is None else "") for cell in cells])
+    header = ("trial", result.metric, *keys, "seconds")
+    title = f"{result.done} trials in {result.output}; {result.metric} is to be {result.direction}d"
+    failed = [
+        Text(for_terminal(f"trial {trial.number} failed: {trial.error}"), "dim")
+        for trial in result.trials
+        if trial.error
+    ]
+    grid = Grid(header, rows, title, numbers=range(len(header)))
+    return Group(grid.terminal(), *failed)
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else yaml12.inline(value)
+
+
+def plan_view(plan: RunPlan) -> RenderableType:
+    """Lay out what a run will take."""
+    cut = f" ({plan.truncated:,} of them cut)" if plan.truncated else ""
+    share = "" if plan.trained == plan.parameters else f" of {plan.parameters:,}"
+    rows = {
+        "training examples": f"{plan.examples:,}{cut}",
+        "validation examples": f"{plan.validation_examples:,}",
+        "tokens an epoch": f"{plan.tokens_per_epoch:,}",
+        "epochs": f"{plan.epochs:g}",
+        "updates": f"{plan.updates:,}",
+        "evaluations": f"{plan.evaluations:,}",
+        "tokens in all": f"{plan.tokens:,}",
+        "parameters trained": f"{plan.trained:,}{share}",
+        "FLOPs a token": f"{plan.flops_per_token:.3g}",
+        "FLOPs in all": f"{plan.flops:.3g}",
+        "memory of the process (float32, CPU)": f"{plan.process_bytes / 2**20:,.0f} MiB",
+        "a checkpoint's weights": f"{plan.checkpoint_bytes / 2**20:,.0f} MiB",
+    }
+    return Group(Grid(("", ""), list(rows.items())).terminal(), *_times(plan))
+
+
+def _times(plan: RunPlan) -> list[Text]:
+    speed = plan.speed
+    if speed is None or plan.training_seconds is None or plan.hours is None:
+        return [Text("no time was measured")]
+    line = (
+        f"about {short_time(3600 * plan.hours)} on this machine ({speed.device}): "
+        f"{short_time(plan.training_seconds)} training, "
+        f"{short_time(plan.evaluation_seconds or 0)} evaluation, "
+        f"{short_time(plan.reading_seconds)} reading data and model"
+    )
+    how = (
+        f"by {speed.updates} real updates on a copy of the model: "
+        f"{speed.training_tokens_per_second:,.0f} tokens/s, "
+        f"{speed.flops_per_second / 1e9:,.1f} GFLOP/s"
+    )
+    return [Text(line, "bold"), Text(how, "dim")]
+
+
+def ladder_view(ladder: Ladder) -> RenderableType:
+    """Lay out the rungs of a ladder, oldest model first and the best in green, and samples."""
+    best = min(rung.bits_per_character for rung in ladder.rungs)
+    rows = []
+    for rung in ladder.rungs:
+        bits = rung.bits_per_character
+        shown = Styled(f"{bits:.3f}", "green" if bits == best else "")
+        perplexity = f"{rung.perplexity:,.2f}"
+        rows.append((rung.title, f"{rung.parameters:,}", f"{rung.seconds:,.1f}", shown, perplexity))
+    title = (
+        f"{ladder.corpus}: {ladder.characters:,} characters to learn from, {ladder.held_back:,} "
+        f"held back; tokens: {ladder.level} ({ladder.vocabulary:,}); {ladder.budget} each"
+    )
+    header = ("model", "parameters", "training, s", "bits/character", "perplexity/token")
+    samples = Table.grid(padding=(0, 2))
+    for rung in ladder.rungs:
+        samples.add_row(Text(rung.name, "dim"), Text(with_line_ends(rung.sample)))
+    heading = f"How they continue {with_line_ends(ladder.prompt)!r}:"
+    return Group(Grid(header, rows, title).terminal(), titled(heading, samples))
+
+
+def with_line_ends(text: str) -> str:
+    """Put a text on one line, its line ends shown as a sign."""
+    return one_line(text.replace("\n", "⏎"))
+
+
+def corpus_view(prepared: Prepared) -> RenderableType:
+    """Lay out how many documents were read, dropped and changed, and what was written."""
+    reading: dict[str, Any] = dict(prepared.train["reading"])
+    counts = {"read": reading["read"]}
+    if reading["cut"]:
+        counts["  of these pieces of longer ones"] = reading["cut"]
+    counts |= {f"  dropped: {reason}": n for reason, n in reading["dropped"].items()}
+    counts |= {f"  {_CHANGES[name]}": n for name, n in reading["changed"].items()}
+    documents = Grid(("documents", ""), [(name, f"{n:,}") for name, n in counts.items()])
+    return Group(documents.terminal(), _corpus_totals(prepared, reading["unknown"]).terminal())
+
+
+def _corpus_totals(prepared: Prepared, unknown: int) -> Grid:
+    splits = [split for split in (prepared.train, prepared.validation) if split is not None]
+    rows = [
+        (name, *(f"{split['totals'][name]:,}" for split in splits))
+        for name in ("documents", "sentences", "tokens", "characters", "bytes")
+    ]
+    rows.append(("shards", *(f"{len(split['shards']):,}" for split in splits)))
+    tokens = sum(split["totals"]["tokens"] for split in splits)
+    share = f"{unknown / max(tokens, 1):.2%}"
+    footer = [("unknown tokens", share, *([""] * (len(splits) - 1)))]
+    return Grid(("written", *(str(split["split"]) for split in splits)), rows, footer=footer)

@@ -1,0 +1,107 @@
+"""A model's structure, costs and vocabulary in the terminal, and the tokens of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from pretune.experiments.costs import Flops, Memory
+from pretune.inspection.inspect import Inspection, ModuleTree, TokenSpan, Vocabulary
+from pretune.render.escaping import for_terminal
+from pretune.render.grid import Grid
+
+
+def inspection_view(inspection: Inspection) -> RenderableType:
+    """Lay out everything known of a model."""
+    task = f", trained for {inspection.task}" if inspection.task else ""
+    reach = "any length" if inspection.positions is None else f"{inspection.positions} positions"
+    title = f"{inspection.family}{task}, {inspection.parameters:,} parameters, {reach}"
+    vocabulary = inspection.vocabulary
+    parts = [
+        _module_tree(inspection.tree),
+        _components(inspection),
+        _flops(inspection.flops),
+        _memory(inspection.memory),
+        Text("no tokenizer here") if vocabulary is None else _vocabulary(vocabulary),
+    ]
+    spaced = [shown for part in parts for shown in (Text(), part)]
+    source = Text(for_terminal(inspection.source), overflow="fold")
+    return Group(Text(title, "bold"), source, *spaced)
+
+
+def _module_tree(module: ModuleTree, into: Tree | None = None) -> Tree:
+    """Add a module and those in it to a tree: name, class, shapes and number of parameters."""
+    label = Text(module.name, "bold")
+    label.append(f"{'  ' if module.name else ''}{module.kind}", "" if module.name else "bold")
+    shown = ", ".join(f"{name} {list(shape)}" for name, shape in module.shapes.items())
+    label.append(f"  {shown}" if shown else "", "cyan")
+    label.append(f"  {'each ' if module.count > 1 else ''}{module.parameters:,}", "green")
+    node = Tree(label, guide_style="dim") if into is None else into.add(label)
+    for inner in module.parts:
+        _module_tree(inner, node)
+    return node
+
+
+def _components(inspection: Inspection) -> RenderableType:
+    whole = inspection.parameters
+    rows = [
+        (name, f"{count:,}", f"{100 * count / whole:.2f} %")
+        for name, count in inspection.components.items()
+    ]
+    footer = [("all", f"{whole:,}", "100.00 %")]
+    return Grid(("component", "parameters", "share"), rows, footer=footer).terminal()
+
+
+def _flops(flops: Flops) -> RenderableType:
+    rows = [
+        ("2 × matrix parameters", f"{2 * flops.matrix_parameters:,}"),
+        ("attention: 4 × length × hidden × layers", f"{flops.attention:,}"),
+        ("a token, forward", f"{flops.per_token:,}"),
+        ("a token, forward and backward (3 ×)", f"{flops.training_per_token:,}"),
+        ("a sequence, forward", f"{flops.per_sequence:,}"),
+    ]
+    title = f"floating-point operations, sequences of {flops.length} tokens"
+    source = (
+        "Kaplan et al. 2020 (arXiv:2001.08361, 2.1), Chowdhery et al. 2022 (arXiv:2204.02311, B)"
+    )
+    return Group(Grid(("", "FLOPs"), rows, title).terminal(), Text(source, "dim"))
+
+
+def _memory(memory: Memory) -> RenderableType:
+    rows = [
+        ("weights", _mib(memory.weights), _mib(memory.weights)),
+        ("gradients", "", _mib(memory.gradients)),
+        ("AdamW's moments", "", _mib(memory.optimizer)),
+        ("activations", _mib(memory.forward), _mib(memory.activations)),
+    ]
+    footer = [("a process grows by about", _mib(memory.inference), _mib(memory.training))]
+    title = f"memory, float32 on a CPU, batches of {memory.batch} × {memory.length} tokens"
+    note = (
+        "Gradients come while activations go; the allocator leaves holes. Not counted: Python and "
+        "PyTorch themselves, some 300 MiB."
+    )
+    grid = Grid(("MiB", "inference", "training"), rows, title, footer=footer)
+    return Group(grid.terminal(), Text(note, "dim"))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+def _vocabulary(vocabulary: Vocabulary) -> RenderableType:
+    rows = [(token.token, token.id, ", ".join(token.names)) for token in vocabulary.special]
+    header = ("special token", "id", "known as")
+    return Grid(header, rows, f"vocabulary: {vocabulary.size:,} tokens").terminal()
+
+
+def tokens_view(tokens: Sequence[TokenSpan]) -> RenderableType:
+    """Lay out the tokens of a text: piece, id, and the characters that it stands for."""
+    rows = []
+    for token in tokens:
+        ends = ("", "") if token.start is None else (token.start, token.end)
+        rows.append((token.piece, token.id, *ends, repr(token.text)[1:-1]))
+    header = ("piece", "id", "from", "to", "text")
+    return Grid(header, rows, f"{len(tokens)} tokens").terminal()

@@ -1,0 +1,254 @@
+"""Results of a model in the terminal: training, evaluation, few-shot, comparison, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pretune.evaluation.compare import Compared, Difference, Interval
+from pretune.evaluation.few_shot.result import Cell, FewShotResult, summary
+from pretune.experiments.seeds import degenerate_seeds
+from pretune.render.escaping import for_terminal, one_line, shortened
+from pretune.render.grid import Grid, Styled
+from pretune.tasks.base import Prediction, lower_is_better
+from pretune.training.result import RunResult, SeedsResult
+from pretune.training.validation import Evaluation
+
+#: A confusion matrix of more classes is wider than a terminal or the page of a model card.
+MAX_CONFUSION_CLASSES = 12
+#: Further answers have no column in the table of a few-shot measurement.
+MAX_ANSWER_COLUMNS = 8
+#: Characters of an example that are shown where models are compared.
+_EXAMPLE_LENGTH = 160
+
+
+def run_view(result: RunResult) -> RenderableType:
+    """Lay out the outcome of one training."""
+    title = "result"
+    if result.metrics:
+        title = f"best model on the validation data (after {result.best_step} updates)"
+    rows = [
+        *((name, f"{value:.4f}") for name, value in result.metrics.items()),
+        ("updates", f"{result.steps:,}"),
+        ("training time", f"{result.seconds:.1f} s"),
+        ("examples per second", f"{result.examples_per_second:.1f}"),
+        ("peak memory", f"{result.peak_memory_mb:,.0f} MiB"),
+        ("folder", result.folder),
+    ]
+    return Grid(("", "value"), rows, title).terminal()
+
+
+def seeds_view(result: SeedsResult) -> RenderableType:
+    """Lay out each run, then mean ± standard deviation; failed runs are marked and explained."""
+    names = list(result.runs[0].metrics)
+    failed = degenerate_seeds(result)
+    rows: list[list[object]] = []
+    for run in result.runs:
+        cells = [*(f"{run.metrics[name]:.4f}" for name in names), f"{run.seconds:.1f}"]
+        if run.seed in failed:
+            rows.append([Styled(cell, "red") for cell in (f"{run.seed} !", *cells)])
+        else:
+            rows.append([f"{run.seed}", *cells])
+    means, deviations = zip(*result.summary().values(), strict=True) if names else ((), ())
+    seconds = sum(run.seconds for run in result.runs) / len(result.runs)
+    footer = [
+        ("mean", *(f"{mean:.4f}" for mean in means), f"{seconds:.1f}"),
+        ("± sd", *(f"{deviation:.4f}" for deviation in deviations), ""),
+    ]
+    grid = Grid(("seed", *names, "seconds"), rows, f"{len(result.runs)} seeds", footer=footer)
+    return Group(grid.terminal(), *_failed_seeds(failed, len(result.runs)))
+
+
+def _failed_seeds(failed: Mapping[int, str], count: int) -> list[Text]:
+    if not failed:
+        return []
+    lines = [Text(for_terminal(f"! seed {seed}: {why}"), "red") for seed, why in failed.items()]
+    advice = (
+        f"{len(failed)} of {count} runs went wrong, so mean and sd say little. Fine-tuning on "
+        "little data fails under some seeds; a lower train.learning_rate, a longer "
+        "train.warmup and more train.epochs make that rarer."
+    )
+    return [*lines, Text(advice)]
+
+
+def evaluation_view(result: Evaluation) -> RenderableType:
+    """Lay out all metrics of an evaluation, or the metrics of each class where there are any."""
+    count = result.details.get("examples", result.count)
+    title = f"{count:,} examples in {result.seconds:.1f} s"
+    classes: Mapping[str, Mapping[str, float]] = result.details.get("per_class", {})
+    if not classes:
+        rows = [(name, f"{value:.4f}") for name, value in result.metrics.items()]
+        signatures = result.details.get("signatures", {})
+        lines = [Text(f"{name}: {text}", "dim") for name, text in signatures.items()]
+        return Group(Grid(("", "value"), rows, title).terminal(), *lines)
+    overall = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    names = ("precision", "recall", "f1")
+    class_rows = [
+        (label, *(f"{own[name]:.4f}" for name in names), f"{own['support']:.0f}")
+        for label, own in classes.items()
+    ]
+    return Grid(("label", *names, "support"), class_rows, f"{title}:  {overall}").terminal()
+
+
+def confusion_view(details: Mapping[str, Any]) -> RenderableType | None:
+    """Lay out the confusion matrix of an evaluation; None if there is none or it is too wide."""
+    labels: Sequence[str] = details.get("labels", ())
+    if not 1 < len(labels) <= MAX_CONFUSION_CLASSES:
+        return None
+    rows = [
+        [label, *(Styled(n or "·", "bold" if i == j else "") for j, n in enumerate(row))]
+        for i, (label, row) in enumerate(zip(labels, details["confusion"], strict=True))
+    ]
+    title = "rows: the truth; columns: the model's answer"
+    return Grid(("", *labels), rows, title).terminal()
+
+
+def samples_view(details: Mapping[str, Any]) -> Text | None:
+    """Show replies of a model beside the reference replies; None if there are none."""
+    samples: Sequence[Mapping[str, Any]] = details.get("samples", ())
+    if not samples:
+        return None
+    sheet = Text()
+    for number, sample in enumerate(samples, start=1):
+        sheet.append(f"{number}. " + one_line(" / ".join(sample["history"])) + "\n", "bold")
+        sheet.append(f"   model: {one_line(sample['reply'])}\n")
+        sheet.append(f"   given: {one_line(sample['reference'])}\n", "dim")
+    return sheet
+
+
+def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20) -> Text:
+    """Show an input and its answer; scores of classes as bars, at most `longest` of them."""
+    shown = (" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in inputs.values())
+    text = Text(for_terminal("  |  ".join(shown)) + "\n", "bold")
+    ordered = answer.ranked()
+    width = max((len(label) for label, _ in ordered), default=0)
+    for label, score in ordered[:longest]:
+        bar = "█" * round(30 * score)
+        text.append(f"  {for_terminal(label):<{width}}  {score:6.1%}  {bar}\n")
+    if answer.written is not None:
+        lines = for_terminal(answer.written).split("\n")
+        text.append("".join(f"  {line}\n" for line in lines))
+    elif not ordered:
+        text.append(f"  {for_terminal(answer.to_dict())}\n")
+    return text
+
+
+def few_shot_view(result: FewShotResult) -> RenderableType:
+    """Lay out a line for each number of shots, the template, and which prompts were shortened."""
+    summaries = {shots: summary(cells) for shots, cells in result.of_shots().items()}
+    answers = list(dict.fromkeys(name for own in summaries.values() for name in own["shares"]))
+    answers = answers[:MAX_ANSWER_COLUMNS]
+    rows = []
+    for shots, own in summaries.items():
+        spread = f"{own['sd']:.4f}" if own["seeds"] > 1 else ""
+        shares = [f"{own['shares'].get(name, 0.0):.1%}" for name in answers]
+        metrics = (f"{own['accuracy']:.4f}", spread, f"{own['macro_f1']:.4f}")
+        rows.append((shots, own["seeds"], *metrics, *shares))
+    header = ("shots", "seeds", "accuracy", "± sd", "macro F1", *(f"% {name}" for name in answers))
+    answer, share = result.majority
+    return Group(
+        Text(for_terminal(result.template), "dim"),
+        Text(),
+        Grid(
+            header,
+            rows,
+            f"{result.count:,} questions, score: {result.score}",
+            numbers=range(len(header)),
+        ).terminal(),
+        Text(for_terminal(f"always '{answer}': {share:.4f}")),
+        *(
+            Text(f"! {shortened_prompts(cell, result.count)}", "red")
+            for cell in result.cells
+            if cell.shortened
+        ),
+    )
+
+
+def shortened_prompts(cell: Cell, count: int) -> str:
+    """Describe how many prompts had no room for all of their examples."""
+    lost = cell.shots - cell.fewest
+    return (
+        f"{cell.shots} shots, seed {cell.seed}: {cell.shortened:,} of {count:,} prompts were too "
+        f"long for the model; the first examples, up to {lost}, were left out of them"
+    )
+
+
+def comparison_view(compared: Compared, examples: int) -> RenderableType:
+    """Lay out a comparison of models: metrics, differences, and examples on which they differ.
+
+    Args:
+        compared: the comparison.
+        examples: how many examples to show that only one of two models gets right.
+    """
+    first, *others = compared.names
+    intervals = [
+        (metric, *(_interval(own[metric]) for own in compared.figures))
+        for metric in compared.figures[0]
+    ]
+    title = (
+        f"{len(compared.examined[0].examples):,} examples, {compared.level:.0%} intervals of "
+        f"{compared.resamples:,} resamples"
+    )
+    parts = [Grid(("metric", *compared.names), intervals, title).terminal()]
+    if compared.note is not None:
+        parts.append(Text(compared.note))
+    for number, name in enumerate(others, start=1):
+        parts += [Text(), _differences(compared, number).terminal()]
+        better, worse = compared.apart(number)
+        if compared.judged:
+            counts = f"only {first} is right: {len(better):,}; only {name} is right: {len(worse):,}"
+            parts.append(Text(for_terminal(counts)))
+        for title, which in ((first, better), (name, worse)):
+            if examples and which:
+                title = f"Only {title} is right" if compared.judged else f"{title} predicts best"
+                grid = _compared_examples(compared, number, title, which[:examples])
+                parts += [Text(), grid.terminal()]
+    return Group(*parts)
+
+
+def _differences(compared: Compared, number: int) -> Grid:
+    rows = []
+    for metric, difference in compared.differences[number - 1].items():
+        verdict = _verdict(metric, difference, 1 - compared.level)
+        style = {"better": "green", "worse": "red"}.get(verdict, "")
+        value = _interval(difference, "+")
+        rows.append((metric, value, f"{difference.p:.4f}", Styled(verdict, style)))
+    title = f"{compared.names[number]} minus {compared.names[0]}"
+    return Grid(("metric", "difference", "p", ""), rows, title, numbers=(1, 2))
+
+
+def _verdict(metric: str, difference: Difference, significance: float) -> str:
+    if difference.value == 0:
+        return "the same"
+    if difference.p > significance:
+        return "may be chance"
+    return "better" if (difference.value < 0) == lower_is_better(metric) else "worse"
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    low, high = f"{interval.low:{sign}.4f}", f"{interval.high:{sign}.4f}"
+    return f"{interval.value:{sign}.4f}  ({low} to {high})"
+
+
+def _compared_examples(compared: Compared, number: int, title: str, which: list[int]) -> Grid:
+    """Tabulate what the first model and model `number` make of the examples `which`."""
+    models = compared.examined[0], compared.examined[number]
+    kind, places = models[0].places()
+    examples = models[0].examples
+    with_truth = any(examples[i].grade.truth for i in which)
+    rows = []
+    for i in which:
+        text = " | ".join(models[0].text(i).values())
+        row: list[object] = [places[i], shortened(text, _EXAMPLE_LENGTH)]
+        if with_truth:
+            row.append(examples[i].grade.truth)
+        for model in models:
+            answer, loss = model.examples[i].grade.answer, model.examples[i].mean_loss
+            row.append(f"{answer} (loss {loss:.2f})" if answer else f"loss {loss:.4f}")
+        rows.append(row)
+    truth = ["truth"] if with_truth else []
+    header = (kind, "text", *truth, compared.names[0], compared.names[number])
+    return Grid(header, rows, title, numbers=(0,), ruled=True)
