@@ -128,3 +128,43 @@ def config_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+#: Why a test may be skipped where everything has to run (CI=1): what no installation can bring.
+MAY_SKIP = (
+    "needs an NVIDIA GPU",
+    "oneDNN does not multiply bf16 on this processor",
+    "running as root",
+)
+
+_unexpected: list[str] = []
+
+
+def _note_skip(where: str, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and os.environ.get("CI"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        if not str(reason).removeprefix("Skipped: ").startswith(MAY_SKIP):
+            _unexpected.append(f"{where}: {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if not hasattr(report, "wasxfail"):
+        _note_skip(report.nodeid, report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report.nodeid, report)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skip for any other reason is a failure: a green run must not hide what is missing."""
+    if _unexpected and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _unexpected:
+        terminalreporter.section("skipped for a reason that does not count", red=True)
+        for line in sorted(set(_unexpected)):
+            terminalreporter.line(line)

@@ -133,7 +133,7 @@ def test_worst_come_first_and_smoothing_says_nothing_of_an_example(tiny_folder: 
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("name", [*CASES, "lstm-small"])
 def test_a_gpu_finds_the_same(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     if name in CASES:

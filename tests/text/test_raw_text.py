@@ -227,7 +227,7 @@ class TestSample:
         assert few.split() == (few.texts, few.texts)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="running as root, who may read everything")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "x")
     path.chmod(0)

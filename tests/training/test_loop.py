@@ -436,7 +436,7 @@ def test_bf16_on_the_cpu_learns_too(make_trainer: Callable[..., Trainer]) -> Non
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_trains_on_cuda(toy_recipe: Callable[..., Any], tmp_path: Path) -> None:
     from pretune.training.run import train_recipe
 

@@ -137,7 +137,7 @@ class TestOccupiedFolder:
         with pytest.raises(RunError, match="cannot be read"):
             train_recipe(toy_recipe(), quiet=True)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    @pytest.mark.skipif(os.geteuid() == 0, reason="running as root, who may write everywhere")
     def test_that_cannot_be_written_is_an_error(self, toy_recipe: Make, tmp_path: Path) -> None:
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(RunError, match="cannot be written"):
