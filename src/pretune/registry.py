@@ -83,10 +83,13 @@ class Registry(Mapping[str, T], Generic[T]):
             return self[name]
         if package is not None:
             raise error(
-                f"the {self.kind} '{name}' comes from the package {package}, which is missing",
-                f"Install it: pip install {package}",
+                f"the {self.kind} '{name}' comes from the package {package}, which is not "
+                "installed, or in a version without it",
+                f"Install it: pip install --upgrade {package}",
             )
-        raise error(f"no {self.kind} is called '{name}'", did_you_mean(str(name), list(self)))
+        known = list(self)
+        hint = did_you_mean(str(name), known) if known else "No installed package provides any."
+        raise error(f"no {self.kind} is called '{name}'", hint)
 
     def _load(self, plugin: EntryPoint) -> T:
         try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from pretune.data.batch import FeatureSet
 from pretune.data.records import Records
 from pretune.tasks import feature_cache
+from pretune.tasks.builtin import TASKS
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
@@ -19,6 +22,7 @@ from pretune.tasks.question_answering.answer import Answerer
 from pretune.tasks.question_answering.options import AnswerOptions
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
+from tests.plugins import install_plugin
 from tests.tasks.questions import question, records
 
 OPTIONS = AnswerOptions.of_length(64)
@@ -122,6 +126,23 @@ def test_the_key_is_of_all_that_matters(
     monkeypatch.undo()
     elsewhere = replace(data, origin="other.jsonl", lines=None)
     assert key(elsewhere) == key()
+
+
+def test_the_key_is_of_the_code_of_every_task() -> None:
+    files = {Path(inspect.getfile(task)) for task in TASKS.values()}
+    assert files <= set(feature_cache.source_files())
+
+
+def test_the_key_is_of_the_code_of_a_packages_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = []
+    for code in ("class Own: pass", "class Own: pass  # changed"):
+        folder = tmp_path / str(len(hashes))
+        folder.mkdir()
+        install_plugin(folder, monkeypatch, "pretune-own", code, {})
+        hashes.append(feature_cache.source_of(importlib.import_module("pretune_own").Own))
+    assert len({*hashes, feature_cache.source_of(TASKS["regress"])}) == 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])

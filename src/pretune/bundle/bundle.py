@@ -35,7 +35,7 @@ from pretune.models.lora import adapters
 from pretune.models.presets import SIZES
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
-from pretune.tasks.builtin import TASKS, task_class
+from pretune.tasks.builtin import TASKS, published_task, saved_task_class
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -237,11 +237,10 @@ def _trained_task(
     if not path.is_file():
         # GPT-2 has another name for it.
         positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
-        found = (kind.from_config({**config, **positions}) for kind in TASKS.values())
-        return next((task for task in found if task is not None), None), {}
+        return published_task({**config, **positions}), {}
     saved = read_object(path)
     try:
-        kind = task_class(saved["options"]["name"])
+        kind = saved_task_class(saved["options"]["name"], saved.get("package"))
         task = kind(kind.options_type.model_validate(saved["options"])).with_state(saved["state"])
         columns = dict(saved.get("columns", {}))
         if not all(isinstance(name, str) for name in columns.values()):
@@ -318,6 +317,8 @@ def save(bundle: Bundle, folder: Path) -> None:
             "state": task.state(),
             "columns": bundle.columns,
         }
+        if (package := TASKS.package_of(task.name)) is not None:
+            saved["package"] = package
         files = {TASK_FILE: saved, "generation_config.json": task.generation_entries()}
         for name, values in files.items():
             if values:

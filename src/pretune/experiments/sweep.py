@@ -23,6 +23,7 @@ from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
 from pretune.experiments.search_space import Space, check_spaces
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
+from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import lower_is_better
 from pretune.tasks.builtin import task_class
 from pretune.training.data import fit, read_data
@@ -173,7 +174,7 @@ class Sweep:
             )
         task = kind(self.recipe.task)
         fit(task, records)
-        known = ["loss", *task.metrics().result()]
+        known = ["loss", *AllMetrics.of(task).result()]
         if name not in known:
             raise RunError(f"no metric is called '{name}'", did_you_mean(name, known))
         return name

@@ -21,7 +21,13 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -50,6 +56,19 @@ class TaskOptions(BaseModel):
     max_length: int = Field(
         128, ge=3, description="The maximum number of tokens; longer texts are truncated."
     )
+    metrics: list[str] = Field(
+        default=[],
+        description="Further metrics to compute in every evaluation, by the names that installed "
+        "packages give them.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_empty_metrics(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `metrics` out where there are none: files are as they were before the option."""
+        values: dict[str, Any] = write(self)
+        if not self.metrics:
+            values.pop("metrics", None)
+        return values
 
 
 @dataclass(frozen=True)

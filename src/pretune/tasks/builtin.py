@@ -1,48 +1,84 @@
-"""What a model can be trained to do: one file a task."""
+"""The tasks by name: those of pretune, and those that installed packages add."""
 
 from __future__ import annotations
 
-from pretune.errors import RecipeError, did_you_mean
-from pretune.tasks.base import (
-    AnyTask,
-)
-from pretune.tasks.causal_lm.causal_lm import CausalLm
-from pretune.tasks.classification.classify import Classify
-from pretune.tasks.classification.multilabel import Multilabel
-from pretune.tasks.dialogue.chat import Chat
-from pretune.tasks.dialogue.instruct import Instruct
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.multiple_choice.choose import Choose
-from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.regression.regress import Regress
-from pretune.tasks.tagging.tag import Tagger
-from pretune.tasks.translation.translate import Translate
+import re
+from collections.abc import Mapping
+from typing import Any
 
-#: Every task by the name recipes know it by.
-TASKS: dict[str, type[AnyTask]] = {
-    task.name: task
-    for task in (
-        Classify,
-        Multilabel,
-        Regress,
-        Choose,
-        Tagger,
-        Answerer,
-        MaskLm,
-        CausalLm,
-        Chat,
-        Instruct,
-        Translate,
-    )
+from pretune.errors import CheckpointError, RecipeError
+from pretune.registry import Registry
+from pretune.tasks.base import AnyTask
+
+#: Every task by its name in recipes; a task's module is imported when the task is asked for.
+TASKS: Registry[type[AnyTask]] = Registry(
+    "pretune.tasks",
+    "task",
+    {
+        "classify": "pretune.tasks.classification.classify:Classify",
+        "multilabel": "pretune.tasks.classification.multilabel:Multilabel",
+        "regress": "pretune.tasks.regression.regress:Regress",
+        "choose": "pretune.tasks.multiple_choice.choose:Choose",
+        "tag": "pretune.tasks.tagging.tag:Tagger",
+        "answer": "pretune.tasks.question_answering.answer:Answerer",
+        "mask_lm": "pretune.tasks.masked_lm.mask_lm:MaskLm",
+        "causal_lm": "pretune.tasks.causal_lm.causal_lm:CausalLm",
+        "chat": "pretune.tasks.dialogue.chat:Chat",
+        "instruct": "pretune.tasks.dialogue.instruct:Instruct",
+        "translate": "pretune.tasks.translation.translate:Translate",
+    },
+)
+
+#: How transformers' class names end, and the tasks that such a checkpoint may be for.
+_ARCHITECTURES = {
+    "ForSequenceClassification": ("classify", "multilabel", "regress"),
+    "ForMultipleChoice": ("choose",),
+    "ForTokenClassification": ("tag",),
+    "ForQuestionAnswering": ("answer",),
+    "ForMaskedLM": ("mask_lm",),
+    "ForPreTraining": ("mask_lm",),
+    "LMHeadModel": ("causal_lm",),
+    "ForCausalLM": ("causal_lm",),
+    "MarianMTModel": ("translate",),
 }
 
 
 def task_class(name: object) -> type[AnyTask]:
-    """The task of that name.
+    """Return the class of a task.
 
     Raises:
-        RecipeError: there is none, or it is no text at all; names the nearest.
+        RecipeError: no task has this name; suggests the nearest.
     """
-    if not isinstance(name, str) or name not in TASKS:
-        raise RecipeError(f"no task is called '{name}'", did_you_mean(str(name), TASKS))
-    return TASKS[name]
+    return TASKS.find(name, error=RecipeError)
+
+
+def saved_task_class(name: object, package: object = None) -> type[AnyTask]:
+    """Return the class of the task that a checkpoint was trained for.
+
+    Args:
+        name: as its `pretune.json` has it.
+        package: the package that provides the task, as its `pretune.json` has it.
+
+    Raises:
+        CheckpointError: the package is not installed; says how to install it.
+        RecipeError: no task has this name.
+    """
+    # What comes from a file is repeated as a command only where it can be the name of a package.
+    if isinstance(package, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", package):
+        return TASKS.find(name, package=package, error=CheckpointError)
+    return task_class(name)
+
+
+def published_task(config: Mapping[str, Any]) -> AnyTask | None:
+    """Return the task that a published checkpoint was trained for, by its `config.json`.
+
+    Raises:
+        CheckpointError: entries that make no sense.
+    """
+    architecture = str((config.get("architectures") or [""])[0])
+    fitting = (own for end, own in _ARCHITECTURES.items() if architecture.endswith(end))
+    for name in [*next(fitting, ()), *TASKS.plugins]:
+        task = TASKS[name].from_config(config)
+        if task is not None:
+            return task
+    return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -168,15 +169,28 @@ class FeatureCache:
             total -= found.st_size
 
 
+def source_files() -> list[Path]:
+    """List the files of pretune whose code decides what features are."""
+    package = Path(__file__).parents[1]
+    rooms = ("text", "tokenizers", "data", "corpus", "tasks")
+    return sorted(path for room in rooms for path in (package / room).rglob("*.py"))
+
+
 @cache
 def _sources() -> str:
-    """A SHA-256 of the code that makes features: of two states of one version, too."""
+    """Hash the code that makes features: it may change without a new version."""
     digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for part in ("data", "tasks", "text"):
-        for path in sorted((package / part).glob("*.py")):
-            digest.update(f"{part}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    for path in source_files():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def source_of(kind: type) -> str:
+    """Hash the file that defines a task outside pretune; empty for built-in tasks."""
+    if kind.__module__.startswith("pretune."):
+        return ""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else kind.__module__
 
 
 def _digest(features: FeatureSet) -> str:

@@ -11,7 +11,7 @@ from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.tasks.base import Preprocessor, ReadsCorpus
-from pretune.tasks.feature_cache import FeatureCache
+from pretune.tasks.feature_cache import FeatureCache, source_of
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Records that are tokenized at a time.
@@ -76,7 +76,7 @@ def record_features(
     """`featurize` for records: in arrays, with the records as their `rows`."""
     key = ""
     if cache is not None:
-        how = [task.name, task.feature_key(), with_targets, evaluation]
+        how = [task.name, source_of(type(task)), task.feature_key(), with_targets, evaluation]
         key = cache.key(records, tokenizer, how)
         if (found := cache.read(key)) is not None:
             return replace(found, rows=records.rows)

@@ -29,6 +29,7 @@ from pretune.errors import RunError, did_you_mean
 from pretune.inference.runtime import precision_context
 from pretune.models.heads.pooled import PooledHead
 from pretune.recipe.train_section import TrainSection
+from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import AnyTask, drawn
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
@@ -395,7 +396,7 @@ class Trainer:
         self._save(best=is_best)
 
     def _check_metric(self) -> None:
-        known = ["loss", *self.task.metrics().result()]
+        known = ["loss", *AllMetrics.of(self.task).result()]
         if self._best_by not in known:
             raise RunError(
                 f"train.best: no metric is called '{self._best_by}'",

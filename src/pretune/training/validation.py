@@ -15,10 +15,10 @@ from torch import nn
 from pretune.data.batch import Features, PackedBatch
 from pretune.inference.runtime import precision_context
 from pretune.inference.strategies import strategy_for
+from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import (
     AnyTask,
     Calibrated,
-    Metrics,
     drawn,
     lower_is_better,
     with_answers,
@@ -90,7 +90,7 @@ def evaluate_features(
     start = time.perf_counter()
     modes = [(module, module.training) for module in model.modules()]  # parts may be frozen
     model.eval()
-    metrics = task.metrics(features)
+    metrics = AllMetrics.of(task, features)
     sums: dict[str, float] = {"loss": 0.0}
     count, done = 0, 0
     strategy = strategy_for(task, model, features)
@@ -123,9 +123,11 @@ def evaluate_features(
         for module, training in modes:
             module.training = training
     if world.size > 1:
-        metrics, sums, count = _together(world, task.metrics(features), (metrics, sums, count))
+        metrics, sums, count = _together(
+            world, AllMetrics.of(task, features), (metrics, sums, count)
+        )
     if calibrate and isinstance(task, Calibrated):
-        task.calibrate(metrics)
+        task.calibrate(metrics.own)
     means = {name: value / max(count, 1) for name, value in sums.items()}
     figures = {**means, **metrics.result()}
     seconds = time.perf_counter() - start
@@ -133,8 +135,8 @@ def evaluate_features(
 
 
 def _together(
-    world: World, metrics: Metrics, mine: tuple[Metrics, dict[str, float], int]
-) -> tuple[Metrics, dict[str, float], int]:
+    world: World, metrics: AllMetrics, mine: tuple[AllMetrics, dict[str, float], int]
+) -> tuple[AllMetrics, dict[str, float], int]:
     """What all processes found; a process may have had no batch, and so no parts of the loss."""
     sums: dict[str, float] = {}
     count = 0

@@ -1,0 +1,78 @@
+"""Metrics that a recipe adds to those of its task (`task.metrics`).
+
+Packages provide them as entry points of the group `pretune.metrics`. A metric is a class like the
+`Metrics` of a task; its constructor takes the task and the features, as `Task.metrics` does:
+
+    class MeanLength:
+        def __init__(self, task: AnyTask, features: Features | None) -> None: ...
+
+The names of its figures can be given as `train.best`. Whether more or less is better follows from
+the name, as for all metrics (see `lower_is_better`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pretune.data.batch import Features, PackedBatch
+from pretune.errors import RecipeError
+from pretune.registry import Registry
+from pretune.tasks.base import AnyTask, Metrics
+
+#: Metrics that installed packages provide, by name.
+METRICS: Registry[Callable[[AnyTask, Features | None], Metrics]] = Registry(
+    "pretune.metrics", "metric", {}
+)
+
+
+@dataclass
+class AllMetrics:
+    """The metrics of a task together with those that its options add.
+
+    Attributes:
+        own: of the task.
+        added: by name.
+    """
+
+    own: Metrics
+    added: dict[str, Metrics]
+
+    @classmethod
+    def of(cls, task: AnyTask, features: Features | None = None) -> Self:
+        """Begin an evaluation.
+
+        Args:
+            task: whose options name the added metrics.
+            features: as for `Task.metrics`.
+
+        Raises:
+            RecipeError: no installed package has a metric of that name.
+        """
+        wanted = task.options.metrics
+        kinds = {name: METRICS.find(name, error=RecipeError) for name in wanted}
+        added = {name: kind(task, features) for name, kind in kinds.items()}
+        return cls(task.metrics(features), added)
+
+    def update(self, outputs: Any, batch: PackedBatch) -> None:
+        """Add one batch."""
+        for metrics in (self.own, *self.added.values()):
+            metrics.update(outputs, batch)
+
+    def merge(self, other: Self) -> None:
+        """Add what another process saw."""
+        self.own.merge(other.own)
+        for name, metrics in self.added.items():
+            metrics.merge(other.added[name])
+
+    def result(self) -> dict[str, float]:
+        """Compute all figures; where two have the same name, the task's own counts."""
+        figures: dict[str, float] = {}
+        for metrics in (*self.added.values(), self.own):
+            figures |= metrics.result()
+        return figures
+
+    def details(self) -> dict[str, Any]:
+        """Return the task's details, and those of each added metric under its name."""
+        return {**{name: m.details() for name, m in self.added.items()}, **self.own.details()}
