@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from pretune.recipe.recipe import Recipe
-from pretune.training.checkpoint import Checkpoints
+from pretune.training.checkpoint import RunCheckpoints
 from pretune.training.guard import Guard
 from pretune.training.logging import Reporter
 from pretune.training.loop import Trainer
@@ -34,7 +34,7 @@ from pretune.training.stop import StopRequest
 #: What is measured: where, what, and under which head.
 MEASURED: tuple[tuple[Any, str, str], ...] = (
     (Trainer, "_save", "checkpoints: state, writing, hashing, fsync"),
-    (Checkpoints, "flush", "checkpoints: waiting for the thread"),
+    (RunCheckpoints, "flush", "checkpoints: waiting for the thread"),
     (Guard, "judge", "guard: is the loss sane?"),
     (Guard, "accept", "guard: remembering it"),
     (torch, "get_rng_state", "guard: the generator, for an exact second look"),

@@ -141,7 +141,7 @@ def test_what_is_finished_is_kept_unless_something_changed(
 
 def test_a_stopped_rung_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pretune.training import run
-    from pretune.training.run import Interrupted
+    from pretune.training.stop import Interrupted
     from tests.training.outcomes import StopAt
 
     whole = options(corpus, updates=5, rungs=("rnn",))

@@ -18,7 +18,7 @@ from pretune.bundle.bundle import Bundle, load
 from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.builtin import task_class
-from pretune.training.checkpoint import TENSORS, Checkpoints
+from pretune.training.checkpoint import TENSORS, RunCheckpoints
 from pretune.training.data import read_data
 from pretune.training.logging import JsonLines, Reporter
 from pretune.training.state import generators
@@ -76,17 +76,17 @@ def test_whichever_file_it_is_that_does_not_fit(
     background: bool, disk: Path, bundle: Bundle
 ) -> None:
     """With more and more room, until it fits."""
-    keeper = Checkpoints(disk, bundle, background=background)
-    keeper.save(1, generators(), best=True)
-    keeper.flush()
+    store = RunCheckpoints(disk, bundle, background=background)
+    store.save(1, generators(), best=True)
+    store.flush()
     files = [path.name for path in (disk / "last").iterdir()]
     size = sum(path.stat().st_size for path in (disk / "last").iterdir())
     said: list[str] = []
     for free in range(0, 2 * size, 4096):
         ballast = fill(disk, free)
         try:
-            keeper.save(2, generators(), best=True)
-            keeper.flush()
+            store.save(2, generators(), best=True)
+            store.flush()
             break
         except RunError as error:
             said.append(str(error))

@@ -15,7 +15,7 @@ import pytest
 from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
 from pretune.training import run
-from pretune.training.checkpoint import Checkpoints
+from pretune.training.checkpoint import RunCheckpoints
 from pretune.training.run import train_recipe
 from pretune.training.run_folder import RunFolder
 from tests.faults.runs import Running, neighbour, wait_until
@@ -109,16 +109,16 @@ def test_what_is_under_way_is_finished_when_the_run_fails(
 ) -> None:
     """The process ends after an error, and a thread that writes with it."""
     gate = threading.Event()
-    original = Checkpoints._write
+    original = RunCheckpoints._write
 
-    def slow(self: Checkpoints, *args: Any) -> None:
+    def slow(self: RunCheckpoints, *args: Any) -> None:
         gate.wait(0.5)
         original(self, *args)
 
     def fail(*args: Any) -> None:
         raise RunError("the numbers went wrong")
 
-    monkeypatch.setattr(Checkpoints, "_write", slow)
+    monkeypatch.setattr(RunCheckpoints, "_write", slow)
     recipe = toy_recipe(train__background_save=True, train__save_every=1)
     monkeypatch.setattr("pretune.training.logging.Reporter.evaluation", fail)
     with pytest.raises(RunError, match="went wrong"):

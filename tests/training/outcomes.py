@@ -28,7 +28,7 @@ class StopAt:
         pass
 
 
-def course(folder: str | Path) -> list[dict[str, Any]]:
+def metrics_log(folder: str | Path) -> list[dict[str, Any]]:
     """What was logged, without the speed."""
     lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
@@ -53,7 +53,7 @@ def outcome(folder: str | Path) -> dict[str, Any]:
         else None,
         "state": (folder / "last" / TENSORS).read_bytes(),
         "values": values,
-        "log": course(folder),
+        "log": metrics_log(folder),
         "result": result,
     }
 

@@ -56,7 +56,8 @@ def act(work: str, what: Any, stop_at: int | None, change: str | None) -> None:
 
     from pretune.recipe.recipe import Recipe
     from pretune.training import run
-    from pretune.training.run import Interrupted, resume, train_recipe
+    from pretune.training.run import resume, train_recipe
+    from pretune.training.stop import Interrupted
 
     if change is not None:
         {"poison": poison, "local_count": local_count}[change]()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from pretune.checkpoints.manifest import find_damage
 from pretune.recipe.recipe import Recipe
-from pretune.training.jobs import share_out
+from pretune.training.loop import share_out
 from pretune.training.run import train_recipe
 from tests.tasks.translations import PAIRS, SIZES
 from tests.training.groups import (
@@ -40,16 +40,10 @@ def test_shares_are_the_batch(count: int, parts: int, size: int) -> None:
     """Each example is in one part of one process; all processes have equally many parts."""
     whole = np.arange(count) * 3
     shares = [share_out(whole, parts, rank, size) for rank in range(size)]
-    real = [
-        int(i)
-        for share in shares
-        for part, ok in zip(share.parts, share.real, strict=True)
-        if ok
-        for i in part
-    ]
+    real = [int(i) for share in shares for part, ok in zip(*share, strict=True) if ok for i in part]
     assert sorted(real) == whole.tolist()
-    assert len({len(share.parts) for share in shares}) == 1
-    assert all(len(part) > 0 for share in shares for part in share.parts)
+    assert len({len(parts) for parts, _ in shares}) == 1
+    assert all(len(part) > 0 for parts, _ in shares for part in parts)
 
 
 @pytest.fixture

@@ -303,8 +303,8 @@ class TestNotFinite:
     def test_gives_up_with_a_report(self, toy_recipe: Make, action: str) -> None:
         guard = {"action": action, "give_up": 2}
         trainer, _ = self.of(toy_recipe, train__guard=guard, train__batch_size=4)
-        trainer.keeper = _InMemory(trainer)
-        with pytest.raises(RunError, match="after 2 rescues: given up") as caught:
+        trainer.store = _InMemory(trainer)
+        with pytest.raises(RunError, match="after 2 recoveries: given up") as caught:
             trainer.fit()
         assert str(caught.value).count("- the loss is inf in update") == 2
 
@@ -324,9 +324,9 @@ def test_the_end_of_an_epoch_that_is_passed_over_is_evaluated_and_saved(
     """Epochs of 6 batches, of which the first one's last is bad; 12 updates in all."""
     real = Trainer.gradients
 
-    def bad(trainer: Trainer, job: Any) -> Any:
-        total, count, parts = real(trainer, job)
-        return float("nan") if job.at == Cursor(0, 40) else total, count, parts
+    def bad(trainer: Trainer, batch: Any) -> Any:
+        total, count, parts = real(trainer, batch)
+        return float("nan") if batch.start == Cursor(0, 40) else total, count, parts
 
     monkeypatch.setattr(Trainer, "gradients", bad)
     guard = {"action": action, "margin": 0}
@@ -345,7 +345,7 @@ def test_the_end_of_an_epoch_that_is_passed_over_is_evaluated_and_saved(
 
 
 class _InMemory:
-    """A keeper of copies."""
+    """A store of copies."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.saved = trainer, []
@@ -353,10 +353,10 @@ class _InMemory:
     def save(self, step: int, state: Any, *, best: bool) -> None:
         import copy
 
-        from pretune.training.state import Saved
+        from pretune.training.state import SavedCheckpoint
 
         weights = {k: v.detach().clone() for k, v in self.trainer.model.state_dict().items()}
-        self.saved.append(Saved("memory", weights, copy.deepcopy(state)))
+        self.saved.append(SavedCheckpoint("memory", weights, copy.deepcopy(state)))
 
     def newest(self, at_most: int | None = None) -> Any:
         return self.saved[-1] if self.saved else None

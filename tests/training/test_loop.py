@@ -21,8 +21,9 @@ from pretune.tasks.features import featurize
 from pretune.training import loop
 from pretune.training.data import read_data
 from pretune.training.logging import Reporter
-from pretune.training.loop import Stopped, Trainer
-from pretune.training.state import State, seed_everything
+from pretune.training.loop import Trainer
+from pretune.training.state import TrainingState, seed_everything
+from pretune.training.stop import Stopped
 
 
 class Recorder:
@@ -42,12 +43,12 @@ class Recorder:
 
 
 class Memory:
-    """A keeper that remembers what it was told to keep."""
+    """A store that records what it is given."""
 
     def __init__(self) -> None:
         self.saved: list[tuple[int, bool]] = []
 
-    def save(self, step: int, state: State, *, best: bool) -> None:
+    def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         self.saved.append((step, best))
 
     def newest(self, at_most: int | None = None) -> None:
@@ -95,11 +96,11 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def test_learns(make_trainer: Callable[..., Trainer]) -> None:
-    course = make_trainer(epochs=10, learning_rate=5e-3).fit()
-    assert course.best is not None
-    assert course.best.metrics["accuracy"] == 1.0
-    assert course.steps == 10 * 6
-    assert course.examples == 10 * 48
+    history = make_trainer(epochs=10, learning_rate=5e-3).fit()
+    assert history.best is not None
+    assert history.best.metrics["accuracy"] == 1.0
+    assert history.steps == 10 * 6
+    assert history.examples == 10 * 48
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
@@ -188,46 +189,46 @@ def test_a_token_budget_counts_the_batches_of_each_epoch(
     trainer = make_trainer(validation=False, epochs=3, batch_tokens=40)
     counts = [len(epoch_rows(trainer, epoch)) for epoch in range(3)]
     assert trainer.total == sum(counts)
-    course = trainer.fit()
-    assert course.steps == sum(counts)
-    assert course.examples == 3 * 48
+    history = trainer.fit()
+    assert history.steps == sum(counts)
+    assert history.examples == 3 * 48
     assert trainer.epoch == 3.0
 
 
 class TestEvaluation:
     def test_after_each_epoch(self, make_trainer: Callable[..., Trainer]) -> None:
-        course = make_trainer(epochs=3).fit()
-        assert [step for step, _, _ in course.evaluations] == [6, 12, 18]
+        history = make_trainer(epochs=3).fit()
+        assert [step for step, _, _ in history.evaluations] == [6, 12, 18]
 
     def test_every_so_many_updates_and_at_the_end(
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
-        course = make_trainer(max_steps=7, eval_every=3).fit()
-        assert [step for step, _, _ in course.evaluations] == [3, 6, 7]
+        history = make_trainer(max_steps=7, eval_every=3).fit()
+        assert [step for step, _, _ in history.evaluations] == [3, 6, 7]
 
     def test_saves_each_time_and_says_which_is_best(
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
         memory = Memory()
-        course = make_trainer(epochs=4, more={"keeper": memory}).fit()
+        history = make_trainer(epochs=4, more={"store": memory}).fit()
         saved = memory.saved
         assert [step for step, _ in saved] == [6, 12, 18, 24]
-        assert max(step for step, best in saved if best) == course.best_step
-        accuracies = {step: metrics["accuracy"] for step, _, metrics in course.evaluations}
-        assert accuracies[course.best_step or 0] == max(accuracies.values())
+        assert max(step for step, best in saved if best) == history.best_step
+        accuracies = {step: metrics["accuracy"] for step, _, metrics in history.evaluations}
+        assert accuracies[history.best_step or 0] == max(accuracies.values())
 
     def test_the_lowest_loss_is_best_if_asked(self, make_trainer: Callable[..., Trainer]) -> None:
-        course = make_trainer(epochs=4, best="loss").fit()
-        losses = {step: metrics["loss"] for step, _, metrics in course.evaluations}
-        assert losses[course.best_step or 0] == min(losses.values())
+        history = make_trainer(epochs=4, best="loss").fit()
+        losses = {step: metrics["loss"] for step, _, metrics in history.evaluations}
+        assert losses[history.best_step or 0] == min(losses.values())
 
     def test_a_value_that_is_no_number_is_never_the_best(
         self, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """First NaN, then numbers, then NaN again."""
-        course = self._with_losses([math.nan, 3.0, 2.0, math.nan, 2.5], make_trainer, monkeypatch)
-        assert course.best_step == 18
-        assert course.best.metrics["loss"] == 2.0
+        history = self._with_losses([math.nan, 3.0, 2.0, math.nan, 2.5], make_trainer, monkeypatch)
+        assert history.best_step == 18
+        assert history.best.metrics["loss"] == 2.0
 
     def test_where_no_value_is_a_number_the_first_stays(
         self, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
@@ -255,7 +256,7 @@ class TestEvaluation:
         self, make_trainer: Callable[..., Trainer]
     ) -> None:
         memory = Memory()
-        make_trainer(validation=False, max_steps=4, more={"keeper": memory}).fit()
+        make_trainer(validation=False, max_steps=4, more={"store": memory}).fit()
         assert memory.saved[-1] == (4, False)
 
     def test_does_not_disturb_the_training(self, make_trainer: Callable[..., Trainer]) -> None:
@@ -269,19 +270,19 @@ class TestEvaluation:
 class TestPatience:
     def test_ends_when_nothing_gets_better(self, make_trainer: Callable[..., Trainer]) -> None:
         memory = Memory()
-        course = make_trainer(
-            epochs=10, patience=2, learning_rate=1e-12, best="accuracy", more={"keeper": memory}
+        history = make_trainer(
+            epochs=10, patience=2, learning_rate=1e-12, best="accuracy", more={"store": memory}
         ).fit()
-        assert course.early
-        assert [step for step, _, _ in course.evaluations] == [6, 12, 18]
-        assert course.best_step == 6
+        assert history.early
+        assert [step for step, _, _ in history.evaluations] == [6, 12, 18]
+        assert history.best_step == 6
         assert memory.saved[-1] == (18, False)
 
     def test_starts_anew_with_each_best(self, make_trainer: Callable[..., Trainer]) -> None:
         """The loss falls all the time: patience never runs out."""
-        course = make_trainer(epochs=6, patience=1, learning_rate=1e-4, best="loss").fit()
-        assert not course.early
-        assert course.steps == 36
+        history = make_trainer(epochs=6, patience=1, learning_rate=1e-4, best="loss").fit()
+        assert not history.early
+        assert history.steps == 36
 
 
 def test_a_growing_batch_grows(make_trainer: Callable[..., Trainer]) -> None:
@@ -315,9 +316,9 @@ def test_a_growing_batch_is_split_into_fewer_parts(make_trainer: Callable[..., T
     parts = []
     original = trainer.gradients
 
-    def counting(job: Any) -> Any:
-        parts.append(len(job.batches))
-        return original(job)
+    def counting(batch: Any) -> Any:
+        parts.append(len(batch.micro_batches))
+        return original(batch)
 
     trainer.gradients = counting  # type: ignore[method-assign]
     trainer.fit()
@@ -344,7 +345,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     with pytest.raises(RunError, match=r"the loss is nan in update 3 of 5.*not applied") as caught:
         trainer.fit()
     assert "train.learning_rate" in str(caught.value)
-    assert trainer.course.steps == 2
+    assert trainer.history.steps == 2
     assert all(bool(w.isfinite().all()) for w in weights(trainer).values())
 
 
@@ -374,8 +375,8 @@ def test_an_update_of_nothing_that_counts_changes_nothing(
     )
     make, before = trainer._update, [weights(trainer)]
 
-    def watched(job: Any) -> Any:
-        trouble = make(job)
+    def watched(batch: Any) -> Any:
+        trouble = make(batch)
         after = weights(trainer)
         changed.append(any(not torch.equal(w, before[0][name]) for name, w in after.items()))
         before[0] = after
@@ -383,7 +384,7 @@ def test_an_update_of_nothing_that_counts_changes_nothing(
 
     trainer._update = watched  # type: ignore[method-assign]
     trainer.fit()
-    assert trainer.course.steps == 5
+    assert trainer.history.steps == 5
     assert changed == [True, True, False, True, True]
     assert [step for step, _, _ in recorder.entries] == [1, 2, 4, 5]
     for _, _, figures in recorder.entries:
@@ -393,7 +394,7 @@ def test_an_update_of_nothing_that_counts_changes_nothing(
 def test_a_request_to_stop_saves_and_leaves(make_trainer: Callable[..., Trainer]) -> None:
     memory = Memory()
     asked = iter([False, False, True])
-    more = {"keeper": memory, "should_stop": lambda: next(asked)}
+    more = {"store": memory, "should_stop": lambda: next(asked)}
     with pytest.raises(Stopped) as caught:
         make_trainer(more=more).fit()
     assert caught.value.step == 3
@@ -430,9 +431,9 @@ def test_the_log_has_means_and_rates(make_trainer: Callable[..., Trainer]) -> No
 
 
 def test_bf16_on_the_cpu_learns_too(make_trainer: Callable[..., Trainer]) -> None:
-    course = make_trainer(epochs=10, learning_rate=5e-3, precision="bf16").fit()
-    assert course.best is not None
-    assert course.best.metrics["accuracy"] > 0.9
+    history = make_trainer(epochs=10, learning_rate=5e-3, precision="bf16").fit()
+    assert history.best is not None
+    assert history.best.metrics["accuracy"] > 0.9
 
 
 @pytest.mark.cuda

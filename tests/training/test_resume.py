@@ -19,8 +19,9 @@ from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
 from pretune.training import run
 from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
-from pretune.training.run import Interrupted, resume, train_recipe
+from pretune.training.run import resume, train_recipe
 from pretune.training.state import generators, restore_generators, seed_everything
+from pretune.training.stop import Interrupted
 from tests.training.outcomes import StopAt, assert_alike, outcome
 
 Make = Callable[..., Recipe]
@@ -254,17 +255,17 @@ class TestDamage:
     def test_of_a_kept_one_does_not_count(self, toy_recipe: Make, tmp_path: Path) -> None:
         """With `keep: 2`, damage to one of two must keep a third."""
         from pretune.bundle.bundle import load
-        from pretune.training.checkpoint import Checkpoints
+        from pretune.training.checkpoint import RunCheckpoints
 
         bundle = load(toy_recipe().model.source, bare=True)
-        keeper = Checkpoints(tmp_path, bundle, keep=2)
+        store = RunCheckpoints(tmp_path, bundle, keep=2)
         for step in (1, 2):
-            keeper.save(step, generators(), best=False)
+            store.save(step, generators(), best=False)
         damaged = tmp_path / "checkpoints" / "step-000002" / "model.safetensors"
         damaged.write_bytes(damaged.read_bytes()[:-1])
-        keeper.save(3, generators(), best=False)
+        store.save(3, generators(), best=False)
         assert [step for step, _ in checkpoints(tmp_path)] == [1, 2, 3]
-        keeper.save(4, generators(), best=False)
+        store.save(4, generators(), best=False)
         assert [step for step, _ in checkpoints(tmp_path)] == [3, 4]
 
     def test_of_all_is_said(self, run_folder: Path) -> None:

@@ -28,7 +28,8 @@ from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training import run
 from pretune.training.data import read_data
-from pretune.training.run import Interrupted, resume, train_recipe
+from pretune.training.run import resume, train_recipe
+from pretune.training.stop import Interrupted
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
 from tests.training.outcomes import StopAt, assert_alike, outcome
 

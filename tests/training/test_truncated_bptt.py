@@ -21,6 +21,7 @@ from pretune.data.batch_order import Cursor
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, RunError
 from pretune.inference.predict import Predictor
+from pretune.inference.strategies import TruncatedBptt
 from pretune.models.classics.common import ClassicLM
 from pretune.models.classics.nnlm import NnlmConfig, NnlmModel
 from pretune.models.classics.rnn import RnnConfig, RnnModel
@@ -32,7 +33,8 @@ from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.training import run
 from pretune.training.logging import Reporter
 from pretune.training.loop import Trainer
-from pretune.training.run import Interrupted, resume, train_recipe
+from pretune.training.run import resume, train_recipe
+from pretune.training.stop import Interrupted
 from pretune.training.validation import evaluate_features
 from tests.training.outcomes import StopAt, assert_alike, outcome
 
@@ -189,9 +191,9 @@ def test_gradients_of_one_update_are_those_of_the_plain_loop() -> None:
     features, model = features_of(task, some_texts(100)), language_model("gru")
     plain = Plain(model)
     trainer = trainer_of(task, model, features, Losses(), learning_rate=1e-30)
-    jobs = trainer._jobs()
-    trainer._update(next(jobs))
-    trainer.gradients(next(jobs))
+    batches = trainer._batches()
+    trainer._update(next(batches))
+    trainer.gradients(next(batches))
     first, second = (trainer.order.take(Cursor(0, offset), 3)[0] for offset in (0, 3))
     for one, two in zip(first, second, strict=True):
         ids = [torch.from_numpy(features.batch(np.array([i])).tokens.numpy()) for i in (one, two)]
@@ -351,13 +353,11 @@ def test_without_the_states_a_resumed_run_would_differ(
     text_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That the test above can fail."""
-    from pretune.training.truncated_bptt import Carry
-
     whole = text_recipe(output=str(tmp_path / "whole"))
     train_recipe(whole, quiet=True)
     recipe = text_recipe(output=str(tmp_path / "parts"))
     stop(recipe, 4, monkeypatch)
-    monkeypatch.setattr(Carry, "restore", lambda self, tensors, device: None)
+    monkeypatch.setattr(TruncatedBptt, "restore", lambda self, tensors, device: None)
     resume(recipe.output, quiet=True)
     assert outcome(recipe.output)["weights"] != outcome(whole.output)["weights"]
 
@@ -384,17 +384,16 @@ def test_a_batch_that_was_passed_over_leaves_no_state() -> None:
     task = CausalLm(CausalLmOptions(max_length=7))
     features, model = features_of(task, some_texts(100)), language_model()
     trainer = trainer_of(task, model, features, Losses())
-    assert trainer.carry is not None
     first, second, third = (trainer.order.take(Cursor(0, at), 3)[0] for at in (0, 3, 6))
 
     def nats(which: Any) -> list[float]:
         batch: PackedBatch = features.batch(which)
-        return trainer.carry.forward(model, batch).nats.tolist()
+        return trainer.strategy.forward(model, batch).nats.tolist()
 
     nats(first)
-    trainer.carry.commit()
+    trainer.strategy.commit()
     nats(second)
-    trainer.carry.drop()
+    trainer.strategy.discard()
     skipped = nats(third)
-    trainer.carry.forget()
+    trainer.strategy.begin_epoch()
     assert skipped == nats(third)

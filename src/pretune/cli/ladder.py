@@ -59,7 +59,7 @@ def ladder(
     from pretune.experiments.ladder import RUNGS, LadderOptions
     from pretune.render.experiment_views import ladder_view
     from pretune.render.ladder_chart import write_ladder
-    from pretune.training.run import Interrupted
+    from pretune.training.stop import Interrupted
 
     if minutes is not None and updates is not None:
         raise PretuneError("--minutes or --updates, not both", "Leave one of them out.")

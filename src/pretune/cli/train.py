@@ -55,7 +55,7 @@ def train(
 
     Ctrl-C or SIGTERM finishes the update, saves, and exits with 130 or 143.
     """
-    from pretune.training.run import Interrupted
+    from pretune.training.stop import Interrupted
 
     changes = [*([recipe] if resume is not None and recipe is not None else []), *(overrides or [])]
     try:

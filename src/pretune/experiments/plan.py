@@ -43,9 +43,10 @@ from pretune.tasks.features import featurize
 from pretune.training.data import fit, read_data
 from pretune.training.freeze import reads_once
 from pretune.training.logging import Reporter
-from pretune.training.loop import Stopped, Trainer
+from pretune.training.loop import Trainer
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
+from pretune.training.stop import Stopped
 
 #: Updates that are not counted (the first ones ask for memory), the fewest that are, and the
 #: seconds after which no further one begins.

@@ -27,7 +27,8 @@ from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import lower_is_better
 from pretune.tasks.builtin import task_class
 from pretune.training.data import fit, read_data
-from pretune.training.run import Interrupted, train_recipe
+from pretune.training.run import train_recipe
+from pretune.training.stop import Interrupted
 from pretune.training.tracking import flat
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the model with the state of the run, written so that none can be lost.
+"""RunCheckpoints of a run: the model with the state of the run, written so that none can be lost.
 
 checkpoints/step-000300/
     config.json, model.safetensors, tokenizer...   the model, as everybody reads it
@@ -29,7 +29,7 @@ from pretune.checkpoints.manifest import find_damage, write_manifest
 from pretune.errors import CheckpointError, PretuneError, RunError
 from pretune.training.adapters import weights_in
 from pretune.training.distributed import World, is_sharded, is_share, whole
-from pretune.training.state import Saved, State
+from pretune.training.state import SavedCheckpoint, TrainingState
 
 TENSORS, VALUES, SHARDS = "trainer.safetensors", "trainer.json", "shards"
 FOLDER = "checkpoints"
@@ -76,7 +76,7 @@ def read_values(path: Path) -> dict[str, Any]:
         return values
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> TrainingState:
     """The state in a checkpoint that is whole.
 
     Raises:
@@ -84,7 +84,7 @@ def read_state(path: Path) -> State:
     """
     values, shards = read_values(path), path / SHARDS
     with _readable(path):
-        return State(load_file(path / TENSORS), values, shards if shards.is_dir() else None)
+        return TrainingState(load_file(path / TENSORS), values, shards if shards.is_dir() else None)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: the state of the run is not readable ({error})") from None
 
 
-class Checkpoints:
+class RunCheckpoints:
     """Writes the checkpoints of a run, and reads them back.
 
     At no moment is there a `best` or `last` that is not complete, and an older checkpoint goes only
@@ -139,7 +139,7 @@ class Checkpoints:
         self._failed: BaseException | None = None
         self._known: dict[Path, tuple[tuple[Any, ...], str | None]] = {}
 
-    def save(self, step: int, state: State, *, best: bool) -> None:
+    def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run.
 
         In the background only a copy is made before this returns. One write is under way at a time.
@@ -179,7 +179,7 @@ class Checkpoints:
         task = copy.copy(self.bundle.task)  # the next evaluation may choose another threshold
         return replace(self.bundle, model=_fleshed(self._skeleton, weights), task=task)
 
-    def _save_sharded(self, step: int, state: State, values: str, *, best: bool) -> None:
+    def _save_sharded(self, step: int, state: TrainingState, values: str, *, best: bool) -> None:
         """All processes write their shares of the state; the main one the whole model."""
         from pretune.training.sharded import write_shards  # slow to import
 
@@ -221,7 +221,7 @@ class Checkpoints:
         except RunError as error:
             self.say(str(error))
 
-    def newest(self, at_most: int | None = None) -> Saved | None:
+    def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
         """The newest whole checkpoint, preferably of at most so many updates; newer ones go."""
         self.flush()
         self.world.wait()
@@ -234,7 +234,7 @@ class Checkpoints:
             self._drop_newer(path)
         return saved
 
-    def read(self, path: Path) -> Saved:
+    def read(self, path: Path) -> SavedCheckpoint:
         """A whole checkpoint to go on from; `last` and `best` are again what they were there.
 
         A process may have been killed between writing a checkpoint and pointing at it.
@@ -249,7 +249,7 @@ class Checkpoints:
                 self._point_back(path)
             except OSError as error:
                 raise self._unwritten(self.run / "last", error) from None
-        return Saved(str(path), weights, state)
+        return SavedCheckpoint(str(path), weights, state)
 
     def _point_back(self, path: Path) -> None:
         pointed = {"last": path}

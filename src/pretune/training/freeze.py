@@ -1,30 +1,29 @@
-"""Training only a part of a model."""
+"""Training only a part of a model: what is frozen, and reading a frozen backbone only once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from pretune.data.batch import Features
+from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import RunError
 from pretune.inference.runtime import precision_context
+from pretune.inference.strategies import Strategy
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import PooledHead
 from pretune.tasks.base import AnyTask, Task
 
-if TYPE_CHECKING:
-    from pretune.training.loop import Trainer
-
-#: What `train.freeze` may say: a word, `{layers: N}`, or a pattern of parameter names.
+#: What `train.freeze` accepts: a word, `{layers: N}`, or a pattern of parameter names.
 Freeze = str | Mapping[Literal["layers"], int]
 
-#: Tokens at a time in `read_once`: how they are batched changes what is learned, by rounding, so
-#: it is no option that a resumed run may change.
+#: Tokens at a time in `ReadOnce`. Batching changes what is learned, by rounding, so this is not an
+#: option that a resumed run could change.
 READ_TOKENS = 8192
 
 
@@ -37,38 +36,12 @@ def freeze(model: nn.Module, what: Freeze) -> int:
             layers; or a pattern of our parameter names, such as `backbone.layers.*.attention.*`.
 
     Returns:
-        how many parameters (numbers) are left to train.
+        the number of parameters (single weights) left to train.
 
     Raises:
-        RunError: nothing is called so, there are not so many layers, or nothing is left to train.
+        RunError: no such parameter, not that many layers, or nothing is left to train.
     """
-    backbone = model.get_submodule("backbone")
-    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-    frozen: list[nn.Parameter] = []
-    if isinstance(what, Mapping):
-        count = what["layers"]
-        if not 0 <= count <= len(backbone.layers):
-            raise RunError(
-                f"train.freeze: {count} layers, but the model has {len(backbone.layers)}",
-                f"Give a number from 0 to {len(backbone.layers)}.",
-            )
-        frozen += backbone.embeddings.parameters()
-        for layer in list(backbone.layers)[:count]:
-            frozen += layer.parameters()
-    elif what == "embeddings":
-        frozen += backbone.embeddings.parameters()
-    elif what == "backbone":
-        frozen += backbone.parameters()
-    elif what != "none":
-        frozen += [p for name, p in model.named_parameters() if fnmatchcase(name, what)]
-        if not frozen:
-            some = [name for name, _ in model.named_parameters()][:3]
-            raise RunError(
-                f"train.freeze: no parameter is called '{what}'",
-                f"none, embeddings, backbone, {{layers: N}}, or a pattern for names such as "
-                f"{', '.join(some)}.",
-            )
-    for parameter in frozen:
+    for parameter in _matching(model, what):
         parameter.requires_grad_(False)
     left = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if left == 0:
@@ -76,15 +49,42 @@ def freeze(model: nn.Module, what: Freeze) -> int:
     return left
 
 
-def train_mode(model: nn.Module) -> None:
-    """Training mode; but what is frozen, down to the input, is in evaluation mode.
+def _matching(model: nn.Module, what: Freeze) -> list[nn.Parameter]:
+    """The parameters that `train.freeze` names."""
+    backbone = _backbone(model)
+    if isinstance(what, Mapping):
+        count, layers = what["layers"], list(backbone.layers)
+        if not 0 <= count <= len(layers):
+            raise RunError(
+                f"train.freeze: {count} layers, but the model has {len(layers)}",
+                f"Give a number from 0 to {len(layers)}.",
+            )
+        return [p for part in (backbone.embeddings, *layers[:count]) for p in part.parameters()]
+    if what == "none":
+        return []
+    if what == "embeddings":
+        return list(backbone.embeddings.parameters())
+    if what == "backbone":
+        return list(backbone.parameters())
+    named = [p for name, p in model.named_parameters() if fnmatchcase(name, what)]
+    if not named:
+        examples = ", ".join([name for name, _ in model.named_parameters()][:3])
+        raise RunError(
+            f"train.freeze: no parameter is called '{what}'",
+            f"none, embeddings, backbone, {{layers: N}}, or a pattern for names like {examples}.",
+        )
+    return named
 
-    There nothing learns, so dropout would only be noise. Autograd keeps no graph for it, as
+
+def train_mode(model: nn.Module) -> None:
+    """Set training mode, but keep the frozen bottom of the model in evaluation mode.
+
+    Nothing learns there, so dropout would only be noise. Autograd keeps no graph for it, since
     neither its parameters nor its input need a gradient.
     """
     model.train()
-    backbone = model.get_submodule("backbone")
-    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    backbone = _backbone(model)
+    # From the input up to the first part that learns.
     for part in (backbone.embeddings, *backbone.layers):
         if any(parameter.requires_grad for parameter in part.parameters()):
             return
@@ -93,34 +93,73 @@ def train_mode(model: nn.Module) -> None:
         backbone.eval()
 
 
+def _backbone(model: nn.Module) -> Backbone:
+    backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    return backbone
+
+
 def reads_once(task: AnyTask, model: nn.Module, features: Features) -> bool:
-    """Whether what the head reads of the backbone is the same in every epoch, and can be kept.
+    """Whether the backbone gives the head the same input in every epoch, so that it can be kept.
 
-    Not where the backbone learns, or where the head reads more than one vector a feature.
+    That needs a frozen backbone and a head that reads one vector per feature.
+
+    Args:
+        task: runs the model.
+        model: with its parameters frozen already.
+        features: what is trained on.
     """
-    learns = any(p.requires_grad for p in model.get_submodule("backbone").parameters())
+    frozen = not any(p.requires_grad for p in model.get_submodule("backbone").parameters())
     usual = type(task).forward is Task.forward
-    one = features.choices is None
-    return usual and one and not learns and isinstance(model, PooledHead)
+    return frozen and usual and features.choices is None and isinstance(model, PooledHead)
 
 
-@torch.no_grad()
-def read_once(trainer: Trainer) -> Tensor | None:
-    """`[N, hidden]`: what a frozen backbone gives for each training feature; else None."""
-    model, features, options = trainer.model, trainer.train, trainer.options
-    if not isinstance(model, PooledHead) or not reads_once(trainer.task, model, features):
-        return None
-    kept: Tensor | None = None
-    with trainer.reporter.working("reading once", len(features)) as done:
-        seen = 0
+class ReadOnce(Strategy):
+    """Reads a frozen backbone once, and runs only the head on the vectors it gave.
+
+    Args:
+        task: runs the model.
+        model: for which `reads_once` holds, on `device`.
+        features: what is trained on.
+        device: where the vectors are kept.
+        precision: of the backbone, as in `precision_context`.
+        progress: called with the number of features read.
+    """
+
+    def __init__(
+        self,
+        task: AnyTask,
+        model: nn.Module,
+        features: Features,
+        *,
+        device: torch.device,
+        precision: str,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(task)
+        assert isinstance(model, PooledHead)  # noqa: S101 - for the type checker
+        self._model, self._device = model, device
+        self._vectors = self._read(features, precision, progress)  # [N, hidden]
+
+    @torch.no_grad()
+    def _read(
+        self, features: Features, precision: str, progress: Callable[[int], None] | None
+    ) -> Tensor:
+        vectors: Tensor | None = None
+        done = 0
         for which in batches_by_length(features.lengths, READ_TOKENS):
-            batch = features.batch(which).to(trainer.device)
-            with precision_context(trainer.device, options.precision):
-                read = model.read(batch)
-            if kept is None:
-                kept = read.new_empty(len(features), read.shape[1])
-            kept[batch.index.to(trainer.device)] = read
-            seen += len(which)
-            if done is not None:
-                done(seen)
-    return kept
+            batch = features.batch(which).to(self._device)
+            with precision_context(self._device, precision):
+                read = self._model.read(batch)
+            if vectors is None:  # now the size and the type are known
+                vectors = read.new_empty(len(features), read.shape[1])
+            vectors[batch.index.to(self._device)] = read
+            done += len(which)
+            if progress is not None:
+                progress(done)
+        assert vectors is not None  # noqa: S101 - there are features to train on
+        return vectors
+
+    @override
+    def forward(self, module: nn.Module, batch: PackedBatch, *, keep: bool = True) -> Any:
+        return self._model.answer(self._vectors[batch.index.to(self._device)])

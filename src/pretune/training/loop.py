@@ -1,11 +1,11 @@
 """The training loop: one for every task and every model.
 
 for each update:
-    gradients of the *sum* of the loss over the batch, in parts if asked
-    are the numbers sane? (training/guard.py)
-    one division, by the count of the whole batch (training/optim.py)
+    gradients of the *sum* of the loss over the batch, one micro-batch after the other
+    are the numbers sane? (guard.py); if not, recover
+    one division, by the count of the whole batch (optimizer.py)
     AdamW with the scheduled learning rate
-now and then: evaluate, and keep the last and the best model
+once in a while: evaluate, and keep the last and the best model
 
 Everything a run depends on between two updates is in `Trainer.state`; what comes next is a function
 of that alone.
@@ -17,50 +17,91 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
-from pretune.data.batch_order import Cursor, DataOrder
+from pretune.data.batch_order import Cursor
 from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.inference.runtime import precision_context
-from pretune.models.heads.pooled import PooledHead
+from pretune.inference.strategies import strategy_for
 from pretune.recipe.train_section import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import AnyTask, drawn
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
-from pretune.training.freeze import read_once, train_mode
-from pretune.training.guard import Guard, Trouble
-from pretune.training.jobs import Job, Share, share_out
+from pretune.training.freeze import ReadOnce, reads_once, train_mode
+from pretune.training.guard import Guard, Trouble, first_bad_module
 from pretune.training.logging import Reporter, Step
 from pretune.training.memory import reusing_memory
 from pretune.training.optimizer import Optimizer
-from pretune.training.rescue import rescue
 from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
-    Course,
-    Keeper,
-    NothingKept,
-    Saved,
-    State,
-    Window,
+    CheckpointStore,
+    History,
+    LogSums,
+    NoCheckpoints,
+    SavedCheckpoint,
+    TrainingState,
     all_generators,
     restore_all_generators,
 )
-from pretune.training.truncated_bptt import Carry
+from pretune.training.stop import Stopped
 from pretune.training.validation import better, evaluate_features
 
+#: The examples of a bad batch that are looked at one by one.
+MAX_EXAMINED = 1024
+#: The records that an error names.
+MAX_NAMED = 8
 
-class Stopped(Exception):  # noqa: N818 - not an error
-    """Somebody asked the training to stop; the last model is saved."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after {step} updates")
-        self.step = step
+@dataclass
+class GlobalBatch:
+    """The data of one update.
+
+    Attributes:
+        start: where it begins in the order of the data.
+        end: where the next one begins.
+        features: `[B]` the numbers of its features, over all processes.
+        micro_batches: this process's share, one forward and backward pass each. Every process has
+            the same number of them.
+        real: for each micro-batch, False if it is a stand-in: all processes must take part in
+            every pass, so one that has run out of data computes something that counts for nothing.
+        rng_state: of torch's generator before the update, to repeat its dropout.
+    """
+
+    start: Cursor
+    end: Cursor
+    features: Array
+    micro_batches: list[PackedBatch]
+    real: list[bool]
+    rng_state: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def share_out(
+    features: Array, parts: int, rank: int = 0, size: int = 1
+) -> tuple[list[Array], list[bool]]:
+    """Deal a batch out like cards; a sum over processes and parts is the sum over the batch.
+
+    Args:
+        features: `[B]` of the whole batch.
+        parts: into how many micro-batches to cut a process's share, at most.
+        rank: which process this is.
+        size: the number of processes.
+
+    Returns:
+        the features of each micro-batch, and which of them are real rather than stand-ins.
+    """
+    largest_share = -(-len(features) // size)  # the first process's
+    pieces = np.array_split(features[rank::size], min(parts, largest_share))
+    real = [len(piece) > 0 for piece in pieces]
+    stand_in = features[:1]
+    return [p if ok else stand_in for p, ok in zip(pieces, real, strict=True)], real
 
 
 class Trainer:
@@ -70,13 +111,13 @@ class Trainer:
         task: gives the loss and the metrics.
         model: already on `device`.
         train: the training features.
-        validation: evaluated now and then, or None.
+        validation: features to evaluate on once in a while, or None.
         options: how to train.
         seed: of the data order.
         device: where the model is.
-        reporter: shows and keeps the course.
-        keeper: is given the model after each evaluation, every `save_every` updates, at the end,
-            and when stopped.
+        reporter: shows and logs the figures.
+        store: receives a checkpoint after each evaluation, every `save_every` updates, at the end,
+            and when training is stopped.
         should_stop: asked in each update.
         name_record: names a training record for people, by its number.
         world: the processes that train together.
@@ -96,7 +137,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | None = None,
         reporter: Reporter | None = None,
-        keeper: Keeper | None = None,
+        store: CheckpointStore | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         name_record: Callable[[int], str] = "record {}".format,
         world: World | None = None,
@@ -111,251 +152,268 @@ class Trainer:
         self.reporter = reporter or Reporter(quiet=True)
         self.world = world or World()
         self.name_record = name_record
-        self.keeper = keeper or NothingKept()
+        self.store = store or NoCheckpoints()
         self._should_stop = should_stop
         self._best_by = options.best or task.best_by
-        self.carry = Carry.of(task, model, train)
-        if self.carry is not None:
-            self.order = self.carry.order(train.lengths, options, seed)
-        else:
-            in_tokens = options.batch_tokens is not None
-            self.order = DataOrder(train.lengths, seed=seed, in_tokens=in_tokens)
+        if validation is not None:
+            self._check_metric()
+
+        # What is computed: the order of the data, the number of updates, the rate of each.
+        self.strategy = strategy_for(task, model, train)
+        self.order = self.strategy.order(
+            train.lengths,
+            seed,
+            batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
+            grows=options.batch_ramp is not None,
+        )
         self.total, self.sizes = planned_updates(self.order, options)
         self.schedule = Schedule.of(options, self.total)
         self.optimizer = Optimizer.of(model, options, sparse=self.world.size == 1)
         self.average = MovingAverage(model, options.ema) if options.ema is not None else None
         self.guard = Guard(options.guard)
-        self.course, self._window = Course(), Window()
+
+        # Where the run is; all of it goes into `state`.
+        self.history, self._log_sums = History(), LogSums()
         self.cursor = Cursor()
-        self.skips: dict[Cursor, Cursor] = {}  # where a place is passed over, and where to go
+        self.skips: dict[Cursor, Cursor] = {}  # data to pass over: from where, to where
         before_trouble = options.guard.margin + options.guard.patience
-        self.begun: deque[Cursor] = deque(maxlen=before_trouble)
-        self._kept: Tensor | None = None
+        self.begun: deque[Cursor] = deque(maxlen=before_trouble)  # where the last updates began
         self._stopping = False
         self._saved_at = -1
-        if validation is not None:
-            self._check_metric()
 
     @property
     def epoch(self) -> float:
         """Passes over the data done."""
         return self.cursor.epoch + self.cursor.offset / len(self.order)
 
-    def fit(self) -> Course:
-        """Train to the end, from wherever this is.
+    # The loop
+
+    def fit(self) -> History:
+        """Train to the end, from wherever the run is.
 
         Raises:
-            Stopped: `should_stop` said so; the model was saved.
+            Stopped: `should_stop` asked for it; the model was saved.
             RunError: the numbers went wrong and the guard gave up. The update is not applied.
         """
         train_mode(self.model)
-        start = time.perf_counter()
-        epoch = self.order.updates(1, self.sizes.at, self.sizes.updates)
-        if self.world.size == 1 and self.total > epoch:
-            self._kept = read_once(self)
-        self.course.seconds += time.perf_counter() - start
-        self.reporter.begin(self.total, self.course.steps)
-        if self.options.guard.action == "rollback" and self.course.steps == 0:
+        self._read_frozen_backbone()
+        self.reporter.begin(self.total, self.history.steps)
+        if self.options.guard.action == "rollback" and self.history.steps == 0:
             self._save(best=False)  # something to go back to
         with reusing_memory(self.device.type == "cpu") as tidy:
-            while self.course.steps < self.total and not self.course.early:
-                self._run(tidy)
-        return self.course
+            while self.history.steps < self.total and not self.history.early:
+                # Recovering from trouble moves the cursor, and the batches start there afresh.
+                with closing(self._batches()) as batches:
+                    self._train_on(batches, tidy)
+        return self.history
 
-    def state(self) -> State:
-        """Everything besides the model that the rest of the run depends on."""
-        found = all_generators(self.world)
-        found.tensors |= self.optimizer.state()
-        if self.average is not None:  # then the model that is saved is the average
-            # A copy of shares: evaluating the average puts its values in their place.
-            shared = is_sharded(self.model)
-            found.tensors |= {
-                f"raw.{name}": p.detach().clone() if shared else p.detach()
-                for name, p in self.model.named_parameters()
-                if p.requires_grad
-            }
-        if self.carry is not None:
-            carried = self.carry.state(self.world)
-            found.tensors |= {f"carried.{name}": value for name, value in carried.items()}
-        found.values |= {
-            "course": self.course.to_dict(),
-            "window": vars(self._window),
-            "guard": self.guard.to_dict(),
-            "cursor": self.cursor,
-            "skips": sorted(self.skips.items()),
-            "begun": list(self.begun),
-            "averaged": 0 if self.average is None else self.average.updates,
-        }
-        return found
+    def _train_on(self, batches: Iterator[GlobalBatch], tidy: Callable[[], None]) -> None:
+        """Make updates until the end of training, or until the guard had to step in.
 
-    def restore(self, saved: Saved) -> None:
-        """Go on from a checkpoint as if nothing had happened since."""
-        load_weights(self.model, saved.weights)
-        state = saved.state
-        if self.average is not None:
-            weights = self.model.state_dict()
-            averages = {name: weights[name] for name in self.average.tensors}
-            self.average.load(averages, state.values["averaged"])
-            raw = {f"raw.{name}": weights[name] for name in self.average.tensors}
-            state.fill(raw)
-        self.optimizer.restore(state)
-        restore_all_generators(state, self.world, self.seed)
-        if self.carry is not None:
-            self.carry.restore(state.under("carried."), self.device)
-        values = state.values
-        self.course = Course.from_dict(values["course"])
-        self._window = Window(**values["window"])
-        self.guard.restore(values["guard"])
-        self.cursor = Cursor(*values["cursor"])
-        self.skips = {Cursor(*a): Cursor(*b) for a, b in values["skips"]}
-        self.begun.clear()
-        self.begun.extend(Cursor(*place) for place in values["begun"])
-
-    def _run(self, tidy: Callable[[], None]) -> None:
-        """Updates until the end, or until the guard had to step in; `tidy` after each."""
-        with closing(self._jobs()) as jobs:
-            for job in jobs:
-                trouble = self._update(job)
-                if trouble is not None:
-                    ended = rescue(self, job, trouble) and self.options.eval_every == "epoch"
-                    if ended and self.course.evaluated != self.course.steps:
-                        self._evaluate_and_save(tidy)
-                    return
-                tidy()
-                ended = self.cursor.epoch > job.at.epoch
-                done = self.course.steps == self.total
-                if self._eval_due(ended) or done:
+        Args:
+            batches: from the cursor on.
+            tidy: frees memory; called after each update.
+        """
+        for batch in batches:
+            trouble = self._update(batch)
+            if trouble is not None:
+                passed_end = self._recover(batch, trouble)
+                # The skipped data may have been the end of an epoch, where evaluation is due.
+                due = passed_end and self.options.eval_every == "epoch"
+                if due and self.history.evaluated != self.history.steps:
                     self._evaluate_and_save(tidy)
-                elif self._save_due():
+                return
+            tidy()
+            # Once in a while: evaluate and save, or only save.
+            done = self.history.steps == self.total
+            if self._eval_due(epoch_ended=self.cursor.epoch > batch.start.epoch) or done:
+                self._evaluate_and_save(tidy)
+            elif self._save_due():
+                self._save(best=False)
+            if done or self.history.early:
+                return
+            # Somebody asked to stop: leave with a checkpoint of this very update.
+            if self._stopping:
+                if self._saved_at != self.history.steps:
                     self._save(best=False)
-                if done or self.course.early:
-                    return
-                if self._stopping:
-                    if self._saved_at != self.course.steps:
-                        self._save(best=False)
-                    raise Stopped(self.course.steps)
+                raise Stopped(self.history.steps)
 
-    def _jobs(self) -> Generator[Job]:
-        """The batches from here on, as long as every one of them leads to an update."""
+    def _batches(self) -> Generator[GlobalBatch]:
+        """The batches from the cursor on, made ahead of time by `train.workers` threads.
 
-        def places() -> Iterator[tuple[Cursor, Share, Cursor]]:
-            at, step = self.cursor, self.course.steps
+        They assume that each of them leads to an update.
+        """
+
+        def places() -> Iterator[tuple[Cursor, Array, int, Cursor]]:
+            start, step = self.cursor, self.history.steps
             while step < self.total:
-                which, after = self.order.take(at, self.sizes.at(step))
-                after = self.past(after)
-                parts = -(-self.options.accumulate * self.sizes.at(step) // self.sizes.whole)
-                yield at, share_out(which, parts, self.world.rank, self.world.size), after
-                at, step = after, step + 1
+                size = self.sizes.at(step)
+                features, end = self.order.take(start, size)
+                end = self._past_skips(end)
+                # A batch that is still small (`batch_ramp`) needs fewer parts.
+                parts = -(-self.options.accumulate * size // self.sizes.whole)
+                yield start, features, parts, end
+                start, step = end, step + 1
 
-        def make(place: tuple[Cursor, Share, Cursor]) -> Job:
-            at, share, after = place
-            batches = [self.train.batch(part) for part in share.parts]
-            ready = [drawn(self.task, batch, seed=self.seed, epoch=at.epoch) for batch in batches]
-            return Job(at, share, after, ready)
+        def make(place: tuple[Cursor, Array, int, Cursor]) -> GlobalBatch:
+            start, features, parts, end = place
+            shares, real = share_out(features, parts, self.world.rank, self.world.size)
+            micro_batches = [
+                drawn(self.task, self.train.batch(share), seed=self.seed, epoch=start.epoch)
+                for share in shares
+            ]
+            return GlobalBatch(start, end, features, micro_batches, real)
 
         return prefetched(make, places(), self.options.workers)
 
-    def _update(self, job: Job) -> Trouble | None:
-        """One optimizer step on one batch, unless something is wrong with it."""
-        start = time.perf_counter()
-        self.begun.append(job.at)
-        job.generator = torch.get_rng_state()
-        if self.carry is not None and job.at.offset == 0:
-            self.carry.forget()
-        total, count, parts = self.gradients(job)
+    def _past_skips(self, place: Cursor) -> Cursor:
+        """The place itself, or where its data ends if the guard passes over it."""
+        while place in self.skips:
+            place = self.skips[place]
+        return place
+
+    def _update(self, batch: GlobalBatch) -> Trouble | None:
+        """Make one update, unless something is wrong with its numbers."""
+        began = time.perf_counter()
+        self.begun.append(batch.start)
+        batch.rng_state = torch.get_rng_state()
+        if batch.start.offset == 0:
+            self.strategy.begin_epoch()
+
+        # The sum of the loss and of its gradients, over all micro-batches and processes.
+        total, count, parts = self.gradients(batch)
         norm = self.optimizer.gradient_norm()
         mean, norm_of_mean = total / max(count, 1), float(norm) / max(count, 1)
         trouble = self.guard.judge(mean, norm_of_mean)
         if trouble is not None:
             return trouble
-        if self.carry is not None:
-            self.carry.commit()
-        rate = self.options.learning_rate * self.schedule.factor(self.course.steps)
-        if count == 0:  # in no process is there anything to learn from: the weights stay
-            self.optimizer.forget()
+        self.strategy.commit()
+
+        # The one division, clipping and AdamW.
+        rate = self.options.learning_rate * self.schedule.factor(self.history.steps)
+        if count == 0:  # no process had anything to learn from: the weights stay
+            self.optimizer.zero_grad()
         else:
             self.optimizer.step(rate, count, norm)
             if self.average is not None:
                 self.average.update()
             self.guard.accept(mean)
-        self.cursor = job.after
-        self.course.steps += 1
-        tokens = int(self.train.lengths[job.share.whole].sum())
-        self.course.tokens += tokens
-        self.course.examples += len(job.share.whole)
-        seconds = time.perf_counter() - start
-        self.course.seconds += seconds
-        window = self._window
-        window.sum, window.count = window.sum + total, window.count + count
-        window.tokens, window.seconds = window.tokens + tokens, window.seconds + seconds
-        window.add_parts(parts)
-        due = self.course.steps % self.options.log_every == 0 or self.course.steps == self.total
-        if due and window.count > 0:
+
+        # Count it, and log it once in a while.
+        self.cursor = batch.end
+        tokens = int(self.train.lengths[batch.features].sum())
+        seconds = time.perf_counter() - began
+        self.history.add_update(tokens, len(batch.features), seconds)
+        self._log_sums.add(total, count, parts, tokens, seconds)
+        due = self.history.steps % self.options.log_every == 0 or self.history.steps == self.total
+        if due and self._log_sums.count > 0:
             self._log(rate, norm_of_mean)
         return None
 
-    def gradients(self, job: Job) -> tuple[float, int, dict[str, float]]:
-        """Add up the gradients of the sum of the loss, over all parts and processes.
+    def gradients(self, batch: GlobalBatch) -> tuple[float, int, dict[str, float]]:
+        """Add up the gradients of the sum of the loss, over all micro-batches and processes.
 
         Returns:
-            that sum, its count, and the sums of the loss's parts.
+            that sum, its count, and the sums of the loss's parts by name.
         """
         sums: list[Tensor] = []
         count = 0
-        if self.carry is not None:
-            self.carry.drop()
         parts: dict[str, float] = {}
-        for i, batch in enumerate(job.batches):
-            batch = batch.to(self.device)
-            with self.world.syncing(self.model, last=i == len(job.batches) - 1):
+        self.strategy.discard()
+        module = self.world.wrapped(self.model)
+        last = len(batch.micro_batches) - 1
+        for i, (micro, real) in enumerate(zip(batch.micro_batches, batch.real, strict=True)):
+            micro = micro.to(self.device)
+            # Processes exchange gradients only after the last one.
+            with self.world.syncing(self.model, last=i == last):
                 with precision_context(self.device, self.options.precision):
-                    real = job.share.real[i]  # else a stand-in: all processes must take part
-                    loss = self.task.loss(self._outputs(batch, keep=real), batch)
+                    outputs = self.strategy.forward(module, micro, keep=real)
+                    loss = self.task.loss(outputs, micro)
                 (loss.sum if real else loss.sum * 0.0).backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sum.detach() * float(real))
             count += loss.count * real
             for name, value in loss.parts.items():
                 parts[name] = parts.get(name, 0.0) + float(value.detach()) * real
+        # One exchange for all figures; a stop that one process was asked for is a stop for all.
         total = float(torch.stack(sums).sum())
         figures = [total, float(count), float(self._should_stop()), *parts.values()]
         total, whole, stop, *values = self.world.sum(figures, self.device)
         self._stopping = stop > 0
         return total, int(whole), dict(zip(parts, values, strict=True))
 
-    def past(self, place: Cursor) -> Cursor:
-        """Where to go on at a place: there, unless its data are to be passed over."""
-        while place in self.skips:
-            place = self.skips[place]
-        return place
-
-    def _outputs(self, batch: PackedBatch, *, keep: bool) -> Any:
-        if self.carry is not None:
-            return self.carry.forward(self.world.wrapped(self.model), batch, keep=keep)
-        if self._kept is None:
-            return self.task.forward(self.world.wrapped(self.model), batch)
-        assert isinstance(self.model, PooledHead)  # noqa: S101 - for the type checker
-        return self.model.answer(self._kept[batch.index.to(self.device)])
+    def _read_frozen_backbone(self) -> None:
+        """Where a frozen backbone would be read in several epochs, read it once, now."""
+        began = time.perf_counter()
+        repeats = self.total > self.order.updates(1, self.sizes.at, self.sizes.updates)
+        if self.world.size == 1 and repeats and reads_once(self.task, self.model, self.train):
+            with self.reporter.working("reading once", len(self.train)) as progress:
+                self.strategy = ReadOnce(
+                    self.task,
+                    self.model,
+                    self.train,
+                    device=self.device,
+                    precision=self.options.precision,
+                    progress=progress,
+                )
+        self.history.seconds += time.perf_counter() - began
 
     def _log(self, rate: float, norm: float) -> None:
-        window, self._window = self._window, Window()
+        sums, self._log_sums = self._log_sums, LogSums()
         entry = Step(
-            step=self.course.steps,
+            step=self.history.steps,
             epoch=self.epoch,
-            loss=window.sum / window.count,
+            loss=sums.sum / sums.count,
             learning_rate=rate,
             gradient_norm=norm,
-            tokens_per_second=window.tokens / max(window.seconds, 1e-9),
-            parts={name: value / window.count for name, value in window.parts.items()},
+            tokens_per_second=sums.tokens / max(sums.seconds, 1e-9),
+            parts={name: value / sums.count for name, value in sums.parts.items()},
         )
         self.reporter.step(entry, self.total)
 
-    def _eval_due(self, epoch_ended: bool) -> bool:
+    # Once in a while: evaluate and save
+
+    def _eval_due(self, *, epoch_ended: bool) -> bool:
         every = self.options.eval_every
-        return epoch_ended if every == "epoch" else self.course.steps % every == 0
+        return epoch_ended if every == "epoch" else self.history.steps % every == 0
 
     def _save_due(self) -> bool:
         every = self.options.save_every
-        return every is not None and self.course.steps % every == 0
+        return every is not None and self.history.steps % every == 0
+
+    def _evaluate_and_save(self, tidy: Callable[[], None]) -> None:
+        """Evaluate on the validation data, if there is any, and save the model."""
+        is_best = self.validation is not None and self._evaluate(self.validation, tidy)
+        self._save(best=is_best)
+
+    def _evaluate(self, validation: Features, tidy: Callable[[], None]) -> bool:
+        """Evaluate and report; returns whether the model is the best so far."""
+        with self._averaged():
+            result = evaluate_features(
+                self.task,
+                self.model,
+                validation,
+                batch_tokens=self.options.eval_batch_tokens,
+                device=self.device,
+                precision=self.options.precision,
+                progress=lambda done: tidy(),
+                world=self.world,
+                calibrate=True,
+            )
+        history, by = self.history, self._best_by
+        best = history.best
+        is_best = best is None or better(by, result.metrics[by], best.metrics[by])
+        if is_best:
+            history.best, history.best_step = result, history.steps
+        history.evaluations.append((history.steps, self.epoch, result.metrics))
+        note = "  best so far" if is_best else ""
+        self.reporter.evaluation(history.steps, self.epoch, result.metrics, result.seconds, note)
+        # Early stopping.
+        patience = self.options.patience
+        if patience is not None and history.evaluations_since_best >= patience:
+            history.early = True
+            self.reporter.say(f"no better in {patience} evaluations: stopping early")
+        return is_best
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()
@@ -363,37 +421,8 @@ class Trainer:
     def _save(self, *, best: bool) -> None:
         state = self.state()
         with self._averaged():
-            self.keeper.save(self.course.steps, state, best=best)
-        self._saved_at = self.course.steps
-
-    def _evaluate_and_save(self, tidy: Callable[[], None]) -> None:
-        """Evaluate on the validation data and keep the model."""
-        step, is_best = self.course.steps, False
-        if self.validation is not None:
-            with self._averaged():
-                found = evaluate_features(
-                    self.task,
-                    self.model,
-                    self.validation,
-                    batch_tokens=self.options.eval_batch_tokens,
-                    device=self.device,
-                    precision=self.options.precision,
-                    progress=lambda done: tidy(),
-                    world=self.world,
-                    calibrate=True,
-                )
-            best, by = self.course.best, self._best_by
-            is_best = best is None or better(by, found.metrics[by], best.metrics[by])
-            if is_best:
-                self.course.best, self.course.best_step = found, step
-            self.course.evaluations.append((step, self.epoch, found.metrics))
-            note = "  best so far" if is_best else ""
-            self.reporter.evaluation(step, self.epoch, found.metrics, found.seconds, note)
-            patience = self.options.patience
-            if patience is not None and self.course.evaluations_since_best >= patience:
-                self.course.early = True
-                self.reporter.say(f"no better in {patience} evaluations: stopping early")
-        self._save(best=is_best)
+            self.store.save(self.history.steps, state, best=best)
+        self._saved_at = self.history.steps
 
     def _check_metric(self) -> None:
         known = ["loss", *AllMetrics.of(self.task).result()]
@@ -402,3 +431,175 @@ class Trainer:
                 f"train.best: no metric is called '{self._best_by}'",
                 did_you_mean(self._best_by, known),
             )
+
+    # The state of the run, to and from a checkpoint
+
+    def state(self) -> TrainingState:
+        """Everything except the model that the rest of the run depends on."""
+        state = all_generators(self.world)
+        state.tensors |= self.optimizer.state()
+        if self.average is not None:
+            # The checkpoint's model is the average, so the weights themselves are kept here. Shards
+            # are copied: evaluating the average puts other values into them.
+            sharded = is_sharded(self.model)
+            state.tensors |= {
+                f"raw.{name}": p.detach().clone() if sharded else p.detach()
+                for name, p in self.model.named_parameters()
+                if p.requires_grad
+            }
+        carried = self.strategy.state(self.world.gather)
+        state.tensors |= {f"carried.{name}": value for name, value in carried.items()}
+        state.values |= {
+            "course": self.history.to_dict(),
+            "window": vars(self._log_sums),
+            "guard": self.guard.to_dict(),
+            "cursor": self.cursor,
+            "skips": sorted(self.skips.items()),
+            "begun": list(self.begun),
+            "averaged": 0 if self.average is None else self.average.updates,
+        }
+        return state
+
+    def restore(self, saved: SavedCheckpoint) -> None:
+        """Continue from a checkpoint as if nothing had happened since."""
+        load_weights(self.model, saved.weights)
+        state = saved.state
+        if self.average is not None:
+            # The other way round from `state`: the average from the model, then the raw weights.
+            weights = self.model.state_dict()
+            averages = {name: weights[name] for name in self.average.tensors}
+            self.average.load(averages, state.values["averaged"])
+            state.fill({f"raw.{name}": weights[name] for name in self.average.tensors})
+        self.optimizer.restore(state)
+        restore_all_generators(state, self.world, self.seed)
+        self.strategy.restore(state.under("carried."), self.device)
+        values = state.values
+        self.history = History.from_dict(values["course"])
+        self._log_sums = LogSums(**values["window"])
+        self.guard.restore(values["guard"])
+        self.cursor = Cursor(*values["cursor"])
+        self.skips = {Cursor(*start): Cursor(*end) for start, end in values["skips"]}
+        self.begun.clear()
+        self.begun.extend(Cursor(*place) for place in values["begun"])
+
+    # Recovery: the guard refused an update
+
+    def _recover(self, batch: GlobalBatch, trouble: Trouble) -> bool:
+        """Stop, skip the batch or roll back, as `train.guard` says; the update was not made.
+
+        Returns:
+            whether the skipped data reaches the end of an epoch, which then has no last update.
+
+        Raises:
+            RunError: the recipe says stop, or this has happened too often.
+        """
+        options, rescues = self.options.guard, self.history.rescues
+        what = f"{trouble.what} in update {self.history.steps + 1} of {self.total}"
+        cause = self._find_cause(batch, trouble)
+        advice = f"Lower train.learning_rate (now {self.options.learning_rate:g})"
+        if not self.options.clip:
+            advice += ", set train.clip=1.0"
+        if options.action == "stop":
+            raise RunError(
+                f"{what}; the update was not applied\n  {cause}",
+                f"{advice}, look at these records, or train on without them: train.guard=skip or "
+                "train.guard=rollback.",
+            )
+        if len(rescues) >= options.give_up:
+            earlier = "".join(f"\n  - {text}" for text in rescues)
+            raise RunError(
+                f"{what}, after {len(rescues)} recoveries: given up\n  {cause}\n"
+                f"  earlier:{earlier}",
+                f"{advice}, look at the records named here, or allow more: train.guard.give_up.",
+            )
+        if options.action == "rollback":
+            start, done = self._roll_back(batch)
+        else:
+            start, done = batch.start, "this batch was skipped"
+            self.cursor = batch.end
+        self.guard.streak = 0
+        # Not in place: rolling back restored an older history.
+        self.history.rescues = [*rescues, f"{what}: {done}; {cause}"]
+        self.reporter.say(f"guard: {self.history.rescues[-1]}")
+        return self.cursor.epoch > start.epoch
+
+    def _roll_back(self, batch: GlobalBatch) -> tuple[Cursor, str]:
+        """Return to a checkpoint from before the trouble, and from now on skip its data.
+
+        Returns:
+            the checkpoint's place in the data, and what was done in words.
+        """
+        # A few updates before the refused one count as trouble too (`guard.margin`).
+        trouble_start, skips, failed_step = self.begun[0], self.skips, self.history.steps
+        saved = self.store.newest(at_most=failed_step - len(self.begun) + 1)
+        if saved is None:
+            raise RunError(
+                "train.guard: there is no whole checkpoint to go back to",
+                "Were files of the run removed while it ran? train.guard=skip needs none.",
+            )
+        self.restore(saved)
+        step, place = self.history.steps, self.cursor
+        self.reporter.rewind(step)
+        # The checkpoint may be younger than the start of the trouble.
+        trouble_start = max(trouble_start, place)
+        self.skips = {**skips, trouble_start: batch.end}
+        self.cursor = self._past_skips(place)
+        return place, (
+            f"back to update {step} ({failed_step - step} undone), and past the data from epoch "
+            f"{trouble_start.epoch}, example {trouble_start.offset}, to epoch {batch.end.epoch}, "
+            f"example {batch.end.offset}"
+        )
+
+    def _find_cause(self, batch: GlobalBatch, trouble: Trouble) -> str:
+        """Name the module, if a number is not finite, and the records behind the trouble.
+
+        Leaves no gradients, and torch's generator where it was.
+        """
+        self.optimizer.zero_grad()
+        rng_state = torch.get_rng_state()
+        causes = []
+        try:
+            if not trouble.finite:
+                torch.set_rng_state(batch.rng_state)  # the same dropout
+                module = first_bad_module(self.model, lambda: self.gradients(batch))
+                causes.append(module or "computing the batch once more does not reproduce it")
+            causes.append(self._suspects(batch, finite=trouble.finite))
+        finally:
+            torch.set_rng_state(rng_state)
+            self.optimizer.zero_grad()
+        return "; ".join(causes)
+
+    def _suspects(self, batch: GlobalBatch, *, finite: bool) -> str:
+        """Name the records whose own loss is not finite, or those with the highest loss."""
+        features = batch.features[:MAX_EXAMINED]
+        records = np.array([self.train.record(int(feature)) for feature in features])
+        losses = self._each_loss(features, batch.start.epoch)
+        if finite:
+            highest = np.argsort(-losses)[:3]
+            named = [f"{self.name_record(int(records[i]))} ({losses[i]:.4g})" for i in highest]
+            return "the highest losses in its batch: " + ", ".join(named)
+        bad = ~np.isfinite(losses)
+        alone = 0 < bad.sum() < len(records)
+        suspects = np.unique(records[bad] if alone else records)
+        named = [self.name_record(int(record)) for record in suspects[:MAX_NAMED]]
+        more = f" and {len(suspects) - MAX_NAMED} more" if len(suspects) > MAX_NAMED else ""
+        which = "these records give it by themselves" if alone else "its batch"
+        return f"{which}: {', '.join(named)}{more}"
+
+    @torch.no_grad()
+    def _each_loss(self, features: Array, epoch: int) -> Array:
+        """`[B]` float64: the mean loss of each feature by itself, without dropout."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        losses = []
+        try:
+            for feature in features:
+                batch = self.train.batch(np.array([feature]))
+                batch = drawn(self.task, batch, seed=self.seed, epoch=epoch).to(self.device)
+                with precision_context(self.device, self.options.precision):
+                    loss = self.task.loss(self.task.forward(self.model, batch), batch)
+                losses.append(float(loss.sum) / max(loss.count, 1))
+        finally:
+            for module, training in modes:
+                module.training = training
+        return np.array(losses, dtype=np.float64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretune.models.heads.crf import Crf
 from pretune.recipe.train_section import TrainSection
 from pretune.training.distributed import is_sharded, local
-from pretune.training.state import State
+from pretune.training.state import TrainingState
 
 
 def parameter_groups(
@@ -132,9 +132,9 @@ class Optimizer:
             for kind, value in self.adamw.state.get(parameter, {}).items()
         }
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Go back to what `state` gave, in this process or in however many others."""
-        self.forget()
+        self.zero_grad()
         self.adamw.state.clear()
         moments: dict[str, Tensor] = {}
         for parameter, name in self._names.items():
@@ -191,9 +191,9 @@ class Optimizer:
             grads = [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
             torch._foreach_div_([local(grad) for grad in grads], divisor)
         self.adamw.step()
-        self.forget()
+        self.zero_grad()
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop all gradients."""
         self.adamw.zero_grad(set_to_none=True)
         for parameter, rows in self._touched.items():

@@ -20,17 +20,17 @@ from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import AnyTask, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
-from pretune.training.checkpoint import Checkpoints, newest_whole, read_values
+from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
 from pretune.training.data import Data, fit, read_data, read_features, tokenizer_of
 from pretune.training.distributed import World, joined
 from pretune.training.freeze import freeze
 from pretune.training.logging import JsonLines, Reporter, TensorBoard
-from pretune.training.loop import Stopped, Trainer
+from pretune.training.loop import Trainer
 from pretune.training.modes import determinism, prepare
 from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
-from pretune.training.state import Course, seed_everything, seed_process
-from pretune.training.stop import StopRequest
+from pretune.training.state import History, seed_everything, seed_process
+from pretune.training.stop import Interrupted, Stopped, StopRequest
 from pretune.training.tracking import trackers
 
 #: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
@@ -47,20 +47,6 @@ MAY_CHANGE = (
     "description",
     "track",
 )
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """The training was stopped from outside; its last model is saved.
-
-    Attributes:
-        folder: the run.
-        steps: updates done.
-        signal: which one asked.
-    """
-
-    def __init__(self, folder: Path, steps: int, signal: int) -> None:
-        super().__init__(f"stopped after {steps} updates; the last checkpoint is {folder / 'last'}")
-        self.folder, self.steps, self.signal = folder, steps, signal
 
 
 def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False) -> RunResult:
@@ -230,26 +216,26 @@ class _Run:
             self._open_folder(bundle, stack)
             stop = stack.enter_context(StopRequest(self.reporter.say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
-            keeper = self._keeper(bundle, kept)
-            trainer = self._trainer(bundle, train, validation, keeper, stop, records)
+            store = self._store(bundle, kept)
+            trainer = self._trainer(bundle, train, validation, store, stop, records)
             if start is not None:
-                trainer.restore(keeper.read(start))
+                trainer.restore(store.read(start))
             if self.resumed:
-                self.reporter.rewind(trainer.course.steps)
+                self.reporter.rewind(trainer.history.steps)
                 self.reporter.say(
-                    f"resumed from {start or 'the beginning'}: update {trainer.course.steps}"
+                    f"resumed from {start or 'the beginning'}: update {trainer.history.steps}"
                 )
             self.reporter.say(_plan(trainer, self.world))
             try:
-                course = trainer.fit()
+                history = trainer.fit()
             except Stopped as stopped:
-                keeper.flush()
+                store.flush()
                 raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
             except RunError:
-                keeper.finish()
+                store.finish()
                 raise
-            keeper.flush()
-            result = _result(self.recipe, course, self.device)
+            store.flush()
+            result = _result(self.recipe, history, self.device)
             if self.world.main:
                 self.folder.finish(result)
         return result
@@ -277,11 +263,11 @@ class _Run:
                 ) from None
         self.world.wait()
 
-    def _keeper(self, bundle: Bundle, extra: dict[str, Any]) -> Checkpoints:
+    def _store(self, bundle: Bundle, extra: dict[str, Any]) -> RunCheckpoints:
         options = self.recipe.train
         # The newest may be from within the trouble that is to be undone.
         least = 2 if options.guard.action == "rollback" else 1
-        return Checkpoints(
+        return RunCheckpoints(
             self.folder.path,
             bundle,
             keep=max(options.keep, least),
@@ -296,7 +282,7 @@ class _Run:
         bundle: Bundle,
         train: Features,
         validation: Features | None,
-        keeper: Checkpoints,
+        store: RunCheckpoints,
         stop: StopRequest,
         records: Data,
     ) -> Trainer:
@@ -318,7 +304,7 @@ class _Run:
             seed=self.recipe.seed,
             device=self.device,
             reporter=self.reporter,
-            keeper=keeper,
+            store=store,
             should_stop=stop,
             name_record=records.where,
             world=self.world,
@@ -380,20 +366,20 @@ def _plan(trainer: Trainer, world: World) -> str:
     )
 
 
-def _result(recipe: Recipe, course: Course, device: torch.device) -> RunResult:
-    best = course.best
+def _result(recipe: Recipe, history: History, device: torch.device) -> RunResult:
+    best = history.best
     return RunResult(
         folder=recipe.output,
         seed=recipe.seed,
         metrics={} if best is None else best.metrics,
         details={} if best is None else best.details,
-        best_step=course.best_step,
-        steps=course.steps,
-        examples=course.examples,
-        tokens=course.tokens,
-        seconds=course.seconds,
+        best_step=history.best_step,
+        steps=history.steps,
+        examples=history.examples,
+        tokens=history.tokens,
+        seconds=history.seconds,
         peak_memory_mb=peak_memory_mb(device),
         environment=environment(device),
-        rescues=course.rescues,
-        stopped_early=course.early,
+        rescues=history.rescues,
+        stopped_early=history.early,
     )

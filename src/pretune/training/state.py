@@ -20,7 +20,7 @@ from pretune.training.validation import Evaluation
 
 
 @dataclass
-class State:
+class TrainingState:
     """What a checkpoint holds besides the model.
 
     Attributes:
@@ -57,7 +57,7 @@ class State:
 
 
 @dataclass
-class Saved:
+class SavedCheckpoint:
     """A checkpoint that was read back.
 
     Attributes:
@@ -68,32 +68,32 @@ class Saved:
 
     place: str
     weights: dict[str, Tensor]
-    state: State
+    state: TrainingState
 
 
-class Keeper(Protocol):
-    """Where checkpoints go, and come from."""
+class CheckpointStore(Protocol):
+    """Where checkpoints are written to and read back from."""
 
-    def save(self, step: int, state: State, *, best: bool) -> None:
+    def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run."""
 
-    def newest(self, at_most: int | None = None) -> Saved | None:
-        """The newest checkpoint that is whole, preferably of at most so many updates."""
+    def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
+        """The newest checkpoint that is whole, preferably of at most `at_most` updates."""
 
 
-class NothingKept:
-    """Keeps nothing: for training in memory."""
+class NoCheckpoints:
+    """A checkpoint store that keeps nothing: for training in memory."""
 
-    def save(self, step: int, state: State, *, best: bool) -> None:
-        """Nothing."""
+    def save(self, step: int, state: TrainingState, *, best: bool) -> None:
+        """Do nothing."""
 
-    def newest(self, at_most: int | None = None) -> Saved | None:
-        """None."""
+    def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
+        """Return None."""
         return None
 
 
 @dataclass
-class Course:
+class History:
     """How a training went.
 
     Attributes:
@@ -131,6 +131,13 @@ class Course:
         known["evaluations"] = [(step, epoch, dict(m)) for step, epoch, m in known["evaluations"]]
         return cls(**known)
 
+    def add_update(self, tokens: int, examples: int, seconds: float) -> None:
+        """Count an update."""
+        self.steps += 1
+        self.tokens += tokens
+        self.examples += examples
+        self.seconds += seconds
+
     @property
     def evaluated(self) -> int | None:
         """After how many updates the last evaluation was."""
@@ -145,8 +152,16 @@ class Course:
 
 
 @dataclass
-class Window:
-    """What was summed up since the last entry of the log."""
+class LogSums:
+    """What was summed up since the last entry of the log.
+
+    Attributes:
+        sum: of the loss.
+        count: of the loss: examples or tokens.
+        tokens: trained on.
+        seconds: spent in updates.
+        parts: the sums of the loss's parts by name.
+    """
 
     sum: float = 0.0
     count: int = 0
@@ -154,13 +169,19 @@ class Window:
     seconds: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
 
-    def add_parts(self, parts: Mapping[str, float]) -> None:
-        """Add to the sums by name."""
+    def add(
+        self, loss: float, count: int, parts: Mapping[str, float], tokens: int, seconds: float
+    ) -> None:
+        """Take in an update."""
+        self.sum += loss
+        self.count += count
+        self.tokens += tokens
+        self.seconds += seconds
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + value
 
 
-def generators() -> State:
+def generators() -> TrainingState:
     """Where all random generators stand: torch's (CPU and CUDA), numpy's and Python's."""
     kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one
     version, words, pending = random.getstate()
@@ -176,10 +197,10 @@ def generators() -> State:
         "numpy": [kind, int(place), int(has_gauss), float(gauss)],
         "python": [version, pending],
     }
-    return State(tensors, values)
+    return TrainingState(tensors, values)
 
 
-def restore_generators(state: State) -> None:
+def restore_generators(state: TrainingState) -> None:
     """Set all random generators to where `generators` found them."""
     torch.set_rng_state(state.tensors["generator.torch"])
     kind, place, has_gauss, gauss = state.values["numpy"]
@@ -193,18 +214,18 @@ def restore_generators(state: State) -> None:
                 torch.cuda.set_rng_state(known, i)
 
 
-def all_generators(world: World) -> State:
+def all_generators(world: World) -> TrainingState:
     """Where the generators of every process stand."""
     if world.size == 1:
         return generators()
-    found = State()
+    found = TrainingState()
     for rank, state in enumerate(world.gather(generators())):
         found.tensors |= {f"rank{rank}.{name}": value for name, value in state.tensors.items()}
         found.values[f"rank{rank}"] = state.values
     return found
 
 
-def restore_all_generators(state: State, world: World, seed: int) -> None:
+def restore_all_generators(state: TrainingState, world: World, seed: int) -> None:
     """Set this process's generators to where they stood.
 
     With another number of processes than then, what each of them draws is new, and a function of
@@ -217,7 +238,7 @@ def restore_all_generators(state: State, world: World, seed: int) -> None:
         restore_generators(state)
     else:
         own = f"rank{world.rank}"
-        restore_generators(State(state.under(f"{own}."), state.values[own]))
+        restore_generators(TrainingState(state.under(f"{own}."), state.values[own]))
 
 
 def seed_process(seed: int, world: World, steps: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the update, save, and go; a second one goes at once."""
+"""Stopping on Ctrl-C and SIGTERM: finish the update, save and exit; a second one exits at once."""
 
 from __future__ import annotations
 
@@ -6,28 +6,55 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-class StopRequest:
-    """While entered, the first SIGINT or SIGTERM makes calling this give True.
-
-    Outside the main thread, where Python allows no signal handlers, it never does.
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The training loop ended because somebody asked it to; the last model is saved.
 
     Args:
-        say: tells the person what happens.
+        step: updates done.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after {step} updates")
+        self.step = step
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """The run was stopped from outside; its last model is saved.
+
+    Attributes:
+        folder: the run.
+        steps: updates done.
+        signal: the one that asked for it.
+    """
+
+    def __init__(self, folder: Path, steps: int, signal: int) -> None:
+        super().__init__(f"stopped after {steps} updates; the last checkpoint is {folder / 'last'}")
+        self.folder, self.steps, self.signal = folder, steps, signal
+
+
+class StopRequest:
+    """A flag that the first SIGINT or SIGTERM sets while the context is entered.
+
+    Outside the main thread, where Python allows no signal handlers, it is never set.
+
+    Args:
+        say: shows a line to the person.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._asked = False
-        #: The one that came.
+        #: The signal that was received.
         self.signal = signal.SIGTERM
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a signal was received."""
         return self._asked
 
     def __enter__(self) -> Self:

@@ -190,7 +190,7 @@ class Mlflow:
         return run
 
     def _finish(self, error: BaseException | None) -> None:
-        from pretune.training.run import Interrupted
+        from pretune.training.stop import Interrupted
 
         run = self._run or self._begin()
         status = "FINISHED"

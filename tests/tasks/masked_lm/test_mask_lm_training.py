@@ -30,7 +30,8 @@ from pretune.tasks.masked_lm.metrics import NEXT, TARGET
 from pretune.tasks.masked_lm.options import MaskLmOptions
 from pretune.training import run
 from pretune.training.data import read_data
-from pretune.training.run import Interrupted, resume, train_recipe
+from pretune.training.run import resume, train_recipe
+from pretune.training.stop import Interrupted
 from pretune.training.validation import evaluate_features
 from tests.training.groups import STEADY, Together, assert_close, result_of, weights
 from tests.training.outcomes import StopAt, assert_alike, outcome
