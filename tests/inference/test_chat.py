@@ -16,9 +16,8 @@ from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError, PretuneError
 from pretune.inference.chat import Conversation, Reranker
 from pretune.inference.generate import TextGenerator
-from pretune.tasks.dialogue.chat import Chat, ChatOptions
-from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
-from pretune.tasks.dialogue.turns import TurnLayout
+from pretune.tasks.dialogue.dialogue import Chat, ChatOptions, Instruct, InstructOptions
+from pretune.tasks.dialogue.layouts import TurnLayout
 from tests.inference.conftest import CONTEXT, Pair
 
 

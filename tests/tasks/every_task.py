@@ -16,8 +16,7 @@ from pretune.tasks.base import AnyTask
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.classification.multilabel import Multilabel, MultilabelOptions
-from pretune.tasks.dialogue.chat import Chat, ChatOptions
-from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
+from pretune.tasks.dialogue.dialogue import Chat, ChatOptions, Instruct, InstructOptions
 from pretune.tasks.masked_lm.mask_lm import MaskLm
 from pretune.tasks.masked_lm.options import MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions

@@ -48,7 +48,7 @@ def test_what_was_passed_over_is_said_as_in_a_training(
     loud = pretune.evaluate(bundle, data, quiet=False)
     shown = capsys.readouterr().err
     assert "passed over:" in shown
-    assert "some.jsonl, line 1: one turn alone: nothing is said to it" in shown
+    assert "some.jsonl, line 1: no reply in it" in shown
     assert loud.metrics == quiet.metrics
     assert loud.count == 1
 

@@ -17,7 +17,7 @@ from pretune.errors import DataError, PretuneError
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
     from pretune.decoding.writer import Generation, Piece
-    from pretune.tasks.dialogue.templated import TemplateLayout
+    from pretune.tasks.dialogue.layouts import TemplateLayout
 
 
 Prompts = Annotated[

@@ -14,10 +14,9 @@ from pretune.errors import DataError, PretuneError
 from pretune.inference.generate import TextGenerator
 from pretune.inference.likelihood import Pair, Scorer
 from pretune.inference.prompts import template_of
-from pretune.tasks.dialogue.chat import TURNS, Chat, ChatOptions
-from pretune.tasks.dialogue.instruct import Instruct
+from pretune.tasks.dialogue.dialogue import TURNS, Chat, ChatOptions, Instruct
+from pretune.tasks.dialogue.layouts import Fitted, TurnLayout
 from pretune.tasks.dialogue.replies import ReplyOptions
-from pretune.tasks.dialogue.turns import Fitted, TurnLayout
 from pretune.text.decode import SURROGATE
 
 #: The most replies that a reranker chooses from.

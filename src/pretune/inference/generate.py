@@ -13,7 +13,7 @@ from pretune.decoding.writer import Generation, Piece, Prompt, Writer
 from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
 from pretune.inference.runtime import precision_context
 from pretune.models.language_model import LanguageModel
-from pretune.tasks.dialogue.templated import TemplateLayout
+from pretune.tasks.dialogue.layouts import TemplateLayout
 from pretune.tokenizers.tokenizer import Tokenizer
 
 

@@ -12,8 +12,8 @@ from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.runtime import choose_device
 from pretune.models.heads.pooled import HEADS
 from pretune.models.language_model import LanguageModel
-from pretune.tasks.dialogue.instruct import Instruct
-from pretune.tasks.dialogue.templated import TemplateLayout
+from pretune.tasks.dialogue.dialogue import Instruct
+from pretune.tasks.dialogue.layouts import TemplateLayout
 from pretune.tokenizers.tokenizer import Tokenizer
 
 

@@ -23,8 +23,8 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "answer": "pretune.tasks.question_answering.answer:Answerer",
         "mask_lm": "pretune.tasks.masked_lm.mask_lm:MaskLm",
         "causal_lm": "pretune.tasks.causal_lm.causal_lm:CausalLm",
-        "chat": "pretune.tasks.dialogue.chat:Chat",
-        "instruct": "pretune.tasks.dialogue.instruct:Instruct",
+        "chat": "pretune.tasks.dialogue.dialogue:Chat",
+        "instruct": "pretune.tasks.dialogue.dialogue:Instruct",
         "translate": "pretune.tasks.translation.translate:Translate",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -149,6 +150,15 @@ def token_losses(scores: Scores, layout: Layout) -> EachLoss:
     return EachLoss(sums_of(scores.nats, layout), torch.tensor(layout.lengths))
 
 
+#: A perplexity is computed from this many nats at most: beyond, exp overflows.
+_MAX_NATS = 700.0
+
+
+def perplexity(nats: float, count: int) -> float:
+    """Exp of the mean over `count` tokens that cost `nats` together."""
+    return math.exp(min(nats / max(count, 1), _MAX_NATS))
+
+
 def with_perplexity(figures: dict[str, Array], name: str = "perplexity") -> dict[str, Array]:
     """Figures, and after them exp of the loss."""
-    return {**figures, name: np.exp(np.minimum(figures["loss"], 700.0))}
+    return {**figures, name: np.exp(np.minimum(figures["loss"], _MAX_NATS))}

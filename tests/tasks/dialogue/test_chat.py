@@ -17,16 +17,16 @@ from pretune.bundle.bundle import load
 from pretune.data.batch import Feature, FeatureSet, Skipped
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tasks.dialogue.chat import Chat, ChatOptions
+from pretune.tasks.dialogue.dialogue import Chat, ChatOptions
+from pretune.tasks.dialogue.layouts import TurnLayout
 from pretune.tasks.dialogue.metrics import distinct
 from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction
-from pretune.tasks.dialogue.turns import TurnLayout
 from pretune.tasks.features import featurize
 from pretune.tasks.losses import IGNORED, NEXT
 from pretune.training.validation import evaluate_features
 from tests.inference.conftest import CONTEXT, Pair, wordpiece
 from tests.tasks.chats import DIALOGUES, trained
-from tests.tasks.dialogue.test_turns import BERT_LIKE, TEXTS, WORDS
+from tests.tasks.dialogue.test_turn_layout import BERT_LIKE, TEXTS, WORDS
 
 __all__ = ["wordpiece"]  # a fixture
 
@@ -45,7 +45,7 @@ def test_every_token_of_a_turn_is_learned_once(texts: list[str], size: int, lear
     task = chat(max_length=size, learn=learn)
     found = list(task.features(records([texts]), range(1), BERT_LIKE, with_targets=True))
     if len(texts) == 1:
-        assert found == [Skipped(0, "one turn alone: nothing is said to it")]
+        assert found == [Skipped(0, "no reply in it")]
         return
     features = [feature for feature in found if isinstance(feature, Feature)]
     learned: list[int] = []

@@ -23,8 +23,8 @@ from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError
 from pretune.inference.chat import Conversation
 from pretune.inference.generate import TextGenerator
-from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
-from pretune.tasks.dialogue.metrics import matches, rouge_l
+from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
+from pretune.tasks.dialogue.metrics import WrittenReply, agreement, rouge_l
 from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction
 from pretune.tasks.features import featurize
 from pretune.tasks.losses import IGNORED, NEXT
@@ -321,12 +321,11 @@ def test_rouge_l_by_its_definition(first: list[str], second: list[str]) -> None:
 
 
 def test_rouge_l_and_exact_match_of_texts() -> None:
-    from pretune.tasks.dialogue.metrics import Sample
 
     # Lin 2004's example: "police kill the gunman" against "police killed the gunman": 3 of 4.
     assert rouge_l("police killed the gunman", "police kill the gunman") == 0.75
     assert rouge_l("今天很好", "今天好") == pytest.approx(2 * 3 / 7)
-    found = matches([Sample([], "The Cat.", "cat"), Sample([], "dog", "cat")])
+    found = agreement([WrittenReply([], "The Cat.", "cat"), WrittenReply([], "dog", "cat")])
     assert found["exact_match"] == 0.5
 
 

@@ -1,8 +1,7 @@
-"""How good replies are: perplexity of those that were given, and figures of those written."""
+"""How good replies are: perplexity of the given replies, and figures of those the model writes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,23 +9,22 @@ from typing import Any, Self
 import numpy as np
 
 from pretune.data.batch import Features, FeatureSet, PackedBatch
-from pretune.tasks.dialogue.replies import TURN, Replied
+from pretune.tasks.dialogue.replies import TURN, ReplyOutputs
+from pretune.tasks.losses import perplexity
 from pretune.tasks.question_answering.scores import mixed_segments, normalized
 
-#: Replies that `details` shows.
-SHOWN = 20
-#: The most nats that a perplexity is made of: it would be no number any more.
-MOST_NATS = 700.0
+#: How many written replies `details` has.
+REPLIES_IN_DETAILS = 20
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A reply beside the one that was given.
+class WrittenReply:
+    """A reply that a model wrote in an evaluation, beside the given one.
 
     Attributes:
-        history: what was said before, oldest first.
-        reply: as it was written.
-        reference: as it was given.
+        history: the texts before it, oldest first.
+        reply: the model's.
+        reference: the given one.
     """
 
     history: Sequence[str]
@@ -34,23 +32,24 @@ class Sample:
     reference: str
 
 
-#: Figures of written replies, by name.
-Compare = Callable[[Sequence[Sample]], dict[str, float]]
-
-
 def distinct(texts: Sequence[str], size: int) -> float:
-    """How many different n-grams there are, over how many words (Li et al. 2016, section 5.3).
+    """The number of different n-grams divided by the number of words.
 
-    Words are characters in Chinese; case does not count.
+    Li et al. 2016, "A diversity-promoting objective function for neural conversation models",
+    section 5.3. Words are characters in Chinese; case is ignored.
+
+    Args:
+        texts: the replies.
+        size: n.
     """
     words = [mixed_segments(text) for text in texts]
     ngrams = {tuple(own[i : i + size]) for own in words for i in range(len(own) - size + 1)}
     return len(ngrams) / max(1, sum(map(len, words)))
 
 
-def variety(samples: Sequence[Sample]) -> dict[str, float]:
-    """`distinct_1`, `distinct_2` and the mean length in words."""
-    texts = [sample.reply for sample in samples]
+def diversity(replies: Sequence[WrittenReply]) -> dict[str, float]:
+    """`distinct_1`, `distinct_2` and `reply_words`, the mean length in words."""
+    texts = [written.reply for written in replies]
     words = sum(len(mixed_segments(text)) for text in texts)
     return {
         "distinct_1": distinct(texts, 1),
@@ -60,11 +59,12 @@ def variety(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def rouge_l(reference: str, text: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004, section 3; beta = 1).
+    """F1 of the longest common subsequence of words (Lin 2004, section 3, with beta = 1).
 
-    Words are characters in Chinese; case does not count.
+    Words are characters in Chinese; case is ignored.
     """
     ours, theirs = mixed_segments(text), mixed_segments(reference)
+    # One row of the usual table at a time: row[j] for the first j words of the reference.
     row = [0] * (len(theirs) + 1)
     for word in ours:
         before = row
@@ -74,47 +74,47 @@ def rouge_l(reference: str, text: str) -> float:
     return 2 * row[-1] / (len(ours) + len(theirs)) if row[-1] else 0.0
 
 
-def matches(samples: Sequence[Sample]) -> dict[str, float]:
-    """`rouge_l` and `exact_match`, of 1: how like the references the replies are."""
-    count = max(1, len(samples))
-    same = sum(normalized(one.reply) == normalized(one.reference) for one in samples)
+def agreement(replies: Sequence[WrittenReply]) -> dict[str, float]:
+    """`rouge_l` and `exact_match` with the references: means between 0 and 1."""
+    count = max(1, len(replies))
+    same = sum(normalized(w.reply) == normalized(w.reference) for w in replies)
     return {
-        "rouge_l": sum(rouge_l(one.reference, one.reply) for one in samples) / count,
+        "rouge_l": sum(rouge_l(w.reference, w.reply) for w in replies) / count,
         "exact_match": same / count,
     }
 
 
 class ReplyMetrics:
-    """Over all replies of the data, and over those that were written.
+    """Streaming figures of the given replies and of those that the model wrote.
 
-    A reply is each turn but the first of a conversation, whether the first is learned or not.
+    Every message but the first of a conversation counts as a reply if it is learned.
 
     Args:
-        features: what is evaluated on.
-        sample: what stands beside a written reply, by the record's columns and that reply.
-        compare: figures of the written ones.
+        features: what is evaluated on; None if only the names of the figures are wanted.
+        beside: puts a written reply beside the given one of its record.
+        figures: of the written replies.
     """
 
     def __init__(
         self,
         features: Features | None,
-        sample: Callable[[Any, str], Sample],
-        compare: Compare,
+        beside: Callable[[Any, str], WrittenReply],
+        figures: Callable[[Sequence[WrittenReply]], dict[str, float]],
     ) -> None:
         self._features = features if isinstance(features, FeatureSet) else None
-        self._sample, self._compare = sample, compare
-        self._nats: dict[int, float] = {}  # by the turn
+        self._beside, self._figures = beside, figures
+        self._nats: dict[int, float] = {}  # by the number of the message
         self._tokens: dict[int, int] = {}
         self._means, self._replies = 0.0, 0
         self._written: dict[int, str] = {}  # by the record
 
-    def update(self, outputs: Replied, batch: PackedBatch) -> None:
+    def update(self, outputs: ReplyOutputs, batch: PackedBatch) -> None:
         """Take in one batch."""
-        assert outputs.scores is not None  # noqa: S101 - there are targets
-        assert outputs.select is not None  # noqa: S101
-        nats = outputs.scores.nats.double().cpu().numpy()
-        turns = batch.targets[TURN][outputs.select.rows].cpu().numpy()
-        sequences = np.repeat(np.arange(batch.num_sequences), outputs.select.layout.lengths)
+        scores, select = outputs.scored
+        nats = scores.nats.double().cpu().numpy()
+        # Sum up the tokens of each reply: those of one message in one sequence.
+        turns = batch.targets[TURN][select.rows].cpu().numpy()
+        sequences = np.repeat(np.arange(batch.num_sequences), select.layout.lengths)
         each, which = np.unique(np.stack([sequences, turns]), axis=1, return_inverse=True)
         sums, counts = np.bincount(which.ravel(), nats), np.bincount(which.ravel())
         for turn, total, count in zip(each[1].tolist(), sums, counts, strict=True):
@@ -124,12 +124,12 @@ class ReplyMetrics:
                 self._means += float(total / count)
                 self._replies += 1
         if self._features is not None:
-            for place, found in outputs.written.items():
+            for place, generation in outputs.written.items():
                 record = self._features.record(int(batch.index[place]))
-                self._written[record] = found.text.strip()
+                self._written[record] = generation.text.strip()
 
     def merge(self, other: Self) -> None:
-        """Take in another's."""
+        """Take in the sums and the replies of another process."""
         for turn in other._nats:
             self._nats[turn] = self._nats.get(turn, 0.0) + other._nats[turn]
             self._tokens[turn] = self._tokens.get(turn, 0) + other._tokens[turn]
@@ -138,35 +138,31 @@ class ReplyMetrics:
         self._written |= other._written
 
     def result(self) -> dict[str, float]:
-        """Of the given replies `perplexity`, a token, and `reply_perplexity`, where each reply
-        counts as much as any other; and the figures of the written ones."""
+        """`perplexity` over all tokens of the given replies; `reply_perplexity`, in which each
+        reply has the same weight; and the figures of the written replies."""
         figures = {
-            "perplexity": _perplexity(sum(self._nats.values()), sum(self._tokens.values())),
-            "reply_perplexity": _perplexity(self._means, self._replies),
+            "perplexity": perplexity(sum(self._nats.values()), sum(self._tokens.values())),
+            "reply_perplexity": perplexity(self._means, self._replies),
         }
-        samples = self._samples()
-        return figures | self._compare(samples) if samples or self._features is None else figures
+        replies = self._written_replies()
+        return figures | self._figures(replies) if replies or self._features is None else figures
 
     def details(self) -> dict[str, Any]:
-        """How many replies, the perplexity of the second turn, of the third, ...; samples."""
+        """The number of replies, the perplexity of the second message, the third, ..., and some
+        written replies."""
         by_turn = {
-            str(turn + 1): _perplexity(self._nats[turn], self._tokens[turn])
+            str(turn + 1): perplexity(self._nats[turn], self._tokens[turn])
             for turn in sorted(self._nats)
         }
-        samples = self._samples()
-        chosen = samples[:: max(1, -(-len(samples) // SHOWN))]
+        replies = self._written_replies()
         shown = [
-            {"history": [*one.history], "reply": one.reply, "reference": one.reference}
-            for one in chosen
+            {"history": [*w.history], "reply": w.reply, "reference": w.reference}
+            for w in replies[:: max(1, -(-len(replies) // REPLIES_IN_DETAILS))]
         ]
         return {"replies": self._replies, "perplexity_by_turn": by_turn, "samples": shown}
 
-    def _samples(self) -> list[Sample]:
+    def _written_replies(self) -> list[WrittenReply]:
         if self._features is None:
             return []
         rows = self._features.rows
-        return [self._sample(rows[row], self._written[row]) for row in sorted(self._written)]
-
-
-def _perplexity(nats: float, count: int) -> float:
-    return math.exp(min(nats / max(count, 1), MOST_NATS))
+        return [self._beside(rows[row], self._written[row]) for row in sorted(self._written)]

@@ -18,10 +18,9 @@ from pretune.decoding.text_stream import StopText, continuation
 from pretune.errors import DataError
 from pretune.inference.chat import Conversation
 from pretune.inference.generate import TextGenerator
-from pretune.tasks.dialogue.instruct import Instruct, InstructOptions
-from pretune.tasks.dialogue.replies import Ends, ReplyPrediction
-from pretune.tasks.dialogue.templated import TemplateLayout
-from pretune.tasks.dialogue.turns import MOST_CHARS
+from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
+from pretune.tasks.dialogue.layouts import MAX_TAIL_CHARS, Ends, TemplateLayout
+from pretune.tasks.dialogue.replies import ReplyPrediction
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -156,7 +155,7 @@ def test_a_long_history_is_rendered_a_few_times_only(monkeypatch: pytest.MonkeyP
 
 def test_of_a_message_that_was_not_read_to_its_beginning_no_count_is_given() -> None:
     own = layout(TEMPLATES["chatml"], marks=True)
-    assert own.history(["a b " * (MOST_CHARS // 2)], 50).cut == -1
+    assert own.history(["a b " * (MAX_TAIL_CHARS // 2)], 50).cut == -1
     fitted = own.history(["a b " * 100], 50)
     whole = own.tokenizer.encode_bare([own.template.render([*user("a b " * 100)], asked=True)])
     assert fitted.cut == len(whole[0].ids) - len(fitted.ids) > 0
@@ -172,8 +171,8 @@ SILENT = (
 
 
 def test_a_template_that_writes_nothing_to_go_on_from_is_refused() -> None:
-    with pytest.raises(DataError, match="the chat template writes nothing to go on from"):
-        layout(SILENT).asked(user("a"))
+    with pytest.raises(DataError, match="the chat template writes nothing before a reply"):
+        layout(SILENT).prompt(user("a"))
 
 
 def test_a_template_that_changes_the_past_is_refused_where_a_reply_is_asked_for() -> None:
@@ -184,7 +183,7 @@ def test_a_template_that_changes_the_past_is_refused_where_a_reply_is_asked_for(
     )
     said = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
     with pytest.raises(DataError, match="changes what was said before message 4"):
-        layout(fickle).asked(said)
+        layout(fickle).prompt(said)
 
 
 def asked_for(template: str, *talks: list[dict[str, str]], **options: Any) -> list[Feature]:
@@ -223,7 +222,7 @@ def test_what_is_asked_for_keeps_the_system_and_whole_messages() -> None:
     [
         ("{{ raise_exception('no') if messages[0].content == 'bad' else 'a' }}", r"refuses.*: no"),
         ("{{ '\\ud800' if messages[0].content == 'bad' else 'a' }}", r"half a character, \\ud800"),
-        ("{{ '' if messages[0].content == 'bad' else 'a' }}", "writes nothing to go on from"),
+        ("{{ '' if messages[0].content == 'bad' else 'a' }}", "writes nothing before a reply"),
     ],
 )
 def test_a_record_that_a_template_cannot_write_is_named(template: str, said: str) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
 from pretune.errors import CheckpointError
-from pretune.tasks.dialogue.turns import TurnLayout, turn_limit, windows
+from pretune.tasks.dialogue.layouts import TurnLayout, turn_limit, windows
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 

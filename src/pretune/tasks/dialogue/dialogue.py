@@ -1,0 +1,452 @@
+"""Tasks whose models reply: `chat` (dialogues in turns) and `instruct` (messages by a template).
+
+Both are one thing: a conversation is laid out as tokens, and the replies in it are learned. They
+differ in the layout, the plain one or a chat template, and in the columns of their data.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+from torch import nn
+from typing_extensions import override
+
+from pretune.data.batch import Feature, Features, PackedBatch, Skipped
+from pretune.data.readers.conversations import MESSAGES, messages_of, with_messages
+from pretune.data.records import Records
+from pretune.errors import DataError, describe_value
+from pretune.models.backbone import Backbone
+from pretune.models.heads.pooled import causal_lm
+from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
+from pretune.tasks.dialogue.layouts import ConversationLayout, Excerpt, TemplateLayout, TurnLayout
+from pretune.tasks.dialogue.metrics import ReplyMetrics, WrittenReply, agreement, diversity
+from pretune.tasks.dialogue.replies import (
+    ASKED,
+    TURN,
+    ReplyOptions,
+    ReplyOutputs,
+    ReplyPrediction,
+    write_replies,
+)
+from pretune.tasks.grading import EachLoss
+from pretune.tasks.losses import IGNORED, NEXT, token_losses
+from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
+from pretune.tokenizers.tokenizer import Tokenizer
+
+TURNS = "turns"
+
+R = TypeVar("R", bound=ReplyOptions)
+
+
+class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
+    """Replies to conversations; a subclass says how those are read and laid out.
+
+    The target of each token is the next one where that is learned, and `IGNORED` elsewhere.
+
+    Class attributes:
+        column: the column of the data that holds a conversation.
+    """
+
+    head: ClassVar[str] = "causal_lm"
+    best_by: ClassVar[str] = "loss"
+    column: ClassVar[str]
+
+    def __init__(self, options: R) -> None:
+        super().__init__(options)
+        self._tokenizer: Tokenizer | None = None
+
+    # What the two tasks differ in.
+
+    @abstractmethod
+    def layout(self, tokenizer: Tokenizer) -> ConversationLayout:
+        """How conversations become tokens."""
+
+    @abstractmethod
+    def messages(self, records: Records, row: int) -> list[Message]:
+        """The conversation of a record; the assistant's messages are learned.
+
+        Raises:
+            DataError: the record has no conversation; names file, line and item.
+        """
+
+    def unanswered(self, messages: list[Message]) -> list[Message]:
+        """The part of a conversation that a prediction replies to."""
+        return messages
+
+    # Preprocessor: records to features.
+
+    @override
+    def bind(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @override
+    def texts(self, records: Records) -> Iterator[str]:
+        for row in range(len(records)):
+            yield from (message["content"] for message in self.messages(records, row))
+
+    @override
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature | Skipped]:
+        """Excerpts of conversations; without targets the histories that are replied to."""
+        if with_targets:
+            yield from self._learned(records, rows, tokenizer, evaluation=False)
+            return
+        layout = self.layout(tokenizer)
+        for row in rows:
+            messages = self.unanswered(self.messages(records, row))
+            with self._naming(records, row):
+                fitted = layout.fitted(messages, self.options.room)
+            cut = bool(fitted.dropped or fitted.cut)
+            yield Feature(tokens=fitted.ids, record=row, truncated=cut)
+
+    @override
+    def evaluation_features(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature | Skipped]:
+        """The same excerpts; the last replies of some conversations are to be written, too."""
+        return self._learned(records, rows, tokenizer, evaluation=True)
+
+    def _learned(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, evaluation: bool
+    ) -> Iterator[Feature | Skipped]:
+        layout, size = self.layout(tokenizer), self.options.max_length
+        # Lay out all conversations, then tokenize them together, which is faster.
+        conversations, parts = [self.messages(records, row) for row in rows], []
+        for row, messages in zip(rows, conversations, strict=True):
+            with self._naming(records, row):
+                parts.append(layout.parts(messages) if _has_reply(messages) else [])
+        for row, spans in zip(rows, layout.encode(parts), strict=True):
+            if not spans:
+                yield Skipped(row, "no reply in it")
+                continue
+            # Which reply, if any, an evaluation asks for: the last one.
+            sampled = evaluation and self.options.is_sample(row, len(records))
+            asked = spans[-1].turn if sampled else None
+            features = [
+                _feature(excerpt, row, asked, evaluation=evaluation)
+                for excerpt in layout.excerpts(spans, size)
+            ]
+            if all(label == IGNORED for feature in features for label in feature.targets[NEXT]):
+                yield Skipped(row, f"no reply within the first {size} tokens (task.max_length)")
+            else:
+                yield from features
+
+    @contextmanager
+    def _naming(self, records: Records, row: int) -> Iterator[None]:
+        """Errors name the record they are about."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{records.where(row, self.column)}: {error}") from None
+
+    # Head: a language model that scores what is learned.
+
+    @override
+    def build(self, backbone: Backbone) -> nn.Module:
+        return causal_lm(backbone)
+
+    @override
+    def forward(self, model: nn.Module, batch: PackedBatch) -> ReplyOutputs:
+        """Score the tokens that are learned; without targets there is nothing to score."""
+        labels = batch.targets.get(NEXT)
+        if labels is None:
+            return ReplyOutputs(None, None)
+        select = batch.where(labels != IGNORED)
+        scores = model(batch, select=select, labels=labels[select.rows], **self.options.how)
+        return ReplyOutputs(scores, select)
+
+    @override
+    def loss(self, outputs: ReplyOutputs, batch: PackedBatch) -> Loss:
+        """Cross-entropy, counted in tokens that are learned."""
+        scores, _ = outputs.scored
+        return Loss(scores.sum, scores.count, self.options.parts_of(scores))
+
+    # Answers: replies, written after the forward pass.
+
+    @override
+    def write(self, model: nn.Module, outputs: ReplyOutputs, batch: PackedBatch) -> ReplyOutputs:
+        if NEXT in batch.targets and ASKED not in batch.targets:
+            return outputs  # as in training: no replies are asked for
+        assert self._tokenizer is not None  # noqa: S101 - bound
+        written = write_replies(
+            *(model, batch, batch.targets.get(ASKED)),
+            options=self.options,
+            tokenizer=self._tokenizer,
+            ends=self.layout(self._tokenizer).ends(),
+        )
+        return replace(outputs, written=written)
+
+    @override
+    def predict(self, outputs: ReplyOutputs, batch: PackedBatch) -> list[ReplyPrediction | None]:
+        """The reply to each sequence; None where none was asked for."""
+        written = [outputs.written.get(i) for i in range(batch.num_sequences)]
+        return [
+            None if w is None else ReplyPrediction(w.text.strip(), w.logprob, len(w.tokens))
+            for w in written
+        ]
+
+    @override
+    def combine(
+        self, parts: Sequence[ReplyPrediction | None], record: Mapping[str, Any]
+    ) -> ReplyPrediction:
+        """The last reply that was written; an empty one for most records of an evaluation."""
+        replies = (reply for reply in reversed(parts) if reply is not None)
+        return next(replies, ReplyPrediction("", 0.0, 0))
+
+    # Scorer.
+
+    @override
+    def each_loss(self, outputs: ReplyOutputs, batch: PackedBatch) -> EachLoss:
+        scores, select = outputs.scored
+        return token_losses(scores, select.layout)
+
+
+def _has_reply(messages: Sequence[Message]) -> bool:
+    """Whether a message of the assistant follows another message."""
+    return any(message["role"] == "assistant" for message in messages[1:])
+
+
+def _feature(excerpt: Excerpt, row: int, asked: int | None, *, evaluation: bool) -> Feature:
+    """A sequence with its targets.
+
+    The last token is not read, as nothing follows it; the first one is not predicted.
+
+    Args:
+        excerpt: of the conversation of a record.
+        row: the record.
+        asked: the number of the reply to be written, if it begins in this excerpt.
+        evaluation: whether the targets of an evaluation are needed.
+    """
+    spans = excerpt.spans
+    ids = [token for span in spans for token in span.ids]
+    labels = [token if span.learned else IGNORED for span in spans for token in span.ids]
+    targets: dict[str, Any] = {NEXT: labels[1:]}
+    if evaluation:
+        targets[TURN] = [span.turn for span in spans for _ in span.ids][1:]
+        targets[ASKED] = 0 if asked is None else excerpt.prompt_length(asked)
+    return Feature(tokens=ids[:-1], targets=targets, record=row, truncated=excerpt.truncated)
+
+
+class ChatOptions(ReplyOptions):
+    """Options of `chat`."""
+
+    name: Literal["chat"] = Field("chat", description="A dialogue in turns: what is replied.")
+    max_length: int = Field(
+        128,
+        ge=4,  # the beginning, and of each of two turns that are cut a token and its end
+        description="The most tokens of a window; longer dialogues are read in several.",
+    )
+    learn: Literal["all", "replies"] = Field(
+        "all",
+        description="all: every turn is learned; replies: not the first one of a dialogue, which "
+        "replies to nothing (DialoGPT).",
+    )
+    reverse: bool = Field(
+        False,
+        description="Read dialogues backwards: which turn may come before these? Such a model "
+        "scores the replies of another one: pretune chat RUN --mmi THIS.",
+    )
+
+
+class Chat(Dialogue[ChatOptions], ReadsWindows):
+    """Predicts each turn from those before it; evaluated by perplexity and written replies.
+
+    `[CLS] turn [SEP] turn [SEP]`: one sequence for a dialogue. A dialogue longer than `max_length`
+    is read in windows of whole turns that begin with turns of the window before; every turn is
+    learned once.
+    """
+
+    name: ClassVar[str] = "chat"
+    options_type: ClassVar[type[ChatOptions]] = ChatOptions
+    column: ClassVar[str] = TURNS
+
+    @property
+    @override
+    def inputs(self) -> dict[str, str]:
+        return {TURNS: "the dialogue: a list of texts, oldest first"}
+
+    @property
+    @override
+    def truncation_note(self) -> str:
+        return f"had a turn too long for windows of {self.options.max_length} tokens, which was cut"
+
+    @override
+    def usage(self, run: str) -> str:
+        return f"pretune chat RUN --mmi {run}" if self.options.reverse else f"pretune chat {run}"
+
+    @override
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Take the tokenizer.
+
+        Raises:
+            CheckpointError: it has no token that could end a turn.
+        """
+        TurnLayout.of(tokenizer)
+        super().bind(tokenizer)
+
+    @override
+    def layout(self, tokenizer: Tokenizer) -> TurnLayout:
+        return TurnLayout.of(tokenizer)
+
+    @override
+    def messages(self, records: Records, row: int) -> list[Message]:
+        turns = self._in_order(turns_of(records, row))
+        # What is not learned is the user's.
+        first = "assistant" if self.options.learn == "all" else "user"
+        return [{"role": "assistant" if i else first, "content": t} for i, t in enumerate(turns)]
+
+    def _in_order(self, turns: list[str]) -> list[str]:
+        return turns[::-1] if self.options.reverse else turns
+
+    @override
+    def metrics(self, features: Features | None = None) -> ReplyMetrics:
+        """Perplexity; distinct-1 and -2."""
+        return ReplyMetrics(features, self._beside, diversity)
+
+    def _beside(self, record: Mapping[str, Any], reply: str) -> WrittenReply:
+        *history, reference = self._in_order(list(record[TURNS]))
+        return WrittenReply(history, reply, reference)
+
+    @override
+    def config_entries(self) -> dict[str, Any]:
+        """The tokens that `generate` of transformers begins and ends with."""
+        if self._tokenizer is None:
+            return {}
+        layout = TurnLayout.of(self._tokenizer)
+        begin = layout.begin[0] if layout.begin else layout.end
+        return {"bos_token_id": begin, "eos_token_id": layout.end}
+
+
+def turns_of(records: Records, row: int) -> list[str]:
+    """The turns of a record; a single text is one turn.
+
+    Raises:
+        DataError: it is not a list of texts, or has an empty turn; names file, line and item.
+    """
+    value = records.rows[row].get(TURNS)
+    if isinstance(value, str):
+        value = [value]
+    hint = 'A dialogue is {"turns": ["...", "...", ...]}.'
+    turns = records.items(value, row, TURNS, "texts", hint)
+    for item, text in enumerate(turns):
+        where = records.where(row, TURNS, item)
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where}: expected a text, found {describe_value(text)}",
+                "Messages with roles are read by the task instruct."
+                if isinstance(text, dict)
+                else "Each turn is one text.",
+            )
+        if not text.strip():
+            raise DataError(f"{where}: an empty turn", "Write its text, or remove the turn.")
+        records.checked(text, row, TURNS, item)
+    return turns
+
+
+class InstructOptions(ReplyOptions):
+    """Options of `instruct`."""
+
+    name: Literal["instruct"] = Field("instruct", description="An instruction, and what answers.")
+    max_length: int = Field(
+        512, ge=3, description="The most tokens of a conversation; of longer ones the end is cut."
+    )
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="The most tokens of a reply.")
+    template: Literal["auto", "alpaca", "chatml"] = Field(
+        "auto",
+        description="How messages are laid out; auto: by the template of the tokenizer "
+        "(chat_template in its tokenizer_config.json), else alpaca. It is saved there.",
+    )
+    system: str | None = Field(
+        None,
+        min_length=1,
+        description="The system message of conversations that have none.",
+    )
+
+
+class Instruct(Dialogue[InstructOptions], AdaptsRecords):
+    """Writes the assistant's next message; evaluated by loss, ROUGE-L and exact match.
+
+    Records have `messages` (role and content), ShareGPT's `conversations` (from and value), or
+    Alpaca's `instruction`, `input` and `output`. A conversation is one sequence; only the replies
+    and their ends are learned.
+    """
+
+    name: ClassVar[str] = "instruct"
+    options_type: ClassVar[type[InstructOptions]] = InstructOptions
+    column: ClassVar[str] = MESSAGES
+
+    @property
+    @override
+    def inputs(self) -> dict[str, str]:
+        return {MESSAGES: "a conversation: messages with a role and a content, or one text"}
+
+    @override
+    def usage(self, run: str) -> str:
+        return f"pretune chat {run}"
+
+    @override
+    def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
+        """Turn any of the three forms into `messages`."""
+        return with_messages(records.mapped(columns, ()), replies=with_targets)
+
+    @override
+    def bind(self, tokenizer: Tokenizer) -> None:
+        """Take the tokenizer, and give it the template, which is saved with it."""
+        super().bind(tokenizer)
+        chosen = self.options.template
+        if chosen != "auto" or ChatTemplate.of(tokenizer) is None:
+            text = TEMPLATES["alpaca" if chosen == "auto" else chosen]
+            tokenizer.settings["chat_template"] = text
+
+    @override
+    def layout(self, tokenizer: Tokenizer) -> TemplateLayout:
+        if tokenizer is not self._tokenizer:
+            self.bind(tokenizer)
+        layout = TemplateLayout.of(tokenizer, self.options.system)
+        assert layout is not None  # noqa: S101 - bind gave the tokenizer a template
+        return layout
+
+    @override
+    def messages(self, records: Records, row: int) -> list[Message]:
+        return [*messages_of(records, row)]
+
+    @override
+    def unanswered(self, messages: list[Message]) -> list[Message]:
+        # A reply at the end is written anew.
+        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+    @override
+    def feature_key(self) -> Any:
+        template = None if self._tokenizer is None else ChatTemplate.of(self._tokenizer)
+        return [*super().feature_key(), None if template is None else template.text]
+
+    @override
+    def metrics(self, features: Features | None = None) -> ReplyMetrics:
+        """Perplexity, ROUGE-L, exact match."""
+        return ReplyMetrics(features, self._beside, agreement)
+
+    def _beside(self, record: Mapping[str, Any], reply: str) -> WrittenReply:
+        messages = record[MESSAGES]
+        # Messages of the user after the last reply are neither learned nor replied to.
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        contents = [message["content"] for message in messages]
+        return WrittenReply(contents[:last], reply, contents[last])
+
+    @override
+    def generation_entries(self) -> dict[str, Any]:
+        """All tokens that end a reply: by itself transformers knows the end of text alone.
+
+        A text that ends replies cannot be saved there: transformers takes it as `stop_strings` of
+        `generate`, with the tokenizer.
+        """
+        if self._tokenizer is None:
+            return {}
+        own = self._tokenizer.end_id
+        ends = self.layout(self._tokenizer).ends().tokens | ({own} - {None})
+        return {"eos_token_id": sorted(ends)} if ends else {}

@@ -1,0 +1,446 @@
+"""How a conversation becomes tokens: what a model reads and which of it it learns to write.
+
+A conversation is a list of messages; those of the assistant are replies, which are learned. Two
+layouts turn it into tokens: `TurnLayout`, the plain one, puts turn after turn, each with its end;
+`TemplateLayout` follows a chat template.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import ClassVar, Self
+
+from typing_extensions import override
+
+from pretune.decoding.text_stream import plain_text
+from pretune.errors import CheckpointError, DataError
+from pretune.tokenizers.chat_template import ChatTemplate, Message
+from pretune.tokenizers.tokenizer import Tokenizer
+
+#: Where only the end of a text can be read, no more than this much of it is tokenized.
+MAX_TAIL_CHARS = 100_000
+#: A message's content where only what the template writes around it matters. No template filter
+#: (trim, upper, ...) changes it.
+_PLACEHOLDER = "31415926535"
+
+#: A piece of text of a conversation, the number of its message, and whether it is learned.
+TextPart = tuple[str, int, bool]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of one message.
+
+    Attributes:
+        ids: the tokens.
+        turn: the number of the message in its conversation, from 0.
+        learned: whether the model is trained to predict them.
+    """
+
+    ids: Sequence[int]
+    turn: int = 0
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The part of a conversation that a model reads as one sequence.
+
+    Attributes:
+        spans: its tokens, in order.
+        truncated: whether tokens of messages that are new in this excerpt were cut away.
+    """
+
+    spans: Sequence[Span]
+    truncated: bool
+
+    def prompt_length(self, turn: int) -> int:
+        """Tokens before the reply of that number; 0 if none of the reply is in this excerpt."""
+        before = 0
+        for span in self.spans:
+            if span.ids and span.learned and span.turn == turn:
+                return before
+            before += len(span.ids)
+        return 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A history shortened to what a model can read.
+
+    Attributes:
+        ids: its tokens.
+        dropped: how many messages were left out at the beginning.
+        cut: how many tokens were cut from the beginning of the last message; -1 if it was too long
+            to count them.
+    """
+
+    ids: list[int]
+    dropped: int = 0
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a reply in addition to the tokenizer's own end tokens.
+
+    Attributes:
+        tokens: each of them ends a reply.
+        texts: end a reply where no single token stands for its end.
+    """
+
+    tokens: frozenset[int] = frozenset()
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConversationLayout(ABC):
+    """Turns conversations into tokens.
+
+    Attributes:
+        tokenizer: of the model.
+    """
+
+    tokenizer: Tokenizer
+    #: Whether names of special tokens in a message are read as text.
+    literal: ClassVar[bool]
+
+    @abstractmethod
+    def parts(self, messages: Sequence[Message]) -> list[TextPart]:
+        """Split a conversation up to its last reply into pieces that are tokenized separately.
+
+        Raises:
+            DataError: the layout cannot show these messages.
+        """
+
+    def encode(self, conversations: Sequence[Sequence[TextPart]]) -> list[list[Span]]:
+        """Tokenize the parts of many conversations at once, each part to one span."""
+        texts = [text for parts in conversations for text, _, _ in parts]
+        encodings = iter(self.tokenizer.encode_bare(texts, offsets=False, literal=self.literal))
+        return [
+            [Span(next(encodings).ids, turn, learned) for _, turn, learned in parts]
+            for parts in conversations
+        ]
+
+    @abstractmethod
+    def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
+        """Divide a conversation into sequences that a model can be trained on.
+
+        Args:
+            spans: of the whole conversation, from `encode`.
+            size: the maximum number of tokens that the model reads. An excerpt has one token more,
+                which is predicted but not read.
+        """
+
+    @abstractmethod
+    def fitted(self, messages: Sequence[Message], room: int) -> Fitted:
+        """Shorten a conversation to what the model reads before it replies to the last message.
+
+        Args:
+            messages: oldest first.
+            room: the maximum number of tokens.
+
+        Raises:
+            DataError: the layout cannot show these messages.
+        """
+
+    def history(self, texts: Sequence[str], room: int) -> Fitted:
+        """`fitted` for texts that the user and the model said in turn, the user first."""
+        roles = ("user", "assistant")
+        return self.fitted(
+            [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)], room
+        )
+
+    @abstractmethod
+    def ends(self) -> Ends:
+        """What ends a reply."""
+
+
+@dataclass(frozen=True)
+class TurnLayout(ConversationLayout):
+    """The plain layout: `[CLS] turn [SEP] turn [SEP]`, whoever speaks.
+
+    With a vocabulary that has no `[CLS]` there is no beginning, and turns end with the end of text:
+    `turn <|endoftext|> turn <|endoftext|>` (Zhang et al. 2020, "DialoGPT", section 2.2).
+
+    Names of special tokens are read as text: nobody can end a turn and speak for the other.
+
+    Attributes:
+        begin: the tokens before the first turn.
+        end: the token that ends each turn.
+    """
+
+    literal: ClassVar[bool] = True
+    begin: tuple[int, ...]
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """The layout with the special tokens of a tokenizer.
+
+        Raises:
+            CheckpointError: it has no token that could end a turn.
+        """
+        begin, end = tokenizer.special_id("cls_token"), tokenizer.special_id("sep_token")
+        end = tokenizer.end_id if end is None else end
+        if end is None:
+            raise CheckpointError(
+                "the tokenizer has no token for the end of a turn",
+                "Take one with a sep_token or an eos_token, such as a BERT's (model.tokenizer).",
+            )
+        return cls(tokenizer, () if begin is None else (begin,), end)
+
+    @override
+    def parts(self, messages: Sequence[Message]) -> list[TextPart]:
+        return [(m["content"], i, m["role"] == "assistant") for i, m in enumerate(messages)]
+
+    @override
+    def encode(self, conversations: Sequence[Sequence[TextPart]]) -> list[list[Span]]:
+        """One span for each turn, its end included."""
+        return [
+            [replace(span, ids=[*span.ids, self.end]) for span in spans]
+            for spans in super().encode(conversations)
+        ]
+
+    @override
+    def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
+        """Windows of whole turns (see `windows`); every turn is learned in one of them.
+
+        A turn too long for a window is cut but ends like any other, so that the next turn follows
+        an end. That end is not learned: nobody stopped speaking there.
+        """
+        room = size + 1 - len(self.begin)
+        limit = turn_limit([len(span.ids) for span in spans], room)
+        for window in windows([min(len(span.ids), limit) for span in spans], room):
+            read = [Span(self.begin)]
+            for span in spans[window.first : window.stop]:
+                learned = span.learned and span.turn >= window.fresh
+                if len(span.ids) <= limit:
+                    read.append(replace(span, learned=learned))
+                else:
+                    read.append(Span(span.ids[: limit - 1], span.turn, learned))
+                    read.append(Span((self.end,), span.turn))
+            fresh = spans[window.fresh : window.stop]
+            yield Excerpt(read, any(len(span.ids) > limit for span in fresh))
+
+    def turns(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each turn, its end included."""
+        (spans,) = self.encode([[(text, i, False) for i, text in enumerate(texts)]])
+        return [list(span.ids) for span in spans]
+
+    def backwards(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """The tokens of each turn, the newest first; each is tokenized when it is asked for."""
+        for text in reversed(texts):
+            yield from self.turns([text])
+
+    @override
+    def fitted(self, messages: Sequence[Message], room: int) -> Fitted:
+        """As many of the last turns as fit; of a last turn that is too long by itself, its end."""
+        texts = [message["content"] for message in messages]
+        newest_first = self.backwards([text[-MAX_TAIL_CHARS:] for text in texts])
+        limit = max(1, room - len(self.begin))
+        # The last turn is always read, at least its end.
+        last = next(newest_first)
+        kept = [last[-limit:]]
+        left = limit - len(kept[0])
+        cut = -1 if len(texts[-1]) > MAX_TAIL_CHARS else len(last) - len(kept[0])
+        # Earlier turns as long as they fit whole; with no room left none is tokenized.
+        while left and (turn := next(newest_first, None)) is not None and len(turn) <= left:
+            kept.append(turn)
+            left -= len(turn)
+        ids = [token for turn in reversed(kept) for token in turn]
+        return Fitted([*self.begin, *ids], len(texts) - len(kept), cut)
+
+    @override
+    def ends(self) -> Ends:
+        return Ends()  # the tokenizer's own end tokens suffice
+
+
+@dataclass(frozen=True)
+class TurnWindow:
+    """Some turns of a dialogue that are read together, as numbers of turns.
+
+    Attributes:
+        first: the first turn of the window.
+        fresh: the first turn that the window before did not have; earlier ones are context.
+        stop: the turn after the last one.
+    """
+
+    first: int
+    fresh: int
+    stop: int
+
+
+def turn_limit(lengths: Sequence[int], room: int) -> int:
+    """The maximum number of tokens of a turn: half a window if the dialogue needs several."""
+    return room if sum(lengths) <= room else max(1, room // 2)
+
+
+def windows(lengths: Sequence[int], room: int) -> Iterator[TurnWindow]:
+    """Divide a dialogue into windows of whole turns.
+
+    Each turn is fresh in one window. Every window but the first begins with turns before its fresh
+    ones: at least one, and at most half a window.
+
+    Args:
+        lengths: tokens of each turn; none above `turn_limit`.
+        room: the maximum number of tokens of a window.
+    """
+    before = [0, *accumulate(lengths)]
+    fresh = 0
+    while fresh < len(lengths):
+        # Context: the turn before, and more while they fill no more than half the window.
+        first = max(0, fresh - 1)
+        while first > 0 and before[fresh] - before[first - 1] <= room // 2:
+            first -= 1
+        # The first fresh turn must fit, too: give up context for it.
+        while before[fresh + 1] - before[first] > room and first < fresh - 1:
+            first += 1
+        # Then as many fresh turns as fit.
+        stop = fresh + 1
+        while stop < len(lengths) and before[stop + 1] - before[first] <= room:
+            stop += 1
+        yield TurnWindow(first, fresh, stop)
+        fresh = stop
+
+
+@dataclass(frozen=True)
+class TemplateLayout(ConversationLayout):
+    """A chat template with the tokenizer that reads what it writes.
+
+    Each part of a conversation is tokenized by itself, in training as in use. So a model is asked
+    with the tokens it was trained on, whatever characters meet at the edges of parts.
+
+    Attributes:
+        template: the template.
+        system: the system message of conversations that have none of their own.
+    """
+
+    literal: ClassVar[bool] = False
+    template: ChatTemplate
+    system: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, system: str | None = None) -> Self | None:
+        """The layout of a tokenizer's own template; None if it has none.
+
+        Raises:
+            CheckpointError: the template is not valid Jinja.
+        """
+        template = ChatTemplate.of(tokenizer)
+        return None if template is None else cls(tokenizer, template, system)
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        """The conversation with its system message."""
+        if not self.system or (messages and messages[0]["role"] == "system"):
+            return [*messages]
+        return [{"role": "system", "content": self.system}, *messages]
+
+    @override
+    def parts(self, messages: Sequence[Message]) -> list[TextPart]:
+        """What the template writes before and in each reply (see `ChatTemplate.parts`)."""
+        return self.template.parts(self._with_system(messages))
+
+    @override
+    def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
+        """The beginning of the conversation, as one sequence."""
+        left, read = size + 1, []
+        for span in spans:
+            read.append(replace(span, ids=span.ids[:left]))
+            left -= len(read[-1].ids)
+        yield Excerpt(read, sum(len(span.ids) for span in spans) > size + 1)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens after which the model replies to the last message, the user's.
+
+        Raises:
+            DataError: the template refuses the messages, or writes nothing.
+        """
+        parts = self.template.parts(self._with_system(messages), asked=True)
+        ids = [token for span in self.encode([parts])[0] for token in span.ids]
+        if not ids:
+            raise DataError(
+                "the chat template writes nothing before a reply",
+                "The model needs something to continue: take another template (task.template).",
+            )
+        return ids
+
+    @override
+    def ends(self) -> Ends:
+        """What the template writes after a reply: its first added token, or else the whole text.
+
+        Raises:
+            DataError: the template refuses a message of the user and a reply.
+        """
+        exchange = [
+            {"role": "user", "content": _PLACEHOLDER},
+            {"role": "assistant", "content": _PLACEHOLDER},
+        ]
+        # A template that ignores `add_generation_prompt` opens the reply in this part, too.
+        *_, (reply, _, _) = self.parts(exchange)
+        _, _, after = reply.partition(_PLACEHOLDER)
+        (encoded,) = self.tokenizer.encode_bare([after], offsets=False)
+        added = self.tokenizer.engine.get_added_tokens_decoder()
+        for token in encoded.ids:
+            if token in added:
+                return Ends(tokens=frozenset([token]))
+        # As the model's tokens spell it: a WordPiece tokenizer puts spaces between marks.
+        text = plain_text(self.tokenizer, encoded.ids).strip()
+        return Ends(texts=(text,) if text else ())
+
+    @override
+    def fitted(self, messages: Sequence[Message], room: int) -> Fitted:
+        """The system message and as many of the last messages as fit.
+
+        Of a last message that is too long by itself, its end; what the template writes around it
+        stays whole.
+        """
+        messages = self._with_system(messages)
+        begun = len(messages) > 1 and messages[0]["role"] == "system"
+        system, talk = messages[:begun], messages[begun:]
+        tails = [{**m, "content": m["content"][-MAX_TAIL_CHARS:]} for m in talk]
+        kept, ids = self._whole_messages(system, tails, room)
+        uncounted = len(talk[-1]["content"]) > MAX_TAIL_CHARS
+        if kept:
+            return Fitted(ids, len(talk) - kept, -1 if uncounted else 0)
+        ids, cut = self._end_of_message(system, tails[-1], room)
+        return Fitted(ids, len(talk) - 1, -1 if uncounted else cut)
+
+    def _whole_messages(
+        self, system: Sequence[Message], talk: Sequence[Message], room: int
+    ) -> tuple[int, list[int]]:
+        """How many of the last messages fit, and the prompt with them.
+
+        They begin with a message of the user, so their number is odd, or 0 if not even one fits.
+        """
+        total = (len(talk) + 1) // 2
+        low, high, ids = 0, total + 1, list[int]()  # messages of the user that fit; that do not
+        while high - low > 1:
+            # Double until it no longer fits, then bisect: a conversation is rendered once for each
+            # of its replies, so long ones are tried only if they may fit.
+            middle = (low + high) // 2 if high <= total else min(max(1, 2 * low), total)
+            prompt = self.prompt([*system, *talk[-(2 * middle - 1) :]])
+            if len(prompt) <= room:
+                low, ids = middle, prompt
+            else:
+                high = middle
+        return max(0, 2 * low - 1), ids
+
+    def _end_of_message(
+        self, system: Sequence[Message], last: Message, room: int
+    ) -> tuple[list[int], int]:
+        """The prompt with as much of a message's end as fits, and how many tokens were cut."""
+
+        def prompt(chars: int) -> list[int]:
+            return self.prompt([*system, {**last, "content": last["content"][-chars:]}])
+
+        low, high = 0, len(last["content"])  # characters that fit, and that do not
+        whole = len(prompt(high))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if len(prompt(middle)) <= room else (low, middle)
+        ids = prompt(max(1, low))[-room:]
+        return ids, whole - len(ids)
