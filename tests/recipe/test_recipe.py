@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 
 from pretune.errors import RecipeError
 from pretune.recipe import yaml12
-from pretune.recipe.recipe import Recipe, builtin_recipes
+from pretune.recipe.recipe import ADDED_RECIPES, Recipe, builtin_recipes, named_recipes
 from pretune.recipe.template import commented_recipe
 from pretune.tasks.builtin import TASKS
+from tests.plugins import forget_plugins, install_plugin
 
 SMALL = {"task": {"name": "classify"}, "data": {"train": "a.tsv"}}
 
@@ -98,6 +101,49 @@ class TestReading:
     def test_an_unknown_name_gets_the_nearest(self) -> None:
         with pytest.raises(RecipeError, match="Did you mean 'mrpc'"):
             Recipe.load("mrcp")
+
+
+class TestPlugins:
+    """Recipes that installed packages add."""
+
+    CODE = """
+        from pathlib import Path
+        TEXT = "description: Mail.\\ntask: classify\\ndata: {train: mail.csv}\\n"
+        def made():
+            return TEXT.replace("Mail", "Post")
+        FILE = Path(__file__).with_name("filed.yaml")
+        GONE = Path(__file__).with_name("gone.yaml")
+        """
+
+    @pytest.fixture
+    def installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        names = {"mail": "TEXT", "post": "made", "filed": "FILE", "gone": "GONE", "mrpc": "TEXT"}
+        lines = "\n".join(f"{name} = mail_recipes:{where}" for name, where in names.items())
+        site = tmp_path / "site"
+        site.mkdir()
+        (site / "filed.yaml").write_text("task: regress\ndata: {train: a.csv}\n", encoding="utf-8")
+        install_plugin(
+            site,
+            monkeypatch,
+            "mail-recipes",
+            textwrap.dedent(self.CODE),
+            {"pretune.recipes": lines},
+        )
+        forget_plugins(ADDED_RECIPES)
+        yield
+        forget_plugins(ADDED_RECIPES)
+
+    def test_are_loaded_by_name(self, installed: None) -> None:
+        assert Recipe.load("mail").description == "Mail."
+        assert Recipe.load("post", ["seed=2"]).description == "Post."
+        assert Recipe.load("filed").task.name == "regress"
+
+    def test_do_not_replace_built_in_ones(self, installed: None) -> None:
+        assert Recipe.load("mrpc").description != "Mail."
+
+    def test_without_their_file_are_errors_that_name_the_package(self, installed: None) -> None:
+        with pytest.raises(RecipeError, match="the recipe 'gone' of mail-recipes cannot be read"):
+            named_recipes()
 
 
 class TestOverrides:

@@ -21,7 +21,7 @@ from pretune.data.batch import PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
-from pretune.recipe.train_section import GuardSection
+from pretune.recipe.schema import GuardSection
 from pretune.tasks.base import Loss
 from pretune.tasks.classification.classify import Classify
 from pretune.tasks.features import featurize

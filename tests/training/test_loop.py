@@ -14,7 +14,7 @@ from pretune.bundle.bundle import load
 from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 from pretune.tasks.base import Loss
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.features import featurize

@@ -17,7 +17,7 @@ from pretune.data.batch_order import DataOrder
 from pretune.errors import RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 from pretune.training.schedule import BatchSize, Schedule, planned_updates, updates_of
 
 KINDS = ["linear", "cosine", "constant", "inverse_sqrt", "wsd"]

@@ -26,7 +26,7 @@ from pretune.models.classics.common import ClassicLM
 from pretune.models.classics.nnlm import NnlmConfig, NnlmModel
 from pretune.models.classics.rnn import RnnConfig, RnnModel
 from pretune.recipe.recipe import Recipe
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions, LmPrediction
 from pretune.tasks.features import featurize
 from pretune.tokenizers.tokenizer import Tokenizer

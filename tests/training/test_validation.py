@@ -11,7 +11,7 @@ import pretune
 from pretune.data.records import Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 from pretune.tasks.features import featurize
 from pretune.training.loop import Trainer
 from tests.tasks.every_task import CASES, Rows, write

@@ -47,16 +47,16 @@ def init(
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one.")] = None,
 ) -> None:
-    """List the built-in recipes, or show one."""
+    """List the recipes that have a name, built-in or installed, or show one."""
     from rich.table import Table
 
     from pretune.errors import RecipeError, did_you_mean
-    from pretune.recipe.recipe import Recipe, builtin_recipes
+    from pretune.recipe.recipe import Recipe, named_recipes
 
-    known = builtin_recipes()
+    known = named_recipes()
     if name is not None:
         if name not in known:
-            raise RecipeError(f"no built-in recipe is called '{name}'", did_you_mean(name, known))
+            raise RecipeError(f"no recipe is called '{name}'", did_you_mean(name, known))
         print(known[name], end="")
         return
     table = Table("recipe", "what it does", pad_edge=False)

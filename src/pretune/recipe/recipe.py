@@ -25,13 +25,24 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from pretune.data.records import TABLE_SUFFIXES, read
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe import yaml12
-from pretune.recipe.explain import explain
-from pretune.recipe.sections import DataSection, ModelSection, Section, TrackSection
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.explain import recipe_error
+from pretune.recipe.schema import (
+    DataSection,
+    ModelSection,
+    RecipeSection,
+    TrackSection,
+    TrainSection,
+)
+from pretune.registry import Registry
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.builtin import task_class
 
+#: Changes to a recipe: `key.sub=value` texts whose values are YAML, or a mapping of such keys.
 Overrides = Sequence[str] | Mapping[str, Any]
+
+#: Recipes of installed packages: each entry point gives YAML text, a path, or a function that
+#: returns one of these.
+ADDED_RECIPES: Registry[Any] = Registry("pretune.recipes", "recipe", {})
 
 
 def _task_options(value: Any) -> Any:
@@ -45,7 +56,7 @@ def _task_options(value: Any) -> Any:
     return task_class(value["name"]).options_type.model_validate(dict(value))
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """One training run, fully described."""
 
     description: str = Field("", description="One line for people.")
@@ -57,7 +68,9 @@ class Recipe(Section):
     output: str = Field(
         "runs/latest", min_length=1, description="The folder for everything that comes out."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Of the data order, new weights and dropout.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the data order, new weights and dropout."
+    )
 
     @field_validator("output")
     @classmethod
@@ -72,9 +85,9 @@ class Recipe(Section):
         """Read a recipe and change some of its values.
 
         Args:
-            source: the name of a built-in recipe, a YAML file, or a file of labelled data, for
-                which sensible defaults are taken.
-            overrides: `key.sub=value` texts (values are YAML), or a mapping of such keys.
+            source: the name of a built-in or installed recipe, a YAML file, or a file of labelled
+                data, for which sensible defaults are taken.
+            overrides: values that differ.
 
         Raises:
             RecipeError: no such recipe, not YAML, an unknown key or a wrong value.
@@ -83,7 +96,11 @@ class Recipe(Section):
         return cls.of(_override(values, overrides), origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
-        """This recipe with some values changed; see `load`."""
+        """Return this recipe with some values changed.
+
+        Raises:
+            RecipeError: an unknown key or a wrong value.
+        """
         return Recipe.of(_override(self.to_dict(), overrides)) if overrides else self
 
     @classmethod
@@ -91,12 +108,12 @@ class Recipe(Section):
         """Check plain values and make a recipe of them.
 
         Raises:
-            RecipeError: an unknown key or a wrong value; all of them are named.
+            RecipeError: unknown keys or wrong values; all of them are named.
         """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain(error, cls, values, origin) from None
+            raise recipe_error(error, cls, values, origin) from None
         except RecipeError as error:
             raise RecipeError(f"{origin}: {error.message}", error.hint) from None
 
@@ -105,29 +122,67 @@ class Recipe(Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def to_yaml(self) -> str:
-        """What `load` reads back as the same recipe."""
+        """YAML that `load` reads back as the same recipe."""
         return yaml12.dump(self.to_dict())
 
 
+# Recipes by name
+
+
 def builtin_recipes() -> dict[str, str]:
-    """The built-in recipes' texts by name."""
+    """The YAML texts of the built-in recipes by name."""
     folder = resources.files("pretune.recipe") / "builtin"
-    found = {
+    texts = {
         entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
         for entry in folder.iterdir()
         if entry.name.endswith(".yaml")
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(texts.items()))
+
+
+def named_recipes() -> dict[str, str]:
+    """The YAML texts of the built-in recipes, then of those that installed packages add.
+
+    Raises:
+        PretuneError: a package's recipe cannot be imported.
+        RecipeError: a package's recipe is no text and no file.
+    """
+    built_in = builtin_recipes()
+    added = {name: _added_text(name) for name in sorted(ADDED_RECIPES) if name not in built_in}
+    return built_in | added
+
+
+def _added_text(name: str) -> str:
+    """The YAML text of an installed recipe."""
+    given = ADDED_RECIPES[name]
+    if callable(given):
+        given = given()
+    if isinstance(given, str):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, TypeError, UnicodeDecodeError) as error:
+        package = ADDED_RECIPES.package_of(name)
+        raise RecipeError(
+            f"the recipe '{name}' of {package} cannot be read ({error})",
+            "Its entry point must give YAML text, or the path of a YAML file.",
+        ) from None
 
 
 def _read_source(source: str) -> tuple[dict[str, Any], str]:
+    """The values of a recipe, and where they came from for errors."""
     path = Path(source)
     built_in = builtin_recipes()
+    # A name: built-in ones win, as everywhere.
     if source in built_in:
         text, origin = built_in[source], f"built-in recipe {source}"
+    elif source in ADDED_RECIPES:
+        text = _added_text(source)
+        origin = f"recipe {source} of {ADDED_RECIPES.package_of(source)}"
+    # A file: labelled data or YAML.
     elif os.path.isfile(path) and path.suffix.lower() in TABLE_SUFFIXES:
         return _for_data(source), f"defaults for {source}"
-    elif os.path.isfile(path):  # also of a name that no file can have; pathlib's raises there
+    elif os.path.isfile(path):  # pathlib's raises for names that no file can have
         try:
             text, origin = path.read_text(encoding="utf-8"), source
         except UnicodeDecodeError as error:
@@ -137,8 +192,8 @@ def _read_source(source: str) -> tuple[dict[str, Any], str]:
     else:
         raise RecipeError(
             f"'{source}': no such recipe or file",
-            f"{did_you_mean(source, built_in)} `pretune recipes` lists the built-in ones; a "
-            "labelled file (.jsonl, .csv, .tsv, .parquet) works too.",
+            f"{did_you_mean(source, [*built_in, *ADDED_RECIPES])} `pretune recipes` lists those "
+            "that have a name; a labelled file (.jsonl, .csv, .tsv, .parquet) works too.",
         )
     values = yaml12.parse(text, origin)
     if not isinstance(values, dict):
@@ -150,7 +205,7 @@ def _read_source(source: str) -> tuple[dict[str, Any], str]:
 
 
 def _for_data(source: str) -> dict[str, Any]:
-    """The recipe of somebody who has only a labelled file: its columns say for which task."""
+    """The recipe for somebody who has only a labelled file: its columns tell the task."""
     columns = set(read(source).columns)
     task: dict[str, Any] = {"name": "classify"}
     if {"question", "context", "answers"} <= columns:
@@ -166,8 +221,11 @@ def _for_data(source: str) -> dict[str, Any]:
     }
 
 
+# Overrides
+
+
 def parse_override(text: str) -> tuple[str, Any]:
-    """`key=value`, whose value is YAML.
+    """Split `key=value`; the value is YAML.
 
     Raises:
         RecipeError: it has another form.
@@ -203,7 +261,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
                 f"override '{key}': {above} is {inner!r}, which has no keys below it",
                 f"Set {above} as a whole, e.g. {above}='{{...}}'.",
             )
-        # A copy, because the values may be the caller's own.
+        # A copy: the values may be the caller's own.
         values[name] = dict(inner)
         values = values[name]
     values[last] = value

@@ -1,4 +1,4 @@
-"""Writing a recipe with every key explained: what `pretune init` gives."""
+"""Writing a recipe with every key explained, as `pretune init` prints it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.builtin import task_class
 
+#: Columns of a line.
 WIDTH = 96
 
 
 def commented_recipe(task: str, values: Mapping[str, Any] | None = None) -> str:
-    """A recipe for a task in YAML, each key with what it means and its default.
+    """A recipe for a task in YAML: each key with its meaning and its default.
 
     Args:
-        task: its name.
-        values: what differs from the defaults, by section; `data.train` has no default.
+        task: name of the task.
+        values: values that differ from the defaults, by section; `data.train` has no default.
 
     Raises:
         RecipeError: no such task.

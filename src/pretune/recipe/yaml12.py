@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the parent's own attribute
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Like the parent's, but without aliases: they may be circular, or grow beyond memory."""
+        """Refuse aliases: they may be circular, or expand beyond memory."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             reason = f"aliases are not read: write out what *{event.anchor} means, or quote it"
@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Like the parent's, but a value that is not what its tag says is an error with a place."""
+        """Give the place of a value that does not match its tag."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, TypeError):
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
             ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Like the parent's, but refuses a key that is there twice or is not a plain value."""
+        """Refuse a key that is given twice or is not a plain value."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -83,10 +83,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back as the same value."""
+    """A safe dumper whose output `_Loader` reads back as the same value."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write a value out each time it occurs, rather than refer to it."""
+        """Write a value out each time it occurs."""
         return True
 
 
@@ -108,14 +108,14 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def parse(text: str, origin: str) -> Any:
-    """The value a YAML text stands for.
+    """Read a YAML text.
 
     Args:
-        text: of one document.
+        text: one document.
         origin: where it came from, for errors.
 
     Raises:
-        RecipeError: not YAML, or a key twice; names the line and column.
+        RecipeError: not YAML, or a key given twice; names the line and column.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
@@ -139,7 +139,7 @@ def dump(value: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """A value on one line, as it stands after `key: `."""
+    """A value in YAML on one line, as it stands after `key: `."""
     text: str = yaml.dump(
         value,
         Dumper=_Dumper,

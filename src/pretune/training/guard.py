@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pretune.recipe.train_section import GuardSection
+from pretune.recipe.schema import GuardSection
 
 #: The median absolute deviation of a normal distribution is its standard deviation over this.
 MAD_TO_SD = 1.4826

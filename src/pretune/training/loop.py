@@ -30,7 +30,7 @@ from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.inference.runtime import precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import AnyTask, drawn
 from pretune.training.distributed import World, is_sharded, load_weights

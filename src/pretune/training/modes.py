@@ -12,7 +12,7 @@ from torch import nn
 
 from pretune.errors import RunError
 from pretune.models.backbone import Backbone
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 
 
 def prepare(model: nn.Module, options: TrainSection, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretune.models.heads.crf import Crf
-from pretune.recipe.train_section import TrainSection
+from pretune.recipe.schema import TrainSection
 from pretune.training.distributed import is_sharded, local
 from pretune.training.state import TrainingState
 

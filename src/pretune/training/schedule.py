@@ -8,7 +8,7 @@ from typing import Self
 
 from pretune.data.batch_order import DataOrder
 from pretune.errors import RunError
-from pretune.recipe.train_section import TrainSection, Updates
+from pretune.recipe.schema import TrainSection, Updates
 
 #: Batches by tokens, and such as grow, are counted one by one: in so many epochs at most.
 MOST = 10**5
