@@ -27,12 +27,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
 
 from pretune.checkpoints.config import read_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.open import open_weights
 from pretune.decoding.sampling import Decoding
 from pretune.inference.generate import TextGenerator
-from pretune.models.heads.pooled import HEADS
+from pretune.models.families import FAMILIES
 from pretune.tokenizers.tokenizer import Tokenizer
 
 MODES: dict[str, tuple[Decoding, dict[str, Any]]] = {
@@ -54,7 +53,7 @@ def build(size: dict[str, int]) -> tuple[TextGenerator, Any]:
         theirs.save_pretrained(folder)
         config = family.backbone.config_class.from_dict(read_config(folder))
         ours, _ = load_into(
-            lambda: HEADS["causal_lm"](family.backbone(config), 0),  # type: ignore[call-arg]
+            lambda: family.build(config, "causal_lm"),
             open_weights(folder),
             folder,
             family,

@@ -35,8 +35,8 @@ from torch.nn.utils.rnn import pad_sequence
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Prompt, Writer
+from pretune.models.families import preset
 from pretune.models.layers import sinusoidal_positions
-from pretune.models.presets import SIZES
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.losses import NEXT
 from pretune.tasks.translation.translate import ROWS
@@ -227,7 +227,7 @@ def main() -> None:
     print(versions())
     recipe = recipe_of(folder, options.shape, options.batch, options.steps)
     made = prepared(recipe)
-    _, sizes = SIZES[recipe.model.source]
+    sizes = preset(recipe.model.source) or {}
     runs = {
         OURS: run_ours(made, recipe, options.steps),
         "torch.nn.Transformer, padded": run_plain(made[2], sizes, options.batch, options.steps),

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from pretune.checkpoints.config import read_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.open import open_weights
-from pretune.models.bert import BertConfig, BertModel
-from pretune.models.heads.pooled import SequenceClassifier
+from pretune.models.bert import BertClassifier, BertConfig, BertModel
+from pretune.models.families import FAMILIES
 
 Change = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -34,7 +33,7 @@ def load() -> Callable[..., tuple[nn.Module, LoadReport]]:
 
         def build() -> nn.Module:
             backbone = BertModel(config)
-            return SequenceClassifier(backbone, labels) if labels else backbone
+            return BertClassifier(backbone, labels) if labels else backbone
 
         head = "sequence_classification" if labels else "backbone"
         weights = open_weights(folder, allow_pickle=allow_pickle)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from pretune.bundle.bundle import load, outline
 from pretune.bundle.convert import convert
 from pretune.checkpoints.config import read_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.save import save_model
@@ -27,7 +26,7 @@ from pretune.experiments.costs import count_flops
 from pretune.models.classics.common import ClassicLM
 from pretune.models.classics.nnlm import NnlmConfig
 from pretune.models.classics.rnn import RnnConfig
-from pretune.models.heads.pooled import HEADS
+from pretune.models.families import FAMILIES
 from pretune.models.resize import resize_vocabulary
 from pretune.tokenizers.load import load_tokenizer
 from pretune.training.freeze import freeze
@@ -46,7 +45,7 @@ def made(kind: str, vocabulary: int = 40, **more: Any) -> ClassicLM:
     family = FAMILIES[kind]
     sizes = {**SMALL[kind], "vocab_size": vocabulary, **more}
     torch.manual_seed(0)
-    model = HEADS["causal_lm"](family.backbone(family.backbone.config_class.from_dict(sizes)), 0)
+    model = family.build(family.backbone.config_class.from_dict(sizes), "causal_lm")
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model
@@ -64,11 +63,8 @@ def opened(folder: Path, head: str = "causal_lm") -> tuple[nn.Module, Any]:
     config = read_config(folder)
     family = FAMILIES[config["model_type"]]
 
-    def build() -> nn.Module:
-        backbone = family.backbone(family.backbone.config_class.from_dict(config))
-        return backbone if head == "backbone" else HEADS[head](backbone, 0)
-
-    return load_into(build, open_weights(folder), folder, family, head)
+    sizes = family.backbone.config_class.from_dict(config)
+    return load_into(lambda: family.build(sizes, head), open_weights(folder), folder, family, head)
 
 
 @pytest.fixture

@@ -228,9 +228,8 @@ class TestMapped:
 
 
 def test_a_tensorflow_index_is_read_once(tmp_path: Path, monkeypatch) -> None:
-    from bundles import FIXTURES
-
     from pretune.checkpoints.tensorflow import bert as tensorflow
+    from tests.checkpoints.bundles import FIXTURES
 
     read = []
     made = tensorflow.TensorBundle

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from pretune.bundle import bundle
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.save import save_model
 from pretune.data.batch import PackedBatch
+from pretune.models.families import FAMILIES
 
 BERT = FAMILIES["bert"]
 IDS = [2, 5, 9, 33, 11, 3]

@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from pretune.checkpoints.config import read_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.open import open_weights
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models.heads.pooled import HEADS
+from pretune.models.families import FAMILIES
 
 IDS = [5, 9, 33, 11, 3]
 BERT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -69,12 +68,8 @@ def ours(folder: Path, architecture: str, head: str | None = None, **options: An
     config = family.backbone.config_class.from_dict(read_config(folder))
     head = head or CASES[architecture][1]
 
-    def build() -> nn.Module:
-        backbone = family.backbone(config)
-        return backbone if head == "backbone" else HEADS[head](backbone, 3)
-
     weights = open_weights(folder, **options)
-    model, report = load_into(build, weights, folder, family, head)
+    model, report = load_into(lambda: family.build(config, head, 3), weights, folder, family, head)
     if head == CASES[architecture][1]:
         assert (report.missing, report.unexpected) == ((), ())
     return model.eval()

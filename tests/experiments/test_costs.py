@@ -18,8 +18,8 @@ from pretune.bundle.bundle import outline
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.experiments.costs import FLOAT, LiveBytes, count_flops, estimate_memory
 from pretune.models.bert import BertConfig, BertModel
+from pretune.models.families import build_head
 from pretune.models.gpt2 import Gpt2Config, Gpt2Model
-from pretune.models.heads.pooled import HEADS
 from pretune.models.transformer import TransformerConfig, TransformerModel
 
 MakeFolder = Callable[..., Path]
@@ -57,12 +57,14 @@ class TestFlops:
     @pytest.mark.parametrize("head", ["token_classification", "question_answering", "masked_lm"])
     def test_heads_on_every_token(self, head: str) -> None:
         with torch.device("meta"):
-            model = HEADS[head](BertModel(BertConfig.from_dict(SMALL["bert"])), 3).eval()
+            model = build_head(BertModel(BertConfig.from_dict(SMALL["bert"])), head, 3).eval()
         assert counted(model, PackedBatch.of([[1] * 9])) == count_flops(model, 9).per_sequence
 
     def test_both_heads_of_pre_training(self) -> None:
         with torch.device("meta"):
-            model = HEADS["pretraining"](BertModel(BertConfig.from_dict(SMALL["bert"])), 0).eval()
+            model = build_head(
+                BertModel(BertConfig.from_dict(SMALL["bert"])), "pretraining", 0
+            ).eval()
         batch = PackedBatch.of([[1] * 9] * 4).to("meta")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(batch, both=True)
@@ -70,7 +72,9 @@ class TestFlops:
 
     def test_an_output_layer_that_is_the_vocabulary(self) -> None:
         with torch.device("meta"):
-            model = HEADS["causal_lm"](Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), 0).eval()
+            model = build_head(
+                Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), "causal_lm", 0
+            ).eval()
         assert counted(model, PackedBatch.of([[1] * 9])) == count_flops(model, 9).per_sequence
 
     def test_pairs_have_half_of_their_tokens_on_each_side(self) -> None:
@@ -78,7 +82,7 @@ class TestFlops:
         heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
         config = TransformerConfig.from_dict({**sizes, **heads, "decoder_start_token_id": 0})
         with torch.device("meta"):
-            model = HEADS["translation"](TransformerModel(config), 0).to("meta").eval()
+            model = build_head(TransformerModel(config), "translation", 0).to("meta").eval()
         features = [Feature([1] * 18, choices=(9, 9)) for _ in range(4)]
         batch = FeatureSet.of(features).batch(np.arange(4))
         assert counted(model, batch) == 4 * count_flops(model, 18).per_sequence
@@ -151,11 +155,13 @@ class TestMemory:
         torch.manual_seed(0)
         batch, length = 4, 16
         with torch.device("meta"):
-            meta = HEADS["sequence_classification"](
-                BertModel(BertConfig.from_dict(SMALL["bert"])), 2
+            meta = build_head(
+                BertModel(BertConfig.from_dict(SMALL["bert"])), "sequence_classification", 2
             )
         estimate = estimate_memory(meta, batch, length)
-        model = HEADS["sequence_classification"](BertModel(BertConfig.from_dict(SMALL["bert"])), 2)
+        model = build_head(
+            BertModel(BertConfig.from_dict(SMALL["bert"])), "sequence_classification", 2
+        )
         parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         saved: dict[int, int] = {}
         kept = []
@@ -176,7 +182,9 @@ class TestMemory:
         """The pooled vectors and what the second head makes of them, of 64 sequences."""
         with torch.device("meta"):
             config = BertConfig.from_dict(SMALL["bert"])
-            models = [HEADS[head](BertModel(config), 0) for head in ("masked_lm", "pretraining")]
+            models = [
+                build_head(BertModel(config), head, 0) for head in ("masked_lm", "pretraining")
+            ]
         one, both = (estimate_memory(model, 64, 8).activations for model in models)
         # First tokens through the last layer, the pooler, two logits each: over 4 x hidden a
         # sequence, in float32.
@@ -185,7 +193,7 @@ class TestMemory:
     def test_sparse_gradients_are_no_matter(self) -> None:
         """A trainer on a CPU leaves tables that asked for them."""
         with torch.device("meta"):
-            model = HEADS["causal_lm"](Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), 0)
+            model = build_head(Gpt2Model(Gpt2Config.from_dict(SMALL["gpt2"])), "causal_lm", 0)
         expected = estimate_memory(model, 2, 8)
         for module in model.modules():
             if isinstance(module, nn.Embedding):
@@ -202,7 +210,7 @@ class TestMemory:
             ("gpt2", "sequence_classification"),
         ):
             with torch.device("meta"):
-                model = HEADS[head](outline(config_folder(family, **SMALL[family])).model, 3)
+                model = build_head(outline(config_folder(family, **SMALL[family])).model, head, 3)
             found = estimate_memory(model, 2, 16)
             assert 0 < found.forward < found.activations, (family, head)
 

@@ -16,13 +16,12 @@ from torch import nn
 
 from pretune.bundle import bundle
 from pretune.checkpoints.config import read_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.names import name_table
 from pretune.checkpoints.open import open_weights
 from pretune.data.batch import PackedBatch
-from pretune.models.bert import BertModel
-from pretune.models.heads.pooled import SequenceClassifier
+from pretune.models.bert import BertClassifier, BertModel
+from pretune.models.families import FAMILIES
 from pretune.tokenizers.load import load_tokenizer
 
 BERT = FAMILIES["bert"]
@@ -213,7 +212,7 @@ def ours_of(theirs: nn.Module, head: str) -> nn.Module:
             backbone = BertModel(config)
             if head == "backbone":
                 return backbone
-            return SequenceClassifier(backbone, theirs.config.num_labels)
+            return BertClassifier(backbone, theirs.config.num_labels)
 
         model, report = load_into(build, open_weights(folder), folder, BERT, head)
     assert report.missing == ()

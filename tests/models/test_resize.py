@@ -10,7 +10,7 @@ from pretune.bundle.bundle import grow_vocabulary, load, save
 from pretune.data.batch import PackedBatch
 from pretune.errors import DataError
 from pretune.models.bert import BertConfig, BertModel
-from pretune.models.heads.pooled import masked_lm
+from pretune.models.families import build_head
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 
@@ -25,7 +25,7 @@ CONFIG = BertConfig(
 
 
 def test_old_rows_stay_and_new_ones_are_about_their_mean() -> None:
-    model = masked_lm(BertModel(CONFIG))
+    model = build_head(BertModel(CONFIG), "masked_lm")
     model.bias.data.normal_()
     old, bias = (
         model.backbone.embeddings.tokens.weight.detach().clone(),

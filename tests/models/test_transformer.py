@@ -14,8 +14,7 @@ from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.layers import sinusoidal_positions
 from pretune.models.resize import resize_vocabulary
-from pretune.models.transformer import TransformerConfig, TransformerModel
-from pretune.models.translator import Translator
+from pretune.models.transformer import TransformerConfig, TransformerModel, Translator
 
 VOCABULARY, SIZE, HEADS, INNER = 37, 24, 4, 40
 PAIRS = [((7, 3)), ((1, 5)), ((12, 1)), ((4, 9)), ((7, 4))]

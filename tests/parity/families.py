@@ -19,15 +19,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pretune.checkpoints.config import read_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.save import save_model
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
-from pretune.models.heads.language import BertPreTraining
-from pretune.models.heads.pooled import HEADS
-from pretune.models.transformer import TransformerModel
-from pretune.models.translator import Translator
+from pretune.models.bert import BertPreTraining
+from pretune.models.families import FAMILIES
+from pretune.models.transformer import TransformerModel, Translator
 
 LABELS = 5
 LENGTHS = (7, 1, 12, 3)
@@ -115,11 +113,9 @@ def ours_of(folder: Path, family: str, head: str) -> nn.Module:
     known = FAMILIES[family]
     config = known.backbone.config_class.from_dict(read_config(folder))
 
-    def build() -> nn.Module:
-        backbone = known.backbone(config)
-        return backbone if head == "backbone" else HEADS[head](backbone, LABELS)
-
-    model, report = load_into(build, open_weights(folder), folder, known, head)
+    model, report = load_into(
+        lambda: known.build(config, head, LABELS), open_weights(folder), folder, known, head
+    )
     assert report.missing == ()
     assert report.unexpected == ()
     return model.eval()

@@ -22,7 +22,6 @@ from pretune.bundle.loadable import (
 )
 from pretune.checkpoints.config import family_of, read_config, read_object
 from pretune.checkpoints.load import LoadReport, load_into
-from pretune.checkpoints.names import Family
 from pretune.checkpoints.open import open_weights, tensorflow_names
 from pretune.checkpoints.peft import save_adapter
 from pretune.checkpoints.save import save_model
@@ -31,8 +30,9 @@ from pretune.checkpoints.weights import WeightSource, named_dtype
 from pretune.errors import CheckpointError, RecipeError
 from pretune.models.backbone import Backbone
 from pretune.models.config import ModelConfig, brief
+from pretune.models.families import preset, preset_names
+from pretune.models.family import Family
 from pretune.models.lora import adapters
-from pretune.models.presets import SIZES
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
 from pretune.tasks.builtin import TASKS, published_task, saved_task_class
@@ -130,7 +130,7 @@ def load(
     elif config:
         raise CheckpointError(
             f"{place}: has weights, so its sizes are what they are (model.config)",
-            f"For random weights of any size, name one to start from: {', '.join(SIZES)}.",
+            f"For random weights of any size, name one to start from: {', '.join(preset_names())}.",
         )
     model_config = config_class.from_dict({**said, **changed})
     # Of a family, transformers may know only the usual models.
@@ -162,16 +162,17 @@ def load(
 
 
 def _build(family: Family, config: ModelConfig, task: AnyTask | None) -> nn.Module:
-    backbone = family.backbone(config)  # type: ignore[call-arg]
+    backbone = family.build(config)
     if task is None:
         return backbone
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     head_names(family, task)
     return task.build(backbone)
 
 
 def _place_of(source: str | Path, *, allow_pickle: bool = False) -> tuple[Path | None, Path]:
     """The folder of a source (None for a size), and what to call it in errors."""
-    if str(source) in SIZES:
+    if preset(str(source)) is not None:
         return None, Path(source)
     folder = find_source(source, allow_pickle=allow_pickle)
     return folder, folder
@@ -182,8 +183,7 @@ def _config_of(
 ) -> dict[str, Any]:
     """What config.json says, or would say of a size."""
     if folder is None:
-        kind, entries = SIZES[str(source)]
-        return {"model_type": kind, **entries}
+        return preset(str(source)) or {}
     return read_config(folder, lambda: weights.names if weights else tensorflow_names(folder))
 
 

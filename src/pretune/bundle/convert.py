@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pretune.bundle.bundle import TASK_FILE, load, save, save_tokenizer
 from pretune.bundle.loadable import refuse_headless
 from pretune.checkpoints.atomic_io import atomic_folder
 from pretune.checkpoints.config import family_of, read_config
 from pretune.checkpoints.load import LoadReport, load_into
-from pretune.checkpoints.names import Family
+from pretune.checkpoints.names import head_parameters
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.save import save_model
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.weights import named_dtype
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.config import brief
-from pretune.models.heads.pooled import HEADS
+from pretune.models.family import Family
 from pretune.tasks.question_answering.answer import THRESHOLD
 from pretune.tasks.tagging.tag import CRF
 from pretune.tokenizers.load import load_tokenizer
@@ -62,12 +60,10 @@ def convert(
     kept = {name: config[name] for name in _KEPT if config.get(name) is not None}
     labels = len(kept.get("id2label", ())) or config.get("num_labels") or 2
 
-    def build() -> nn.Module:
-        backbone = family.backbone(model_config)  # type: ignore[call-arg]
-        return backbone if head == "backbone" else HEADS[head](backbone, labels)
-
-    model, report = load_into(build, weights, folder, family, head, dtype=kind)
-    refuse_headless(folder, family, head, set(family.head_names(head)) & set(report.missing))
+    model, report = load_into(
+        lambda: family.build(model_config, head, labels), weights, folder, family, head, dtype=kind
+    )
+    refuse_headless(folder, family, head, head_parameters(family, head) & set(report.missing))
     tokenizer = load_tokenizer(folder)
     with atomic_folder(target) as place:
         save_model(model, place, family, head, kept)

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretune.checkpoints.names import Family
 from pretune.checkpoints.source import find_source
 from pretune.errors import CheckpointError, RecipeError, did_you_mean
 from pretune.models.config import ModelConfig
+from pretune.models.family import Family
 from pretune.tasks.base import AnyTask
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -69,14 +69,14 @@ def known_entries(
 
 
 def vocabulary_for(family: Family, name: str) -> Path:
-    """A tokenizer for random weights: the uncased English one that comes with `minilm`."""
-    if family.model_type not in ("bert", "distilbert"):
+    """The folder of a tokenizer that fits random weights of a family."""
+    if family.tokenizer is None:
         raise CheckpointError(
             f"{name}: random weights need a tokenizer",
             "Name a folder that has one (model.tokenizer=FOLDER), or have one trained on the data: "
             "model.train_tokenizer='{kind: bpe, vocab_size: 8000}'",
         )
-    return find_source("minilm")
+    return find_source(family.tokenizer)
 
 
 def with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:

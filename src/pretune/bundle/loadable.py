@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretune.checkpoints.manifest import MANIFEST, find_damage
-from pretune.checkpoints.names import Family
+from pretune.checkpoints.names import head_parameters
 from pretune.errors import CheckpointError
 from pretune.models.config import ModelConfig
-from pretune.models.transformer import TransformerConfig
+from pretune.models.family import Family
 from pretune.tasks.base import AnyTask
 from pretune.tasks.segments import segments_of
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def head_names(family: Family, task: AnyTask) -> set[str]:
             f"a {family.model_type} model cannot be used for the task {task.name}",
             f"It has heads for: {', '.join(h for h in family.heads if h != 'backbone')}.",
         )
-    return set(family.head_names(task.head))
+    return head_parameters(family, task.head)
 
 
 def refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
@@ -85,12 +85,12 @@ def check_sizes(
             "Train with model.config='{share_encoder_decoder_embeddings: false}'; or take another "
             "tokenizer.",
         )
-    if tokenizer.target is not None and isinstance(config, TransformerConfig):
+    if tokenizer.target is not None:
         size = tokenizer.target.vocab_size
-        if size > config.target_size:
+        if size > config.target_vocab_size:
             raise CheckpointError(
                 f"{folder}: the tokenizer of the targets has {size:,} tokens, the model only "
-                f"{config.target_size:,}",
+                f"{config.target_vocab_size:,}",
                 "They are not of the same model: copy both from one place.",
             )
     if task is not None and task.options.max_length > positions:

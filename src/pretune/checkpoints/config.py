@@ -8,10 +8,13 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from pretune.checkpoints.families import FAMILIES, TWO_TABLES
-from pretune.checkpoints.names import Family
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.config import brief
+from pretune.models.families import FAMILIES
+from pretune.models.family import Family
+
+#: Entry of a `config.json` whose family a package brings: the name of the package.
+PACKAGE = "pretune_package"
 
 #: More classes than any labelled set has; a config.json that claims more is broken.
 MOST_LABELS = 100_000
@@ -96,17 +99,19 @@ def _plausible(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def family_of(config: Mapping[str, Any], folder: Path) -> Family:
-    """The family that a `config.json` names.
+    """Find the family that a `config.json` names.
 
     Raises:
-        CheckpointError: an unknown one; gives the nearest.
+        CheckpointError: it is unknown; names the package that brings it, or the nearest name.
     """
     kind = brief(config.get("model_type", ""))
     if kind not in FAMILIES:
+        package = config.get(PACKAGE)
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type '{kind}' is not supported",
-            did_you_mean(kind, FAMILIES),
+            f"Install the package that brings it: pip install {brief(package)}"
+            if isinstance(package, str)
+            else did_you_mean(kind, list(FAMILIES)),
         )
-    if kind in TWO_TABLES and config.get("share_encoder_decoder_embeddings") is False:
-        return TWO_TABLES[kind]
-    return FAMILIES[kind]
+    family = FAMILIES[kind]
+    return family if family.variant is None else family.variant(config)

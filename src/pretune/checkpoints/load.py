@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.checkpoints.names import (
-    Family,
-    Names,
+    PublishedNames,
     ignored_names,
     name_table,
     names_of_heads,
@@ -21,6 +20,7 @@ from pretune.checkpoints.names import (
 from pretune.checkpoints.weights import WeightSource, common_dtype, type_name, use_prefix
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
+from pretune.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def load_into(
     )
 
 
-def _use_first_names(weights: WeightSource, family: Family, table: dict[str, Names]) -> None:
+def _use_first_names(
+    weights: WeightSource, family: Family, table: dict[str, PublishedNames]
+) -> None:
     """A tensor with two names may be in the file under the second alone."""
     for head in family.heads.values():
         for second, first in second_names(head, table).items():
@@ -142,10 +144,10 @@ def _refuse_untied(weights: WeightSource, names: dict[str, str]) -> None:
 
 
 def _match(
-    model: nn.Module, weights: WeightSource, table: dict[str, Names]
-) -> tuple[dict[str, Names], list[str]]:
+    model: nn.Module, weights: WeightSource, table: dict[str, PublishedNames]
+) -> tuple[dict[str, PublishedNames], list[str]]:
     """Which of the file's tensors make up each of ours, and which of ours have none."""
-    plan: dict[str, Names] = {}
+    plan: dict[str, PublishedNames] = {}
     missing = []
     for ours, tensor in model.state_dict().items():
         names = table.get(ours)
@@ -166,13 +168,13 @@ def _match(
     return plan, missing
 
 
-def _dtype_of(weights: WeightSource, plan: dict[str, Names]) -> torch.dtype:
+def _dtype_of(weights: WeightSource, plan: dict[str, PublishedNames]) -> torch.dtype:
     """The type for a model that is to lose nothing."""
     found = (weights.dtype(name) for names in plan.values() for name in names.parts)
     return common_dtype(dtype or torch.float32 for dtype in found)
 
 
-def _tensor(weights: WeightSource, names: Names, dtype: torch.dtype) -> Tensor:
+def _tensor(weights: WeightSource, names: PublishedNames, dtype: torch.dtype) -> Tensor:
     """One of our tensors, put together from the file's."""
     if len(names.parts) == 1 and not names.transposed:
         return weights.read(names.parts[0], dtype)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretune.checkpoints.config import read_object
-from pretune.checkpoints.names import Family, name_table
+from pretune.checkpoints.names import name_table
 from pretune.errors import CheckpointError
+from pretune.models.family import Family
 from pretune.models.lora import LearnedRows, LoraLinear, adapters, learned_rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

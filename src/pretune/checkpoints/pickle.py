@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pretune.checkpoints.weights import (
-    KINDS,
+    SAFETENSORS_DTYPES,
     copy_checked,
     modern,
     no_floats,
@@ -67,7 +67,7 @@ class Pickled:
     def dtype(self, name: str) -> torch.dtype | None:
         """What it is stored in."""
         dtype = self._tensors[name].dtype
-        return dtype if dtype in KINDS.values() else None
+        return dtype if dtype in SAFETENSORS_DTYPES.values() else None
 
     def file_of(self, name: str) -> Path:
         """Where it lies."""

@@ -11,8 +11,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from pretune.checkpoints.names import Family, name_table
+from pretune.checkpoints.config import PACKAGE
+from pretune.checkpoints.names import name_table
 from pretune.checkpoints.weights import common_dtype, type_name
+from pretune.models.families import FAMILIES
+from pretune.models.family import Family
 from pretune.models.lora import merged_state
 
 
@@ -39,6 +42,9 @@ def save_model(
         "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
         **(extra or {}),
     }
+    package = FAMILIES.package_of(family.model_type)
+    if package is not None:
+        config[PACKAGE] = package
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors = {}
     for ours, value in merged_state(model).items():

@@ -25,7 +25,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 #: safetensors' names of the types that can be read.
-KINDS = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -228,7 +228,7 @@ class Safetensors:
 
     def dtype(self, name: str) -> torch.dtype | None:
         """What it is stored in."""
-        return KINDS.get(self._entries[name].kind)
+        return SAFETENSORS_DTYPES.get(self._entries[name].kind)
 
     def file_of(self, name: str) -> Path:
         """Where it lies."""

@@ -23,12 +23,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.models.backbone import Backbone
-from pretune.models.classics.common import ClassicLM, ClassicModel
-from pretune.models.heads.language import BertPreTraining, CausalLM, MaskedLM
-from pretune.models.heads.pooled import HEADS
+from pretune.models.families import FAMILIES, build_head
+from pretune.models.heads.language import LanguageModelHead, MaskedLM
 from pretune.models.heads.token import TokenClassifier
-from pretune.models.transformer import TransformerModel
-from pretune.models.translator import Translator
 
 #: Bytes of a float32.
 FLOAT = 4
@@ -99,10 +96,10 @@ def count_flops(model: nn.Module, length: int) -> Flops:
             each_token += module.weight.numel()
     if _tied(model):
         each_token += config.size("vocab_size") * config.size("hidden_size")
-    layers = float(config.size("num_hidden_layers") if config.size("num_attention_heads") else 0)
-    if isinstance(backbone, TransformerModel):
+    layers = float(config.size("num_hidden_layers") if backbone.has_attention else 0)
+    if backbone.reads_pairs:
         # A token of a target looks at its source as well, in each layer; half the tokens are such.
-        layers = (layers + backbone.config.decoder_layers) / 4
+        layers = (layers + backbone.stacks[1]) / 4
         each_token //= 2
     attention = round(4 * length * config.size("hidden_size") * layers)
     per_token = 2 * each_token + attention
@@ -114,15 +111,13 @@ def _once_a_sequence(model: nn.Module, name: str) -> bool:
     """Whether a matrix is applied to one vector a sequence rather than to every token's."""
     if name.rpartition(".")[2] in ("pooler", "relationship"):
         return True
-    kinds = Backbone | TokenClassifier | MaskedLM | CausalLM | ClassicLM | Translator
+    kinds = Backbone | TokenClassifier | LanguageModelHead
     return not isinstance(model, kinds) and not name.startswith("backbone.")
 
 
 def _tied(model: nn.Module) -> bool:
     """Whether the table of embeddings is the output layer too."""
-    if isinstance(model, ClassicLM):
-        return model.output is None
-    return isinstance(model, MaskedLM | CausalLM | Translator)
+    return isinstance(model, LanguageModelHead) and model.ties_output
 
 
 def backbone_of(model: nn.Module) -> Backbone:
@@ -232,8 +227,9 @@ def estimate_memory(model: nn.Module, batch: int, length: int) -> Memory:
         length: tokens of each, special tokens included.
     """
     with torch.device("meta"):
-        head = _usual_head(model)
-        trained = HEADS[head](model, 2) if isinstance(model, Backbone) else model
+        trained = model
+        if isinstance(model, Backbone):
+            trained = build_head(model, FAMILIES[model.config.model_type].usual_head)
     trained.to("meta")  # a table of sinusoids is always made on the CPU
     for module in trained.modules():
         if isinstance(module, nn.Embedding):
@@ -273,16 +269,9 @@ def _lookup_tables(model: nn.Module) -> list[nn.Parameter]:
     return [m.get_parameter("weight") for m in model.modules() if isinstance(m, nn.Embedding)]
 
 
-def _usual_head(model: nn.Module) -> str:
-    """What a backbone without a head is trained with."""
-    if isinstance(model, TransformerModel):
-        return "translation"
-    return "causal_lm" if isinstance(model, ClassicModel) else "sequence_classification"
-
-
 def _inputs(model: nn.Module, batch: int, length: int) -> PackedBatch:
     ids = torch.zeros(batch * length, dtype=torch.int64, device="meta")
-    if isinstance(model, Translator):
+    if backbone_of(model).reads_pairs:
         sides, pairs = [length - length // 2, length // 2], (2,) * batch
         layout = Layout.of(sides * batch, "meta")
         return PackedBatch(tokens=ids, layout=layout, positions=ids, choices=pairs)
@@ -319,7 +308,7 @@ def _step_peak(model: nn.Module, inputs: PackedBatch) -> tuple[int, int]:
 
 
 def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
-    if isinstance(model, BertPreTraining):
+    if hasattr(model, "relationship"):
         found = model(inputs, select=_masked(inputs), both=True)
         return _sum(found.predictions) + _sum(found.seq_relationship_logits)
     some = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}

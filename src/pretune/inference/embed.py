@@ -17,7 +17,6 @@ from pretune.data.batch_order import batches_by_length
 from pretune.errors import DataError, RunError, did_you_mean
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
-from pretune.models.classics.common import ClassicModel
 
 Vectors = NDArray[np.float32]
 
@@ -192,7 +191,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None) -> str:
     family = bundle.family.model_type
-    if isinstance(backbone, ClassicModel):
+    if not backbone.has_attention:
         raise RunError(
             f"a {family} model gives no vectors of whole texts",
             "Take a BERT, DistilBERT or GPT-2, such as minilm.",

@@ -10,7 +10,7 @@ from torch import nn
 from pretune.bundle.bundle import Bundle
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.runtime import choose_device
-from pretune.models.heads.pooled import HEADS
+from pretune.models.families import build_head
 from pretune.models.language_model import LanguageModel
 from pretune.tasks.dialogue.dialogue import Instruct
 from pretune.tasks.dialogue.layouts import TemplateLayout
@@ -26,7 +26,7 @@ def language_model(bundle: Bundle) -> LanguageModel:
     model = bundle.model
     if bundle.task is None and bundle.backbone.causal:
         # A checkpoint of a language model without a task of ours: its output layer is its table.
-        model = HEADS["causal_lm"](bundle.backbone, 0)
+        model = build_head(bundle.backbone, "causal_lm")
     if getattr(model, "opening", None) is not None:
         where = bundle.report.source if bundle.report else "this model"
         raise RunError(

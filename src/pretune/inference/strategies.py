@@ -18,7 +18,8 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
 from pretune.errors import RunError
-from pretune.models.classics.common import ClassicLM, State
+from pretune.experiments.runs import State
+from pretune.models.classics.common import ClassicLM
 from pretune.tasks.base import CarriesState, Head
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,12 +19,16 @@ from pretune.models.ops import padded_rows
 
 
 class Embeddings(nn.Module):
-    """What turns a packed batch into `[T, hidden]`; `tokens` is the table of the vocabulary."""
+    """Turns a packed batch into its first hidden states.
+
+    Attributes:
+        tokens: the table of the vocabulary.
+    """
 
     tokens: Embedding
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """`[T, hidden]`."""
+        """Embed the tokens of a batch, `[T, hidden]`."""
         raise NotImplementedError
 
 
@@ -33,16 +38,21 @@ class Backbone(nn.Module):
     Class attributes:
         config_class: reads the family's `config.json`.
         causal: whether a token sees only those before it.
+        reads_pairs: whether a batch holds pairs of a source and a target.
+        has_attention: whether tokens attend to others. Models without attention carry a state from
+            token to token instead; see `StatefulLM`.
 
     Args:
         config: the sizes.
-        embeddings: of the family.
-        layers: its L layers.
-        final_norm: a LayerNorm after the last layer, for pre-norm models.
+        embeddings: turns tokens into the first hidden states.
+        layers: the L layers.
+        final_norm: the LayerNorm after the last layer of pre-norm models.
     """
 
     config_class: ClassVar[type[ModelConfig]]
     causal: ClassVar[bool] = False
+    reads_pairs: ClassVar[bool] = False
+    has_attention: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -56,16 +66,16 @@ class Backbone(nn.Module):
         self.embeddings = embeddings
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm
-        #: In training, compute each layer once more in the backward pass instead of keeping what
-        #: is inside it (Chen et al. 2016, section 3): less memory for a third more work.
+        #: In training, compute each layer again in the backward pass instead of keeping its inner
+        #: activations (Chen et al. 2016, section 3): less memory for a third more work.
         self.recompute = False
 
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """Fresh weights: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
+        """Draw fresh weights: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
 
         Args:
-            module: only this part (a new head, say); default: all of the model. Parts on the meta
-                device, which hold no values, are passed over.
+            module: only this part, such as a new head; default: the whole model. Parts on the meta
+                device hold no values and are skipped.
         """
         for part in (module or self).modules():
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
@@ -96,42 +106,46 @@ class Backbone(nn.Module):
 
         Args:
             batch: token ids with their layout.
-            select: compute the last layer for these rows only: what the head does not read need
-                not exist. Best `batch.first` or `batch.last`; other rows of a causal model are
-                computed in full and then picked.
-            output_hidden_states: also give the 1 + L hidden states (excludes `select`).
-            output_attentions: also give the L attention maps (excludes `select`).
-            state: of a causal model, a `KVCache`: its keys and values go there; see `CausalLM`.
+            select: compute the last layer for these rows only, as a head may not read the others.
+                Cheapest for `batch.first` and `batch.last`; other rows of a causal model are picked
+                from the full output.
+            output_hidden_states: also return the 1 + L hidden states (excludes `select`).
+            output_attentions: also return the L attention maps (excludes `select`).
+            state: a `KVCache` that a causal model adds keys and values to; see `CausalLM`.
 
         Raises:
-            ValueError: `select` together with an output that needs all rows; a state of another
-                kind of model.
+            ValueError: `select` is combined with an output that needs all rows, or the state is not
+                a `KVCache`.
         """
         if not isinstance(state, KVCache | None):
             raise ValueError("the state of a Transformer is a KVCache")
         if select is not None and (output_hidden_states or output_attentions):
             raise ValueError("hidden states and attention maps are of all rows: leave out `select`")
+        # Kernels are faster on a padded number of rows; the padding is cut off at the end.
         total = batch.num_tokens
         x = self.embeddings(batch)
         x = F.pad(x, (0, 0, 0, padded_rows(total, x.device) - total))
-        # Attention counts causal positions from the end of the sequence, where `last` is.
-        early = select is None or (self.causal and select is not batch.last)
+        # Causal attention aligns queries with the ends of sequences, so that only `last` may be
+        # selected before it; other rows are picked from the full output.
+        late = select is None or (self.causal and select is not batch.last)
+
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, PostNormLayer | PreNormLayer)  # noqa: S101 - for mypy
             if output_attentions:
                 attentions.append(layer.attention_maps(x, batch.layout))
             last = i == len(self.layers) - 1
-            rows = select if last and not early else None
+            rows = select if last and not late else None
             kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
             x = self.through(layer, x, batch.layout, select=rows, **kept)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
-            if output_hidden_states:  # else nobody but autograd should hold on to them
+            if output_hidden_states:  # else only autograd should hold on to them
                 hidden_states.append(x)
+
         if select is None:
             x = x[:total]
-        elif early:
+        elif late:
             x = x[select.rows]
         return ModelOutput(
             last_hidden_state=x,
@@ -142,17 +156,26 @@ class Backbone(nn.Module):
 
     @property
     def stacks(self) -> tuple[int, ...]:
-        """How many of the layers are of each stack: one, where there is no encoder and decoder."""
+        """Number of layers in each stack: one stack, or an encoder and a decoder."""
         return (len(self.layers),)
 
     def through(self, layer: nn.Module, x: Tensor, layout: Layout, **options: Any) -> Tensor:
-        """What a layer gives; see `recompute`."""
+        """Run one layer, without keeping its inner activations if `recompute` is set."""
         if self.recompute and self.training and torch.is_grad_enabled():
-            found: Tensor = checkpoint(layer, x, layout, use_reentrant=False, **options)
+            output: Tensor = checkpoint(layer, x, layout, use_reentrant=False, **options)
         else:
-            found = layer(x, layout, **options)
-        return found
+            output = layer(x, layout, **options)
+        return output
+
+    def grow_vocabulary(self, added: int) -> None:
+        """Add rows to the table of tokens; see `resize_vocabulary`, which also grows the head."""
+        self.embeddings.tokens = self.embeddings.tokens.grown(added)
+        size = self.config.size("vocab_size") + added
+        self.config = replace(self.config, vocab_size=size)  # type: ignore[call-arg]
+
+    def drop_pooler(self) -> None:
+        """Remove the pooler, if there is one, for a head that does not read it."""
 
     def pool(self, x: Tensor, batch: PackedBatch, select: Selection | None) -> Tensor | None:
-        """`[B, hidden]`: one vector a sequence, for families that have a pooler."""
+        """Give one vector for each sequence, `[B, hidden]`; None for families without a pooler."""
         return None

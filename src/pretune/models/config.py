@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.layers import ACTIVATIONS
 
-#: The largest sizes believed: a broken or hostile config.json must not cost memory or minutes.
-LARGEST = {
+#: The largest sizes accepted: a broken or hostile config.json must not cost memory or minutes.
+MAX_SIZES = {
     "vocab_size": 10_000_000,
     "hidden_size": 65_536,
     "num_hidden_layers": 1_000,
@@ -22,7 +22,7 @@ LARGEST = {
 
 
 def brief(value: object) -> str:
-    """A value of a file for an error, where it may be of any length."""
+    """Shorten a value from a file, which may be of any length, for an error message."""
     text = str(value)
     return text if len(text) <= 100 else text[:100] + "..."
 
@@ -49,6 +49,16 @@ class ModelConfig:
 
     #: Standard deviation of fresh weights.
     initializer_range: float = 0.02
+
+    @property
+    def hidden_dropout(self) -> float:
+        """The dropout of the hidden layers, which heads use unless told otherwise."""
+        return float(getattr(self, self.dropout_names[0]))
+
+    @property
+    def target_vocab_size(self) -> int:
+        """Entries of the vocabulary that is written: another one in some translation models."""
+        return self.size("vocab_size")
 
     def size(self, name: str) -> int:
         """A size by this project's name, e.g. `hidden_size`, whatever the family calls it."""
@@ -93,7 +103,7 @@ class ModelConfig:
             CheckpointError: one makes no sense; names it.
         """
         own = {item.name for item in fields(self)}
-        for name, most in LARGEST.items():
+        for name, most in MAX_SIZES.items():
             if self.names.get(name, name) in own:
                 self.check(self.names.get(name, name), int, 1, most)
         for name in dropouts:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.data.batch import PackedBatch
 from pretune.models.backbone import Backbone, Embeddings
-from pretune.models.config import LARGEST, ModelConfig
-from pretune.models.layers import Dropout, Embedding, PostNormLayer, sinusoidal_positions
+from pretune.models.config import MAX_SIZES, ModelConfig
+from pretune.models.family import Family, HeadLayout, rules
+from pretune.models.heads.language import MaskedLM
+from pretune.models.heads.pooled import PooledHead
+from pretune.models.heads.token import CRF_RULES, CrfTagger, TokenClassifier
+from pretune.models.layers import Dropout, Embedding, Linear, PostNormLayer, sinusoidal_positions
 
-#: In transformers' code rather than in `config.json`.
-EPS = 1e-12
+#: Of every LayerNorm. transformers has it in its code rather than in `config.json`.
+LAYER_NORM_EPS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class DistilBertConfig(ModelConfig):
         self.check_common()
         for name in ("qa_dropout", "seq_classif_dropout"):
             self.check(name, float, 0, 1)
-        self.check("pad_token_id", int, -1, LARGEST["vocab_size"])
+        self.check("pad_token_id", int, -1, MAX_SIZES["vocab_size"])
         if self.sinusoidal_pos_embds:
             self.check_sinusoids()
 
@@ -57,19 +63,18 @@ class DistilBertConfig(ModelConfig):
 class DistilBertEmbeddings(Embeddings):
     """LayerNorm(token + position), then dropout.
 
-    `sinusoidal_pos_embds` says only how the positions were started: they are in the checkpoint,
-    as parameters.
+    Positions are parameters, also with `sinusoidal_pos_embds`, which only says how they start.
     """
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
         self.tokens = Embedding(config.vocab_size, config.dim)
         self.positions = Embedding(config.max_position_embeddings, config.dim)
-        self.norm = nn.LayerNorm(config.dim, eps=EPS)
+        self.norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(config.dropout)
 
+    @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        """`[T, hidden]`."""
         x = self.tokens(batch.tokens) + self.positions(batch.positions)
         embedded: Tensor = self.dropout(self.norm(x))
         return embedded
@@ -90,7 +95,7 @@ class DistilBertModel(Backbone):
                 config.activation,
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
-                eps=EPS,
+                eps=LAYER_NORM_EPS,
                 # transformers' DistilBERT has no dropout on the attention's output.
                 dropout_attended=0.0,
             )
@@ -99,10 +104,100 @@ class DistilBertModel(Backbone):
         super().__init__(config, DistilBertEmbeddings(config), layers)
         self.init_weights()
 
+    @override
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """As `Backbone`'s; the positions are sinusoids at the start where the config says so."""
         super().init_weights(module)
         positions = self.embeddings.get_submodule("positions").get_parameter("weight")
         if self.config.sinusoidal_pos_embds and not positions.is_meta and module is None:
             table = sinusoidal_positions(*positions.shape)
             positions.data.copy_(table)
+
+
+class DistilBertClassifier(PooledHead):
+    """Dense, ReLU, dropout and a linear map on the first token."""
+
+    def __init__(
+        self, backbone: DistilBertModel, labels: int, dropout: float | None = None
+    ) -> None:
+        super().__init__()
+        config = backbone.config
+        self.backbone = backbone
+        self.dense = Linear(config.dim, config.dim)
+        self.dropout = Dropout(config.seq_classif_dropout if dropout is None else dropout)
+        self.classifier = Linear(config.dim, labels)
+        backbone.init_weights(self.dense)
+        backbone.init_weights(self.classifier)
+
+    @override
+    def read(self, batch: PackedBatch) -> Tensor:
+        first: Tensor = self.backbone(batch, select=batch.first).last_hidden_state
+        return first
+
+    @override
+    def answer(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(F.relu(self.dense(pooled))))
+        return logits
+
+
+def _chooser(
+    backbone: DistilBertModel, labels: int, dropout: float | None = None
+) -> DistilBertClassifier:
+    return DistilBertClassifier(backbone, 1, dropout)
+
+
+_DENSE_CLASSIFIER = rules(("dense", "pre_classifier"), ("classifier", "classifier"))
+_CLASSIFIER = rules(("classifier", "classifier"))
+
+FAMILY = Family(
+    model_type="distilbert",
+    prefix="distilbert.",
+    backbone=DistilBertModel,
+    rules=rules(
+        ("embeddings.tokens.weight", "embeddings.word_embeddings.weight"),
+        ("embeddings.positions.weight", "embeddings.position_embeddings.weight"),
+        ("embeddings.norm", "embeddings.LayerNorm"),
+        (
+            "layers.{i}.attention.qkv",
+            (
+                "transformer.layer.{i}.attention.q_lin",
+                "transformer.layer.{i}.attention.k_lin",
+                "transformer.layer.{i}.attention.v_lin",
+            ),
+        ),
+        ("layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
+        ("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
+        ("layers.{i}.feed_forward.up", "transformer.layer.{i}.ffn.lin1"),
+        ("layers.{i}.feed_forward.down", "transformer.layer.{i}.ffn.lin2"),
+        ("layers.{i}.feed_forward_norm", "transformer.layer.{i}.output_layer_norm"),
+    ),
+    heads={
+        "backbone": HeadLayout("DistilBertModel"),
+        "sequence_classification": HeadLayout(
+            "DistilBertForSequenceClassification", DistilBertClassifier, _DENSE_CLASSIFIER
+        ),
+        "multiple_choice": HeadLayout("DistilBertForMultipleChoice", _chooser, _DENSE_CLASSIFIER),
+        "token_classification_crf": HeadLayout(
+            "DistilBertForTokenClassification", CrfTagger, (*_CLASSIFIER, *CRF_RULES)
+        ),
+        "token_classification": HeadLayout(
+            "DistilBertForTokenClassification", TokenClassifier, _CLASSIFIER
+        ),
+        "question_answering": HeadLayout(
+            "DistilBertForQuestionAnswering",
+            lambda backbone, labels: TokenClassifier(backbone, 2, backbone.config.qa_dropout),
+            rules(("classifier", "qa_outputs")),
+        ),
+        "masked_lm": HeadLayout(
+            "DistilBertForMaskedLM",
+            lambda backbone, labels: MaskedLM(backbone, backbone.config.activation, LAYER_NORM_EPS),
+            rules(
+                ("transform", "vocab_transform"),
+                ("norm", "vocab_layer_norm"),
+                ("bias", "vocab_projector.bias"),
+            ),
+            {"vocab_projector.weight": "embeddings.tokens.weight"},
+        ),
+    },
+    presets={"distilbert-base": {}},
+    tokenizer="minilm",
+)

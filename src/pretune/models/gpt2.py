@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import ModelConfig, brief
-from pretune.models.layers import Dropout, Embedding, PreNormLayer
+from pretune.models.family import Family, HeadLayout, rules
+from pretune.models.heads.language import CausalLM
+from pretune.models.heads.pooled import PooledHead
+from pretune.models.layers import Dropout, Embedding, Linear, PreNormLayer
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,13 @@ class Gpt2Config(ModelConfig):
         self.check_common()
         if self.n_inner is not None:
             self.check("n_inner", int, 1, 1_000_000)
-        odd: dict[str, Any] = {
+        # Variants that transformers' class can be configured to, but that no GPT-2 was released as.
+        published: dict[str, Any] = {
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
             "add_cross_attention": False,
         }
-        for name, usual in odd.items():
+        for name, usual in published.items():
             if getattr(self, name) != usual:
                 raise CheckpointError(
                     f"config: {name} is {brief(repr(getattr(self, name)))}",
@@ -67,11 +72,11 @@ class Gpt2Config(ModelConfig):
 
     @property
     def inner(self) -> int:
-        """The width between the two maps of the feed-forward part."""
+        """The width between the two linear maps of a feed-forward block."""
         return self.n_inner or 4 * self.n_embd
 
+    @override
     def size(self, name: str) -> int:
-        """As `ModelConfig.size`."""
         return self.inner if name == "intermediate_size" else super().size(name)
 
 
@@ -84,8 +89,8 @@ class Gpt2Embeddings(Embeddings):
         self.positions = Embedding(config.n_positions, config.n_embd)
         self.dropout = Dropout(config.embd_pdrop)
 
+    @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        """`[T, hidden]`."""
         x = self.tokens(batch.tokens) + self.positions(batch.positions)
         embedded: Tensor = self.dropout(x)
         return embedded
@@ -116,9 +121,10 @@ class Gpt2Model(Backbone):
         super().__init__(config, Gpt2Embeddings(config), layers, norm)
         self.init_weights()
 
+    @override
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """As `Backbone`'s; what is added to the residual stream starts smaller (section 2.3)."""
         super().init_weights(module)
+        # What is added to the residual stream starts smaller, by 1 / sqrt(2 L) (section 2.3).
         std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
         for layer in self.layers:
             for name in ("attention.output", "feed_forward.down"):
@@ -126,3 +132,71 @@ class Gpt2Model(Backbone):
                 weight = part.get_parameter("weight")
                 if not weight.is_meta and module in (None, part):
                     nn.init.normal_(weight, std=std)
+
+
+class Gpt2Classifier(PooledHead):
+    """A linear map without bias on the last token."""
+
+    def __init__(self, backbone: Gpt2Model, labels: int, dropout: float | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = Dropout(dropout or 0.0)
+        self.classifier = Linear(backbone.config.n_embd, labels, bias=False)
+        backbone.init_weights(self.classifier)
+
+    @override
+    def read(self, batch: PackedBatch) -> Tensor:
+        last: Tensor = self.backbone(batch, select=batch.last).last_hidden_state
+        return last
+
+    @override
+    def answer(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(pooled))
+        return logits
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    prefix="transformer.",
+    backbone=Gpt2Model,
+    rules=(
+        *rules(
+            ("embeddings.tokens.weight", "wte.weight"),
+            ("embeddings.positions.weight", "wpe.weight"),
+            ("layers.{i}.attention_norm", "h.{i}.ln_1"),
+            ("layers.{i}.feed_forward_norm", "h.{i}.ln_2"),
+            ("final_norm", "ln_f"),
+        ),
+        *rules(
+            ("layers.{i}.attention.qkv", "h.{i}.attn.c_attn"),
+            ("layers.{i}.attention.output", "h.{i}.attn.c_proj"),
+            ("layers.{i}.feed_forward.up", "h.{i}.mlp.c_fc"),
+            ("layers.{i}.feed_forward.down", "h.{i}.mlp.c_proj"),
+            transposed=True,
+        ),
+    ),
+    heads={
+        "backbone": HeadLayout("GPT2Model"),
+        "sequence_classification": HeadLayout(
+            "GPT2ForSequenceClassification",
+            Gpt2Classifier,
+            rules(("classifier.weight", "score.weight")),
+        ),
+        "causal_lm": HeadLayout(
+            "GPT2LMHeadModel",
+            lambda backbone, labels: CausalLM(backbone),
+            tied={"lm_head.weight": "embeddings.tokens.weight"},
+        ),
+    },
+    # The causal mask, which older files carry along.
+    ignored=("h.{i}.attn.bias", "h.{i}.attn.masked_bias"),
+    presets={
+        f"gpt2-{name}": {"n_layer": layers, "n_embd": hidden, "n_head": hidden // 64}
+        for name, layers, hidden in (
+            ("small", 12, 768),
+            ("medium", 24, 1024),
+            ("large", 36, 1280),
+            ("xl", 48, 1600),
+        )
+    },
+)

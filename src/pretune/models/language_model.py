@@ -1,18 +1,18 @@
-"""What text generation asks of a model, whatever it is made of."""
+"""What text generation and training over long texts ask of a model, whatever its family."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
 
 class SequenceState(Protocol):
-    """What a model keeps of the B sequences it is in the middle of, and can be run on from.
+    """What a model keeps of B sequences that it has read a part of.
 
-    A Transformer's grows with them and is changed in place (`KVCache`); of a state of fixed size
-    (`State` in models/classic.py) each run gives the next one.
+    A Transformer's state grows with the sequences and is changed in place (`KVCache`). A state of
+    fixed size (`RecurrentState`) is not changed: each pass returns the next one.
     """
 
     @property
@@ -20,32 +20,59 @@ class SequenceState(Protocol):
         """B."""
 
     def select(self, rows: Sequence[int], /) -> object:
-        """Some of the sequences."""
+        """Pick some of the sequences."""
+
+
+class RecurrentState(SequenceState, Protocol):
+    """A state of fixed size, never changed in place."""
+
+    def select(self, index: Tensor | Sequence[int]) -> Self:
+        """Pick the sequences `index` `[B']`: for beams, and to drop finished sequences."""
+
+    def detach(self) -> Self:
+        """The same values, cut from the graph."""
+
+    def joined(self, other: Self) -> Self:
+        """These sequences, then those of the other state."""
+
+
+@runtime_checkable
+class StatefulLM(Protocol):
+    """A language model that carries a state from one piece of a text to the next.
+
+    Its forward pass takes `state`, and with labels returns `Scores` whose `state` is the next one.
+    """
+
+    def initial(self, count: int) -> RecurrentState:
+        """The state of `count` sequences of which nothing has been read."""
+
+    def carry(self, batch: Any, state: Any) -> tuple[Tensor, Any]:
+        """Logits of a batch that continues from a state, and the state after it."""
 
 
 class DecoderState(Protocol):
-    """What a model keeps of the sequences it reads; changed in place.
+    """What a model keeps of the sequences it generates; changed in place.
 
     A Transformer's keys and values, an RNN's hidden state, an n-gram model's last n - 1 tokens.
     """
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order; one that is named twice is forked."""
+        """Keep these sequences, in this order; a sequence that is named twice is forked."""
 
     def extend(self, other: Any) -> None:
-        """Take in the sequences of another state of the same model, after one's own."""
+        """Append the sequences of another state of the same model."""
 
 
 class LanguageModel(Protocol):
-    """A model that reads tokens from left to right and says what may come next.
+    """A model that reads tokens from left to right and predicts the next one.
 
-    Several sequences are read side by side, each of its own length. What it says of one does not
-    depend on the others, but for the rounding of sums that a machine does in another order.
+    Several sequences are read side by side, each of its own length. The predictions for a sequence
+    do not depend on the others, except for rounding where sums are computed in another order.
     """
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens a state can hold of a sequence; None where there is no such limit."""
+        """The largest number of tokens of a sequence that a state can hold; None: no limit."""
 
     @property
     def vocab_size(self) -> int:
@@ -53,9 +80,9 @@ class LanguageModel(Protocol):
 
     @property
     def opening(self) -> Sequence[int] | None:
-        """With what each text begins, for a model that writes another text than it reads.
+        """The tokens that every written text begins with, if it is another text than the prompt.
 
-        None: what is written goes on from what was read.
+        None: generated text continues the prompt.
         """
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
@@ -80,12 +107,12 @@ class LanguageModel(Protocol):
         """
 
     def follow(self, more: Sequence[Sequence[int]], state: Any, *, every: bool = False) -> Tensor:
-        """Read several more tokens of each sequence, in one pass.
+        """Read several more tokens of each sequence in one pass.
 
         Args:
-            more: token ids of each; none is empty, and none goes beyond `context_length`.
+            more: token ids of each sequence; none is empty, none exceeds `context_length`.
             state: from `start`; changed in place.
-            every: give what may follow each of the tokens, not only the last.
+            every: return logits after every token, not only after the last.
 
         Returns:
             logits `[B, V]` of the token after each sequence; with `every`, `[T, V]` of the token

@@ -72,6 +72,37 @@ class Embedding(nn.Embedding):
         if not self.weight.is_meta:
             super().reset_parameters()
 
+    def grown(self, added: int) -> Embedding:
+        """A copy with `added` more rows; see `sample_rows`."""
+        with torch.no_grad():
+            table = torch.cat([self.weight, sample_rows(self.weight, added)])
+        grown = Embedding(1, table.shape[1])
+        grown.num_embeddings = len(table)
+        grown.weight = nn.Parameter(table, requires_grad=self.weight.requires_grad)
+        return grown
+
+
+def sample_rows(rows: Tensor, count: int) -> Tensor:
+    """Draw new rows around the mean of existing ones, in the directions in which those vary.
+
+    They follow a normal distribution with the rows' mean and 1e-9 of their covariance, so that new
+    tokens start with an average probability (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models").
+
+    Args:
+        rows: `[N, hidden]`.
+        count: how many to draw.
+
+    Returns:
+        `[count, hidden]`.
+    """
+    mean = rows.mean(0)
+    centred = rows - mean
+    # A sum of the centred rows with normal weights has their covariance (times the weights').
+    weights = torch.randn(count, len(rows), device=rows.device, dtype=rows.dtype)
+    drawn: Tensor = mean + weights @ centred * (1e-9 / len(rows)) ** 0.5
+    return drawn
+
 
 class Dropout(nn.Dropout):
     """`nn.Dropout` with a mask that is cheap to draw on a CPU."""
@@ -168,12 +199,12 @@ def heads_of(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a decoder translates: the encoder's last hidden states.
+class EncoderOutput:
+    """The encoder's last hidden states, which a decoder attends to.
 
     Attributes:
         hidden: `[Ts, hidden]`; rows past `layout.total` are padding.
-        layout: of the sources, as many as there are targets.
+        layout: of the sources, one for each target.
     """
 
     hidden: Tensor
@@ -198,7 +229,7 @@ class CrossAttention(nn.Module):
         self,
         x: Tensor,
         layout: Layout,
-        source: Source | None,
+        source: EncoderOutput | None,
         *,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -226,7 +257,7 @@ class CrossAttention(nn.Module):
         projected: Tensor = self.output(mixed.flatten(1))
         return projected
 
-    def maps(self, x: Tensor, layout: Layout, source: Source) -> list[Tensor]:
+    def maps(self, x: Tensor, layout: Layout, source: EncoderOutput) -> list[Tensor]:
         """The attention weights of each target, `[H, target, source]`, without dropout."""
         (q,) = heads_of(self.query(x), 1, self.num_heads)
         k, _ = heads_of(self.kv(source.hidden), 2, self.num_heads)
@@ -299,7 +330,7 @@ class PostNormLayer(nn.Module):
         layout: Layout,
         *,
         select: Selection | None = None,
-        source: Source | None = None,
+        source: EncoderOutput | None = None,
         cache: KVCache | None = None,
         index: int = 0,
     ) -> Tensor:
@@ -363,7 +394,7 @@ class PreNormLayer(nn.Module):
         layout: Layout,
         *,
         select: Selection | None = None,
-        source: Source | None = None,
+        source: EncoderOutput | None = None,
         cache: KVCache | None = None,
         index: int = 0,
     ) -> Tensor:

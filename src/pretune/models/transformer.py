@@ -4,52 +4,53 @@ A batch has pairs: features of two sequences, the source and what the decoder re
 (`PackedBatch.pairs`). Neither side has padding: each target's tokens look at those of its own
 source, wherever both begin and end.
 
-What is saved is in the layout of transformers' Marian, which is this model: LayerNorm after each
-sum, sinusoids, one table of the vocabulary for the source, the target and the output, or one for
-the source and one for the others. Where LayerNorm comes first transformers has no such model, and
-`config.json` says `transformer` instead of `marian`.
+Checkpoints have the layout of transformers' Marian, which is this model: LayerNorm after each sum,
+sinusoids, and one table of the vocabulary for source, target and output, or one for the source and
+one for the other two. transformers has no such model with LayerNorm first: there `config.json` says
+`transformer` instead of `marian`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
-from pretune.models.config import LARGEST, ModelConfig
-from pretune.models.kv_cache import KVCache
+from pretune.models.config import MAX_SIZES, ModelConfig
+from pretune.models.family import Family, HeadLayout, Rule, rules
+from pretune.models.heads.language import LanguageModelHead
+from pretune.models.kv_cache import KVCache, SourceCache
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import (
     CrossAttention,
     Dropout,
     Embedding,
+    EncoderOutput,
     FeedForward,
     ModelOutput,
     PostNormLayer,
     PreNormLayer,
     SelfAttention,
-    Source,
     sinusoidal_positions,
 )
 from pretune.models.ops import padded_rows
 
-#: Added to the variance in each LayerNorm; transformers' Marian does not say it.
-EPS = 1e-5
+#: Added to the variance in each LayerNorm: PyTorch's default, which transformers' Marian uses.
+LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
-    """The sizes, under the names of Marian's `config.json`; the defaults are Marian's.
-
-    `SIZES` has those of the paper.
-    """
+    """The sizes, under the names of Marian's `config.json`; the defaults are Marian's."""
 
     model_type: ClassVar[str] = "marian"
     names: ClassVar[dict[str, str]] = {
@@ -91,16 +92,16 @@ class TransformerConfig(ModelConfig):
         self.check_common()
         for name in ("decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"):
             usual = {"decoder_layers": "num_hidden_layers", "decoder_ffn_dim": "intermediate_size"}
-            self.check(name, int, 1, LARGEST[usual.get(name, "num_attention_heads")])
+            self.check(name, int, 1, MAX_SIZES[usual.get(name, "num_attention_heads")])
         if self.d_model % self.decoder_attention_heads:
             raise CheckpointError(
                 f"config: d_model {self.d_model} is not divisible by decoder_attention_heads "
                 f"{self.decoder_attention_heads}"
             )
         if self.decoder_vocab_size is not None:
-            self.check("decoder_vocab_size", int, 1, LARGEST["vocab_size"])
+            self.check("decoder_vocab_size", int, 1, MAX_SIZES["vocab_size"])
         for name in ("decoder_start_token_id", "eos_token_id"):
-            self.check(name, int, 0, self.target_size - 1)
+            self.check(name, int, 0, self.target_vocab_size - 1)
         for item in fields(self):
             if item.type == "bool" and not isinstance(getattr(self, item.name), bool):
                 raise CheckpointError(f"config: {item.name} must be true or false")
@@ -112,18 +113,19 @@ class TransformerConfig(ModelConfig):
             )
 
     @property
-    def target_size(self) -> int:
-        """How many entries the vocabulary of the targets has."""
+    @override
+    def target_vocab_size(self) -> int:
         return self.decoder_vocab_size or self.vocab_size
 
+    @override
     def size(self, name: str) -> int:
-        """As `ModelConfig.size`; layers are those of both stacks."""
-        if name == "num_hidden_layers":
+        if name == "num_hidden_layers":  # of both stacks
             return self.encoder_layers + self.decoder_layers
         return super().size(name)
 
+    @override
     def to_dict(self) -> dict[str, Any]:
-        """For `config.json`; `model_type` says whether transformers has such a model."""
+        # Only with LayerNorm after each sum is it a model that transformers has.
         kind = {"model_type": "transformer"} if self.normalize_before else {}
         return {**super().to_dict(), **kind, "is_encoder_decoder": True}
 
@@ -141,7 +143,7 @@ class TransformerEmbeddings(Embeddings):
         size = config.d_model
         self.tokens = Embedding(config.vocab_size, size)
         shared = config.share_encoder_decoder_embeddings
-        self.targets = None if shared else Embedding(config.target_size, size)
+        self.targets = None if shared else Embedding(config.target_vocab_size, size)
         self.scale = math.sqrt(size) if config.scale_embedding else 1.0
         table = sinusoidal_positions(config.max_position_embeddings, size, interleaved=False)
         self.register_buffer("sinusoids", table, persistent=False)
@@ -149,19 +151,24 @@ class TransformerEmbeddings(Embeddings):
 
     @property
     def output(self) -> Tensor:
-        """`[vocab, hidden]`: the table of the target's vocabulary, the output layer too."""
+        """The table of the target's vocabulary and output layer, `[vocab, hidden]`."""
         return (self.tokens if self.targets is None else self.targets).weight
 
+    @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        """`[T, hidden]` of sources."""
         return self._placed(self.tokens, batch, batch.max_seqlen)
 
     def of_targets(self, batch: PackedBatch, longest: int) -> Tensor:
-        """`[T, hidden]` of targets of at most so many tokens, those of earlier passes included."""
+        """Embed targets, `[T, hidden]`.
+
+        Args:
+            batch: of targets.
+            longest: length of the longest target, including what earlier passes have read.
+        """
         return self._placed(self.targets or self.tokens, batch, longest)
 
     def _placed(self, table: Embedding, batch: PackedBatch, longest: int) -> Tensor:
-        if longest > len(self.sinusoids):  # they never end
+        if longest > len(self.sinusoids):  # sinusoids continue without end
             more = sinusoidal_positions(2 * longest, self.sinusoids.shape[1], interleaved=False)
             self.sinusoids = more.to(self.sinusoids)
         x = table(batch.tokens) * self.scale + self.sinusoids[batch.positions]
@@ -172,19 +179,20 @@ class TransformerEmbeddings(Embeddings):
 class TransformerModel(Backbone):
     """Pairs in, the decoder's last hidden states out.
 
-    `layers` has those of the encoder, then those of the decoder.
+    `layers` holds the encoder's layers, then the decoder's.
     """
 
     config_class = TransformerConfig
     config: TransformerConfig
     embeddings: TransformerEmbeddings
+    reads_pairs = True
 
     def __init__(self, config: TransformerConfig) -> None:
         kind = PreNormLayer if config.normalize_before else PostNormLayer
         common: dict[str, Any] = {
             "dropout": config.dropout,
             "attention_dropout": config.attention_dropout,
-            "eps": EPS,
+            "eps": LAYER_NORM_EPS,
         }
         heads, inner = config.encoder_attention_heads, config.encoder_ffn_dim
         encoder = [
@@ -197,9 +205,9 @@ class TransformerModel(Backbone):
             kind(config.d_model, heads, inner, config.activation_function, **common)
             for _ in range(config.decoder_layers)
         ]
-        # Where LayerNorm comes first, what a stack gives would otherwise never meet one.
+        # With LayerNorm first, the output of a stack would otherwise never be normalised.
         norms = [
-            nn.LayerNorm(config.d_model, eps=EPS) if config.normalize_before else None
+            nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS) if config.normalize_before else None
             for _ in range(2)
         ]
         super().__init__(config, TransformerEmbeddings(config), [*encoder, *decoder], norms[1])  # type: ignore[arg-type]
@@ -207,13 +215,17 @@ class TransformerModel(Backbone):
         self.init_weights()
 
     @property
+    @override
     def stacks(self) -> tuple[int, ...]:
-        """The encoder's layers and the decoder's."""
         return self.config.encoder_layers, self.config.decoder_layers
 
+    @override
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """As `Backbone`'s; but matrices are uniform with the variance 2 / (in + out) (Glorot &
-        Bengio 2010, equation 16), and a row of an embedding has a length of about 1."""
+        """Draw fresh weights.
+
+        Matrices are uniform with variance 2 / (in + out) (Glorot & Bengio 2010, equation 16); a row
+        of an embedding has a length of about 1. The rest is as in `Backbone`.
+        """
         super().init_weights(module)
         for part in (module or self).modules():
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
@@ -221,14 +233,23 @@ class TransformerModel(Backbone):
             if isinstance(part, nn.Embedding):
                 nn.init.normal_(part.weight, std=self.config.d_model**-0.5)
             elif isinstance(part, SelfAttention | CrossAttention):
-                # Query, key and value are a matrix each, though they are stored as one.
+                # Query, key and value are stored as one matrix, but each is drawn as its own.
                 for matrix in part.parameters():
-                    for one in torch.split(matrix, matrix.shape[-1]):
-                        _glorot(one)
+                    for block in torch.split(matrix, matrix.shape[-1]):
+                        _glorot(block)
             elif isinstance(part, FeedForward):
                 for matrix in part.parameters():
                     _glorot(matrix)
 
+    @override
+    def grow_vocabulary(self, added: int) -> None:
+        size = self.config.target_vocab_size + added
+        super().grow_vocabulary(added)
+        if self.embeddings.targets is not None:
+            self.embeddings.targets = self.embeddings.targets.grown(added)
+            self.config = replace(self.config, decoder_vocab_size=size)
+
+    @override
     def forward(
         self,
         batch: PackedBatch,
@@ -241,17 +262,17 @@ class TransformerModel(Backbone):
         """Run the model on pairs.
 
         Args:
-            batch: of pairs.
-            select: give these rows only, of those of the targets.
-            output_hidden_states: not offered, and
-            output_attentions: neither.
-            state: none: `start` and `step` of the head keep one.
+            batch: pairs of a source and a target.
+            select: return these rows of the targets only.
+            output_hidden_states: not supported.
+            output_attentions: not supported.
+            state: not supported here: see `start` and `step` of the head.
 
         Returns:
             `last_hidden_state` `[T, hidden]` of the targets' tokens.
 
         Raises:
-            CheckpointError: the batch has no pairs, or what is not offered was asked for.
+            CheckpointError: the batch has no pairs, or an unsupported output was asked for.
         """
         if batch.choices is None or output_hidden_states or output_attentions or state is not None:
             raise CheckpointError(
@@ -263,28 +284,28 @@ class TransformerModel(Backbone):
         x = self.decode(target, self.encode(source))
         return ModelOutput(x if select is None else x[select.rows])
 
-    def encode(self, batch: PackedBatch) -> Source:
-        """What the decoder looks at."""
+    def encode(self, batch: PackedBatch) -> EncoderOutput:
+        """Run the encoder on sources."""
         x = self.embeddings(batch)
         total = batch.num_tokens
         x = F.pad(x, (0, 0, 0, padded_rows(total, x.device) - total))
         for layer in list(self.layers)[: self.config.encoder_layers]:
             x = self.through(layer, x, batch.layout)
-        return Source(x if self.source_norm is None else self.source_norm(x), batch.layout)
+        return EncoderOutput(x if self.source_norm is None else self.source_norm(x), batch.layout)
 
     def decode(
         self,
         batch: PackedBatch,
-        source: Source | None,
+        source: EncoderOutput | None,
         *,
         state: KVCache | None = None,
     ) -> Tensor:
-        """`[T, hidden]`: the decoder's last hidden states.
+        """Run the decoder: its last hidden states, `[T, hidden]`.
 
         Args:
-            batch: of targets.
-            source: what they look at; None where `state` has read it.
-            state: keys and values go there.
+            batch: targets.
+            source: the encoder's output for their sources; None if `state` has it.
+            state: the cache that keys and values are added to.
         """
         longest = max([batch.max_seqlen, *(state.lengths if state is not None else ())])
         x = self.embeddings.of_targets(batch, longest)
@@ -299,3 +320,160 @@ class TransformerModel(Backbone):
 def _glorot(parameter: Tensor) -> None:
     if parameter.ndim == 2 and not parameter.is_meta:
         nn.init.xavier_uniform_(parameter)
+
+
+class Translator(LanguageModelHead):
+    """The next token of each target, as transformers' `MarianMTModel`.
+
+    A `LanguageModel` whose prompts are sources, and which writes another text.
+
+    Class attributes:
+        context_length: None: sinusoids continue without end.
+    """
+
+    context_length = None
+    backbone: TransformerModel
+
+    def __init__(self, backbone: TransformerModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # Published models have a bias, which transformers does not train. Ours is zero.
+        bias = torch.zeros(1, backbone.config.target_vocab_size)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    @override
+    def output_table(self) -> Tensor:
+        return self.backbone.embeddings.output
+
+    @override
+    def output_bias(self) -> Tensor:
+        return self.bias[0]
+
+    @override
+    def grow_output(self, added: int) -> None:
+        bias = self.bias.detach()
+        more = bias.mean().expand(1, added)
+        self.bias = nn.Parameter(torch.cat([bias, more], 1), requires_grad=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the length of a row of logits."""
+        return self.backbone.config.target_vocab_size
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The token that every target begins with."""
+        return (self.backbone.config.decoder_start_token_id,)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KVCache]:
+        """Encode sources and read the start token of each target; see `LanguageModel.start`."""
+        device = self.bias.device
+        source = self.backbone.encode(PackedBatch.of(prompts).to(device))
+        count = self.backbone.config.decoder_layers
+        cache = KVCache(count, SourceCache(count, len(prompts)))
+        batch = PackedBatch.of([self.opening] * len(prompts)).to(device)
+        hidden = self.backbone.decode(batch, source, state=cache)
+        cache.lengths = list(batch.layout.lengths)
+        return self._logits(hidden), cache
+
+    def step(self, tokens: Tensor, state: KVCache) -> Tensor:
+        """Read one token of each target; see `LanguageModel.step`."""
+        return self._logits(self.backbone.decode(state.advance(tokens), None, state=state))
+
+    def follow(
+        self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
+    ) -> Tensor:
+        """Read several tokens of each target in one packed pass; see `LanguageModel.follow`."""
+        batch = state.lengthen(more, self.bias.device)
+        hidden = self.backbone.decode(batch, None, state=state)
+        return self._logits(hidden if every else hidden[batch.last.rows])
+
+
+def _stack_rules(name: str, stack: int) -> tuple[Rule, ...]:
+    """The names that the layers of Marian's encoder and decoder have in common."""
+    layer = f"{name}.layers.{{i}}"
+    attention = tuple(f"{layer}.self_attn.{part}_proj" for part in "qkv")
+    return rules(
+        ("layers.{i}.attention.qkv", attention),
+        ("layers.{i}.attention.output", f"{layer}.self_attn.out_proj"),
+        ("layers.{i}.attention_norm", f"{layer}.self_attn_layer_norm"),
+        ("layers.{i}.feed_forward.up", f"{layer}.fc1"),
+        ("layers.{i}.feed_forward.down", f"{layer}.fc2"),
+        ("layers.{i}.feed_forward_norm", f"{layer}.final_layer_norm"),
+        stack=stack,
+    )
+
+
+_SHARED_TABLE = Rule("embeddings.tokens.weight", ("shared.weight",))
+_SOURCE_TABLE = Rule("embeddings.tokens.weight", ("encoder.embed_tokens.weight",))
+_RULES = (
+    *rules(
+        ("embeddings.targets.weight", "decoder.embed_tokens.weight"),
+        ("source_norm", "encoder.layer_norm"),
+        ("final_norm", "decoder.layer_norm"),
+    ),
+    *_stack_rules("encoder", 0),
+    *_stack_rules("decoder", 1),
+    *rules(
+        ("layers.{i}.cross.query", "decoder.layers.{i}.encoder_attn.q_proj"),
+        (
+            "layers.{i}.cross.kv",
+            ("decoder.layers.{i}.encoder_attn.k_proj", "decoder.layers.{i}.encoder_attn.v_proj"),
+        ),
+        ("layers.{i}.cross.output", "decoder.layers.{i}.encoder_attn.out_proj"),
+        ("layers.{i}.cross_norm", "decoder.layers.{i}.encoder_attn_layer_norm"),
+        stack=1,
+    ),
+)
+
+
+def _family(model_type: str, config: Mapping[str, Any]) -> Family:
+    """The family's layout for one table of embeddings, or for one each of source and target."""
+    shared = config.get("share_encoder_decoder_embeddings") is not False
+    output = "embeddings.tokens.weight" if shared else "embeddings.targets.weight"
+    return Family(
+        model_type=model_type,
+        prefix="model.",
+        backbone=TransformerModel,
+        rules=(_SHARED_TABLE if shared else _SOURCE_TABLE, *_RULES),
+        heads={
+            "backbone": HeadLayout("MarianModel"),
+            "translation": HeadLayout(
+                "MarianMTModel",
+                lambda backbone, labels: Translator(backbone),
+                rules(("bias", "final_logits_bias")),
+                {"lm_head.weight": output},
+            ),
+        },
+        ignored=tuple(
+            f"{stack}.{name}.weight"
+            for stack in ("encoder", "decoder")
+            for name in ("embed_tokens", "embed_positions")
+        ),
+        published=model_type == "marian",
+        # Vaswani et al. 2017, table 3; "small" is ours.
+        presets={
+            f"transformer-{name}": {
+                "encoder_layers": layers,
+                "decoder_layers": layers,
+                "d_model": hidden,
+                "encoder_attention_heads": heads,
+                "decoder_attention_heads": heads,
+                "encoder_ffn_dim": 4 * hidden,
+                "decoder_ffn_dim": 4 * hidden,
+                "activation_function": "relu",
+                "scale_embedding": True,
+            }
+            for name, layers, hidden, heads in (
+                ("small", 3, 256, 4),
+                ("base", 6, 512, 8),
+                ("big", 6, 1024, 16),
+            )
+        },
+        variant=lambda config: _family(model_type, config),
+    )
+
+
+FAMILY = _family("marian", {})
+#: With LayerNorm first, which transformers' Marian does not have.
+PRE_NORM = _family("transformer", {})

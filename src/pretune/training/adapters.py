@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pretune.bundle.bundle import ADAPTER, Bundle, load
 from pretune.checkpoints.peft import fill_adapter
 from pretune.errors import RecipeError, RunError
+from pretune.models.families import preset
 from pretune.models.lora import adapters
-from pretune.models.presets import SIZES
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.builtin import task_class
 
@@ -24,7 +24,7 @@ def check_lora(recipe: Recipe) -> None:
     Raises:
         RecipeError: it does not; says why.
     """
-    if recipe.model.source in SIZES:
+    if preset(recipe.model.source) is not None:
         raise RecipeError(
             "train.lora: it adds a little to what a model has learned; random weights have not",
             "Name a model with model.from, or leave out train.lora.",

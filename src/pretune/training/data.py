@@ -16,7 +16,7 @@ from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
 from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
-from pretune.models.presets import SIZES
+from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import AnyTask, ReadsStream
 from pretune.tasks.builtin import task_class
@@ -153,7 +153,7 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
         DataError: the data give no such tokenizer.
     """
     model = recipe.model
-    if model.tokenizer is not None or model.source not in SIZES:
+    if model.tokenizer is not None or preset(model.source) is None:
         return model.tokenizer
     if isinstance(data, StoredDocuments):
         return data.tokenizer

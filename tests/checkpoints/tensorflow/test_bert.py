@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pretune.checkpoints.config import read_bert_config
-from pretune.checkpoints.families import FAMILIES
 from pretune.checkpoints.load import load_into
 from pretune.checkpoints.tensorflow.bert import TensorFlowCheckpoint, find_tensorflow
 from pretune.checkpoints.tensorflow.tensor_bundle import LARGEST_INDEX, TensorBundle
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models.bert import BertConfig, BertModel
-from pretune.models.heads.pooled import HEADS
+from pretune.models.bert import BertConfig
+from pretune.models.families import FAMILIES
 from pretune.tokenizers.load import load_tokenizer
 from tests.checkpoints.bundles import DATA, FIXTURES, INDEX, VALUES, entry, write
 
@@ -89,11 +89,9 @@ class TestValues:
 def our_model(folder: Path, head: str, fresh: list[str]) -> nn.Module:
     config = BertConfig.from_dict(read_bert_config(folder))
 
-    def build() -> nn.Module:
-        backbone = BertModel(config)
-        return backbone if head == "backbone" else HEADS[head](backbone, 2)
-
-    model, report = load_into(build, checkpoint(folder), folder, FAMILIES["bert"], head)
+    family = FAMILIES["bert"]
+    build = partial(family.build, config, head)
+    model, report = load_into(build, checkpoint(folder), folder, family, head)
     assert list(report.missing) == fresh
     return model.eval()
 

@@ -13,7 +13,6 @@ import torch
 from sklearn.metrics import f1_score
 
 from pretune.bundle.bundle import Bundle
-from pretune.checkpoints.families import FAMILIES
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError, PretuneError
@@ -25,6 +24,7 @@ from pretune.inference.likelihood import Scorer
 from pretune.models.classics.common import ClassicLM, ClassicModel
 from pretune.models.classics.nnlm import NnlmConfig, NnlmModel
 from pretune.models.classics.rnn import RnnConfig, RnnModel
+from pretune.models.families import FAMILIES
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from tests.inference.conftest import CONTEXT, Pair
 from tests.inference.test_likelihood import one_by_one

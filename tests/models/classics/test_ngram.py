@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.errors import DataError
-from pretune.models.classics.common import Reading
+from pretune.models.classics.common import MutableState
 from pretune.models.classics.ngram import NGram
 
 START = "<s>"
@@ -181,7 +181,7 @@ def test_steps_are_the_whole(order):
         order_of = [order_of[i] for i in (2, 0, 1)]
         logits = model.step(torch.tensor([int(ids[i, at[i]]) for i in order_of]), state)
         at = [n + 1 for n in at]
-    first = model.step(torch.tensor([2]), Reading(model.initial(1)))
+    first = model.step(torch.tensor([2]), MutableState(model.initial(1)))
     np.testing.assert_allclose(first[0].exp().numpy(), model.distribution([2]), atol=1e-12)
 
 
@@ -193,7 +193,7 @@ def test_a_token_from_elsewhere_is_an_error(token):
         lambda: model.logprob([token]),
         lambda: model.start([[token]]),
         lambda: model.distribution([token]),
-        lambda: model.step(torch.tensor([token]), Reading(model.initial(1))),
+        lambda: model.step(torch.tensor([token]), MutableState(model.initial(1))),
     ):
         with pytest.raises(DataError, match=f"token {token} is not in the vocabulary of 4"):
             use()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretune.data.batch import Layout, PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models.classics.common import ClassicLM, Reading
+from pretune.models.classics.common import ClassicLM, MutableState
 from pretune.models.classics.rnn import GATES, RnnConfig, RnnModel, TimeMajor
 from tests.models.classics.helpers import SEQUENCES, learn, logits_of, pieces
 
@@ -138,7 +138,7 @@ def test_steps_are_the_forward_pass(cell):
 
 def test_a_step_from_nothing_is_the_first_token():
     model = build("lstm").eval()
-    logits = model.step(torch.tensor([3, 7]), Reading(model.initial(2)))
+    logits = model.step(torch.tensor([3, 7]), MutableState(model.initial(2)))
     close(logits, model(PackedBatch.of([[3], [7]])))
 
 

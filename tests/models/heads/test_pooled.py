@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from pretune.data.batch import PackedBatch
-from pretune.models.bert import BertConfig, BertModel
-from pretune.models.heads.pooled import SequenceClassifier
+from pretune.models.bert import BertClassifier, BertConfig, BertModel
 
 CONFIG = BertConfig(
     vocab_size=30,
@@ -19,9 +18,9 @@ CONFIG = BertConfig(
 )
 
 
-def build(dropout: float | None = None) -> SequenceClassifier:
+def build(dropout: float | None = None) -> BertClassifier:
     torch.manual_seed(0)
-    model = SequenceClassifier(BertModel(CONFIG), 3, dropout)
+    model = BertClassifier(BertModel(CONFIG), 3, dropout)
     model.backbone.init_weights(model)
     return model
 
@@ -53,4 +52,4 @@ def test_the_dropout_before_the_last_layer(given, used):
 
 def test_a_backbone_without_pooler_is_refused():
     with pytest.raises(ValueError, match="pooler"):
-        SequenceClassifier(BertModel(CONFIG, pooler=False), 2)
+        BertClassifier(BertModel(CONFIG, pooler=False), 2)

@@ -22,7 +22,7 @@ from pretune.data.batch import FeatureSet, Layout, PackedBatch, Selection
 from pretune.data.batch_order import batches_by_length
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
-from pretune.models.heads.language import BertPreTraining
+from pretune.models.bert import BertPreTraining
 from pretune.recipe.recipe import Recipe, builtin_recipes
 from pretune.tasks.features import featurize
 from pretune.tasks.masked_lm.mask_lm import WORDS, MaskLm

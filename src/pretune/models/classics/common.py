@@ -1,74 +1,59 @@
 """What the neural language models before the Transformer share.
 
-They carry a state of fixed size from token to token, where a Transformer looks back at all of them:
-so a text can be read in pieces, and the state after one piece begins the next.
+They carry a state of fixed size from token to token, where a Transformer attends to all earlier
+tokens. A text can be read in pieces: the state after one piece is the start of the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.errors import CheckpointError
-from pretune.models import ops
 from pretune.models.backbone import Backbone
-from pretune.models.config import LARGEST, ModelConfig
-from pretune.models.heads.vocabulary import Scores, over_vocabulary
-from pretune.models.language_model import SequenceState
-from pretune.models.layers import Linear, ModelOutput
-
-
-class State(SequenceState, Protocol):
-    """What a model remembers of the B sequences it is in the middle of; never changed in place."""
-
-    def select(self, index: Tensor | Sequence[int]) -> Self:
-        """The states of the sequences `index` `[B']`: for beams, and to drop what has ended."""
-
-    def detach(self) -> Self:
-        """The same values, through which no gradient flows back."""
-
-    def joined(self, other: Self) -> Self:
-        """The states of these sequences, then those of the other's."""
+from pretune.models.config import MAX_SIZES, ModelConfig
+from pretune.models.family import Family, HeadLayout, rules
+from pretune.models.heads.language import LanguageModelHead
+from pretune.models.heads.vocabulary import Scores
+from pretune.models.language_model import RecurrentState, SequenceState
+from pretune.models.layers import Linear, ModelOutput, sample_rows
 
 
 @dataclass
-class Reading:
-    """A state that is changed in place, as text generation keeps it.
+class MutableState:
+    """A recurrent state in a box: the `DecoderState` that text generation changes in place."""
 
-    Attributes:
-        state: where each sequence is now.
-    """
-
-    state: State
+    state: RecurrentState
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order; one that is named twice is forked."""
+        """Keep these sequences, in this order; a sequence that is named twice is forked."""
         self.state = self.state.select(rows)
 
-    def extend(self, other: Reading) -> None:
-        """Take in the sequences of another one of the same model, after one's own."""
+    def extend(self, other: MutableState) -> None:
+        """Append the sequences of another state of the same model."""
         self.state = self.state.joined(other.state)
 
 
 @dataclass(frozen=True)
 class ClassicOutput(ModelOutput):
-    """`ModelOutput`, and where each sequence is left.
+    """A `ModelOutput` with the state after it.
 
     Attributes:
         state: after the last token of each sequence, in the order of the batch.
     """
 
-    state: State | None = None
+    state: RecurrentState | None = None
 
 
 @dataclass(frozen=True)
 class ClassicConfig(ModelConfig):
-    """The sizes that all have: no attention, no table of positions."""
+    """The sizes that all of these models have: no attention, no table of positions."""
 
     dropout_names = ("dropout",)
     attention_dropout_name = ""
@@ -86,35 +71,32 @@ class ClassicConfig(ModelConfig):
         """Check the sizes and the dropout.
 
         Raises:
-            CheckpointError: one makes no sense; names it.
+            CheckpointError: names the entry that makes no sense.
         """
         self.check_sizes(self.dropout_names)
-        self.check("embedding_size", int, 1, LARGEST["hidden_size"])
+        self.check("embedding_size", int, 1, MAX_SIZES["hidden_size"])
 
     def check_flag(self, name: str) -> None:
-        """Whether an entry is true or false.
+        """Check that an entry is true or false.
 
         Raises:
-            CheckpointError: it is not; names it.
+            CheckpointError: it is neither; names it.
         """
         if not isinstance(getattr(self, name), bool):
             raise CheckpointError(f"config: {name} must be true or false")
 
+    @override
     def size(self, name: str) -> int:
-        """As `ModelConfig.size`; there are no heads of attention, and positions are not counted."""
+        # No attention heads, and texts of any length.
         if name == "num_attention_heads":
             return 0
-        return LARGEST[name] if name == "max_position_embeddings" else super().size(name)
+        return MAX_SIZES[name] if name == "max_position_embeddings" else super().size(name)
 
+    @override
     @classmethod
     def dropout_entries(
         cls, dropout: float | None, attention_dropout: float | None
     ) -> dict[str, float]:
-        """As `ModelConfig.dropout_entries`.
-
-        Raises:
-            CheckpointError: a dropout of attention, which there is none of.
-        """
         if attention_dropout is not None:
             raise CheckpointError(
                 f"attention_dropout: a model of the type {cls.model_type} has no attention",
@@ -127,6 +109,7 @@ class ClassicModel(Backbone):
     """A backbone that reads from left to right and keeps a state."""
 
     causal = True
+    has_attention = False
     config: ClassicConfig
 
     @property
@@ -136,13 +119,14 @@ class ClassicModel(Backbone):
 
     @property
     def tied(self) -> bool:
-        """Whether the table of embeddings is the output layer too."""
+        """Whether the output layer is the table of embeddings."""
         return False
 
-    def initial(self, count: int) -> State:
-        """The state of `count` sequences of which nothing was read yet."""
+    def initial(self, count: int) -> RecurrentState:
+        """The state of `count` sequences of which nothing has been read."""
         raise NotImplementedError
 
+    @override
     def forward(
         self,
         batch: PackedBatch,
@@ -156,16 +140,17 @@ class ClassicModel(Backbone):
 
         Args:
             batch: token ids with their layout.
-            select: give `last_hidden_state` of these rows only.
-            output_hidden_states: also give the 1 + L hidden states (excludes `select`).
-            output_attentions: there are none: an error.
-            state: what `state` of an earlier output was, where sequence i of this batch goes on
-                with sequence i of that one. Gradients flow through it, unless it was detached
-                (truncated back-propagation through time: Williams & Peng 1990, section 4).
+            select: return `last_hidden_state` of these rows only.
+            output_hidden_states: also return the 1 + L hidden states (excludes `select`).
+            output_attentions: not supported, as there is no attention.
+            state: the `state` of an earlier output, whose sequence i continues as sequence i of
+                this batch. Gradients flow through it unless it is detached (truncated BPTT:
+                Williams & Peng 1990, section 4).
 
         Raises:
             CheckpointError: attention maps were asked for.
-            ValueError: a state of other sequences; hidden states of some rows only.
+            ValueError: the state is of another number of sequences, or hidden states were asked
+                for together with `select`.
         """
         raise NotImplementedError
 
@@ -177,7 +162,7 @@ class ClassicModel(Backbone):
         output_attentions: bool,
         state: SequenceState | None,
     ) -> SequenceState:
-        """Check what `forward` was asked for, and give the state to begin with."""
+        """Check the arguments of `forward`, and choose the state to start from."""
         if output_attentions:
             raise CheckpointError(
                 f"a model of the type {self.config.model_type} has no attention to look at",
@@ -192,23 +177,25 @@ class ClassicModel(Backbone):
         return self.initial(batch.num_sequences) if state is None else state
 
 
-class ClassicLM(nn.Module):
-    """The next token: a linear map with a bias, its matrix its own or the table of embeddings.
+class ClassicLM(LanguageModelHead):
+    """The next token, by a linear map with a bias; a `LanguageModel` and a `StatefulLM`.
 
-    With `start` and `step` it generates, sequences side by side, each of its own length.
+    The matrix is the head's own, or the table of embeddings.
 
     Class attributes:
-        context_length: None, as a text may go on without end.
-        opening: None: what is written goes on from what was read.
+        context_length: None: a text may continue without end.
+        opening: None: generated text continues the prompt.
     """
 
     context_length = None
     opening = None
+    backbone: ClassicModel
 
     def __init__(self, backbone: ClassicModel) -> None:
         super().__init__()
         count = backbone.config.vocab_size
         self.backbone = backbone
+        self.ties_output = backbone.tied
         self.output = None if backbone.tied else Linear(backbone.features, count, bias=False)
         self.bias = nn.Parameter(torch.zeros(count))
         if self.output is not None:
@@ -220,39 +207,47 @@ class ClassicLM(nn.Module):
         *,
         select: Selection | None = None,
         labels: Tensor | None = None,
-        state: State | None = None,
+        state: RecurrentState | None = None,
         smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> Tensor | Scores:
-        """Logits `[T, vocab]`, or `[R, vocab]` for the selected tokens alone.
+        """Predict the next tokens, as `LanguageModelHead.forward`.
 
-        Row t says which token follows token t. With `labels`, `[T]`, the scores of those that do
-        (`smoothing`, `z_loss`: as `score_tokens`'), and with them the state after the batch.
-        `state` is the one to go on from (None: from nothing).
+        Scores have the state after the batch. `state` is the one to start from; default: of texts
+        of which nothing has been read.
         """
         output = self.backbone(batch, select=select, state=state)
-        hidden = output.last_hidden_state
-        found = over_vocabulary(hidden, self._table, self.bias, labels, smoothing, z_loss)
-        return replace(found, state=output.state) if isinstance(found, Scores) else found
+        scored = self.decode(output.last_hidden_state, labels, smoothing, z_loss)
+        return replace(scored, state=output.state) if isinstance(scored, Scores) else scored
 
-    @property
-    def _table(self) -> Tensor:
-        found = self.backbone.embeddings.tokens if self.output is None else self.output
-        return found.weight
+    @override
+    def output_table(self) -> Tensor:
+        return super().output_table() if self.output is None else self.output.weight
 
-    def decode(self, hidden: Tensor) -> Tensor:
-        """`[R, features]` to logits `[R, vocab]`."""
-        return ops.linear(hidden, self._table, self.bias)
+    @override
+    def output_bias(self) -> Tensor:
+        return self.bias
+
+    @override
+    def grow_output(self, added: int) -> None:
+        if self.output is not None:
+            rows = self.output.weight
+            with torch.no_grad():
+                table = torch.cat([rows, sample_rows(rows, added)])
+            self.output.weight = nn.Parameter(table, requires_grad=rows.requires_grad)
+            self.output.out_features = len(table)
+        bias = self.bias.detach()
+        self.bias = nn.Parameter(torch.cat([bias, bias.mean().expand(added)]))
 
     def carry(
-        self, batch: PackedBatch, state: State | None, *, select: Selection | None = None
-    ) -> tuple[Tensor, State]:
-        """As `forward`, going on from a state (None: from nothing) and giving the one after."""
+        self, batch: PackedBatch, state: RecurrentState | None, *, select: Selection | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """Logits of a batch that continues from a state, and the state after it."""
         output = self.backbone(batch, select=select, state=state)
-        return self.decode(output.last_hidden_state), output.state
+        return self._logits(output.last_hidden_state), output.state
 
-    def initial(self, count: int) -> State:
-        """The state of `count` sequences of which nothing was read yet."""
+    def initial(self, count: int) -> RecurrentState:
+        """The state of `count` sequences of which nothing has been read."""
         return self.backbone.initial(count)
 
     @property
@@ -260,31 +255,58 @@ class ClassicLM(nn.Module):
         """V, the length of a row of logits."""
         return self.backbone.config.vocab_size
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Reading]:
-        """Read the beginnings of B sequences, none of them empty.
-
-        Returns:
-            logits `[B, vocab]` of the token after each, and what to go on from.
-        """
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, MutableState]:
+        """Read the beginnings of sequences; see `LanguageModel.start`."""
         batch = PackedBatch.of(prompts).to(self.bias.device)
         logits, state = self.carry(batch, None, select=batch.last)
-        return logits, Reading(state)
+        return logits, MutableState(state)
 
-    def step(self, tokens: Tensor, reading: Reading) -> Tensor:
-        """Read one more token of each sequence, `[B]`: logits `[B, vocab]` of the one after it.
-
-        `reading` is changed in place.
-        """
+    def step(self, tokens: Tensor, state: MutableState) -> Tensor:
+        """Read one token of each sequence; see `LanguageModel.step`."""
         layout = Layout.of([1] * len(tokens), tokens.device)
         batch = PackedBatch(tokens, layout, torch.zeros_like(tokens))
-        logits, reading.state = self.carry(batch, reading.state)
+        logits, state.state = self.carry(batch, state.state)
         return logits
 
     def follow(
-        self, more: Sequence[Sequence[int]], reading: Reading, *, every: bool = False
+        self, more: Sequence[Sequence[int]], state: MutableState, *, every: bool = False
     ) -> Tensor:
-        """As `LanguageModel.follow`."""
+        """Read several tokens of each sequence; see `LanguageModel.follow`."""
         batch = PackedBatch.of(more).to(self.bias.device)
         select = None if every else batch.last
-        logits, reading.state = self.carry(batch, reading.state, select=select)
+        logits, state.state = self.carry(batch, state.state, select=select)
         return logits
+
+
+def classic_family(
+    name: str,
+    model_type: str,
+    backbone: type[ClassicModel],
+    names: Sequence[str],
+    presets: Mapping[str, Mapping[str, Any]],
+) -> Family:
+    """Make the family of a classic language model, which no other library has a layout for.
+
+    Args:
+        name: first part of the class names in `config.json`.
+        model_type: of `config.json`.
+        backbone: our class.
+        names: our names of the backbone's parameters besides the token embeddings; stored as is.
+        presets: as for `Family`.
+    """
+    own = ("embeddings.tokens.weight", *names)
+    head = rules(("output.weight", "output.weight"), ("bias", "bias"))
+    return Family(
+        model_type=model_type,
+        prefix="backbone.",
+        backbone=backbone,
+        rules=rules(*((ours, ours) for ours in own)),
+        heads={
+            "backbone": HeadLayout(f"{name}Model"),
+            "causal_lm": HeadLayout(
+                f"{name}ForCausalLM", lambda backbone, labels: ClassicLM(backbone), head
+            ),
+        },
+        published=False,
+        presets=presets,
+    )

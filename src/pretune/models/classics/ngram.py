@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretune.errors import DataError
-from pretune.models.classics.common import Reading
+from pretune.models.classics.common import MutableState
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: In a window: before the beginning-of-text symbol.
-BEFORE = -1
-#: D1, D2, D3+ where the counts of counts say nothing (KenLM's `--discount_fallback`).
+#: Fills a window to the left of the beginning-of-text symbol.
+NO_TOKEN = -1
+#: D1, D2, D3+ where the counts of counts are zero (KenLM's `--discount_fallback`).
 FALLBACK = (0.5, 1.0, 1.5)
 
 
@@ -32,11 +32,11 @@ class Level:
     """All n-grams of one length.
 
     Attributes:
-        keys: `[M]` ascending: (which n-gram of the level below its first n - 1 tokens are) times
-            the number of symbols, plus its last token.
-        probability: `[M]`: of the last token after the others, interpolated all the way down.
-        backoff: `[C]`, for each n-gram of the level below: what share of the probability after it
-            goes to the context that is one token shorter; 1 where it was never gone on with.
+        keys: `[M]` ascending: the index, in the level below, of the n-gram's first n - 1 tokens,
+            times the number of symbols, plus its last token.
+        probability: `[M]`: p(last token | the tokens before it), interpolated over all levels.
+        backoff: `[C]`, for each n-gram of the level below: the share of the probability after it
+            that goes to the context one token shorter; 1 if no token ever followed.
         discounts: D1, D2, D3+.
     """
 
@@ -62,30 +62,32 @@ class NGramState:
         return len(self.window)
 
     def select(self, index: Tensor | Sequence[int]) -> NGramState:
-        """The states of some sequences."""
+        """Pick the states of some sequences."""
         return NGramState(self.window[torch.as_tensor(index, dtype=torch.int64).numpy(force=True)])
 
     def detach(self) -> NGramState:
-        """Itself: counts have no gradient."""
+        """The same state: counts have no gradient."""
         return self
 
     def joined(self, other: NGramState) -> NGramState:
-        """The states of these sequences, then those of the other's."""
+        """These sequences, then those of the other state."""
         return NGramState(np.concatenate([self.window, other.window]))
 
 
 class NGram:
-    """An n-gram model of token ids; made by `fit`.
+    """An n-gram model of token ids and a `LanguageModel`; made by `fit`.
+
+    Its logits are log-probabilities.
 
     Args:
         vocab_size: V: tokens are 0 to V - 1.
         unigrams: `[V]`: probabilities without any context.
-        levels: those of 2-grams up to n-grams.
+        levels: the 2-grams up to the n-grams.
         discounts: of the unigrams.
 
     Class attributes:
-        context_length: None, as a text may go on without end.
-        opening: None: what is written goes on from what was read.
+        context_length: None: a text may continue without end.
+        opening: None: generated text continues the prompt.
     """
 
     context_length = None
@@ -105,15 +107,15 @@ class NGram:
 
     @property
     def order(self) -> int:
-        """The n of n-gram."""
+        """n, the length of the longest n-grams."""
         return len(self.levels) + 1
 
     @classmethod
     def fit(cls, sequences: Iterable[Sequence[int]], *, order: int, vocab_size: int) -> NGram:
         """Count, discount and interpolate.
 
-        Each sequence begins with a symbol of its own, which is seen but never predicted; no n-gram
-        reaches over a border. Memory and time grow with the number of tokens times the order.
+        Each sequence begins with a beginning-of-text symbol, which is never predicted; no n-gram
+        crosses the border of two sequences. Memory and time grow with tokens times order.
 
         Args:
             sequences: token ids.
@@ -121,64 +123,67 @@ class NGram:
             vocab_size: V.
 
         Raises:
-            DataError: no tokens, or one that is not in the vocabulary.
-            ValueError: an order or a vocabulary below 1.
+            DataError: there are no tokens, or a token is not in the vocabulary.
+            ValueError: the order or the vocabulary is below 1.
         """
         if order < 1 or vocab_size < 1:
             raise ValueError(f"order {order}, vocab_size {vocab_size}: both are at least 1")
         symbols, position = _stream(sequences, vocab_size)
         base = vocab_size + 1
-        found = _count(symbols, position, order, base)
-        counts = _adjusted(np.bincount(symbols, minlength=base), found)
+        counted = _count(symbols, position, order, base)
+        counts = _adjusted(np.bincount(symbols, minlength=base), counted)
+        # Unigrams are interpolated with the uniform distribution.
         discounts = _discounts(counts[0][:vocab_size])
         cut = _discounted(counts[0][:vocab_size], discounts)
         total = counts[0][:vocab_size].sum()
         unigrams = cut / total + (1 - cut.sum() / total) / vocab_size
+        # Every longer n-gram is interpolated with the level below it.
         levels: list[Level] = []
-        below = np.append(unigrams, 0.0)  # the symbol of the beginning is never predicted
-        for counted, count in zip(found, counts[1:], strict=True):
-            levels.append(_level(counted, count, below, base))
+        below = np.append(unigrams, 0.0)  # the beginning-of-text symbol is never predicted
+        for level, count in zip(counted, counts[1:], strict=True):
+            levels.append(_level(level, count, below, base))
             below = levels[-1].probability
         return cls(vocab_size, unigrams, levels, discounts)
 
     def logprob(self, sequence: Sequence[int]) -> Floats:
-        """`[len(sequence)]`: the natural logarithm of each token's probability after those before.
+        """Log-probability of each token given the tokens before it, `[len(sequence)]`, in nats.
 
         Raises:
-            DataError: a token that is not in the vocabulary.
+            DataError: a token is not in the vocabulary.
         """
         symbols, _ = _stream([sequence], self.vocab_size, empty=True)
         tokens = symbols[1:]
         chance = self.unigrams[tokens]
         base = self.vocab_size + 1
-        ends = symbols  # which n-gram ends at each place; -1: none that is known
+        ends = symbols  # index of the n-gram that ends at each position; -1: not a known one
         for level in self.levels:
-            if not len(level.keys):  # no text was so long
+            if not len(level.keys):  # no text was this long
                 break
-            # Of the n-gram that ends in a token, the part before it ends one place earlier.
+            # The context of the n-gram that ends at a position ends one position earlier.
             context = np.append(-1, ends[:-1])
             index = _lookup(level.keys, np.where(context < 0, -1, context * base + symbols))
             ends = index
+            # Unknown n-grams back off to what the level below predicted.
             context, index = context[1:], index[1:]
             backed = np.where(context < 0, 1.0, level.backoff[context]) * chance
             chance = np.where(index < 0, backed, level.probability[index])
         return np.log(chance)
 
     def distribution(self, context: Sequence[int], *, from_start: bool = True) -> Floats:
-        """`[V]`: the probability of each token after a context; they sum to 1.
+        """The probability of each token after a context, `[V]`; they sum to 1.
 
         Args:
-            context: token ids; all but the last n - 1 do not matter.
-            from_start: whether the text begins with them.
+            context: token ids; only the last n - 1 matter.
+            from_start: whether the text begins with the context.
 
         Raises:
-            DataError: a token that is not in the vocabulary.
+            DataError: a token is not in the vocabulary.
         """
         symbols, _ = _stream([context], self.vocab_size, empty=True)
         return self._after(symbols if from_start else symbols[1:])
 
     def _after(self, symbols: Ints) -> Floats:
-        """The distribution after some symbols, of which the last n - 1 count."""
+        """The distribution after some symbols."""
         base = self.vocab_size + 1
         chances = self.unigrams.copy()
         for n, level in enumerate(self.levels, start=2):
@@ -193,7 +198,7 @@ class NGram:
         return chances
 
     def _find(self, symbols: Ints) -> int:
-        """Which n-gram this is of its level, -1 if none."""
+        """The index of an n-gram in its level; -1: not a known one."""
         known = int(symbols[0])
         for symbol, level in zip(symbols[1:], self.levels, strict=False):
             key = np.array([known * (self.vocab_size + 1) + symbol])
@@ -203,77 +208,69 @@ class NGram:
         return known
 
     def initial(self, count: int) -> NGramState:
-        """The state of `count` sequences of which nothing was read yet."""
-        window = np.full((count, self.order - 1), BEFORE, dtype=np.int64)
+        """The state of `count` sequences of which nothing has been read."""
+        window = np.full((count, self.order - 1), NO_TOKEN, dtype=np.int64)
         window[:, -1:] = self.vocab_size
         return NGramState(window)
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Reading]:
-        """Read the beginnings of B sequences.
-
-        Returns:
-            log-probabilities `[B, V]` of the token after each, and what to go on from.
+    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, MutableState]:
+        """Read the beginnings of sequences; see `LanguageModel.start`.
 
         Raises:
-            DataError: a token that is not in the vocabulary.
+            DataError: a token is not in the vocabulary.
         """
         window = self.initial(len(prompts)).window
         for row, prompt in zip(window, prompts, strict=True):
             symbols, _ = _stream([prompt], self.vocab_size, empty=True)
             kept = symbols[max(0, len(symbols) - len(row)) :]
             row[len(row) - len(kept) :] = kept
-        return self._logits(window), Reading(NGramState(window))
+        return self._logits(window), MutableState(NGramState(window))
 
-    def step(self, tokens: Tensor, reading: Reading) -> Tensor:
-        """Read one more token of each sequence, `[B]`: log-probabilities `[B, V]` of the next.
-
-        `reading` is changed in place.
+    def step(self, tokens: Tensor, state: MutableState) -> Tensor:
+        """Read one token of each sequence; see `LanguageModel.step`.
 
         Raises:
-            DataError: a token that is not in the vocabulary.
+            DataError: a token is not in the vocabulary.
         """
-        state = reading.state
-        assert isinstance(state, NGramState)  # noqa: S101 - for mypy
-        ids = _checked(tokens.numpy(force=True).astype(np.int64), self.vocab_size)
-        window = np.concatenate([state.window, ids[:, None]], axis=1)[:, 1:]
-        reading.state = NGramState(window)
-        return self._logits(window)
+        return self.follow([[token] for token in tokens.tolist()], state)
 
     def follow(
-        self, more: Sequence[Sequence[int]], reading: Reading, *, every: bool = False
+        self, more: Sequence[Sequence[int]], state: MutableState, *, every: bool = False
     ) -> Tensor:
-        """As `LanguageModel.follow`.
+        """Read several tokens of each sequence; see `LanguageModel.follow`.
 
         Raises:
-            DataError: a token that is not in the vocabulary.
+            DataError: a token is not in the vocabulary.
         """
-        state = reading.state
-        assert isinstance(state, NGramState)  # noqa: S101 - for mypy
+        before = state.state
+        assert isinstance(before, NGramState)  # noqa: S101 - for mypy
         read = [
             np.append(row, _checked(np.asarray(ids, dtype=np.int64), self.vocab_size))
-            for row, ids in zip(state.window, more, strict=True)
+            for row, ids in zip(before.window, more, strict=True)
         ]
-        width = state.window.shape[1]
-        reading.state = NGramState(np.stack([row[len(row) - width :] for row in read]))
+        width = before.window.shape[1]
+        rows = [row[len(row) - width :] for row in read]
+        window = np.stack(rows) if rows else before.window
+        state.state = NGramState(window)
         if not every:
-            return self._logits(reading.state.window)
+            return self._logits(window)
         each = [row[i + 1 : i + 1 + width] for row in read for i in range(len(row) - width)]
         return self._logits(np.stack(each))
 
     def _logits(self, window: Ints) -> Tensor:
-        rows = [np.log(self._after(row[row != BEFORE])) for row in window]
+        rows = [np.log(self._after(row[row != NO_TOKEN])) for row in window]
         return torch.from_numpy(np.stack(rows) if rows else np.empty((0, self.vocab_size)))
 
 
 def _stream(
     sequences: Iterable[Sequence[int]], vocab_size: int, *, empty: bool = False
 ) -> tuple[Ints, Ints]:
-    """All sequences end to end, each after the symbol V, and the place in its sequence of each."""
+    """Concatenate sequences, each after the symbol V; also each symbol's position in its own."""
     parts = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     lengths = np.array([len(part) + 1 for part in parts], dtype=np.int64)
     total = int(lengths.sum())
     if total == len(parts) and not empty:
-        raise DataError("no tokens to count n-grams of")
+        raise DataError("no tokens to count n-grams in")
     starts = np.cumsum(lengths) - lengths
     symbols = np.full(total, vocab_size, dtype=np.int64)
     position = np.arange(total) - np.repeat(starts, lengths)
@@ -292,7 +289,7 @@ def _checked(ids: Ints, vocab_size: int) -> Ints:
 
 
 def _lookup(keys: Ints, wanted: Ints) -> Ints:
-    """Where each wanted key is, -1 where it is not."""
+    """The index of each wanted key; -1 if it is missing."""
     if not len(keys):
         return np.full_like(wanted, -1)
     index = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
@@ -306,7 +303,7 @@ class _Counted:
     Attributes:
         keys: as in `Level`.
         raw: how often each occurs.
-        link: which n-gram of the level below each one is without its first token.
+        link: the index, in the level below, of the n-gram without its first token.
         begins: whether it begins a text.
     """
 
@@ -317,9 +314,9 @@ class _Counted:
 
 
 def _count(symbols: Ints, position: Ints, order: int, base: int) -> list[_Counted]:
-    """The n-grams of each length from 2 to `order`."""
-    found = []
-    ends = symbols  # which n-gram of the present length ends at each place
+    """Count the n-grams of each length from 2 to `order`."""
+    counted = []
+    ends = symbols  # index of the n-gram of the present length that ends at each position
     for n in range(2, order + 1):
         places = np.flatnonzero(position >= n - 1)
         keys, first, which, raw = np.unique(
@@ -329,41 +326,43 @@ def _count(symbols: Ints, position: Ints, order: int, base: int) -> list[_Counte
             return_counts=True,
         )
         first = places[first]
-        found.append(_Counted(keys, raw, ends[first], position[first] == n - 1))
+        counted.append(_Counted(keys, raw, ends[first], position[first] == n - 1))
         ends = np.full_like(symbols, -1)
         ends[places] = which
-    return found
+    return counted
 
 
-def _adjusted(unigrams: Ints, found: list[_Counted]) -> list[Ints]:
-    """What smoothing counts instead of occurrences, for each length from 1 on.
+def _adjusted(unigrams: Ints, levels: list[_Counted]) -> list[Ints]:
+    """The counts that smoothing works on, for each length from 1.
 
-    The longest n-grams are counted as they are, shorter ones by how many different symbols stand
-    before them; before those that begin a text there is none, so they are counted as they are too.
+    The longest n-grams count by their occurrences, shorter ones by the number of different symbols
+    before them. N-grams that begin a text have none before them and count by their occurrences.
     """
-    raw = [unigrams, *(level.raw for level in found)]
-    begins = [np.zeros(len(unigrams), dtype=bool), *(level.begins for level in found)]
+    raw = [unigrams, *(level.raw for level in levels)]
+    begins = [np.zeros(len(unigrams), dtype=bool), *(level.begins for level in levels)]
     counts = [
         np.where(at_start, occurring, np.bincount(longer.link, minlength=len(occurring)))
-        for occurring, at_start, longer in zip(raw, begins, found, strict=False)
+        for occurring, at_start, longer in zip(raw, begins, levels, strict=False)
     ]
     return [*counts, raw[-1]]
 
 
 def _discounts(counts: Ints) -> tuple[float, float, float]:
-    """D1, D2, D3+ (Chen & Goodman 1999, equation 26): Y = t1 / (t1 + 2 t2), Dk = k - (k + 1) Y
-    t(k + 1) / tk, with tk the number of n-grams that were counted k times."""
+    """D1, D2, D3+ (Chen & Goodman 1999, equation 26).
+
+    Y = t1 / (t1 + 2 t2), Dk = k - (k + 1) Y t(k + 1) / tk, tk the number of n-grams with count k.
+    """
     t = np.bincount(counts[counts <= 4], minlength=5).astype(np.float64)
     if not t[1:].all():
         return FALLBACK
     y = t[1] / (t[1] + 2 * t[2])
-    one, two, three = (float(k - (k + 1) * y * t[k + 1] / t[k]) for k in (1, 2, 3))
-    # They never exceed k. At 0 or below nothing would be left for what was not seen.
-    return (one, two, three) if min(one, two, three) > 0 else FALLBACK
+    d1, d2, d3 = (float(k - (k + 1) * y * t[k + 1] / t[k]) for k in (1, 2, 3))
+    # Dk never exceeds k. At 0 or below, no probability would be left for unseen n-grams.
+    return (d1, d2, d3) if min(d1, d2, d3) > 0 else FALLBACK
 
 
 def _discounted(counts: Ints, discounts: tuple[float, float, float]) -> Floats:
-    """What is left of each count."""
+    """Subtract the discounts from the counts."""
     return np.asarray(counts - np.array([0.0, *discounts])[np.minimum(counts, 3)])
 
 
@@ -374,7 +373,7 @@ def _level(counted: _Counted, counts: Ints, below: Floats, base: int) -> Level:
     context = counted.keys // base
     total = np.bincount(context, weights=counts, minlength=len(below))
     kept = np.bincount(context, weights=cut, minlength=len(below))
-    gone_on = total > 0
-    backoff = np.where(gone_on, 1 - kept / np.where(gone_on, total, 1), 1.0)
+    followed = total > 0
+    backoff = np.where(followed, 1 - kept / np.where(followed, total, 1), 1.0)
     probability = cut / total[context] + backoff[context] * below[counted.link]
     return Level(counted.keys, probability, backoff, discounts)

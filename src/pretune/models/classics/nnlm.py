@@ -15,17 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Embeddings
-from pretune.models.classics.common import ClassicConfig, ClassicModel, ClassicOutput
+from pretune.models.classics.common import (
+    ClassicConfig,
+    ClassicModel,
+    ClassicOutput,
+    classic_family,
+)
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import Dropout, Embedding, Linear
 from pretune.models.ops import padded_rows
 
-#: In a window: here the text had not begun yet.
-BEFORE = -1
+#: Fills a window to the left of the first token of a text.
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,11 @@ class NnlmConfig(ClassicConfig):
     """The sizes; the defaults are those of the paper's MLP9 and MLP10 (table 1), with its W.
 
     Attributes:
-        order: n: a token is predicted from the n - 1 before it.
+        order: n: a token is predicted from the n - 1 tokens before it.
         embedding_size: m.
         hidden_size: h.
         direct_connections: whether the output layer also reads the embeddings (W; else 0).
-        dropout: of what the output layer reads; the paper has none.
+        dropout: before the output layer; the paper has none.
     """
 
     model_type: ClassVar[str] = "nnlm"
@@ -62,8 +68,8 @@ class NnlmConfig(ClassicConfig):
         """The width of x: (n - 1) m."""
         return (self.order - 1) * self.embedding_size
 
+    @override
     def size(self, name: str) -> int:
-        """As `ModelConfig.size`; there is one hidden layer."""
         return 1 if name == "num_hidden_layers" else super().size(name)
 
 
@@ -83,30 +89,30 @@ class NnlmState:
         return len(self.window)
 
     def select(self, index: Tensor | Sequence[int]) -> NnlmState:
-        """The states of some sequences."""
+        """Pick the states of some sequences."""
         rows = torch.as_tensor(index, dtype=torch.int64, device=self.window.device)
         return NnlmState(self.window.index_select(0, rows))
 
     def joined(self, other: NnlmState) -> NnlmState:
-        """The states of these sequences, then those of the other's."""
+        """These sequences, then those of the other state."""
         return NnlmState(torch.cat([self.window, other.window]))
 
     def detach(self) -> NnlmState:
-        """Itself: token ids have no gradient."""
+        """The same state: token ids have no gradient."""
         return self
 
 
 def windows(batch: PackedBatch, before: NnlmState) -> Tensor:
-    """The last n - 1 tokens up to and with each one, oldest first: `[T, n - 1]` int64.
+    """The n - 1 tokens that end with each token, oldest first: `[T, n - 1]` int64.
 
-    Where a window reaches beyond the beginning of its sequence, it goes on in the sequence's own
-    `before`: it never holds a token of another one.
+    To the left of its sequence, a window takes tokens from the sequence's state in `before`, never
+    from another sequence.
     """
     width, device = before.window.shape[1], batch.tokens.device
     lengths = batch.cu_seqlens.diff().long()
     sequence = torch.repeat_interleave(lengths, output_size=batch.num_tokens)
     back = torch.arange(width - 1, -1, -1, device=device)
-    # Counted from the layout: the positions of a later piece of a text need not begin at 0.
+    # Counted from the layout, as positions of a later piece of a text do not begin at 0.
     row = torch.arange(batch.num_tokens, device=device)[:, None]
     within = row - batch.cu_seqlens[:-1].long()[sequence][:, None] - back
     here = batch.tokens[(row - back).clamp(min=0)]
@@ -117,8 +123,7 @@ def windows(batch: PackedBatch, before: NnlmState) -> Tensor:
 class NnlmEmbeddings(Embeddings):
     """The embeddings of a window, end to end.
 
-    In the place of tokens before the beginning stands one learned vector, the same at each of the
-    places (the paper does not say what it does there).
+    To the left of a text there is one learned vector at every place; the paper does not say.
     """
 
     def __init__(self, config: NnlmConfig) -> None:
@@ -128,22 +133,22 @@ class NnlmEmbeddings(Embeddings):
         self.start = Embedding(1, config.embedding_size)
 
     def embed(self, window: Tensor) -> Tensor:
-        """`[R, n - 1]` token ids to `[R, (n - 1) m]`."""
+        """Embed windows: `[R, n - 1]` token ids to `[R, (n - 1) m]`."""
         known = self.tokens(window.clamp(min=0))
-        return torch.where(window[..., None] == BEFORE, self.start.weight, known).flatten(1)
+        return torch.where(window[..., None] == NO_TOKEN, self.start.weight, known).flatten(1)
 
     def initial(self, count: int) -> NnlmState:
-        """Nothing read yet."""
+        """The state of `count` sequences of which nothing has been read."""
         shape, device = (count, self.order - 1), self.tokens.weight.device
-        return NnlmState(torch.full(shape, BEFORE, dtype=torch.int64, device=device))
+        return NnlmState(torch.full(shape, NO_TOKEN, dtype=torch.int64, device=device))
 
+    @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        """`[T, (n - 1) m]`."""
         return self.embed(windows(batch, self.initial(batch.num_sequences)))
 
 
 class NnlmLayer(nn.Module):
-    """tanh(d + H x), beside it x itself where the output layer is to read that too."""
+    """tanh(d + H x), followed by x itself if the output layer reads that too."""
 
     def __init__(self, config: NnlmConfig) -> None:
         super().__init__()
@@ -152,7 +157,7 @@ class NnlmLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[R, (n - 1) m]` to `[R, h]`, or to `[R, h + (n - 1) m]`."""
+        """Map `[R, (n - 1) m]` to `[R, h]`, with direct connections to `[R, h + (n - 1) m]`."""
         hidden = torch.tanh(self.hidden(x))
         read: Tensor = self.dropout(torch.cat([hidden, x], dim=1) if self.direct else hidden)
         return read
@@ -175,16 +180,18 @@ class NnlmModel(ClassicModel):
         self.init_weights()
 
     @property
+    @override
     def features(self) -> int:
-        """h, with direct connections h + (n - 1) m."""
         config = self.config
         return config.hidden_size + (config.window if config.direct_connections else 0)
 
+    @override
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """Fresh weights: as `Backbone`'s, but H uniform within 1 / sqrt((n - 1) m), torch's own.
+        """Draw fresh weights: H uniform within 1 / sqrt((n - 1) m), the rest as in `Backbone`.
 
-        (The paper only says that they are random. The bound is that of LeCun et al. 1998,
-        "Efficient BackProp", section 4.6, up to a constant: a tanh that is not saturated.)
+        The paper only says that they are random. This is PyTorch's own bound and, up to a constant,
+        that of LeCun et al. 1998 ("Efficient BackProp", section 4.6) for a tanh that is not
+        saturated.
         """
         super().init_weights(module)
         for part in (module or self).modules():
@@ -192,10 +199,11 @@ class NnlmModel(ClassicModel):
                 part.hidden.reset_parameters()
                 nn.init.zeros_(part.hidden.bias)
 
+    @override
     def initial(self, count: int) -> NnlmState:
-        """The state of `count` sequences of which nothing was read yet."""
         return self.embeddings.initial(count)
 
+    @override
     def forward(
         self,
         batch: PackedBatch,
@@ -205,7 +213,7 @@ class NnlmModel(ClassicModel):
         output_attentions: bool = False,
         state: SequenceState | None = None,
     ) -> ClassicOutput:
-        """As `ClassicModel.forward`; only the selected rows are computed at all."""
+        # Rows do not depend on each other: only those that were asked for are computed.
         before = self.begin(batch, select, output_hidden_states, output_attentions, state)
         assert isinstance(before, NnlmState)  # noqa: S101 - for mypy
         window = windows(batch, before)
@@ -223,3 +231,12 @@ class NnlmModel(ClassicModel):
             hidden_states=(x, hidden) if output_hidden_states else None,
             state=NnlmState(window[batch.last.rows]),
         )
+
+
+FAMILY = classic_family(
+    "Nnlm",
+    "nnlm",
+    NnlmModel,
+    ("embeddings.start.weight", "layers.{i}.hidden"),
+    presets={"nnlm": {}},  # MLP10 of the paper's table 1
+)

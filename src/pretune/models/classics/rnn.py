@@ -6,8 +6,8 @@
 - `lstm`: with a cell behind gates (Hochreiter & Schmidhuber 1997; the forget gate is that of Gers
   et al. 2000).
 
-The steps run on PyTorch's own kernels, over sequences sorted by length: at step t only those that
-are longer than t take part, so that nothing is computed for padding.
+The steps run on PyTorch's own kernels, over sequences sorted by length: step t is computed only for
+sequences longer than t, so that there is no padding.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.backbone import Embeddings
-from pretune.models.classics.common import ClassicConfig, ClassicModel, ClassicOutput
+from pretune.models.classics.common import (
+    ClassicConfig,
+    ClassicModel,
+    ClassicOutput,
+    classic_family,
+)
 from pretune.models.config import brief
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import Dropout, Embedding, Linear
@@ -42,10 +48,10 @@ class RnnConfig(ClassicConfig):
 
     Attributes:
         cell: `rnn`, `gru` or `lstm`.
-        num_hidden_layers: one upon the other.
-        dropout: of the embeddings and of each layer's output, but never from step to step
+        num_hidden_layers: L, the number of stacked layers.
+        dropout: on the embeddings and on each layer's output, but never from step to step
             (Zaremba et al. 2014, figure 2).
-        tie_word_embeddings: the output layer is the table of embeddings (Press & Wolf 2017).
+        tie_word_embeddings: use the table of embeddings as output layer (Press & Wolf 2017).
     """
 
     model_type: ClassVar[str] = "rnn"
@@ -69,7 +75,7 @@ class RnnConfig(ClassicConfig):
 
 @dataclass(frozen=True)
 class RnnState:
-    """Where each sequence is.
+    """The hidden state of each sequence.
 
     Attributes:
         hidden: `[L, B, hidden]`: h of each layer.
@@ -85,19 +91,19 @@ class RnnState:
         return self.hidden.shape[1]
 
     def select(self, index: Tensor | Sequence[int]) -> RnnState:
-        """The states of some sequences."""
+        """Pick the states of some sequences."""
         rows = torch.as_tensor(index, dtype=torch.int64, device=self.hidden.device)
         cell = None if self.cell is None else self.cell.index_select(1, rows)
         return RnnState(self.hidden.index_select(1, rows), cell)
 
     def joined(self, other: RnnState) -> RnnState:
-        """The states of these sequences, then those of the other's."""
+        """These sequences, then those of the other state."""
         cells = [state.cell for state in (self, other) if state.cell is not None]
         hidden = torch.cat([self.hidden, other.hidden], dim=1)
         return RnnState(hidden, torch.cat(cells, dim=1) if cells else None)
 
     def detach(self) -> RnnState:
-        """The same values, through which no gradient flows back."""
+        """The same values, cut from the graph."""
         return RnnState(self.hidden.detach(), None if self.cell is None else self.cell.detach())
 
 
@@ -106,11 +112,11 @@ class TimeMajor:
     """The rows of a packed batch step by step, the longest sequence first.
 
     Attributes:
-        order: `[B]`: which sequence comes at each place.
-        place: `[B]`: at which place each sequence comes.
-        rows: `[T]`: where each row of the sorted batch is in the packed one.
-        back: `[T]`: where each row of the packed batch is in the sorted one.
-        batch_sizes: `[longest]` int64 on the host: how many sequences have a step t.
+        order: `[B]`: the sequences, sorted by length.
+        place: `[B]`: the place of each sequence in `order`.
+        rows: `[T]`: for each row of the sorted batch, its row in the packed batch.
+        back: `[T]`: for each row of the packed batch, its row in the sorted batch.
+        batch_sizes: `[longest]` int64 on the host: the number of sequences that have a step t.
     """
 
     order: Tensor
@@ -121,14 +127,16 @@ class TimeMajor:
 
     @classmethod
     def of(cls, layout: Layout) -> TimeMajor:
-        """Of a layout, which remembers it."""
+        """The plan for a layout, which caches it."""
         known = layout.plans.get(cls)
         if isinstance(known, cls):
             return known
+        # Sequences, longest first, and the number of them that are longer than t.
         lengths = np.asarray(layout.lengths, dtype=np.int64)
         order = np.argsort(-lengths, kind="stable")
         place = np.argsort(order)
         sizes = np.searchsorted(-lengths[order], -np.arange(layout.max_seqlen))
+        # A row's index in the sorted batch: the rows of earlier steps, then its sequence's place.
         steps = np.arange(layout.total) - np.repeat(np.asarray(layout.starts), lengths)
         back = (np.cumsum(sizes) - sizes)[steps] + np.repeat(place, lengths)
         device = layout.cu_seqlens.device
@@ -155,8 +163,8 @@ class RnnEmbeddings(Embeddings):
         self.tokens = Embedding(config.vocab_size, config.embedding_size)
         self.dropout = Dropout(config.dropout)
 
+    @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        """`[T, embedding]`."""
         embedded: Tensor = self.dropout(self.tokens(batch.tokens))
         return embedded
 
@@ -175,24 +183,34 @@ class RecurrentLayer(nn.Module):
     def forward(
         self, x: Tensor, batch_sizes: Tensor, hidden: Tensor, cell: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`[T, input]`, sorted by step, to `[T, hidden]`; `hidden` and `cell` are `[B, hidden]`."""
+        """Run all steps: `[T, input]`, sorted by step, to `[T, hidden]`.
+
+        Args:
+            x: the input.
+            batch_sizes: as in `TimeMajor`.
+            hidden: `[B, hidden]`, h before the first step.
+            cell: `[B, hidden]`, c before the first step of an LSTM.
+
+        Returns:
+            the output, and h and c after the last step.
+        """
         parts = [
             *(self.input.weight, self.recurrent.weight),
             *(self.input.bias, self.recurrent.bias),
         ]
-        # Whether there are biases, how many layers, dropout between them, training, both ways.
-        one = (True, 1, 0.0, self.training, False)
+        # has_biases, num_layers, dropout between layers, train, bidirectional
+        options = (True, 1, 0.0, self.training, False)
         last = None
         if cell is not None:
             begin = (hidden[None], cell[None])
-            y, first, last = torch.lstm(x, batch_sizes, begin, parts, *one)
+            y, first, last = torch.lstm(x, batch_sizes, begin, parts, *options)
         else:
             run = torch.gru if self.cell == "gru" else torch.rnn_tanh
-            y, first = run(x, batch_sizes, hidden[None], parts, *one)
+            y, first = run(x, batch_sizes, hidden[None], parts, *options)
         return self.dropout(y), first[0], None if last is None else last[0]
 
     def init_weights(self) -> None:
-        """Uniform within 1 / sqrt(hidden), biases too: PyTorch's own for recurrent layers."""
+        """Draw weights and biases uniformly within 1 / sqrt(hidden), as PyTorch's own layers do."""
         bound = 1 / math.sqrt(self.recurrent.in_features)
         for parameter in self.parameters():
             if not parameter.is_meta:
@@ -212,24 +230,25 @@ class RnnModel(ClassicModel):
         self.init_weights()
 
     @property
+    @override
     def tied(self) -> bool:
-        """As `config.json` says."""
         return self.config.tie_word_embeddings
 
+    @override
     def init_weights(self, module: nn.Module | None = None) -> None:
-        """Fresh weights: as `Backbone`'s, and those of the recurrent layers as PyTorch's."""
         super().init_weights(module)
         for part in (module or self).modules():
             if isinstance(part, RecurrentLayer):
                 part.init_weights()
 
+    @override
     def initial(self, count: int) -> RnnState:
-        """Zeros, for `count` sequences."""
         like, config = self.embeddings.tokens.weight, self.config
         shape = (config.num_hidden_layers, count, config.hidden_size)
         hidden = torch.zeros(shape, dtype=like.dtype, device=like.device)
         return RnnState(hidden, torch.zeros_like(hidden) if config.cell == "lstm" else None)
 
+    @override
     def forward(
         self,
         batch: PackedBatch,
@@ -239,13 +258,14 @@ class RnnModel(ClassicModel):
         output_attentions: bool = False,
         state: SequenceState | None = None,
     ) -> ClassicOutput:
-        """As `ClassicModel.forward`."""
         before = self.begin(batch, select, output_hidden_states, output_attentions, state)
         assert isinstance(before, RnnState)  # noqa: S101 - for mypy
+        # Sort states and tokens by step.
         plan = TimeMajor.of(batch.layout)
         before = before.select(plan.order)
         embedded = self.embeddings(batch)
         x = embedded.index_select(0, plan.rows)
+        # Run the layers, and keep the state that each ends in.
         hidden_states, hidden, cells = [embedded], [], []
         for i, layer in enumerate(self.layers):
             cell = None if before.cell is None else before.cell[i]
@@ -258,6 +278,7 @@ class RnnModel(ClassicModel):
             cells += [] if cell is None else [cell]
             if output_hidden_states:
                 hidden_states.append(x.index_select(0, plan.back))
+        # Back to the order of the batch.
         rows = plan.back if select is None else plan.back[select.rows]
         return ClassicOutput(
             last_hidden_state=x.index_select(0, rows),
@@ -267,7 +288,30 @@ class RnnModel(ClassicModel):
 
 
 def _stacked(hidden: Sequence[Tensor], cells: Sequence[Tensor], like: RnnState) -> RnnState:
-    """The state of all layers, in the type of the one before: autocast may have left another."""
+    """Stack the states of all layers, in the type of the state before: autocast may change it."""
     kind = like.hidden.dtype
     cell = torch.stack(tuple(cells)).to(kind) if cells else None
     return RnnState(torch.stack(tuple(hidden)).to(kind), cell)
+
+
+FAMILY = classic_family(
+    "Rnn",
+    "rnn",
+    RnnModel,
+    ("layers.{i}.input", "layers.{i}.recurrent"),
+    # Zaremba et al. 2014, section 4.1, and the same sizes for the other cells.
+    presets={
+        f"{cell}-{name}": {
+            "cell": cell,
+            "embedding_size": size,
+            "hidden_size": size,
+            "dropout": dropout,
+        }
+        for cell in ("rnn", "gru", "lstm")
+        for name, size, dropout in (
+            ("small", 200, 0.0),
+            ("medium", 650, 0.5),
+            ("large", 1500, 0.65),
+        )
+    },
+)

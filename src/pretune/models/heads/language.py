@@ -1,28 +1,89 @@
-"""Heads that say which token stands where: masked tokens, BERT's pre-training, the next token."""
+"""Heads that predict tokens of the vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from pretune.data.batch import Layout, PackedBatch, Selection
-from pretune.models import ops
+from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
-from pretune.models.bert import BertModel
-from pretune.models.gpt2 import Gpt2Model
 from pretune.models.heads.vocabulary import Scores, over_vocabulary
 from pretune.models.kv_cache import KVCache
 from pretune.models.layers import ACTIVATIONS, Linear
 
 
-class MaskedLM(nn.Module):
-    """Dense, activation, LayerNorm, then the vocabulary's own table as the output layer.
+class LanguageModelHead(nn.Module):
+    """A head whose outputs are the tokens of a vocabulary.
 
-    BERT's section 3.1, task 1; the decoder is tied to the token embeddings and has a bias.
+    Attributes:
+        ties_output: whether the output layer is the table of token embeddings.
+    """
+
+    ties_output: bool = True
+    backbone: Backbone
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        labels: Tensor | None = None,
+        smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor | Scores:
+        """Predict a token at each position.
+
+        Args:
+            batch: packed texts.
+            select: predict at these positions only.
+            labels: `[T]`, or `[R]` with `select`: the right tokens. With them the predictions are
+                scored, and the logits never exist all at once.
+            smoothing: label smoothing, as for `score_tokens`.
+            z_loss: weight of the z-loss, as for `score_tokens`.
+
+        Returns:
+            logits `[T, vocab]`, or `[R, vocab]` with `select`; with `labels` the scores.
+        """
+        hidden = self.backbone(batch, select=select).last_hidden_state
+        return self.decode(hidden, labels, smoothing, z_loss)
+
+    def decode(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor | Scores:
+        """Map hidden states `[R, hidden]` to logits `[R, vocab]`, or to scores given `labels`."""
+        return over_vocabulary(
+            hidden, self.output_table(), self.output_bias(), labels, smoothing, z_loss
+        )
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self.decode(hidden)
+        assert isinstance(logits, Tensor)  # noqa: S101 - for mypy: no labels were given
+        return logits
+
+    def output_table(self) -> Tensor:
+        """The matrix of the output layer, `[vocab, hidden]`."""
+        return self.backbone.embeddings.tokens.weight
+
+    def output_bias(self) -> Tensor | None:
+        """The bias of the output layer, `[vocab]`."""
+        return None
+
+    def grow_output(self, added: int) -> None:
+        """Make room for more tokens in what the output layer does not share with the backbone."""
+
+
+class MaskedLM(LanguageModelHead):
+    """Dense, activation, LayerNorm, then the tied output layer with a bias.
+
+    BERT (Devlin et al. 2019), section 3.1, task 1.
     """
 
     def __init__(self, backbone: Backbone, activation: str, eps: float) -> None:
@@ -37,42 +98,30 @@ class MaskedLM(nn.Module):
         )
         backbone.init_weights(self.transform)
 
-    def forward(
+    @override
+    def decode(
         self,
-        batch: PackedBatch,
-        *,
-        select: Selection | None = None,
+        hidden: Tensor,
         labels: Tensor | None = None,
         smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> Tensor | Scores:
-        """Which token stands where.
-
-        Args:
-            batch: of texts with gaps.
-            select: these tokens alone.
-            labels: `[T]` or `[R]` what does stand there: score that, instead of giving all logits.
-            smoothing: as `score_tokens`', and
-            z_loss: likewise.
-
-        Returns:
-            logits `[T, vocab]`, or `[R, vocab]` of the selected tokens; with `labels` the scores.
-        """
-        hidden = self.backbone(batch, select=select).last_hidden_state
-        return self.decode(hidden, labels, smoothing, z_loss)
-
-    def decode(
-        self, hidden: Tensor, labels: Tensor | None, smoothing: float, z_loss: float
-    ) -> Tensor | Scores:
-        """`[R, hidden]` to logits `[R, vocab]`, or to scores."""
         transformed = self.norm(self.activation(self.transform(hidden)))
-        table = self.backbone.embeddings.tokens.weight
-        return over_vocabulary(transformed, table, self.bias, labels, smoothing, z_loss)
+        return super().decode(transformed, labels, smoothing, z_loss)
+
+    @override
+    def output_bias(self) -> Tensor:
+        return self.bias
+
+    @override
+    def grow_output(self, added: int) -> None:
+        bias = self.bias.detach()
+        self.bias = nn.Parameter(torch.cat([bias, bias.mean().expand(added)]))
 
 
 @dataclass(frozen=True)
 class PreTrainingOutput:
-    """What BERT's two pre-training tasks give.
+    """What BERT's two pre-training heads give.
 
     Attributes:
         predictions: logits `[T, vocab]` or `[R, vocab]`, or scores.
@@ -83,147 +132,47 @@ class PreTrainingOutput:
     seq_relationship_logits: Tensor
 
 
-class BertPreTraining(MaskedLM):
-    """BERT's two heads: masked tokens, and whether one text follows the other (section 3.1)."""
+class CausalLM(LanguageModelHead):
+    """The next token, by the tied output layer without a bias.
 
-    def __init__(self, backbone: BertModel) -> None:
-        super().__init__(backbone, backbone.config.hidden_act, backbone.config.layer_norm_eps)
-        self.relationship = Linear(backbone.config.hidden_size, 2)
-        backbone.init_weights(self.relationship)
-
-    @overload
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        both: Literal[False] = False,
-        select: Selection | None = None,
-        labels: Tensor | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> Tensor | Scores: ...
-
-    @overload
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        both: Literal[True],
-        select: Selection | None = None,
-        labels: Tensor | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> PreTrainingOutput: ...
-
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        both: bool = False,
-        select: Selection | None = None,
-        labels: Tensor | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> Tensor | Scores | PreTrainingOutput:
-        """Masked tokens alone, as `MaskedLM`; or both heads on one pass.
-
-        Args:
-            batch: for `both`, of pairs.
-            both: what to give.
-            select: the tokens to predict, the first of a sequence not among them; default all.
-            labels: as `MaskedLM`'s.
-            smoothing: likewise, and
-            z_loss: likewise.
-        """
-        if not both:
-            return super().forward(
-                batch, select=select, labels=labels, smoothing=smoothing, z_loss=z_loss
-            )
-        if select is None:
-            output = self.backbone(batch)
-            hidden, pooled = output.last_hidden_state, output.pooler_output
-        else:
-            rows, order = torch.cat([batch.first.rows, select.rows]).sort()
-            layout = Layout.of([1 + count for count in select.layout.lengths], rows.device)
-            found = self.backbone(batch, select=Selection(rows, layout)).last_hidden_state
-            # Where each came to lie; unlike a mask, places need no wait for the device.
-            places = order.argsort()
-            first, others = places[: batch.num_sequences], places[batch.num_sequences :]
-            hidden = found[others]
-            pooled = self.backbone.pool(found[first], batch, batch.first)
-        predictions = self.decode(hidden, labels, smoothing, z_loss)
-        return PreTrainingOutput(predictions, self.relationship(pooled))
-
-
-class CausalLM(nn.Module):
-    """The next token, by the vocabulary's own table as the output layer, without bias.
-
-    A `LanguageModel`: with `start` and `step` it generates, keeping keys and values in between.
+    A `LanguageModel`: it generates with `start` and `step`, and keeps keys and values in between.
 
     Class attributes:
-        opening: None: what is written goes on from what was read.
+        opening: None: generated text continues the prompt.
     """
 
     opening = None
 
-    def __init__(self, backbone: Gpt2Model) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        select: Selection | None = None,
-        labels: Tensor | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> Tensor | Scores:
-        """What follows each token.
-
-        Args:
-            batch: of texts.
-            select: only what follows these tokens.
-            labels: `[T]` what does follow: score that, instead of giving all logits.
-            smoothing: as `score_tokens`', and
-            z_loss: likewise.
-
-        Returns:
-            logits `[T, vocab]`, or `[R, vocab]` of the selected tokens; with `labels` the scores.
-        """
-        hidden = self.backbone(batch, select=select).last_hidden_state
-        table = self.backbone.embeddings.tokens.weight
-        return over_vocabulary(hidden, table, None, labels, smoothing, z_loss)
-
-    def _decode(self, hidden: Tensor) -> Tensor:
-        return ops.linear(hidden, self.backbone.embeddings.tokens.weight)
-
     @property
     def context_length(self) -> int:
-        """As `LanguageModel`'s: the table of positions ends there."""
+        """The length of the table of positions."""
         return self.backbone.config.size("max_position_embeddings")
 
     @property
     def vocab_size(self) -> int:
-        """As `LanguageModel`'s."""
+        """V, the length of a row of logits."""
         return self.backbone.config.size("vocab_size")
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, KVCache]:
-        """As `LanguageModel.start`: one pass over all prompts, packed."""
+        """Read all prompts in one packed pass; see `LanguageModel.start`."""
         cache = KVCache(len(self.backbone.layers))
-        batch = PackedBatch.of(prompts).to(self.backbone.embeddings.tokens.weight.device)
+        batch = PackedBatch.of(prompts).to(self.output_table().device)
         output = self.backbone(batch, select=batch.last, state=cache)
         cache.lengths = list(batch.layout.lengths)
-        return self._decode(output.last_hidden_state), cache
+        return self._logits(output.last_hidden_state), cache
 
     def step(self, tokens: Tensor, state: KVCache) -> Tensor:
-        """As `LanguageModel.step`: one row a sequence."""
-        return self._decode(self.backbone(state.advance(tokens), state=state).last_hidden_state)
+        """Read one token of each sequence; see `LanguageModel.step`."""
+        return self._logits(self.backbone(state.advance(tokens), state=state).last_hidden_state)
 
     def follow(
         self, more: Sequence[Sequence[int]], state: KVCache, *, every: bool = False
     ) -> Tensor:
-        """As `LanguageModel.follow`: one pass over all new tokens, packed."""
-        batch = state.lengthen(more, self.backbone.embeddings.tokens.weight.device)
+        """Read several tokens of each sequence in one packed pass; see `LanguageModel.follow`."""
+        batch = state.lengthen(more, self.output_table().device)
         output = self.backbone(batch, select=None if every else batch.last, state=state)
-        return self._decode(output.last_hidden_state)
+        return self._logits(output.last_hidden_state)

@@ -1,4 +1,4 @@
-"""A label for each token, and fields of labels on top."""
+"""Heads that give a label for each token or word."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from torch import Tensor, nn
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
+from pretune.models.family import rules
 from pretune.models.heads.crf import Crf, CrfWeights, log_likelihood
 from pretune.models.layers import Dropout, Linear
+
+#: Parameters of a CRF, stored under our names: transformers has no CRF and leaves them out.
+CRF_RULES = rules(*((name, name) for name in ("crf.transitions", "crf.start", "crf.end")))
 
 
 class TokenClassifier(nn.Module):
     """Dropout and a linear map on every token: labels of tokens, or the ends of an answer.
 
-    For `...ForTokenClassification`, and with two outputs for `...ForQuestionAnswering`.
+    Args:
+        backbone: loses its pooler, as transformers' classes for tokens have none.
+        labels: outputs for each token.
+        dropout: before the linear map; default: the backbone's own.
     """
 
-    def __init__(self, backbone: Backbone, num_labels: int, dropout: float) -> None:
+    def __init__(self, backbone: Backbone, labels: int, dropout: float | None = None) -> None:
         super().__init__()
+        backbone.drop_pooler()
         self.backbone = backbone
-        self.dropout = Dropout(dropout)
-        self.classifier = Linear(backbone.config.size("hidden_size"), num_labels)
+        self.dropout = Dropout(backbone.config.hidden_dropout if dropout is None else dropout)
+        self.classifier = Linear(backbone.config.size("hidden_size"), labels)
         backbone.init_weights(self.classifier)
 
     def forward(self, batch: PackedBatch, *, select: Selection | None = None) -> Tensor:
-        """Logits `[T, num_labels]`, or `[R, num_labels]` for the selected tokens alone."""
+        """Give logits `[T, labels]`, or `[R, labels]` for the selected tokens alone."""
         hidden = self.backbone(batch, select=select).last_hidden_state
         logits: Tensor = self.classifier(self.dropout(hidden))
         return logits
@@ -34,12 +42,12 @@ class TokenClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class TagScores:
-    """What a tagger gives for the words of a batch.
+    """What a tagger computes for the words of a batch.
 
     Attributes:
-        logits: `[W, num_labels]`: the emissions, where there is a field.
-        likelihood: `[B]`: log p of the labels of each sequence, where they were given.
-        field: of a `CrfTagger`, without a graph.
+        logits: `[W, labels]`; with a CRF, its emissions.
+        likelihood: `[B]`: log p of the labels of each sequence, if labels were given.
+        field: the weights of the CRF, without a graph.
     """
 
     logits: Tensor
@@ -48,13 +56,24 @@ class TagScores:
 
 
 class CrfTagger(TokenClassifier):
-    """A conditional random field on the labels of words (Lample et al. 2016, section 2.2)."""
+    """A conditional random field over the labels of words (Lample et al. 2016, section 2.2).
+
+    Args:
+        backbone: as for `TokenClassifier`.
+        labels: number of labels.
+        dropout: as for `TokenClassifier`.
+        crf_rate: learning rate of the CRF's weights, as a multiple of the model's.
+    """
 
     def __init__(
-        self, backbone: Backbone, num_labels: int, dropout: float, rate: float = 1.0
+        self,
+        backbone: Backbone,
+        labels: int,
+        dropout: float | None = None,
+        crf_rate: float = 1.0,
     ) -> None:
-        super().__init__(backbone, num_labels, dropout)
-        self.crf = Crf(num_labels, rate)
+        super().__init__(backbone, labels, dropout)
+        self.crf = Crf(labels, crf_rate)
 
     def forward(  # type: ignore[override]
         self,
@@ -65,14 +84,14 @@ class CrfTagger(TokenClassifier):
         begins: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> TagScores:
-        """The emissions, and how likely the labels are.
+        """Compute the emissions, and how likely the given labels are.
 
         Args:
-            batch: of sentences or parts of such.
-            select: a token for each of W words.
+            batch: sentences, or parts of sentences.
+            select: one token for each of W words.
             labels: `[W]`.
-            begins: `[B]` bool: whether a sequence's words are the first of its sentence.
-            ends: `[B]` bool: whether they are the last.
+            begins: `[B]` bool: whether a sequence starts with the first word of its sentence.
+            ends: `[B]` bool: whether it stops with the last word of its sentence.
         """
         logits = super().forward(batch, select=select)
         likelihood = None

@@ -17,9 +17,9 @@ from pretune.data.batch import Feature, Features, Layout, PackedBatch, Selection
 from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
-from pretune.models.classics.common import ClassicLM, ClassicModel
-from pretune.models.heads.pooled import causal_lm
+from pretune.models.families import build_head
 from pretune.models.heads.vocabulary import Scores
+from pretune.models.language_model import StatefulLM
 from pretune.tasks.base import (
     CarriesState,
     Loss,
@@ -162,19 +162,19 @@ class CausalLm(
             CheckpointError: `carry_state`, and the model keeps no state; or `stride`, and it does.
         """
         kind = backbone.config.model_type
-        if self.options.stride is not None and isinstance(backbone, ClassicModel):
+        if self.options.stride is not None and not backbone.has_attention:
             raise CheckpointError(
                 f"task.stride: a {kind} keeps its state from block to block, and so knows what was "
                 "before",
                 "Leave it out.",
             )
-        if self.options.carry_state and not isinstance(backbone, ClassicModel):
+        if self.options.carry_state and backbone.has_attention:
             raise CheckpointError(
                 f"task.carry_state: a {kind} keeps no state from block to block",
                 "Leave it out, or train a model that does: model.from=lstm-small (or rnn-small, "
                 "gru-small, nnlm).",
             )
-        return causal_lm(backbone)
+        return build_head(backbone, "causal_lm")
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
         """The scores of the tokens that follow."""
@@ -182,7 +182,7 @@ class CausalLm(
 
     def follows(self, model: nn.Module, features: Features) -> Array | None:
         """The blocks of a text; without `boundaries` all blocks."""
-        if self.options.carry_state is False or not isinstance(model, ClassicLM):
+        if self.options.carry_state is False or not isinstance(model, StatefulLM):
             return None
         return features.continues if self.options.boundaries else np.arange(len(features)) > 0
 

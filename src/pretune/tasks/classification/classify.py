@@ -17,7 +17,7 @@ from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import sequence_classifier
+from pretune.models.families import build_head
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, UsesTokenizer, usual_length
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import LabelText, label_number, label_text, numbers_first, shown_labels
@@ -199,7 +199,7 @@ class Classify(Task[ClassifyOptions, ClassPrediction], UsesTokenizer):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Dropout and a linear map on the pooled output."""
-        return sequence_classifier(backbone, len(self.labels), self.options.dropout)
+        return build_head(backbone, self.head, len(self.labels), dropout=self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in sequences.

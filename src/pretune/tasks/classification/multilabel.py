@@ -17,7 +17,7 @@ from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import sequence_classifier
+from pretune.models.families import build_head
 from pretune.tasks.base import Calibrated, Loss, Prediction, Task, UsesTokenizer, usual_length
 from pretune.tasks.classification.multilabel_metrics import MultilabelMetrics, decision_figures
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
@@ -180,7 +180,7 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction], Calibrated, UsesToke
 
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's classifier with one output a label."""
-        return sequence_classifier(backbone, len(self.labels), self.options.dropout)
+        return build_head(backbone, self.head, len(self.labels), dropout=self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Binary cross-entropy, counted in decisions: sequences times labels, as transformers'."""

@@ -21,7 +21,7 @@ from pretune.data.readers.conversations import MESSAGES, messages_of, with_messa
 from pretune.data.records import Records
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import causal_lm
+from pretune.models.families import build_head
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
 from pretune.tasks.dialogue.layouts import ConversationLayout, Excerpt, TemplateLayout, TurnLayout
 from pretune.tasks.dialogue.metrics import ReplyMetrics, WrittenReply, agreement, diversity
@@ -149,7 +149,7 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
 
     @override
     def build(self, backbone: Backbone) -> nn.Module:
-        return causal_lm(backbone)
+        return build_head(backbone, "causal_lm")
 
     @override
     def forward(self, model: nn.Module, batch: PackedBatch) -> ReplyOutputs:

@@ -24,8 +24,8 @@ from pretune.data.sentence_pairs import (
 )
 from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
+from pretune.models.families import build_head
 from pretune.models.heads.language import PreTrainingOutput
-from pretune.models.heads.pooled import masked_lm, pretraining
 from pretune.tasks.base import (
     DrawsAnew,
     Loss,
@@ -275,7 +275,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     def build(self, backbone: Backbone) -> nn.Module:
         """Dense, activation, LayerNorm, and the embeddings as the output layer; and for `next` a
         linear map on the pooled output."""
-        return masked_lm(backbone) if self.options.next == "none" else pretraining(backbone)
+        return build_head(backbone, self.head)
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Outputs:
         """Scores of the masked tokens: nothing is computed for the others in the last layer.

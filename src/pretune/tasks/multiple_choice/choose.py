@@ -18,7 +18,7 @@ from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.records import Records, is_missing
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import chooser
+from pretune.models.families import build_head
 from pretune.tasks.base import Loss, Prediction, Task, TaskOptions, usual_length
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -170,7 +170,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's classifier with one output."""
-        return chooser(backbone, self.options.dropout)
+        return build_head(backbone, "multiple_choice", dropout=self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Cross-entropy of the choices, counted in examples."""

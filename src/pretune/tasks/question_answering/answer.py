@@ -21,7 +21,7 @@ from pretune.data.batch import (
 from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import span_answerer
+from pretune.models.families import build_head
 from pretune.tasks.base import Calibrated, Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.question_answering.features import WindowMaker
@@ -156,7 +156,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """A linear map to two logits a token."""
-        return span_answerer(backbone)
+        return build_head(backbone, "question_answering")
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """The mean of the cross-entropies of start and end, counted in windows."""

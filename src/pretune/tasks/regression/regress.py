@@ -17,7 +17,7 @@ from pretune.data.batch import Feature, Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import sequence_classifier
+from pretune.models.families import build_head
 from pretune.tasks.base import Loss, Prediction, Task, UsesTokenizer, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.sentences import (
@@ -132,7 +132,7 @@ class Regress(Task[RegressOptions, ScorePrediction], UsesTokenizer):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's classifier with one output."""
-        return sequence_classifier(backbone, 1, self.options.dropout)
+        return build_head(backbone, self.head, 1, dropout=self.options.dropout)
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Squared errors, counted in sequences."""

@@ -22,7 +22,7 @@ from pretune.data.batch import (
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import token_classifier
+from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
 from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
@@ -274,8 +274,8 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
     def build(self, backbone: Backbone) -> nn.Module:
         """A linear map on each word's first piece; with `crf` a field on top."""
         options = self.options
-        rate = options.crf_rate if options.crf else None
-        return token_classifier(backbone, len(self.labels), options.dropout, rate)
+        more = {"crf_rate": options.crf_rate} if options.crf else {}
+        return build_head(backbone, self.head, len(self.labels), dropout=options.dropout, **more)
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> TagScores:
         """Scores of the words; nothing is computed for the other tokens in the last layer."""

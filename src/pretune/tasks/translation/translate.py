@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from tokenizers.processors import TemplateProcessing
@@ -22,10 +22,9 @@ from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Prompt, Writer
 from pretune.errors import DataError, RunError
 from pretune.models.backbone import Backbone
-from pretune.models.heads.pooled import translator
+from pretune.models.families import build_head
 from pretune.models.heads.vocabulary import Scores
-from pretune.models.transformer import TransformerModel
-from pretune.models.translator import Translator
+from pretune.models.language_model import LanguageModel
 from pretune.tasks.base import Loss, Prediction, Task, UsesTokenizer, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.losses import NEXT, CrossEntropyOptions, token_losses, with_perplexity
@@ -238,10 +237,9 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """The family's own output layer; its config knows how targets begin and end."""
-        model = translator(backbone)
-        assert isinstance(backbone, TransformerModel)  # noqa: S101 - translator looked
-        self._start = backbone.config.decoder_start_token_id
-        self._end = backbone.config.eos_token_id
+        model = build_head(backbone, "translation")
+        config: Any = backbone.config
+        self._start, self._end = config.decoder_start_token_id, config.eos_token_id
         return model
 
     def forward(self, model: nn.Module, batch: PackedBatch) -> Translated:
@@ -261,7 +259,6 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer):
                 "a model of which each process holds a share cannot be searched with",
                 "Set train.parallel=ddp; or evaluate afterwards: data.validation=null.",
             )
-        assert isinstance(model, Translator)  # noqa: S101 - what build made
         assert self._tokenizer is not None  # noqa: S101 - bound
         options, count = self.options, min(self.options.candidates, self.beams)
         decoding = Decoding(
@@ -275,7 +272,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer):
             never=self._never,
         )
         writer = Writer(
-            model,
+            cast(LanguageModel, model),
             self._tokenizer.written,
             device=sources.tokens.device,
             batch_size=ROWS,

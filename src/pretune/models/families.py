@@ -1,0 +1,69 @@
+"""The model families by name, each imported when it is first asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pretune.models.backbone import Backbone
+from pretune.models.family import Family
+from pretune.registry import Registry
+
+#: Families by the `model_type` of `config.json`. A package adds its own as an entry point in the
+#: group `pretune.families`.
+FAMILIES: Registry[Family] = Registry(
+    "pretune.families",
+    "model family",
+    {
+        "bert": "pretune.models.bert:FAMILY",
+        "bert-sinusoidal": "pretune.models.bert:SINUSOIDAL",
+        "distilbert": "pretune.models.distilbert:FAMILY",
+        "gpt2": "pretune.models.gpt2:FAMILY",
+        "marian": "pretune.models.transformer:FAMILY",
+        "transformer": "pretune.models.transformer:PRE_NORM",
+        "nnlm": "pretune.models.classics.nnlm:FAMILY",
+        "rnn": "pretune.models.classics.rnn:FAMILY",
+    },
+)
+
+#: First words of preset names that are not the name of their family.
+_PRESET_FAMILIES = {"transformer": "marian", "gru": "rnn", "lstm": "rnn"}
+
+
+def build_head(backbone: Backbone, head: str, labels: int = 2, **options: Any) -> nn.Module:
+    """Put a head of the backbone's family on a backbone.
+
+    Args:
+        backbone: any family's model without a head.
+        head: the name of the head, e.g. `sequence_classification`.
+        labels: outputs of a classification head.
+        options: further options of that head, such as `dropout`.
+
+    Raises:
+        ValueError: the family has no such head.
+    """
+    kind = backbone.config.model_type
+    layout = FAMILIES[kind].heads.get(head)
+    if layout is None or layout.build is None:
+        raise ValueError(f"a {kind} has no head for {head.replace('_', ' ')}")
+    return layout.build(backbone, labels, **options)
+
+
+def preset(name: str) -> dict[str, Any] | None:
+    """The contents of `config.json` for a published size, e.g. `bert-base`; None: no such size.
+
+    A preset's name begins with its family's name, so that only that family is imported.
+    """
+    named = _PRESET_FAMILIES.get(name.partition("-")[0], "")
+    for kind in FAMILIES:
+        if kind == named or (not named and f"{name}-".startswith(f"{kind}-")):
+            entries = FAMILIES[kind].presets.get(name)
+            if entries is not None:
+                return {"model_type": kind, **entries}
+    return None
+
+
+def preset_names() -> list[str]:
+    """The names of all published sizes; imports every family."""
+    return list(dict.fromkeys(name for family in FAMILIES.values() for name in family.presets))
