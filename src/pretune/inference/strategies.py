@@ -18,8 +18,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
 from pretune.errors import RunError
-from pretune.experiments.runs import State
-from pretune.models.classics.common import ClassicLM
+from pretune.models.language_model import RecurrentState, StatefulLM
 from pretune.tasks.base import CarriesState, Head
 
 
@@ -36,7 +35,7 @@ def strategy_for(task: Head, model: nn.Module, features: Features) -> Strategy:
     follows = task.follows(model, features)
     if follows is None:
         return Strategy(task)
-    assert isinstance(model, ClassicLM)  # noqa: S101 - for the type checker
+    assert isinstance(model, StatefulLM)  # noqa: S101 - for the type checker
     return TruncatedBptt(task, model, follows)
 
 
@@ -142,14 +141,14 @@ class TruncatedBptt(Strategy):
         follows: `[N]` bool, whether each feature continues the one before it.
     """
 
-    def __init__(self, task: Head, model: ClassicLM, follows: Array) -> None:
+    def __init__(self, task: Head, model: StatefulLM, follows: Array) -> None:
         super().__init__(task)
         assert isinstance(task, CarriesState)  # noqa: S101 - for the type checker
         self._carry = task.carry
         self._model, self._follows = model, follows
         # Numbers of features, and the states after them: committed, and run since then.
-        self._committed: tuple[list[int], State] | None = None
-        self._pending: list[tuple[list[int], State]] = []
+        self._committed: tuple[list[int], RecurrentState] | None = None
+        self._pending: list[tuple[list[int], RecurrentState]] = []
 
     @override
     def order(
@@ -189,7 +188,7 @@ class TruncatedBptt(Strategy):
             self._pending.append((features, after.detach()))
         return outputs
 
-    def _before(self, features: list[int]) -> State:
+    def _before(self, features: list[int]) -> RecurrentState:
         """The state in which each of these features starts."""
         if self._committed is None:
             return self._model.initial(len(features))
@@ -206,7 +205,7 @@ class TruncatedBptt(Strategy):
     @override
     def commit(self) -> None:
         numbers: list[int] = []
-        state: State | None = None
+        state: RecurrentState | None = None
         for features, after in self._pending:
             numbers += features
             state = after if state is None else state.joined(after)
@@ -243,12 +242,12 @@ class TruncatedBptt(Strategy):
             state = {name: value.to(device) for name, value in tensors.items() if name != "after"}
             self._committed = tensors["after"].tolist(), self._filled(state)
 
-    def _filled(self, tensors: Mapping[str, Tensor]) -> State:
+    def _filled(self, tensors: Mapping[str, Tensor]) -> RecurrentState:
         """A state of the model's kind with these tensors."""
         empty: Any = self._model.initial(0)
-        filled: State = replace(empty, **tensors)
+        filled: RecurrentState = replace(empty, **tensors)
         return filled
 
 
-def _tensors(state: State) -> dict[str, Tensor]:
+def _tensors(state: RecurrentState) -> dict[str, Tensor]:
     return {name: value for name, value in vars(state).items() if value is not None}
