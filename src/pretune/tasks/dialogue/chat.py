@@ -14,6 +14,7 @@ from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
+from pretune.tasks.dialogue.layouts import TurnLayout, turn_limit
 from pretune.tasks.dialogue.metrics import ReplyMetrics, Sample, variety
 from pretune.tasks.dialogue.replies import (
     ASKED,
@@ -27,7 +28,7 @@ from pretune.tasks.dialogue.replies import (
     targets_of,
     write_replies,
 )
-from pretune.tasks.dialogue.turns import TurnLayout, turn_limit, windows
+from pretune.tasks.dialogue.turns import windows
 from pretune.tasks.grading import EachLoss
 from pretune.tokenizers.tokenizer import Tokenizer
 
