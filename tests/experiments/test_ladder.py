@@ -19,9 +19,8 @@ from pretune.bundle.bundle import load
 from pretune.checkpoints.ngram_files import load_ngram
 from pretune.data.records import Records
 from pretune.errors import DataError, PretuneError, RunError
-from pretune.experiments import climb as climbing
-from pretune.experiments.climb import Climb, measure, token_texts
-from pretune.experiments.ladder import RUNGS, LadderOptions
+from pretune.experiments import ladder as ladder_module
+from pretune.experiments.ladder import RUNGS, Climb, LadderOptions, score_ngram, token_texts
 from pretune.experiments.plan import Speed
 from pretune.models.classics.ngram import NGram
 from pretune.models.heads.vocabulary import score_tokens
@@ -77,7 +76,7 @@ def test_every_rung_is_climbed_and_measured_on_the_same_text(corpus: Path) -> No
         )
         assert rung.bits_per_character == pytest.approx(found.metrics["bits_per_character"])
         assert rung.parameters == sum(p.numel() for p in bundle.model.parameters())
-        assert len(rung.sample) == climbing.SAMPLE
+        assert len(rung.sample) == ladder_module.SAMPLE_LENGTH
     counted = ladder.rungs[0]
     assert counted.updates == 0
     assert 0 < counted.bits_per_character < min(r.bits_per_character for r in ladder.rungs[1:])
@@ -115,7 +114,7 @@ def test_an_ngram_is_measured_as_a_neural_model_would_be(kind: str) -> None:
         for a, b in zip(features.starts, features.starts[1:], strict=False)
     ]
     expected = evaluate_features(task, Counted(), features).metrics
-    bits, perplexity = measure(model, features)
+    bits, perplexity = score_ngram(model, features)
     assert bits == pytest.approx(expected["bits_per_character"], rel=1e-5)
     assert perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
 
@@ -161,7 +160,7 @@ def test_minutes_become_updates_by_the_pace_of_a_few(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speed = Speed("cpu", 5, 4096.0, None, 0.0)
-    monkeypatch.setattr(climbing, "measure_speed", lambda recipe: speed)
+    monkeypatch.setattr(ladder_module, "measure_speed", lambda recipe: speed)
     climb = Climb(options(corpus, updates=None, minutes=0.05, rungs=("rnn",)), quiet=True)
     assert climb.run().rungs[0].updates == 6  # 3 seconds, 2 updates a second
 

@@ -55,8 +55,7 @@ def ladder(
     Stopped or killed, the same command goes on; what is finished is kept unless something changed.
     """
     from pretune.errors import PretuneError
-    from pretune.experiments.climb import Climb
-    from pretune.experiments.ladder import RUNGS, LadderOptions
+    from pretune.experiments.ladder import RUNGS, Climb, LadderOptions
     from pretune.render.experiment_views import ladder_view
     from pretune.render.ladder_chart import write_ladder
     from pretune.training.stop import Interrupted

@@ -1,35 +1,73 @@
 """The ladder: the classic language models on one text, one split, one budget, one axis.
 
 Each rung is a model that was the best idea of its time. The neural ones are recipes for the one
-training loop (report/climb.py); the n-gram model is counted. All are measured on the text that was
-held back, in bits for each character, which depend neither on the tokenizer nor on the model.
+training loop; the n-gram model is counted. All are measured on the same held-back text, in bits per
+character, which depend neither on the tokenizer nor on the kind of model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretune.checkpoints.atomic_io import atomic_text, make_folder
-from pretune.errors import RunError, did_you_mean, not_writable
+import numpy as np
 
-#: The n of the n-gram model, where tokens are characters, and where they are pieces of words.
+from pretune.bundle.bundle import load
+from pretune.checkpoints.atomic_io import atomic_folder, atomic_text, make_folder, remove_folder
+from pretune.checkpoints.ngram_files import load_ngram, save_ngram
+from pretune.corpus.store import StoredDocuments
+from pretune.data.batch import FeatureSet
+from pretune.data.records import Records
+from pretune.decoding.sampling import Decoding
+from pretune.errors import DataError, RunError, did_you_mean, not_writable
+from pretune.experiments.plan import measure_speed
+from pretune.inference.generate import TextGenerator
+from pretune.inference.runtime import choose_device
+from pretune.models.classics.ngram import NGram
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
+from pretune.tasks.features import record_features
+from pretune.tasks.losses import NEXT
+from pretune.tokenizers.load import load_tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.train import save_trained, train_tokenizer
+from pretune.training.data import read_data
+from pretune.training.result import environment
+from pretune.training.run import resume, train_recipe
+from pretune.training.run_folder import RECIPE
+
+#: The n of the n-gram model, for tokens that are characters and for pieces of words.
 ORDERS = {"char": 7, "bpe": 4}
+#: Tokens of each update, on every rung.
+UPDATE_TOKENS = 2048
+#: Evaluations of a rung; the best of them counts.
+EVALUATIONS = 3
+#: The share of the text that is held back, and the characters that a ladder needs at least.
+HELD_BACK, MIN_CHARACTERS = 0.1, 1000
+#: Characters of the prompt that each model continues, and of its sample.
+PROMPT_LENGTH, SAMPLE_LENGTH = 16, 60
+#: Folder within that of the ladder: a note on each rung.
+NOTES = "rungs"
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One step of the ladder.
+    """A model of the ladder.
 
     Attributes:
-        title: for people, with the year of its idea as a language model.
-        start: the size it varies; None for what is counted.
-        config: what differs from that size.
+        title: name for people, with the year of the idea as a language model.
+        start: the preset that it varies; None for a model that is counted.
+        config: what differs from that preset.
         block: tokens of each sequence.
-        rate: the learning rate at its peak.
+        rate: peak learning rate.
     """
 
     title: str
@@ -44,7 +82,7 @@ def _recurrent(title: str, cell: str, rate: float) -> Rung:
     return Rung(title, f"{cell}-small", sizes, rate=rate)
 
 
-#: From the oldest to the newest.
+#: All rungs, from the oldest to the newest.
 RUNGS = {
     "ngram": Rung("Kneser-Ney n-gram (1995)"),
     "nnlm": Rung(
@@ -68,15 +106,18 @@ class LadderOptions:
     """What to climb.
 
     Attributes:
-        corpus: as `data.train` of a recipe.
+        corpus: the text, as `data.train` of a recipe.
         output: the folder for everything.
-        level: `char` or `bpe`: what a token is.
-        vocab_size: of `bpe`.
-        minutes: of training for each rung; or
-        updates: of each rung.
-        rungs: their names.
-        seed: of weights, data order and samples.
-        device: as `train.device`.
+        level: what a token is: `char` or `bpe`.
+        vocab_size: number of tokens with `bpe`.
+        minutes: training time of each rung; give this or `updates`.
+        updates: updates of each rung.
+        rungs: names of the rungs.
+        seed: seed of weights, data order and samples.
+        device: where to train, as `train.device` of a recipe.
+
+    Raises:
+        RunError: an unknown level or rung, or not exactly one budget.
     """
 
     corpus: str
@@ -104,7 +145,7 @@ class LadderOptions:
 
     @property
     def budget(self) -> str:
-        """For people."""
+        """The budget of a rung, for people."""
         if self.updates is not None:
             return f"{self.updates:,} updates"
         return f"{self.minutes:g} min of training"
@@ -112,18 +153,18 @@ class LadderOptions:
 
 @dataclass(frozen=True)
 class RungResult:
-    """How one model did.
+    """The result of a rung.
 
     Attributes:
-        name: of the rung.
-        title: for people.
-        parameters: numbers that it learned.
-        seconds: of training: updates, or counting; evaluation not counted.
-        updates: 0 for what is counted.
-        tokens: trained on, over all epochs.
-        bits_per_character: on what was held back.
-        perplexity: a token, there.
-        sample: how it goes on from `Ladder.prompt`.
+        name: name of the rung.
+        title: its name for people.
+        parameters: numbers that the model learned.
+        seconds: training (or counting) time, without evaluation.
+        updates: updates done; 0 for a model that is counted.
+        tokens: tokens trained on, over all epochs.
+        bits_per_character: of the held-back text.
+        perplexity: per token, of the held-back text.
+        sample: how the model continues `Ladder.prompt`.
         folder: where the model is.
     """
 
@@ -141,19 +182,19 @@ class RungResult:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All rungs, from the oldest to the newest.
+    """The results of all rungs.
 
     Attributes:
-        corpus: what was read.
+        corpus: the text that was read.
         level: what a token is.
-        budget: of each rung, for people.
-        seed: of all.
+        budget: the budget of each rung, for people.
+        seed: the seed of all rungs.
         vocabulary: tokens that the tokenizer knows.
-        characters: that were trained on.
-        held_back: characters that were measured on.
-        prompt: of the samples: how the text that was held back begins.
+        characters: characters trained on.
+        held_back: characters measured on.
+        prompt: what the samples continue: the beginning of the held-back text.
         environment: versions and machine.
-        rungs: the results.
+        rungs: the results, from the oldest model to the newest.
     """
 
     corpus: str
@@ -168,18 +209,18 @@ class Ladder:
     rungs: tuple[RungResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Note:
-    """What the folder of a ladder remembers of a rung, so that it need not be climbed twice.
+class RungNote:
+    """A note in the folder of a ladder, by which a finished rung is not climbed again.
 
     Attributes:
-        settings: all that it depends on.
-        updates: how many it is given; None before that is known.
-        result: once it is finished.
+        settings: everything that the rung depends on.
+        updates: how many updates it is given; None before that is known.
+        result: its result; None before it is finished.
     """
 
     settings: Mapping[str, Any]
@@ -187,7 +228,7 @@ class Note:
     result: RungResult | None = None
 
     def write(self, path: Path) -> None:
-        """Keep it.
+        """Write the note.
 
         Raises:
             RunError: the file cannot be written.
@@ -199,15 +240,284 @@ class Note:
             raise not_writable(path, "--out FOLDER", error) from None
 
     @classmethod
-    def read(cls, path: Path) -> Note | None:
-        """What was kept; None if nothing was, or it is not readable: then it is climbed again."""
+    def read(cls, path: Path) -> RungNote | None:
+        """Read a note; None if there is none or it is damaged, so that the rung is climbed."""
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-            result = known["result"]
-            return cls(
-                dict(known["settings"]),
-                known["updates"],
-                None if result is None else RungResult(**result),
-            )
+            result = None if known["result"] is None else RungResult(**known["result"])
+            return cls(dict(known["settings"]), known["updates"], result)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+class Climb:
+    """Trains the rungs of a ladder one after the other, keeping what is finished.
+
+    Args:
+        options: what to climb.
+        quiet: show no progress of the trainings.
+        say: receives a line of text for each step.
+
+    Raises:
+        PretuneError: the text cannot be read or is too short, or the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        options: LadderOptions,
+        *,
+        quiet: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.options, self.quiet, self.say = options, quiet, say
+        _refuse_foreign(options.output)
+        self.device = choose_device(options.device)
+        train, held_out = read_data(Recipe.of({"task": "causal_lm", "data": self._data()}))
+        if isinstance(train, StoredDocuments) or isinstance(held_out, StoredDocuments):
+            raise DataError(
+                f"{options.corpus}: a prepared corpus has tokens of one vocabulary",
+                "Give the texts it was made of: the rungs share a vocabulary of their own.",
+            )
+        assert held_out is not None  # noqa: S101 - a share of a text is never nothing
+        self.train, self.held_out = _texts(train), _texts(held_out)
+        self.records = train, held_out
+        characters = sum(map(len, self.train)) + sum(map(len, self.held_out))
+        if characters < MIN_CHARACTERS or not any(text.strip() for text in self.held_out):
+            raise DataError(
+                f"{options.corpus}: {characters:,} characters are too few for a ladder",
+                f"Give it at least {MIN_CHARACTERS:,}; a book is better.",
+            )
+        self.prompt = next(text for text in self.held_out if text.strip())[:PROMPT_LENGTH]
+
+    def run(self) -> Ladder:
+        """Climb all rungs.
+
+        Raises:
+            PretuneError: a folder cannot be written, or a training went wrong.
+            Interrupted: a training was stopped; the same call continues it.
+        """
+        options, results = self.options, []
+        tokenizer = self._tokenizer()
+        chosen = [name for name in RUNGS if name in options.rungs]
+        for number, name in enumerate(chosen, start=1):
+            self.say(f"rung {number} of {len(chosen)}: {RUNGS[name].title}")
+            results.append(self._rung(name, tokenizer))
+        return Ladder(
+            corpus=options.corpus,
+            level=options.level,
+            budget=options.budget,
+            seed=options.seed,
+            vocabulary=tokenizer.vocab_size,
+            characters=sum(map(len, self.train)),
+            held_back=sum(map(len, self.held_out)),
+            prompt=self.prompt,
+            environment=environment(self.device),
+            rungs=tuple(results),
+        )
+
+    def _tokenizer(self) -> Tokenizer:
+        """Train the tokenizer on the training text; with `char` it knows all characters."""
+        options, folder = self.options, self.options.output / "tokenizer"
+        if options.level == "char":
+            made = train_tokenizer(self.train, "char", unknown=False, characters_of=self.held_out)
+        else:
+            made = train_tokenizer(self.train, "bpe", options.vocab_size)
+        with _replaced(folder) as place:
+            save_trained(made, place)
+        return load_tokenizer(folder)
+
+    def _rung(self, name: str, tokenizer: Tokenizer) -> RungResult:
+        """Keep a finished rung, continue an unfinished one, or begin it."""
+        path, settings = self.options.output / NOTES / f"{name}.json", self._settings(name)
+        folder = self.options.output / name
+        known = RungNote.read(path)
+        if known is not None and known.settings != settings:
+            self.say("  the settings or the text changed: anew")
+            known = None
+        if known is not None and known.result is not None and folder.is_dir():
+            self.say(f"  kept: {known.result.bits_per_character:.3f} bits per character")
+            return known.result
+        if RUNGS[name].start is None:
+            result = self._counted(name, tokenizer, folder)
+        else:
+            # The number of updates is noted before they start: a stopped rung keeps its budget.
+            started = known is not None and (folder / RECIPE).is_file()
+            if known is None or known.updates is None:
+                known = RungNote(settings, self._updates(name))
+                known.write(path)
+            result = self._trained(name, folder, known.updates or 1, started=started)
+        RungNote(settings, result.updates, result).write(path)
+        self.say(f"  {result.bits_per_character:.3f} bits per character, {result.seconds:.1f} s")
+        return result
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """Collect everything that a rung depends on: if any of it changes, it is climbed anew."""
+        options, digest = self.options, hashlib.sha256()
+        for text in (*self.train, "", *self.held_out):
+            digest.update(text.encode() + b"\0")
+        counted = RUNGS[name].start is None
+        return {
+            "text": digest.hexdigest(),
+            "level": options.level,
+            "vocab_size": options.vocab_size if options.level == "bpe" else None,
+            "minutes": options.minutes,
+            "updates": options.updates,
+            "order": ORDERS[options.level] if counted else None,
+            "recipe": None if counted else self._recipe(name, 1).to_dict(),
+        }
+
+    def _recipe(self, name: str, updates: int) -> Recipe:
+        """Write the recipe of a neural rung: small models without dropout, a cosine schedule."""
+        rung, options = RUNGS[name], self.options
+        return Recipe.of(
+            {
+                "description": f"{rung.title}, a rung of a ladder",
+                "task": {"name": "causal_lm", "max_length": rung.block},
+                "model": {
+                    "from": rung.start,
+                    "tokenizer": str(options.output / "tokenizer"),
+                    "config": dict(rung.config or {}),
+                    "dropout": 0.0,
+                    "attention_dropout": 0.0 if name == "gpt" else None,
+                },
+                "data": self._data(),
+                # Every rung sees the same number of tokens in each update.
+                "train": {
+                    "max_steps": updates,
+                    "batch_size": UPDATE_TOKENS // rung.block,
+                    "learning_rate": rung.rate,
+                    "schedule": "cosine",
+                    "warmup": 0.05,
+                    "eval_every": max(1, math.ceil(updates / EVALUATIONS)),
+                    "device": options.device,
+                },
+                "output": str(options.output / name),
+                "seed": options.seed,
+            }
+        )
+
+    def _data(self) -> dict[str, Any]:
+        """Write the data section of a recipe, in which a text may be of any length."""
+        return {"train": self.options.corpus, "validation": HELD_BACK, "max_chars": sys.maxsize}
+
+    def _updates(self, name: str) -> int:
+        """Return the updates of a rung: as asked for, or as many as fit in the time."""
+        options = self.options
+        if options.updates is not None:
+            return options.updates
+        speed = measure_speed(self._recipe(name, 1000))
+        seconds = 60 * (options.minutes or 0.0)
+        updates = max(1, round(seconds * speed.training_tokens_per_second / UPDATE_TOKENS))
+        self.say(f"  {updates:,} updates fit in {options.minutes:g} minutes")
+        return updates
+
+    def _trained(self, name: str, folder: Path, updates: int, *, started: bool) -> RungResult:
+        """Train a neural model, or continue its training, and let it write a sample."""
+        if started:
+            run = resume(folder, quiet=self.quiet)
+        else:
+            run = train_recipe(self._recipe(name, updates), overwrite=True, quiet=self.quiet)
+        bundle = load(folder)
+        return RungResult(
+            name=name,
+            title=RUNGS[name].title,
+            parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
+            seconds=run.seconds,
+            updates=run.steps,
+            tokens=run.tokens,
+            bits_per_character=run.metrics["bits_per_character"],
+            perplexity=run.metrics["perplexity"],
+            sample=self._sample(TextGenerator.of(bundle, device=self.options.device)),
+            folder=run.folder,
+        )
+
+    def _counted(self, name: str, tokenizer: Tokenizer, folder: Path) -> RungResult:
+        """Count, save and measure the n-gram model."""
+        task = CausalLm(CausalLmOptions())
+        train, held_out = (record_features(task, records, tokenizer) for records in self.records)
+        order, start = ORDERS[self.options.level], time.perf_counter()
+        texts = token_texts(train)
+        model = NGram.fit(texts, order=order, vocab_size=tokenizer.vocab_size)
+        seconds = time.perf_counter() - start
+        with _replaced(folder) as place:
+            save_ngram(model, place)
+            save_trained(tokenizer, place)
+        # Measured as it was saved, as the neural models are.
+        bits, perplexity = score_ngram(load_ngram(folder), held_out)
+        return RungResult(
+            name=name,
+            title=RUNGS[name].title,
+            parameters=len(model.unigrams) + sum(len(level.keys) for level in model.levels),
+            seconds=seconds,
+            updates=0,
+            tokens=sum(map(len, texts)),
+            bits_per_character=bits,
+            perplexity=perplexity,
+            sample=self._sample(TextGenerator(model, tokenizer, device="cpu")),
+            folder=str(folder),
+        )
+
+    def _sample(self, writer: TextGenerator) -> str:
+        decoding = Decoding(max_new_tokens=SAMPLE_LENGTH, stop_tokens=(), seed=self.options.seed)
+        (written,) = writer.generate([self.prompt], decoding)
+        return written.text[:SAMPLE_LENGTH]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds anything but a ladder.
+
+    Raises:
+        RunError: it does.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file, not a folder", "Choose another: --out FOLDER.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / NOTES).is_dir():
+        raise RunError(
+            f"{folder}: holds files that are no ladder; nothing is written there",
+            "Choose another: --out FOLDER.",
+        )
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write into, which then replaces an earlier one as a whole."""
+    try:
+        make_folder(folder.parent)
+        if folder.exists():
+            remove_folder(folder)
+        with atomic_folder(folder) as place:
+            yield place
+    except OSError as error:
+        raise not_writable(folder, "--out FOLDER", error) from None
+
+
+def _texts(records: Records) -> list[str]:
+    return [records.text(row, "text") for row in range(len(records))]
+
+
+def token_texts(features: FeatureSet) -> list[list[int]]:
+    """Put the tokens of each text together again from its blocks."""
+    begins = np.flatnonzero(np.append(True, features.records[1:] != features.records[:-1]))
+    texts = []
+    for first, after in zip(begins, np.append(begins[1:], len(features)), strict=True):
+        start, stop = features.starts[first], features.starts[after]
+        # The last token of a text is only ever a target.
+        last = features.targets[NEXT][stop - 1]
+        texts.append([*features.tokens[start:stop].tolist(), int(last)])
+    return texts
+
+
+def score_ngram(model: NGram, features: FeatureSet) -> tuple[float, float]:
+    """Measure an n-gram model on the tokens that neural models predict too.
+
+    These are all tokens but the first of each text.
+
+    Returns:
+        bits per character, and perplexity per token.
+    """
+    nats, tokens = 0.0, 0
+    for text in token_texts(features):
+        nats -= float(model.logprob(text)[1:].sum())
+        tokens += len(text) - 1
+    characters = int(features.targets["chars"].sum())
+    return nats / math.log(2) / max(characters, 1), math.exp(nats / max(tokens, 1))
