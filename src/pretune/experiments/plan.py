@@ -1,8 +1,8 @@
-"""What a training will take, told before it starts: data, updates, FLOPs, memory, disk and hours.
+"""Plan a training before it starts: data, updates, FLOPs, memory, disk and hours.
 
 The data is read and tokenized and the model is loaded as the run would do it. The time comes from
-a few real updates on that copy of the model, on the run's own first batches: no peak rate of the
-machine says how much of it a small model gets.
+a few real updates on that copy of the model, on the run's own first batches: the peak rate of a
+machine does not tell what share of it a small model reaches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretune.bundle.bundle import Bundle
 from pretune.data.arrays import Array
 from pretune.data.batch import Features
 from pretune.data.batch_order import Cursor
@@ -48,25 +47,29 @@ from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
 from pretune.training.stop import Stopped
 
-#: Updates that are not counted (the first ones ask for memory), the fewest that are, and the
-#: seconds after which no further one begins.
-WARM, FEWEST, SECONDS = 2, 5, 8.0
-#: Python, PyTorch and the tokenizer. And what `TRAINING_SLACK` is for batches of uneven lengths,
-#: whose blocks fit less well into the holes of the last ones. Both measured (glibc 2.36, MiniLM on
-#: MRPC, batches of 32 and 64: 1.88 and 1.85).
-BASE, UNEVEN_SLACK = 310 * 2**20, 1.87
+#: Updates before the timed ones (the first ones allocate memory), timed updates at least, and the
+#: seconds after which no further update begins.
+WARM_UP, MIN_UPDATES, SECONDS = 2, 5, 8.0
+#: Bytes of Python, PyTorch and the tokenizer.
+BASE = 310 * 2**20
+#: `TRAINING_SLACK` for batches of uneven lengths, whose blocks fit less well into the holes of
+#: earlier ones. Measured (glibc 2.36, MiniLM on MRPC, batches of 32 and 64: 1.88 and 1.85).
+UNEVEN_SLACK = 1.87
+#: Batches on which evaluation is timed at most.
+EVALUATION_BATCHES = 8
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast this machine does it, by updates that were really done.
+    """The speed of this machine, measured by real updates.
 
     Attributes:
-        device: where.
-        updates: how many were timed.
-        training_tokens_per_second: in updates.
-        evaluation_tokens_per_second: forward only; None without validation data.
-        flops_per_second: of the updates.
+        device: the device that was measured.
+        updates: number of timed updates.
+        training_tokens_per_second: tokens per second of updates.
+        evaluation_tokens_per_second: tokens per second of evaluation, which has no backward pass;
+            None without validation data.
+        flops_per_second: floating-point operations per second of updates.
     """
 
     device: str
@@ -78,28 +81,28 @@ class Speed:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All of it.
+    """What a run will take.
 
     Attributes:
         examples: training sequences of an epoch; a long record may give several.
         validation_examples: sequences of an evaluation.
-        tokens_per_epoch: of the training data.
+        tokens_per_epoch: tokens of the training data.
         truncated: training sequences whose text is cut.
-        updates: in all.
-        epochs: in all.
-        evaluations: how many there are.
-        tokens: trained on, over all epochs.
-        parameters: of the model.
-        trained: those that learn.
-        flops_per_token: of the training, backward pass included; of the mean length.
-        flops: of the training.
-        memory: of the largest batch, in float32 on a CPU.
-        process_bytes: about the most that the whole process holds then, evaluation included.
-        checkpoint_bytes: of one saved model's weights.
-        speed: None where nothing was measured.
-        training_seconds: of the updates; None where nothing was measured.
-        evaluation_seconds: of all evaluations.
-        reading_seconds: what reading and tokenizing the data took here.
+        updates: number of updates.
+        epochs: passes over the data.
+        evaluations: number of evaluations.
+        tokens: tokens trained on, over all epochs.
+        parameters: parameters of the model.
+        trained: parameters that are trained.
+        flops_per_token: operations per token of training, forward and backward, at the mean length.
+        flops: operations of the whole training.
+        memory: memory of the largest batch, in float32 on a CPU.
+        process_bytes: estimated peak of the whole process, evaluation included.
+        checkpoint_bytes: size of the weights of a checkpoint.
+        speed: measured speed; None if nothing was measured.
+        training_seconds: time of all updates; None if nothing was measured.
+        evaluation_seconds: time of all evaluations; None if nothing was measured.
+        reading_seconds: time that reading and tokenizing the data took here.
     """
 
     examples: int
@@ -124,57 +127,74 @@ class RunPlan:
 
     @property
     def hours(self) -> float | None:
-        """From start to end, but for writing checkpoints."""
+        """Time from start to end without writing checkpoints; None if nothing was measured."""
         if self.training_seconds is None:
             return None
-        return (
-            self.reading_seconds + self.training_seconds + (self.evaluation_seconds or 0)
-        ) / 3600
+        seconds = self.reading_seconds + self.training_seconds + (self.evaluation_seconds or 0)
+        return seconds / 3600
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; memory in bytes."""
+        """Convert to plain values for JSON; memory in bytes."""
         return {**asdict(self), "hours": self.hours}
 
 
+@dataclass
+class _Start:
+    """A run as it is before its first update."""
+
+    recipe: Recipe
+    device: torch.device
+    task: AnyTask
+    model: nn.Module
+    train: Features
+    validation: Features | None
+
+    def trainer(self, changes: Mapping[str, Any] | None = None, **arguments: Any) -> Trainer:
+        """Make a trainer that logs every update, with changed training options."""
+        options = self.recipe.train.model_copy(update={"log_every": 1, **(changes or {})})
+        arguments |= {"options": options, "seed": self.recipe.seed, "device": self.device}
+        return Trainer(self.task, self.model, self.train, None, **arguments)
+
+
 def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
-    """Work out what training a recipe takes; writes nothing, and needs no output folder.
+    """Work out what training a recipe takes. Nothing is written, and no output folder is needed.
 
     Args:
         recipe: what would be trained.
-        measure: do a few updates to tell the time.
+        measure: time a few updates.
 
     Raises:
         PretuneError: bad data or model, as in training.
     """
-    device = choose_device(recipe.train.device)
     start = time.perf_counter()
-    task, bundle, train, validation = _prepared(recipe)
+    run = _prepare(recipe)
     reading = time.perf_counter() - start
-    model = bundle.model.to(device)
-    trainer = _trainer(recipe, task, model, train, device)
+    model, train = run.model, run.train
+    # The trainer itself tells the number of updates and the batches of an epoch.
+    trainer = run.trainer()
     updates, batches = trainer.total, _first_epoch(trainer)
-    each = len(batches)
     per_epoch = int(train.lengths.sum())
-    epochs = updates / each if recipe.train.max_steps else recipe.train.epochs
+    epochs = updates / len(batches) if recipe.train.max_steps else recipe.train.epochs
     every = recipe.train.eval_every
     evaluations = math.ceil(epochs) if every == "epoch" else math.ceil(updates / every)
     per_token = _flops_per_token(model, max(1, round(per_epoch / len(train))))
-    passes = 1.0 if epochs > 1 and reads_once(task, model, train) else epochs
+    # A frozen backbone is run once, and its outputs are kept for all epochs.
+    passes = 1.0 if epochs > 1 and reads_once(run.task, model, train) else epochs
     speed, training, evaluating = None, None, None
     if measure:
-        speed = _measured(recipe, task, model, train, validation, device, per_token, each)
+        speed = _measure(run, per_token, len(batches))
         training = per_epoch * passes / speed.training_tokens_per_second
         rate = speed.evaluation_tokens_per_second
-        looked_at = 0 if validation is None else evaluations * int(validation.lengths.sum())
-        evaluating = looked_at / rate if rate else 0.0
+        evaluated = 0 if run.validation is None else int(run.validation.lengths.sum())
+        evaluating = evaluations * evaluated / rate if rate else 0.0
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     parameters = sum(count for count, _ in counts)
-    # Last, as it takes the values of the model away.
+    # The memory comes last, as estimating it takes the values of the model away.
     largest = max(batches, key=lambda which: int(train.lengths[which].sum()))
-    memory, process = _memory(recipe, model, train.sequences(largest), validation)
+    memory, process = _memory(run, train.sequences(largest))
     return RunPlan(
         examples=len(train),
-        validation_examples=0 if validation is None else len(validation),
+        validation_examples=0 if run.validation is None else len(run.validation),
         tokens_per_epoch=per_epoch,
         truncated=train.truncated,
         updates=updates,
@@ -182,7 +202,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
         evaluations=evaluations,
         tokens=round(per_epoch * epochs),
         parameters=parameters,
-        trained=sum(count for count, learns in counts if learns),
+        trained=sum(count for count, trained in counts if trained),
         flops_per_token=per_token,
         flops=round(per_token * per_epoch * passes),
         memory=memory,
@@ -196,20 +216,19 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
 
 
 def measure_speed(recipe: Recipe) -> Speed:
-    """The pace of a few updates of a recipe, and nothing else; FLOPs are not counted.
+    """Time a few updates of a recipe; evaluation is not timed and FLOPs are not counted.
 
     Raises:
         PretuneError: bad data or model, as in training.
     """
+    run = _prepare(recipe)
+    run.validation = None
+    return _measure(run, 0, len(_first_epoch(run.trainer())))
+
+
+def _prepare(recipe: Recipe) -> _Start:
+    """Read data and model as a run does before its first update."""
     device = choose_device(recipe.train.device)
-    task, bundle, train, _ = _prepared(recipe)
-    model = bundle.model.to(device)
-    each = len(_first_epoch(_trainer(recipe, task, model, train, device)))
-    return _measured(recipe, task, model, train, None, device, 0, each)
-
-
-def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, Features, Features | None]:
-    """Data and model as a run has them before its first update."""
     records, held_out = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
     fit(task, records)
@@ -220,117 +239,97 @@ def _prepared(recipe: Recipe) -> tuple[AnyTask, Bundle, Features, Features | Non
     validation = None
     if held_out is not None:
         validation = featurize(task, held_out, bundle.tokenizer, evaluation=True, cache=cache)
-    return task, bundle, train, validation
+    return _Start(recipe, device, task, bundle.model.to(device), train, validation)
 
 
-def _trainer(
-    recipe: Recipe,
-    task: AnyTask,
-    model: nn.Module,
-    train: Features,
-    device: torch.device,
-    **others: Any,
-) -> Trainer:
-    options = recipe.train.model_copy(update={"log_every": 1, **others.pop("options", {})})
-    return Trainer(
-        task, model, train, None, options=options, seed=recipe.seed, device=device, **others
-    )
-
-
-def _first_epoch(trainer: Trainer) -> list[Any]:
-    """The features of each whole batch of the first epoch."""
-    at, found = Cursor(), []
-    while at.epoch == 0:
-        which, at = trainer.order.take(at, trainer.sizes.whole)
-        found.append(which)
-    return found
+def _first_epoch(trainer: Trainer) -> list[Array]:
+    """List the features of each batch of the first epoch."""
+    cursor, batches = Cursor(), []
+    while cursor.epoch == 0:
+        which, cursor = trainer.order.take(cursor, trainer.sizes.whole)
+        batches.append(which)
+    return batches
 
 
 def _flops_per_token(model: nn.Module, length: int) -> int:
-    """Forward, and twice that backward as far down as anything learns."""
+    """Count the operations of training: forward, and twice as many backward where it goes."""
     flops = count_flops(model, length)
     return round(flops.per_sequence / length * (1 + 2 * _backward_share(model)))
 
 
 def _backward_share(model: nn.Module) -> float:
-    """The share of layers the backward pass goes through: down to the lowest that learns."""
+    """Return the share of layers that the backward pass reaches: down to the lowest trained."""
     backbone = backbone_of(model)
     if any(p.requires_grad for p in backbone.embeddings.parameters()):
         return 1.0
-    learns = [any(p.requires_grad for p in layer.parameters()) for layer in backbone.layers]
-    return (len(learns) - learns.index(True)) / len(learns) if any(learns) else 0.0
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in backbone.layers]
+    return (len(trained) - trained.index(True)) / len(trained) if any(trained) else 0.0
 
 
 class _Rates:
-    """Keeps the tokens a second of each update."""
+    """A log that keeps the tokens per second of each update."""
 
     def __init__(self) -> None:
-        self.found: list[float] = []
+        self.values: list[float] = []
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        self.found.append(figures["train/tokens_per_second"])
+        self.values.append(figures["train/tokens_per_second"])
 
     def rewind(self, step: int) -> None:
-        """Nothing is to be undone."""
+        pass
 
     def close(self) -> None:
-        """Nothing is open."""
+        pass
 
 
-def _measured(
-    recipe: Recipe,
-    task: AnyTask,
-    model: nn.Module,
-    train: Features,
-    validation: Features | None,
-    device: torch.device,
-    flops_per_token: int,
-    most: int,
-) -> Speed:
-    """Do a few updates, and run over some validation data."""
+def _measure(run: _Start, flops_per_token: int, batches: int) -> Speed:
+    """Time a few updates, and the evaluation of some validation data.
+
+    Args:
+        run: the run; its model is changed by the updates.
+        flops_per_token: operations per token of training.
+        batches: number of batches of an epoch.
+    """
     rates = _Rates()
     end = time.perf_counter() + SECONDS
 
     def enough() -> bool:
-        return len(rates.found) >= WARM + FEWEST and time.perf_counter() >= end
+        return len(rates.values) >= WARM_UP + MIN_UPDATES and time.perf_counter() >= end
 
-    # A frozen backbone is read once for all epochs; within one epoch, `most`, its pace shows.
-    trainer = _trainer(
-        *(recipe, task, model, train, device),
-        options={"max_steps": min(recipe.train.max_steps or most, most)},
+    # A frozen backbone is run once for all epochs, so only the first epoch shows its pace.
+    trainer = run.trainer(
+        {"max_steps": min(run.recipe.train.max_steps or batches, batches)},
         reporter=Reporter((rates,), quiet=True),
         should_stop=enough,
     )
     with suppress(Stopped):
         trainer.fit()
-    counted = rates.found[WARM:] or rates.found[-1:]
-    # Seconds a token are what adds up, so it is those whose mean is taken.
-    training = statistics.harmonic_mean(counted)
-    evaluation = None
-    if validation is not None:
-        evaluation = _forward_rate(recipe, task, model, validation, device)
-    return Speed(str(device), len(counted), training, evaluation, training * flops_per_token)
+    timed = rates.values[WARM_UP:] or rates.values[-1:]
+    # The seconds per token of the updates add up, hence the harmonic mean of their rates.
+    training = statistics.harmonic_mean(timed)
+    evaluation = None if run.validation is None else _evaluation_rate(run, run.validation)
+    return Speed(str(run.device), len(timed), training, evaluation, training * flops_per_token)
 
 
 @torch.inference_mode()
-def _forward_rate(
-    recipe: Recipe, task: AnyTask, model: nn.Module, features: Features, device: torch.device
-) -> float:
-    """Tokens a second in evaluation, over batches of all lengths."""
-    model.eval()
+def _evaluation_rate(run: _Start, features: Features) -> float:
+    """Return the tokens per second of evaluation, over batches of all lengths."""
+    model, task, train = run.model.eval(), run.task, run.recipe.train
     strategy = strategy_for(task, model, features)
-    (batches,) = strategy.batches(features.lengths, recipe.train.eval_batch_tokens)
-    order = [batches[i] for i in _spread(len(batches))]
+    (batches,) = strategy.batches(features.lengths, train.eval_batch_tokens)
+    places = {i * len(batches) // EVALUATION_BATCHES for i in range(EVALUATION_BATCHES)}
+    order = [batches[place] for place in sorted(places)]
     tokens, seconds = 0, 0.0
     for i, which in enumerate([order[0], *order]):
         start = time.perf_counter()
-        batch = drawn(task, features.batch(which), seed=0, epoch=-1).to(device)
-        with precision_context(device, recipe.train.precision):
+        batch = drawn(task, features.batch(which), seed=0, epoch=-1).to(run.device)
+        with precision_context(run.device, train.precision):
             outputs = strategy.forward(model, batch)
             strategy.commit()
             float(task.loss(outputs, batch).sum)
             with_answers(task, model, outputs, batch)
-        if i == 0:  # warm
+        # The first pass, over a batch that comes again, only warms up.
+        if i == 0:
             continue
         seconds += time.perf_counter() - start
         tokens += int(features.lengths[which].sum())
@@ -339,36 +338,31 @@ def _forward_rate(
     return tokens / max(seconds, 1e-9)
 
 
-def _spread(count: int, most: int = 8) -> list[int]:
-    """Some of `count` places, from all over."""
-    return sorted({i * count // most for i in range(most)})
+def _memory(run: _Start, lengths: Array) -> tuple[Memory, int]:
+    """Estimate the memory of a batch with sequences of these lengths, and of the whole process.
 
-
-def _memory(
-    recipe: Recipe, model: nn.Module, lengths: Array, validation: Features | None
-) -> tuple[Memory, int]:
-    """Of a batch with sequences of these lengths, and of the whole process.
-
-    What is frozen has neither gradient nor moments. Afterwards the model has no values any more.
+    Afterwards the parameters of the model have no values any more.
     """
-    model.to("meta")
-    looked_at = 0
-    if validation is not None:
-        most = min(recipe.train.eval_batch_tokens, int(validation.lengths.sum()))
+    model, train = run.model.to("meta"), run.recipe.train
+    # Evaluation: as many sequences of the mean length as fit into its batches.
+    evaluated = 0
+    if (validation := run.validation) is not None:
+        tokens = min(train.eval_batch_tokens, int(validation.lengths.sum()))
         length = max(1, round(float(validation.sequences(np.arange(len(validation))).mean())))
-        looked_at = estimate_memory(model, max(1, most // length), length).forward
+        evaluated = estimate_memory(model, max(1, tokens // length), length).forward
+    batch = math.ceil(len(lengths) / train.accumulate)
+    memory = estimate_memory(model, batch, math.ceil(float(lengths.mean())))
+    # What is frozen has neither gradients nor moments, and a frozen table no gradient of rows.
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    still = sum(table.numel() for table in tables if not table.requires_grad)
-    batch = math.ceil(len(lengths) / recipe.train.accumulate)
-    found = estimate_memory(model, batch, math.ceil(float(lengths.mean())))
-    found = replace(
-        found,
-        gradients=found.gradients - FLOAT * frozen,
-        optimizer=found.optimizer - FLOAT * MOMENTS * frozen,
-        training=found.training - FLOAT * (MOMENTS * frozen + still),
+    frozen_tables = sum(table.numel() for table in tables if not table.requires_grad)
+    memory = replace(
+        memory,
+        gradients=memory.gradients - FLOAT * frozen,
+        optimizer=memory.optimizer - FLOAT * MOMENTS * frozen,
+        training=memory.training - FLOAT * (MOMENTS * frozen + frozen_tables),
     )
     # While training, freed memory stays with the process, in blocks of other sizes than evaluation
     # asks for.
-    uneven = round((UNEVEN_SLACK - TRAINING_SLACK) * found.step)
-    return found, BASE + found.training + uneven + round(INFERENCE_SLACK * looked_at)
+    uneven = round((UNEVEN_SLACK - TRAINING_SLACK) * memory.step)
+    return memory, BASE + memory.training + uneven + round(INFERENCE_SLACK * evaluated)

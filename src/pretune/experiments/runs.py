@@ -1,7 +1,7 @@
-"""All runs below a folder, read from what lies in their folders and nothing else.
+"""List the runs below a folder by the files in their folders.
 
-A run may be half done, cut off by a crash or damaged by hand: it is listed all the same, with what
-could not be read of it.
+A run may be unfinished, cut off by a crash or damaged by hand: it is listed all the same, with a
+note on what could not be read.
 """
 
 from __future__ import annotations
@@ -22,32 +22,33 @@ from pretune.tasks.builtin import TASKS
 from pretune.training.run_folder import CHECKPOINTS, EVENTS, METRICS, RECIPE, RESULT
 
 State = Literal["finished", "running", "stopped", "damaged"]
-#: A run that wrote nothing for so many of its usual pauses, and so many seconds, is not running.
+#: A run counts as stopped if it wrote nothing for this many of its usual pauses between two log
+#: entries, and for this many seconds.
 PAUSES, SECONDS = 10, 60.0
 _VALIDATION = "validation/"
 
 
 @dataclass
 class RunInfo:
-    """What a run's folder tells.
+    """What the folder of a run tells.
 
     Attributes:
-        folder: where it is.
+        folder: path of the folder.
         state: finished; running, if it wrote something lately; stopped; damaged, if its recipe or
             its result cannot be read.
-        task: its name.
-        model: where the weights came from.
+        task: name of the task.
+        model: source of the weights.
         data: the training data.
-        seed: of the run.
-        picked_by: the metric that picks its best model.
-        metrics: of the best model on the validation data, so far.
-        best_step: after how many updates it was best.
+        seed: seed of the run.
+        picked_by: the metric that picks the best model.
+        metrics: metrics of the best model so far, on the validation data.
+        best_step: updates after which the model was best.
         step: updates done.
-        epoch: passes over the data done; None if not known.
-        seconds: spent in training; None before the run is finished.
-        written: seconds since 1970 when something was last written.
-        age: seconds since then.
-        problems: what could not be read.
+        epoch: passes over the data; None if not known.
+        seconds: training time; None before the run is finished.
+        written: time of the last change, in seconds since 1970.
+        age: seconds since the last change.
+        problems: what could not be read, a sentence each.
     """
 
     folder: str
@@ -68,7 +69,7 @@ class RunInfo:
 
     @property
     def best(self) -> float | None:
-        """The value of the metric that picks its best model."""
+        """The best value so far of the metric that picks the best model."""
         return self.metrics.get(self.picked_by or "")
 
 
@@ -77,9 +78,9 @@ class RunsFound:
     """All runs below a folder.
 
     Attributes:
-        folder: where they were looked for.
-        runs: in the order asked for.
-        problems: folders that could not be looked into.
+        folder: the folder that was searched.
+        runs: the runs, sorted.
+        problems: folders that could not be read, a sentence each.
     """
 
     folder: str
@@ -87,17 +88,17 @@ class RunsFound:
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
 
 def find_runs(folder: Path, sort: str = "time", now: float | None = None) -> RunsFound:
-    """Read all runs below a folder; the folder itself may be one.
+    """Read all runs below a folder, which may be a run itself.
 
     Args:
-        folder: where to look.
+        folder: the folder to search.
         sort: `time` (newest first), `metric` (best first), or the name of a metric.
-        now: seconds since 1970; default: the clock.
+        now: the time in seconds since 1970; default: the clock.
 
     Raises:
         RunError: there is no such folder, or no run has such a metric.
@@ -112,10 +113,10 @@ def find_runs(folder: Path, sort: str = "time", now: float | None = None) -> Run
 
 def _run_folders(folder: Path, complain: Callable[[str], None]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
-        complain(f"{error.filename}: cannot be looked into ({error.strerror})")
+        complain(f"{error.filename}: cannot be read ({error.strerror})")
 
     for place, inner, files in os.walk(folder, onerror=unreadable):
-        # What a run writes is no place for other runs; links lead to what is seen anyway.
+        # No runs lie in what a run writes; links are not followed, as their targets are seen.
         inner[:] = sorted(
             n for n in inner if not n.startswith(".") and n not in (CHECKPOINTS, EVENTS)
         )
@@ -125,6 +126,7 @@ def _run_folders(folder: Path, complain: Callable[[str], None]) -> Iterator[Path
 
 def _read_run(folder: Path, now: float) -> RunInfo:
     run = RunInfo(str(folder))
+    # The age of a run is that of its youngest file.
     changed = {}
     for name in (RECIPE, METRICS, RESULT, CHECKPOINTS):
         try:
@@ -138,13 +140,14 @@ def _read_run(folder: Path, now: float) -> RunInfo:
     if RESULT in changed:
         _read_result(run, folder / RESULT)
     elif run.state != "damaged":
+        # Without a result, a run is running if it is no older than a few of its usual pauses.
         pause = (run.written - changed.get(RECIPE, run.written)) / max(lines, 1)
         run.state = "running" if run.age <= max(SECONDS, PAUSES * pause) else "stopped"
     return run
 
 
 def _read_recipe(run: RunInfo, path: Path) -> None:
-    """By its plain values: the recipe of another version is good enough for a list."""
+    """Read a recipe by its plain values, so that a recipe of another version can be listed too."""
     try:
         values = yaml12.parse(path.read_text(encoding="utf-8"), RECIPE)
         run.task = str(values["task"]["name"])
@@ -158,7 +161,7 @@ def _read_recipe(run: RunInfo, path: Path) -> None:
 
 
 def _read_metrics(run: RunInfo, path: Path) -> int:
-    """How far a run came, and its best evaluation; gives the number of entries."""
+    """Read the progress of a run and its best evaluation; return the number of log entries."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except OSError as error:
@@ -182,17 +185,17 @@ def _read_metrics(run: RunInfo, path: Path) -> int:
 
 
 def _note_evaluation(run: RunInfo, step: int, entry: dict[str, Any]) -> None:
-    found = {
+    """Keep the metrics of an evaluation if it is the best so far."""
+    metrics = {
         name.removeprefix(_VALIDATION): float(value)
         for name, value in entry.items()
         if name.startswith(_VALIDATION) and isinstance(value, int | float)
     }
-    if run.picked_by not in found:
+    value = metrics.get(run.picked_by or "")
+    if value is None:
         return
-    if run.best is None or _rank(run.picked_by, found[run.picked_by]) < _rank(
-        run.picked_by, run.best
-    ):
-        run.metrics, run.best_step = found, step
+    if run.best is None or _rank(run.picked_by, value) < _rank(run.picked_by, run.best):
+        run.metrics, run.best_step = metrics, step
 
 
 def _read_result(run: RunInfo, path: Path) -> None:
@@ -226,7 +229,7 @@ def _sorted(runs: list[RunInfo], sort: str) -> list[RunInfo]:
     if sort == "time":
         return sorted(runs, key=lambda run: -run.written)
     if sort == "metric":
-        # Runs that are measured by the same thing stand together.
+        # Runs with the same metric stand together.
         return sorted(runs, key=lambda r: (r.picked_by or "~", _rank(r.picked_by, r.best)))
     known = {name for run in runs for name in run.metrics}
     if runs and sort not in known:
@@ -238,7 +241,7 @@ def _sorted(runs: list[RunInfo], sort: str) -> list[RunInfo]:
 
 
 def _rank(metric: str | None, value: float | None) -> float:
-    """Smaller is better; what is not known comes last."""
+    """Turn the value of a metric into a sort key: best first, unknown values last."""
     if value is None or math.isnan(value):
         return math.inf
     return value if lower_is_better(metric or "") else -value

@@ -1,4 +1,4 @@
-"""What a sweep tries: `train.learning_rate=log:1e-5..1e-3` and the like."""
+"""The ranges that a sweep searches, such as `train.learning_rate=log:1e-5..1e-3`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMS = (
 )
 _RANGE = re.compile(r"(log:)?\s*(.+?)\s*\.\.\s*(.+)")
 _WHOLE = re.compile(r"[-+]?[0-9]+")
-#: Belong to the sweep itself.
+#: Keys that belong to the sweep itself.
 _FIXED = ("output", "track")
 
 
@@ -26,13 +26,13 @@ class Space:
     """The values that one key of the recipe may take.
 
     Attributes:
-        key: as in an override, e.g. `train.learning_rate`.
+        key: the key as in an override, e.g. `train.learning_rate`.
         text: the range as it was written.
-        low: the lower end; None for listed values.
-        high: the upper end, itself included.
-        log: whether the logarithm is what is spread evenly.
+        low: lower end of a range, inclusive; None for listed values.
+        high: upper end of a range, inclusive; None for listed values.
+        log: whether values are spread evenly over the logarithm.
         whole: whether only whole numbers are tried.
-        choices: the listed values by their YAML text; empty for a range.
+        choices: the listed values as YAML text; empty for a range.
     """
 
     key: str
@@ -45,13 +45,13 @@ class Space:
 
     @property
     def corners(self) -> list[Any]:
-        """The values to check: the two ends, or all that are listed."""
+        """The values to check in advance: both ends, or all listed values."""
         if self.choices:
             return [self.value(choice) for choice in self.choices]
         return [self.value(self.low), self.value(self.high)]
 
     def value(self, drawn: Any) -> Any:
-        """What the recipe gets for a value that was drawn."""
+        """Convert a drawn value to the value of the recipe."""
         if self.choices:
             return yaml12.parse(drawn, self.key)
         return int(drawn) if self.whole else float(drawn)
@@ -61,11 +61,11 @@ def parse_space(given: str) -> Space:
     """Read `KEY=RANGE`.
 
     Args:
-        given: with a RANGE such as `log:1e-5..1e-3`, `0..0.2`, `1..5` or `8,16,32`. A range is of
-            whole numbers if both ends are written without a point or an exponent.
+        given: text with a RANGE such as `log:1e-5..1e-3`, `0..0.2`, `1..5` or `8,16,32`. A range
+            has whole numbers only if both ends are written without a point or an exponent.
 
     Raises:
-        RecipeError: it is of no such form, or the range is empty.
+        RecipeError: the text has another form, or the range is empty.
     """
     key, equals, text = (part.strip() for part in given.partition("="))
     if not equals or not key or not text:
@@ -118,10 +118,10 @@ def _listed(key: str, text: str) -> Space:
 
 
 def check_spaces(recipe: Recipe, spaces: list[Space]) -> None:
-    """Whether the recipe knows every key and takes every end and every listed value.
+    """Check that a recipe knows every key and takes every end and every listed value.
 
     Raises:
-        RecipeError: it does not; for a wrong key the nearest right one is named.
+        RecipeError: it does not; for a wrong key, the hint names the nearest known one.
     """
     if not spaces:
         raise RecipeError(
@@ -133,6 +133,7 @@ def check_spaces(recipe: Recipe, spaces: list[Space]) -> None:
             raise RecipeError(f"--over {space.key}: set this for all trials: {space.key}=VALUE")
         if keys.count(space.key) > 1:
             raise RecipeError(f"--over {space.key} is given twice", "Give each key one range.")
+    # Each value is tried together with the first value of all other keys.
     first = {space.key: space.corners[0] for space in spaces}
     for space in spaces:
         for value in space.corners:

@@ -1,4 +1,4 @@
-"""Seeds that went wrong: a model that gives one answer to everything, or lies far below the others.
+"""Failed seeds: the model gives one answer to everything, or is far worse than under other seeds.
 
 Fine-tuning a large model on little data fails under some seeds: it ends where it gives every
 example the same answer (Devlin et al. 2019, arXiv:1810.04805, section 4.1; Mosbach et al. 2021,
@@ -15,39 +15,47 @@ from typing import Any
 from pretune.tasks.base import lower_is_better
 from pretune.training.result import RunResult, SeedsResult
 
-#: A run is far below when it is so many scaled median absolute deviations and, as the spread of a
-#: few good runs can be next to nothing, this much below the median.
+#: A run has failed if it is below the median by more than this many scaled median absolute
+#: deviations and, as the spread of a few good runs can be next to nothing, by more than this gap.
 DEVIATIONS, GAP = 3.0, 0.05
-#: Times this the median absolute deviation estimates the standard deviation of normal data.
+#: The median absolute deviation times this estimates the standard deviation of normal data.
 NORMAL = 1.4826
 
 
 def degenerate_seeds(result: SeedsResult) -> dict[int, str]:
-    """The seeds whose run is no good, and why, in the order of the runs.
+    """Find the seeds whose run failed.
+
+    Only metrics that lie between 0 and 1 (or -1 and 1) and are better when higher are compared, as
+    a gap of 0.05 means nothing for others.
 
     Args:
-        result: of at least one run; only metrics that lie between 0 and 1 (or -1 and 1) and are
-            better when higher are compared, as a gap of 0.05 means nothing for others.
+        result: the result of at least one run.
+
+    Returns:
+        the reason, by the seed, in the order of the runs.
     """
-    found = {}
+    failed = {}
     for run in result.runs:
         if (answer := only_answer(run.details)) is not None:
-            found[run.seed] = f"answers '{answer}' to everything"
-        elif far := _far_below(run, result.runs):
-            found[run.seed] = far
-    return found
+            failed[run.seed] = f"answers '{answer}' to everything"
+        elif reason := _far_below(run, result.runs):
+            failed[run.seed] = reason
+    return failed
 
 
 def seeds_to_dict(result: SeedsResult) -> dict[str, Any]:
-    """JSON-ready: the runs, their mean and spread, and `degenerate`, the seeds that went wrong."""
+    """Convert to plain values for JSON, with the failed seeds as `degenerate`."""
     return {**result.to_dict(), "degenerate": list(degenerate_seeds(result))}
 
 
 def only_answer(details: Mapping[str, Any]) -> str | None:
-    """The one label that a model gave to all examples, where the truth knows several.
+    """Return the label that a model gave to all examples although the truth has several.
 
     Args:
-        details: of an evaluation; without a confusion matrix the answer is None.
+        details: details of an evaluation.
+
+    Returns:
+        the label; None if the model gave several, or there is no confusion matrix.
     """
     confusion: Sequence[Sequence[int]] = details.get("confusion", ())
     guessed = [i for i, column in enumerate(zip(*confusion, strict=True)) if sum(column)]
@@ -58,13 +66,14 @@ def only_answer(details: Mapping[str, Any]) -> str | None:
 
 
 def _far_below(run: RunResult, runs: Sequence[RunResult]) -> str | None:
+    """Say by which metric a run is far below the median of all runs; None if it is not."""
     for name, value in run.metrics.items():
         all_values = [v for other in runs if math.isfinite(v := other.metrics[name])]
         if lower_is_better(name) or not all_values or max(map(abs, all_values)) > 1:
             continue
         middle = statistics.median(all_values)
-        deviation = NORMAL * statistics.median(abs(one - middle) for one in all_values)
-        # Written so that NaN is far below as well.
+        deviation = NORMAL * statistics.median(abs(v - middle) for v in all_values)
+        # Written so that NaN is far below too.
         if not value >= middle - max(DEVIATIONS * deviation, GAP):
             return f"{name} {value:.4f} is far below the median of {middle:.4f}"
     return None

@@ -1,4 +1,4 @@
-"""`pretune sweep`: many short trainings in search of good values for a recipe.
+"""A sweep: many short trainings in search of good values for a recipe.
 
 Optuna chooses what to try (by default tree-structured Parzen estimators: Bergstra et al. 2011,
 "Algorithms for Hyper-Parameter Optimization", section 4) and keeps the study in an SQLite file, so
@@ -43,16 +43,16 @@ Direction = Literal["auto", "maximize", "minimize"]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One training of a sweep.
+    """The result of one training of a sweep.
 
     Attributes:
-        number: its run folder is `output/trial-NUMBER`.
-        state: finished; failed (it diverged, or the recipe refuses the values together); stopped
-            (killed or interrupted, to be tried again).
-        values: what it tried, by the recipe's keys.
-        metric: what came out; None if nothing did.
-        seconds: of wall-clock time; None if it was killed.
-        folder: its run.
+        number: number of the trial; its run folder is `output/trial-NUMBER`.
+        state: finished; failed (it diverged, or the recipe refuses the combination of values);
+            stopped (killed or interrupted, to be tried again).
+        values: the values that were tried, by the keys of the recipe.
+        metric: value of the metric; None if the trial did not finish.
+        seconds: wall-clock time; None if it was killed.
+        folder: folder of the run.
         error: why it failed.
     """
 
@@ -67,14 +67,14 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        output: its folder.
-        metric: what was compared, on the validation data.
-        direction: whether more or less of it is better.
-        trials: the finished ones best first, then the others by their numbers.
-        best_recipe: the file with the best trial's recipe; None if no trial finished.
+        output: folder of the sweep.
+        metric: name of the metric, on the validation data.
+        direction: whether the metric is to be maximized or minimized.
+        trials: finished trials, best first, then the others by number.
+        best_recipe: file with the recipe of the best trial; None if no trial finished.
     """
 
     output: str
@@ -85,20 +85,20 @@ class SweepResult:
 
     @property
     def done(self) -> int:
-        """How many trials need not be repeated."""
+        """Number of trials that need not be repeated."""
         return sum(trial.state != "stopped" for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
 
 class SweepStopped(Exception):  # noqa: N818 - not an error
-    """The sweep was stopped from outside; finished trials are kept.
+    """Raised when a signal stops the sweep; finished trials are kept.
 
     Attributes:
-        result: what there is so far.
-        signal: which one asked.
+        result: the result so far.
+        signal: number of the signal.
     """
 
     def __init__(self, result: SweepResult, signal: int) -> None:
@@ -108,17 +108,17 @@ class SweepStopped(Exception):  # noqa: N818 - not an error
 
 @dataclass
 class Sweep:
-    """A search: what to try and how.
+    """A search for good values of a recipe.
 
     Attributes:
-        recipe: of all trials; its output folder is the sweep's.
-        spaces: what is tried.
-        metric: what is compared; default: what picks the recipe's best checkpoint.
-        direction: `auto` knows that less loss is better.
+        recipe: recipe of all trials; its output folder is that of the sweep.
+        spaces: the keys to search and their ranges.
+        metric: name of the metric; default: the metric that picks the recipe's best checkpoint.
+        direction: whether to maximize or minimize; `auto` goes by the name of the metric.
         study: the SQLite file; default `output/study.db`.
-        seed: of the search.
+        seed: seed of the search.
         quiet: show no progress.
-        say: tells the person how it goes.
+        say: receives a line of text for each step.
     """
 
     recipe: Recipe
@@ -131,23 +131,26 @@ class Sweep:
     say: Callable[[str], None] = field(default=lambda text: None)
 
     def run(self, trials: int) -> SweepResult:
-        """Train until there are `trials` trials, those of earlier calls included.
+        """Train until there are `trials` trials, including trials of earlier calls.
 
-        A trial that diverges, or whose values the recipe refuses together, counts as a failed one;
-        one that was killed is tried again.
+        A trial fails if it diverges or if the recipe refuses its combination of values. A trial
+        that was killed is tried again.
+
+        Args:
+            trials: number of trials, finished or failed.
 
         Raises:
             PretuneError: bad ranges, data or model; another sweep's study; every trial failed.
-            SweepStopped: SIGINT or SIGTERM came.
+            SweepStopped: SIGINT or SIGTERM arrived.
         """
         check_spaces(self.recipe, list(self.spaces))
         metric = self._checked_metric()
-        _optuna()  # before a folder is made
+        _optuna()  # missing: an error before any folder is made
         with _locked(self._output):
             study = self._open(metric)
             self._repeat_killed(study)
             while (current := self._result(study, metric)).done < trials:
-                self._one(study, metric, f"{current.done + 1} of {trials}")
+                self._try(study, metric, f"{current.done + 1} of {trials}")
         if current.best_recipe is None:
             errors = [trial.error for trial in current.trials if trial.error]
             raise RunError(
@@ -164,7 +167,7 @@ class Sweep:
         return str(self._output / f"trial-{number}")
 
     def _checked_metric(self) -> str:
-        """The metric to compare; the data is read to know which there are."""
+        """Return the name of the metric; the data is read to learn which metrics there are."""
         kind = task_class(self.recipe.task.name)
         name = self.metric or self.recipe.train.best or kind.best_by
         records, held_out = read_data(self.recipe)
@@ -181,12 +184,17 @@ class Sweep:
         return name
 
     def _open(self, metric: str) -> optuna.Study:
-        """The study, made or found; one that was made for something else is refused."""
+        """Open or create the study.
+
+        Raises:
+            RunError: it belongs to another sweep, or cannot be read or written.
+        """
         from sqlalchemy import URL
         from sqlalchemy.exc import SQLAlchemyError
 
         lib = _optuna()
         path = Path(self.study or self._output / STUDY)
+        # Optuna and SQLAlchemy raise errors of many kinds for a file that is no study.
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             storage = lib.storages.RDBStorage(
@@ -198,19 +206,20 @@ class Sweep:
                 direction=self._direction(metric),
                 load_if_exists=True,
             )
-            self._compare(study, self._described(metric), path)
+            self._check_same_sweep(study, self._described(metric), path)
         except (OSError, SQLAlchemyError, RuntimeError, lib.exceptions.OptunaError) as error:
             reason = str(error).split("\n")[0]
             raise RunError(
                 f"{path}: is no study of pretune's, or cannot be written ({reason})",
                 "Name another file with --study FILE.db.",
             ) from None
+        # A trial's folder that the study does not know belongs to somebody else.
         known = {trial.number for trial in study.get_trials(deepcopy=False)}
         for folder in sorted(self._output.glob("trial-*")):
             number = folder.name.removeprefix("trial-")
             if not number.isdecimal() or int(number) not in known:
                 raise RunError(
-                    f"{folder}: is there, but {path} knows no such trial",
+                    f"{folder}: exists, but {path} knows no such trial",
                     "Choose another folder with output=FOLDER, or remove this one.",
                 )
         return study
@@ -221,7 +230,7 @@ class Sweep:
         return "minimize" if lower_is_better(metric) else "maximize"
 
     def _described(self, metric: str) -> dict[str, str]:
-        """What all trials of a study have in common, by the name it has in an error."""
+        """Return what all trials of a study have in common, by names for an error message."""
         given = {key: text for key, text in flat(self.recipe).items() if key != "output"}
         given = {key: text for key, text in given.items() if not key.startswith("track.")}
         ranges = {f"--over {space.key}": space.text for space in self.spaces}
@@ -235,7 +244,8 @@ class Sweep:
             "--seed": str(self.seed),
         }
 
-    def _compare(self, study: optuna.Study, now: Mapping[str, str], path: Path) -> None:
+    def _check_same_sweep(self, study: optuna.Study, now: Mapping[str, str], path: Path) -> None:
+        """Note in a new study what its trials have in common; compare it in an old one."""
         then = study.user_attrs.get("sweep")
         if then is None and not study.get_trials(deepcopy=False):
             study.set_user_attr("sweep", dict(now))
@@ -250,7 +260,7 @@ class Sweep:
             )
 
     def _repeat_killed(self, study: optuna.Study) -> None:
-        """Trials that were being trained when the process died: failed, and to be tried again."""
+        """Fail the trials that were training when the process died, and queue them again."""
         running = _optuna().trial.TrialState.RUNNING
         for trial in study.get_trials(deepcopy=False, states=(running,)):
             self.say(f"trial {trial.number} was killed; it is tried again")
@@ -261,9 +271,9 @@ class Sweep:
         if params:
             study.enqueue_trial(dict(params))
 
-    def _one(self, study: optuna.Study, metric: str, place: str) -> None:
+    def _try(self, study: optuna.Study, metric: str, place: str) -> None:
         """Choose values, train with them, and tell the study what came out."""
-        # By the trial's number, so that a sweep that was stopped goes on as if it had not been.
+        # Seeded by the number of the trial: a sweep that was stopped continues as if it had not.
         upcoming = len(study.get_trials(deepcopy=False))
         state = np.random.SeedSequence([self.seed, upcoming]).generate_state(1)
         study.sampler = _optuna().samplers.TPESampler(seed=int(state[0]))
@@ -274,25 +284,26 @@ class Sweep:
         chosen = {**values, "output": self._folder(trial.number), **self._picked_by(metric)}
         try:
             value = self._value(chosen, metric)
-        except BaseException as stopped:
-            if isinstance(stopped, PretuneError) and self._of_values(stopped):
-                trial.set_user_attr("error", stopped.message)
+        except BaseException as error:
+            if isinstance(error, PretuneError) and self._due_to_values(error):
+                trial.set_user_attr("error", error.message)
                 study.tell(trial, state=_optuna().trial.TrialState.FAIL)
-                self.say(f"trial {trial.number} failed: {stopped.message}")
+                self.say(f"trial {trial.number} failed: {error.message}")
                 return
+            # Anything else, an interruption included, says nothing about the values.
             self._give_back(study, trial.number, trial.params)
-            if isinstance(stopped, Interrupted | KeyboardInterrupt):
-                number = getattr(stopped, "signal", signal.SIGINT)
+            if isinstance(error, Interrupted | KeyboardInterrupt):
+                number = getattr(error, "signal", signal.SIGINT)
                 raise SweepStopped(self._result(study, metric), number) from None
             raise
         study.tell(trial, value)
         self.say(f"trial {trial.number}: {metric} {value:.4f}")
 
     def _value(self, chosen: Mapping[str, Any], metric: str) -> float:
-        """Train with these values.
+        """Train with the chosen values and return the metric.
 
         Raises:
-            PretuneError: the recipe refuses them together, or nothing came out.
+            PretuneError: the recipe refuses the combination, or the training failed.
         """
         result = train_recipe(self.recipe.changed(chosen), quiet=self.quiet)
         value = result.metrics[metric]
@@ -300,55 +311,57 @@ class Sweep:
             raise RunError(f"{metric} is {value}")
         return value
 
-    def _of_values(self, error: PretuneError) -> bool:
-        """Whether other values may do better.
+    def _due_to_values(self, error: PretuneError) -> bool:
+        """Tell whether other values may succeed.
 
-        Data or a model that cannot be read is the same in every trial, where only keys of `train`
-        are tried.
+        If only keys of `train` are searched, data or a model that cannot be read fails every trial.
         """
         sections = {space.key.partition(".")[0] for space in self.spaces}
         return isinstance(error, RecipeError | RunError) or sections != {"train"}
 
     def _picked_by(self, metric: str) -> dict[str, str]:
-        """A trial's best checkpoint is picked by what trials are compared by, unless told."""
+        """Pick a trial's best checkpoint by the metric of the sweep, unless the recipe names one."""
         return {} if self.recipe.train.best else {"train.best": metric}
 
     def _result(self, study: optuna.Study, metric: str) -> SweepResult:
-        """What there is so far; the best recipe is written as well."""
+        """Collect the trials so far, and write the recipe of the best."""
         direction = self._direction(metric)
-        trials = [self._trial(one) for one in study.get_trials(deepcopy=False) if self._over(one)]
+        over = [trial for trial in study.get_trials(deepcopy=False) if self._over(trial)]
+        trials = [self._trial_result(trial) for trial in over]
         sign = 1 if direction == "minimize" else -1
-        found = [one for one in trials if one.metric is not None]
-        found.sort(key=lambda one: sign * (one.metric or 0.0))
+        finished = [trial for trial in trials if trial.metric is not None]
+        finished.sort(key=lambda trial: sign * (trial.metric or 0.0))
         best = None
-        if found:
-            values = {**found[0].values, "output": str(self._output / "best")}
+        if finished:
+            values = {**finished[0].values, "output": str(self._output / "best")}
             best = self._output / BEST
             recipe = self.recipe.changed({**values, **self._picked_by(metric)})
             if not best.is_file() or best.read_text(encoding="utf-8") != recipe.to_yaml():
                 atomic_text(best, recipe.to_yaml())
-        rest = [one for one in trials if one.metric is None]
+        rest = [trial for trial in trials if trial.metric is None]
         return SweepResult(
             str(self._output),
             metric,
             direction,
-            (*found, *rest),
+            (*finished, *rest),
             None if best is None else str(best),
         )
 
-    def _over(self, one: FrozenTrial) -> bool:
-        """Whether nothing more happens to a trial, and all its values had been drawn."""
-        return one.state.is_finished() and all(space.key in one.params for space in self.spaces)
+    def _over(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial is over and all its values had been drawn."""
+        return trial.state.is_finished() and all(s.key in trial.params for s in self.spaces)
 
-    def _trial(self, one: FrozenTrial) -> TrialResult:
-        error = one.user_attrs.get("error")
-        finished = one.value is not None
-        state: Literal["finished", "failed", "stopped"]
-        state = "finished" if finished else "failed" if error else "stopped"
-        values = {space.key: space.value(one.params[space.key]) for space in self.spaces}
-        seconds = None if one.duration is None else one.duration.total_seconds()
+    def _trial_result(self, trial: FrozenTrial) -> TrialResult:
+        error = trial.user_attrs.get("error")
+        finished = trial.value is not None
         return TrialResult(
-            one.number, state, values, one.value, seconds, self._folder(one.number), error
+            number=trial.number,
+            state="finished" if finished else "failed" if error else "stopped",
+            values={space.key: space.value(trial.params[space.key]) for space in self.spaces},
+            metric=trial.value,
+            seconds=None if trial.duration is None else trial.duration.total_seconds(),
+            folder=self._folder(trial.number),
+            error=error,
         )
 
 
@@ -375,7 +388,11 @@ def _optuna() -> Any:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else sweeps into this folder; the system lets go of the lock when a process dies."""
+    """Lock the folder of a sweep; the system releases the lock when the process dies.
+
+    Raises:
+        RunError: another sweep holds the lock, or the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("w")
