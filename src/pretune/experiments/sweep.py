@@ -320,7 +320,7 @@ class Sweep:
         return isinstance(error, RecipeError | RunError) or sections != {"train"}
 
     def _picked_by(self, metric: str) -> dict[str, str]:
-        """Pick a trial's best checkpoint by the metric of the sweep, unless the recipe names one."""
+        """Pick the best checkpoint by the metric of the sweep, unless the recipe names another."""
         return {} if self.recipe.train.best else {"train.best": metric}
 
     def _result(self, study: optuna.Study, metric: str) -> SweepResult:

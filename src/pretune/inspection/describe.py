@@ -1,4 +1,4 @@
-"""What is in a data set, and what is wrong with it, before anybody trains on it."""
+"""Describe data files before training: labels, lengths, repeats, leaks, unknown tokens."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from pretune.inspection.describe_counts import (
 )
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Rows whose texts are tokenized at a time, extremes that are shown, and characters of each.
-CHUNK, SHOWN, CUT = 256, 3, 160
-#: `max_length` that recipes choose among.
+#: Rows whose texts are tokenized at a time.
+CHUNK = 256
+#: Examples kept of each problem, and characters of each text shown.
+EXAMPLES, TEXT_LENGTH = 3, 160
+#: Unknown pieces whose first place is kept.
+UNKNOWN_PLACES = 15
+#: Values of `max_length` for which truncation is counted.
 LIMITS = (64, 128, 256, 512)
-#: The name of all rows together, where lengths are by label.
+#: Name of the group of all rows, beside the groups by label.
 ALL = "all"
 
 
 @dataclass(frozen=True, order=True)
-class Shown:
-    """A text that is shown: where it is, its words, its beginning."""
+class TextExample:
+    """An example text: its number of words, its place in the file, its beginning."""
 
     words: int
     where: str
@@ -40,13 +44,13 @@ class Shown:
 
 @dataclass
 class Repeats:
-    """The same text more than once in a file; case and spaces make no difference.
+    """Texts that occur more than once in a file, whatever their case and spaces.
 
     Attributes:
-        rows: how many rows repeat an earlier one.
-        groups: how many texts are there more than once.
-        conflicts: how many of these have different labels; no label is none.
-        examples: places of such texts with their labels, those in conflict first.
+        rows: number of rows that repeat an earlier one.
+        groups: number of texts that occur more than once.
+        conflicts: number of these texts with different labels; a missing label is no label.
+        examples: places of such texts with their labels, those with different labels first.
     """
 
     rows: int = 0
@@ -57,15 +61,15 @@ class Repeats:
 
 @dataclass
 class Leak:
-    """Rows of one file whose text is in another.
+    """Rows of one file whose text is in an earlier file too.
 
     Attributes:
-        source: the file that has them first.
-        target: the file they are looked for in.
-        rows: of the target that have a text of the source; case and spaces make no difference.
-        conflicts: how many of them have another label there; rows without one are none.
-        near: more rows that are nearly the same; None where nobody looked.
-        examples: places.
+        source: the earlier file.
+        target: the later file.
+        rows: rows of the target with a text of the source, whatever its case and spaces.
+        conflicts: rows of these with another label; a missing label is no label.
+        near: further rows that are nearly the same; None if they were not searched for.
+        examples: places in both files.
     """
 
     source: str
@@ -78,24 +82,25 @@ class Leak:
 
 @dataclass
 class Facts:
-    """What is known of one file.
+    """The description of one file.
 
     Attributes:
-        origin: the file.
-        rows: how many.
-        columns: of each column, how often each type of value occurs.
-        text: the columns that hold the texts.
-        label: the column that holds the labels, if any.
-        labels: how often each occurs, most frequent first.
+        origin: name of the file.
+        rows: number of rows.
+        columns: how often each type of value occurs, by column.
+        text: columns that hold the texts.
+        label: column that holds the labels, if any.
+        labels: how often each label occurs, most frequent first.
         words: lengths in words, by label and of `ALL`.
-        tokens: lengths in tokens; empty without a tokenizer.
-        longest: texts, longest first.
-        shortest: texts, shortest first; empty ones are not among them.
-        empty: how many rows have no text, and places of some.
-        repeats: the same texts within the file.
-        scripts: shares among the letters.
+        tokens: lengths in tokens, by label and of `ALL`; empty without a tokenizer.
+        longest: the longest texts, longest first.
+        shortest: the shortest texts that are not empty, shortest first.
+        empty: number of rows without text.
+        empty_places: places of some of them.
+        repeats: texts that occur more than once.
+        scripts: share of each script among the letters.
         unknown: what becomes [UNK]; None without a tokenizer.
-        unknown_places: where the most frequent of these are first.
+        unknown_places: first places of the most frequent unknown pieces.
     """
 
     origin: str
@@ -106,8 +111,8 @@ class Facts:
     labels: Counter[str] = field(default_factory=Counter)
     words: dict[str, Lengths] = field(default_factory=dict)
     tokens: dict[str, Lengths] = field(default_factory=dict)
-    longest: list[Shown] = field(default_factory=list)
-    shortest: list[Shown] = field(default_factory=list)
+    longest: list[TextExample] = field(default_factory=list)
+    shortest: list[TextExample] = field(default_factory=list)
     empty: int = 0
     empty_places: list[str] = field(default_factory=list)
     repeats: Repeats = field(default_factory=Repeats)
@@ -116,12 +121,12 @@ class Facts:
     unknown_places: dict[str, str] = field(default_factory=dict)
 
     def truncated(self) -> dict[int, float]:
-        """The share of the rows that a `max_length` would cut."""
+        """Return the share of rows that each `max_length` would truncate."""
         lengths = self.tokens.get(ALL)
         return {} if lengths is None else {limit: lengths.share_over(limit) for limit in LIMITS}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         kept = ("origin", "rows", "columns", "text", "label", "labels", "empty", "scripts")
         return {
             **{name: getattr(self, name) for name in kept},
@@ -137,21 +142,21 @@ class Facts:
 
 @dataclass
 class Description:
-    """Some files, and what they share."""
+    """The description of some files, and the leaks between them."""
 
     files: list[Facts]
     leaks: list[Leak]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         return {
             "files": [facts.to_dict() for facts in self.files],
             "leaks": [asdict(leak) for leak in self.leaks],
         }
 
 
-#: What is remembered of the texts of a file: by digest, the row of the first and all labels ("" of
-#: rows that have none).
+#: The texts of a file by their digest: the first row with the text, and the counts of its labels
+#: ("" for rows without one).
 Seen = dict[bytes, tuple[int, dict[str, int]]]
 
 
@@ -164,46 +169,45 @@ def describe(
     near: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Description:
-    """Look at some files, and at what each later one shares with those before it.
+    """Describe some files, and what each later file shares with those before it.
 
-    About 200 bytes a row are remembered, with `near` about 5 kB.
+    Memory grows by about 200 bytes a row, with `near` by about 5 kB.
 
     Args:
-        files: the first is what one trains on.
-        text: the columns that hold the texts; default: those that look like it.
-        label: the column that holds the labels; default: what is usually called so, if there.
-        tokenizer: for lengths in tokens and what becomes [UNK].
-        near: also count rows whose estimated similarity (Jaccard, of runs of five words) to one of
-            the file before is at least this.
-        progress: called with the number of rows done, of all files.
+        files: the files; the first is the training data.
+        text: columns that hold the texts; default: those that look like text.
+        label: column that holds the labels; default: a column with a usual name for labels.
+        tokenizer: a tokenizer, to count tokens and what becomes [UNK].
+        near: also count rows whose estimated similarity (Jaccard, of runs of five words) to a row
+            of an earlier file is at least this.
+        progress: called with the number of rows done, over all files.
 
     Raises:
         DataError: a file has no such column, or none that looks like text.
-        PretuneError: `near` without datasketch.
+        PretuneError: `near` is given, and datasketch is not installed.
     """
-    found: list[Facts] = []
-    known: list[tuple[Records, Seen, Duplicates | None]] = []
-    leaks = []
+    described: list[Facts] = []
+    earlier: list[tuple[Records, Seen, Duplicates | None]] = []
+    leaks: list[Leak] = []
     done = 0
     for records in files:
-        shown = None if progress is None else _after(progress, done)
-        facts, seen = _look(records, text, label, tokenizer, shown)
-        others = [_leak(records, facts, seen, *earlier) for earlier in known]
-        leaks += others
+        shown = None if progress is None else _starting_at(done, progress)
+        facts, seen = _describe_file(records, text, label, tokenizer, shown)
+        leaks += [_leak(records, facts, seen, *file) for file in earlier]
+        # Nothing comes after the last file, so it needs no signatures.
         last = records is files[-1]
-        kept = None if near is None or last else _signatures(records, facts, near)
-        known.append((records, seen, kept))
-        found.append(facts)
+        signatures = None if near is None or last else _signatures(records, facts, near)
+        earlier.append((records, seen, signatures))
+        described.append(facts)
         done += len(records)
-    return Description(found, leaks)
+    return Description(described, leaks)
 
 
-def _after(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
-    """`progress`, told of so many more that were done before."""
+def _starting_at(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
     return lambda done: progress(before + done)
 
 
-def _look(
+def _describe_file(
     records: Records,
     text: Sequence[str] | None,
     label: str | None,
@@ -219,6 +223,7 @@ def _look(
         label=where_label,
     )
     counter = None if tokenizer is None else TokenCounter(tokenizer)
+    # One pass over the rows; texts are tokenized in chunks.
     seen: Seen = {}
     characters: Counter[str] = Counter()
     for start in range(0, len(records), CHUNK):
@@ -233,47 +238,50 @@ def _look(
             _note(facts, seen, records, row, joined, length)
         if progress is not None:
             progress(rows.stop)
+    # What can only be told of the whole file.
     facts.labels = Counter(dict(facts.labels.most_common()))
     facts.scripts = script_shares(characters)
     facts.repeats = _repeats(records, seen)
     if counter is not None:
         facts.unknown = counter.unknown
-        top = (piece for piece, _ in counter.unknown.pieces.most_common(SHOWN * 5))
+        top = (piece for piece, _ in counter.unknown.pieces.most_common(UNKNOWN_PLACES))
         facts.unknown_places = {p: place(records, counter.unknown.places[p]) for p in top}
     return facts, seen
 
 
 def row_texts(records: Records, facts: Facts, row: int) -> list[str]:
-    """The texts of a record, empty where there is none."""
+    """Return the texts of a record, one for each text column, empty if missing."""
     return [as_text(records.rows[row].get(column)) or "" for column in facts.text]
 
 
 def row_labels(records: Records, facts: Facts, row: int) -> list[str]:
-    """The labels of a record: none, one, or one a word."""
+    """Return the labels of a record: none, a single label, or one for each word."""
     if facts.label is None:
         return []
     value = records.rows[row].get(facts.label)
     names = records.categories.get(facts.label)
     cells = value if isinstance(value, list) else [value]
-    values = [one for one in cells if not is_missing(one)]
+    values = [cell for cell in cells if not is_missing(cell)]
     if names is None:
-        return [str(one) for one in values]
+        return [str(value) for value in values]
     return [
-        str(names[one]) if isinstance(one, int) and 0 <= one < len(names) else str(one)
-        for one in values
+        str(names[value]) if isinstance(value, int) and 0 <= value < len(names) else str(value)
+        for value in values
     ]
 
 
 def _note(
     facts: Facts, seen: Seen, records: Records, row: int, text: str, tokens: int | None
 ) -> None:
+    """Add a row to the description: labels, lengths, extremes, and the text as seen."""
     labels = row_labels(records, facts, row)
     facts.labels.update(labels)
     if not text.strip():
         facts.empty += 1
-        if len(facts.empty_places) < SHOWN:
+        if len(facts.empty_places) < EXAMPLES:
             facts.empty_places.append(place(records, row))
         return
+    # Lengths are grouped by label, unless each word has its own.
     words = count_words(text)
     single = not isinstance(records.rows[row].get(facts.label or ""), list)
     groups = [ALL, *(labels if single else [])]
@@ -281,48 +289,55 @@ def _note(
         facts.words.setdefault(group, Lengths()).counts[words] += 1
         if tokens is not None:
             facts.tokens.setdefault(group, Lengths()).counts[tokens] += 1
-    shown = Shown(words, place(records, row), text if len(text) <= CUT else text[: CUT - 1] + "…")
-    facts.longest = heapq.nlargest(SHOWN, [*facts.longest, shown], key=lambda item: item.words)
-    facts.shortest = heapq.nsmallest(SHOWN, [*facts.shortest, shown], key=lambda item: item.words)
+    beginning = text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
+    example = TextExample(words, place(records, row), beginning)
+    facts.longest = heapq.nlargest(EXAMPLES, [*facts.longest, example], key=_words_of)
+    facts.shortest = heapq.nsmallest(EXAMPLES, [*facts.shortest, example], key=_words_of)
+    # Remember the text by its digest, with the labels it occurs with.
     _, counts = seen.setdefault(text_key(text), (row, {}))
     name = " ".join(labels)
     counts[name] = counts.get(name, 0) + 1
 
 
+def _words_of(example: TextExample) -> int:
+    return example.words
+
+
 def place(records: Records, row: int) -> str:
-    """Where a row is in its file, which the table names: `line 7`."""
+    """Return the place of a row without the name of its file, such as `line 7`."""
     return records.where(row).removeprefix(f"{records.origin}, ")
 
 
 def text_key(text: str) -> bytes:
-    """The same for texts that differ in nothing but case and spaces."""
+    """Return a digest that is equal for texts that differ only in case and spaces."""
     return digest(text.casefold())
 
 
 def _known(labels: Iterable[str]) -> set[str]:
-    """Those that are labels: a row without one says nothing about its text."""
+    """Return the labels without "": a row without a label says nothing about its text."""
     return {name for name in labels if name}
 
 
 def _repeats(records: Records, seen: Seen) -> Repeats:
-    found = Repeats()
+    """Count the texts of a file that occur more than once."""
+    repeats = Repeats()
     plain: list[str] = []
     conflicting: list[str] = []
     for row, counts in seen.values():
         times = sum(counts.values())
         if times == 1:
             continue
-        found.rows += times - 1
-        found.groups += 1
+        repeats.rows += times - 1
+        repeats.groups += 1
         differ = len(_known(counts)) > 1
-        found.conflicts += differ
+        repeats.conflicts += differ
         examples = conflicting if differ else plain
-        if len(examples) < SHOWN:
+        if len(examples) < EXAMPLES:
             labels = ", ".join(f"{name} {n}x" for name, n in counts.items() if name)
             shown = f"{place(records, row)}: {times} times"
             examples.append(shown + (f" ({labels})" if labels else ""))
-    found.examples = [*conflicting, *plain][:SHOWN]
-    return found
+    repeats.examples = [*conflicting, *plain][:EXAMPLES]
+    return repeats
 
 
 def _leak(
@@ -331,29 +346,42 @@ def _leak(
     seen: Seen,
     source: Records,
     before: Seen,
-    kept: Duplicates | None,
+    signatures: Duplicates | None,
 ) -> Leak:
-    leak = Leak(source.origin, facts.origin, near=None if kept is None else 0)
+    """Compare a file with an earlier one.
+
+    Args:
+        records: the file.
+        facts: its description.
+        seen: its texts.
+        source: the earlier file.
+        before: the texts of the earlier file.
+        signatures: signatures of the earlier file, to find texts that are nearly the same.
+    """
+    leak = Leak(source.origin, facts.origin, near=None if signatures is None else 0)
+    # The same texts, by their digests.
     for key, (row, counts) in seen.items():
         if key in before:
             first, labels = before[key]
             leak.rows += sum(counts.values())
             if theirs := _known(labels):
                 leak.conflicts += sum(n for name, n in counts.items() if name and {name} != theirs)
-            if len(leak.examples) < SHOWN:
+            if len(leak.examples) < EXAMPLES:
                 leak.examples.append(f"{place(source, first)} = {place(records, row)}")
-    if kept is None or leak.near is None:
+    if signatures is None or leak.near is None:
         return leak
+    # Nearly the same texts, by their signatures, among the rest.
     for row, text in _unseen(records, facts, before):
-        other = kept.similar(signature(text))
+        other = signatures.similar(signature(text))
         if other is not None:
             leak.near += 1
-            if leak.near <= SHOWN:
+            if leak.near <= EXAMPLES:
                 leak.examples.append(f"{place(source, other)} ~ {place(records, row)}")
     return leak
 
 
 def _unseen(records: Records, facts: Facts, before: Seen) -> Iterator[tuple[int, str]]:
+    """Yield the rows, with their texts, whose text is not in an earlier file."""
     for row in range(len(records)):
         text = "\n".join(row_texts(records, facts, row))
         if text.strip() and text_key(text) not in before:
@@ -361,8 +389,8 @@ def _unseen(records: Records, facts: Facts, before: Seen) -> Iterator[tuple[int,
 
 
 def _signatures(records: Records, facts: Facts, near: float) -> Duplicates:
-    """Of every row, so that the number of a signature is that of its row."""
-    kept = Duplicates(exact=False, near=near)
+    """Take the signatures of all rows, so that the number of a signature is its row's number."""
+    signatures = Duplicates(exact=False, near=near)
     for row in range(len(records)):
-        kept.remember(b"", signature("\n".join(row_texts(records, facts, row))))
-    return kept
+        signatures.remember(b"", signature("\n".join(row_texts(records, facts, row))))
+    return signatures

@@ -1,4 +1,4 @@
-"""Counts that grow with what there is to see, not with the rows: lengths, scripts, [UNK]."""
+"""Counts over the texts of a data file: words, lengths, scripts, what becomes [UNK]."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pretune.tokenizers.tokenizer import Tokenizer
 #: A Chinese or Japanese character counts as a word: there are no spaces to go by.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_HAN}]|[^\\W{_HAN}]+(?:['’][^\\W{_HAN}]+)*")
-#: Most pieces of text that are remembered as unknown, so that memory is bounded.
-_MOST_UNKNOWN = 10_000
+#: Unknown pieces of text that are counted one by one, so that memory is bounded.
+_MAX_UNKNOWN = 10_000
 
-#: Blocks of the Unicode standard, by their first and last character, under the name of a script.
+#: Blocks of the Unicode standard: first and last character, and the script.
 _BLOCKS = (
     (0x0041, 0x024F, "Latin"),
     (0x1E00, 0x1EFF, "Latin"),
@@ -42,18 +42,18 @@ _BLOCKS = (
 
 
 def count_words(text: str) -> int:
-    """Words; each Chinese or Japanese character is one."""
+    """Count the words of a text; each Chinese or Japanese character is a word."""
     return len(_WORD.findall(text))
 
 
 def script_shares(characters: Mapping[str, int]) -> dict[str, float]:
-    """The share of each script among the letters, by Unicode block, most frequent first."""
-    found: Counter[str] = Counter()
+    """Return the share of each script among the letters, by Unicode block, most frequent first."""
+    scripts: Counter[str] = Counter()
     for character, count in characters.items():
         if character.isalpha():
-            found[_script(ord(character))] += count
-    total = max(found.total(), 1)
-    return {name: count / total for name, count in found.most_common()}
+            scripts[_script(ord(character))] += count
+    total = max(scripts.total(), 1)
+    return {name: count / total for name, count in scripts.most_common()}
 
 
 def _script(code: int) -> str:
@@ -62,52 +62,55 @@ def _script(code: int) -> str:
 
 @dataclass
 class Lengths:
-    """How often each length occurs: exact quantiles, whatever the number of rows.
+    """Counts of text lengths, which give exact quantiles whatever the number of rows.
 
     Attributes:
-        counts: of each length.
+        counts: how often each length occurs.
     """
 
     counts: Counter[int] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
-        """How many lengths were counted."""
+        """Number of lengths counted."""
         return self.counts.total()
 
     @property
     def mean(self) -> float:
-        """The mean; 0 of none."""
+        """Mean length; 0 if there is none."""
         total = sum(length * count for length, count in self.counts.items())
         return total / max(self.rows, 1)
 
     def quantile(self, share: float) -> int:
-        """The least length that at least this share of the rows does not exceed; 0 of none."""
+        """Return the smallest length that at least this share of the rows does not exceed.
+
+        Args:
+            share: between 0 and 1.
+        """
         needed, ordered = share * self.rows, sorted(self.counts)
         sums = accumulate(self.counts[length] for length in ordered)
         return next((n for n, seen in zip(ordered, sums, strict=True) if seen >= needed), 0)
 
     def share_over(self, limit: int) -> float:
-        """The share of the rows that are longer."""
+        """Return the share of the rows that are longer than a limit."""
         over = sum(count for length, count in self.counts.items() if length > limit)
         return over / max(self.rows, 1)
 
     def to_dict(self) -> dict[str, float]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         shares = {"median": 0.5, "p95": 0.95, "max": 1.0, "min": 0.0}
         return {"mean": self.mean, **{name: self.quantile(s) for name, s in shares.items()}}
 
 
 @dataclass
 class UnknownTokens:
-    """What of the texts becomes [UNK].
+    """What becomes [UNK] in the texts of a file.
 
     Attributes:
-        tokens: of all texts, special ones included.
-        lost: how many of these are [UNK].
-        pieces: how often each character (or word, where all its characters are known by
-            themselves) was lost.
-        places: the row in which each was first.
+        tokens: number of tokens of all texts, special tokens included.
+        lost: number of these that are [UNK].
+        pieces: how often each character was lost, or each word whose characters are all known.
+        places: the first row with each of them.
     """
 
     tokens: int = 0
@@ -116,16 +119,16 @@ class UnknownTokens:
     places: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         share = self.lost / max(self.tokens, 1)
         return {"tokens": self.tokens, "unk": self.lost, "share": share, "pieces": self.pieces}
 
 
 class TokenCounter:
-    """Tokens of texts, or of pairs of them, as a model would read them, uncut.
+    """Counts the tokens of texts, or of pairs, as a model would read them without truncation.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -135,16 +138,14 @@ class TokenCounter:
         self._knows = cache(self._known)
 
     def count(self, rows: Sequence[int], texts: Sequence[Sequence[str]]) -> list[int]:
-        """How many tokens each record has.
+        """Count the tokens of each record.
 
         Args:
-            rows: which records these are.
-            texts: of each, its texts: one or a pair; more are joined.
+            rows: numbers of the records.
+            texts: the texts of each record: a single text, a pair, or more, which are joined.
         """
-        inputs: Any = [
-            tuple(parts) if len(parts) == 2 else "\n".join(parts)  # a pair has its own layout
-            for parts in texts
-        ]
+        # A pair has a layout of its own, with a separator.
+        inputs: Any = [tuple(parts) if len(parts) == 2 else "\n".join(parts) for parts in texts]
         encodings = self._engine.encode_batch(inputs)
         for row, parts, encoding in zip(rows, texts, encodings, strict=True):
             self.unknown.tokens += len(encoding.ids)
@@ -154,14 +155,16 @@ class TokenCounter:
         return [len(encoding.ids) for encoding in encodings]
 
     def _note(self, row: int, parts: Sequence[str], encoding: Any) -> None:
+        """Note which characters or words of a record became [UNK]."""
         places = zip(encoding.ids, encoding.offsets, encoding.sequence_ids, strict=True)
         for token, (start, end), source in places:
             if token != self._lost or source is None:
                 continue
             self.unknown.lost += 1
+            # A word is blamed on its unknown characters, if it has any.
             piece = parts[source][start:end]
             for lost in [c for c in piece if not self._knows(c)] or [piece]:
-                if lost in self.unknown.pieces or len(self.unknown.pieces) < _MOST_UNKNOWN:
+                if lost in self.unknown.pieces or len(self.unknown.pieces) < _MAX_UNKNOWN:
                     self.unknown.pieces[lost] += 1
                     self.unknown.places.setdefault(lost, row)
 
@@ -170,7 +173,7 @@ class TokenCounter:
 
 
 def count_types(values: Iterable[Any]) -> Counter[str]:
-    """How often each kind of value occurs; empty texts, nulls and NaN are "missing"."""
+    """Count the types of values; empty texts, nulls and NaN count as "missing"."""
     return Counter("missing" if is_missing(value) else _kind(value) for value in values)
 
 

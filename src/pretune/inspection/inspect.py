@@ -1,4 +1,4 @@
-"""What a model is made of, what it costs, and what its tokenizer and its attention do to a text."""
+"""Inspect a model: its modules and costs, and what tokenizer and attention make of a text."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from pretune.experiments.costs import Flops, Memory, backbone_of, count_flops, e
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Maps of longer texts cannot be read: a token would be a few pixels.
+#: Tokens of an attention map; in a larger map, a token would be a few pixels.
 MAX_DRAWN_TOKENS = 64
-#: One of these is in a folder with a tokenizer.
+#: A folder with a tokenizer has one of these files.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "merges.txt")
-#: The length that costs are given for, unless the model has fewer positions.
+#: Length that costs are given for, unless the model has fewer positions.
 USUAL_LENGTH = 128
 
 
 @dataclass(frozen=True)
 class ModuleTree:
-    """A module of the tree, or several that are alike in all but their values.
+    """A module and the modules in it; equal neighbours are folded into one.
 
     Attributes:
-        name: as its parent calls it; of several `layers 0-11`.
-        kind: its class.
-        count: how many are alike.
-        parameters: of one of them, its own parts included.
-        shapes: of the parameters it holds itself.
-        parts: what it is made of.
+        name: attribute name in the parent; `layers 0-11` for several equal modules.
+        kind: name of the class.
+        count: number of equal modules.
+        parameters: parameters of one of them, including those of its parts.
+        shapes: shapes of the parameters that it holds itself, by name.
+        parts: the modules in it that hold parameters.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ModuleTree:
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A special token: its names in the Hugging Face files, the token itself, its id."""
+    """A special token: its names in the Hugging Face files, the token itself, and its id."""
 
     names: tuple[str, ...]
     token: str
@@ -57,11 +57,11 @@ class SpecialToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer knows.
+    """The vocabulary of a tokenizer.
 
     Attributes:
-        size: it gives ids from 0 to size - 1.
-        special: tokens that stand for no text, by their ids.
+        size: number of ids, from 0 to size - 1.
+        special: tokens that stand for no text, ordered by id.
     """
 
     size: int
@@ -70,14 +70,14 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """A token of a text: its id, and from which character to which it stands for.
+    """A token of a text, and the characters that it stands for.
 
     Attributes:
-        piece: as the vocabulary has it.
-        id: its number.
-        start: first character; None for special tokens, which stand for none.
-        end: the character after the last one.
-        text: those characters.
+        piece: the token as the vocabulary has it.
+        id: its id.
+        start: index of the first character; None for a special token.
+        end: index after the last character; None for a special token.
+        text: the characters.
     """
 
     piece: str
@@ -89,19 +89,19 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it.
+    """What a model is made of and what it costs.
 
     Attributes:
-        source: the folder, or the name of a size.
-        family: as `config.json` names it.
-        task: what the model was trained for, if anything.
-        positions: the most tokens of a sequence; None where there is no such limit.
-        parameters: of the whole model.
-        components: how many of them are in which component.
+        source: folder of the model, or name of a preset.
+        family: name of the family in `config.json`.
+        task: the task it was trained for, if any.
+        positions: largest number of tokens of a sequence; None if there is no limit.
+        parameters: number of parameters.
+        components: number of parameters by component.
         tree: the modules.
-        flops: of the forward pass.
-        memory: for inference and training.
-        vocabulary: None where the folder has no tokenizer.
+        flops: operations of the forward pass.
+        memory: memory for inference and training.
+        vocabulary: the vocabulary; None if the folder has no tokenizer.
     """
 
     source: str
@@ -116,19 +116,19 @@ class Inspection:
     vocabulary: Vocabulary | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; memory in bytes."""
-        found = asdict(self)
-        found["flops"]["training_per_token"] = self.flops.training_per_token
-        return found
+        """Convert to plain values for JSON; memory in bytes."""
+        values = asdict(self)
+        values["flops"]["training_per_token"] = self.flops.training_per_token
+        return values
 
 
 def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) -> Inspection:
-    """Look at a model without loading its weights.
+    """Inspect a model without loading its weights.
 
     Args:
-        outline: from `pretune.bundle.bundle.outline`.
+        outline: the model without weights, from `pretune.bundle.bundle.outline`.
         batch: sequences at a time, for the memory.
-        length: tokens of each, for memory and FLOPs; default 128, or all positions if fewer.
+        length: tokens of a sequence, for memory and FLOPs; default 128, or the positions if fewer.
 
     Raises:
         RunError: the model has fewer positions than `length`.
@@ -143,32 +143,32 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
         raise RunError(
             f"--length {length}: the model has {positions} positions", f"Use at most {positions}."
         )
-    found = components(model)
+    counts = components(model)
     tokenizer = folder_tokenizer(outline)
     return Inspection(
         source=outline.name,
         family=outline.family.model_type,
         task=None if outline.task is None else outline.task.name,
         positions=positions,
-        parameters=sum(found.values()),
-        components=found,
+        parameters=sum(counts.values()),
+        components=counts,
         tree=module_tree(model),
         flops=count_flops(model, length),
-        # Last, as it leaves the model in another mode.
+        # After the others, as it leaves the model in another mode.
         memory=estimate_memory(model, batch, length),
         vocabulary=None if tokenizer is None else vocabulary_of(tokenizer),
     )
 
 
 def components(model: nn.Module) -> dict[str, int]:
-    """Parameters of embeddings, encoder (or decoder), pooler and head; they add up to all."""
+    """Count the parameters of embeddings, encoder (or decoder), pooler and head."""
     backbone = backbone_of(model)
     layers = "decoder" if backbone.causal else "encoder"
     names = {"layers": layers, "final_norm": "final norm"}
-    found = {names.get(name, name): _count(part) for name, part in backbone.named_children()}
+    counts = {names.get(name, name): _count(part) for name, part in backbone.named_children()}
     if model is not backbone:
-        found["head"] = _count(model) - _count(backbone)
-    return {name: count for name, count in found.items() if count}
+        counts["head"] = _count(model) - _count(backbone)
+    return {name: count for name, count in counts.items() if count}
 
 
 def _count(module: nn.Module) -> int:
@@ -176,11 +176,11 @@ def _count(module: nn.Module) -> int:
 
 
 def module_tree(module: nn.Module, name: str = "") -> ModuleTree:
-    """The tree of modules that hold parameters, neighbours that are alike folded into one."""
+    """Build the tree of the modules that hold parameters."""
     parts: list[ModuleTree] = []
     for child_name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
-            parts += _folded(child_name, [module_tree(one) for one in child])
+            parts += _folded(child_name, [module_tree(layer) for layer in child])
         elif _count(child):
             parts.append(module_tree(child, child_name))
     own = module.named_parameters(recurse=False)
@@ -189,20 +189,21 @@ def module_tree(module: nn.Module, name: str = "") -> ModuleTree:
 
 
 def _folded(name: str, parts: list[ModuleTree]) -> Iterable[ModuleTree]:
+    """Fold neighbours that are equal in all but their values."""
     start = 0
     for _, group in groupby(parts):
-        alike = list(group)
-        last = start + len(alike) - 1
+        equal = list(group)
+        last = start + len(equal) - 1
         number = f"{name} {start}-{last}" if last > start else f"{name} {start}"
-        yield replace(alike[0], name=number, count=len(alike))
+        yield replace(equal[0], name=number, count=len(equal))
         start = last + 1
 
 
 def folder_tokenizer(outline: Outline) -> Tokenizer | None:
-    """The tokenizer in a model's folder, or None where there is none.
+    """Load the tokenizer in a model's folder; None if there is none.
 
     Raises:
-        CheckpointError: there is one, but damaged.
+        CheckpointError: the tokenizer is damaged.
     """
     folder = outline.folder
     if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -211,10 +212,10 @@ def folder_tokenizer(outline: Outline) -> Tokenizer | None:
 
 
 def needed_tokenizer(outline: Outline) -> Tokenizer:
-    """The tokenizer in a model's folder.
+    """Load the tokenizer in a model's folder.
 
     Raises:
-        CheckpointError: none there, or damaged.
+        CheckpointError: there is none, or it is damaged.
     """
     tokenizer = folder_tokenizer(outline)
     if tokenizer is None:
@@ -226,7 +227,8 @@ def needed_tokenizer(outline: Outline) -> Tokenizer:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Size and special tokens, by their ids."""
+    """Describe the vocabulary of a tokenizer."""
+    # A token may have several names, and tokens beyond the named ones may be special too.
     names: dict[int, list[str]] = {}
     for name in tokenizer.special:
         index = tokenizer.special_id(name)
@@ -243,38 +245,38 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def token_spans(tokenizer: Tokenizer, text: str) -> list[TokenSpan]:
-    """What the tokenizer makes of a text, special tokens included, however long it is."""
+    """Tokenize a text of any length, special tokens included."""
     (encoded,) = tokenizer.encode([text])
     pieces = tokenizer.tokens(encoded.ids)
-    found = []
+    spans = []
     for piece, index, (start, end) in zip(pieces, encoded.ids, encoded.offsets, strict=True):
         if start == end:
-            found.append(TokenSpan(piece, index, None, None, ""))
+            spans.append(TokenSpan(piece, index, None, None, ""))
         else:
-            found.append(TokenSpan(piece, index, start, end, text[start:end]))
-    return found
+            spans.append(TokenSpan(piece, index, start, end, text[start:end]))
+    return spans
 
 
 def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
-    """The attention maps of a text.
+    """Compute the attention maps of a text.
 
     Args:
-        bundle: with its weights.
-        text: at most 64 tokens.
+        bundle: a model with its weights.
+        text: a text of at most 64 tokens.
 
     Returns:
-        the T tokens, and `[layers, heads, T, T]`: row i is how token i looks at all of them, and
-        sums to 1.
+        the T tokens, and `[layers, heads, T, T]` weights: row i shows how token i attends to all
+        tokens, and sums to 1.
 
     Raises:
-        DataError: the text has no tokens, or too many to draw or for the model.
+        DataError: the text has no tokens, or too many for a picture or for the model.
     """
     (encoded,) = bundle.tokenizer.encode([text])
     count = len(encoded.ids)
-    most = min(MAX_DRAWN_TOKENS, bundle.backbone.config.size("max_position_embeddings"))
-    if not 0 < count <= most:
+    longest = min(MAX_DRAWN_TOKENS, bundle.backbone.config.size("max_position_embeddings"))
+    if not 0 < count <= longest:
         raise DataError(
-            f"--attention: the text has {count} tokens, a map can be drawn of 1 to {most}",
+            f"--attention: the text has {count} tokens, a map can be drawn of 1 to {longest}",
             "Give a sentence." if count else "Give some text.",
         )
     backbone = bundle.backbone.eval()
@@ -285,10 +287,15 @@ def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
 
 
 def chosen(what: str, number: int | None, count: int) -> list[int]:
-    """The layers or heads to draw: the one that was asked for, or all.
+    """Return the layers or heads to draw.
+
+    Args:
+        what: `layer` or `head`.
+        number: the one to draw; None: all.
+        count: how many the model has.
 
     Raises:
-        RunError: there is no such one.
+        RunError: the model has no layer or head of this number.
     """
     if number is None:
         return list(range(count))
