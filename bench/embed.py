@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from pretune.bundle.bundle import load
 from pretune.checkpoints.source import find_source
-from pretune.data.records import read
+from pretune.data.readers.files import read
 from pretune.inference.embed import Embedder
 
 

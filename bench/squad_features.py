@@ -29,7 +29,8 @@ import transformers
 
 from pretune.checkpoints.source import find_source
 from pretune.data.batch import FeatureSet
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.tasks.features import featurize
 from pretune.tasks.question_answering.answer import Answerer
 from pretune.tasks.question_answering.options import AnswerOptions

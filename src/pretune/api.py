@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from pretune.bundle.bundle import Bundle, load
 from pretune.corpus.store import StoredDocuments, is_corpus
-from pretune.data.records import MAX_CHARS, Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import MAX_CHARS, Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation
 from pretune.errors import DataError, PretuneError, did_you_mean

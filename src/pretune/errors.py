@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class PretuneError(Exception):
@@ -49,7 +51,7 @@ class HubError(PretuneError):
 
 
 def describe_value(value: object) -> str:
-    """What stands where something else should, for "expected ..., found ..."."""
+    """Phrase for a value of the wrong type, as in "expected ..., found a list"."""
     if value is None:
         return "nothing"
     if isinstance(value, float) and not math.isfinite(value):
@@ -58,9 +60,9 @@ def describe_value(value: object) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like `word`, if any is like it at all."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The choice most similar to `word`, or None where none is similar."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return matches[0] if matches else None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -83,3 +85,14 @@ def not_writable(path: object, option: str, error: OSError) -> RunError:
     return RunError(
         f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
     )
+
+
+def similar_file(path: str | Path) -> str:
+    """What to add to "no such file.": the most similar name in its folder, with a space before.
+
+    Empty where there is no folder, or too many files to list them.
+    """
+    path = Path(path)
+    # os.path.isdir and not Path.is_dir, which raises where a name is too long.
+    names = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
+    return f" {did_you_mean(path.name, names)}" if 0 < len(names) < 50 else ""

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data.records import read
+from pretune.data.readers.files import read
 from pretune.errors import DataError
+from pretune.text import decode
 
 ROWS = [{"text": "good film", "label": "1"}, {"text": "电影不好看", "label": "0"}]
 
@@ -359,10 +360,10 @@ class TestMissing:
     def test_unreadable_file(self, tmp_path, monkeypatch):
         path = write(tmp_path, "a.tsv", "a\nb\n")
 
-        def refuse(self: Path) -> bytes:
+        def refuse(*args: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(decode, "open", refuse, raising=False)
         assert refused(path).message == f"{path}: cannot be read (Permission denied)"
 
 

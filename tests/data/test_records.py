@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pretune.data.records import ColumnNames, Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import ColumnNames, Records
 from pretune.errors import DataError
 
 

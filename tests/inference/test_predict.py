@@ -13,7 +13,7 @@ import torch
 
 import pretune
 from pretune.bundle.bundle import Bundle, load
-from pretune.data.records import read
+from pretune.data.readers.files import read
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.predict import Predictor, decode_line, read_inputs, records_of, stream_lines
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions

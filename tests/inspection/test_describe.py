@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inspection.describe import ALL, Facts, describe
 from pretune.inspection.describe_counts import Lengths, count_words, script_shares

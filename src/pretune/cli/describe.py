@@ -55,7 +55,7 @@ def describe(
     """Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK]."""
     from pretune.checkpoints.atomic_io import atomic_text
     from pretune.checkpoints.source import find_tokenizer
-    from pretune.data.records import read
+    from pretune.data.readers.files import read
     from pretune.inspection.describe import describe as look
     from pretune.render.data_report import (
         description_page,

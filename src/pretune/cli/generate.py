@@ -162,10 +162,9 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
     if prompts:
         return prompts
     if file is not None:
-        from pretune.data.records import decode
-        from pretune.text.decode import lines_of
+        from pretune.text.decode import decode_file, lines_of
 
-        lines, origin = lines_of(decode(file, encoding)), str(file)
+        lines, origin = lines_of(decode_file(file, encoding)), str(file)
     elif sys.stdin.isatty():
         raise PretuneError("no prompt: give --prompt TEXT, --file FILE, or lines through a pipe")
     else:

@@ -157,7 +157,7 @@ def _answers(text: str | None) -> dict[str, str] | list[str] | None:
 
 def _template(given: str | None, encoding: str) -> str | None:
     """The text of a template: of a file of that name, or itself."""
-    from pretune.data.records import decode
+    from pretune.text.decode import decode_file
 
     if given is None:
         return None
@@ -167,7 +167,7 @@ def _template(given: str | None, encoding: str) -> str | None:
             raise PretuneError(
                 f"--template {given}: no such file, and no template, which has {{answer}} in it"
             )
-        return decode(path, encoding).replace("\r\n", "\n").removesuffix("\n")
+        return decode_file(path, encoding).replace("\r\n", "\n").removesuffix("\n")
     return given.replace("\\n", "\n")
 
 

@@ -180,13 +180,13 @@ def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
 
 
 def _passage(context: str | None, file: Path | None, encoding: str) -> str:
-    from pretune.data.records import decode
+    from pretune.text.decode import decode_file
 
     if (context is None) == (file is None):
         raise PretuneError(
             "a question needs a passage: give --context TEXT or --context-file FILE, one of them"
         )
-    return decode(file, encoding) if file is not None else str(context)
+    return decode_file(file, encoding) if file is not None else str(context)
 
 
 def _questions(predictor: Predictor, questions: list[str], passage: str) -> Records:

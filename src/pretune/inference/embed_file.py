@@ -9,7 +9,8 @@ import numpy as np
 
 from pretune.checkpoints.atomic_io import atomic_file
 from pretune.data.columns import as_text, label_column, text_columns
-from pretune.data.records import TABLE_SUFFIXES, Records, read
+from pretune.data.readers.files import TABLE_SUFFIXES, read
+from pretune.data.records import Records
 from pretune.errors import DataError, RunError
 from pretune.inference.embed import Embedder
 from pretune.inference.predict import file_lines

@@ -11,7 +11,12 @@ import torch
 
 from pretune.bundle.bundle import Bundle
 from pretune.data.readers.conversations import ALPACA, CONVERSATIONS, MESSAGES
-from pretune.data.records import MAX_CHARS, TABLE_SUFFIXES, ColumnNames, Records
+from pretune.data.readers.files import TABLE_SUFFIXES
+from pretune.data.records import (
+    MAX_CHARS,
+    ColumnNames,
+    Records,
+)
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
@@ -207,9 +212,9 @@ def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
     Raises:
         DataError: not to be read, not in that encoding, or without any text.
     """
-    from pretune.data.records import decode
+    from pretune.text.decode import decode_file
 
-    lines = lines_of(decode(source, encoding))
+    lines = lines_of(decode_file(source, encoding))
     if not any(line.strip() for line in lines):
         raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
     return list(enumerate(lines, start=1))

@@ -14,9 +14,9 @@ from typing import Any
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.checkpoints.atomic_io import atomic_folder
 from pretune.checkpoints.source import EMBEDDED, HUB_ID
+from pretune.data.readers.files import TABLE_SUFFIXES
 from pretune.data.readers.hub import HUB_DATASET
 from pretune.data.readers.parallel import parallel_files
-from pretune.data.records import TABLE_SUFFIXES
 from pretune.errors import RunError
 from pretune.inference.predict import the_task
 from pretune.publishing.card import model_card

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
-from pretune.data.records import TABLE_SUFFIXES, read
+from pretune.data.readers.files import TABLE_SUFFIXES, read
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe import yaml12
 from pretune.recipe.explain import recipe_error

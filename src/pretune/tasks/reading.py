@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pretune.data.records import MAX_CHARS, Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import MAX_CHARS, Records
 from pretune.tasks.base import AdaptsRecords, Preprocessor, ReadsWindows
 
 #: The longest text, in characters, where texts are read as several sequences: any book.

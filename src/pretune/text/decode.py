@@ -1,4 +1,4 @@
-"""Bytes of files to text, as a stream; every error names file and line."""
+"""From the bytes of files to text, as a stream; every error names file and line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pretune.errors import DataError, describe_value, did_you_mean
@@ -19,66 +20,69 @@ from pretune.errors import DataError, describe_value, did_you_mean
 STDIN = "-"
 #: Bytes read at a time.
 READ_BYTES = 1 << 20
-#: JSON can spell one half of a pair that makes up a character; tokenizers refuse it. And `decoded`
-#: can put the second half of one where bytes have no meaning.
+#: Half of a surrogate pair. JSON can spell one alone, and tokenizers refuse it; `decoded` with
+#: `marks` writes the second half of one for a byte that is not valid in the encoding.
 SURROGATE = re.compile("[\ud800-\udfff]")
-_MARK = "pretune-mark"
-#: The byte order mark, which some programs put before the first character of a file.
-_ORDER = "\ufeff"
+#: Name of the error handler that writes those marks.
+_MARK_ERRORS = "pretune-mark"
+_BYTE_ORDER_MARK = "\ufeff"
 
-Report = Callable[[int], None]
+#: Called with the number of bytes read since the last call.
+OnBytes = Callable[[int], None]
 
 
 def check_encoding(encoding: str) -> str:
-    """The name Python has for an encoding of texts.
+    """Python's own name of a text encoding.
 
     Raises:
-        DataError: there is no such encoding of texts.
+        DataError: there is no such text encoding.
     """
     try:
-        "".encode(encoding)  # refuses the codecs that are no encoding of texts, such as hex
+        "".encode(encoding)  # refuses codecs that are not text encodings, such as hex
         return codecs.lookup(encoding).name
-    except (LookupError, ValueError):  # a name with a NUL in it; "undefined", which has no use
+    except (LookupError, ValueError):  # ValueError: a name with a NUL in it; "undefined"
         raise DataError(
             f"no encoding is called '{encoding}'", "Try utf-8, gb18030 or utf-16."
         ) from None
 
 
 class TextDecoder(codecs.IncrementalDecoder):
-    """Decodes piece by piece, and passes over a byte order mark before the first character.
+    """Decodes incrementally, and drops a byte order mark before the first character.
 
-    Python's own do so only for some encodings: not for `utf-16-le`, which Windows writes with one.
+    Python's own decoders drop it for some encodings only: not for `utf-16-le`, which Windows writes
+    with one.
 
     Args:
         encoding: of the text.
-        errors: what is to become of bytes that are not in it.
+        errors: name of the handler for bytes that are not valid in it.
 
     Raises:
-        DataError: there is no such encoding of texts.
+        DataError: there is no such text encoding.
     """
 
     def __init__(self, encoding: str, errors: str = "strict") -> None:
         super().__init__(errors)
         self._decoder = codecs.getincrementaldecoder(check_encoding(encoding))(errors)
-        self._begun = False
+        self._started = False
 
     def decode(self, input: Any, final: bool = False) -> str:  # noqa: A002
-        """The text of some more bytes.
+        """Decode the next bytes.
 
         Raises:
-            UnicodeError: they are not in the encoding.
+            UnicodeError: they are not valid in the encoding.
         """
         text = self._decoder.decode(input, final)
-        if self._begun:
+        if self._started:
             return text
-        self._begun = bool(text)
-        return text.removeprefix(_ORDER)
+        self._started = bool(text)
+        return text.removeprefix(_BYTE_ORDER_MARK)
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as `wc -l` counts them: other characters that end lines may stand inside a sentence.
+    """Split a text into lines as `wc -l` counts them, without their ends.
 
-    Where there is no line feed at all, carriage returns end them, as on old Macs.
+    Only line feeds end lines: other line separators of Unicode occur inside sentences. Where there
+    is no line feed at all, carriage returns end lines, as on old Macs.
     """
     lines = text.split("\r" if "\r" in text and "\n" not in text else "\n")
     if lines[-1] == "":
@@ -87,11 +91,11 @@ def lines_of(text: str) -> list[str]:
 
 
 def encoding_hint(start: bytes, option: str = "--encoding ") -> str:
-    """What to do about bytes that are not in the encoding they should be in.
+    """The way out for bytes that are not valid in the expected encoding.
 
     Args:
-        start: how the file begins, or all of it.
-        option: what the encoding is given with.
+        start: the beginning of the file, or all of it.
+        option: of the command or recipe, to which the name of an encoding is appended.
     """
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return f"It looks like UTF-16: {option}utf-16"
@@ -100,69 +104,86 @@ def encoding_hint(start: bytes, option: str = "--encoding ") -> str:
     try:
         text = codecs.getincrementaldecoder("gb18030")().decode(start)
     except UnicodeDecodeError:
-        return f"Repair that line, or say what the file is in with {option}NAME."
+        return f"Repair that line, or name the encoding of the file: {option}NAME."
     if any("\u4e00" <= character <= "\u9fff" for character in text):
         return f"It may be Chinese text in GB18030: {option}gb18030"
-    return f"Repair that line, or say what the file is in: {option}NAME (such as latin-1)."
+    return f"Repair that line, or name the encoding of the file: {option}NAME (such as latin-1)."
 
 
-def _keep_place(error: UnicodeError) -> tuple[str, int]:
-    """Put a lone surrogate where a byte has no meaning: it can stand for nothing else there."""
+def _write_mark(error: UnicodeError) -> tuple[str, int]:
+    """Write a lone surrogate for an invalid byte: no valid text has one."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return chr(0xDC00 + error.object[error.start]), error.end
 
 
-codecs.register_error(_MARK, _keep_place)
+codecs.register_error(_MARK_ERRORS, _write_mark)
 
 
 def decoded(
-    file: str, encoding: str, on_bytes: Report | None = None, *, marks: bool = False
+    file: str,
+    encoding: str,
+    on_bytes: OnBytes | None = None,
+    *,
+    marks: bool = False,
+    option: str = "--encoding ",
 ) -> Iterator[str]:
-    """The text of a file, a chunk of `CHUNK` bytes at a time; a byte order mark is dropped.
+    """The text of a file, a chunk of `READ_BYTES` bytes at a time; a byte order mark is dropped.
 
     Args:
         file: its path; `.gz` is unpacked. `STDIN` is standard input.
         encoding: of the text.
-        on_bytes: told the number of bytes read since the last time, as they lie on the disk.
-        marks: bytes that are not in that encoding become lone surrogates, 0xDC00 and the byte,
-            instead of an error; and all line ends become line feeds.
+        on_bytes: called with the number of bytes read from the disk since the last call.
+        marks: write a lone surrogate, 0xDC00 plus the byte, for each invalid byte instead of
+            raising an error, and translate all line ends to line feeds.
+        option: see `encoding_hint`.
 
     Raises:
-        DataError: not to be read, or not in that encoding; names file and line.
+        DataError: the file cannot be read, or is not in that encoding; names file and line.
     """
-    decoder = TextDecoder(encoding, _MARK if marks else "strict")
-    ends = io.IncrementalNewlineDecoder(decoder if marks else None, translate=marks)
+    decoder = TextDecoder(encoding, _MARK_ERRORS if marks else "strict")
+    newlines = io.IncrementalNewlineDecoder(decoder if marks else None, translate=marks)
     line, start = 1, b""
     for chunk in itertools.chain(_chunks(file, on_bytes), [b""]):
-        start = start or chunk[: 1 << 16]
+        start = start or chunk
         try:
-            text = (ends if marks else decoder).decode(chunk, final=not chunk)
+            text = (newlines if marks else decoder).decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
+            # The part of this chunk before the bad byte tells the line.
             good = error.object[: error.start].decode(error.encoding, "ignore")
+            byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
             raise DataError(
                 f"{display_name(file)}, line {line + good.count(chr(10))}: "
-                f"not valid {encoding.upper()} "
-                f"(byte 0x{error.object[error.start]:02x})",
-                encoding_hint(start),
+                f"not valid {encoding.upper()}{byte}",
+                encoding_hint(start, option),
             ) from None
-        except UnicodeError as error:  # of some of Python's own encodings, which know no place
+        except UnicodeError as error:  # some of Python's own encodings do not name the place
             raise DataError(
                 f"{display_name(file)}: not valid {encoding.upper()} ({error})",
-                encoding_hint(start),
+                encoding_hint(start, option),
             ) from None
         line += text.count("\n")
         yield text
 
 
+def decode_file(path: Path, encoding: str = "utf-8") -> str:
+    """The whole text of a data file that a recipe names, without a byte order mark.
+
+    Raises:
+        DataError: the file cannot be read, or is not in that encoding; names the line, and the
+            encoding it looks like.
+    """
+    return "".join(decoded(str(path), encoding, option="data.encoding="))
+
+
 def display_name(file: str) -> str:
-    """What to call a file in messages."""
+    """The name of a file in messages."""
     return "standard input" if file == STDIN else file
 
 
 @contextmanager
 def _opened(file: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The bytes of the text, and the file they come from."""
+    """Open a file: a stream of the unpacked bytes, and the file itself."""
     if file == STDIN:
         yield sys.stdin.buffer, sys.stdin.buffer
         return
@@ -174,15 +195,17 @@ def _opened(file: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield raw, raw
 
 
-def _chunks(file: str, on_bytes: Report | None) -> Iterator[bytes]:
+def _chunks(file: str, on_bytes: OnBytes | None) -> Iterator[bytes]:
+    """The unpacked bytes of a file, with errors in our words."""
     try:
         with _opened(file) as (handle, raw):
-            place = 0
+            position = 0
             while chunk := handle.read(READ_BYTES):
                 if on_bytes is not None:
-                    now = raw.tell() if raw.seekable() else place + len(chunk)
-                    on_bytes(now - place)
-                    place = now
+                    # Of a packed file what counts is how far the packed bytes are read.
+                    now = raw.tell() if raw.seekable() else position + len(chunk)
+                    on_bytes(now - position)
+                    position = now
                 yield chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
@@ -197,12 +220,12 @@ def _chunks(file: str, on_bytes: Report | None) -> Iterator[bytes]:
 
 
 class Problem(NamedTuple):
-    """Why a record has no text.
+    """Why a record has no text that can be used.
 
     Attributes:
         kind: "JSON", "field" or "encoding".
-        message: with the place.
-        hint: what to do.
+        message: what is wrong and where.
+        hint: the way out.
     """
 
     kind: str
@@ -211,12 +234,12 @@ class Problem(NamedTuple):
 
 
 def json_field(line: str, place: str, field: str) -> str | Problem:
-    """The text in a field of an object of JSON, such as a line of JSONL.
+    """The text in a field of a JSON object, such as a line of JSONL; or why there is none.
 
     Args:
-        line: the object.
-        place: of it, for messages.
-        field: its name.
+        line: the JSON of the object.
+        place: where the object is, for messages.
+        field: the name of the field.
     """
     try:
         record: Any = json.loads(line)
@@ -233,7 +256,7 @@ def json_field(line: str, place: str, field: str) -> str | Problem:
 
 
 def checked_text(value: object, place: str, field: str) -> str | Problem:
-    """A value, if it is a text that can be encoded."""
+    """Return the value of a field if it is a text that can be encoded; else why it is not."""
     if not isinstance(value, str):
         message = f"{place}, field '{field}': expected a text, found {describe_value(value)}"
         return Problem("field", message, "Give every record a text there, or remove the record.")

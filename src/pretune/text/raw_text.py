@@ -13,8 +13,8 @@ from typing import Literal
 from pretune.errors import DataError
 from pretune.text.decode import (
     STDIN,
+    OnBytes,
     Problem,
-    Report,
     check_encoding,
     decoded,
     display_name,
@@ -122,7 +122,7 @@ def iter_texts(
     *,
     encoding: str = "utf-8",
     field: str | None = None,
-    on_bytes: Report | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> Iterator[str]:
     """The text of files, unchanged (line ends too), in pieces of at most `PIECE` characters.
 

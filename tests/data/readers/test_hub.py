@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from pretune.data.records import read
+from pretune.data.readers.files import read
 from pretune.errors import DataError
 
 

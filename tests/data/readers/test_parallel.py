@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.errors import DataError
 
 GERMAN = "Ein Hund.\nZwei Männer.\n\nDrei.\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretune.data.records import read
+from pretune.data.readers.files import read
 
 
 def test_files_of_a_folder_whichever_way_their_names_are_written(tmp_path: Path) -> None:

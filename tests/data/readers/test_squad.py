@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretune.data.records import read
+from pretune.data.readers.files import read
 from pretune.errors import DataError
 
 ANSWER = {"text": "a film", "answer_start": 3}

@@ -15,7 +15,8 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 from pretune.data.batch import PackedBatch
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.classification.classify import Classify, ClassifyOptions

@@ -18,7 +18,8 @@ import pretune
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.data.batch import Feature, FeatureSet, Skipped
 from pretune.data.readers.conversations import with_messages
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError
 from pretune.inference.chat import Conversation

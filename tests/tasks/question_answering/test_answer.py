@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import pretune
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.data.batch import FeatureSet
-from pretune.data.records import read
+from pretune.data.readers.files import read
 from pretune.errors import CheckpointError
 from pretune.inference.predict import Predictor
 from pretune.recipe.recipe import Recipe

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 import pretune
 from pretune.bundle.bundle import Bundle, load, save
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.evaluation.examine import examine
 from pretune.tasks.features import featurize

@@ -1,4 +1,7 @@
-"""Conversations with roles: `messages`, ShareGPT's `conversations`, Alpaca's three columns."""
+"""Conversations with roles: `messages`, ShareGPT's `conversations`, Alpaca's three columns.
+
+All three become the column `messages` of `{"role": ..., "content": ...}`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pretune.errors import DataError, did_you_mean
 MESSAGES, CONVERSATIONS = "messages", "conversations"
 ALPACA = ("instruction", "input", "output")
 
-#: Our name of a role, by what data sets call it.
+#: From the names that data sets give to roles to ours.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -23,12 +26,13 @@ ROLES = {
 
 
 def with_messages(records: Records, *, replies: bool) -> Records:
-    """The same records with a column `messages`, whichever of the three forms they have.
+    """Add the column `messages` to records in any of the three forms.
 
     Args:
         records: with `messages` (`{"role": ..., "content": ...}`), `conversations` (`{"from": ...,
-            "value": ...}`), or `instruction`, maybe `input`, and `output`.
-        replies: whether `output` is needed.
+            "value": ...}`), or `instruction`, perhaps `input`, and `output`. Records in none of
+            these forms are returned as they are.
+        replies: whether `output` must be there.
 
     Raises:
         DataError: a record has roles out of order, an unknown one or an empty message; names file,
@@ -40,59 +44,59 @@ def with_messages(records: Records, *, replies: bool) -> Records:
     rows = []
     for row in range(len(records)):
         if column is None:
-            found = _of_columns(records, row, replies=replies)
+            messages = _from_alpaca(records, row, replies=replies)
         else:
-            found = messages_of(records, row, column)
+            messages = messages_of(records, row, column)
         kept = {name: value for name, value in records.rows[row].items() if name != CONVERSATIONS}
-        rows.append({**kept, MESSAGES: found})
+        rows.append({**kept, MESSAGES: messages})
     columns = tuple(dict.fromkeys([*records.columns, MESSAGES]))
     return replace(records, rows=rows, columns=columns)
 
 
 def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict[str, str]]:
-    """The messages of a record; a text is one of the user's.
+    """The messages of a record; a plain text counts as one message of the user's.
 
     Raises:
-        DataError: as `with_messages`.
+        DataError: as for `with_messages`.
     """
     value = records.rows[row].get(column)
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     hint = 'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
-    found: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     for item, message in enumerate(records.items(value, row, column, "messages", hint)):
         role, content = _message(message, records, row, column, item)
-        _check_order(role, found, records.where(row, column, item))
-        found.append({"role": role, "content": content})
-    return found
+        _check_order(role, messages, records.where(row, column, item))
+        messages.append({"role": role, "content": content})
+    return messages
 
 
 def _message(value: Any, records: Records, row: int, column: str, item: int) -> tuple[str, str]:
+    """The role, under our name, and the content of a message."""
     where = records.where(row, column, item)
-    names = ("from", "value") if isinstance(value, dict) and "from" in value else _NAMES
+    names = (
+        ("from", "value") if isinstance(value, dict) and "from" in value else ("role", "content")
+    )
     if not isinstance(value, dict) or not all(isinstance(value.get(n), str) for n in names):
         raise DataError(
             f"{where}: expected a message with a {names[0]} and a {names[1]}, both texts",
             'For example {"role": "user", "content": "..."}.',
         )
-    said, content = value[names[0]], value[names[1]]
-    role = ROLES.get(said)
+    given, content = value[names[0]], value[names[1]]
+    role = ROLES.get(given)
     if role is None:
-        raise DataError(f"{where}: the role '{said}' is not known", did_you_mean(said, ROLES))
+        raise DataError(f"{where}: the role '{given}' is not known", did_you_mean(given, ROLES))
     if not content.strip():
         what = "reply" if role == "assistant" else "message"
         raise DataError(f"{where}: an empty {what}", "Write it, or remove the record.")
     return role, records.checked(content, row, column, item)
 
 
-_NAMES = ("role", "content")
-
-
 def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
-    """Whether a role may come after some messages: maybe system, then user and assistant in turn.
+    """Check the order of roles: at most one system message, then user and assistant in turn.
 
     Raises:
-        DataError: not this one.
+        DataError: this role may not come next.
     """
     last = before[-1]["role"] if before else None
     allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}
@@ -106,24 +110,24 @@ def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
         )
 
 
-def _of_columns(records: Records, row: int, *, replies: bool) -> list[dict[str, str]]:
-    """Alpaca's columns; the input, where there is one, follows the instruction."""
-    names = [ALPACA[0], *([ALPACA[1]] if _given(records, row, ALPACA[1]) else [])]
+def _from_alpaca(records: Records, row: int, *, replies: bool) -> list[dict[str, str]]:
+    """The messages of Alpaca's columns: the user asks with instruction and input, if any."""
+    instruction, context, output = ALPACA
+    names = [instruction, *([context] if _given(records, row, context) else [])]
     asked = "\n\n".join(records.text(row, name) for name in names)
     if not asked.strip():
-        raise DataError(f"{records.where(row, ALPACA[0])}: an empty message", "Write it.")
-    found = [{"role": "user", "content": asked}]
-    if replies or _given(records, row, ALPACA[2]):
-        answer = records.text(row, ALPACA[2])
+        raise DataError(f"{records.where(row, instruction)}: an empty message", "Write it.")
+    messages = [{"role": "user", "content": asked}]
+    if replies or _given(records, row, output):
+        answer = records.text(row, output)
         if not answer.strip():
             raise DataError(
-                f"{records.where(row, ALPACA[2])}: an empty reply",
-                "Write it, or remove the record.",
+                f"{records.where(row, output)}: an empty reply", "Write it, or remove the record."
             )
-        found.append({"role": "assistant", "content": answer})
-    return found
+        messages.append({"role": "assistant", "content": answer})
+    return messages
 
 
 def _given(records: Records, row: int, column: str) -> bool:
-    """Whether there is something in a column; the number 0 is."""
+    """Whether a cell holds anything; the number 0 counts."""
     return not is_missing(records.rows[row].get(column))

@@ -9,40 +9,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.text.decode import lines_of
+from pretune.text.decode import decode_file, lines_of
 
 _INDEX, _NOTHING = re.compile(r"\s*\d+\s*"), re.compile(r"\s*")
 
 
-def table_rows(
-    path: Path, text: str, delimiter: str, *, quoted: bool
-) -> tuple[tuple[str, ...], list[dict[str, Any]], list[int]]:
-    """The names of the columns, the rows, and the line that each begins in.
+def read_table(path: Path, encoding: str, delimiter: str, *, quoted: bool) -> Records:
+    """Read a table whose first line names the columns.
 
-    One column may lack a name, and is left out: numbers before all others (the index that pandas
-    writes), or nothing after all others (a delimiter at the end of each line).
+    One column may lack a name, and is left out: numbers before all other columns (the index that
+    pandas writes), or nothing after all others (a delimiter at the end of each line).
 
     Args:
-        path: of the file, for messages.
-        text: what is in it.
+        path: of the file.
+        encoding: of the file.
         delimiter: between fields.
         quoted: whether double quotes hold fields together.
 
     Raises:
-        DataError: a header with empty or repeated names, a row with other fields than it, or a
-            quote that is left open; names the line.
+        DataError: a header with empty or repeated names, a row with another number of fields than
+            the header, or a quote that is left open; names the line.
     """
     header: tuple[str, ...] = ()
-    first, spare = 0, None
+    header_line, spare = 0, None
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
+    text = decode_file(path, encoding)
     for number, fields in _fields(path, text, delimiter, quoted=quoted):
+        # The first line that is not blank is the header.
         if not header:
-            first, header = number, tuple(name.strip() for name in fields)
-            spare = _spare(header)
+            header_line, header = number, tuple(name.strip() for name in fields)
+            spare = _nameless_column(header)
             if len(set(header)) < len(header) or ("" in header and spare is None):
-                raise _bad_header(path, first, header)
+                raise _bad_header(path, header_line, header)
             continue
         if len(fields) != len(header):
             raise DataError(
@@ -52,15 +53,16 @@ def table_rows(
                 f"{'none' if quoted else 'standard'}",
             )
         row = dict(zip(header, fields, strict=True))
+        # A column without a name that holds anything else is a mistake in the header after all.
         if spare is not None and not spare.fullmatch(row.pop("")):
-            raise _bad_header(path, first, header)
+            raise _bad_header(path, header_line, header)
         rows.append(row)
         lines.append(number)
-    return tuple(name for name in header if name), rows, lines
+    return Records(rows, str(path), lines, tuple(name for name in header if name))
 
 
-def _spare(header: tuple[str, ...]) -> re.Pattern[str] | None:
-    """What may stand in the column without a name; None where there is none, or none may be."""
+def _nameless_column(header: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What may stand in the column without a name; None where no such column is allowed."""
     if len(header) < 2 or header.count("") != 1:
         return None
     return _INDEX if header[0] == "" else _NOTHING if header[-1] == "" else None
@@ -82,8 +84,8 @@ def _fields(
             if line:
                 yield number, line.split(delimiter)
         return
-    # The limit is one for the whole process and guards other programs against memory; texts over
-    # our own limit are reported later, with their line and column.
+    # The limit holds for the whole process, to guard other programs against memory; texts over our
+    # own limit are reported later, with their line and column.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number = 1
@@ -91,7 +93,7 @@ def _fields(
         for fields in reader:
             if fields:
                 yield number, fields
-            number = reader.line_num + 1
+            number = reader.line_num + 1  # a quoted field may hold several lines
     except csv.Error as error:
         raise DataError(
             f"{path}, line {number}: {error}",

@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face Hub."""
+"""Datasets on the Hugging Face Hub. `datasets` is imported only when one is read."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pretune.data.records import Records
 from pretune.errors import DataError
 
 #: A dataset on the Hub, as recipes name it.
 HUB_DATASET = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)"
     r"(?::(?P<config>[\w.+-]+))?"
-    r":(?P<split>[\w.+-]+(?:\[[\d%:-]+\])?)"  # a split may be cut: train[:10%]
+    r":(?P<split>[\w.+-]+(?:\[[\d%:-]+\])?)"  # a part of a split: train[:10%]
 )
 
 
+def read_hub(source: str) -> Records:
+    """Read a split of a dataset on the Hub, named as `HUB_DATASET` matches.
+
+    Raises:
+        DataError: it could not be loaded.
+    """
+    table = hub_table(source)
+    categories = category_names(table.features.to_dict())
+    return Records(table.to_list(), source, None, tuple(table.column_names), categories)
+
+
 def hub_table(source: str) -> Any:
-    """A split from the Hub, as `datasets` maps it into memory (`HF_ENDPOINT`, `HF_HUB_OFFLINE`).
+    """Load a split as `datasets` maps it into memory (`HF_ENDPOINT`, `HF_HUB_OFFLINE`).
 
     Raises:
         DataError: it could not be loaded.
@@ -27,11 +39,13 @@ def hub_table(source: str) -> Any:
 
     match = HUB_DATASET.fullmatch(source)
     if match is None:
-        raise DataError(f"'{source}': no name of a dataset on the Hub", "owner/name[:config]:split")
+        raise DataError(
+            f"'{source}': not the name of a dataset on the Hub", "owner/name[:config]:split"
+        )
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(match["name"], match["config"], split=match["split"])
-    except Exception as error:  # the library raises its own, requests', and plain ValueErrors
+    except Exception as error:  # its own errors, those of requests, and plain ValueErrors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{source}: could not be loaded from the Hugging Face Hub "
@@ -42,25 +56,25 @@ def hub_table(source: str) -> Any:
 
 
 def category_names(features: Any) -> dict[str, list[str]]:
-    """The names of the columns of categories, or of lists of such.
+    """The names of the categories, for each column of categories or of lists of categories.
 
     Args:
-        features: `Features.to_dict()` of `datasets`, which it also leaves in its Parquet files.
+        features: `Features.to_dict()` of `datasets`, which its Parquet files hold too.
     """
-    found = {}
+    names_of = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():
+        # A list of categories has the feature of its items inside.
         while isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
             feature = feature["feature"]
         names = feature.get("names") if isinstance(feature, Mapping) else None
         if isinstance(names, list) and feature.get("_type") == "ClassLabel":
-            found[str(column)] = [str(name) for name in names]
-    return found
+            names_of[str(column)] = [str(name) for name in names]
+    return names_of
 
 
 def stored_categories(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """`category_names` by the metadata of a Parquet file that `datasets` has written."""
+    """`category_names` from the metadata of a Parquet file that `datasets` has written."""
     try:
-        said = json.loads(metadata.get(b"huggingface", b"{}"))
-        return category_names(said["info"]["features"])
+        return category_names(json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"])
     except (ValueError, KeyError, TypeError):
         return {}

@@ -1,16 +1,16 @@
-"""Parallel text: two files, in which line n of one is the translation of line n of the other."""
+"""Parallel text: two files, where line n of each is the translation of line n of the other."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from pretune.data.records import Records, decode
-from pretune.errors import DataError, did_you_mean
-from pretune.text.decode import lines_of
+from pretune.data.records import Records
+from pretune.errors import DataError, similar_file
+from pretune.text.decode import decode_file, lines_of
 
-#: What the lines of the first and of the second file are called.
-COLUMNS = ("source", "target")
+#: The columns of the lines of the first and of the second file.
+PARALLEL_COLUMNS = ("source", "target")
 
 
 def parallel_files(source: str | Path) -> tuple[Path, Path] | None:
@@ -22,11 +22,13 @@ def parallel_files(source: str | Path) -> tuple[Path, Path] | None:
 
 
 def read_parallel(first: Path, second: Path, encoding: str = "utf-8") -> Records:
-    """One record a line, with the columns `source` and `target`; lines blank in both are none.
+    """Read one record a line, with the columns `source` and `target`.
+
+    Lines that are blank in both files are passed over.
 
     Raises:
-        DataError: a file is missing or not in that encoding, they have not as many lines as each
-            other, or a line is blank in one of them; names file and line.
+        DataError: a file is missing or not in that encoding, the files differ in their number of
+            lines, or a line is blank in one of them only; names file and line.
     """
     sides = [_lines(path, encoding) for path in (first, second)]
     counts = [len(lines) for lines in sides]
@@ -46,17 +48,15 @@ def read_parallel(first: Path, second: Path, encoding: str = "utf-8") -> Records
                 "Fill in the translation, or remove the line from both files.",
             )
         if not any(blank):
-            rows.append(dict(zip(COLUMNS, texts, strict=True)))
+            rows.append(dict(zip(PARALLEL_COLUMNS, texts, strict=True)))
             numbers.append(number)
-    return Records(rows, f"{first},{second}", numbers, COLUMNS)
+    return Records(rows, f"{first},{second}", numbers, PARALLEL_COLUMNS)
 
 
 def _lines(path: Path, encoding: str) -> list[str]:
-    if not os.path.isfile(path):  # Path's raises where a name is too long
-        siblings = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
-        near = f" {did_you_mean(path.name, siblings)}" if 0 < len(siblings) < 50 else ""
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise DataError(
-            f"{path}: no such file.{near}",
+            f"{path}: no such file.{similar_file(path)}",
             "Parallel text is two files with a comma between: train.de,train.en",
         )
-    return lines_of(decode(path, encoding))
+    return lines_of(decode_file(path, encoding))

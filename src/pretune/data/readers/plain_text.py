@@ -1,35 +1,67 @@
-"""Plain text as records: a file is one text, a folder is the texts of its `.txt` files."""
+"""Plain text as records: `.txt` files, or all `.txt` files of a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pretune.data.records import Records, decode
+from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.text.decode import decode_file, lines_of
+
+#: What one record of a text file is: a document between blank lines, or the whole file.
+TextUnit = Literal["blank-line", "file"]
 
 
 def is_plain(path: Path) -> bool:
-    """Whether this is plain text: a `.txt` file, or a folder with some in it."""
+    """Whether a path is plain text: a `.txt` file, or a folder with `.txt` files in it."""
     if path.is_dir():
-        return bool(_texts(path))
+        return bool(_text_files(path))
     return path.suffix.lower() == ".txt" and path.is_file()
 
 
-def read_plain(path: Path, encoding: str = "utf-8") -> Records:
-    """One record a file, with the column `text`; the files of a folder by name.
+def read_plain(path: Path, encoding: str = "utf-8", text_unit: TextUnit = "blank-line") -> Records:
+    """Read records with the column `text`, from the files of a folder in the order of their names.
+
+    Args:
+        path: a file or a folder, for which `is_plain` holds.
+        encoding: of the files.
+        text_unit: what one record is. Documents keep the line breaks inside them.
 
     Raises:
-        DataError: a file is empty, or not in that encoding.
+        DataError: a file is blank, or not in that encoding.
     """
-    files = _texts(path) if path.is_dir() else [path]
-    rows = []
+    files = _text_files(path) if path.is_dir() else [path]
+    rows: list[dict[str, str]] = []
+    lines: list[int] = []
     for file in files:
-        text = decode(file, encoding)
+        text = decode_file(file, encoding)
         if not text.strip():
             raise DataError(f"{file}: no text in it", "Remove the file, or fill it.")
-        rows.append({"text": text})
-    return Records(rows=rows, origin=str(path), columns=("text",))
+        documents = [(1, text)] if text_unit == "file" else split_documents(text)
+        rows += [{"text": document} for _, document in documents]
+        lines += [line for line, _ in documents]
+    # In a folder a line number alone would not name a place.
+    known = lines if text_unit == "blank-line" and not path.is_dir() else None
+    return Records(rows, str(path), known, columns=("text",), text_unit=text_unit)
 
 
-def _texts(folder: Path) -> list[Path]:
+def split_documents(text: str) -> list[tuple[int, str]]:
+    """Split a text at its blank lines.
+
+    Returns:
+        the line (1-based) at which each document begins, and the document.
+    """
+    documents: list[tuple[int, str]] = []
+    lines: list[str] = []
+    for number, line in enumerate([*lines_of(text), ""], start=1):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            documents.append((number - len(lines), "\n".join(lines)))
+            lines = []
+    return documents
+
+
+def _text_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".txt")

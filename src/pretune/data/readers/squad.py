@@ -1,4 +1,4 @@
-"""The nested JSON of SQuAD 1.1 and 2.0, and of what is laid out like it: CMRC 2018, DRCD, XQuAD.
+"""The nested JSON of SQuAD 1.1 and 2.0, which CMRC 2018, DRCD and XQuAD use too.
 
     {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [{"id": ..., "question": ...,
       "answers": [{"text": ..., "answer_start": ...}], "is_impossible": ...}]}]}]}
@@ -17,26 +17,25 @@ from pretune.errors import DataError, describe_value
 
 
 def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
-    """One row a question, as the Hub's `rajpurkar/squad` has them; None for another kind of file.
+    """The rows of a SQuAD file, one a question; None for JSON of another layout.
 
-    A row has `id`, `title`, `context` (one string for all questions of a paragraph), `question`,
-    `answers` (`{"text": [...], "answer_start": [...]}`) and, where the file has it,
-    `is_impossible`.
+    A row has the columns of the Hub's `rajpurkar/squad`: `id`, `title`, `context` (one string
+    object for all questions of a paragraph), `question`, `answers` (`{"text": [...],
+    "answer_start": [...]}`) and, where the file has it, `is_impossible`.
 
     Args:
-        path: for errors.
-        text: what the file holds.
+        path: named in errors.
+        text: the content of the file.
 
     Raises:
-        DataError: a part is missing or of another kind; names where.
+        DataError: a part is missing or of the wrong type; names the place in the nested JSON.
     """
     if not text.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        articles = json.loads(text).get("data")
     except (ValueError, RecursionError):
-        return None  # several objects, one a line, or broken: the reader of those says where
-    articles = found.get("data")
+        return None  # JSON lines, or broken: the reader of JSON lines names the line
     if not isinstance(articles, list) or not any(
         isinstance(article, dict) and "paragraphs" in article for article in articles
     ):
@@ -52,11 +51,12 @@ def _rows(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
             context = _part(path, below, paragraph, "context", str)
             for q, item in enumerate(_part(path, below, paragraph, "qas", list)):
                 place = f"{below}.qas[{q}]"
+                question = _part(path, place, item, "question", str)  # `item` is an object, then
                 row = {
-                    "id": _id(path, place, item),
+                    "id": str(item.get("id", place)),
                     "title": article.get("title", ""),
                     "context": context,
-                    "question": _part(path, place, item, "question", str),
+                    "question": question,
                     "answers": _answers(path, place, item),
                 }
                 if "is_impossible" in item:
@@ -64,13 +64,8 @@ def _rows(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _id(path: Path, place: str, item: Any) -> str:
-    found = item.get("id", place) if isinstance(item, Mapping) else place
-    return str(found)
-
-
 def _answers(path: Path, place: str, item: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The answers; a file to predict on has none."""
+    """The answers of a question; a file to predict on has none."""
     texts, starts = [], []
     given = _part(path, place, item, "answers", list) if "answers" in item else []
     for i, answer in enumerate(given):
@@ -81,6 +76,7 @@ def _answers(path: Path, place: str, item: Mapping[str, Any]) -> dict[str, list[
 
 
 def _part(path: Path, place: str, parent: Any, name: str, kind: type) -> Any:
+    """A member of a JSON object, which has to be of this type."""
     value = parent.get(name) if isinstance(parent, Mapping) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         named = f" (id {parent['id']})" if isinstance(parent, Mapping) and "id" in parent else ""

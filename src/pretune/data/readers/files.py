@@ -1,0 +1,104 @@
+"""`read`: records from any source. The name of the source decides which reader is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pretune.data.readers.conll import CONLL_SUFFIXES, looks_like_conll, read_conll
+from pretune.data.readers.delimited import read_table
+from pretune.data.readers.hub import HUB_DATASET, read_hub
+from pretune.data.readers.json_files import read_json
+from pretune.data.readers.parallel import parallel_files, read_parallel
+from pretune.data.readers.parquet import read_parquet
+from pretune.data.readers.plain_text import TextUnit, is_plain, read_plain
+from pretune.data.records import MAX_CHARS, Records
+from pretune.errors import DataError, did_you_mean, similar_file
+
+#: How quotes in a CSV or TSV file may be read.
+QUOTINGS = ("auto", "standard", "none")
+
+#: From the end of a file's name to its reader, which takes the path, the encoding and the quoting.
+_READERS: dict[str, Callable[[Path, str, str], Records]] = {
+    **dict.fromkeys(
+        (".jsonl", ".ndjson", ".json"), lambda path, encoding, quoting: read_json(path, encoding)
+    ),
+    ".csv": lambda path, encoding, quoting: read_table(
+        path, encoding, ",", quoted=quoting != "none"
+    ),
+    ".tsv": lambda path, encoding, quoting: read_table(
+        path, encoding, "\t", quoted=quoting == "standard"
+    ),
+    ".parquet": lambda path, encoding, quoting: read_parquet(path),
+    **dict.fromkeys(CONLL_SUFFIXES, lambda path, encoding, quoting: read_conll(path, encoding)),
+}
+
+#: Files whose names end like this hold rows with columns.
+TABLE_SUFFIXES = tuple(_READERS)
+
+
+def read(
+    source: str | Path,
+    *,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
+    max_chars: int = MAX_CHARS,
+    text_unit: TextUnit = "blank-line",
+) -> Records:
+    """Read records.
+
+    Args:
+        source: a local `.jsonl`/`.ndjson`/`.json` (SQuAD's nested layout too), `.csv`, `.tsv` or
+            `.parquet` file; CoNLL columns (`.conll`, `.bio`, or a `.txt` file that has them);
+            another `.txt` file or a folder of such; two files of parallel text,
+            `train.de,train.en`, whose lines become `source` and `target`; or a dataset on the
+            Hugging Face Hub as `owner/name[:config]:split`, e.g. `nyu-mll/glue:mrpc:train`.
+        encoding: of a text file, e.g. `gb18030`.
+        quoting: of a CSV or TSV file: `standard` (fields may be in double quotes), `none` (a quote
+            is a character like any other), or `auto`: standard for CSV, none for TSV, as the public
+            datasets do it.
+        max_chars: a longer text is refused as a mistake (see `Records.text`).
+        text_unit: what one record of a `.txt` file is: `blank-line`, a document, where blank lines
+            separate documents, as `pretune prepare` reads them; or `file`, the whole file.
+
+    Raises:
+        DataError: missing, empty, broken or unknown, with the line where there is one; no such
+            encoding or quoting.
+    """
+    if quoting not in QUOTINGS:
+        raise DataError(f"no quoting is called '{quoting}'", did_you_mean(quoting, QUOTINGS))
+    path, suffix = Path(source), Path(source).suffix.lower()
+    reader = _READERS.get(suffix)
+    # os.path.isfile and not Path.is_file, which raises where a name is too long.
+    if (both := parallel_files(source)) is not None:
+        records = read_parallel(*both, encoding)
+    elif suffix == ".txt" and os.path.isfile(path) and looks_like_conll(path):
+        records = read_conll(path, encoding)
+    elif os.path.exists(path) and is_plain(path):
+        records = read_plain(path, encoding, text_unit)
+    elif os.path.isfile(path):
+        if reader is None:
+            raise DataError(
+                f"{path}: cannot tell the format from the name",
+                f"Name it with one of {', '.join(_READERS)}, .txt.",
+            )
+        records = reader(path, encoding, quoting)
+    elif os.path.isdir(path):
+        raise DataError(
+            f"{path}: is a folder, expected a file",
+            "Name a file in it; only folders with .txt files are read as a whole.",
+        )
+    elif reader is None and HUB_DATASET.fullmatch(str(source)):
+        records = read_hub(str(source))
+    else:
+        raise DataError(
+            f"{path}: no such file.{similar_file(path)}",
+            "Check the path; relative paths start at the current folder.",
+        )
+    if not records.rows:
+        raise DataError(
+            f"{records.origin}: no records in it", "Give a file with at least one record."
+        )
+    return replace(records, max_chars=max_chars)
