@@ -35,7 +35,7 @@ NAMES = {
     },
     "pretune.data": {
         "PackedBatch": "pretune.data.batch:PackedBatch",
-        "read": "pretune.data.records:read",
+        "read": "pretune.data.readers.files:read",
     },
     "pretune.hub": {"atomic_folder": "pretune.checkpoints.atomic_io:atomic_folder"},
     "pretune.infer": {"TextGenerator": "pretune.inference.generate:TextGenerator"},

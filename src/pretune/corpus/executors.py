@@ -139,7 +139,7 @@ def _on_ray(plan: EncoderSettings, batches: Iterator[DocumentBatch], workers: in
         ) from None
     started_here = not ray.is_initialized()
     if started_here:
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
         ray.init(include_dashboard=False, log_to_driver=False, **local)
     try:
         task: Any = ray.remote(_ray_task)

@@ -99,7 +99,8 @@ class DataSection(RecipeSection):
 
     train: str = Field(
         description="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of .txt files, a Hub "
-        "dataset owner/name[:config]:split, or a folder that `pretune prepare` made."
+        "dataset owner/name[:config]:split, or a folder that `pretune prepare` made. Blank lines "
+        "separate the documents of a .txt file; for causal_lm the whole file is one text."
     )
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.1,

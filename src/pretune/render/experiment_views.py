@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.corpus.pipeline import Prepared
+from pretune.data.readers.plain_text import TEXT_UNITS
 from pretune.experiments.ladder import Ladder
 from pretune.experiments.plan import RunPlan
 from pretune.experiments.runs import RunInfo, RunsFound
@@ -163,7 +164,9 @@ def corpus_view(prepared: Prepared) -> RenderableType:
     counts |= {f"  dropped: {reason}": n for reason, n in reading["dropped"].items()}
     counts |= {f"  {_CHANGES[name]}": n for name, n in reading["changed"].items()}
     documents = Grid(("documents", ""), [(name, f"{n:,}") for name, n in counts.items()])
-    return Group(documents.terminal(), _corpus_totals(prepared, reading["unknown"]).terminal())
+    unit = TEXT_UNITS[prepared.train["settings"]["reading"]["documents"]]
+    totals = _corpus_totals(prepared, reading["unknown"])
+    return Group(documents.terminal(), f"({unit})", totals.terminal())
 
 
 def _corpus_totals(prepared: Prepared, unknown: int) -> Grid:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretune.data.readers.files import read
 from pretune.data.records import MAX_CHARS, Records
-from pretune.tasks.base import AdaptsRecords, Preprocessor, ReadsWindows
+from pretune.tasks.base import AdaptsRecords, Preprocessor, ReadsStream, ReadsWindows
 
 #: The longest text, in characters, where texts are read as several sequences: any book.
 BOOK_CHARS = 100_000_000
@@ -25,6 +25,9 @@ def read_for(
 ) -> Records:
     """Read data for a task.
 
+    Blank lines separate the documents of a `.txt` file, except for a task that reads one running
+    text, such as a novel: there the whole file is one record.
+
     Args:
         task: that will use the records.
         source: a file, a folder or a Hub dataset.
@@ -38,7 +41,13 @@ def read_for(
         DataError: missing, broken, or without a column that the task needs.
     """
     limit = longest_text(task) if max_chars is None else max_chars
-    records = read(source, encoding=encoding, quoting=quoting, max_chars=limit)
+    records = read(
+        source,
+        encoding=encoding,
+        quoting=quoting,
+        max_chars=limit,
+        text_unit="file" if isinstance(task, ReadsStream) else "blank-line",
+    )
     return adapt_records(task, records, columns, with_targets=with_targets)
 
 

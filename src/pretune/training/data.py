@@ -14,6 +14,7 @@ from pretune.bundle.bundle import Bundle
 from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
+from pretune.data.readers.plain_text import TEXT_UNITS
 from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.families import preset
@@ -262,7 +263,11 @@ def read_features(
     if features.truncated:
         cut = f"; {features.truncated:,} {task.truncation_note}"
     tokens = int(features.lengths.sum())
-    reporter.say(f"{what}: {len(features):,} from {records.origin}, {tokens:,} tokens{cut}")
+    unit = ""
+    if isinstance(records, Records) and records.text_unit is not None:
+        unit = f" ({TEXT_UNITS[records.text_unit]})"
+    origin = f"{records.origin}{unit}"
+    reporter.say(f"{what}: {len(features):,} from {origin}, {tokens:,} tokens{cut}")
     for named, found in (("passed over", features.skipped), ("repaired", features.repaired)):
         if found and isinstance(records, Records):
             reporter.say(_remarks(named, found, records))

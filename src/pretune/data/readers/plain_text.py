@@ -12,6 +12,13 @@ from pretune.text.decode import decode_file, lines_of
 #: What one record of a text file is: a document between blank lines, or the whole file.
 TextUnit = Literal["blank-line", "file"]
 
+#: The units of `pretune prepare` and of `read`, as both tell people what they did.
+TEXT_UNITS = {
+    "blank-line": "blank lines separate the documents of a text file",
+    "line": "each line of a text file is a document",
+    "file": "each text file is one document",
+}
+
 
 def is_plain(path: Path) -> bool:
     """Whether a path is plain text: a `.txt` file, or a folder with `.txt` files in it."""
