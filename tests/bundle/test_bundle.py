@@ -12,8 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.checkpoints.manifest import write_manifest
 from pretune.data.batch import PackedBatch
+from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.tagging.options import TagOptions
+from pretune.tasks.tagging.tag import Tagger
 
 
 @pytest.fixture
@@ -35,6 +38,45 @@ def test_a_new_head_is_said_to_be_new(tiny_folder: Path) -> None:
     bundle = load(tiny_folder, task=Classify(ClassifyOptions(max_length=16), ["a", "b"]))
     assert bundle.report is not None
     assert set(bundle.report.missing) == {"classifier.weight", "classifier.bias"}
+
+
+def test_weights_of_a_size_are_initialised_and_not_loaded() -> None:
+    report = str(load("bert-tiny", config={"num_hidden_layers": 1}).report)
+    assert report.startswith("initialised random weights of the size bert-tiny")
+    assert "loaded 0" not in report
+
+
+@pytest.mark.parametrize("scheme", ["bio", "iob1"])
+def test_a_head_for_the_same_tags_is_kept_whatever_the_data_spell(
+    scheme: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """In IOB1 an entity begins with I, and with B only right after another of its type."""
+    words = ["ada", "met", "al", "bo"]
+    bio = Records([{"tokens": words, "ner_tags": ["B-PER", "O", "B-PER", "B-PER"]}], "bio.jsonl")
+    iob1 = Records([{"tokens": words, "ner_tags": ["I-PER", "O", "I-PER", "B-PER"]}], "iob1.jsonl")
+    trained, wanted = (Tagger(TagOptions.of_length(16, "bio")) for _ in range(2))
+    trained.fit(bio)
+    wanted.fit({"bio": bio, "iob1": iob1}[scheme])
+    assert (wanted.data_scheme, wanted.labels) == (scheme, trained.labels)
+    bundle = load(tiny_folder, task=trained)
+    save(bundle, tmp_path)
+    again = load(tmp_path, task=wanted)
+    assert again.report is not None
+    assert again.report.missing == ()
+    head = again.model.get_submodule("classifier").state_dict()
+    for name, weight in bundle.model.get_submodule("classifier").state_dict().items():
+        assert torch.equal(head[name], weight)
+
+
+def test_a_head_for_other_tags_is_new(tiny_folder: Path, tmp_path: Path) -> None:
+    save(
+        load(tiny_folder, task=Tagger(TagOptions.of_length(16, "bio"), ["O", "B-A", "I-A"])),
+        tmp_path,
+    )
+    other = Tagger(TagOptions.of_length(16, "bio"), ["O", "B-B", "I-B"])
+    report = load(tmp_path, task=other).report
+    assert report is not None
+    assert set(report.missing) == {"classifier.weight", "classifier.bias"}
 
 
 def test_what_is_saved_loads_as_it_was(saved: tuple[Bundle, Path]) -> None:

@@ -144,7 +144,7 @@ def load(
     build = partial(_build, family, model_config, wanted)
     if folder is None or weights is None:
         model = build().to(kind or torch.float32)
-        report = LoadReport(f"random weights of the size {source}", 0)
+        report = LoadReport(f"random weights of the size {source}", 0, random=True)
     else:
         head = "backbone" if wanted is None else wanted.head
         same = trained is not None and wanted is not None and _same_head(trained, wanted)

@@ -34,6 +34,7 @@ class LoadReport:
         unexpected: names in the file that this model has no place for.
         converted: how many tensors were of another type than the model and were converted.
         dtype: the type of the model.
+        random: whether no weights were loaded: all were initialised at random.
     """
 
     source: str
@@ -42,8 +43,11 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     converted: int = 0
     dtype: str = "float32"
+    random: bool = False
 
     def __str__(self) -> str:
+        if self.random:
+            return f"initialised {self.source}; no weights were loaded"
         parts = [f"loaded {self.loaded} tensors from {self.source}"]
         if self.converted:
             parts.append(f"{self.converted} of them converted to {self.dtype}")
