@@ -84,8 +84,8 @@ def test_an_answer_is_right_or_has_mistakes(name: str, tiny_folder: Path, tmp_pa
         for one in grade.decisions:
             assert 0 <= one.confidence <= 1
             if one.distribution:
-                assert one.confidence == pytest.approx(one.distribution[one.said])
-                assert one.right == (one.said == one.truth)
+                assert one.confidence == pytest.approx(one.distribution[one.predicted])
+                assert one.right == (one.predicted == one.truth)
     assert {example.grade.right for example in found.examples} == {True, False} or name == "tag"
 
 

@@ -10,8 +10,7 @@ from pretune.errors import CheckpointError
 from pretune.models.config import ModelConfig
 from pretune.models.family import Family
 from pretune.tasks.base import AnyTask
-from pretune.tasks.segments import segments_of
-from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer, segments_of
 
 #: How the files of a checkpoint begin that hold the state of its run (training/checkpoint.py).
 RUN_STATE = ("trainer.", "shards/")

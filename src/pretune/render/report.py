@@ -250,7 +250,7 @@ def _with_temperature(
     log_p: Array, decisions: Sequence[Decision], temperature: float
 ) -> Reliability:
     """Bin the same decisions by their confidence at a temperature."""
-    chosen = [decision.said for decision in decisions]
+    chosen = [decision.predicted for decision in decisions]
     confidence = at_temperature(log_p, temperature)[np.arange(len(chosen)), chosen]
     return reliability(confidence.tolist(), [decision.right for decision in decisions])
 

@@ -43,8 +43,7 @@ from pretune.data.batch import (
 from pretune.data.records import Records
 from pretune.models.backbone import Backbone
 from pretune.tasks.grading import EachLoss, Grade
-from pretune.tasks.segments import segments_of
-from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.tokenizer import Tokenizer, segments_of
 
 
 class TaskOptions(BaseModel):

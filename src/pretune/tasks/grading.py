@@ -1,4 +1,4 @@
-"""What an answer was worth, for people to look at and for figures that are drawn anew."""
+"""What an answer was worth: grades for people to look at and for figures over any examples."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EachLoss:
-    """The loss of each example of a batch: a sum and a count each, never a mean.
+    """The loss of each example of a batch, as sums and counts.
 
     Attributes:
-        sums: `[B]` without a graph: what is minimised, without label smoothing, z-loss and weights,
-            which say nothing about the example.
-        counts: `[B]`: over how many terms.
+        sums: `[B]` without a graph: what is minimised, but without label smoothing, z-loss and
+            weights, which say nothing about the example.
+        counts: `[B]` the number of terms in each sum.
     """
 
     sums: Tensor
@@ -23,32 +23,32 @@ class EachLoss:
 
 @dataclass(frozen=True)
 class Decision:
-    """One thing that an answer says, of which a probability is known.
+    """One choice that an answer makes, with its probability.
 
     Attributes:
-        confidence: the probability that the model gave to it.
-        right: whether it was right.
-        distribution: the probabilities of all that it could have said; empty where not known.
-        said: which of these (0-based) it said; and
-        truth: which would have been right.
+        confidence: the probability that the model gave to its choice.
+        right: whether the choice was right.
+        distribution: the probabilities of all possible choices; empty where they are unknown.
+        predicted: the number of the choice in `distribution`, from 0.
+        truth: the number of the right choice.
     """
 
     confidence: float
     right: bool
     distribution: tuple[float, ...] = ()
-    said: int = 0
+    predicted: int = 0
     truth: int = 0
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing that is wrong with an answer.
+    """One error in an answer.
 
     Attributes:
-        kind: one of few, e.g. `boundary`, `missed`.
-        detail: which of that kind, e.g. `PER`.
-        confidence: how sure the model was of it; None where nobody knows.
-        text: which part of the example it is about, for people; empty where it is all of it.
+        kind: the kind of error, e.g. `boundary` or `missed`; a task has few of them.
+        detail: a finer distinction within the kind, e.g. `PER`.
+        confidence: the model's probability for what it answered; None where unknown.
+        text: the part of the example that the error concerns; empty for all of it.
     """
 
     kind: str
@@ -62,15 +62,15 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Grade:
-    """An answer beside the truth.
+    """An answer compared with the truth.
 
     Attributes:
-        truth: what would have been right, as text; empty where there is nothing to say.
-        answer: what the model said.
-        right: whether it was right as a whole; None where that is no question.
-        decisions: what the answer is made of, for calibration.
-        mistakes: what is wrong with it.
-        counts: `[K]` numbers that add up over examples, from which `Task.figures` has its figures.
+        truth: the right answer as text; empty where there is nothing to compare.
+        answer: the model's answer as text.
+        right: whether the answer as a whole is right; None where the question makes no sense.
+        decisions: the choices that make up the answer, for calibration.
+        mistakes: the errors in the answer.
+        counts: `[K]` numbers from whose sums over examples `Scorer.figures` computes its figures.
     """
 
     truth: str = ""
@@ -82,5 +82,5 @@ class Grade:
 
     @property
     def confidence(self) -> float | None:
-        """Of the decision that the model was least sure of; None where there is none."""
+        """The confidence of the least certain decision; None without decisions."""
         return min((decision.confidence for decision in self.decisions), default=None)

@@ -1,30 +1,47 @@
-"""Labels as data spells them: names, numbers, categories."""
+"""Labels and numbers as they are found in data, recipes and checkpoints, checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from pretune.checkpoints.config import MOST_LABELS
 from pretune.data.records import Records
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import CheckpointError, DataError, did_you_mean
+from pretune.models.config import brief
 
-#: A label in a recipe. YAML's true and false are spelled as those of JSON data are by `label_text`.
+#: A label in a recipe. YAML's true and false become text as those of JSON data do in `label_text`.
 LabelText = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
 ]
 
-#: The labels of a recipe: in order, or from what the data says to what to show.
-Given = Mapping[str, str] | Sequence[str]
+#: The labels of a recipe: a list in their order, or a map from the data's spelling to the label.
+LabelNames = Mapping[str, str] | Sequence[str]
+
+#: transformers' entry of `config.json` for the name of each output of a head.
+ID2LABEL = "id2label"
+
+
+def numbered(labels: Iterable[str]) -> dict[str, int]:
+    """Map each label to its number."""
+    return {label: number for number, label in enumerate(labels)}
 
 
 def label_text(records: Records, row: int, column: str, value: Any) -> str:
-    """A label as text; the name where the source numbers its categories.
+    """Return a value of the data as a label; of numbered categories, return the name.
+
+    Args:
+        records: the data set, for its categories and for errors.
+        row: the record's place in it.
+        column: the column.
+        value: the value there.
 
     Raises:
-        DataError: it is none; names file and line.
+        DataError: the value is no label; names file and line.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -40,45 +57,149 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
 
 
 def label_number(
-    records: Records, row: int, column: str, raw: str, given: Given | None, ids: Mapping[str, int]
+    records: Records,
+    row: int,
+    column: str,
+    raw: str,
+    given: LabelNames | None,
+    ids: Mapping[str, int],
 ) -> int:
-    """Which label that is.
+    """Return the number of a label.
 
     Args:
-        records: whose label it is, for errors.
-        row: the place in them.
+        records: the data set, for errors.
+        row: the record's place in it.
         column: the column.
-        raw: the label as the data has it.
-        given: those of the recipe.
-        ids: the number of each label the model knows.
+        raw: the label as the data spells it.
+        given: the labels of the recipe.
+        ids: the number of each label of the model.
 
     Raises:
-        DataError: it knows no such label; names file and line, and the nearest.
+        DataError: the model has no such label; names file and line, and the nearest label.
     """
-    shown = given.get(raw, raw) if isinstance(given, Mapping) else raw
-    if shown not in ids:
+    label = given.get(raw, raw) if isinstance(given, Mapping) else raw
+    if label not in ids:
         raise DataError(
             f"{records.where(row, column)}: unknown label '{raw}'",
             f"{did_you_mean(raw, list(ids))} The model knows: {', '.join(ids)}. "
-            "Repair the data, or train with data that has it.",
+            "Correct the data, or train with data that contain this label.",
         )
-    return ids[shown]
+    return ids[label]
 
 
-def shown_labels(given: Given) -> list[str]:
-    """The labels of a recipe, each once."""
-    values = given.values() if isinstance(given, Mapping) else given
-    return list(dict.fromkeys(values))
+def choose_labels(
+    given: LabelNames | None,
+    records: Records,
+    column: str,
+    raw_labels: Callable[[int], Iterable[str]],
+) -> list[str]:
+    """Choose the labels of a model that is to be trained.
+
+    Args:
+        given: the labels of the recipe, which come first.
+        records: the training data; a source with numbered categories names its labels itself.
+        column: the column with the labels.
+        raw_labels: returns the labels of a record, from which they are collected otherwise.
+    """
+    if given is not None:
+        values = given.values() if isinstance(given, Mapping) else given
+        return list(dict.fromkeys(values))
+    if column in records.categories:
+        return list(records.categories[column])
+    occurring = {raw for row in range(len(records)) for raw in raw_labels(row)}
+    return sorted(occurring, key=numbers_first)
 
 
 def numbers_first(label: str) -> tuple[int, float, str]:
-    """Sort 2 before 10, and numbers before words; of one number's spellings by the text.
+    """Sort key: numbers by value and before words; spellings of the same number by the text.
 
-    `nan` is a word: it is neither before nor after a number, and the order would be that of the set
-    the labels were in, another one in each process.
+    `nan` counts as a word: it compares as neither less nor greater than any number, and the order
+    would be that of the set the labels come from, which differs from process to process.
     """
     try:
         number = float(label)
     except ValueError:
         number = math.nan
     return (1, 0.0, label) if math.isnan(number) else (0, number, label)
+
+
+def finite(value: Any, name: str) -> float:
+    """Return a number of a checkpoint's JSON file as a float.
+
+    Args:
+        value: from JSON, whose integers may have any length.
+        name: of the entry, for errors.
+
+    Raises:
+        ValueError: the value is no finite number.
+    """
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {brief(value)}, not a finite number")
+    return number
+
+
+def stored_labels(value: Any) -> list[str]:
+    """Return the labels of a `pretune.json`.
+
+    Raises:
+        ValueError: the value is no list of texts, or has one of them twice.
+    """
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ValueError(f"labels is {brief(value)}, not a list of texts")
+    if (twice := _repeated(value)) is not None:
+        raise ValueError(f"labels has '{brief(twice)}' twice")
+    return list(value)
+
+
+def published_labels(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of a head's outputs by `id2label`; default: `LABEL_0`, `LABEL_1`, ...
+
+    Args:
+        config: the contents of `config.json`.
+
+    Raises:
+        CheckpointError: the labels are not numbered 0, 1, 2, ..., a name occurs twice, or their
+            number makes no sense.
+    """
+    names = config.get(ID2LABEL) or {}
+    count = len(names) if names else config.get("num_labels", 2)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
+        raise CheckpointError(
+            f"config.json: {ID2LABEL if names else 'num_labels'} makes it {brief(count)} labels",
+            f"Expected a whole number from 1 to {MOST_LABELS:,}.",
+        )
+    if not names:
+        return [f"LABEL_{i}" for i in range(count)]
+    numbers = [str(i) for i in range(count)]
+    if set(names) != set(numbers):
+        wrong = next(number for number in names if number not in set(numbers))
+        raise CheckpointError(
+            f"config.json: {ID2LABEL} has {count} labels, but one has the number {brief(wrong)!r}",
+            f"Number them from 0 to {count - 1}, in the order of the head's outputs.",
+        )
+    labels = [str(names[number]) for number in numbers]
+    if (twice := _repeated(labels)) is not None:
+        raise CheckpointError(
+            f"config.json: {ID2LABEL} has '{brief(twice)}' twice",
+            "Give each output of the head its own name.",
+        )
+    return labels
+
+
+def label_entries(labels: Sequence[str]) -> dict[str, Any]:
+    """Return `id2label` and `label2id` for `config.json`."""
+    return {
+        ID2LABEL: {str(number): label for number, label in enumerate(labels)},
+        "label2id": numbered(labels),
+    }
+
+
+def _repeated(labels: list[str]) -> str | None:
+    """Return a label that occurs more than once, if any."""
+    return next((label for label, count in Counter(labels).items() if count > 1), None)

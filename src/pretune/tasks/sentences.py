@@ -1,20 +1,26 @@
-"""One text or a pair, read as a whole: what `classify`, `multilabel` and `regress` share."""
+"""`SentenceTask`: one text, or a pair, read as a whole by a sequence classifier's head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import Field
 from tokenizers.processors import TemplateProcessing
+from torch import nn
+from typing_extensions import override
 
+from pretune.data.batch import Feature
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
-from pretune.tasks.base import TaskOptions
-from pretune.tasks.stated import published_labels
+from pretune.models.backbone import Backbone
+from pretune.models.families import build_head
+from pretune.tasks.base import P, Task, TaskOptions, UsesTokenizer, usual_length
+from pretune.tasks.labels import label_entries, published_labels
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
-#: transformers' names of what a sequence classifier is trained for.
+#: The values of transformers' `problem_type`: what a sequence classifier is trained for.
 CLASSES, LABELS, SCORE = (
     "single_label_classification",
     "multi_label_classification",
@@ -27,54 +33,116 @@ class SentenceOptions(TaskOptions):
 
     pair: bool = Field(
         False,
-        description="Two texts a record (columns sentence1, sentence2) instead of one (text).",
+        description="Read two texts per record (columns sentence1, sentence2) instead of one "
+        "(text).",
     )
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Before the last layer. Default: the model's own."
+        None, ge=0, lt=1, description="Dropout before the last layer. Default: the model's own."
     )
 
 
-def sentence_columns(options: SentenceOptions) -> dict[str, str]:
-    """`text`, or `sentence1` and `sentence2`, with what they mean."""
-    if options.pair:
-        return {"sentence1": "the first text", "sentence2": "the second text"}
-    return {"text": "the text"}
+S = TypeVar("S", bound=SentenceOptions)
 
 
-def encode_sentences(
-    options: SentenceOptions, records: Records, rows: range, tokenizer: Tokenizer
-) -> Iterator[tuple[int, Encoded]]:
-    """Each row with its text or pair in tokens: `[CLS] text [SEP]`, `[CLS] a [SEP] b [SEP]`.
+class SentenceTask(Task[S, P], UsesTokenizer):
+    """A task with one output vector for each text or pair.
 
-    A decoder's tokenizer puts nothing around a text: there it is `text`, and `a END b`.
+    Class attributes:
+        problem_type: transformers' name for what the head is trained for.
+
+    Args:
+        options: of the task.
+        labels: the names of the head's outputs.
+    """
+
+    head: ClassVar[str] = "sequence_classification"
+    problem_type: ClassVar[str]
+
+    def __init__(self, options: S, labels: Iterable[str] = ()) -> None:
+        super().__init__(options)
+        self.labels = list(labels)
+
+    @property
+    @override
+    def inputs(self) -> dict[str, str]:
+        if self.options.pair:
+            return {"sentence1": "the first text", "sentence2": "the second text"}
+        return {"text": "the text"}
+
+    @override
+    def bind(self, tokenizer: Tokenizer) -> None:
+        if self.options.pair:
+            separate_pairs(tokenizer)
+
+    @abstractmethod
+    def target_reader(self, records: Records) -> Callable[[int], dict[str, Any]]:
+        """Return a function that reads the targets of the record in a row, by name.
+
+        The function raises `DataError` for a record whose target cannot be used.
+        """
+
+    @override
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature]:
+        targets_of = self.target_reader(records) if with_targets else lambda row: {}
+        for row, text in self._encoded(records, rows, tokenizer):
+            yield Feature(text.ids, text.segments, targets_of(row), row, text.truncated)
+
+    def _encoded(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterator[tuple[int, Encoded]]:
+        """Yield each row with its tokens: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`.
+
+        A decoder's tokenizer puts nothing around a text: there it is `text` or `a END b`.
+
+        Raises:
+            DataError: a text is missing, or gives no token at all.
+        """
+        columns = list(self.inputs)
+        first, *second = [[records.text(row, column) for row in rows] for column in columns]
+        encoded = tokenizer.encode(first, *second, max_length=self.options.max_length)
+        for row, text in zip(rows, encoded, strict=True):
+            if not text.ids:
+                raise DataError(
+                    f"{records.where(row, columns[0])}: not a single token in the text",
+                    "Remove the record: this model's tokenizer adds nothing to an empty text.",
+                )
+            yield row, text
+
+    @override
+    def build(self, backbone: Backbone) -> nn.Module:
+        return build_head(backbone, self.head, len(self.labels), dropout=self.options.dropout)
+
+    @override
+    def config_entries(self) -> dict[str, Any]:
+        return {**label_entries(self.labels), "problem_type": self.problem_type}
+
+    @override
+    def output_meaning(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    @classmethod
+    @override
+    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
+        published = published_problem(config)
+        if published is None or published[0] != cls.problem_type:
+            return None
+        options: Any = cls.options_type(name=cls.name, max_length=usual_length(config, 512))
+        return cls(options, published[1])
+
+
+def separate_pairs(tokenizer: Tokenizer) -> None:
+    """Make the tokenizer put a token between the two texts of a pair, if it does not already.
+
+    A decoder's tokenizer joins them: `a b` + `c` would be the same as `a` + `b c`. The token that
+    ends a text comes between them, as the delimiter in GPT's pairs (Radford et al. 2018, section
+    3.3). The change is saved with the tokenizer.
 
     Raises:
-        DataError: a record has no such text, or one that comes to no token at all.
+        CheckpointError: the tokenizer has no special token for this.
     """
-    columns = sentence_columns(options)
-    texts = [[records.text(row, column) for row in rows] for column in columns]
-    encoded = tokenizer.encode(
-        texts[0], texts[1] if options.pair else None, max_length=options.max_length
-    )
-    for row, one in zip(rows, encoded, strict=True):
-        if not one.ids:
-            raise DataError(
-                f"{records.where(row, next(iter(columns)))}: not a single token in the text",
-                "Remove the record: this model's tokenizer puts nothing around an empty text.",
-            )
-        yield row, one
-
-
-def separate_pairs(options: SentenceOptions, tokenizer: Tokenizer) -> None:
-    """See that the two texts of a pair have a token between them, here and in what is saved.
-
-    A decoder's tokenizer just joins them, and `a b` + `c` would be `a` + `b c`. What ends a text
-    comes between, as in GPT's own pairs (Radford et al. 2018, section 3.3: a delimiter token).
-
-    Raises:
-        CheckpointError: the tokenizer has no special token to put there.
-    """
-    if not options.pair or tokenizer.engine.num_special_tokens_to_add(True):
+    if tokenizer.engine.num_special_tokens_to_add(True):
         return
     for name in ("sep_token", "eos_token"):
         token, number = tokenizer.special.get(name), tokenizer.special_id(name)
@@ -84,21 +152,21 @@ def separate_pairs(options: SentenceOptions, tokenizer: Tokenizer) -> None:
             )
             return
     raise CheckpointError(
-        "task.pair: the tokenizer has no special token that could stand between the two texts",
+        "task.pair: the tokenizer has no special token to put between the two texts",
         "Use one with a sep_token or an eos_token, such as `pretune tokenizer train` makes.",
     )
 
 
-def published_kind(config: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """What a transformers `...ForSequenceClassification` was trained for, and its labels.
+def published_problem(config: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """Tell what a transformers `...ForSequenceClassification` was trained for.
 
-    As in transformers: what `problem_type` says; else one output is a score, several are classes.
+    As transformers does: by `problem_type`; without it one output is a score, several are classes.
 
     Args:
         config: the contents of `config.json`.
 
     Returns:
-        `CLASSES`, `LABELS` or `SCORE` with the names of its outputs; None for another head.
+        `CLASSES`, `LABELS` or `SCORE`, and the names of the outputs; None for another architecture.
 
     Raises:
         CheckpointError: labels that make no sense.
@@ -106,21 +174,12 @@ def published_kind(config: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     architectures = config.get("architectures") or [""]
     if not str(architectures[0]).endswith("ForSequenceClassification"):
         return None
-    labels = published_labels(config)
-    said = config.get("problem_type")
-    if said == SCORE and len(labels) > 1:
+    labels, problem = published_labels(config), config.get("problem_type")
+    if problem == SCORE and len(labels) > 1:
         raise CheckpointError(
             f"config.json: problem_type is {SCORE}, with {len(labels)} outputs",
-            "Only one score a text is supported.",
+            "Only one score per text is supported.",
         )
-    kind = said if said in (CLASSES, LABELS, SCORE) else SCORE if len(labels) == 1 else CLASSES
-    return str(kind), labels
-
-
-def label_entries(labels: list[str], kind: str) -> dict[str, Any]:
-    """`id2label`, `label2id` and `problem_type` of `config.json`."""
-    return {
-        "id2label": {str(i): label for i, label in enumerate(labels)},
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": kind,
-    }
+    if problem not in (CLASSES, LABELS, SCORE):
+        problem = SCORE if len(labels) == 1 else CLASSES
+    return problem, labels

@@ -248,3 +248,18 @@ def _kept(sources: list[int | None], max_length: int) -> list[int]:
             left[source] -= 1
             kept.append(i)
     return kept
+
+
+def segments_of(tokenizer: Tokenizer, *, pair: bool) -> int:
+    """Return how many segments (BERT's token types) the tokenizer gives to the tokens of texts.
+
+    Args:
+        tokenizer: of the model.
+        pair: whether two texts are read together.
+    """
+    # A token of the vocabulary: some vocabularies have no letter of any fixed example.
+    engine = tokenizer.engine
+    known = (name for name in tokenizer.special.values() if engine.token_to_id(name) is not None)
+    text = next(known, tokenizer.tokens([0])[0])
+    examples = [engine.encode(text), *([engine.encode(text, text)] if pair else [])]
+    return 1 + max((segment for example in examples for segment in example.type_ids), default=0)

@@ -17,8 +17,12 @@ from pretune.data.batch import PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.classification.multilabel import Multilabel, MultilabelOptions
-from pretune.tasks.classification.multilabel_metrics import MultilabelMetrics, best_threshold
+from pretune.tasks.classification.multilabel import (
+    Multilabel,
+    MultilabelMetrics,
+    MultilabelOptions,
+    best_threshold,
+)
 from pretune.tasks.features import featurize
 from pretune.tokenizers.load import load_tokenizer
 

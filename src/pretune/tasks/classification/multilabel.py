@@ -1,4 +1,4 @@
-"""Any number of labels for a text or a pair: none, one or several."""
+"""`multilabel`: any number of labels for a text or a pair of texts."""
 
 from __future__ import annotations
 
@@ -10,29 +10,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from pretune.data.arrays import Array
-from pretune.data.batch import Feature, Features, PackedBatch
+from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.models.backbone import Backbone
-from pretune.models.families import build_head
-from pretune.tasks.base import Calibrated, Loss, Prediction, Task, UsesTokenizer, usual_length
-from pretune.tasks.classification.multilabel_metrics import MultilabelMetrics, decision_figures
+from pretune.tasks.base import Calibrated, Loss, Prediction, TaskOptions
+from pretune.tasks.classification.counts import class_table, label_figures
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
-from pretune.tasks.labels import label_number, label_text, numbers_first, shown_labels
-from pretune.tasks.sentences import (
-    LABELS,
-    SentenceOptions,
-    encode_sentences,
-    label_entries,
-    published_kind,
-    sentence_columns,
-    separate_pairs,
+from pretune.tasks.labels import (
+    choose_labels,
+    finite,
+    label_number,
+    label_text,
+    numbered,
+    stored_labels,
 )
-from pretune.tasks.stated import finite, stored_labels
-from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tasks.sentences import LABELS, SentenceOptions, SentenceTask
 
 
 class MultilabelOptions(SentenceOptions):
@@ -43,22 +39,22 @@ class MultilabelOptions(SentenceOptions):
     )
     labels: dict[str, str] | list[str] | None = Field(
         None,
-        description="The labels in order, or a map from what the data says to what to show. "
-        "Default: those found in the training data, sorted.",
+        description="The labels in their order, or a map from what the data say to what to show. "
+        "Default: the labels that occur in the training data, sorted.",
     )
     separator: str = Field(
-        "|", min_length=1, description="Between labels, where a record has them as one text: a|b."
+        "|", min_length=1, description="Separates labels where a record has them as text: a|b."
     )
     label_columns: list[str] | None = Field(
         None,
         min_length=1,
-        description="Columns that say with 1 or 0 whether a label is there, in place of the column "
-        "`labels`; the labels are called as they are.",
+        description="Columns, one per label, that have 1 for records with the label and 0 for "
+        "others; they replace the column `labels` and give the labels their names.",
     )
     tune_thresholds: bool = Field(
         True,
-        description="Choose for each label the probability from which it is given: the one with "
-        "the best F1 on the validation data. false: 0.5.",
+        description="Choose for each label the probability from which it is predicted, by the best "
+        "F1 on the validation data. false: 0.5.",
     )
 
     @model_validator(mode="after")
@@ -70,7 +66,7 @@ class MultilabelOptions(SentenceOptions):
 
 @dataclass(frozen=True)
 class LabelsPrediction(Prediction):
-    """The answer for one text.
+    """The labels of a text.
 
     Attributes:
         labels: those whose probability reaches their threshold, in the model's order.
@@ -80,56 +76,48 @@ class LabelsPrediction(Prediction):
     labels: list[str]
     scores: dict[str, float]
 
+    @override
     def ranked(self) -> list[tuple[str, float]]:
-        """Every label with its score, best first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])
 
 
-class Multilabel(Task[MultilabelOptions, LabelsPrediction], Calibrated, UsesTokenizer):
-    """A yes or no for each label; see `MultilabelOptions`."""
+class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
+    """A yes or no for each label.
+
+    Attributes:
+        labels: K labels.
+        thresholds: the probability from which each label is predicted.
+    """
 
     name: ClassVar[str] = "multilabel"
-    options_type: ClassVar[type[MultilabelOptions]] = MultilabelOptions
-    head: ClassVar[str] = "sequence_classification"
+    options_type: ClassVar[type[TaskOptions]] = MultilabelOptions
     best_by: ClassVar[str] = "micro_f1"
+    problem_type: ClassVar[str] = LABELS
 
     def __init__(self, options: MultilabelOptions, labels: Iterable[str] = ()) -> None:
-        super().__init__(options)
-        self.labels = list(labels)
+        super().__init__(options, labels)
         self.thresholds = [0.5] * len(self.labels)
 
-    @property
-    def inputs(self) -> dict[str, str]:
-        """`text`, or `sentence1` and `sentence2`."""
-        return sentence_columns(self.options)
+    # Preprocessor
 
     @property
+    @override
     def targets(self) -> dict[str, str]:
-        """`labels`, or a column of 0 and 1 for each."""
         if self.options.label_columns is not None:
             return dict.fromkeys(self.options.label_columns, "1 if it has this label, else 0")
         return {"labels": "its labels: a list, or a text with | between them"}
 
-    def bind(self, tokenizer: Tokenizer) -> None:
-        """Pairs need a token between their texts."""
-        separate_pairs(self.options, tokenizer)
-
+    @override
     def fit(self, records: Records) -> None:
-        """Find the labels: those of the options, else the source's own, else all that occur.
+        """Choose the labels.
 
         Raises:
             DataError: there are none.
         """
-        options = self.options
-        if options.label_columns is not None:
-            self.labels = shown_labels(options.label_columns)
-        elif options.labels is not None:
-            self.labels = shown_labels(options.labels)
-        elif "labels" in records.categories:
-            self.labels = list(records.categories["labels"])
-        else:
-            found = {raw for row in range(len(records)) for raw in self.raw_labels(records, row)}
-            self.labels = sorted(found, key=numbers_first)
+        given = self.options.label_columns or self.options.labels
+        self.labels = choose_labels(
+            given, records, "labels", lambda row: self._raw_labels(records, row)
+        )
         if not self.labels:
             raise DataError(
                 f"{records.origin}, column 'labels': no record has a label",
@@ -137,12 +125,8 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction], Calibrated, UsesToke
             )
         self.thresholds = [0.5] * len(self.labels)
 
-    def raw_labels(self, records: Records, row: int) -> list[str]:
-        """The labels of a record as the data has them, maybe none.
-
-        Raises:
-            DataError: there is nothing that could be labels; names file and line.
-        """
+    def _raw_labels(self, records: Records, row: int) -> list[str]:
+        """Return a record's labels as the data spell them."""
         if self.options.label_columns is not None:
             return [name for name in self.options.label_columns if _flag(records, row, name)]
         value = records.rows[row].get("labels")
@@ -156,145 +140,216 @@ class Multilabel(Task[MultilabelOptions, LabelsPrediction], Calibrated, UsesToke
                 'Give a list (["a", "b"], [] for none) or a text with '
                 f"{self.options.separator} between them; or name task.label_columns.",
             )
-        return [label_text(records, row, "labels", one) for one in value]
+        return [label_text(records, row, "labels", item) for item in value]
 
-    def flags(self, records: Records, row: int, ids: Mapping[str, int]) -> Array:
-        """`[K]`: 1 for each label that a record has.
+    def _flags(self, records: Records, row: int, ids: Mapping[str, int]) -> Array:
+        """Return `[K]` uint8: 1 for each label that a record has."""
+        flags = np.zeros(len(ids), dtype=np.uint8)
+        for raw in self._raw_labels(records, row):
+            flags[label_number(records, row, "labels", raw, self.options.labels, ids)] = 1
+        return flags
 
-        Raises:
-            DataError: one is not known; names file and line.
-        """
-        found = np.zeros(len(ids), dtype=np.uint8)
-        for raw in self.raw_labels(records, row):
-            found[label_number(records, row, "labels", raw, self.options.labels, ids)] = 1
-        return found
+    @override
+    def target_reader(self, records: Records) -> Callable[[int], dict[str, Any]]:
+        ids = numbered(self.labels)
+        return lambda row: {"labels": self._flags(records, row, ids)[None]}
 
-    def features(
-        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature]:
-        """One feature a record: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`."""
-        ids = {label: i for i, label in enumerate(self.labels)}
-        for row, one in encode_sentences(self.options, records, rows, tokenizer):
-            flags = {"labels": self.flags(records, row, ids)[None]} if with_targets else {}
-            yield Feature(one.ids, one.segments, flags, row, one.truncated)
+    # Head
 
-    def build(self, backbone: Backbone) -> nn.Module:
-        """The family's classifier with one output a label."""
-        return build_head(backbone, self.head, len(self.labels), dropout=self.options.dropout)
-
+    @override
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
-        """Binary cross-entropy, counted in decisions: sequences times labels, as transformers'."""
+        """Compute the binary cross-entropy; its terms are sequences times labels."""
         truth = batch.targets["labels"].float()
         total = F.binary_cross_entropy_with_logits(outputs.float(), truth, reduction="sum")
         return Loss(total, truth.numel())
 
+    # Answers
+
+    @override
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[LabelsPrediction]:
-        """A sigmoid for each label, and those that reach their thresholds."""
         answers = []
         for row in outputs.float().sigmoid().tolist():
             pairs = zip(self.labels, row, self.thresholds, strict=True)
-            given = [label for label, score, least in pairs if score >= least]
-            answers.append(LabelsPrediction(given, dict(zip(self.labels, row, strict=True))))
+            predicted = [label for label, score, threshold in pairs if score >= threshold]
+            answers.append(LabelsPrediction(predicted, dict(zip(self.labels, row, strict=True))))
         return answers
 
+    # Scorer
+
+    @override
     def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
-        """Binary cross-entropy, counted in labels."""
         truth = batch.targets["labels"].float()
         each = F.binary_cross_entropy_with_logits(outputs.detach().float(), truth, reduction="none")
         return EachLoss(each.sum(1), torch.full((len(truth),), truth.shape[1]))
 
+    @override
     def grader(self, records: Records) -> Callable[[LabelsPrediction, int], Grade]:
-        """The labels; of each counts whether it was right, true, given; then exact match and 1."""
-        ids = {label: i for i, label in enumerate(self.labels)}
+        ids = numbered(self.labels)
 
         def grade(answer: LabelsPrediction, row: int) -> Grade:
-            truth = self.flags(records, row, ids).astype(bool).tolist()
-            guess = [label in answer.labels for label in self.labels]
+            truth = self._flags(records, row, ids).astype(bool).tolist()
+            predicted = [label in answer.labels for label in self.labels]
+            # Each label is a decision of its own, between no (0) and yes (1).
             decisions, mistakes = [], []
-            for label, true, given in zip(self.labels, truth, guess, strict=True):
+            for label, true, given in zip(self.labels, truth, predicted, strict=True):
                 yes = answer.scores[label]
-                sure = yes if given else 1 - yes
+                confidence = yes if given else 1 - yes
                 decisions.append(
-                    Decision(sure, true == given, (1 - yes, yes), int(given), int(true))
+                    Decision(confidence, true == given, (1 - yes, yes), int(given), int(true))
                 )
                 if true != given:
-                    mistakes.append(Mistake("missed" if true else "spurious", label, sure))
-            both = np.logical_and(truth, guess)
-            named = [label for label, true in zip(self.labels, truth, strict=True) if true]
+                    mistakes.append(Mistake("missed" if true else "spurious", label, confidence))
+            both = np.logical_and(truth, predicted)
+            # For each label as in `counts`; then whether all labels are right, and 1.
+            counts = (*both, *truth, *predicted, not mistakes, True)
             return Grade(
-                truth=", ".join(named),
+                truth=", ".join(
+                    label for label, true in zip(self.labels, truth, strict=True) if true
+                ),
                 answer=", ".join(answer.labels),
                 right=not mistakes,
                 decisions=tuple(decisions),
                 mistakes=tuple(mistakes),
-                counts=tuple(1.0 if n else 0.0 for n in (*both, *truth, *guess, not mistakes, 1)),
+                counts=tuple(map(float, counts)),
             )
 
         return grade
 
+    @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        """Loss, micro and macro F1, exact match."""
-        *counts, exact, count = np.moveaxis(sums[..., 2:], -1, 0)
-        right, true, given = np.split(np.stack(counts, -1), 3, axis=-1)
-        found = {**super().figures(sums), **decision_figures(right, given, true)}
-        return {**found, "exact_match": exact / np.maximum(count, 1)}
+        right, truth, predicted = np.split(sums[..., 2:-2], 3, axis=-1)
+        return {
+            **super().figures(sums),
+            **label_figures(right, truth, predicted),
+            "exact_match": sums[..., -2] / np.maximum(sums[..., -1], 1),
+        }
 
+    @override
     def metrics(self, features: Features | None = None) -> MultilabelMetrics:
-        """Micro and macro F1, exact match."""
         return MultilabelMetrics(self.labels, self.thresholds)
 
+    @override
     def calibrate(self, metrics: MultilabelMetrics) -> None:
-        """Take the thresholds that are best for what the metrics have seen."""
         if self.options.tune_thresholds:
             self.thresholds = metrics.thresholds = metrics.best_thresholds()
 
+    @override
     def restore_calibration(self, state: Mapping[str, Any]) -> None:
-        """The thresholds of the checkpoint."""
         if self.options.tune_thresholds:
-            self.thresholds = [finite(value, "one of thresholds") for value in state["thresholds"]]
+            self.thresholds = _thresholds(state)
 
-    def config_entries(self) -> dict[str, Any]:
-        """`id2label`, `label2id`, `problem_type`."""
-        return label_entries(self.labels, LABELS)
+    # Described
 
-    def output_meaning(self) -> dict[str, Any]:
-        """The labels."""
-        return {"labels": self.labels}
-
+    @override
     def state(self) -> dict[str, Any]:
-        """The labels, and from which probability each is given."""
-        return {**self.output_meaning(), "thresholds": self.thresholds}
+        return {"labels": self.labels, "thresholds": self.thresholds}
 
+    @override
     def with_state(self, state: Mapping[str, Any]) -> Self:
-        """With the labels and thresholds of an earlier training."""
         task = type(self)(self.options, stored_labels(state["labels"]))
-        thresholds = [finite(value, "one of thresholds") for value in state["thresholds"]]
-        if len(thresholds) != len(task.labels):
+        task.thresholds = _thresholds(state)
+        if len(task.thresholds) != len(task.labels):
             raise ValueError("one threshold a label")
-        task.thresholds = thresholds
         return task
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """A transformers `...ForSequenceClassification` for several labels."""
-        found = published_kind(config)
-        if found is None or found[0] != LABELS:
-            return None
-        return cls(MultilabelOptions(max_length=usual_length(config, 512)), found[1])
+
+def _thresholds(state: Mapping[str, Any]) -> list[float]:
+    return [finite(value, "one of thresholds") for value in state["thresholds"]]
 
 
 def _flag(records: Records, row: int, column: str) -> bool:
-    """Whether a column says yes.
+    """Return whether a column says yes.
 
     Raises:
-        DataError: it says neither 0 nor 1; names file and line.
+        DataError: it has neither 0 nor 1; names file and line.
     """
     value = records.rows[row].get(column)
     known = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-    found = known.get(str(value).strip().lower())
-    if found is None:
+    flag = known.get(str(value).strip().lower())
+    if flag is None:
         raise DataError(
             f"{records.where(row, column)}: expected 0 or 1, found {value!r}",
-            "Each of task.label_columns says with 1 or 0 whether the record has that label.",
+            "Each of task.label_columns has 1 for a record with that label, 0 for others.",
         )
-    return found
+    return flag
+
+
+class MultilabelMetrics:
+    """Micro and macro F1, and exact match.
+
+    Thresholds are chosen from all probabilities at once, so all are kept: 5 bytes a decision.
+
+    Args:
+        labels: K labels.
+        thresholds: the probability from which each label is predicted.
+    """
+
+    def __init__(self, labels: list[str], thresholds: list[float]) -> None:
+        self.labels, self.thresholds = labels, thresholds
+        self._scores: list[Array] = []
+        self._truth: list[Array] = []
+
+    def update(self, outputs: Tensor, batch: PackedBatch) -> None:
+        """Add one batch of logits `[B, K]`."""
+        self._scores.append(outputs.float().sigmoid().cpu().numpy())
+        self._truth.append(batch.targets["labels"].bool().cpu().numpy())
+
+    def merge(self, other: Self) -> None:
+        """Add the decisions of another evaluation."""
+        self._scores += other._scores
+        self._truth += other._truth
+
+    def _all(self) -> tuple[Array, Array]:
+        """Return all probabilities `[N, K]`, in float64 as the thresholds are, and the truth."""
+        none = np.empty((0, len(self.labels)))
+        scores = np.concatenate([none, *self._scores])
+        return scores, np.concatenate([none.astype(bool), *self._truth])
+
+    def best_thresholds(self) -> list[float]:
+        """Return for each label the threshold with the best F1 so far."""
+        scores, truth = self._all()
+        return [best_threshold(scores[:, i], truth[:, i]) for i in range(len(self.labels))]
+
+    def _counts(self) -> tuple[Array, Array, Array, float]:
+        """Count `[K]` right, true and predicted labels; and the share of exact matches."""
+        scores, truth = self._all()
+        predicted = scores >= np.asarray(self.thresholds)
+        exact = float((predicted == truth).all(1).mean()) if len(truth) else 0.0
+        return (predicted & truth).sum(0), truth.sum(0), predicted.sum(0), exact
+
+    def result(self) -> dict[str, float]:
+        """Compute the figures of `label_figures`, and how often all labels of a text are right."""
+        *counts, exact = self._counts()
+        figures = {name: float(value) for name, value in label_figures(*counts).items()}
+        return {**figures, "exact_match": exact}
+
+    def details(self) -> dict[str, Any]:
+        """Return the figures of each label, with its threshold."""
+        *counts, _ = self._counts()
+        table = class_table(self.labels, *counts)
+        thresholds = zip(self.labels, self.thresholds, strict=True)
+        return {"per_class": {label: {**table[label], "threshold": at} for label, at in thresholds}}
+
+
+def best_threshold(scores: Array, truth: Array) -> float:
+    """Return the threshold with the best F1, where all scores from it on count as a yes.
+
+    That is 0.5 where no other is better, or nothing is true; else the middle between two scores.
+
+    Args:
+        scores: `[N]` probabilities.
+        truth: `[N]` bool.
+    """
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    scores, truth = scores[order], truth[order]
+    lower = np.append(scores[1:], 0.0)
+    # A threshold can part the first k scores from the others only where the next score differs.
+    ends = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
+    f1 = 2 * np.cumsum(truth)[ends] / (ends + 1 + truth.sum())
+    # Of the best places, take the one nearest 0.5.
+    ends = ends[f1 == f1.max()]
+    within = (scores[ends] >= 0.5) & (lower[ends] < 0.5)
+    places = np.where(within, 0.5, (scores[ends] + lower[ends]) / 2)
+    return float(places[np.argmin(np.abs(places - 0.5))])

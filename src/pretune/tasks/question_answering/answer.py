@@ -24,6 +24,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import Calibrated, Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
+from pretune.tasks.labels import finite
 from pretune.tasks.question_answering.features import WindowMaker
 from pretune.tasks.question_answering.grade import answer_grader
 from pretune.tasks.question_answering.metrics import AnswerMetrics
@@ -35,7 +36,6 @@ from pretune.tasks.question_answering.spans import (
     merged,
     span_loss,
 )
-from pretune.tasks.stated import finite
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The threshold in config.json, where transformers has no entry for it.

@@ -26,8 +26,8 @@ from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
 from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
+from pretune.tasks.labels import published_labels, stored_labels
 from pretune.tasks.losses import cross_entropy, sums_of
-from pretune.tasks.stated import published_labels, stored_labels
 from pretune.tasks.tagging.decode import WindowTags, decode, window_tags
 from pretune.tasks.tagging.features import (
     BEGINS,

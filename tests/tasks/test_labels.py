@@ -101,7 +101,7 @@ def test_what_a_task_file_says(saved: Make, name: str, entry: str, value: Any) -
 
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification"])
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         ({"0": "a", "1": "a", "2": "x"}, "id2label has 'a' twice"),
         ({"1": "a", "2": "b", "3": "c"}, "id2label has 3 labels, but one has the number '3'"),
@@ -109,9 +109,9 @@ def test_what_a_task_file_says(saved: Make, name: str, entry: str, value: Any) -
     ],
     ids=["twice", "from 1", "no number"],
 )
-def test_names_of_outputs(published: Make, kind: str, names: dict[str, str], said: str) -> None:
+def test_names_of_outputs(published: Make, kind: str, names: dict[str, str], message: str) -> None:
     folder = published(kind, id2label=names)
-    with pytest.raises(CheckpointError, match=rf"config\.json: {said}") as e:
+    with pytest.raises(CheckpointError, match=rf"config\.json: {message}") as e:
         load(folder)
     assert len(str(e.value)) < 400
 
