@@ -123,7 +123,7 @@ def say_peak() -> None:
     """What `peak_of` reads."""
     import torch
 
-    from pretune.training.result import peak_memory_mb
+    from pretune.training.run_result import peak_memory_mb
 
     print(json.dumps({"peak_mib": peak_memory_mb(torch.device("cpu"))}))
 

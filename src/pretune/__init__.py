@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pretune.publishing.upload import Published
     from pretune.recipe.recipe import Recipe
     from pretune.tasks.base import Prediction
-    from pretune.training.result import RunResult
+    from pretune.training.run_result import RunResult
     from pretune.training.validation import Evaluation
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _HOMES = {
     "PretuneError": "errors",
     "Published": "publishing.upload",
     "Recipe": "recipe.recipe",
-    "RunResult": "training.result",
+    "RunResult": "training.run_result",
     "embed": "api",
     "evaluate": "api",
     "generate": "api",

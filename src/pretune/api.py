@@ -39,9 +39,9 @@ from pretune.tasks.base import Prediction
 from pretune.tasks.reading import adapt_records, read_for
 from pretune.training.data import Data, read_features
 from pretune.training.logging import Reporter
-from pretune.training.result import RunResult
 from pretune.training.run import resume as resume_run
 from pretune.training.run import train_recipe
+from pretune.training.run_result import RunResult
 from pretune.training.validation import Evaluation, evaluate_features
 
 

@@ -14,8 +14,8 @@ from pretune.errors import DataError
 from pretune.experiments.plan import RunPlan, plan_run
 from pretune.recipe.recipe import Recipe
 from pretune.render.experiment_views import plan_view
-from pretune.training.result import RunResult
 from pretune.training.run import train_recipe
+from pretune.training.run_result import RunResult
 
 Make = Callable[..., Recipe]
 #: tests/conftest.py's tiny BERT.

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pretune.experiments.seeds import degenerate_seeds, seeds_to_dict
 from pretune.render.result_views import seeds_view
-from pretune.training.result import RunResult, SeedsResult
+from pretune.training.run_result import RunResult, SeedsResult
 
 GOOD = [[90, 10], [12, 188]]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pretune.errors import RecipeError
 from pretune.recipe import yaml12
+from pretune.recipe.commented import commented_recipe
 from pretune.recipe.recipe import ADDED_RECIPES, Recipe, builtin_recipes, named_recipes
-from pretune.recipe.template import commented_recipe
 from pretune.tasks.builtin import TASKS
 from tests.plugins import forget_plugins, install_plugin
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.recipe.recipe import Recipe
-from pretune.training.data import _filling, read_data
+from pretune.training.data import _fill, read_data
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -31,7 +31,7 @@ def test_a_frequent_target_does_not_take_the_training_data(tmp_path: Path, seed:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 60))
 def test_groups_are_filled_in_without_exceeding_the_share(sizes: list[int], count: int) -> None:
-    taken = _filling(np.array(sizes), count)
+    taken = _fill(np.array(sizes), count)
     total = sum(sizes[place] for place in taken)
     if min(sizes) > count:
         assert total == min(sizes)

@@ -24,9 +24,9 @@ from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training import run
 from pretune.training.data import _groups, read_data
-from pretune.training.result import RunResult, SeedsResult
 from pretune.training.run import train_recipe, train_seeds
 from pretune.training.run_folder import RunFolder
+from pretune.training.run_result import RunResult, SeedsResult
 from pretune.training.stop import Interrupted
 from tests.tasks.questions import question
 from tests.training.outcomes import StopAt

@@ -47,7 +47,7 @@ def test_what_was_passed_over_is_said_as_in_a_training(
     assert capsys.readouterr().err == ""
     loud = pretune.evaluate(bundle, data, quiet=False)
     shown = capsys.readouterr().err
-    assert "passed over:" in shown
+    assert "skipped:" in shown
     assert "some.jsonl, line 1: no reply in it" in shown
     assert loud.metrics == quiet.metrics
     assert loud.count == 1

@@ -24,7 +24,7 @@ def init(
     """Write a recipe to start from: every key, what it means, and its default."""
     from pretune.checkpoints.atomic_io import atomic_text
     from pretune.errors import RecipeError
-    from pretune.recipe.template import commented_recipe
+    from pretune.recipe.commented import commented_recipe
 
     text = commented_recipe(task)
     if output is None:

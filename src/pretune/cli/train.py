@@ -12,7 +12,7 @@ from pretune.cli.options import JsonOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from pretune.training.result import RunResult
+    from pretune.training.run_result import RunResult
 
 
 @command(

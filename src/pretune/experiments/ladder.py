@@ -40,9 +40,9 @@ from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import save_trained, train_tokenizer
 from pretune.training.data import read_data
-from pretune.training.result import environment
 from pretune.training.run import resume, train_recipe
 from pretune.training.run_folder import RECIPE
+from pretune.training.run_result import environment
 
 #: The n of the n-gram model, for tokens that are characters and for pieces of words.
 ORDERS = {"char": 7, "bpe": 4}

@@ -14,7 +14,7 @@ from pretune.recipe.recipe import Recipe
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import featurize
 from pretune.tokenizers.added_tokens import add_tokens
-from pretune.training.data import fit, read_data, tokenizer_of
+from pretune.training.data import fit, read_data, tokenizer_for
 from pretune.training.logging import Reporter
 from pretune.training.schedule import BatchSize, Schedule, planned_updates
 
@@ -111,7 +111,7 @@ def _lengths(recipe: Recipe) -> NDArray[Any]:
         records, _ = read_data(recipe)
         task = task_class(recipe.task.name)(recipe.task)
         fit(task, records)
-        model, named = recipe.model, tokenizer_of(recipe, records)
+        model, named = recipe.model, tokenizer_for(recipe, records)
         tokenizer = load(model.source, bare=True, tokenizer=named).tokenizer
         add_tokens(tokenizer, model.new_tokens)
         with Reporter() as reporter, reporter.working("reading train", len(records)) as done:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretune.tasks.base import lower_is_better
-from pretune.training.result import RunResult, SeedsResult
+from pretune.training.run_result import RunResult, SeedsResult
 
 #: A run has failed if it is below the median by more than this many scaled median absolute
 #: deviations and, as the spread of a few good runs can be next to nothing, by more than this gap.

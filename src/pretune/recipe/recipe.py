@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from pretune.data.readers.files import TABLE_SUFFIXES, read
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe import yaml12
-from pretune.recipe.explain import recipe_error
+from pretune.recipe.mistakes import recipe_error
 from pretune.recipe.schema import (
     DataSection,
     ModelSection,

@@ -14,7 +14,7 @@ from pretune.experiments.seeds import degenerate_seeds
 from pretune.render.escaping import for_terminal, one_line, shortened
 from pretune.render.grid import Grid, Styled
 from pretune.tasks.base import Prediction, lower_is_better
-from pretune.training.result import RunResult, SeedsResult
+from pretune.training.run_result import RunResult, SeedsResult
 from pretune.training.validation import Evaluation
 
 #: A confusion matrix of more classes is wider than a terminal or the page of a model card.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,66 +30,133 @@ from pretune.training.run_folder import RECIPE, RunFolder
 
 #: Records, or the documents of a prepared corpus.
 Data = Records | StoredDocuments
-#: Records that were passed over and are named.
+#: How many records that were skipped or repaired are shown.
 SHOWN = 3
 
 
 def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
-    """The training and the validation data.
+    """Read the training and the validation data of a recipe.
 
-    That is records with the columns the task knows; or documents, where the recipe names a folder
-    that `pretune prepare` made.
+    Returns:
+        records with the columns that the task knows, or documents where the recipe names a folder
+        that `pretune prepare` made.
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
     """
     data = recipe.data
-    found = _read(recipe, data.train)
+    train = _read(recipe, data.train)
+    validation: Data | None = None
     if isinstance(data.validation, str):
-        return found.head(data.limit), _read(recipe, data.validation)
-    if data.validation is None:
-        return found.head(data.limit), None
+        validation = _read(recipe, data.validation)
+    elif data.validation is not None:
+        train, validation = _hold_back(recipe, train, data.validation)
+    return train.head(data.limit), validation
+
+
+def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
+    """Split off a share of the data to validate on; the split does not depend on the run's seed."""
     task = task_class(recipe.task.name)
-    count = round(data.validation * len(found))
-    if (
-        isinstance(found, Records)
-        and issubclass(task, ReadsStream)
-        and (count == 0 or len(found) == 1)
-    ):
-        return _split_texts(found, data.validation)
-    groups, what = np.arange(len(found)), "documents"
-    if isinstance(found, Records):
+    count = round(share * len(data))
+    groups, what = np.arange(len(data)), "documents"
+    if isinstance(data, Records):
+        # A single long text, as of a language model, is split by itself.
+        if issubclass(task, ReadsStream) and (count == 0 or len(data) == 1):
+            return _split_texts(data, share)
         what = "records"
         if task.kept_together:
             what = f"different {' and '.join(name + 's' for name in task.kept_together)}"
-            groups = _groups(found, task.kept_together)
-    # The same split whatever the seed of the run, so that runs can be compared.
+            groups = _groups(data, task.kept_together)
+    # Whole groups, in a random order that is the same for all seeds, so that runs compare.
     order = epoch_order(int(groups.max(initial=-1)) + 1, seed=0, epoch=0)
-    sizes = np.bincount(groups)[order] if len(found) else order
-    taken = _filling(sizes, count)
+    sizes = np.bincount(groups)[order] if len(data) else order
+    taken = _fill(sizes, count)
     if not 0 < len(taken) < len(order):
         raise DataError(
-            f"{found.origin}: {len(order)} {what} are too few to hold back "
-            f"{data.validation:g} of them",
+            f"{data.origin}: {len(order)} {what} are too few to hold back {share:g} of them",
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
     out = np.isin(groups, order[taken])
-    kept, held_out = np.flatnonzero(~out), np.flatnonzero(out)
-    if isinstance(found, StoredDocuments):
-        return found.take(kept).head(data.limit), found.take(held_out)
-    return found.take(kept.tolist()).head(data.limit), found.take(held_out.tolist())
+    kept, held_back = np.flatnonzero(~out), np.flatnonzero(out)
+    if isinstance(data, StoredDocuments):
+        return data.take(kept), data.take(held_back)
+    return data.take(kept.tolist()), data.take(held_back.tolist())
+
+
+def _fill(sizes: NDArray[np.int64], count: int) -> list[int]:
+    """Pick groups, in their order, that have `count` records together or a little less.
+
+    A group that is too large is passed over, however early it comes: a target that many sources
+    share may be most of the data. Where all are too large, the smallest is picked.
+    """
+    taken, total = [], 0
+    for place, size in enumerate(sizes.tolist()):
+        if total == count:
+            break
+        if total + size <= count:
+            taken.append(place)
+            total += size
+    return taken or ([int(sizes.argmin())] if count and len(sizes) else [])
+
+
+def _groups(records: Records, columns: Sequence[str]) -> NDArray[np.int64]:
+    """`[N]` the group of each record: records that share a text in one of the columns are in the
+    same group, directly or through others (union-find)."""
+    first: dict[tuple[str, str], int] = {}
+    parent = list(range(len(records)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for row in range(len(records)):
+        for column in columns:
+            other = root(first.setdefault((column, records.text(row, column)), row))
+            parent[max(other, root(row))] = min(other, root(row))
+    # Number the groups in the order of their first records.
+    numbers: dict[int, int] = {}
+    return np.array(
+        [numbers.setdefault(root(row), len(numbers)) for row in range(len(records))],
+        dtype=np.int64,
+    )
+
+
+def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
+    """The beginning of every text, and its end."""
+    beginnings, ends = [], []
+    for row, record in enumerate(records.rows):
+        text = records.text(row, "text")
+        cut = int(len(text) * (1 - share))
+        beginnings.append({**record, "text": text[:cut]})
+        ends.append({**record, "text": text[cut:]})
+    return replace(records, rows=beginnings), replace(records, rows=ends)
+
+
+def _read(recipe: Recipe, source: str) -> Data:
+    if is_corpus(source):
+        return StoredDocuments.open(source)
+    data = recipe.data
+    return read_for(
+        task_class(recipe.task.name)(recipe.task),
+        source,
+        columns=data.columns,
+        encoding=data.encoding,
+        quoting=data.quoting,
+        max_chars=data.max_chars,
+    )
 
 
 def held_out(run: Path) -> Records | None:
-    """The validation data of a run folder; None where it is none, or has none that are records.
+    """The validation records of a run; None without a run or without such records.
 
     Raises:
         PretuneError: its recipe or the data cannot be read.
     """
     if not (run / RECIPE).is_file():
         return None
-    found = read_data(RunFolder(run).recipe())[1]
-    return found if isinstance(found, Records) else None
+    validation = read_data(RunFolder(run).recipe())[1]
+    return validation if isinstance(validation, Records) else None
 
 
 def examined_records(
@@ -103,16 +169,16 @@ def examined_records(
     quoting: str = "auto",
     max_chars: int | None = None,
 ) -> Records:
-    """What a trained model is to be asked about: labelled data, or its run's validation data.
+    """Records to examine a trained model on: labelled data, or its run's validation data.
 
     Args:
         run: the run folder.
         task: of the model.
         data: a file or a Hub dataset; None: the validation data.
-        columns: as `read_for`'s, and so
-        encoding: and
-        quoting: and
-        max_chars: those of `data`.
+        columns: the task's column names -> those in `data`.
+        encoding: of `data`, if it is a text file.
+        quoting: of `data`, if it is a CSV or TSV file.
+        max_chars: longer texts in `data` are refused.
 
     Raises:
         PretuneError: there are none, or they cannot be read.
@@ -135,23 +201,23 @@ def examined_records(
 
 
 def fit(task: AnyTask, data: Data) -> None:
-    """Let a task learn what it must know beforehand; documents have nothing but their text.
+    """Let a task learn what it must know beforehand; documents have only their text.
 
     Raises:
-        DataError: the records are not such as the task needs.
+        DataError: the records are not what the task needs.
     """
     if isinstance(data, Records):
         task.fit(data)
 
 
-def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
+def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     """The tokenizer that a recipe asks for; None: the model's own.
 
-    Random weights have none of their own: they take that of a corpus, or one that is trained on the
-    data.
+    Random weights come without a tokenizer. They take that of a prepared corpus, or a new one that
+    is trained on the data.
 
     Raises:
-        DataError: the data give no such tokenizer.
+        DataError: no such tokenizer can be made from the data.
     """
     model = recipe.model
     if model.tokenizer is not None or preset(model.source) is None:
@@ -180,68 +246,6 @@ def tokenizer_of(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     return source
 
 
-def _filling(sizes: NDArray[np.int64], count: int) -> list[int]:
-    """Which groups, in their order, have `count` records or a little less.
-
-    One that would be too much is passed over, however early it comes: a target that many sources
-    share may be most of the data. Where all are too large, the smallest.
-    """
-    taken, total = [], 0
-    for place, size in enumerate(sizes.tolist()):
-        if total == count:
-            break
-        if total + size <= count:
-            taken.append(place)
-            total += size
-    return taken or ([int(sizes.argmin())] if count and len(sizes) else [])
-
-
-def _groups(records: Records, columns: Sequence[str]) -> NDArray[np.int64]:
-    """`[records]` the number of each one's group: those that share a text in one of the columns,
-    and those that share one with them, and so on."""
-    first: dict[tuple[str, str], int] = {}
-    above = list(range(len(records)))  # another of the group, or itself: union-find
-
-    def root(row: int) -> int:
-        while above[row] != row:
-            above[row] = row = above[above[row]]
-        return row
-
-    for row in range(len(records)):
-        for column in columns:
-            other = root(first.setdefault((column, records.text(row, column)), row))
-            above[max(other, root(row))] = min(other, root(row))
-    known: dict[int, int] = {}
-    numbers = [known.setdefault(root(row), len(known)) for row in range(len(records))]
-    return np.array(numbers, dtype=np.int64)
-
-
-def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
-    """The beginning of every text, and its end."""
-    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for row in range(len(records)):
-        text = records.text(row, "text")
-        cut = int(len(text) * (1 - share))
-        for part, kept in zip((text[:cut], text[cut:]), rows, strict=True):
-            kept.append({**records.rows[row], "text": part})
-    return replace(records, rows=rows[0]), replace(records, rows=rows[1])
-
-
-def _read(recipe: Recipe, source: str) -> Data:
-    if is_corpus(source):
-        return StoredDocuments.open(source)
-    data = recipe.data
-    task = task_class(recipe.task.name)(recipe.task)
-    return read_for(
-        task,
-        source,
-        columns=data.columns,
-        encoding=data.encoding,
-        quoting=data.quoting,
-        max_chars=data.max_chars,
-    )
-
-
 def read_features(
     what: str,
     task: AnyTask,
@@ -251,7 +255,16 @@ def read_features(
     *,
     evaluation: bool = False,
 ) -> Features:
-    """The features of some records, with a line about them for people."""
+    """Make the features of some data, and say what they are.
+
+    Args:
+        what: what people call the data, e.g. `validation`.
+        task: decides what a feature is.
+        records: the data.
+        bundle: has the tokenizer.
+        reporter: shows progress and remarks.
+        evaluation: whether the features are for evaluation.
+    """
     with reporter.working(f"reading {what}", len(records)) as done:
         features = featurize(
             *(task, records, bundle.tokenizer),
@@ -259,29 +272,28 @@ def read_features(
             progress=done,
             cache=FeatureCache.usual(),
         )
-    cut = ""
-    if features.truncated:
-        cut = f"; {features.truncated:,} {task.truncation_note}"
     tokens = int(features.lengths.sum())
+    cut = f"; {features.truncated:,} {task.truncation_note}" if features.truncated else ""
     unit = ""
     if isinstance(records, Records) and records.text_unit is not None:
         unit = f" ({TEXT_UNITS[records.text_unit]})"
-    origin = f"{records.origin}{unit}"
-    reporter.say(f"{what}: {len(features):,} from {origin}, {tokens:,} tokens{cut}")
-    for named, found in (("passed over", features.skipped), ("repaired", features.repaired)):
-        if found and isinstance(records, Records):
-            reporter.say(_remarks(named, found, records))
+    reporter.say(f"{what}: {len(features):,} from {records.origin}{unit}, {tokens:,} tokens{cut}")
+    if isinstance(records, Records):
+        for done_to, items in (("skipped", features.skipped), ("repaired", features.repaired)):
+            if items:
+                reporter.say(_remarks(done_to, items, records))
     return features
 
 
-def _remarks(named: str, found: Sequence[Skipped | Repaired], records: Records) -> str:
-    """How many records something is said of, and the first of them."""
-    count = len(found)
-    lines = [f"{count:,} of {len(records):,} records were {named}:" if count > 1 else f"{named}:"]
-    for item in found[:SHOWN]:
+def _remarks(done_to: str, items: Sequence[Skipped | Repaired], records: Records) -> str:
+    """Say how many records were skipped or repaired, and why the first of them."""
+    count = len(items)
+    start = f"{count:,} of {len(records):,} records were {done_to}:" if count > 1 else f"{done_to}:"
+    lines = [start]
+    for item in items[:SHOWN]:
         name = records.rows[item.record].get("id")
         where = records.where(item.record) + ("" if name is None else f" (id {name})")
-        # Of an item of a list, whoever looked at it knows the place better.
-        own_place = item.why.startswith(records.origin)
-        lines.append(f"  {item.why if own_place else f'{where}: {item.why}'}")
+        # A reason that names the place itself, as for an item of a list, knows it better.
+        names_place = item.why.startswith(records.origin)
+        lines.append(f"  {item.why if names_place else f'{where}: {item.why}'}")
     return "\n".join(lines + ["  ..."] * (count > SHOWN))

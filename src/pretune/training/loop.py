@@ -43,10 +43,10 @@ from pretune.training.optimizer import Optimizer
 from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
     CheckpointStore,
-    History,
     LogSums,
     NoCheckpoints,
     SavedCheckpoint,
+    TrainingHistory,
     TrainingState,
     all_generators,
     restore_all_generators,
@@ -174,7 +174,7 @@ class Trainer:
         self.guard = Guard(options.guard)
 
         # Where the run is; all of it goes into `state`.
-        self.history, self._log_sums = History(), LogSums()
+        self.history, self._log_sums = TrainingHistory(), LogSums()
         self.cursor = Cursor()
         self.skips: dict[Cursor, Cursor] = {}  # data to pass over: from where, to where
         before_trouble = options.guard.margin + options.guard.patience
@@ -189,7 +189,7 @@ class Trainer:
 
     # The loop
 
-    def fit(self) -> History:
+    def fit(self) -> TrainingHistory:
         """Train to the end, from wherever the run is.
 
         Raises:
@@ -474,7 +474,7 @@ class Trainer:
         restore_all_generators(state, self.world, self.seed)
         self.strategy.restore(state.under("carried."), self.device)
         values = state.values
-        self.history = History.from_dict(values["course"])
+        self.history = TrainingHistory.from_dict(values["course"])
         self._log_sums = LogSums(**values["window"])
         self.guard.restore(values["guard"])
         self.cursor = Cursor(*values["cursor"])

@@ -21,15 +21,15 @@ from pretune.tasks.base import AnyTask, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
-from pretune.training.data import Data, fit, read_data, read_features, tokenizer_of
+from pretune.training.data import Data, fit, read_data, read_features, tokenizer_for
 from pretune.training.distributed import World, joined
 from pretune.training.freeze import freeze
 from pretune.training.logging import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Trainer
 from pretune.training.modes import determinism, prepare
-from pretune.training.result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
-from pretune.training.state import History, seed_everything, seed_process
+from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
+from pretune.training.state import TrainingHistory, seed_everything, seed_process
 from pretune.training.stop import Interrupted, Stopped, StopRequest
 from pretune.training.tracking import trackers
 
@@ -153,7 +153,7 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
     bundle = load(
         model.source if start is None else start,
         task=task,
-        tokenizer=tokenizer_of(recipe, data) if start is None else None,
+        tokenizer=tokenizer_for(recipe, data) if start is None else None,
         config=model.config if start is None else None,
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
@@ -366,7 +366,7 @@ def _plan(trainer: Trainer, world: World) -> str:
     )
 
 
-def _result(recipe: Recipe, history: History, device: torch.device) -> RunResult:
+def _result(recipe: Recipe, history: TrainingHistory, device: torch.device) -> RunResult:
     best = history.best
     return RunResult(
         folder=recipe.output,

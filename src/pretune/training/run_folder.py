@@ -17,7 +17,7 @@ from pretune.checkpoints.atomic_io import atomic_text, is_aside, make_folder, sw
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
-from pretune.training.result import RunResult
+from pretune.training.run_result import RunResult
 
 RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
     "recipe.yaml",

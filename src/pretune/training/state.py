@@ -93,7 +93,7 @@ class NoCheckpoints:
 
 
 @dataclass
-class History:
+class TrainingHistory:
     """How a training went.
 
     Attributes:

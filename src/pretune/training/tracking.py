@@ -176,7 +176,7 @@ class Mlflow:
     def _new_run(self) -> str:
         from mlflow.entities import Param
 
-        from pretune.training.result import environment
+        from pretune.training.run_result import environment
 
         name = self._recipe.track.name or self._recipe.output
         found = environment(choose_device(self._recipe.train.device))

@@ -17,7 +17,7 @@ from pretune.errors import CheckpointError, DataError, RecipeError
 from pretune.recipe.recipe import Recipe
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.train import train_tokenizer
-from pretune.training.data import read_data, tokenizer_of
+from pretune.training.data import read_data, tokenizer_for
 
 ENGLISH = "It was a dark night. The rain fell, and nobody was on the road.\n" * 60
 CHINESE = "话说宝玉走进园子，看见黛玉。黛玉笑道：你来了。\n" * 80
@@ -73,7 +73,7 @@ class TestNovels:
         train_tokenizer([ENGLISH], "char").save(folder)
         recipe = Recipe.load("novel", {"data.train": str(book), "model.tokenizer": str(folder)})
         train, _ = read_data(recipe)
-        assert tokenizer_of(recipe, train) == str(folder)
+        assert tokenizer_for(recipe, train) == str(folder)
 
     def test_so_does_that_of_a_corpus(self, book: Path, tmp_path: Path) -> None:
         folder = tmp_path / "own"
@@ -83,7 +83,7 @@ class TestNovels:
         own = {"data.train": str(tmp_path / "corpus"), "data.validation": None}
         recipe = Recipe.load("novel", own)
         train, _ = read_data(recipe)
-        found = tokenizer_of(recipe, train)
+        found = tokenizer_for(recipe, train)
         assert found.cuts_as(load_tokenizer(folder))  # type: ignore[union-attr]
 
     def test_one_that_cannot_be_trained(self, book: Path, tmp_path: Path) -> None:

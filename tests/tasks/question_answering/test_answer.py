@@ -420,7 +420,7 @@ def test_what_is_passed_over_is_said(bundle: Bundle) -> None:
     assert bundle.task is not None
     read_features("train", bundle.task, records(*rows), bundle, said)  # type: ignore[arg-type]
     assert said.lines[1:] == [
-        "5 of 6 records were passed over:",
+        "5 of 6 records were skipped:",
         *(
             f"  qa.jsonl, line {i + 1} (id {i}): at answer_start 0 there is 'The ', not 'film'"
             for i in (1, 2, 3)
