@@ -13,8 +13,7 @@ from pretune.bundle.bundle import load
 from pretune.errors import CheckpointError
 from pretune.inference.predict import Predictor
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
 from pretune.tasks.question_answering.answer import Answerer
 from pretune.tasks.question_answering.options import AnswerOptions

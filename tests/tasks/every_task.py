@@ -17,8 +17,7 @@ from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.classification.multilabel import Multilabel, MultilabelOptions
 from pretune.tasks.dialogue.dialogue import Chat, ChatOptions, Instruct, InstructOptions
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
 from pretune.tasks.question_answering.answer import Answerer
 from pretune.tasks.question_answering.options import AnswerOptions

@@ -15,9 +15,7 @@ from pretune.models.heads.vocabulary import score_tokens
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.losses import cross_entropy
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.masked_lm.metrics import TARGET, UNKNOWN
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MASKED, UNKNOWN, MaskLm, MaskLmOptions
 from pretune.training.validation import evaluate_features
 
 IGNORED = -2
@@ -181,7 +179,7 @@ class TestOptions:
 
     def test_mask_lm(self) -> None:
         logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
-        batch = PackedBatch.of([[1, 1, 1]], targets={TARGET: [[0, -1, 2]]})
+        batch = PackedBatch.of([[1, 1, 1]], targets={MASKED: [[0, -1, 2]]})
         task = MaskLm(MaskLmOptions(label_smoothing=0.2, z_loss=0.01))
         scores = score_tokens(logits, torch.eye(3), None, torch.tensor([0, 2]), **task.options.how)
         loss = task.loss(scores, batch)
@@ -192,7 +190,7 @@ class TestOptions:
         assert float(loss.parts["z_loss"]) == pytest.approx(penalty)
 
     def test_what_nobody_knows_cannot_be_scored(self) -> None:
-        batch = PackedBatch.of([[1, 1]], targets={TARGET: [[UNKNOWN, -1]]})
+        batch = PackedBatch.of([[1, 1]], targets={MASKED: [[UNKNOWN, -1]]})
         with pytest.raises(ValueError, match="nobody knows"):
             MaskLm(MaskLmOptions()).loss(torch.zeros(1, 3), batch)
 

@@ -22,8 +22,7 @@ from pretune.errors import DataError, RunError
 from pretune.experiments.plan import plan_run
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.features import featurize
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training import run

@@ -11,8 +11,7 @@ import transformers
 import pretune
 from pretune.bundle.bundle import Bundle, load
 from pretune.errors import DataError
-from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskPrediction
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions, MaskPrediction
 
 
 @pytest.fixture(scope="module")

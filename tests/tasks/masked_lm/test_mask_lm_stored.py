@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from pretune.errors import DataError
 from pretune.tasks.features import featurize
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tokenizers.load import load_tokenizer
 from tests.tasks.stored import assert_same, raw, stored
 

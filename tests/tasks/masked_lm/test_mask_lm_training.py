@@ -20,14 +20,12 @@ import pretune
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.data.batch import FeatureSet, Layout, PackedBatch, Selection
 from pretune.data.batch_order import batches_by_length
-from pretune.data.records import Records
+from pretune.data.records import Records, read
 from pretune.errors import CheckpointError, DataError
 from pretune.models.bert import BertPreTraining
 from pretune.recipe.recipe import Recipe, builtin_recipes
 from pretune.tasks.features import featurize
-from pretune.tasks.masked_lm.mask_lm import WORDS, MaskLm
-from pretune.tasks.masked_lm.metrics import NEXT, TARGET
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MASKED, PAIR_LABEL, WORDS, MaskLm, MaskLmOptions
 from pretune.training import run
 from pretune.training.data import read_data
 from pretune.training.run import resume, train_recipe
@@ -83,7 +81,7 @@ def loaded(tiny_folder: Path, **options: Any) -> Bundle:
 
 
 def featured(bundle: Bundle, documents: Path) -> FeatureSet:
-    records = pretune.data.records(documents)
+    records = read(documents)
     return featurize(bundle.task, records, bundle.tokenizer)
 
 
@@ -133,7 +131,7 @@ class TestFeatures:
                 elif words[k] != -1:
                     assert words[k] != words[k - 1]
         assert found.lengths.max() <= 24
-        assert set(found.targets[NEXT].tolist()) == {0, 1}
+        assert set(found.targets[PAIR_LABEL].tolist()) == {0, 1}
 
     def test_what_cannot_be_guessed_is_left_out(self, tiny_folder: Path) -> None:
         assert len(self.features(tiny_folder, ["☃ ☃", "☃", "  "])) == 0
@@ -173,10 +171,12 @@ def their_loss(
     ):
         part = slice(start, start + length)
         found = theirs(batch.tokens[part][None], token_type_ids=batch.segments[part][None])
-        labels = batch.targets[TARGET][part]
+        labels = batch.targets[MASKED][part]
         lost = -found.prediction_logits[0].log_softmax(-1)
         tokens += [lost[k, label] for k, label in enumerate(labels) if label != -1]
-        follows.append(-found.seq_relationship_logits[0].log_softmax(-1)[batch.targets[NEXT][i]])
+        follows.append(
+            -found.seq_relationship_logits[0].log_softmax(-1)[batch.targets[PAIR_LABEL][i]]
+        )
     return tokens, follows
 
 
@@ -207,7 +207,7 @@ class TestLoss:
         assert isinstance(bundle.model, BertPreTraining)
         whole = bundle.model(batch, both=True)
         scored = bundle.task.forward(bundle.model, batch)
-        masks = batch.targets[TARGET] != -1
+        masks = batch.targets[MASKED] != -1
         counts = [int(part.sum()) for part in masks.split(batch.layout.lengths)]
         select = Selection(masks.nonzero()[:, 0], Layout.of(counts))
         some = bundle.model(batch, both=True, select=select)
@@ -222,7 +222,7 @@ class TestLoss:
         torch.testing.assert_close(whole.seq_relationship_logits, follows, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(some.predictions, logits[masks], atol=1e-5, rtol=1e-5)
         lost = torch.nn.functional.cross_entropy(
-            logits[masks], batch.targets[TARGET][masks], reduction="none"
+            logits[masks], batch.targets[MASKED][masks], reduction="none"
         )
         torch.testing.assert_close(scored.predictions.nats, lost, atol=1e-4, rtol=1e-5)
         for one in (some, scored):
@@ -236,7 +236,7 @@ class TestLoss:
         batch = self.drawn(bundle, featured(bundle, documents), [0, 1, 2, 3, 4])
         found = bundle.task.loss(bundle.task.forward(bundle.model, batch), batch)
         tokens, follows = their_loss(theirs, batch)
-        masks = [int((p != -1).sum()) for p in batch.targets[TARGET].split(batch.layout.lengths)]
+        masks = [int((p != -1).sum()) for p in batch.targets[MASKED].split(batch.layout.lengths)]
         assert len(set(masks)) > 1
         second = sum(n * float(one) for n, one in zip(masks, follows, strict=True))
         assert found.count == len(tokens) == sum(masks)
@@ -251,16 +251,16 @@ class TestLoss:
         features = featured(bundle, documents)
         of_23 = np.flatnonzero(features.lengths == 24)[:6].tolist()
         batch = self.drawn(bundle, features, of_23)
-        masked = batch.targets[TARGET].split(batch.layout.lengths)
+        masked = batch.targets[MASKED].split(batch.layout.lengths)
         same = [i for i, part in enumerate(masked) if int((part != -1).sum()) == 3]
         assert len(same) >= 2
         batch = self.drawn(bundle, features, [int(batch.index[i]) for i in same])
-        labels = batch.targets[TARGET].view(len(same), 24)
+        labels = batch.targets[MASKED].view(len(same), 24)
         expected = theirs(
             batch.tokens.view(len(same), 24),
             token_type_ids=batch.segments.view(len(same), 24),
             labels=labels.masked_fill(labels == -1, -100),
-            next_sentence_label=batch.targets[NEXT],
+            next_sentence_label=batch.targets[PAIR_LABEL],
         ).loss
         found = bundle.task.loss(bundle.task.forward(bundle.model, batch), batch)
         assert float(found.sum) / found.count == pytest.approx(float(expected), rel=1e-5)
@@ -280,9 +280,11 @@ class TestLoss:
                 start = batch.layout.starts[i]
                 where = slice(start, start + len(part))
                 out = theirs(part[None], token_type_ids=batch.segments[where][None])
-                labels = batch.targets[TARGET][where]
+                labels = batch.targets[MASKED][where]
                 right += int((out.prediction_logits[0].argmax(-1) == labels).sum())
-                follows += int(out.seq_relationship_logits.argmax(-1) == batch.targets[NEXT][i])
+                follows += int(
+                    out.seq_relationship_logits.argmax(-1) == batch.targets[PAIR_LABEL][i]
+                )
                 pairs += 1
         assert found.details == {"tokens": tokens, "pairs": pairs}
         assert pairs == len(features)
@@ -360,7 +362,7 @@ class TestRuns:
 
         def watched(self: MaskLm, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
             drawn = original(self, batch, seed, epoch)
-            for i, part in enumerate(drawn.targets[TARGET].split(drawn.layout.lengths)):
+            for i, part in enumerate(drawn.targets[MASKED].split(drawn.layout.lengths)):
                 places = tuple((part != -1).nonzero()[:, 0].tolist())
                 seen.setdefault((epoch, int(batch.index[i])), set()).add(places)
             return drawn

@@ -1,20 +1,23 @@
-"""Masked tokens: BERT's pre-training, words that fit a gap, and how natural a text is."""
+"""The task `mask_lm`: BERT's pre-training, words that fit a gap, and how natural a text is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch
-from pretune.data.masking import NOT_MASKED, MaskVocabulary, draw_masks, segmenter
+from pretune.data.masking import NOT_MASKED, MaskRule, MaskVocabulary, draw_masks, segmenter
 from pretune.data.records import Records
 from pretune.data.sentence_pairs import (
     PairMaker,
@@ -26,6 +29,7 @@ from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.language import PreTrainingOutput
+from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import (
     DrawsAnew,
     Loss,
@@ -37,22 +41,95 @@ from pretune.tasks.base import (
     usual_length,
 )
 from pretune.tasks.grading import EachLoss
-from pretune.tasks.losses import token_losses, with_perplexity
-from pretune.tasks.masked_lm.metrics import (
-    NEXT,
-    TARGET,
-    UNKNOWN,
-    MaskLmMetrics,
-    Outputs,
-    token_scores,
+from pretune.tasks.losses import CrossEntropyOptions, perplexity, token_losses, with_perplexity
+from pretune.tasks.masked_lm.corpus_sequences import (
+    CorpusTokens,
+    continuation_tokens,
+    stored_blocks,
+    stored_pairs,
 )
-from pretune.tasks.masked_lm.options import FEWEST, MaskLmOptions
-from pretune.tasks.masked_lm.stored import stored_sequences, stored_words
 from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
-#: Which word each token belongs to, for masks that cover whole ones.
+#: Target of each token: the token to guess there, `NOT_MASKED`, or `UNKNOWN`.
+MASKED = "masked"
+#: In `MASKED`: a gap whose token nobody knows.
+UNKNOWN = -2
+#: Target of a pair: 1 if its second segment is not the one that follows the first, else 0.
+PAIR_LABEL = "next"
+#: Target of each token, removed when masks are drawn: the number of its word.
 WORDS = "words"
+#: Tokens of the shortest pair: one of each segment, and the special ones.
+MIN_PAIR_TOKENS = 5
+
+#: Logits `[masked tokens, vocab]` where nobody knows what is masked, else scores; of pairs with a
+#: label the outputs of both heads.
+MaskLmOutputs = Tensor | Scores | PreTrainingOutput
+
+
+class MaskLmOptions(CrossEntropyOptions):
+    """Options of `mask_lm`."""
+
+    name: Literal["mask_lm"] = Field(
+        "mask_lm", description="Guess masked tokens: BERT's pre-training, and filling gaps."
+    )
+    top_k: int = Field(5, ge=1, le=1000, description="How many candidates to give for each gap.")
+    mask: Literal["tokens", "words", "spans"] = Field(
+        "tokens",
+        description="What is masked together: single tokens, whole words, or spans of words "
+        "(SpanBERT).",
+    )
+    mask_share: float = Field(
+        0.15, gt=0, le=1, description="The share of tokens (or words) to be guessed."
+    )
+    as_mask: float = Field(
+        0.8, ge=0, le=1, description="The share of those that become the mask token."
+    )
+    as_random: float = Field(
+        0.1, ge=0, le=1, description="The share that become a random token; the rest stay."
+    )
+    words: Literal["tokenizer", "jieba"] = Field(
+        "tokenizer",
+        description="What finds words for masks of words and spans; jieba finds Chinese ones too "
+        "(extra: zh).",
+    )
+    span_p: float = Field(
+        0.2, gt=0, lt=1, description="spans: of the geometric distribution of their length."
+    )
+    span_max: int = Field(10, ge=1, description="spans: the longest, in words.")
+    next: Literal["none", "nsp", "sop"] = Field(
+        "none",
+        description="A second thing to learn, from pairs of segments: nsp: does the second follow "
+        "the first (BERT); sop: are they in order (ALBERT). A record is a document.",
+    )
+    short_share: float = Field(
+        0.1, ge=0, le=1, description="nsp, sop: the share of pairs that are shorter at random."
+    )
+    dupe: int = Field(
+        1, ge=1, description="nsp, sop: copies of the data, each split into other pairs."
+    )
+    evaluate: Literal["masked", "each"] = Field(
+        "masked",
+        description="masked: as in training, with masks that are always the same; each: mask each "
+        "token in turn (pseudo-perplexity), which takes as many passes as there are tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.as_mask + self.as_random > 1 + 1e-9:
+            raise ValueError("as_mask and as_random are shares of a whole: together at most 1")
+        if self.words == "jieba" and self.mask == "tokens":
+            raise ValueError("words: jieba is for mask: words or mask: spans")
+        if self.next != "none" and self.max_length < MIN_PAIR_TOKENS:
+            raise ValueError(f"pairs need max_length: {MIN_PAIR_TOKENS} or more")
+        return self
+
+    def rule(self) -> MaskRule:
+        """How masks are drawn."""
+        return MaskRule(
+            *(self.mask, self.mask_share, self.as_mask, self.as_random),
+            *(self.span_p, self.span_max),
+        )
 
 
 @dataclass(frozen=True)
@@ -65,12 +142,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class MaskPrediction(Prediction):
-    """The candidates for each gap of a text, best first; gaps are filled independently."""
+    """The candidates for each gap of a text, best first; each gap is filled independently."""
 
     gaps: tuple[tuple[Candidate, ...], ...]
 
+    @override
     def ranked(self) -> list[tuple[str, float]]:
-        """Every candidate; with its gap's number where there are several."""
         several = len(self.gaps) > 1
         return [
             (f"{number}: {candidate.token}" if several else candidate.token, candidate.score)
@@ -78,8 +155,9 @@ class MaskPrediction(Prediction):
             for candidate in gap
         ]
 
+    @override
     def top(self, count: int | None) -> Self:
-        """With so many candidates for each gap."""
+        """Keep at most `count` candidates for each gap."""
         return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
 
 
@@ -87,7 +165,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
 
     Evaluated on masks drawn as in training, or by pseudo-perplexity (Salazar et al. 2020, equation
-    3): there each token of a text is masked in turn, and the model asked for it.
+    3): each token of a text is masked in turn, and the model predicts it from all others.
     """
 
     name: ClassVar[str] = "mask_lm"
@@ -99,41 +177,44 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         self._tokenizer: Tokenizer | None = None
         self._vocabulary: MaskVocabulary | None = None
 
-    @property
-    def head(self) -> str:
-        """BERT's two heads where sentences are learned too."""
-        return "masked_lm" if self.options.next == "none" else "pretraining"
+    # Preprocessor: texts and prepared corpora to sequences.
 
     @property
+    @override
     def inputs(self) -> dict[str, str]:
-        """`text`."""
         return {"text": "the text, with [MASK] for each gap"}
 
+    @override
     def bind(self, tokenizer: Tokenizer) -> None:
-        """Take the tokenizer, which has the words for the answers and the masks."""
         self._tokenizer, self._vocabulary = tokenizer, None
-
-    def segments(self, tokenizer: Tokenizer) -> int:
-        """One for each of a pair, whatever the tokenizer has for pairs."""
-        return max(super().segments(tokenizer), 1 if self.options.next == "none" else 2)
 
     @property
     def vocabulary(self) -> MaskVocabulary:
-        """What masks are made of.
+        """The tokens that masks are made of.
 
         Raises:
             CheckpointError: the tokenizer has no mask token.
         """
         if self._vocabulary is None:
-            assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
-            self._vocabulary = MaskVocabulary.of(self._tokenizer)
+            self._vocabulary = MaskVocabulary.of(self._bound)
         return self._vocabulary
 
+    @property
+    def _bound(self) -> Tokenizer:
+        assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
+        return self._tokenizer
+
+    @override
+    def segments(self, tokenizer: Tokenizer) -> int:
+        """At least one for each segment of a pair, whatever the tokenizer does with pairs."""
+        return max(super().segments(tokenizer), 1 if self.options.next == "none" else 2)
+
+    @override
     def fit(self, records: Records) -> None:
-        """Nothing has to be known beforehand; but pairs need documents of several sentences.
+        """Check that pairs can be made.
 
         Raises:
-            DataError: there is none.
+            DataError: no document has two sentences.
         """
         texts = (records.text(row, "text") for row in range(len(records)))
         if self.options.next != "none" and all(len(sentence_spans(t)) < 2 for t in texts):
@@ -143,44 +224,109 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
                 "set task.next=none.",
             )
 
+    @override
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
-        """A text with its gaps; or, with targets, what `augment` draws masks for.
+        """Texts with gaps; or, with targets, sequences for which `augment` draws masks.
 
-        That is pairs of segments of a document, or, without `next`, the whole of a document in
-        blocks of equal size, none of which reaches into another document.
+        Those are pairs of segments of a document, or, without `next`, the whole document in blocks
+        of equal size, none of which reaches into another document.
         """
         self.bind(tokenizer)
         if with_targets:
-            yield from self._for_training(records, rows, tokenizer)
+            yield from self._unmasked(records, rows, tokenizer)
             return
-        mask = _needed(tokenizer, "mask_token")
-        texts = [records.text(row, "text") for row in rows]
-        encoded = tokenizer.encode(texts, max_length=self.options.max_length)
-        for row, one in zip(rows, encoded, strict=True):
-            gaps = [UNKNOWN if token == mask else -1 for token in one.ids]
+        mask = _required(tokenizer, "mask_token")
+        for row, encoded in self._whole_texts(records, rows, tokenizer):
+            gaps = [UNKNOWN if token == mask else NOT_MASKED for token in encoded.ids]
             if UNKNOWN not in gaps:
-                cut = f" in the first {self.options.max_length} tokens" if one.truncated else ""
+                cut = f" in the first {self.options.max_length} tokens" if encoded.truncated else ""
                 raise DataError(
                     f"{records.where(row, 'text')}: no [MASK]{cut}",
-                    "Write [MASK] where a word is to be found.",
+                    "Write [MASK] where a word is missing.",
                 )
-            yield Feature(one.ids, one.segments, {TARGET: gaps}, row, one.truncated)
+            yield _of_text(encoded, encoded.ids, gaps, row)
 
+    @override
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature]:
-        """As in training; or one copy of a text for each token, masked there."""
+        """As in training; or one copy of a text for each of its tokens, which is masked."""
         if self.options.evaluate == "masked":
             yield from self.features(records, rows, tokenizer, with_targets=True)
             return
         self.bind(tokenizer)
+        special, mask = self.vocabulary.special, self.vocabulary.mask
+        for row, encoded in self._whole_texts(records, rows, tokenizer):
+            for place, token in enumerate(encoded.ids):
+                if special[token]:
+                    continue
+                labels = [NOT_MASKED] * len(encoded.ids)
+                labels[place] = token
+                masked = [*encoded.ids[:place], mask, *encoded.ids[place + 1 :]]
+                yield _of_text(encoded, masked, labels, row)
+
+    def _whole_texts(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterator[tuple[int, Encoded]]:
+        """Records with their texts, each one sequence."""
         texts = [records.text(row, "text") for row in rows]
         encoded = tokenizer.encode(texts, max_length=self.options.max_length)
-        for row, one in zip(rows, encoded, strict=True):
-            yield from _each_token_masked(one, row, self.vocabulary)
+        return zip(rows, encoded, strict=True)
 
+    def _unmasked(self, records: Records, rows: range, tokenizer: Tokenizer) -> Iterable[Feature]:
+        options = self.options
+        segment = segmenter(options.words)
+        if options.next == "none":
+            texts = [records.text(row, "text") for row in rows]
+            tokens = tokenize_sentences(texts, tokenizer, segment)
+            for row, whole in zip(rows, tokens, strict=True):
+                for block in _blocks(whole, options.max_length - 2):
+                    yield from self._sequence([block], row)
+            return
+        maker = PairMaker(RecordDocuments(records, tokenizer, segment), **self._pair_options)
+        for row in rows:
+            for copy in range(options.dupe):
+                for pair in maker.pairs(row, copy):
+                    yield from self._sequence([pair.first, pair.second], row, pair.label)
+
+    @property
+    def _pair_options(self) -> dict[str, Any]:
+        """Options of `PairMaker`; of the maximum length 3 tokens are special."""
+        options = self.options
+        return {
+            "kind": options.next,
+            "room": options.max_length - 3,
+            "short": options.short_share,
+        }
+
+    def _sequence(
+        self, parts: list[SentenceTokens], row: int, label: int | None = None
+    ) -> Iterator[Feature]:
+        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`; nothing if no token can be masked.
+
+        Args:
+            parts: one segment, or two.
+            row: the record.
+            label: of a pair.
+        """
+        first, end = _required(self._bound, "cls_token"), _required(self._bound, "sep_token")
+        ids = np.concatenate([[first], *(x for part in parts for x in (part.ids, [end]))])
+        if self.vocabulary.special[ids].all():
+            return
+        # [CLS] belongs to the first segment, each [SEP] to the one before it.
+        lengths = [len(part) + 1 for part in parts]
+        segments = np.repeat(np.arange(len(parts)), [lengths[0] + 1, *lengths[1:]])
+        targets: dict[str, Any] = {} if label is None else {PAIR_LABEL: label}
+        if self.options.mask != "tokens":
+            # A special token belongs to no word, and separates the words around it.
+            between = np.array([-1], dtype=np.int32)
+            numbers = (x for part in parts for x in (part.words, between))
+            targets[WORDS] = np.concatenate([between, *numbers])
+        yield Feature(ids.tolist(), segments.tolist(), targets, row)
+
+    @override
     def stored_features(
         self,
         documents: StoredDocuments,
@@ -189,73 +335,38 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         evaluation: bool,
         progress: Callable[[int], None] | None,
     ) -> Features:
-        """The same sequences, of the tokens on the disk.
+        """The sequences that `features` makes of the documents' texts.
 
         Raises:
             DataError: words cannot be told from the tokens, no document has two sentences, or each
                 token is to be masked in turn.
         """
-        if evaluation and self.options.evaluate == "each":
+        options = self.options
+        if evaluation and options.evaluate == "each":
             raise DataError(
                 f"{documents.origin}: task.evaluate=each reads texts, not a prepared corpus",
                 "Give it texts with data.validation=FILE, or set task.evaluate=masked.",
             )
         self.bind(tokenizer)
-        words = None
-        if self.options.mask != "tokens":
-            words = stored_words(documents, tokenizer, self.options.words)
-        return stored_sequences(documents, tokenizer, self.options, words, self._one, progress)
-
-    def _one(self, parts: list[SentenceTokens], row: int, targets: Mapping[str, int]) -> Feature:
-        assert self._tokenizer is not None  # noqa: S101 - bound when the features were made
-        (found,) = self._sequence(parts, row, self._tokenizer, targets)
-        return found
-
-    def _for_training(
-        self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature]:
-        options = self.options
-        segment = segmenter(options.words)
+        continues = None
+        if options.mask != "tokens":
+            continues = continuation_tokens(documents, tokenizer, options.words)
+        tokens = CorpusTokens(documents, tokenizer.special_id("unk_token"), continues)
+        key = f"mask_lm {options.model_dump_json()} {documents.fingerprint()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()
         if options.next == "none":
-            texts = [records.text(row, "text") for row in rows]
-            for row, whole in zip(rows, tokenize_sentences(texts, tokenizer, segment), strict=True):
-                for block in _blocks(whole, options.max_length - 2):
-                    yield from self._sequence([block], row, tokenizer)
-            return
-        documents = RecordDocuments(records, tokenizer, segment)
-        room, short = options.max_length - 3, options.short_share
-        maker = PairMaker(documents, kind=options.next, room=room, short=short)
-        for row in rows:
-            for copy in range(options.dupe):
-                for pair in maker.pairs(row, copy):
-                    parts = [pair.first, pair.second]
-                    yield from self._sequence(parts, row, tokenizer, {NEXT: pair.label})
+            return stored_blocks(tokens, options.max_length - 2, self._one, digest, progress)
+        maker = PairMaker(documents, **self._pair_options)
+        return stored_pairs(tokens, maker, options.dupe, self._one, digest, progress)
 
-    def _sequence(
-        self,
-        parts: list[SentenceTokens],
-        row: int,
-        tokenizer: Tokenizer,
-        targets: Mapping[str, int] | None = None,
-    ) -> Iterable[Feature]:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`; nothing where there is nothing to guess."""
-        first, end = _needed(tokenizer, "cls_token"), _needed(tokenizer, "sep_token")
-        ids = np.concatenate([[first], *(x for part in parts for x in (part.ids, [end]))])
-        if self.vocabulary.special[ids].all():
-            return
-        lengths = [len(part) + 1 for part in parts]
-        segments = np.repeat(np.arange(len(parts)), [lengths[0] + 1, *lengths[1:]])
-        found: dict[str, Any] = dict(targets or {})
-        if self.options.mask != "tokens":
-            # What stands around special tokens is not one word, whatever its number.
-            between = np.array([-1], dtype=np.int32)
-            numbers = (x for part in parts for x in (part.words, between))
-            found[WORDS] = np.concatenate([between, *numbers])
-        yield Feature(ids.tolist(), segments.tolist(), found, row)
+    def _one(self, parts: list[SentenceTokens], row: int, label: int | None) -> Feature:
+        (feature,) = self._sequence(parts, row, label)
+        return feature
 
+    @override
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
-        """Draw the masks, where they are not given: the features have none."""
-        if TARGET in batch.targets:
+        """Draw the masks of a batch that has none."""
+        if MASKED in batch.targets:
             return batch
         words = batch.targets.get(WORDS)
         drawn = draw_masks(
@@ -269,128 +380,197 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
             epoch=epoch,
         )
         targets = {name: value for name, value in batch.targets.items() if name != WORDS}
-        targets[TARGET] = torch.from_numpy(drawn.labels)
+        targets[MASKED] = torch.from_numpy(drawn.labels)
         return replace(batch, tokens=torch.from_numpy(drawn.tokens), targets=targets)
 
+    # Head: BERT's output layer; for `next` also a linear map on the pooled output.
+
+    @property
+    @override
+    def head(self) -> str:
+        return "masked_lm" if self.options.next == "none" else "pretraining"
+
+    @override
     def build(self, backbone: Backbone) -> nn.Module:
-        """Dense, activation, LayerNorm, and the embeddings as the output layer; and for `next` a
-        linear map on the pooled output."""
         return build_head(backbone, self.head)
 
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Outputs:
-        """Scores of the masked tokens: nothing is computed for the others in the last layer.
-
-        Logits `[masked tokens, vocab]` where nobody knows what is masked. Of pairs with a label
-        what both heads give.
-        """
-        select = batch.where(batch.targets[TARGET] != -1)
-        more: dict[str, Any] = {"both": True} if NEXT in batch.targets else {}
-        labels = batch.targets[TARGET][select.rows]
+    @override
+    def forward(self, model: nn.Module, batch: PackedBatch) -> MaskLmOutputs:
+        """Score the masked tokens: the last layer computes nothing for the others."""
+        select = batch.where(batch.targets[MASKED] != NOT_MASKED)
+        labels = batch.targets[MASKED][select.rows]
+        options: dict[str, Any] = {"both": True} if PAIR_LABEL in batch.targets else {}
         if not bool((labels == UNKNOWN).any()):
-            more |= {"labels": labels, **self.options.how}
-        found: Outputs = model(batch, select=select, **more)
-        return found
+            options |= {"labels": labels, **self.options.how}
+        outputs: MaskLmOutputs = model(batch, select=select, **options)
+        return outputs
 
-    def loss(self, outputs: Outputs, batch: PackedBatch) -> Loss:
+    @override
+    def loss(self, outputs: MaskLmOutputs, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in masked tokens.
 
-        A sequence's cross-entropy of `next` counts once for each of its masked tokens. So there is
-        one count, which adds up over any parts of a batch; and where all sequences have equally
-        many masks it is BERT's loss, the mean over the masked tokens plus that over the sequences.
+        The cross-entropy of a pair counts once for each masked token of the pair. So there is one
+        count, which adds up over any parts of a batch; if all sequences have equally many masks, it
+        is BERT's loss: the mean over the masked tokens plus the mean over the sequences.
         """
         scores = token_scores(outputs)
         parts = self.options.parts_of(scores)
         if not isinstance(outputs, PreTrainingOutput):
             return Loss(scores.sum, scores.count, parts)
-        labels = batch.targets[TARGET]
         each = F.cross_entropy(
-            outputs.seq_relationship_logits.float(), batch.targets[NEXT], reduction="none"
+            outputs.seq_relationship_logits.float(), batch.targets[PAIR_LABEL], reduction="none"
         )
-        before = F.pad((labels != -1).cumsum(0), (1, 0))
+        # Masked tokens of each sequence: differences of a running count.
+        before = F.pad((batch.targets[MASKED] != NOT_MASKED).cumsum(0), (1, 0))
         masks = before[batch.cu_seqlens[1:].long()] - before[batch.cu_seqlens[:-1].long()]
-        second = (each * masks).sum()
-        shown = {"mask_loss": scores.sum.detach(), f"{self.options.next}_loss": second.detach()}
-        return Loss(scores.sum + second, scores.count, {**parts, **shown})
+        pairs = (each * masks).sum()
+        shown = {"mask_loss": scores.sum.detach(), f"{self.options.next}_loss": pairs.detach()}
+        return Loss(scores.sum + pairs, scores.count, {**parts, **shown})
 
-    def each_loss(self, outputs: Outputs, batch: PackedBatch) -> EachLoss:
-        """Cross-entropy of each sequence's masked tokens; `next` is no matter of tokens."""
-        layout = batch.where(batch.targets[TARGET] != -1).layout
-        return token_losses(token_scores(outputs), layout)
+    # Answers: candidates for each gap.
 
-    def figures(self, sums: Array) -> dict[str, Array]:
-        """Loss and (pseudo-)perplexity."""
-        each = self.options.evaluate == "each"
-        return with_perplexity(super().figures(sums), "pseudo_perplexity" if each else "perplexity")
-
-    def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
-        """The gaps of all parts; an evaluated text is read once for each of its tokens."""
-        return MaskPrediction(tuple(gap for part in parts for gap in part.gaps))
-
-    def predict(self, outputs: Outputs, batch: PackedBatch) -> list[MaskPrediction]:
-        """The best candidates for each gap."""
+    @override
+    def predict(self, outputs: MaskLmOutputs, batch: PackedBatch) -> list[MaskPrediction]:
         if not isinstance(outputs, Tensor):
-            return [MaskPrediction(())] * batch.num_sequences  # the truth is known: no gaps
-        assert self._tokenizer is not None  # noqa: S101 - whoever loads a model binds it
+            return [MaskPrediction(())] * batch.num_sequences  # the tokens are known: no gaps
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
         gaps = [
-            tuple(
-                Candidate(token, score)
-                for token, score in zip(self._tokenizer.tokens(row), row_scores, strict=True)
-            )
+            tuple(map(Candidate, self._bound.tokens(row), row_scores))
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
+        # The gaps of all sequences lie end to end.
         answers, start = [], 0
-        for count in batch.where(batch.targets[TARGET] != -1).layout.lengths:
+        for count in batch.where(batch.targets[MASKED] != NOT_MASKED).layout.lengths:
             answers.append(MaskPrediction(tuple(gaps[start : start + count])))
             start += count
         return answers
 
+    @override
+    def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
+        """The gaps of all parts: a text is evaluated as one sequence for each of its tokens."""
+        return MaskPrediction(tuple(gap for part in parts for gap in part.gaps))
+
+    # Scorer.
+
+    @property
+    def _perplexity(self) -> str:
+        return "pseudo_perplexity" if self.options.evaluate == "each" else "perplexity"
+
+    @override
     def metrics(self, features: Features | None = None) -> MaskLmMetrics:
-        """Perplexity (or pseudo-perplexity) and accuracy, and the accuracy of `next`."""
-        if self.options.evaluate == "each":
-            return MaskLmMetrics("pseudo_perplexity")
-        return MaskLmMetrics("perplexity", self.options.next)
+        """Perplexity (or pseudo-perplexity), accuracy, and the accuracy on pairs."""
+        pairs = "none" if self.options.evaluate == "each" else self.options.next
+        return MaskLmMetrics(self._perplexity, pairs)
+
+    @override
+    def each_loss(self, outputs: MaskLmOutputs, batch: PackedBatch) -> EachLoss:
+        """Cross-entropy of each sequence's masked tokens, without that of pairs."""
+        layout = batch.where(batch.targets[MASKED] != NOT_MASKED).layout
+        return token_losses(token_scores(outputs), layout)
+
+    @override
+    def figures(self, sums: Array) -> dict[str, Array]:
+        return with_perplexity(super().figures(sums), self._perplexity)
+
+    # Described.
 
     @classmethod
+    @override
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """A transformers `...ForMaskedLM` or `...ForPreTraining`."""
+        """The task of a `...ForMaskedLM` or `...ForPreTraining` of transformers."""
         architecture = str((config.get("architectures") or [""])[0])
         if not architecture.endswith(("ForMaskedLM", "ForPreTraining")):
             return None
         length = usual_length(config, 512)
-        # A pretraining head of any other family is not BERT's.
-        both = architecture == "BertForPreTraining" and length >= FEWEST
-        found = MaskLmOptions(max_length=length, next="nsp" if both else "none", evaluate="each")
-        return cls(found)
+        # Only BERT's pretraining head has pairs like ours.
+        both = architecture == "BertForPreTraining" and length >= MIN_PAIR_TOKENS
+        pairs: Literal["nsp", "none"] = "nsp" if both else "none"
+        return cls(MaskLmOptions(max_length=length, next=pairs, evaluate="each"))
 
 
-def _needed(tokenizer: Tokenizer, name: str) -> int:
+def token_scores(outputs: MaskLmOutputs) -> Scores:
+    """The scores of masked tokens, from one head or from both.
+
+    Raises:
+        ValueError: there are gaps whose token nobody knows.
+    """
+    scores = outputs.predictions if isinstance(outputs, PreTrainingOutput) else outputs
+    if isinstance(scores, Tensor):
+        raise ValueError("gaps whose token nobody knows can be filled, not scored")
+    return scores
+
+
+def _required(tokenizer: Tokenizer, name: str) -> int:
     """The id of a special token.
 
     Raises:
         CheckpointError: the tokenizer has no such token.
     """
-    found = tokenizer.special_id(name)
-    if found is None:
+    token = tokenizer.special_id(name)
+    if token is None:
         raise CheckpointError(
             f"the tokenizer has no {name.replace('_', ' ')}",
-            "Masks can be filled by BERT and its kin only.",
+            "Only models of BERT's kind fill masks.",
         )
-    return found
+    return token
 
 
-def _blocks(whole: SentenceTokens, room: int) -> Iterable[SentenceTokens]:
-    """A document in as few blocks as can be, all equally long, so that none is a mere stub."""
+def _blocks(whole: SentenceTokens, room: int) -> Iterator[SentenceTokens]:
+    """A document in as few blocks as possible, all equally long, so that none is a mere stub."""
     count = -(-len(whole) // room)
     for i in range(count):
         yield whole[len(whole) * i // count : len(whole) * (i + 1) // count]
 
 
-def _each_token_masked(one: Encoded, row: int, vocabulary: MaskVocabulary) -> Iterable[Feature]:
-    for place, token in enumerate(one.ids):
-        if vocabulary.special[token]:
-            continue
-        ids = [*one.ids[:place], vocabulary.mask, *one.ids[place + 1 :]]
-        targets = [token if i == place else NOT_MASKED for i in range(len(ids))]
-        yield Feature(ids, one.segments, {TARGET: targets}, row, one.truncated)
+def _of_text(encoded: Encoded, ids: list[int], labels: list[int], row: int) -> Feature:
+    """The feature of a text, with these tokens and `MASKED` targets."""
+    return Feature(ids, encoded.segments, {MASKED: labels}, row, encoded.truncated)
+
+
+class MaskLmMetrics:
+    """Streaming figures over all masked tokens that are known, and over all pairs.
+
+    Args:
+        perplexity: the name of exp of the mean loss.
+        pairs: `nsp` or `sop`, or `none`.
+    """
+
+    def __init__(self, perplexity: str = "perplexity", pairs: str = "none") -> None:
+        self._perplexity, self._kind = perplexity, pairs
+        self._nats, self._right, self._count = 0.0, 0, 0
+        self._pairs_right, self._pairs = 0, 0
+
+    def update(self, outputs: MaskLmOutputs, batch: PackedBatch) -> None:
+        """Take in one batch."""
+        scores = token_scores(outputs)
+        self._nats += float(scores.cross_entropy)
+        self._right += scores.right
+        self._count += scores.count
+        if isinstance(outputs, PreTrainingOutput):
+            labels = batch.targets[PAIR_LABEL]
+            self._pairs_right += int((outputs.seq_relationship_logits.argmax(-1) == labels).sum())
+            self._pairs += len(labels)
+
+    def merge(self, other: Self) -> None:
+        """Add another's sums."""
+        self._nats += other._nats
+        self._right += other._right
+        self._count += other._count
+        self._pairs_right += other._pairs_right
+        self._pairs += other._pairs
+
+    def result(self) -> dict[str, float]:
+        """Exp of the mean negative log-probability; `accuracy`; `nsp_accuracy` (or `sop_`)."""
+        figures = {
+            self._perplexity: perplexity(self._nats, self._count),
+            "accuracy": self._right / max(self._count, 1),
+        }
+        if self._kind != "none":
+            figures[f"{self._kind}_accuracy"] = self._pairs_right / max(self._pairs, 1)
+        return figures
+
+    def details(self) -> dict[str, Any]:
+        """The number of masked tokens, and of pairs."""
+        pairs = {} if self._kind == "none" else {"pairs": self._pairs}
+        return {"tokens": self._count, **pairs}

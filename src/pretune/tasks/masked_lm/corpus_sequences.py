@@ -1,0 +1,224 @@
+"""Sequences for `mask_lm` from a prepared corpus, made on demand from tokens on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from tokenizers import models
+
+from pretune.corpus.store import StoredDocuments, TokenRange
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, MadeFeatures
+from pretune.data.sentence_pairs import PairMaker, SentenceTokens
+from pretune.errors import DataError
+from pretune.tokenizers.tokenizer import Tokenizer
+
+#: Makes a feature of one or two segments, the number of their document, and the label of a pair.
+MakeSequence = Callable[[list[SentenceTokens], int, int | None], Feature]
+#: Called with the number of documents done.
+Progress = Callable[[int], None] | None
+
+#: A pair on disk: where its segments begin in the corpus, its document, their lengths, its label.
+PAIR = np.dtype(
+    [
+        ("first", "<i8"),
+        ("second", "<i8"),
+        ("row", "<i8"),
+        ("left", "<i4"),
+        ("right", "<i4"),
+        ("label", "<i4"),
+    ]
+)
+#: Pairs that are kept in memory until they are written.
+_PAIRS_AT_A_TIME = 4096
+
+
+def continuation_tokens(documents: StoredDocuments, tokenizer: Tokenizer, words: str) -> Array:
+    """`[vocabulary]` bool: whether a token continues the word before it.
+
+    Args:
+        documents: named in errors.
+        tokenizer: of the corpus.
+        words: the option `task.words`.
+
+    Raises:
+        DataError: tokens alone do not tell where words begin.
+    """
+    model = tokenizer.engine.model
+    if words != "tokenizer" or not isinstance(model, models.WordPiece):
+        what = f"task.words={words}" if words != "tokenizer" else "this tokenizer"
+        raise DataError(
+            f"{documents.origin}: the words of {what} cannot be told from tokens alone",
+            "Train on the texts (data.train=FILE), or with task.mask=tokens; a WordPiece "
+            "vocabulary with task.words=tokenizer tells its words by their ##.",
+        )
+    continues = np.zeros(tokenizer.vocab_size, dtype=bool)
+    vocabulary = tokenizer.engine.get_vocab(with_added_tokens=False)
+    prefix = model.continuing_subword_prefix
+    continues[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
+    return continues
+
+
+@dataclass(frozen=True)
+class CorpusTokens:
+    """The tokens of a corpus, with the numbers of their words.
+
+    Attributes:
+        documents: of the corpus.
+        unknown: the id of the unknown token, the only special token in a corpus; None: none.
+        continues: from `continuation_tokens`; None if words do not matter.
+    """
+
+    documents: StoredDocuments
+    unknown: int | None
+    continues: Array | None
+
+    def read(self, start: int, stop: int) -> SentenceTokens:
+        """The tokens between two places of the corpus."""
+        ids = self.documents.corpus.read(start, stop).astype(np.int32)
+        if self.continues is None:
+            return SentenceTokens(ids, np.zeros(len(ids), dtype=np.int32))
+        return SentenceTokens(ids, np.cumsum(~self.continues[ids]).astype(np.int32))
+
+    def all_unknown(self, start: int, stop: int) -> bool:
+        """Whether there are only unknown tokens, so that there is nothing to guess."""
+        if self.unknown is None:
+            return False
+        return bool((self.documents.corpus.read(start, stop) == self.unknown).all())
+
+
+def stored_blocks(
+    tokens: CorpusTokens, room: int, make: MakeSequence, digest: str, progress: Progress = None
+) -> Features:
+    """Cut each document into as few blocks as possible, all equally long.
+
+    Args:
+        tokens: of the corpus.
+        room: the maximum length of a block.
+        make: puts special tokens around a block.
+        digest: identifies the features.
+        progress: called with the number of documents done.
+
+    Raises:
+        DataError: there are no blocks.
+    """
+    documents = tokens.documents
+    # Numbers of blocks: those of document r are firsts[r] to firsts[r + 1].
+    totals = documents.lengths()
+    counts = -(-totals // room)
+    firsts = np.concatenate([[0], np.cumsum(counts)])
+    # The lengths of all blocks, special tokens included.
+    rows = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(firsts[-1]) - firsts[rows]
+    edges = [totals[rows] * (number + more) // counts[rows] for more in (0, 1)]
+    lengths = (edges[1] - edges[0] + 2).astype(np.int32)
+    del rows, number, edges
+
+    def place(block: int) -> tuple[int, int, int]:
+        """The document of a block, and where the block begins and ends in the corpus."""
+        row = int(np.searchsorted(firsts, block, side="right")) - 1
+        start, stop = documents.bounds(row)
+        count, number = int(counts[row]), block - int(firsts[row])
+        size = stop - start
+        return row, start + size * number // count, start + size * (number + 1) // count
+
+    # Leave out the blocks in which there is nothing to guess.
+    suspects = _blocks_with_unknown(tokens, firsts, progress)
+    empty = [block for block in suspects if tokens.all_unknown(*place(block)[1:])]
+    kept = None
+    if empty:
+        kept = np.delete(np.arange(len(lengths)), empty)
+        lengths = lengths[kept]
+    _refuse_none(len(lengths), documents, "no document has a token that is known")
+
+    def block(index: int) -> Feature:
+        row, start, stop = place(index if kept is None else int(kept[index]))
+        return make([tokens.read(start, stop)], row, None)
+
+    return MadeFeatures(lengths, block, digest)
+
+
+def _blocks_with_unknown(tokens: CorpusTokens, firsts: Array, progress: Progress) -> Iterator[int]:
+    """The blocks of documents that have an unknown token."""
+    for row in range(len(tokens.documents) if tokens.unknown is not None else 0):
+        if (tokens.documents.tokens(row) == tokens.unknown).any():
+            yield from range(int(firsts[row]), int(firsts[row + 1]))
+        if progress is not None and row % 1024 == 0:
+            progress(row)
+
+
+def stored_pairs(
+    tokens: CorpusTokens,
+    maker: PairMaker[TokenRange],
+    copies: int,
+    make: MakeSequence,
+    digest: str,
+    progress: Progress = None,
+) -> Features:
+    """Make pairs of segments; their places are kept in an unnamed temporary file.
+
+    Args:
+        tokens: of the corpus.
+        maker: of pairs of the corpus's documents.
+        copies: how often each document is split into pairs.
+        make: puts special tokens around a pair.
+        digest: identifies the features.
+        progress: called with the number of documents done.
+
+    Raises:
+        DataError: there are no pairs, or no room for the file.
+    """
+    lengths = array("i")
+
+    def places() -> Iterator[tuple[int, ...]]:
+        for row in range(len(tokens.documents)):
+            for copy in range(copies):
+                for pair in maker.pairs(row, copy):
+                    first, second = pair.first, pair.second
+                    if all(tokens.all_unknown(part.start, part.stop) for part in (first, second)):
+                        continue
+                    lengths.append(len(first) + len(second) + 3)
+                    sizes = (len(first), len(second))
+                    yield (first.start, second.start, row, *sizes, pair.label)
+            if progress is not None and row % 256 == 0:
+                progress(row)
+
+    pairs = _on_disk(places())
+    _refuse_none(len(lengths), tokens.documents, "no document has two sentences")
+
+    def pair(index: int) -> Feature:
+        first, second, row, left, right, label = pairs[index].item()
+        parts = [tokens.read(first, first + left), tokens.read(second, second + right)]
+        return make(parts, row, label)
+
+    return MadeFeatures(np.frombuffer(lengths, dtype=np.int32), pair, digest)
+
+
+def _on_disk(pairs: Iterator[tuple[int, ...]]) -> Array:
+    """`[N]` of `PAIR`, mapped from a temporary file that is deleted when it is no longer used."""
+    try:
+        with tempfile.TemporaryFile(prefix="pretune-pairs-") as file:
+            while some := list(islice(pairs, _PAIRS_AT_A_TIME)):
+                file.write(np.array(some, dtype=PAIR).tobytes())
+            file.flush()
+            return np.memmap(file, PAIR, "r") if file.tell() else np.empty(0, dtype=PAIR)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError(
+            f"{tempfile.gettempdir()}: the places of the pairs cannot be written ({why})",
+            "Make room there, or name another folder in the environment: TMPDIR=FOLDER.",
+        ) from error
+
+
+def _refuse_none(count: int, documents: StoredDocuments, why: str) -> None:
+    if count == 0:
+        raise DataError(
+            f"{documents.origin}: {why}, so there is nothing to learn",
+            "With next=nsp or sop a document needs several sentences: set task.next=none, or "
+            "prepare the texts otherwise (--documents file, --join-lines).",
+        )
