@@ -13,8 +13,7 @@ from pretune.data.readers.files import read
 from pretune.data.readers.plain_text import split_documents
 from pretune.errors import DataError
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
-from pretune.tasks.masked_lm.mask_lm import MaskLm
-from pretune.tasks.masked_lm.options import MaskLmOptions
+from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.reading import read_for
 
 

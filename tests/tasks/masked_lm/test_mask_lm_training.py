@@ -20,7 +20,8 @@ import pretune
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.data.batch import FeatureSet, Layout, PackedBatch, Selection
 from pretune.data.batch_order import batches_by_length
-from pretune.data.records import Records, read
+from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.models.bert import BertPreTraining
 from pretune.recipe.recipe import Recipe, builtin_recipes
