@@ -49,6 +49,16 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_dim": 40,
         "max_position_embeddings": 20,
     },
+    "electra": {
+        "vocab_size": 53,
+        "embedding_size": 12,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "max_position_embeddings": 20,
+        "type_vocab_size": 3,
+    },
     "gpt2": {"vocab_size": 53, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 20},
     "marian": {
         "vocab_size": 53,
@@ -217,7 +227,8 @@ def compare(family: str, head: str, seed: int = 0) -> Parity:
         with safe_open(folder / "model.safetensors", "pt") as handle:
             names = handle.keys()
             shapes = {name: list(handle.get_slice(name).get_shape()) for name in names}
-    tables = [name for name, shape in shapes.items() if shape == [53, 24]]
+    table = [53, SIZES[family].get("embedding_size", 24)]
+    tables = [name for name, shape in shapes.items() if shape == table]
     assert len(tables) == 1, "the tied table is stored once"
     writing = difference(our_logits(ours, head, ids), their_logits(again.eval(), head, ids))
     return Parity(family, head, reading, writing)

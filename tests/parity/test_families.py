@@ -67,7 +67,12 @@ def test_selected_rows_are_those_of_all(family: str, which: str, tmp_path: Path)
 @pytest.mark.parametrize("family", SIZES)
 def test_gradients_within_1e_4(family: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
-    head = {"gpt2": "causal_lm", "marian": "translation"}.get(family, "masked_lm")
+    usual = {
+        "gpt2": "causal_lm",
+        "marian": "translation",
+        "electra": "token_classification",
+    }
+    head = usual.get(family, "masked_lm")
     theirs = published(family, head)
     theirs.save_pretrained(tmp_path)
     ours = ours_of(tmp_path, family, head)

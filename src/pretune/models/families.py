@@ -19,6 +19,7 @@ FAMILIES: Registry[Family] = Registry(
         "bert": "pretune.models.bert:FAMILY",
         "bert-sinusoidal": "pretune.models.bert:SINUSOIDAL",
         "distilbert": "pretune.models.distilbert:FAMILY",
+        "electra": "pretune.models.electra:FAMILY",
         "gpt2": "pretune.models.gpt2:FAMILY",
         "marian": "pretune.models.transformer:FAMILY",
         "transformer": "pretune.models.transformer:PRE_NORM",
