@@ -12,7 +12,7 @@ import scipy.stats
 from rich.console import Console
 
 from pretune.errors import RunError
-from pretune.evaluation.compare import Compared, compare
+from pretune.evaluation.compare import Compared, compare, holm
 from pretune.evaluation.examine import Examined, Example, examine
 from pretune.render.result_views import comparison_view
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
@@ -128,6 +128,13 @@ def test_several_differences_count_as_several_chances() -> None:
     np.testing.assert_allclose(np.array(adjusted)[order], wanted, rtol=0.15, atol=0.01)
 
 
+def test_holm_by_hand() -> None:
+    """An example of four: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04 lifted to the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6, 0.7]) == [1, 1, 1]
+    assert holm([0.02]) == [0.02]
+
+
 def test_the_seed_decides() -> None:
     truths, guesses = draws(60, 0.7, 6)
     models = [classified(guesses, truths), classified(1 - guesses, truths)]
@@ -184,9 +191,9 @@ def test_what_cannot_be_compared() -> None:
     other = replace(one, bundle=SimpleNamespace(task=Classify(ClassifyOptions(), ["x", "y"])))
     fewer = classified(guesses[:9], truths[:9])
     for models, said in (
-        ([one], "nothing to be compared with"),
+        ([one], "one model alone cannot be compared"),
         ([one, other], "other labels: bad, good and x, y"),
-        ([one, fewer], "in other pieces"),
+        ([one, fewer], "in different chunks"),
     ):
         with pytest.raises(RunError, match=said):
             compare(["a", "b"][: len(models)], models)
@@ -222,7 +229,7 @@ def test_losses_of_other_tokens_are_not_compared(translated: Examined) -> None:
     assert not {"first_better", "this_better"} & set(given["runs"][1])
     text = shown(comparison_view(found, 3))
     assert given["note"] in text
-    assert "foretells" not in text
+    assert "predicts best" not in text
 
 
 def test_where_every_figure_is_a_token_nothing_is_compared() -> None:
@@ -231,7 +238,7 @@ def test_where_every_figure_is_a_token_nothing_is_compared() -> None:
     one = replace(classified(guesses, truths), bundle=SimpleNamespace(task=task))
     one = replace(one, metrics={"loss": 1.0})
     assert compare(["a", "b"], [one, one], resamples=100).figures[0]["loss"].value == 1
-    with pytest.raises(RunError, match=r"their figures \(loss\) are all a token"):
+    with pytest.raises(RunError, match=r"their metrics \(loss\) are all per token"):
         compare(["a", "b"], [one, in_pieces(one)])
 
 

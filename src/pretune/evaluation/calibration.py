@@ -1,4 +1,4 @@
-"""Whether a model is right as often as it is sure: reliability, ECE, and a temperature."""
+"""Calibration: whether a model is right as often as it is sure. ECE, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from pretune.data.arrays import Array
 from pretune.tasks.grading import Decision
 
-#: The least float32 above 0: the probability of what is impossible.
+#: About the smallest normal float32: the probability of what is impossible.
 TINY = 1e-38
-#: Temperatures are looked for between exp(-LOG_TEMPERATURE_LIMIT) and exp(LOG_TEMPERATURE_LIMIT).
+#: The logarithm of a fitted temperature lies between this and its negative.
 LOG_TEMPERATURE_LIMIT = 5.0
 
 
@@ -21,10 +21,10 @@ class Reliability:
     """Answers in bins of equal width by their confidence.
 
     Attributes:
-        counts: `[bins]` answers.
-        confidence: `[bins]` the mean confidence; 0 where there is none.
-        accuracy: `[bins]` the share that was right; 0 where there is none.
-        ece: the expected calibration error (Guo et al. 2017, equation 3).
+        counts: `[bins]` number of answers.
+        confidence: `[bins]` mean confidence; 0 in an empty bin.
+        accuracy: `[bins]` share of right answers; 0 in an empty bin.
+        ece: expected calibration error (Guo et al. 2017, equation 3).
     """
 
     counts: Array
@@ -34,7 +34,13 @@ class Reliability:
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> Reliability:
-    """See `Reliability`; bin b holds what is in (b/bins, (b+1)/bins]."""
+    """Bin answers by their confidence.
+
+    Args:
+        confidence: confidence of each answer, between 0 and 1.
+        right: whether each answer is right.
+        bins: number of bins; bin b holds confidences in (b/bins, (b+1)/bins].
+    """
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     which = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
@@ -46,7 +52,13 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def nll(log_p: Array, truth: Array, temperature: float) -> float:
-    """The mean negative log-probability of the truth at a temperature."""
+    """Compute the mean negative log-probability of the truth at a temperature.
+
+    Args:
+        log_p: `[N, C]` logits or log-probabilities.
+        truth: `[N]` int64.
+        temperature: what `log_p` is divided by.
+    """
     scaled = log_p / temperature
     top = scaled.max(1, keepdims=True)
     log_z = top[:, 0] + np.log(np.exp(scaled - top).sum(1))
@@ -54,13 +66,13 @@ def nll(log_p: Array, truth: Array, temperature: float) -> float:
 
 
 def fit_temperature(log_p: Array, truth: Array) -> float:
-    """The temperature with the lowest `nll` (Guo et al. 2017, section 4.2).
+    """Find the temperature with the lowest `nll` (Guo et al. 2017, section 4.2).
 
-    The loss is convex in 1/T, so its slope there has at most one zero: found by bisection, in
-    log T. Where everything is right, the best temperature is 0 and the lower limit is given.
+    The loss is convex in 1/T, so its slope has at most one zero, which bisection in log T finds. If
+    every answer is right, the best temperature is 0, and the lower limit is returned.
 
     Args:
-        log_p: `[N, C]` logits, or log-probabilities, which differ by a constant a row.
+        log_p: `[N, C]` logits or log-probabilities, which differ by a constant in each row.
         truth: `[N]` int64.
     """
     picked = log_p[np.arange(len(truth)), truth]
@@ -82,22 +94,26 @@ def fit_temperature(log_p: Array, truth: Array) -> float:
 
 
 def whole_distributions(decisions: Sequence[Decision]) -> tuple[Array, Array] | None:
-    """`[N, C]` log-probabilities and `[N]` truths, where all that could be said has a probability.
+    """Collect the probabilities of all possible answers.
 
-    Of decisions between fewer than C, those that there are not have a probability of nearly 0.
+    Answers that a decision does not have, as it is between fewer than C, get almost no probability.
+
+    Returns:
+        `[N, C]` log-probabilities and `[N]` truths; None if a decision has no distribution.
     """
-    if not decisions or any(len(one.distribution) < 2 for one in decisions):
+    if not decisions or any(len(decision.distribution) < 2 for decision in decisions):
         return None
-    rows = np.full((len(decisions), max(len(one.distribution) for one in decisions)), TINY)
-    for row, one in zip(rows, decisions, strict=True):
-        row[: len(one.distribution)] = one.distribution
-    truth = np.array([one.truth for one in decisions], dtype=np.int64)
+    width = max(len(decision.distribution) for decision in decisions)
+    rows = np.full((len(decisions), width), TINY)
+    for row, decision in zip(rows, decisions, strict=True):
+        row[: len(decision.distribution)] = decision.distribution
+    truth = np.array([decision.truth for decision in decisions], dtype=np.int64)
     return np.log(np.maximum(rows, TINY)), truth
 
 
 def at_temperature(log_p: Array, temperature: float) -> Array:
-    """`[N, C]` probabilities at a temperature."""
+    """Return `[N, C]` probabilities at a temperature, of `[N, C]` logits or log-probabilities."""
     scaled = log_p / temperature
     weights = np.exp(scaled - scaled.max(1, keepdims=True))
-    found: Array = weights / weights.sum(1, keepdims=True)
-    return found
+    probabilities: Array = weights / weights.sum(1, keepdims=True)
+    return probabilities

@@ -1,15 +1,15 @@
-"""Models side by side on the same examples: how sure their figures are, and their differences.
+"""Compare models on the same examples: confidence intervals and significance of differences.
 
-A figure on 400 examples is a draw: other 400 examples would have given another. The interval says
-how far apart such draws are; the test, how often two models that are equally good would differ as
-much as these two do by the draw alone.
+A metric on 400 examples is a sample: another 400 examples would give another value. The interval
+tells how far such samples lie apart. The test tells how often two equally good models would differ
+by chance as much as these two do.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,19 +17,18 @@ import numpy as np
 
 from pretune.data.arrays import Array
 from pretune.errors import RunError
-from pretune.evaluation.comparable import comparable_figures, same_terms
 from pretune.evaluation.examine import Examined
 from pretune.tasks.base import AnyTask, ReadsStream
 
-#: Random numbers drawn at a time: 8 bytes each.
+#: Random numbers drawn at a time, of 8 bytes each.
 _DRAWS = 2_000_000
-#: A difference by chance counts as one as large as the true one though rounding made it smaller.
+#: A difference by chance counts as equal to the observed one despite rounding of this size.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, or a difference of two, and between which bounds it lies."""
+    """The value of a metric, or a difference of two, with the bounds of its interval."""
 
     value: float
     low: float
@@ -38,11 +37,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """What a model has more than the first one.
+    """The metric of a model minus that of the first model.
 
     Attributes:
-        p: how often a difference at least as large would come of chance alone; with more than two
-            models Holm's, for all that are compared with the first in this metric.
+        p: probability of a difference at least as large by chance alone; with more than two
+            models adjusted by Holm's method over all models, for each metric.
     """
 
     p: float
@@ -50,16 +49,16 @@ class Difference(Interval):
 
 @dataclass(frozen=True)
 class Compared:
-    """Some models on the same data.
+    """A comparison of models on the same data.
 
     Attributes:
-        names: of the models; the first is what the others are compared with.
-        examined: what each did.
-        level: of the intervals, e.g. 0.95.
-        resamples: how many draws they are from.
-        figures: for each model, by metric.
-        differences: for each model but the first, by metric.
-        left_out: metrics that are not to be compared.
+        names: names of the models; the others are compared with the first.
+        examined: the examples with the answers of each model.
+        level: confidence level of the intervals, e.g. 0.95.
+        resamples: number of resamples that the intervals are from.
+        figures: the metrics of each model, by name.
+        differences: the differences of each model but the first, by name of the metric.
+        left_out: metrics that cannot be compared.
     """
 
     names: tuple[str, ...]
@@ -72,12 +71,12 @@ class Compared:
 
     @cached_property
     def same_terms(self) -> bool:
-        """Whether losses are means over as many terms, so that they can be compared."""
-        return same_terms(self.examined)
+        """Whether the losses of all models have the same numbers of terms: only then compare."""
+        return _same_terms(self.examined)
 
     @property
     def note(self) -> str | None:
-        """What people must know of the figures, in one sentence."""
+        """A sentence on the metrics that are not compared; None if all are."""
         if not self.left_out:
             return None
         return (
@@ -87,21 +86,27 @@ class Compared:
 
     @cached_property
     def judged(self) -> bool:
-        """Whether answers are right or wrong at all."""
+        """Whether answers are right or wrong, unlike scores or texts."""
         return any(e.grade.right is not None for x in self.examined for e in x.examples)
 
     def apart(self, other: int) -> tuple[list[int], list[int]]:
-        """The examples that only the first gets right, and those that only another does.
+        """Find the examples on which the first model and another differ.
 
-        Those with the largest difference of losses come first. Where nothing is right or wrong:
-        those that the first foretells better, and those that the other does. Where losses are not
-        to be compared they count as the same.
+        Examples with the largest difference of losses come first; losses that cannot be compared
+        count as equal. If answers are not right or wrong, the lower loss decides.
+
+        Args:
+            other: number of the other model.
+
+        Returns:
+            the examples that only the first model gets right, and those that only the other does.
         """
         first, second = self.examined[0].examples, self.examined[other].examples
         gains = np.zeros(len(first))
         if self.same_terms:
             pairs = zip(first, second, strict=True)
             gains = np.nan_to_num([b.mean_loss - a.mean_loss for a, b in pairs], nan=0.0)
+        # Above 0 where the first model is better, below where the other is.
         only = gains
         if self.judged:
             pairs = zip(first, second, strict=True)
@@ -110,19 +115,20 @@ class Compared:
         return [i for i in order if only[i] > 0], [i for i in order if only[i] < 0]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         runs = []
         for number, (name, figures) in enumerate(zip(self.names, self.figures, strict=True)):
-            found: dict[str, Any] = {"name": name}
-            found["figures"] = {metric: vars(x) for metric, x in figures.items()}
+            run: dict[str, Any] = {"name": name}
+            run["figures"] = {metric: vars(x) for metric, x in figures.items()}
+            # The first model is what the others are compared with.
             if number:
                 differences = self.differences[number - 1]
-                found["differences"] = {metric: vars(x) for metric, x in differences.items()}
+                run["differences"] = {metric: vars(x) for metric, x in differences.items()}
                 if self.judged or self.same_terms:
                     better, worse = self.apart(number)
-                    found["only_first_right" if self.judged else "first_better"] = len(better)
-                    found["only_this_right" if self.judged else "this_better"] = len(worse)
-            runs.append(found)
+                    run["only_first_right" if self.judged else "first_better"] = len(better)
+                    run["only_this_right" if self.judged else "this_better"] = len(worse)
+            runs.append(run)
         return {
             "examples": len(self.examined[0].examples),
             "level": self.level,
@@ -132,19 +138,17 @@ class Compared:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every example with what each model made of it, JSON-ready."""
+        """List all examples with the answers of all models, as plain values for JSON."""
         first = self.examined[0]
+        named = list(zip(self.names, self.examined, strict=True))
         kind, places = first.places()
         rows = []
         for number, place in enumerate(places):
-            found: dict[str, Any] = {kind: place, **first.text(number)}
-            found["truth"] = first.examples[number].grade.truth
-            found["models"] = [_answer(name, x, number) for name, x in self._named()]
-            rows.append(found)
+            row: dict[str, Any] = {kind: place, **first.text(number)}
+            row["truth"] = first.examples[number].grade.truth
+            row["models"] = [_answer(name, examined, number) for name, examined in named]
+            rows.append(row)
         return rows
-
-    def _named(self) -> list[tuple[str, Examined]]:
-        return list(zip(self.names, self.examined, strict=True))
 
 
 def _answer(name: str, examined: Examined, number: int) -> dict[str, Any]:
@@ -167,35 +171,36 @@ def compare(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Compared:
-    """Compare models that were asked about the same examples.
+    """Compare models that answered the same examples.
 
-    Intervals are those of the percentile bootstrap (Efron 1979): the examples are drawn anew, with
-    replacement, the same ones for all models. The test is that of approximate randomization
-    (Noreen 1989): the answers of two models are exchanged, example by example, by the toss of a
-    coin; `p` is the share of tosses, the true one among them, that come to a difference at least as
-    large. With more than two models it is Holm's (1979).
+    Intervals come from the percentile bootstrap (Efron 1979): examples are drawn with replacement,
+    the same ones for all models. Significance comes from approximate randomization (Noreen 1989):
+    for each example a coin decides whether two models exchange their answers; `p` is the share of
+    such exchanges, the observed assignment included, with a difference at least as large. With more
+    than two models, `p` is adjusted by Holm's method (1979).
 
     Args:
-        names: of the models, at least two.
-        examined: what each did on the same records.
-        resamples: draws, and tosses.
-        level: of the intervals.
-        seed: of all draws.
-        progress: called with the number of draws done, and of all.
+        names: names of the models, at least two.
+        examined: the answers of each model to the same records.
+        resamples: number of resamples, and of random exchanges.
+        level: confidence level of the intervals.
+        seed: seed of all random numbers.
+        progress: called with the number of resamples done, and of all.
 
     Raises:
-        RunError: they have not done the same, or not the same examples, or no figure of theirs can
-            be compared.
+        RunError: the models have other tasks, labels or options, or read other examples, or none
+            of their metrics can be compared.
     """
     check_tasks(names, [x.task for x in examined])
-    check_pieces(names, examined)
-    figures, left_out = comparable_figures(names, examined)
+    _check_chunks(names, examined)
+    figures, left_out = _comparable_figures(names, examined)
     count = resamples * len(examined)
 
     def tell(done: int) -> None:
         if progress is not None:
             progress(done, count)
 
+    # Each model by itself: the percentiles of its metrics over the resamples.
     rng = np.random.default_rng(seed)
     draws = _bootstrap(examined, resamples, rng, tell)
     sides = [50 * (1 - level), 50 * (1 + level)]
@@ -203,36 +208,36 @@ def compare(
     for own, drawn in zip(figures, draws, strict=True):
         bounds = {name: np.nanpercentile(drawn[name], sides) for name in own}
         intervals.append({n: Interval(float(own[n]), *map(float, bounds[n])) for n in own})
+    # Each other model against the first: differences are paired, on the same resamples.
     for number in range(1, len(examined)):
-        chances = _chances(examined[0], examined[number], resamples, rng)
+        p_values = _randomization_test(examined[0], examined[number], resamples, rng)
         tell(resamples * (number + 1))
-        found = {}
+        own_differences = {}
         for name in (n for n in figures[0] if n in figures[number]):
-            p = chances[name]
             low, high = np.nanpercentile(draws[number][name] - draws[0][name], sides).tolist()
             value = float(figures[number][name] - figures[0][name])
-            found[name] = Difference(value, low, high, p)
-        differences.append(found)
+            own_differences[name] = Difference(value, low, high, p_values[name])
+        differences.append(own_differences)
     return Compared(
         names=tuple(names),
         examined=tuple(examined),
         level=level,
         resamples=resamples,
         figures=tuple(intervals),
-        differences=tuple(_holm(differences)),
+        differences=tuple(_adjusted(differences)),
         left_out=left_out,
     )
 
 
 def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
-    """See whether models can be compared at all.
+    """Check that models can be compared.
 
     Raises:
-        RunError: there is but one, or they have another task, other labels, or other options for
-            how figures are made.
+        RunError: there is only one model, or they differ in their task, their labels, or the
+            options that decide how metrics are computed.
     """
     if len(tasks) < 2:
-        raise RunError("one model has nothing to be compared with", "Name two or more.")
+        raise RunError("one model alone cannot be compared", "Name two or more.")
     first = tasks[0]
     for name, other in zip(names[1:], tasks[1:], strict=True):
         if other.name != first.name:
@@ -250,32 +255,33 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
 
 
 def _check_options(name: str, first: AnyTask, other_name: str, other: AnyTask) -> None:
+    """Check that two tasks compute their metrics in the same way."""
     for option in first.metric_options:
         ours, theirs = (_as_set(getattr(task.options, option)) for task in (first, other))
         if ours != theirs:
             chosen = ((key, getattr(first.options, key)) for key in first.metric_options)
             raise RunError(
-                f"{name} has task.{option}={ours}, {other_name} {theirs}: their figures are not "
-                "made alike",
+                f"{name} has task.{option}={ours}, {other_name} {theirs}: their metrics are "
+                "computed in different ways",
                 "Set it for all: " + " ".join(f"--set {k}={_as_set(v)}" for k, v in chosen),
             )
 
 
 def _as_set(value: Any) -> str:
-    """As it is written after `--set NAME=`."""
+    """Write a value as it stands after `--set NAME=`."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def check_pieces(names: Sequence[str], examined: Sequence[Examined]) -> None:
-    """See whether models were asked about the same.
+def _check_chunks(names: Sequence[str], examined: Sequence[Examined]) -> None:
+    """Check that models read the data in the same chunks, so that their examples are pairs.
 
     Raises:
-        RunError: their examples are no pairs.
+        RunError: they do not.
     """
     for name, other in zip(names[1:], examined[1:], strict=True):
-        if _pieces(examined[0]) != _pieces(other):
+        if _chunks(examined[0]) != _chunks(other):
             raise RunError(
-                f"{names[0]} and {name} read the data in other pieces",
+                f"{names[0]} and {name} read the data in different chunks",
                 "Compare models with the same tokenizer. The options that cut the data "
                 "(task.max_length, task.stride, task.boundaries) can be set for all: "
                 "--set max_length=N --set stride=N --set boundaries=true.",
@@ -287,8 +293,8 @@ def _brief(labels: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _pieces(examined: Examined) -> list[tuple[int, int]]:
-    """What must be the same of each example: of a block of text also how much of it is foretold."""
+def _chunks(examined: Examined) -> list[tuple[int, int]]:
+    """Return what must be equal of each example: for blocks of text also how much is predicted."""
     blocks = isinstance(examined.task, ReadsStream)
     return [(e.record, e.terms if blocks else 0) for e in examined.examples]
 
@@ -299,58 +305,131 @@ def _bootstrap(
     rng: np.random.Generator,
     tell: Callable[[int], None],
 ) -> list[dict[str, Array]]:
-    """For each model, by metric, `[resamples]` figures of examples drawn with replacement."""
+    """Compute `[resamples]` values of each metric for each model, on examples drawn again."""
     count = len(examined[0].examples)
-    found: list[list[Array]] = [[] for _ in examined]
+    totals: list[list[Array]] = [[] for _ in examined]
+    # Metrics follow from sums over examples: a resample is how often each example counts.
     step = max(1, _DRAWS // count)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         which = rng.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
         times = np.bincount(which.ravel(), minlength=rows * count).reshape(rows, count)
-        for sums, one in zip(found, examined, strict=True):
-            sums.append(times @ one.sums)
+        for sums, model in zip(totals, examined, strict=True):
+            sums.append(times @ model.sums)
         tell(start + rows)
     return [
-        one.task.figures(np.concatenate(sums)) for one, sums in zip(examined, found, strict=True)
+        model.task.figures(np.concatenate(sums))
+        for model, sums in zip(examined, totals, strict=True)
     ]
 
 
-def _chances(
+def _randomization_test(
     first: Examined, other: Examined, tosses: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """By metric, how often exchanged answers come to a difference as large as the true one."""
+    """Compute p by metric: how often exchanged answers give a difference as large as observed."""
     ours, theirs = first.sums, other.sums
     moved, count = theirs - ours, len(ours)
-    true = _apart(first, other, ours.sum(0), theirs.sum(0))
-    as_large = dict.fromkeys(true, 1)  # the true assignment is one of all
+    observed = _difference(first, other, ours.sum(0), theirs.sum(0))
+    as_large = dict.fromkeys(observed, 1)  # the observed assignment counts too
     step = max(1, _DRAWS // count)
     for start in range(0, tosses, step):
         rows = min(step, tosses - start)
-        # Coins are packed in bytes: eight of them a draw.
+        # A random byte is eight coins.
         bits = np.unpackbits(
             rng.integers(256, size=(rows, -(-count // 8)), dtype=np.uint8), axis=1, count=count
         )
         exchanged = bits @ moved
-        apart = _apart(first, other, ours.sum(0) + exchanged, theirs.sum(0) - exchanged)
-        for name, values in apart.items():
-            least = np.abs(true[name]) - _ROUNDING
+        chance = _difference(first, other, ours.sum(0) + exchanged, theirs.sum(0) - exchanged)
+        for name, values in chance.items():
+            least = np.abs(observed[name]) - _ROUNDING
             as_large[name] += int((np.abs(values) >= least).sum())
     return {name: number / (tosses + 1) for name, number in as_large.items()}
 
 
-def _apart(first: Examined, other: Examined, ours: Array, theirs: Array) -> dict[str, Array]:
+def _difference(first: Examined, other: Examined, ours: Array, theirs: Array) -> dict[str, Array]:
     left, right = first.task.figures(ours), other.task.figures(theirs)
     return {name: right[name] - left[name] for name in left}
 
 
-def _holm(differences: list[dict[str, Difference]]) -> list[dict[str, Difference]]:
-    """With `p` for all models that are compared with the first (Holm 1979), metric by metric."""
+def _adjusted(differences: Sequence[Mapping[str, Difference]]) -> list[dict[str, Difference]]:
+    """Adjust `p` for the number of models that are compared with the first, metric by metric."""
     adjusted: list[dict[str, Difference]] = [{} for _ in differences]
     for name in differences[0]:
-        order = sorted(range(len(differences)), key=lambda i: differences[i][name].p)
-        largest = 0.0
-        for rank, i in enumerate(order):
-            one = differences[i][name]
-            largest = max(largest, min(1.0, one.p * (len(order) - rank)))
-            adjusted[i][name] = Difference(one.value, one.low, one.high, largest)
+        p_values = holm([own[name].p for own in differences])
+        for own, new, p in zip(differences, adjusted, p_values, strict=True):
+            new[name] = replace(own[name], p=p)
     return adjusted
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for multiple comparisons (Holm 1979).
+
+    The smallest of n values is multiplied by n, the next by n - 1, and so on. No adjusted value is
+    below that of a smaller one: a hypothesis is not rejected before a more significant one.
+
+    Args:
+        p_values: n p-values.
+
+    Returns:
+        the adjusted values, at most 1, in the same order.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def _same_terms(examined: Sequence[Examined]) -> bool:
+    """Tell whether the loss of each example has the same number of terms in all models."""
+    terms = [[e.terms for e in x.examples] for x in examined]
+    return all(other == terms[0] for other in terms[1:])
+
+
+def _comparable_figures(
+    names: Sequence[str], examined: Sequence[Examined]
+) -> tuple[list[dict[str, float]], tuple[str, ...]]:
+    """Select the metrics that can be compared.
+
+    A loss per token cannot, if the same text is cut into other tokens.
+
+    Returns:
+        the metrics of each model, and the names of those left out.
+
+    Raises:
+        RunError: none are left.
+    """
+    figures = [_figures(x) for x in examined]
+    if _same_terms(examined):
+        return figures, ()
+    of_losses = set().union(*map(_loss_figures, examined))
+    left_out = tuple(name for name in figures[0] if name in of_losses)
+    figures = [{n: v for n, v in own.items() if n not in of_losses} for own in figures]
+    if not figures[0]:
+        raise RunError(
+            f"{' and '.join(names)} cut the same examples into different numbers of tokens, and "
+            f"their metrics ({', '.join(left_out)}) are all per token",
+            "Compare models with the same tokenizer and task.max_length.",
+        )
+    return figures, left_out
+
+
+def _loss_figures(examined: Examined) -> set[str]:
+    """Find the metrics that depend on the loss: those that change if the sum of losses does."""
+    sums = np.repeat(examined.sums.sum(0)[None], 2, axis=0)
+    sums[:, 0] = sums[:, 1] * (1, 2)
+    return {name for name, x in examined.task.figures(sums).items() if x[0] != x[1]}
+
+
+def _figures(examined: Examined) -> dict[str, float]:
+    """Compute the metrics from sums over examples, without those that `evaluate` defines otherwise.
+
+    The loss of masked tokens and next sentences is such a metric: a sum of two means.
+    """
+    figures = examined.task.figures(examined.sums.sum(0))
+    known = examined.metrics
+    return {
+        name: float(value)
+        for name, value in figures.items()
+        if np.isclose(value, known[name], rtol=1e-3, atol=1e-6)
+    }
