@@ -223,11 +223,12 @@ import json, sys
 import numpy as np
 import torch
 from pathlib import Path
+from pretune.bundle.bundle import load
 from pretune.data.batch import Feature, FeatureSet
-from pretune.recipe_train import TrainSection
-from pretune.tasks import Classify, ClassifyOptions
-from pretune.tasks.bundle import load
-from pretune.training import Trainer, evaluate_features
+from pretune.recipe.schema import TrainSection
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.training.loop import Trainer
+from pretune.training.validation import evaluate_features
 
 what, batch, length, source, warm = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
 
