@@ -94,7 +94,10 @@ def test_files_go_in_and_answers_out(model: str, tmp_path: Path) -> None:
     [
         (["--question", "who"], "a question needs a passage"),
         (["--context", "x"], "no question"),
-        (["--question", "who", "--context", "x", "--context-file", "y"], "one of them"),
+        (
+            ["--question", "who", "--context", "x", "--context-file", "y"],
+            "either --context or --context-file",
+        ),
         (["--question", "who", "--context", "x", "--file", "y"], "not several"),
         (["TEXT", "--question", "who", "--context", "x"], "not several"),
         (["--question", "who", "--context-file", "nowhere.txt"], "cannot be read"),

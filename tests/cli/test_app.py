@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pretune.bundle.bundle import save
-from pretune.cli.app import app, progress_bar
+from pretune.cli.app import COMMANDS, app, defined, progress_bar
 from tests.tasks.every_task import CASES
 
 
@@ -197,3 +198,32 @@ def test_what_a_bar_tells_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done is not None
         done(1, 2)
     assert "with [/x] and :train:" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+class TestCommands:
+    """The table behind `pretune --help`, beside the commands themselves."""
+
+    def test_every_module_of_commands_is_listed(self) -> None:
+        folder = Path(sys.modules["pretune.cli.app"].__file__ or "").parent
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "app", "options"}
+        assert {listed.module for listed in COMMANDS.values()} == modules
+
+    @pytest.mark.parametrize("name", [*COMMANDS])
+    def test_the_summary_is_that_of_the_command(self, name: str) -> None:
+        first = re.split(r"\n\s*\n", defined(name).help)[0]
+        assert " ".join(first.split()) == COMMANDS[name].summary
+
+    @pytest.mark.parametrize("name", [*COMMANDS])
+    def test_its_help_has_an_example(self, name: str) -> None:
+        done = run(name, "--help")
+        assert done.exit_code == 0
+        assert f"pretune {name}" in done.stdout.split("Examples:", 1)[1]
+
+    def test_help_lists_them_in_groups(self) -> None:
+        text = run("--help").stdout
+        for name, listed in COMMANDS.items():
+            group = text[text.index(f"─ {listed.group} ─") :]
+            assert re.search(rf"│ {name} +{re.escape(listed.summary)}", group[: group.index("╰")])
+
+    def test_a_slip_is_corrected(self) -> None:
+        refused(run("trian"), "No such command 'trian'", "Did you mean 'train'")

@@ -12,7 +12,7 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from pretune.cli.chat import _answer, save
+from pretune.cli.chat import _answer, append_conversation
 from pretune.errors import PretuneError
 from tests.cli.test_cli import pretune, refused
 from tests.tasks.chats import DIALOGUES, ENDLESS, trained
@@ -103,7 +103,7 @@ def test_a_conversation_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "talk.jsonl"
     path.write_text('{"turns": ["a", "b"]}', encoding="utf-8")
     for said in ("c", "好"):
-        save({"turns": [said, "d"]}, path)
+        append_conversation({"turns": [said, "d"]}, path)
     lines = path.read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["turns"] for line in lines[:-1]] == [
         ["a", "b"],
@@ -115,8 +115,8 @@ def test_a_conversation_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a\0b.jsonl", "a\ud800b.jsonl"])
 def test_what_is_no_name_of_a_file_is_said(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PretuneError, match="is no name of a file"):
-        save({"turns": ["a", "b"]}, tmp_path / name)
+    with pytest.raises(PretuneError, match="is not a valid file name"):
+        append_conversation({"turns": ["a", "b"]}, tmp_path / name)
 
 
 def test_a_message_can_be_stopped_while_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:

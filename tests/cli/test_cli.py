@@ -74,12 +74,6 @@ class TestHelp:
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
-    @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "init", "recipes"])
-    def test_every_command_has_an_example(self, tmp_path: Path, command: str) -> None:
-        done = pretune(command, "--help", cwd=tmp_path)
-        assert done.returncode == 0
-        assert f"pretune {command}" in done.stdout.split("Example", 1)[1]
-
     def test_version(self, tmp_path: Path) -> None:
         import pretune as package
 

@@ -51,7 +51,7 @@ COMMANDS = {
     "describe": Listed(
         "Data",
         "describe",
-        "Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK].",
+        "Look at data: labels, lengths, duplicates, leaks between splits, unknown tokens.",
     ),
     "tokenizer": Listed(
         "Data",
@@ -66,40 +66,40 @@ COMMANDS = {
     "init": Listed(
         "Train",
         "recipes",
-        "Write a recipe to start from: every key, what it means, and its default.",
+        "Write a recipe to start from, with every key, its meaning and its default.",
     ),
-    "recipes": Listed("Train", "recipes", "List the built-in recipes, or show one."),
+    "recipes": Listed(
+        "Train",
+        "recipes",
+        "List the recipes that have a name, built-in or installed, or print one.",
+    ),
     "plan": Listed(
         "Train",
         "plan",
-        "Tell what a training takes before it starts: data, updates, FLOPs, memory, disk, hours.",
+        "Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.",
     ),
     "plot-schedule": Listed(
         "Train",
         "schedule",
-        "Show the learning rate and the batch size over a run, before it is run.",
+        "Plot the learning rate and the batch size of a run before it starts.",
     ),
-    "train": Listed("Train", "train", "Fine-tune a model as a recipe says."),
-    "sweep": Listed(
-        "Train",
-        "sweep",
-        "Search for good values of a recipe: many trainings, each with others.",
-    ),
+    "train": Listed("Train", "train", "Train or fine-tune a model as a recipe says."),
+    "sweep": Listed("Train", "sweep", "Search for good values of a recipe in many training runs."),
     "ladder": Listed(
         "Train",
         "ladder",
-        "Train the classics on one text: n-grams, NNLM, RNN, LSTM, GRU, GPT, on the same budget.",
+        "Train n-gram, NNLM, RNN, LSTM, GRU and GPT models on one text with the same budget.",
     ),
     "predict": Listed(
         "Use",
-        "use",
-        "Ask a trained model. Without TEXT and --file, lines are read from standard input.",
+        "predict",
+        "Ask a trained model. Without TEXT and --file, it reads lines from standard input.",
     ),
     "generate": Listed(
         "Use",
         "generate",
-        "Let a language model go on from a prompt. Without --prompt and --file, from standard "
-        "input.",
+        "Let a language model continue a prompt. Without --prompt and --file, it "
+        "reads standard input.",
     ),
     "chat": Listed(
         "Use",
@@ -109,14 +109,14 @@ COMMANDS = {
     "prompt": Listed(
         "Use",
         "prompt",
-        "Measure what a language model answers from examples in its prompt, untrained.",
+        "Measure how well a language model answers from examples in its prompt alone.",
     ),
     "embed": Listed(
         "Use",
         "embed",
-        "Turn each text of a file into a vector, or find those nearest to a text.",
+        "Turn each text of a file into a vector, or find the texts nearest to a query.",
     ),
-    "evaluate": Listed("Look inside", "use", "Measure a trained model on labelled data."),
+    "evaluate": Listed("Look inside", "evaluate", "Measure a trained model on labelled data."),
     "compare": Listed(
         "Look inside",
         "compare",
@@ -130,17 +130,17 @@ COMMANDS = {
     "inspect": Listed(
         "Look inside",
         "inspect",
-        "Show what a model is made of and what it costs; or look at its tokens or its attention.",
+        "Show a model's modules and costs, the tokens of a text, or an attention map.",
     ),
     "runs": Listed(
         "Look inside",
         "runs",
-        "List all runs below a folder: what was trained, how far it came, and how good it is.",
+        "List the runs below a folder: what was trained, how far, and how good it is.",
     ),
     "convert": Listed(
         "Share",
         "convert",
-        "Write a checkpoint as config.json, model.safetensors and tokenizer.json.",
+        "Convert a checkpoint to config.json, model.safetensors and tokenizer.json.",
     ),
     "push": Listed(
         "Share",
@@ -257,16 +257,29 @@ def fail(text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+#: Control characters except tab and newline: generated text must not steer a terminal.
+_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
+
+
+def print_live(text: str) -> None:
+    """Show part of a generated text at once, without its control characters."""
+    sys.stdout.write(text.translate(_CONTROLS))
+    sys.stdout.flush()
+
+
 @contextmanager
-def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(
+    what: str, total: int | None = None, *, shown: bool = True
+) -> Iterator[Callable[..., None] | None]:
     """A progress bar on standard error, if that is a terminal.
 
     Args:
         what: the work, printed before the bar.
+        total: how much there is to do, if that is known now.
         shown: False for no bar at all.
 
     Yields:
-        a function of the number done and the total; None where there is no bar.
+        a function `(done, total)`, or `(done)` where the total is known; None if there is no bar.
     """
     if not (shown and sys.stderr.isatty()):
         yield None
@@ -277,8 +290,8 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, in
     description = TextColumn("{task.description}", style="progress.description", markup=False)
     columns = (description, *Progress.get_default_columns()[1:])
     with Progress(*columns, console=to_stderr(), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=total)
+        yield lambda done, total=total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

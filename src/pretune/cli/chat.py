@@ -1,4 +1,4 @@
-"""`pretune chat`: talk to a model."""
+"""`pretune chat`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pretune.cli.app import command, to_stderr
-from pretune.cli.generate import put
-from pretune.cli.options import DeviceOption, PickleOption, RunArgument
+from pretune.cli.app import command, print_live, to_stderr
+from pretune.cli.options import (
+    REPETITION_PENALTY,
+    SAMPLING_SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    DeviceOption,
+    PickleOption,
+    RunArgument,
+)
 from pretune.errors import PretuneError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pretune.inference.chat import Conversation
 
 PROMPT = "> "
-#: Bytes of a line through a pipe that are read; no message is that long.
-MOST_BYTES = 64 << 20
+#: Bytes read of a line through a pipe; no message is longer.
+LONGEST_LINE = 64 << 20
 #: What `/set` changes.
 SETTINGS = (
     "max_new_tokens",
@@ -38,13 +47,13 @@ SETTINGS = (
     "seed",
 )
 HELP = """\
-/reset             forget what was said
+/reset             forget the conversation
 /save FILE.jsonl   add the conversation to a file, as training reads it
 /set NAME=VALUE    change how replies are written, e.g. /set temperature=0.7
-/settings          show how they are
+/settings          show how replies are written
 /quit              leave (or Ctrl-D)
 Ctrl-C stops a reply. A message that begins with / is written with //."""
-COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
+CHAT_COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
 
 
 @command(
@@ -57,43 +66,36 @@ COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
 def chat(
     run: RunArgument,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="The most tokens of a reply. Default: the model's task's.")
+        int | None, typer.Option(help="Maximum number of tokens of a reply. Default: as trained.")
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 1 bolder, below 1 safer; 0: the likeliest token.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens; 0: all.")] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Only the likeliest tokens that have this share together; 1: all."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: what was said becomes less likely.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of what is drawn: the same seed, the same replies.")
-    ] = None,
+    temperature: Annotated[float | None, TEMPERATURE] = None,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float | None, TOP_P] = None,
+    repetition_penalty: Annotated[float | None, REPETITION_PENALTY] = None,
+    seed: Annotated[int | None, SAMPLING_SEED] = None,
     mmi: Annotated[
         str | None,
         typer.Option(
             metavar="RUN",
-            help="A model trained on dialogues backwards (recipe chat-zh-mmi): of several replies "
-            "it chooses the one that fits what was said best.",
+            help="A model trained on dialogues backwards (recipe chat-zh-mmi), which picks the "
+            "most fitting of several replies.",
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many replies --mmi has.")
+        int, typer.Option(min=1, max=10_000, help="How many replies --mmi picks from.")
     ] = 8,
     device: DeviceOption = "auto",
     allow_pickle: PickleOption = False,
 ) -> None:
     """Talk to a model that was trained on dialogues. Through a pipe, each line is a message.
 
-    The model reads as much of the conversation as it has room for. /help shows what else there is.
+    The model reads as much of the conversation as it has room for. /help lists what can be typed
+    instead of a message.
     """
     from pretune.bundle.bundle import load
     from pretune.inference.chat import Conversation, Reranker, usual_decoding
 
+    # The replies are written as the model's task has it, except for what is given here.
     bundle = load(run, allow_pickle=allow_pickle)
     reranker = None
     if mmi is not None:
@@ -107,7 +109,7 @@ def chat(
         "seed": seed,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    talk = Conversation(
+    conversation = Conversation(
         bundle,
         replace(usual_decoding(bundle), **chosen),  # type: ignore[arg-type]
         reranker=reranker,
@@ -117,19 +119,20 @@ def chat(
     notes = to_stderr()
     if sys.stdin.isatty():
         notes.print("/help shows the commands, Ctrl-D leaves.", style="dim")
+    # An error ends the message that caused it, not the conversation.
     for message in _messages(notes):
         try:
             if message.startswith("/") and not message.startswith("//"):
-                if not _command(message, talk, notes):
+                if not _command(message, conversation, notes):
                     return
             elif message.strip():
-                _answer(message.removeprefix("/"), talk, notes)
+                _answer(message.removeprefix("/"), conversation, notes)
         except PretuneError as error:
             notes.print(f"error: {error}", soft_wrap=True)
 
 
 def _messages(notes: Console) -> Iterator[str]:
-    """What a person types, or the lines of a pipe."""
+    """Yield the lines that a person types, or those of a pipe."""
     if not sys.stdin.isatty():
         yield from _piped()
         return
@@ -154,24 +157,24 @@ def _piped() -> Iterator[str]:
     from pretune.inference.predict import decode_line
 
     number = 0
-    while raw := sys.stdin.buffer.readline(MOST_BYTES):
+    while raw := sys.stdin.buffer.readline(LONGEST_LINE):
         number += 1
         yield decode_line(raw, number).rstrip("\r\n")
 
 
-def _answer(message: str, talk: Conversation, notes: Console) -> None:
-    """Show the reply as it comes; Ctrl-C ends it, and the conversation goes on."""
+def _answer(message: str, conversation: Conversation, notes: Console) -> None:
+    """Print the reply while it is being written; Ctrl-C ends the reply alone."""
     shown = False
     try:
-        fitted = talk.fit(message)
+        fitted = conversation.fit(message)
         if fitted.cut:
-            left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens"
-            note = f"(only the end of your message fits the model's window: {left} of it left out)"
+            left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens of it"
+            note = f"(only the end of your message fits the model's window: {left} is left out)"
             notes.print(note, style="dim", soft_wrap=True)
-        with closing(talk.say(message)) as pieces:
+        with closing(conversation.say(message)) as pieces:
             for piece in pieces:
-                # Nothing before the first word, and no line ends after the last.
-                put(piece.text if shown else piece.text.lstrip())
+                # White space before the first word is left out.
+                print_live(piece.text if shown else piece.text.lstrip())
                 shown = shown or bool(piece.text.strip())
         print(flush=True)
     except KeyboardInterrupt:
@@ -179,55 +182,61 @@ def _answer(message: str, talk: Conversation, notes: Console) -> None:
         notes.print("(stopped)", style="dim")
         return
     if not shown:
-        notes.print("(no reply: as if you had said nothing)", style="dim")
+        notes.print("(no reply; your message is dropped from the conversation)", style="dim")
 
 
-def _command(line: str, talk: Conversation, notes: Console) -> bool:
-    """Do what a line with a slash says; False: leave."""
+def _command(line: str, conversation: Conversation, notes: Console) -> bool:
+    """Execute a line that begins with a slash.
+
+    Returns:
+        False to leave.
+    """
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if name == "/quit":
         return False
     if name == "/reset":
-        talk.reset()
+        conversation.reset()
         notes.print("(forgotten)", style="dim")
     elif name == "/save":
-        save(talk.record if talk.turns else None, Path(rest or "chat.jsonl"))
+        append_conversation(
+            conversation.record if conversation.turns else None, Path(rest or "chat.jsonl")
+        )
         notes.print(f"(saved in {rest or 'chat.jsonl'})", style="dim")
     elif name == "/set":
-        _set(rest, talk)
+        _set(rest, conversation)
     elif name == "/settings":
-        for setting, value in asdict(talk.decoding).items():
+        for setting, value in asdict(conversation.decoding).items():
             if setting in SETTINGS:
                 notes.print(f"{setting}={value}")
     elif name == "/help":
         notes.print(HELP)
     else:
-        raise PretuneError(f"no command is called '{name}'", did_you_mean(name, COMMANDS))
+        raise PretuneError(f"no command is called '{name}'", did_you_mean(name, CHAT_COMMANDS))
     return True
 
 
-def _set(text: str, talk: Conversation) -> None:
+def _set(text: str, conversation: Conversation) -> None:
     from pretune.recipe.recipe import parse_override
 
     name, value = parse_override(text)
     if name not in SETTINGS:
         raise PretuneError(f"no setting is called '{name}'", did_you_mean(name, SETTINGS))
-    talk.decoding = replace(talk.decoding, **{name: value})
+    conversation.decoding = replace(conversation.decoding, **{name: value})
 
 
-def save(record: Mapping[str, Any] | None, path: Path) -> None:
-    """Add a conversation to a file of them, one a line.
+def append_conversation(record: Mapping[str, Any] | None, path: Path) -> None:
+    """Append a conversation to a file of conversations, one a line.
 
     Args:
-        record: the conversation, as training reads it; None: nothing was said.
-        path: the file; one whose last line has no end gets it.
+        record: the conversation as training reads it; None if it is empty.
+        path: a `.jsonl` file; if its last line has no line end, it gets one.
 
     Raises:
-        PretuneError: there is nothing to save, another kind of file, or it cannot be written.
+        PretuneError: the conversation is empty, the file is of another kind or cannot be written.
     """
     if record is None:
-        raise PretuneError("nothing was said yet, so there is nothing to save")
+        raise PretuneError("the conversation is empty: there is nothing to save")
     if path.suffix != ".jsonl":
         raise PretuneError(
             f"{path}: conversations are saved as JSON lines", "Name it with .jsonl at the end."
@@ -242,4 +251,4 @@ def save(record: Mapping[str, Any] | None, path: Path) -> None:
     except OSError as error:
         raise PretuneError(f"{path}: cannot be written ({error.strerror})") from None
     except ValueError as error:  # a NUL, or half a character
-        raise PretuneError(f"{str(path)!r} is no name of a file ({error})") from None
+        raise PretuneError(f"{str(path)!r} is not a valid file name ({error})") from None

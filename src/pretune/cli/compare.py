@@ -14,6 +14,7 @@ from pretune.cli.options import (
     DeviceOption,
     EncodingOption,
     JsonOption,
+    LimitOption,
     MaxCharsOption,
     PickleOption,
     QuotingOption,
@@ -35,7 +36,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Run folders, checkpoints, Hub ids; the first is compared with.",
+            help="Run folders, checkpoints or Hub ids; the others are compared with the first.",
         ),
     ],
     data: Annotated[
@@ -45,18 +46,25 @@ def compare(
         ),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(min=100, help="Draws for the intervals and for the test.")
+        int, typer.Option(min=100, help="Resamples for the intervals and the test.")
     ] = 5000,
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    level: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")
+    ] = 0.95,
     examples: Annotated[
-        int, typer.Option(min=0, help="Show so many that only one of two gets right.")
+        int,
+        typer.Option(
+            min=0, help="Number of examples to show that only one of two models gets right."
+        ),
     ] = 3,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write what each makes of every example (.jsonl)."),
+        typer.Option(
+            "--output", "-o", help="Write the answers of each model to every example (.jsonl)."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
+    limit: LimitOption = None,
     columns: ColumnOption = None,
     encoding: EncodingOption = "utf-8",
     quoting: QuotingOption = "auto",
@@ -68,26 +76,26 @@ def compare(
 ) -> None:
     """Compare trained models on the same data: is one better, or was it luck?
 
-    Figures come with bootstrap intervals, differences with the p of a paired randomization test.
-    This says what other test data would change, not what other seeds of the training would: train
-    with --seeds for that.
+    Figures come with bootstrap intervals, differences with the p-value of a paired randomization
+    test. This covers chance in the test data, not in training: for that, train with --seeds.
     """
     from pretune.bundle.bundle import load
     from pretune.checkpoints.atomic_io import atomic_text
-    from pretune.evaluation import compare as sides
+    from pretune.evaluation import compare as comparison
     from pretune.evaluation.examine import examine
     from pretune.inference.predict import column_names, the_task
     from pretune.render.report import check_writable
     from pretune.render.result_views import comparison_view
     from pretune.training.data import examined_records
 
+    # Mistakes in the command line are reported before the models are loaded.
     only_with_data(context, data, "--data")
     if output is not None:
         check_writable(output, None, overwrite=overwrite)
     values = option_pairs(options)
     bundles = [load(run, options=values, allow_pickle=allow_pickle) for run in runs]
     tasks = [the_task(bundle) for bundle in bundles]
-    sides.check_tasks(runs, tasks)
+    comparison.check_tasks(runs, tasks)
     names = column_names(bundles[0], column_pairs(columns))
     records = examined_records(
         *(runs[0], tasks[0], data),
@@ -96,12 +104,13 @@ def compare(
         quoting=quoting,
         max_chars=max_chars,
     ).head(limit)
-    found = []
+    # Every model answers the same records.
+    examined = []
     for run, bundle in zip(runs, bundles, strict=True):
-        with progress_bar(f"examining with {run}") as done:
-            found.append(examine(bundle, records, device=device, progress=done))
-    with progress_bar("drawing") as done:
-        result = sides.compare(runs, found, resamples=resamples, level=level, progress=done)
+        with progress_bar(f"examining with {run}") as bar:
+            examined.append(examine(bundle, records, device=device, progress=bar))
+    with progress_bar("resampling") as bar:
+        result = comparison.compare(runs, examined, resamples=resamples, level=level, progress=bar)
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) for row in result.rows())
         atomic_text(output, "".join(line + "\n" for line in lines))

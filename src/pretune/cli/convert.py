@@ -25,9 +25,8 @@ def convert(
     ] = "float32",
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Write a checkpoint as config.json, model.safetensors and tokenizer.json."""
-    from pretune.bundle.convert import convert as run
+    """Convert a checkpoint to config.json, model.safetensors and tokenizer.json."""
+    from pretune.bundle.convert import convert as convert_checkpoint
 
-    report = run(source, folder, dtype=dtype, allow_pickle=allow_pickle)
-    print(report)
+    print(convert_checkpoint(source, folder, dtype=dtype, allow_pickle=allow_pickle))
     print(f"wrote {folder}; use it as model.from={folder}")

@@ -1,15 +1,15 @@
-"""`pretune describe`: what is in the data, before anybody trains on it."""
+"""`pretune describe`."""
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pretune.cli.app import command, to_stderr, to_stdout
-from pretune.cli.options import EncodingOption, JsonOption, QuotingOption
+from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.options import EncodingOption, JsonOption, QuietOption, QuotingOption
 from pretune.errors import PretuneError, not_writable
 
 
@@ -23,36 +23,39 @@ def describe(
     data: Annotated[list[str], typer.Argument(help="Data files, or Hub datasets.")],
     validation: Annotated[
         list[str] | None,
-        typer.Option(help="One more file; texts that are in those before it are leaks."),
+        typer.Option(help="Another file; its texts that occur in the files before are leaks."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Take the columns that this task reads, e.g. causal_lm.")
+        str | None, typer.Option(help="Look at the columns that this task reads, e.g. causal_lm.")
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="A column with text. Default: what looks like it.")
+        list[str] | None,
+        typer.Option(help="A column with text; may be repeated. Default: guessed."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The column with the labels.")] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="A tokenizer's folder (tokenizer.json; vocab.txt; vocab.json and merges.txt), a "
-            "model, a run, minilm, a Hub id: count its tokens too."
+            help="Count tokens too, with this tokenizer: a folder (tokenizer.json; vocab.txt; "
+            "vocab.json and merges.txt), a model, a run, minilm, or a Hub id."
         ),
     ] = None,
     near: Annotated[
         float,
         typer.Option(
-            min=0.0, max=1.0, help="Similarity of near-duplicates between files; 0: do not look."
+            min=0.0,
+            max=1.0,
+            help="Similarity from which texts are near-duplicates; 0: do not look for them.",
         ),
     ] = 0.8,
-    html: Annotated[Path | None, typer.Option(help="Write all of it as one HTML file.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write everything to one HTML file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the charts to this folder.")] = None,
     encoding: EncodingOption = "utf-8",
     quoting: QuotingOption = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at data: labels, lengths, duplicates, leaks between splits, what becomes [UNK]."""
+    """Look at data: labels, lengths, duplicates, leaks between splits, unknown tokens."""
     from pretune.checkpoints.atomic_io import atomic_text
     from pretune.checkpoints.source import find_tokenizer
     from pretune.data.readers.files import read
@@ -63,7 +66,6 @@ def describe(
         font_warning,
         write_charts,
     )
-    from pretune.training.logging import Reporter
 
     if html is not None and not html.resolve().parent.is_dir():
         raise PretuneError(f"--html {html}: no such folder", "Make it first.")
@@ -71,39 +73,40 @@ def describe(
         raise PretuneError(f"--png {png}: is a file", "Give the name of a folder.")
     sources = [*data, *(validation or [])]
     files = [read(source, encoding=encoding, quoting=quoting) for source in sources]
-    there = importlib.util.find_spec("datasketch") is not None
+    # Near-duplicates are looked for between files, if the extra for that is installed.
+    looks_near = near > 0 and len(files) > 1 and find_spec("datasketch") is not None
     chosen = None if tokenizer is None else find_tokenizer(tokenizer)
-    total = sum(map(len, files))
-    with Reporter(quiet=quiet) as reporter, reporter.working("looking", total) as done:
-        found = look(
+    with progress_bar("looking", sum(map(len, files)), shown=not quiet) as bar:
+        description = look(
             files,
             text=text or _columns(task),
             label=label,
             tokenizer=chosen,
-            near=near if near and there and len(files) > 1 else None,
-            progress=done,
+            near=near if looks_near else None,
+            progress=bar,
         )
     out = to_stdout()
     if as_json:
-        out.print_json(data=found.to_dict())
+        out.print_json(data=description.to_dict())
     else:
-        out.print(description_view(found))
+        out.print(description_view(description))
     notes = to_stderr()
     if html is not None:
         try:
-            atomic_text(html, description_page(found, "Data: " + ", ".join(sources)))
+            atomic_text(html, description_page(description, "Data: " + ", ".join(sources)))
         except OSError as error:
             raise not_writable(html, "--html", error) from None
         notes.print(f"written: {html}", soft_wrap=True)
     if png is not None:
-        for path in write_charts(found, png):
+        for path in write_charts(description, png):
             notes.print(f"written: {path}", soft_wrap=True)
-    warning = font_warning(found) if png else None
+    warning = font_warning(description) if png else None
     if warning:
         notes.print(warning, soft_wrap=True)
 
 
 def _columns(task: str | None) -> list[str] | None:
+    """The columns that a task reads; None without a task."""
     from pretune.tasks.builtin import task_class
 
     if task is None:

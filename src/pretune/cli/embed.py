@@ -1,4 +1,4 @@
-"""`pretune embed`: texts as vectors, and the nearest to one."""
+"""`pretune embed`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.app import command, to_stderr, to_stdout
+from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
 from pretune.cli.options import (
+    BatchTokensOption,
     DeviceOption,
     EncodingOption,
     JsonOption,
     PickleOption,
+    QuietOption,
     QuotingOption,
     RunArgument,
 )
@@ -34,54 +36,58 @@ def embed(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="vectors.npy (float32, a row a text), or .parquet (with the columns)."),
+        typer.Option(help="A .npy file (float32, one row a text), or .parquet (with the columns)."),
     ] = None,
     query: Annotated[
-        str | None, typer.Option(help="Show the texts nearest to this one instead.")
+        str | None,
+        typer.Option(help="Show the texts nearest to this one instead of writing vectors."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many of them.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 5,
     pooling: Annotated[
         str | None,
-        typer.Option(help="mean, cls or last. Default: mean for encoders, last for decoders."),
+        typer.Option(
+            help="How to pool: mean, cls or last. Default: mean for encoders, last for decoders."
+        ),
     ] = None,
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Make every vector of length 1.")
     ] = True,
     column: Annotated[
-        str | None, typer.Option(help="Where the texts are. Default: what looks like it.")
+        str | None, typer.Option(help="The column with the texts. Default: guessed.")
     ] = None,
-    batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens at a time; changes memory and speed only.")
-    ] = 8192,
+    batch_tokens: BatchTokensOption = 8192,
     max_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a text; the rest is cut. Default: all the model can read."),
+        typer.Option(
+            help="Tokens to read of a text; the rest is cut. Default: all the model can read."
+        ),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="float32, or bf16 or auto, which round to 3 digits.")
     ] = "float32",
-    overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     encoding: EncodingOption = "utf-8",
     quoting: QuotingOption = "auto",
     device: DeviceOption = "auto",
     allow_pickle: PickleOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn each text of a file into a vector, or find those nearest to a text."""
+    """Turn each text of a file into a vector, or find the texts nearest to a query."""
     from pretune.bundle.bundle import load
     from pretune.inference.embed import Embedder
     from pretune.inference.embed_file import check_output, read_texts, write_vectors
-    from pretune.training.logging import Reporter
 
+    # Mistakes in the command line are reported before anything is read.
     if (output is None) == (query is None):
         raise PretuneError("give either --output FILE or --query TEXT")
     if output is not None:
         check_output(output, overwrite=overwrite)
     records, texts, blank = read_texts(data, column=column, encoding=encoding, quoting=quoting)
     if blank:
-        said = f"blank lines left out: {blank:,}; the vectors are of the other lines, in order"
-        to_stderr().print(said, soft_wrap=True)
+        note = f"blank lines left out: {blank:,}; the vectors are of the other lines, in order"
+        to_stderr().print(note, soft_wrap=True)
+    # The head that a task trained is of no use here.
     embedder = Embedder(
         load(run, bare=True, allow_pickle=allow_pickle),
         pooling=pooling,
@@ -92,12 +98,12 @@ def embed(
         max_length=max_length,
     )
     out = to_stdout()
-    with Reporter(quiet=quiet) as reporter, reporter.working("embedding", len(texts)) as done:
+    with progress_bar("embedding", len(texts), shown=not quiet) as bar:
         if output is not None:
-            write_vectors(embedder, records, texts, output, progress=done)
+            write_vectors(embedder, records, texts, output, progress=bar)
         else:
-            found = embedder.search(
-                query or "", texts, top_k=top_k, where=records.where, progress=done
+            nearest = embedder.search(
+                query or "", texts, top_k=top_k, where=records.where, progress=bar
             )
     if output is not None:
         shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
@@ -109,7 +115,7 @@ def embed(
             )
             out.print(shown, soft_wrap=True)
         return
-    for item in found:
+    for item in nearest:
         place = records.where(item.row)
         if as_json:
             print(json.dumps({**asdict(item), "where": place}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`pretune generate`: let a language model write."""
+"""`pretune generate`."""
 
 from __future__ import annotations
 
@@ -10,70 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pretune.cli.app import command
-from pretune.cli.options import DeviceOption, EncodingOption, PickleOption, RunArgument
+from pretune.cli.app import command, print_live
+from pretune.cli.options import (
+    REPETITION_PENALTY,
+    SAMPLING_SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    DeviceOption,
+    EncodingOption,
+    PickleOption,
+    RunArgument,
+)
 from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
     from pretune.decoding.writer import Generation, Piece
     from pretune.tasks.dialogue.layouts import TemplateLayout
-
-
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", help="What to go on from; may be given several times."),
-]
-PromptFile = Annotated[Path | None, typer.Option(help="Plain text with one prompt a line.")]
-Samples = Annotated[int, typer.Option(help="Continuations of each prompt.")]
-MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of a continuation.")]
-Temperature = Annotated[
-    float, typer.Option(help="Above 1 bolder, below 1 safer; 0: always the likeliest token.")
-]
-TopK = Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")]
-TopP = Annotated[
-    float, typer.Option(help="Only the likeliest tokens that have this share together; 1: all.")
-]
-MinP = Annotated[
-    float, typer.Option(help="Only tokens at least so many times as likely as the likeliest.")
-]
-TypicalP = Annotated[
-    float, typer.Option(help="Only the most typical tokens, of this share together; 1: all.")
-]
-RepetitionPenalty = Annotated[
-    float, typer.Option(help="Above 1: what was said already becomes less likely.")
-]
-NoRepeatNgram = Annotated[int, typer.Option(help="No n tokens in a row twice; 0: they may.")]
-Beams = Annotated[
-    int, typer.Option(help="Search for the likeliest text with so many at a time; 1: draw.")
-]
-LengthPenalty = Annotated[
-    float, typer.Option(help="Of a search: above 0 longer texts win more often.")
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(help="End before this text; may be given several times. \\n is a new line."),
-]
-Seed = Annotated[int, typer.Option(help="Of what is drawn: the same seed, the same text.")]
-Stream = Annotated[
-    bool | None,
-    typer.Option("--stream/--no-stream", help="Show text as it comes. Default: on a terminal."),
-]
-BatchSize = Annotated[
-    int, typer.Option(min=1, help="Continuations at a time; changes memory and speed only.")
-]
-Template = Annotated[
-    bool | None,
-    typer.Option(
-        "--template/--no-template",
-        help="Prompts are messages, laid out by the chat template. Default: where the model was "
-        "trained with one (task instruct).",
-    ),
-]
-JsonLines = Annotated[
-    bool,
-    typer.Option("--json", help="One JSON object a line, with tokens and log-probabilities."),
-]
 
 
 @command(
@@ -85,30 +39,70 @@ JsonLines = Annotated[
 )
 def generate(
     run: RunArgument,
-    prompts: Prompts = None,
-    file: PromptFile = None,
-    samples: Samples = 1,
-    max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 1.0,
-    top_k: TopK = 0,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    typical_p: TypicalP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    no_repeat_ngram: NoRepeatNgram = 0,
-    beams: Beams = 1,
-    length_penalty: LengthPenalty = 1.0,
-    stop: Stop = None,
-    seed: Seed = 0,
-    stream: Stream = None,
-    batch_size: BatchSize = 16,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="The text to continue; may be repeated."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Plain text with one prompt a line.")] = None,
+    samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Maximum number of tokens of a continuation.")
+    ] = 128,
+    temperature: Annotated[float, TEMPERATURE] = 1.0,
+    top_k: Annotated[int, TOP_K] = 0,
+    top_p: Annotated[float, TOP_P] = 0.95,
+    min_p: Annotated[
+        float,
+        typer.Option(
+            help="Sample only from tokens with at least this fraction of the highest probability."
+        ),
+    ] = 0.0,
+    typical_p: Annotated[
+        float,
+        typer.Option(
+            help="Sample from the most typical tokens that together have this probability; 1: "
+            "from all."
+        ),
+    ] = 1.0,
+    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
+    no_repeat_ngram: Annotated[
+        int, typer.Option(help="Never write the same n tokens in a row twice; 0: allowed.")
+    ] = 0,
+    beams: Annotated[
+        int, typer.Option(help="Beam search with this many beams; 1: sample instead.")
+    ] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="For beam search: above 0 favours longer texts.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End before this text; may be repeated. \\n is a new line."),
+    ] = None,
+    seed: Annotated[int, SAMPLING_SEED] = 0,
+    stream: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Show text as it comes. Default: on a terminal."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Continuations at a time; changes memory and speed only.")
+    ] = 16,
     encoding: EncodingOption = "utf-8",
-    template: Template = None,
+    template: Annotated[
+        bool | None,
+        typer.Option(
+            "--template/--no-template",
+            help="Lay out prompts as messages by the chat template. Default: if the model was "
+            "trained with one (task instruct).",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     allow_pickle: PickleOption = False,
-    as_json: JsonLines = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON lines with tokens and log-probabilities."),
+    ] = False,
 ) -> None:
-    """Let a language model go on from a prompt. Without --prompt and --file, from standard input.
+    """Let a language model continue a prompt. Without --prompt and --file, it reads standard input.
 
     In a file and through a pipe, each line is a prompt.
     """
@@ -116,6 +110,7 @@ def generate(
     from pretune.decoding.sampling import Decoding
     from pretune.inference.generate import TextGenerator
 
+    # Settings and prompts are checked before the model is loaded.
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -133,12 +128,12 @@ def generate(
     )
     given = _prompts(prompts, file, encoding)
     bundle = load(run, allow_pickle=allow_pickle)
-    how = {} if template is None else {"template": _template(bundle) if template else None}
-    writer = TextGenerator.of(bundle, device=device, batch_size=batch_size, **how)
+    layout = {} if template is None else {"template": _template(bundle) if template else None}
+    writer = TextGenerator.of(bundle, device=device, batch_size=batch_size, **layout)
     pieces = writer.stream(given, decoding)
     if as_json:
-        for done in _in_order(pieces, samples):
-            print(json.dumps(done.to_dict(), ensure_ascii=False), flush=True)
+        for generation in _in_order(pieces, samples):
+            print(json.dumps(generation.to_dict(), ensure_ascii=False), flush=True)
         return
     live = sys.stdout.isatty() if stream is None else stream
     _show(pieces, given, samples, live)
@@ -147,16 +142,17 @@ def generate(
 def _template(bundle: Bundle) -> TemplateLayout:
     from pretune.inference.prompts import template_of
 
-    found = template_of(bundle, always=True)
-    if found is None:
+    template = template_of(bundle, always=True)
+    if template is None:
         raise PretuneError(
             "--template: the model's tokenizer has no chat template",
             "Train it by the task instruct, or put a chat_template into tokenizer_config.json.",
         )
-    return found
+    return template
 
 
 def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> list[str]:
+    """The prompts given as options, in a file, or through a pipe."""
     if prompts and file:
         raise PretuneError("give either --prompt or --file, not both")
     if prompts:
@@ -172,14 +168,14 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
 
         batches = stream_lines(sys.stdin.fileno(), encoding)
         lines, origin = [line for batch in batches for _, line in batch], "input"
-    found = [line for line in lines if line.strip()]
-    if not found:
+    given = [line for line in lines if line.strip()]
+    if not given:
         raise DataError(f"{origin}: no prompt in it", "Give one prompt a line.")
-    return found
+    return given
 
 
 def _in_order(pieces: Iterator[Piece], samples: int) -> Iterator[Generation]:
-    """Whole continuations in the order of the prompts, each when those before it are there."""
+    """Yield whole continuations in the order of the prompts, each as soon as its turn has come."""
     waiting: dict[int, Generation] = {}
     following = 0
     for piece in pieces:
@@ -191,7 +187,14 @@ def _in_order(pieces: Iterator[Piece], samples: int) -> Iterator[Generation]:
 
 
 def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool) -> None:
-    """Prompts with their continuations; several take turns in being written, not in being shown."""
+    """Print prompts with their continuations, one after the other.
+
+    Args:
+        pieces: of all continuations, which are written in turn.
+        prompts: the texts that are continued.
+        samples: continuations of each prompt.
+        live: print a continuation while it is being written; False: when it is whole.
+    """
     total = len(prompts) * samples
     texts: dict[int, str] = {}
     ended: set[int] = set()
@@ -202,25 +205,14 @@ def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool)
         texts[number] = texts.get(number, "") + piece.text
         if piece.done is not None:
             ended.add(number)
+        # Print what the current continuation has, and go on to those that ended in the meantime.
         while current < total and (current in ended or (live and texts.get(current))):
             if not opened:
-                put(
-                    (f"== {current + 1}/{total} ==\n" if total > 1 else "")
-                    + prompts[current // samples]
-                )
+                heading = f"== {current + 1}/{total} ==\n" if total > 1 else ""
+                print_live(heading + prompts[current // samples])
             opened = True
-            put(texts.pop(current, ""))
+            print_live(texts.pop(current, ""))
             if current not in ended:
                 break
-            put("\n")
+            print_live("\n")
             current, opened = current + 1, False
-
-
-#: Control characters, but for tabs and new lines: what a model writes must not steer a terminal.
-_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
-
-
-def put(text: str) -> None:
-    """Show some of what a model writes, at once."""
-    sys.stdout.write(text.translate(_CONTROLS))
-    sys.stdout.flush()

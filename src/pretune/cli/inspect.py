@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pretune.cli.app import command, to_stdout
 from pretune.cli.options import JsonOption, PickleOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pretune.bundle.bundle import Bundle
 
 
@@ -28,33 +29,34 @@ def inspect(
         str,
         typer.Argument(metavar="SOURCE", help="A model folder, a run folder, a Hub id, or minilm."),
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, for the memory.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch, for the memory.")] = 32,
     length: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens of each, for memory and FLOPs. Default: 128, or all positions."
+            min=1,
+            help="Tokens of a sequence, for memory and FLOPs. Default: 128, or all positions.",
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Show what the tokenizer makes of a text.")
+        str | None, typer.Option(metavar="TEXT", help="Show the tokens of this text.")
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Draw how the tokens of a text look at each other."),
+        typer.Option(metavar="TEXT", help="Draw the attention between the tokens of this text."),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture that --attention writes.")
+        Path, typer.Option("--output", "-o", help="The picture for --attention.")
     ] = Path("attention.png"),
     layer: Annotated[
-        int | None, typer.Option(help="Draw this layer only; the first is 0. Default: all.")
+        int | None, typer.Option(help="Draw this layer only, counted from 0. Default: all.")
     ] = None,
     head: Annotated[
-        int | None, typer.Option(help="Draw this head only; the first is 0. Default: all.")
+        int | None, typer.Option(help="Draw this head only, counted from 0. Default: all.")
     ] = None,
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a model is made of and what it costs; or look at its tokens or its attention.
+    """Show a model's modules and costs, the tokens of a text, or an attention map.
 
     Modules with their shapes, parameters, FLOPs, memory for inference and training, and the
     vocabulary come from config.json: only --attention loads the weights.
@@ -84,10 +86,10 @@ def _model(source: str, batch: int, length: int | None, out: Console | None) -> 
     from pretune.inspection.inspect import inspect_model
     from pretune.render.model_views import inspection_view
 
-    found = inspect_model(outline(source), batch, length)
+    inspection = inspect_model(outline(source), batch, length)
     if out is not None:
-        out.print(inspection_view(found))
-    return found.to_dict()
+        out.print(inspection_view(inspection))
+    return inspection.to_dict()
 
 
 def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from pretune.cli.app import STOPPED_BY, command, fail, to_stderr, to_stdout
-from pretune.cli.options import DeviceOption, JsonOption
+from pretune.cli.options import DeviceOption, JsonOption, QuietOption
+from pretune.errors import PretuneError
 
 
 @command(
@@ -26,35 +27,43 @@ def ladder(
     ],
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, max=10**6, help="Of training for each model. Default: 1."),
+        typer.Option(min=0.01, max=10**6, help="Training time of each model. Default: 1."),
     ] = None,
     updates: Annotated[
-        int | None, typer.Option(min=1, help="Of each model, of 2,048 tokens; instead of minutes.")
+        int | None,
+        typer.Option(min=1, help="Updates of 2,048 tokens for each model, instead of minutes."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Default: runs/ladder-NAME.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The folder to write. Default: runs/ladder-NAME."),
     ] = None,
     level: Annotated[
         str, typer.Option(help="What a token is: char, or bpe (pieces of words, on bytes).")
     ] = "char",
-    vocab_size: Annotated[int, typer.Option(min=257, max=10**7, help="With --level bpe.")] = 1024,
+    vocab_size: Annotated[
+        int, typer.Option(min=257, max=10**7, help="Size of the vocabulary with --level bpe.")
+    ] = 1024,
     rungs: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Some of ngram,nnlm,rnn,lstm,gru,gpt. Default: all."),
+        typer.Option(
+            metavar="NAMES",
+            help="Models to train, of ngram,nnlm,rnn,lstm,gru,gpt. Default: all of them.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and samples.")] = 0,
     device: DeviceOption = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the classics on one text: n-grams, NNLM, RNN, LSTM, GRU, GPT, on the same budget.
+    """Train n-gram, NNLM, RNN, LSTM, GRU and GPT models on one text with the same budget.
 
-    All see the same text and are measured on the same tenth of it, in bits per character. A table,
-    ladder.json, ladder.csv and ladder.png come out, and every model is a run folder of its own.
+    All see the same text and are measured on the same tenth of it, in bits per character. The
+    output folder gets ladder.json, ladder.csv, ladder.png and a run folder for every model.
 
-    Stopped or killed, the same command goes on; what is finished is kept unless something changed.
+    After an interruption the same command continues; finished models are kept unless an option
+    changed.
     """
-    from pretune.errors import PretuneError
+
     from pretune.experiments.ladder import RUNGS, Climb, LadderOptions
     from pretune.render.experiment_views import ladder_view
     from pretune.render.ladder_chart import write_ladder
@@ -73,19 +82,20 @@ def ladder(
         seed=seed,
         device=device,
     )
+    # Train every rung that is not there yet.
     log = to_stderr(quiet=quiet)
     climb = Climb(options, quiet=quiet, say=lambda text: log.print(text, soft_wrap=True))
     try:
-        found = climb.run()
+        result = climb.run()
     except Interrupted as stopped:
         fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
-    write_ladder(found, options.output)
+    # Write the files, then show the table.
+    write_ladder(result, options.output)
     console = to_stdout()
     if as_json:
-        console.print_json(data=found.to_dict())
+        console.print_json(data=result.to_dict())
         return
-    console.print(ladder_view(found))
+    console.print(ladder_view(result))
     console.print(
-        f"wrote ladder.json, ladder.csv and ladder.png to {options.output}",
-        soft_wrap=True,
+        f"wrote ladder.json, ladder.csv and ladder.png to {options.output}", soft_wrap=True
     )

@@ -24,28 +24,32 @@ OverridesArgument = Annotated[
 ]
 ColumnOption = Annotated[
     list[str] | None,
-    typer.Option("--column", help="What the data calls a column, e.g. --column text=body."),
+    typer.Option("--column", help="The data's name for a column, e.g. --column text=body."),
 ]
-EncodingOption = Annotated[str, typer.Option(help="Of text files, e.g. gb18030.")]
+EncodingOption = Annotated[str, typer.Option(help="Encoding of text files, e.g. gb18030.")]
 QuotingOption = Annotated[
-    str, typer.Option(help="Of CSV and TSV: auto, standard (fields in double quotes) or none.")
+    str, typer.Option(help="Quoting in CSV and TSV files: auto, standard (double quotes) or none.")
 ]
 MaxCharsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="A longer text is taken for a mistake. Default: 100,000 characters, or 100 million "
-        "where a text is read in several windows.",
+        help="Refuse longer texts as a mistake. Default: 100,000 characters, or 100 million where "
+        "the model reads a text in several windows.",
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first records.")]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Use only this many records, from the first on.")
+]
 TaskSetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Another value of an option of the task: --set beams=1."
+        "--set", metavar="KEY=VALUE", help="Change an option of the task, e.g. --set beams=1."
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")
+]
 BatchTokensOption = Annotated[
     int, typer.Option(min=1, help="Tokens at a time; changes memory and speed only.")
 ]
@@ -53,12 +57,23 @@ PickleOption = Annotated[
     bool,
     typer.Option(
         "--allow-pickle",
-        help="Read pytorch_model.bin too, by torch's restricted unpickler. Only from people you "
-        "trust.",
+        help="Also read pytorch_model.bin, with torch's restricted unpickler. Only for files from "
+        "people you trust.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+# How text is generated: `generate` has defaults of its own, `chat` takes those of the model's task.
+TEMPERATURE = typer.Option(
+    help="Above 1 more varied, below 1 safer; 0: always the most probable token."
+)
+TOP_K = typer.Option(help="Sample from the k most probable tokens only; 0: from all.")
+TOP_P = typer.Option(
+    help="Sample from the most probable tokens that together have this probability; 1: from all."
+)
+REPETITION_PENALTY = typer.Option(help="Above 1: tokens of the text so far become less probable.")
+SAMPLING_SEED = typer.Option(help="Seed of the sampling: the same seed gives the same text.")
 
 #: The parameters that say how data are to be read.
 _ABOUT_DATA = ("columns", "encoding", "quoting", "max_chars")

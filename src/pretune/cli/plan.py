@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pretune.cli.app import command, to_stdout
-from pretune.cli.options import JsonOption
+from pretune.cli.options import JsonOption, OverridesArgument, RecipeArgument
 
 
 @command(
@@ -16,36 +16,25 @@ from pretune.cli.options import JsonOption
     "pretune plan mrpc model.from=minilm train.epochs=5 --json",
 )
 def plan(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE_OR_FILE",
-            help="A built-in recipe, a YAML file, or a labelled data file.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     measure: Annotated[
         bool,
-        typer.Option(
-            help="Do a few updates on a copy of the model to tell how long the run takes."
-        ),
+        typer.Option(help="Time a few updates on a copy of the model to estimate the hours."),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what a training takes before it starts: data, updates, FLOPs, memory, disk, hours.
+    """Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.
 
-    Nothing is written. Data and model are read, so a run that is planned finds both.
+    Nothing is written. Data and model are read, so a planned run will find both.
     """
     from pretune.experiments.plan import plan_run
     from pretune.recipe.recipe import Recipe
     from pretune.render.experiment_views import plan_view
 
-    found = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
+    planned = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
     out = to_stdout()
     if as_json:
-        out.print_json(data=found.to_dict())
+        out.print_json(data=planned.to_dict())
         return
-    out.print(plan_view(found))
+    out.print(plan_view(planned))

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pretune.cli.app import command, to_stderr, to_stdout
-from pretune.cli.options import EncodingOption, JsonOption
+from pretune.cli.options import EncodingOption, JsonOption, QuietOption
 
 if TYPE_CHECKING:
-    from pretune.corpus.pipeline import CorpusProgress as Done
+    from pretune.corpus.pipeline import CorpusProgress
 
 
-class Documents(StrEnum):
-    """What a document of a text file is."""
+class DocumentUnit(StrEnum):
+    """What counts as one document of a text file."""
 
     BLANK_LINE = "blank-line"
     LINE = "line"
     FILE = "file"
 
 
-class Errors(StrEnum):
+class OnError(StrEnum):
     """What to do with documents that cannot be read."""
 
     STOP = "stop"
@@ -39,53 +39,6 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CORPUS...",
-        help="Files (text, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
-        "(owner/name[:config]:split).",
-    ),
-]
-TokenizerFolder = Annotated[
-    str, typer.Option(metavar="FOLDER", help="With tokenizer.json; minilm; a Hub id.")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")]
-DocumentsOf = Annotated[
-    Documents, typer.Option(help="Of text files: what lies between blank lines, lines, files.")
-]
-Field = Annotated[str, typer.Option(help="Of JSON lines, Parquet, Hub: the text.")]
-AtErrors = Annotated[
-    Errors, typer.Option(help="At a document that cannot be read: stop, or leave it out.")
-]
-MaxChars = Annotated[int, typer.Option(min=1, help="Longer documents are cut into several.")]
-Nfc = Annotated[bool, typer.Option(help="Unicode's normal form C.")]
-Control = Annotated[bool, typer.Option(help="Remove control characters.")]
-Spaces = Annotated[bool, typer.Option(help="Collapse spaces within lines.")]
-JoinLines = Annotated[
-    bool, typer.Option("--join-lines", help="Undo the wrapping of lines at a column.")
-]
-DropRepeatedLines = Annotated[
-    bool, typer.Option("--drop-repeated-lines", help="Within a document.")
-]
-MinChars = Annotated[int, typer.Option(min=0, help="Shorter documents are dropped.")]
-KeepDuplicates = Annotated[
-    bool, typer.Option("--keep-duplicates", help="Do not drop documents equal to another.")
-]
-NearDuplicates = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Drop documents as similar as this, e.g. 0.8."),
-]
-Validation = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of documents to hold back, e.g. 0.01.")
-]
-ShardTokens = Annotated[int, typer.Option(min=1, help="The most tokens of a shard.")]
-OnEngine = Annotated[Engine, typer.Option(help="Where to tokenize.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="At a time. Default: one for each core.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Do not go on with an unfinished corpus.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-
-
 @command(
     "prepare",
     "pretune prepare books/ --tokenizer minilm --output corpus",
@@ -94,40 +47,85 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
     "pretune prepare novels/ --documents file --join-lines --tokenizer tok --output corpus",
 )
 def prepare(
-    corpus: Sources,
-    tokenizer: TokenizerFolder,
-    output: Output,
-    documents: DocumentsOf = Documents.BLANK_LINE,
-    field: Field = "text",
+    corpus: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CORPUS...",
+            help="Files (text, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
+            "(owner/name[:config]:split).",
+        ),
+    ],
+    tokenizer: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="A folder with tokenizer.json, minilm, or a Hub id."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    documents: Annotated[
+        DocumentUnit,
+        typer.Option(
+            help="What is one document of a text file: what stands between blank lines, a line, "
+            "or the file."
+        ),
+    ] = DocumentUnit.BLANK_LINE,
+    field: Annotated[
+        str, typer.Option(help="The field with the text in JSON lines, Parquet and Hub datasets.")
+    ] = "text",
     encoding: EncodingOption = "utf-8",
-    errors: AtErrors = Errors.STOP,
-    max_chars: MaxChars = 1_000_000,
-    nfc: Nfc = True,
-    control: Control = True,
-    spaces: Spaces = True,
-    join_lines: JoinLines = False,
-    drop_repeated_lines: DropRepeatedLines = False,
-    min_chars: MinChars = 1,
-    keep_duplicates: KeepDuplicates = False,
-    near_duplicates: NearDuplicates = None,
-    validation: Validation = 0.0,
-    shard_tokens: ShardTokens = 100_000_000,
-    engine: OnEngine = Engine.PROCESSES,
-    workers: Workers = None,
-    restart: Restart = False,
-    quiet: Quiet = False,
+    errors: Annotated[
+        OnError, typer.Option(help="At a document that cannot be read: stop, or leave it out.")
+    ] = OnError.STOP,
+    max_chars: Annotated[
+        int, typer.Option(min=1, help="Cut longer documents into several.")
+    ] = 1_000_000,
+    nfc: Annotated[bool, typer.Option(help="Normalize to Unicode's form C.")] = True,
+    control: Annotated[bool, typer.Option(help="Remove control characters.")] = True,
+    spaces: Annotated[bool, typer.Option(help="Collapse spaces within lines.")] = True,
+    join_lines: Annotated[
+        bool, typer.Option("--join-lines", help="Join lines that were wrapped at a column.")
+    ] = False,
+    drop_repeated_lines: Annotated[
+        bool,
+        typer.Option("--drop-repeated-lines", help="Drop lines that a document repeats."),
+    ] = False,
+    min_chars: Annotated[int, typer.Option(min=0, help="Drop shorter documents.")] = 1,
+    keep_duplicates: Annotated[
+        bool,
+        typer.Option("--keep-duplicates", help="Keep documents that are equal to an earlier one."),
+    ] = False,
+    near_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Drop documents at least this similar to an earlier one, e.g. 0.8."
+        ),
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of documents to hold back, e.g. 0.01.")
+    ] = 0.0,
+    shard_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of a shard.")
+    ] = 100_000_000,
+    engine: Annotated[Engine, typer.Option(help="Where to tokenize.")] = Engine.PROCESSES,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that work in parallel. Default: one for each core."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished corpus and begin anew.")
+    ] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Clean and tokenize raw text into shards that pre-training reads.
 
-    Stopped or killed, the same command goes on where it was, and the result is the same.
+    After an interruption the same command continues where it was, with the same result.
     """
     from pretune.corpus.documents import ReadingOptions
     from pretune.corpus.encode import Cleaning
     from pretune.corpus.pipeline import Settings
-    from pretune.corpus.pipeline import prepare as run
+    from pretune.corpus.pipeline import prepare as prepare_corpus
     from pretune.render.experiment_views import corpus_view
 
+    # Everything that the content of the corpus depends on.
     settings = Settings(
         ReadingOptions(documents.value, field, encoding, errors.value, max_chars),
         Cleaning(nfc, control, spaces, join_lines, drop_repeated_lines, min_chars),
@@ -136,8 +134,9 @@ def prepare(
         validation,
         shard_tokens,
     )
+    # How it is made changes nothing in it.
     with _progress(quiet) as show:
-        made = run(
+        made = prepare_corpus(
             corpus,
             tokenizer,
             output,
@@ -157,8 +156,8 @@ def prepare(
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[Done], None]]:
-    """A bar on standard error, and what moves it."""
+def _progress(quiet: bool) -> Iterator[Callable[[CorpusProgress], None]]:
+    """A bar on standard error that shows documents and tokens beside it."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
@@ -171,7 +170,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[Done], None]]:
     with bar:
         task = bar.add_task("reading", total=None)
 
-        def show(done: Done) -> None:
+        def show(done: CorpusProgress) -> None:
             text = f"{done.documents:,} documents, {done.tokens:,} tokens"
             bar.update(task, completed=done.done, total=done.size or None, description=text)
 

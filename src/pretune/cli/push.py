@@ -1,4 +1,4 @@
-"""`pretune push`: give a trained model to others."""
+"""`pretune push`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pretune.cli.app import command, to_stderr, to_stdout
 from pretune.cli.options import JsonOption, PickleOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from pretune.publishing.upload import StagedFile
 
@@ -29,29 +30,31 @@ def push(
         str, typer.Argument(metavar="RUN", help="A finished run, or a checkpoint folder.")
     ],
     repo: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="Where on the Hugging Face Hub.")
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hugging Face Hub.")
     ],
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see it. Default: it is private.")
+        bool, typer.Option("--public", help="Let everybody see the repository. Default: private.")
     ] = False,
     license_id: Annotated[
-        str | None, typer.Option("--license", help="As the Hub knows it, e.g. apache-2.0.")
+        str | None, typer.Option("--license", help="License as the Hub names it, e.g. apache-2.0.")
     ] = None,
     languages: Annotated[
         list[str] | None,
-        typer.Option("--language", help="Of the texts, e.g. en; may be given several times."),
+        typer.Option("--language", help="A language of the texts, e.g. en; may be repeated."),
     ] = None,
     dry_run: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Send nothing; write what would be sent here."),
+        typer.Option(
+            metavar="FOLDER", help="Send nothing; write what would be sent to this folder."
+        ),
     ] = None,
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a trained model on the Hugging Face Hub, with a model card and its recipe.
 
-    It is private unless --public is given. Of the data only the names of labels and columns are
-    sent, of local files and folders only their names. Log in first: hf auth login, or HF_TOKEN.
+    The repository is private unless --public is given. No data are sent, only the names of labels,
+    columns, local files and folders. Log in first: hf auth login, or HF_TOKEN.
     """
     from pretune.publishing import publish
 
@@ -80,7 +83,7 @@ def push(
 
 
 def _quiet_unless_watched() -> None:
-    """No progress bars in logs."""
+    """Turn off the Hub's progress bars where they would go to a log."""
     if not sys.stderr.isatty():
         from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -9,28 +9,26 @@ from typing import Annotated
 import typer
 
 from pretune.cli.app import command, to_stdout
+from pretune.errors import RecipeError, did_you_mean
 
 
-@command(
-    "init",
-    "pretune init classify > my-recipe.yaml",
-)
+@command("init", "pretune init classify > my-recipe.yaml")
 def init(
     task: Annotated[str, typer.Argument(help="The task, e.g. classify.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write here instead of to the terminal.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write to this file instead of the terminal."),
     ] = None,
 ) -> None:
-    """Write a recipe to start from: every key, what it means, and its default."""
+    """Write a recipe to start from, with every key, its meaning and its default."""
     from pretune.checkpoints.atomic_io import atomic_text
-    from pretune.errors import RecipeError
     from pretune.recipe.commented import commented_recipe
 
     text = commented_recipe(task)
     if output is None:
         print(text, end="")
         return
-    if os.path.exists(output):  # also of a name that no file can have; pathlib's raises there
+    if os.path.exists(output):  # unlike Path.exists, False for a name that no file can have
         raise RecipeError(f"{output}: exists already", "Choose another name, or remove it first.")
     try:
         atomic_text(output, text)
@@ -40,17 +38,13 @@ def init(
     print(f"wrote {output}; run it with: pretune train {output}")
 
 
-@command(
-    "recipes",
-    "pretune recipes mrpc",
-)
+@command("recipes", "pretune recipes", "pretune recipes mrpc > my-recipe.yaml")
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The recipe to print.")] = None,
 ) -> None:
-    """List the recipes that have a name, built-in or installed, or show one."""
+    """List the recipes that have a name, built-in or installed, or print one."""
     from rich.table import Table
 
-    from pretune.errors import RecipeError, did_you_mean
     from pretune.recipe.recipe import Recipe, named_recipes
 
     known = named_recipes()

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
 from pretune.cli.options import (
     ColumnOption,
     DeviceOption,
     EncodingOption,
+    LimitOption,
     MaxCharsOption,
     PickleOption,
     QuotingOption,
@@ -25,6 +25,8 @@ from pretune.cli.options import (
 from pretune.errors import DataError, RunError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pretune.bundle.bundle import Bundle
     from pretune.evaluation.examine import Examined
 
@@ -45,22 +47,26 @@ def report(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page. Default: report.html in the run folder."),
+        typer.Option(
+            "--output", "-o", help="The page to write. Default: report.html in the run folder."
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a page that is there already.")
+        bool, typer.Option("--overwrite", help="Replace an existing page.")
     ] = False,
     png: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the pictures here too.")
+        Path | None, typer.Option(metavar="FOLDER", help="Write the pictures to this folder too.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
+    limit: LimitOption = None,
     explain: Annotated[
-        int, typer.Option(min=0, help="Show what the loss hangs on for so many, worst first.")
+        int, typer.Option(min=0, help="Number of examples to explain, the worst first.")
     ] = 5,
     examples: Annotated[
         list[int] | None,
         typer.Option(
-            "--example", metavar="LINE", help="Explain this one too, by its number in the table."
+            "--example",
+            metavar="LINE",
+            help="Explain the example at this line of the data too; may be repeated.",
         ),
     ] = None,
     columns: ColumnOption = None,
@@ -73,7 +79,7 @@ def report(
 ) -> None:
     """Write one page about a trained model: its training, its mistakes, every example.
 
-    The page needs nothing but itself: it can be sent by mail and opened in any browser.
+    The page is a single file that opens in any browser, without a network.
     """
     from pretune.bundle.bundle import load
     from pretune.evaluation.examine import examine
@@ -84,6 +90,7 @@ def report(
     from pretune.training.data import examined_records
     from pretune.training.run_folder import METRICS, RECIPE, RunFolder
 
+    # Mistakes in the command line are reported before the model is loaded.
     only_with_data(context, data, "DATA")
     place, notes = Path(run), to_stderr()
     is_run = (place / RECIPE).is_file()
@@ -99,22 +106,25 @@ def report(
         quoting=quoting,
         max_chars=max_chars,
     )
-    with progress_bar("examining") as done:
-        found = examine(bundle, records.head(limit), device=device, progress=done)
-    chosen = dict.fromkeys([*_numbers(found, examples or []), *found.worst_first()[:explain]])
-    calibrates = any(d.distribution for e in found.examples for d in e.grade.decisions)
+    # Every example: its loss, the answer, and whether that is right.
+    with progress_bar("examining") as bar:
+        examined = examine(bundle, records.head(limit), device=device, progress=bar)
+    # A temperature is fitted on the validation data, if the page is about other data.
+    calibrates = any(d.distribution for e in examined.examples for d in e.grade.decisions)
     fitted = None
     if data is not None and is_run and calibrates:
         fitted = _fitted_on(bundle, place, device, notes)
+    # Which tokens the loss depends on, of the examples asked for and of the worst.
+    chosen = dict.fromkeys([*_numbers(examined, examples or []), *examined.worst_first()[:explain]])
     explained = {}
-    with progress_bar("explaining") as done:
+    with progress_bar("explaining", len(chosen)) as bar:
         for count, number in enumerate(chosen, start=1):
-            explained[number] = explain_one(found, number)
-            if done is not None:
-                done(count, len(chosen))
+            explained[number] = explain_one(examined, number)
+            if bar is not None:
+                bar(count)
     facts = ReportFacts(
         name=place.resolve().name if is_run else run,
-        examined=found,
+        examined=examined,
         recipe=None if recipe is None else recipe.to_yaml(),
         history=TrainingHistory.read(place / METRICS),
         explained=explained,
@@ -125,29 +135,29 @@ def report(
         notes.print(note, soft_wrap=True)
     size = output.stat().st_size / 1e6
     to_stdout().print(
-        f"wrote {output} ({len(found.examples):,} examples, {size:.1f} MB)",
+        f"wrote {output} ({len(examined.examples):,} examples, {size:.1f} MB)",
         soft_wrap=True,
     )
 
 
-def _numbers(found: Examined, places: list[int]) -> list[int]:
-    """The examples at some lines (or rows).
+def _numbers(examined: Examined, places: list[int]) -> list[int]:
+    """The numbers of the examples at some lines (or rows) of the data.
 
     Raises:
-        RunError: there is none at one of them.
+        RunError: no example begins at one of them.
     """
-    kind, known = found.places()
+    kind, known = examined.places()
     for place in places:
         if place not in known:
             raise RunError(
-                f"--example {place}: no example begins in that {kind} of {found.records.origin}",
+                f"--example {place}: no example begins in that {kind} of {examined.records.origin}",
                 f"They are in the {kind}s {min(known)} to {max(known)}.",
             )
     return [number for number, place in enumerate(known) if place in places]
 
 
 def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examined | None:
-    """What the temperature is fitted on: the validation data of the run, if they can be used."""
+    """The validation data of the run, examined; None if they cannot be used."""
     from pretune.evaluation.examine import examine
     from pretune.training.data import held_out
 
@@ -155,8 +165,8 @@ def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examin
         records = held_out(run)
         if records is None:
             return None
-        with progress_bar("examining the validation data") as done:
-            return examine(bundle, records, device=device, progress=done)
+        with progress_bar("examining the validation data") as bar:
+            return examine(bundle, records, device=device, progress=bar)
     except DataError as error:
         notes.print(
             f"The temperature is fitted on DATA itself: {error.message}",

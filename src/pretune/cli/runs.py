@@ -19,24 +19,24 @@ from pretune.cli.options import JsonOption
 )
 def runs(
     folder: Annotated[
-        Path, typer.Argument(help="Where to look; the folders in it are looked at too.")
+        Path, typer.Argument(help="Where to look; folders below it are searched as well.")
     ] = Path("runs"),
     sort: Annotated[
         str,
         typer.Option(
-            help="time (the newest first), metric (each by the one that picks its best model), or "
-            "the name of a metric."
+            help="time (newest first), metric (each run by the metric that picks its best model), "
+            "or the name of a metric."
         ),
     ] = "time",
     as_json: JsonOption = False,
 ) -> None:
-    """List all runs below a folder: what was trained, how far it came, and how good it is."""
+    """List the runs below a folder: what was trained, how far, and how good it is."""
     from pretune.experiments.runs import find_runs
     from pretune.render.experiment_views import runs_view
 
-    found = find_runs(folder, sort)
+    listed = find_runs(folder, sort)
     out = to_stdout()
     if as_json:
-        out.print_json(data=found.to_dict())
+        out.print_json(data=listed.to_dict())
         return
-    out.print(runs_view(found))
+    out.print(runs_view(listed))

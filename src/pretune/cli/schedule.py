@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pretune.cli.app import command, to_stdout
-from pretune.cli.options import JsonOption
+from pretune.cli.options import JsonOption, OverridesArgument, RecipeArgument
 
 
 @command(
@@ -17,29 +17,20 @@ from pretune.cli.options import JsonOption
     "pretune plot-schedule my-recipe.yaml train.schedule=wsd train.warmup=0.01 --png schedule.png",
 )
 def plot_schedule(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE_OR_FILE",
-            help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     updates: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Of how many updates the run is. Default: train.max_steps, or counted in the "
+            help="Number of updates of the run. Default: train.max_steps, or counted in the "
             "training data.",
         ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Write a picture here.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the plot to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the learning rate and the batch size over a run, before it is run."""
+    """Plot the learning rate and the batch size of a run before it starts."""
     from pretune.experiments.schedule_plan import SchedulePlan
     from pretune.recipe.recipe import Recipe
     from pretune.render.schedule_chart import draw_schedule, schedule_view

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from pretune.cli.app import STOPPED_BY, command, fail, to_stderr, to_stdout
-from pretune.cli.options import JsonOption
+from pretune.cli.options import JsonOption, OverridesArgument, QuietOption, RecipeArgument
 
 
-class Towards(StrEnum):
-    """What is better."""
+class Direction(StrEnum):
+    """Which values of the metric are better."""
 
     AUTO = "auto"
     MAXIMIZE = "maximize"
@@ -28,43 +28,36 @@ class Towards(StrEnum):
     "--metric f1",
 )
 def sweep(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE_OR_FILE",
-            help="A built-in recipe, a YAML file, or a labelled data file.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
-    ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trainings in all.")] = 20,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    trials: Annotated[int, typer.Option(min=1, help="Training runs in total.")] = 20,
     over: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=RANGE",
-            help="What to try, once for each key: log:1e-5..1e-3, 0..0.2, 1..5, or 8,16,32.",
+            help="Values of a key to try: log:1e-5..1e-3, 0..0.2, 1..5, or 8,16,32. May be "
+            "repeated.",
         ),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="What to compare. Default: what picks the best checkpoint.")
     ] = None,
     direction: Annotated[
-        Towards, typer.Option(help="What is better; auto: less loss, more of anything else.")
-    ] = Towards.AUTO,
+        Direction, typer.Option(help="What is better; auto: less loss, more of anything else.")
+    ] = Direction.AUTO,
     study: Annotated[
         Path | None,
         typer.Option(metavar="FILE.db", help="Optuna's study. Default: study.db in the output."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search for good values of a recipe: many trainings, each with others.
+    """Search for good values of a recipe in many training runs.
 
-    Each trial is a run in the output folder; the best one's recipe is written to best.yaml there.
-    Stopped or killed, the same command goes on until there are as many trials as asked for.
+    Each trial is a run in the output folder; the recipe of the best one is written to best.yaml
+    there. After an interruption the same command continues until there are as many trials as asked
+    for.
     """
     from pretune.experiments.search_space import parse_space
     from pretune.experiments.sweep import Sweep, SweepStopped
@@ -74,7 +67,7 @@ def sweep(
     log = to_stderr(quiet=quiet)
     search = Sweep(
         Recipe.load(recipe, overrides or []),
-        [parse_space(one) for one in over or []],
+        [parse_space(text) for text in over or []],
         metric=metric,
         direction=direction.value,
         study=study,
@@ -86,6 +79,7 @@ def sweep(
     try:
         result = search.run(trials)
     except SweepStopped as stopped:
+        # What was tried so far is worth seeing, too.
         if as_json:
             out.print_json(data=stopped.result.to_dict())
         else:

@@ -10,26 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Column, Table
-from rich.text import Text
 
 from pretune.cli.app import command, to_stderr, to_stdout
 from pretune.cli.options import EncodingOption, JsonOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+    from rich.text import Text
+
     from pretune.tokenizers.measure import TokenizerFigures
     from pretune.tokenizers.tokenizer import Tokenizer
 
-#: What a tokenizer's folder holds. One that holds more is nobody's to be replaced.
+#: The files in a tokenizer's folder. A folder with other files in it is never replaced.
 TOKENIZER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,58 +33,8 @@ TOKENIZER_FILES = {
     "vocab.json",
     "merges.txt",
 }
-#: MiB of text; see `text.train.MOST_BYTES`.
-MOST_MB = 2047
-
-
-Corpus = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CORPUS...",
-        help="Text files, folders, patterns in quotes, or - for standard input. .jsonl is one "
-        "record a line; .gz is unpacked.",
-    ),
-]
-Size = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="The most entries. Default: 30522 for wordpiece, 50257 for bpe, all characters for "
-        "char.",
-    ),
-]
-Lowercase = Annotated[
-    bool | None,
-    typer.Option(
-        "--lowercase/--cased",
-        help="wordpiece: whether case and accents are dropped. Default: they are.",
-    ),
-]
-Special = Annotated[
-    list[str] | None,
-    typer.Option(help="A special token besides those of the kind; may be repeated."),
-]
-MinFrequency = Annotated[
-    int, typer.Option(min=1, help="Pairs that occur less often are not merged.")
-]
-Alphabet = Annotated[
-    int | None,
-    typer.Option(min=1, help="Keep so many characters; rarer ones are [UNK]. Default: all."),
-]
-Unknown = Annotated[
-    bool, typer.Option("--unk/--no-unk", help="char: whether [UNK] stands for other characters.")
-]
-SampleSize = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        max=MOST_MB,
-        help="The most text to train on, in MiB, spread evenly over the corpus; held in memory.",
-    ),
-]
-Field = Annotated[
-    str | None, typer.Option(help="Where the text is in JSONL records. Default: text.")
-]
+#: MiB of text that the trainers of the tokenizers library can take.
+MAX_SAMPLE_MB = 2047
 
 
 @command(
@@ -100,22 +44,65 @@ Field = Annotated[
     "zcat huge.gz | pretune tokenizer - --kind char -o characters",
 )
 def tokenizer(
-    corpus: Corpus,
+    corpus: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CORPUS...",
+            help="Text files, folders, patterns in quotes, or - for standard input. .jsonl has "
+            "one record a line; .gz is unpacked.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     kind: Annotated[
         str, typer.Option(help="wordpiece (BERT), bpe (GPT-2, on bytes) or char.")
     ] = "wordpiece",
-    vocab_size: Size = None,
-    lowercase: Lowercase = None,
-    special: Special = None,
-    min_frequency: MinFrequency = 2,
-    alphabet_size: Alphabet = None,
-    unknown: Unknown = True,
-    sample_mb: SampleSize = 1024,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Maximum number of entries. Default: 30522 for wordpiece, 50257 for bpe, all "
+            "characters for char.",
+        ),
+    ] = None,
+    lowercase: Annotated[
+        bool | None,
+        typer.Option(
+            "--lowercase/--cased",
+            help="wordpiece: whether to drop case and accents. Default: drop them.",
+        ),
+    ] = None,
+    special: Annotated[
+        list[str] | None,
+        typer.Option(help="An additional special token; may be repeated."),
+    ] = None,
+    min_frequency: Annotated[
+        int, typer.Option(min=1, help="Do not merge pairs that occur less often.")
+    ] = 2,
+    alphabet_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Keep this many characters; rarer ones become [UNK]. Default: all."
+        ),
+    ] = None,
+    unknown: Annotated[
+        bool,
+        typer.Option("--unk/--no-unk", help="char: whether [UNK] stands for other characters."),
+    ] = True,
+    sample_mb: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_SAMPLE_MB,
+            help="Maximum MiB of text to train on, taken evenly from the corpus and held in "
+            "memory.",
+        ),
+    ] = 1024,
     encoding: EncodingOption = "utf-8",
-    field: Field = None,
+    field: Annotated[
+        str | None, typer.Option(help="The field with the text in JSONL records. Default: text.")
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing tokenizer.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,6 +113,7 @@ def tokenizer(
     """
     from pretune.tokenizers.train import DEFAULT_SIZES, check_options, save_trained
 
+    # Options and the output folder are checked before hours of work.
     options: dict[str, Any] = {
         "lowercase": lowercase,
         "special": special or (),
@@ -136,26 +124,31 @@ def tokenizer(
     output = output.resolve()
     _check_output(output, overwrite)
     options |= {"vocab_size": vocab_size, "min_frequency": min_frequency}
-    trained, facts, found = _train(corpus, encoding, field, sample_mb << 20, kind, options)
+    trained, facts, figures = _train(corpus, encoding, field, sample_mb << 20, kind, options)
     _write(trained, output, save_trained)
     facts |= {"asked_for": vocab_size or DEFAULT_SIZES.get(kind), "folder": str(output)}
     out = to_stdout()
     if as_json:
-        out.print_json(data={**facts, **asdict(found)})
+        out.print_json(data={**facts, **asdict(figures)})
         return
-    for part in _view(facts, found):
-        out.print(part, soft_wrap=not isinstance(part, Table))
+    for part in _view(facts, figures):
+        # Lines of text are left to the terminal to wrap; a table fits itself to the width.
+        out.print(part, soft_wrap=not hasattr(part, "columns"))
 
 
 def _train(
     corpus: list[str],
     encoding: str,
     field: str | None,
-    most: int,
+    max_bytes: int,
     kind: str,
     options: dict[str, Any],
 ) -> tuple[Tokenizer, dict[str, Any], TokenizerFigures]:
-    """The tokenizer, what it was made from, and what it does."""
+    """Train a tokenizer.
+
+    Returns:
+        the tokenizer; facts about its corpus, JSON-ready; its figures on text held out.
+    """
     from pretune.text.raw_text import find_files, iter_texts
     from pretune.text.text_sample import take_sample
     from pretune.tokenizers.measure import measure_tokenizer
@@ -163,12 +156,14 @@ def _train(
 
     files = find_files(corpus)
     with _bar() as bar:
+        # Read the corpus once and keep an even sample.
         reading = bar.add_task("reading", total=_volume(files))
         pieces = iter_texts(
             files, encoding=encoding, field=field, on_bytes=lambda n: bar.advance(reading, n)
         )
-        sample = take_sample(pieces, most)
+        sample = take_sample(pieces, max_bytes)
         bar.remove_task(reading)
+        # Measure on text that was not trained on, if there is enough of it.
         part, rest = sample.split()
         held_out = rest is not part and kind != "char"  # single characters cannot be overfitted
         trained = train_tokenizer(
@@ -178,7 +173,7 @@ def _train(
             progress=_stages(bar, len(sample.texts)),
             **options,
         )
-        found = measure_tokenizer(trained, rest)
+        figures = measure_tokenizer(trained, rest)
     facts = {
         "kind": kind,
         "files": len(files),
@@ -187,11 +182,15 @@ def _train(
         "bytes_measured_on": rest.bytes,
         "held_out": held_out,
     }
-    return trained, facts, found
+    return trained, facts, figures
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    """Said before the work and not after it."""
+    """Refuse a folder that must not be replaced.
+
+    Raises:
+        PretuneError: it exists and may not be overwritten, or holds more than a tokenizer.
+    """
     if not output.exists():
         return
     if not output.is_dir():
@@ -230,13 +229,21 @@ def _write(trained: Tokenizer, output: Path, save: Callable[[Tokenizer, Path], N
 
 
 def _volume(files: list[str]) -> int | None:
-    """Bytes on the disk, where all files are ones that have a size."""
+    """Total size in bytes; None if a source is not a file on the disk."""
     if not all(os.path.isfile(file) for file in files):
         return None
     return sum(os.path.getsize(file) for file in files)
 
 
 def _bar() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     console = to_stderr()
     return Progress(
         TextColumn("{task.description}"),
@@ -250,7 +257,7 @@ def _bar() -> Progress:
 
 
 def _stages(bar: Progress, texts: int) -> Callable[[str, int], None]:
-    """A bar for each stage of the training."""
+    """A callback that shows one bar for each stage of the training."""
     tasks: dict[str, TaskID] = {}
 
     def tell(stage: str, done: int) -> None:
@@ -263,42 +270,48 @@ def _stages(bar: Progress, texts: int) -> Callable[[str, int], None]:
     return tell
 
 
-def _view(facts: dict[str, Any], found: TokenizerFigures) -> Iterator[Table | Text]:
+def _view(facts: dict[str, Any], figures: TokenizerFigures) -> Iterator[Table | Text]:
+    """Yield what to print about a trained tokenizer: its corpus, its figures, examples."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
     read, used = facts["bytes"], facts["bytes_of_sample"]
     yield Text(
-        f"{facts['kind']} tokenizer with {found.vocab_size:,} entries, from {_mib(read)} of text "
+        f"{facts['kind']} tokenizer with {figures.vocab_size:,} entries, from {_mib(read)} of text "
         f"in {facts['files']:,} {'file' if facts['files'] == 1 else 'files'}"
         + (f" (an even sample of {_mib(used)})" if used < read else ""),
         "bold",
     )
-    if facts["asked_for"] is not None and found.vocab_size < facts["asked_for"]:
+    if facts["asked_for"] is not None and figures.vocab_size < facts["asked_for"]:
         more = (
             "no more characters"
             if facts["kind"] == "char"
             else "no other pair that is frequent enough"
         )
         yield Text(f"fewer than the {facts['asked_for']:,} asked for: the text has {more}")
+    # How well it does: few unknown tokens and many characters a token are good.
     table = Table(
         f"on {_mib(facts['bytes_measured_on'])} "
         + ("held out" if facts["held_out"] else "of the text trained on"),
         Column("", justify="right"),
         pad_edge=False,
     )
-    table.add_row("tokens that are [UNK]", f"{found.unknown:.3%}")
-    table.add_row("characters per token", f"{found.characters_per_token:.2f}")
-    table.add_row("bytes per token", f"{found.bytes_per_token:.2f}")
+    table.add_row("tokens that are [UNK]", f"{figures.unknown:.3%}")
+    table.add_row("characters per token", f"{figures.characters_per_token:.2f}")
+    table.add_row("bytes per token", f"{figures.bytes_per_token:.2f}")
     yield table
-    if found.first:
-        yield Text("first merges    " + _listed(found.first))
-        yield Text("longest tokens  " + _listed(found.longest))
-    for line, tokens in found.examples:
+    # What it learned first, and how it splits lines of the text.
+    if figures.first:
+        yield Text("first merges    " + _listed(figures.first))
+        yield Text("longest tokens  " + _listed(figures.longest))
+    for line, tokens in figures.examples:
         yield Text(f"\n{line}", "bold")
         yield Text(_listed(tokens))
     yield Text(f"\nwrote {facts['folder']}")
 
 
 def _listed(tokens: tuple[str, ...]) -> str:
-    """Tokens apart; a space and what cannot be seen as one would write it in Python."""
+    """Tokens side by side, with spaces and invisible characters made visible."""
     return "  ".join(
         token.replace(" ", "␣") if token.isprintable() else repr(token)[1:-1] for token in tokens
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pretune.cli.app import STOPPED_BY, command, fail, to_stdout
-from pretune.cli.options import JsonOption
+from pretune.cli.options import JsonOption, OverridesArgument, QuietOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -31,45 +31,53 @@ def train(
             help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
-    ] = None,
+    overrides: OverridesArgument = None,
     resume: Annotated[
         str | None,
-        typer.Option(
-            metavar="RUN", help="Go on with a stopped or killed run, exactly where it was."
-        ),
+        typer.Option(metavar="RUN", help="Continue a stopped or killed run, exactly where it was."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Train under N seeds and show mean ± sd.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Train with this many seeds and show the mean ± sd.")
+    ] = 1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model as a recipe says.
+    """Train or fine-tune a model as a recipe says.
 
     Everything goes into the recipe's output folder: the best and the last model, the logs, and the
     recipe itself with every default written out.
 
     Ctrl-C or SIGTERM finishes the update, saves, and exits with 130 or 143.
     """
+    from pretune.training.run import resume as resume_run
+    from pretune.training.run import train_recipe, train_seeds
     from pretune.training.stop import Interrupted
 
+    # With --resume the first argument is no recipe but the first override.
     changes = [*([recipe] if resume is not None and recipe is not None else []), *(overrides or [])]
     try:
         if resume is not None:
             if seeds > 1 or overwrite:
-                raise PretuneError("--resume goes on with one run: no --seeds, no --overwrite")
-            _resume(resume, changes, quiet=quiet, as_json=as_json)
-        elif recipe is None:
+                raise PretuneError("--resume continues one run: no --seeds, no --overwrite")
+            _show_result(resume_run(resume, changes, quiet=quiet), as_json=as_json)
+            return
+        if recipe is None:
             raise PretuneError(
-                "what shall be trained?", "pretune train RECIPE_OR_FILE, or --resume RUN"
+                "there is nothing to train", "pretune train RECIPE_OR_FILE, or --resume RUN"
             )
-        else:
-            _train(recipe, changes, seeds, overwrite=overwrite, quiet=quiet, as_json=as_json)
+        from pretune.recipe.recipe import Recipe
+
+        chosen = Recipe.load(recipe, changes)
+        if seeds == 1:
+            result = train_recipe(chosen, overwrite=overwrite, quiet=quiet)
+            _show_result(result, as_json=as_json)
+            return
+        several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
     except Interrupted as stopped:
+        # A run by itself is resumed; with several seeds the same command skips those that are done.
         again = f"pretune train --resume {stopped.folder}"
         if seeds > 1:
             again = "the same command" + (", without --overwrite" if overwrite else "")
@@ -77,33 +85,15 @@ def train(
             f"{stopped}\ngo on:  {again}\nuse it: {_usage(stopped.folder, 'last')}",
             STOPPED_BY + stopped.signal,
         )
-
-
-def _train(
-    recipe: str, overrides: list[str], seeds: int, *, overwrite: bool, quiet: bool, as_json: bool
-) -> None:
     from pretune.experiments.seeds import seeds_to_dict
-    from pretune.recipe.recipe import Recipe
     from pretune.render.result_views import seeds_view
-    from pretune.training.run import train_recipe, train_seeds
 
-    chosen = Recipe.load(recipe, overrides)
-    if seeds == 1:
-        _show(train_recipe(chosen, overwrite=overwrite, quiet=quiet), as_json=as_json)
-        return
-    several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
     out = to_stdout()
     out.print_json(data=seeds_to_dict(several)) if as_json else out.print(seeds_view(several))
 
 
-def _resume(run: str, overrides: list[str], *, quiet: bool, as_json: bool) -> None:
-    from pretune.training.run import resume
-
-    _show(resume(run, overrides, quiet=quiet), as_json=as_json)
-
-
-def _show(result: RunResult, *, as_json: bool) -> None:
-    """What came out; in a group of processes only the first one says it."""
+def _show_result(result: RunResult, *, as_json: bool) -> None:
+    """Print the outcome; in a group of processes only the first one does."""
     from pretune.render.result_views import run_view
     from pretune.training.distributed import environment_world
 
@@ -122,10 +112,10 @@ def _show(result: RunResult, *, as_json: bool) -> None:
         out.print(line, soft_wrap=True)
 
 
-def _usage(run: str | Path, part: str = "") -> str:
+def _usage(run: str | Path, checkpoint: str = "") -> str:
     """The command that asks the model of a run, or of a checkpoint in it."""
     from pretune.tasks.builtin import task_class
     from pretune.training.run_folder import RunFolder
 
     task = RunFolder(Path(run)).recipe().task
-    return task_class(task.name)(task).usage(str(Path(run) / part))
+    return task_class(task.name)(task).usage(str(Path(run) / checkpoint))

@@ -1,4 +1,4 @@
-"""`pretune evaluate` and `pretune predict`: what one does with a trained model."""
+"""`pretune predict`."""
 
 from __future__ import annotations
 
@@ -32,50 +32,8 @@ if TYPE_CHECKING:
     from pretune.inference.predict import Predictor
     from pretune.tasks.base import Prediction
 
-#: Rows of a file predicted before anything is printed.
-CHUNK = 4096
-
-
-@command(
-    "evaluate",
-    "pretune evaluate runs/tickets test.tsv",
-    "pretune evaluate runs/translate test.de,test.en --set beams=1",
-    "pretune evaluate runs/chat-zh dialogues.jsonl --set samples=500",
-)
-def evaluate(
-    run: RunArgument,
-    data: Annotated[str, typer.Argument(help="A labelled file, or a Hub dataset.")],
-    columns: ColumnOption = None,
-    encoding: EncodingOption = "utf-8",
-    quoting: QuotingOption = "auto",
-    max_chars: MaxCharsOption = None,
-    device: DeviceOption = "auto",
-    options: TaskSetOption = None,
-    allow_pickle: PickleOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a trained model on labelled data."""
-    from pretune import api
-    from pretune.render.result_views import confusion_view, evaluation_view, samples_view
-
-    found = api.evaluate(
-        api.load(run, options=option_pairs(options), allow_pickle=allow_pickle),
-        data,
-        columns=column_pairs(columns),
-        device=device,
-        encoding=encoding,
-        quoting=quoting,
-        max_chars=max_chars,
-        quiet=False,
-    )
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=found.to_dict())
-        return
-    out.print(evaluation_view(found))
-    for more in (confusion_view(found.details), samples_view(found.details)):
-        if more is not None:
-            out.print(more)
+#: Rows of a file that are predicted before any answer is printed.
+ROWS_AT_A_TIME = 4096
 
 
 @command(
@@ -98,17 +56,17 @@ def predict(
     ] = None,
     questions: Annotated[
         list[str] | None,
-        typer.Option("--question", help="For models that answer: a question; may be repeated."),
+        typer.Option("--question", help="A question about the passage; may be repeated."),
     ] = None,
     context: Annotated[
         str | None, typer.Option(help="The passage that the questions are about.")
     ] = None,
     context_file: Annotated[
-        Path | None, typer.Option(help="The same as a text file of any length.")
+        Path | None, typer.Option(help="A text file of any length with the passage.")
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="So many of the possible answers, with their probabilities."),
+        typer.Option(min=1, help="Number of answers to show, with their probabilities."),
     ] = None,
     columns: ColumnOption = None,
     encoding: EncodingOption = "utf-8",
@@ -119,14 +77,12 @@ def predict(
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a trained model. Without TEXT and --file, lines are read from standard input.
+    """Ask a trained model. Without TEXT and --file, it reads lines from standard input.
 
     Answers come in the order of the input. For models of pairs, the two texts of a line are
     separated by a tab.
     """
-    from pretune.bundle.bundle import load
-    from pretune.inference.predict import Predictor, read_inputs
-
+    # Mistakes in the command line are reported before the model is loaded.
     asked = bool(questions) or context is not None or context_file is not None
     if (texts is not None) + (file is not None) + asked > 1:
         raise PretuneError("give either TEXT or --file or --question, not several of them")
@@ -134,8 +90,12 @@ def predict(
         raise PretuneError("--column is about the columns of --file FILE, and there is none")
     if not texts and file is None and not asked and sys.stdin.isatty():
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
+    from pretune.bundle.bundle import load
+    from pretune.inference.predict import Predictor, read_inputs
+
     bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
     predictor = Predictor(bundle, device=device)
+    # The inputs come in batches, so that answers appear before the end of a long file or pipe.
     if texts:
         batches: Iterable[Records] = [_texts_as_records(predictor, texts)]
     elif asked:
@@ -149,19 +109,19 @@ def predict(
             encoding=encoding,
             quoting=quoting,
         )
-        starts = range(0, len(records), CHUNK)
-        batches = (records.take(range(i, min(i + CHUNK, len(records)))) for i in starts)
+        starts = range(0, len(records), ROWS_AT_A_TIME)
+        batches = (records.take(range(i, min(i + ROWS_AT_A_TIME, len(records)))) for i in starts)
     else:
         batches = _piped(predictor, encoding, max_chars)
     show = _print_json if as_json else _print_answer
     for batch in batches:
         if max_chars is not None:
             batch = replace(batch, max_chars=max_chars)
-        with progress_bar("reading", shown=asked or file is not None) as done:
-            answers = predictor.predict(batch, progress=done)
+        with progress_bar("reading", shown=asked or file is not None) as bar:
+            answers = predictor.predict(batch, progress=bar)
         for row, answer in zip(batch.rows, answers, strict=True):
-            shown = {name: row[name] for name in predictor.task.shown if name in row}
-            show(shown, answer.top(top_k))
+            inputs = {name: row[name] for name in predictor.task.shown if name in row}
+            show(inputs, answer.top(top_k))
         sys.stdout.flush()
     if predictor.cut:
         notes = to_stderr()
@@ -183,14 +143,12 @@ def _passage(context: str | None, file: Path | None, encoding: str) -> str:
     from pretune.text.decode import decode_file
 
     if (context is None) == (file is None):
-        raise PretuneError(
-            "a question needs a passage: give --context TEXT or --context-file FILE, one of them"
-        )
+        raise PretuneError("a question needs a passage: give either --context or --context-file")
     return decode_file(file, encoding) if file is not None else str(context)
 
 
 def _questions(predictor: Predictor, questions: list[str], passage: str) -> Records:
-    """A record a question, all with the same passage, which may be a book."""
+    """One record for each question, all with the same passage, which may be a book."""
     if set(predictor.task.inputs) != {"question", "context"}:
         raise PretuneError(
             f"--question is for models that find answers; this one reads "
@@ -208,8 +166,9 @@ def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterat
     from pretune.tasks.reading import longest_text
 
     longest = longest_text(predictor.task) if max_chars is None else max_chars
-    most = longest * len(predictor.task.inputs)
-    for lines in stream_lines(sys.stdin.fileno(), encoding, longest=most):
+    # A line holds all the texts of a record.
+    longest *= len(predictor.task.inputs)
+    for lines in stream_lines(sys.stdin.fileno(), encoding, longest=longest):
         records = lines_to_records(predictor.task, lines, "input")
         if len(records):
             yield records
