@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretune.bundle.bundle import TASK_FILE, load, save
+from pretune.bundle.bundle import load, save
+from pretune.bundle.task_file import TASK_FILE
 from pretune.errors import CheckpointError, RecipeError
 from pretune.tasks.builtin import _ARCHITECTURES, TASKS, published_task, task_class
 from tests.plugins import forget_plugins, install_plugin

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.bundle.fresh import known_entries, of_tokenizer, vocabulary_for, with_options
+from pretune.bundle.fresh import check_entries, default_tokenizer, tokenizer_entries
 from pretune.bundle.loadable import (
     check_segments,
     check_sizes,
@@ -20,42 +20,40 @@ from pretune.bundle.loadable import (
     refuse_damaged,
     refuse_headless,
 )
-from pretune.checkpoints.config import family_of, read_config, read_object
+from pretune.bundle.task_file import TASK_FILE, task_entries, trained_task, with_options
+from pretune.checkpoints.config import family_of, read_config
 from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.open import open_weights, tensorflow_names
 from pretune.checkpoints.peft import save_adapter
 from pretune.checkpoints.save import save_model
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.checkpoints.weights import WeightSource, named_dtype
-from pretune.errors import CheckpointError, RecipeError
+from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
-from pretune.models.config import ModelConfig, brief
+from pretune.models.config import ModelConfig
 from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
 from pretune.models.lora import adapters
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
-from pretune.tasks.builtin import TASKS, published_task, saved_task_class
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Our own file beside transformers' ones: the task, its options, and what it learned from the data.
-TASK_FILE = "pretune.json"
-#: Where the adapter is, in peft's layout, of a model that was trained by LoRA.
+#: The folder of the adapter, in peft's layout, of a model that was trained by LoRA.
 ADAPTER = "adapter"
 
 
 @dataclass
 class Bundle:
-    """What `load` gives.
+    """A model that can be used: with its tokenizer, and with its task if it has one.
 
     Attributes:
         model: the backbone, or the backbone with the task's head.
         tokenizer: of the model.
-        family: how the published layout names its parts.
-        task: what it was trained for, or None for a bare backbone.
-        columns: the column names its training data had, by the task's names.
-        report: what loading found and did not find.
+        family: of the model.
+        task: what the model was trained for; None for a bare backbone.
+        columns: the data's names of the task's columns.
+        report: which weights were loaded and which are new.
     """
 
     model: nn.Module
@@ -90,101 +88,174 @@ def load(
     """Load a model with its tokenizer.
 
     Args:
-        source: a run of ours, a folder in the Hugging Face layout, Google's TensorFlow release of a
-            BERT, `minilm`, a Hub id (`owner/name[@revision]`), or the name of a size, such as
-            `bert-base`, for random weights.
-        task: load for this task: where the checkpoint has no such head (or one for other labels),
-            it gets a fresh one. Default: the task the checkpoint was trained for.
+        source: the folder of a run, a folder in the Hugging Face layout, Google's TensorFlow
+            release of a BERT, `minilm`, a Hub id (`owner/name[@revision]`), or the name of a size,
+            such as `bert-base`, for random weights.
+        task: the task to load for. Where the checkpoint has no head for it, or one for other
+            labels, the head is new. Default: the task that the checkpoint was trained for.
         bare: load the backbone alone, whatever the checkpoint was trained for.
-        options: other values of options of the task it was trained for, e.g. `{"beams": 1}`.
-        tokenizer: another one than the source's, or where it is (see `find_tokenizer`).
-        config: entries of `config.json` that shall differ; for random weights only.
+        options: changed options of the task the checkpoint was trained for, e.g. `{"beams": 1}`.
+        tokenizer: another tokenizer than the source's, or where to find it (see `find_tokenizer`).
+        config: entries of `config.json` to change; for random weights only.
         dropout: of the hidden layers; default: as the checkpoint says.
         attention_dropout: of the attention weights; default: as the checkpoint says.
-        dtype: `float32`, `float16` or `bfloat16`: what the model shall be in; `auto`: what the file
-            has (of several, the narrowest that loses nothing). To be trained, a model is in
-            float32.
-        mmap: weights that need no change stay where they are: in the file, of which the model is a
-            private window (it writes to copies of the pages). Quick, but a file that is cut short
-            or copied over in the meantime ends the process; False copies them.
+        dtype: the type of the model: `float32` (which training needs), `float16` or `bfloat16`;
+            `auto`: the file's own, and the narrowest that loses nothing if it has several.
+        mmap: map weights that need no conversion into memory as private copy-on-write pages instead
+            of reading them. Fast, but the process ends if the file is truncated or overwritten
+            meanwhile.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    kind = named_dtype(dtype)
-    folder, place = _place_of(source, allow_pickle=allow_pickle)
-    weights = None
-    if folder is not None:
-        refuse_damaged(folder)
-        weights = open_weights(folder, allow_pickle=allow_pickle, mapped=mmap)
-    said = _config_of(source, folder, weights)
-    family = family_of(said, place)
-    config_class = family.backbone.config_class
-    found = tokenizer
-    if not isinstance(found, Tokenizer):
-        found = find_tokenizer(found or folder or vocabulary_for(family, str(source)))
-    changed = config_class.dropout_entries(dropout, attention_dropout)
-    if folder is None:
-        said = {**said, **of_tokenizer(found, config_class), **known_entries(config, config_class)}
-    elif config:
-        raise CheckpointError(
-            f"{place}: has weights, so its sizes are what they are (model.config)",
-            f"For random weights of any size, name one to start from: {', '.join(preset_names())}.",
-        )
-    model_config = config_class.from_dict({**said, **changed})
-    # Of a family, transformers may know only the usual models.
-    family = family_of(model_config.to_dict(), place)
-    trained, columns = (None, {}) if folder is None else _trained_task(folder, said, model_config)
+    weights_dtype = named_dtype(dtype)
+    origin = _Origin.open(source, mapped=mmap, allow_pickle=allow_pickle)
+    if not isinstance(tokenizer, Tokenizer):
+        place = tokenizer or origin.folder or default_tokenizer(origin.family, str(source))
+        tokenizer = find_tokenizer(place)
+    sizes = origin.sizes(tokenizer, config, dropout, attention_dropout)
+    # A variant of the family may have other names for its parts (see `Family.variant`).
+    family = family_of(sizes.to_dict(), origin.name)
+
+    # The task: the one asked for, else the one that the checkpoint was trained for.
+    trained, columns = origin.trained_task(sizes)
     if trained is not None and options:
         trained = with_options(trained, options)
     wanted = None if bare else task or trained
-    names = set() if wanted is None else head_names(family, wanted)
-    check_sizes(place, model_config, found, wanted)
-    build = partial(_build, family, model_config, wanted)
-    if folder is None or weights is None:
-        model = build().to(kind or torch.float32)
+    if wanted is not None:
+        head_names(family, wanted)
+    check_sizes(origin.name, sizes, tokenizer, wanted)
+
+    # The weights: random ones in the size asked for, or those of the checkpoint.
+    if origin.folder is None or origin.weights is None:
+        model = _build(family, sizes, wanted).to(weights_dtype or torch.float32)
         report = LoadReport(f"random weights of the size {source}", 0, random=True)
     else:
+        build = partial(_build, family, sizes, wanted)
         head = "backbone" if wanted is None else wanted.head
-        same = trained is not None and wanted is not None and _same_head(trained, wanted)
-        if same and trained and wanted and trained is not wanted and isinstance(wanted, Calibrated):
-            wanted.restore_calibration(trained.state())
-        fresh = set() if same else names
-        # A task with more heads than the checkpoint has (next sentences, say) gets those anew.
-        promised = names & head_names(family, trained) if same and trained else set()
-        model, report = load_into(build, weights, folder, family, head, fresh=fresh, dtype=kind)
-        refuse_headless(folder, family, head, promised & set(report.missing))
+        fresh, promised = _head_parts(family, trained, wanted)
+        model, report = load_into(
+            build, origin.weights, origin.folder, family, head, fresh=fresh, dtype=weights_dtype
+        )
+        refuse_headless(origin.folder, family, head, promised & set(report.missing))
+
+    # The tokenizer is complete only now: a task may add a template, or a token between two texts.
     if wanted is not None and isinstance(wanted, UsesTokenizer):
-        wanted.bind(found)
-    check_segments(place, model_config, found, wanted)
-    return Bundle(model, found, family, wanted, columns, report)
+        wanted.bind(tokenizer)
+    check_segments(origin.name, sizes, tokenizer, wanted)
+    return Bundle(model, tokenizer, family, wanted, columns, report)
 
 
-def _build(family: Family, config: ModelConfig, task: AnyTask | None) -> nn.Module:
-    backbone = family.build(config)
+@dataclass(frozen=True)
+class _Origin:
+    """Where a model comes from.
+
+    Attributes:
+        name: its folder, or the name of its size; for errors.
+        folder: None for a size.
+        weights: None for a size, and where only an outline is wanted.
+        entries: the contents of `config.json`.
+        family: the family that they name.
+    """
+
+    name: Path
+    folder: Path | None
+    weights: WeightSource | None
+    entries: dict[str, Any]
+    family: Family
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        mapped: bool = True,
+        allow_pickle: bool = False,
+        with_weights: bool = True,
+    ) -> _Origin:
+        """Find a source, check that it is undamaged, and read its `config.json`.
+
+        Args:
+            source: as for `load`.
+            mapped: as `mmap` of `load`.
+            allow_pickle: as for `load`.
+            with_weights: whether to open the files with the weights.
+        """
+        entries = preset(str(source))
+        if entries is not None:
+            return cls(Path(source), None, None, entries, family_of(entries, Path(source)))
+        folder, weights = find_source(source, allow_pickle=allow_pickle), None
+        if with_weights:
+            refuse_damaged(folder)
+            weights = open_weights(folder, allow_pickle=allow_pickle, mapped=mapped)
+        # Google's files do not say which head there is: the names of the tensors do.
+        names = partial(tensorflow_names, folder) if weights is None else lambda: weights.names
+        entries = read_config(folder, names)
+        return cls(folder, folder, weights, entries, family_of(entries, folder))
+
+    def sizes(
+        self,
+        tokenizer: Tokenizer,
+        changes: Mapping[str, Any] | None,
+        dropout: float | None,
+        attention_dropout: float | None,
+    ) -> ModelConfig:
+        """Return the model's configuration.
+
+        Args:
+            tokenizer: of the model; decides the vocabulary of random weights.
+            changes: entries that differ; only random weights can have any size.
+            dropout: as for `load`.
+            attention_dropout: as for `load`.
+        """
+        config_class = self.family.backbone.config_class
+        entries = dict(self.entries)
+        if self.folder is None:
+            check_entries(changes or {}, config_class)
+            entries |= {**tokenizer_entries(tokenizer, config_class), **(changes or {})}
+        elif changes:
+            raise CheckpointError(
+                f"{self.name}: the weights of a checkpoint fix its sizes (model.config)",
+                "For random weights of any size, start from the name of one: "
+                f"{', '.join(preset_names())}.",
+            )
+        entries |= config_class.dropout_entries(dropout, attention_dropout)
+        return config_class.from_dict(entries)
+
+    def trained_task(self, sizes: ModelConfig) -> tuple[AnyTask | None, dict[str, str]]:
+        """Return the task of a checkpoint, and the data's names of its columns."""
+        return (None, {}) if self.folder is None else trained_task(self.folder, self.entries, sizes)
+
+
+def _head_parts(
+    family: Family, trained: AnyTask | None, wanted: AnyTask | None
+) -> tuple[set[str], set[str]]:
+    """Return the parts of the head to initialise, and those that the file must have.
+
+    The trained head is kept only if its outputs mean what the wanted task's do; then the wanted
+    task also takes over what was chosen on validation data.
+    """
+    names = set() if wanted is None else head_names(family, wanted)
+    if trained is None or wanted is None or not _same_head(trained, wanted):
+        return names, set()
+    if trained is not wanted and isinstance(wanted, Calibrated):
+        wanted.restore_calibration(trained.state())
+    # The wanted task may have one more head than the checkpoint, e.g. for next sentences.
+    return set(), names & head_names(family, trained)
+
+
+def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
+    return type(trained) is type(wanted) and trained.output_meaning() == wanted.output_meaning()
+
+
+def _build(family: Family, sizes: ModelConfig, task: AnyTask | None) -> nn.Module:
+    backbone = family.build(sizes)
     if task is None:
         return backbone
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     head_names(family, task)
     return task.build(backbone)
-
-
-def _place_of(source: str | Path, *, allow_pickle: bool = False) -> tuple[Path | None, Path]:
-    """The folder of a source (None for a size), and what to call it in errors."""
-    if preset(str(source)) is not None:
-        return None, Path(source)
-    folder = find_source(source, allow_pickle=allow_pickle)
-    return folder, folder
-
-
-def _config_of(
-    source: str | Path, folder: Path | None, weights: WeightSource | None = None
-) -> dict[str, Any]:
-    """What config.json says, or would say of a size."""
-    if folder is None:
-        return preset(str(source)) or {}
-    return read_config(folder, lambda: weights.names if weights else tensorflow_names(folder))
 
 
 @dataclass(frozen=True)
@@ -193,10 +264,10 @@ class Outline:
 
     Attributes:
         name: its folder, or the name of its size.
-        folder: where it is; None where only a size was named.
-        family: how the published layout names its parts.
+        folder: None where only a size was named.
+        family: of the model.
         model: the backbone, or the backbone with the task's head, on the meta device.
-        task: what it was trained for, or None for a bare backbone.
+        task: what the model was trained for; None for a bare backbone.
     """
 
     name: str
@@ -207,7 +278,7 @@ class Outline:
 
 
 def outline(source: str | Path) -> Outline:
-    """What `load` would load, by `config.json` alone: quick, and in no memory.
+    """Build what `load` would load, without weights: quick, and without using memory.
 
     Args:
         source: as for `load`.
@@ -215,54 +286,24 @@ def outline(source: str | Path) -> Outline:
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
-    folder, place = _place_of(source)
-    config = _config_of(source, folder)
-    family = family_of(config, place)
-    sizes = family.backbone.config_class.from_dict(config)
-    task = None if folder is None else _trained_task(folder, config, sizes)[0]
+    origin = _Origin.open(source, with_weights=False)
+    sizes = origin.family.backbone.config_class.from_dict(origin.entries)
+    task, _ = origin.trained_task(sizes)
     with torch.device("meta"):
-        model = _build(family, sizes, task)
-    return Outline(str(place), folder, family, model, task)
-
-
-def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
-    """Whether the checkpoint's head answers the very question that is asked."""
-    return type(trained) is type(wanted) and trained.output_meaning() == wanted.output_meaning()
-
-
-def _trained_task(
-    folder: Path, config: Mapping[str, Any], sizes: ModelConfig
-) -> tuple[AnyTask | None, dict[str, str]]:
-    path = folder / TASK_FILE
-    if not path.is_file():
-        # GPT-2 has another name for it.
-        positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
-        return published_task({**config, **positions}), {}
-    saved = read_object(path)
-    try:
-        kind = saved_task_class(saved["options"]["name"], saved.get("package"))
-        task = kind(kind.options_type.model_validate(saved["options"])).with_state(saved["state"])
-        columns = dict(saved.get("columns", {}))
-        if not all(isinstance(name, str) for name in columns.values()):
-            raise TypeError("columns are names")
-    except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not readable ({type(error).__name__}: {brief(error)})",
-            "It was written by another version, or damaged: train again, or copy it again.",
-        ) from None
-    return task, columns
+        model = _build(origin.family, sizes, task)
+    return Outline(str(origin.name), origin.folder, origin.family, model, task)
 
 
 def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) -> int:
-    """Teach a model new tokens: tokenizer, embeddings and output layer together, in place.
+    """Add tokens to a model in place: to its tokenizer, its embeddings and its output layer.
 
     Args:
         bundle: to change.
-        tokens: as they occur in text; those already known are passed over.
+        tokens: as they occur in text; known ones are skipped.
         multiple: pad the embeddings to a multiple of this.
 
     Returns:
-        how many tokens were new.
+        the number of new tokens.
 
     Raises:
         DataError: a token is empty.
@@ -273,21 +314,45 @@ def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) ->
     return added
 
 
+def save(bundle: Bundle, folder: Path) -> None:
+    """Write model, tokenizer and task into an existing folder; transformers can open it."""
+    task = bundle.task
+    head = "backbone" if task is None else task.head
+    entries = {} if task is None else task.config_entries()
+    if head == "sequence_classification" and bundle.backbone.causal:
+        entries |= _padding_entries(bundle)
+    save_model(bundle.model, folder, bundle.family, head, entries)
+    # Beside the merged weights, the adapter alone.
+    if adapters(bundle.model):
+        base = "" if bundle.report is None else bundle.report.source
+        save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
+    save_tokenizer(bundle.tokenizer, bundle.family, folder)
+    if task is not None:
+        files = {
+            TASK_FILE: task_entries(task, bundle.columns),
+            "generation_config.json": task.generation_entries(),
+        }
+        for name, values in files.items():
+            if values:
+                text = json.dumps(values, ensure_ascii=False, indent=2)
+                (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
 def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
-    """Write a model's tokenizer so that transformers gives the model what it reads."""
+    """Write a model's tokenizer so that transformers gives the model the same inputs."""
     if not any(rule.ours == "embeddings.segments.weight" for rule in family.rules):
-        # Else a BERT tokenizer hands out segments, and transformers' GPT-2 adds the embeddings of
-        # the tokens of those numbers to all others.
-        read = {"model_input_names": ["input_ids", "attention_mask"]}
-        tokenizer.settings = {**tokenizer.settings, **read}
+        # Otherwise a BERT tokenizer returns segments, and transformers' GPT-2 would use them as
+        # token ids and add their embeddings to all others.
+        inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+        tokenizer.settings = {**tokenizer.settings, **inputs}
     tokenizer.save(folder)
 
 
-def _padding(bundle: Bundle) -> dict[str, int]:
-    """`pad_token_id`, by which transformers finds the last token of each text in a padded batch.
+def _padding_entries(bundle: Bundle) -> dict[str, int]:
+    """Return `pad_token_id`, by which transformers finds the last token of each padded text.
 
-    Here nothing is padded, so any token does that no text ends with: what ends texts for a language
-    model, which a classifier does not append.
+    pretune pads nothing, so any token will do that never ends a text: the one that ends texts for
+    a language model, which a classifier does not append.
     """
     tokenizer = bundle.tokenizer
     number: int | None = getattr(bundle.backbone.config, "pad_token_id", None)
@@ -297,30 +362,3 @@ def _padding(bundle: Bundle) -> dict[str, int]:
         return {}
     tokenizer.special.setdefault("pad_token", tokenizer.tokens([number])[0])
     return {"pad_token_id": number}
-
-
-def save(bundle: Bundle, folder: Path) -> None:
-    """Write model, tokenizer and task into an existing folder; transformers opens it too."""
-    task = bundle.task
-    head = "backbone" if task is None else task.head
-    extra = {} if task is None else task.config_entries()
-    if head == "sequence_classification" and bundle.backbone.causal:
-        extra |= _padding(bundle)
-    save_model(bundle.model, folder, bundle.family, head, extra)
-    if adapters(bundle.model):
-        base = "" if bundle.report is None else bundle.report.source
-        save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
-    save_tokenizer(bundle.tokenizer, bundle.family, folder)
-    if task is not None:
-        saved = {
-            "options": task.options.model_dump(mode="json"),
-            "state": task.state(),
-            "columns": bundle.columns,
-        }
-        if (package := TASKS.package_of(task.name)) is not None:
-            saved["package"] = package
-        files = {TASK_FILE: saved, "generation_config.json": task.generation_entries()}
-        for name, values in files.items():
-            if values:
-                text = json.dumps(values, ensure_ascii=False, indent=2)
-                (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -1,14 +1,15 @@
-"""Any checkpoint that can be read, written in the Hugging Face layout."""
+"""Convert any checkpoint that can be read to the Hugging Face layout."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pretune.bundle.bundle import TASK_FILE, load, save, save_tokenizer
+from pretune.bundle.bundle import load, save, save_tokenizer
 from pretune.bundle.loadable import refuse_headless
+from pretune.bundle.task_file import TASK_FILE
 from pretune.checkpoints.atomic_io import atomic_folder
-from pretune.checkpoints.config import family_of, read_config
+from pretune.checkpoints.config import CRF, THRESHOLD, family_of, read_config
 from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.names import head_parameters
 from pretune.checkpoints.open import open_weights
@@ -18,25 +19,23 @@ from pretune.checkpoints.weights import named_dtype
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.config import brief
 from pretune.models.family import Family
-from pretune.tasks.question_answering.answer import THRESHOLD
-from pretune.tasks.tagging.tag import CRF
 from pretune.tokenizers.load import load_tokenizer
 
-#: Entries of config.json that say what a head's outputs mean; they go along.
-_KEPT = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
+#: Entries of `config.json` that say what a head's outputs mean, which are kept.
+OUTPUT_ENTRIES = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
 
 
 def convert(
     source: str | Path, target: Path, *, dtype: str = "float32", allow_pickle: bool = False
 ) -> LoadReport:
-    """Read a checkpoint, with the head it has, and write it as safetensors.
+    """Read a checkpoint with its head, and write it as safetensors.
 
-    A model of ours keeps its task: what is written answers as the source does, up to the type.
+    A model trained by pretune keeps its task; the copy gives the same answers, up to `dtype`.
 
     Args:
         source: what `pretune.load` takes.
         target: a folder that does not exist yet.
-        dtype: what to write, as for `pretune.load`.
+        dtype: the type to write, as for `pretune.load`.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
 
     Raises:
@@ -45,23 +44,29 @@ def convert(
     """
     if target.exists():
         raise CheckpointError(f"{target}: exists already", "Choose another folder.")
-    kind = named_dtype(dtype)
+    weights_dtype = named_dtype(dtype)
     folder = find_source(source, allow_pickle=allow_pickle)
+    # A model of ours knows its task: load and save it whole.
     if (folder / TASK_FILE).is_file():
         bundle = load(folder, dtype=dtype, allow_pickle=allow_pickle)
         assert bundle.report is not None  # noqa: S101 - for the type checker
         with atomic_folder(target) as place:
             save(bundle, place)
         return bundle.report
+    # Of any other, the head is the one that its config.json names.
     weights = open_weights(folder, allow_pickle=allow_pickle, mapped=True)
     config = read_config(folder, lambda: weights.names)
     family, head = head_of(config, folder)
-    model_config = family.backbone.config_class.from_dict(config)
-    kept = {name: config[name] for name in _KEPT if config.get(name) is not None}
+    sizes = family.backbone.config_class.from_dict(config)
+    kept = {name: config[name] for name in OUTPUT_ENTRIES if config.get(name) is not None}
     labels = len(kept.get("id2label", ())) or config.get("num_labels") or 2
-
     model, report = load_into(
-        lambda: family.build(model_config, head, labels), weights, folder, family, head, dtype=kind
+        lambda: family.build(sizes, head, labels),
+        weights,
+        folder,
+        family,
+        head,
+        dtype=weights_dtype,
     )
     refuse_headless(folder, family, head, head_parameters(family, head) & set(report.missing))
     tokenizer = load_tokenizer(folder)
@@ -72,10 +77,10 @@ def convert(
 
 
 def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
-    """The family of a checkpoint and the name of its head, by its `config.json`.
+    """Return the family of a checkpoint and the name of its head, by its `config.json`.
 
     Raises:
-        CheckpointError: either is unknown.
+        CheckpointError: either is unknown; suggests the nearest.
     """
     family = family_of(config, folder)
     architecture = str((config.get("architectures") or [""])[0])
@@ -86,5 +91,5 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
             did_you_mean(brief(architecture), known),
         )
     name = known.get(architecture, "backbone")
-    with_field = name == "token_classification" and config.get(CRF) is True
-    return family, "token_classification_crf" if with_field else name
+    with_crf = name == "token_classification" and config.get(CRF) is True
+    return family, "token_classification_crf" if with_crf else name

@@ -1,4 +1,4 @@
-"""What a checkpoint must be to be loaded: whole, with its head, of one size with its tokenizer."""
+"""Checks that a checkpoint is whole, and that model, tokenizer and task belong together."""
 
 from __future__ import annotations
 
@@ -12,49 +12,15 @@ from pretune.models.family import Family
 from pretune.tasks.base import AnyTask
 from pretune.tokenizers.tokenizer import Tokenizer, segments_of
 
-#: How the files of a checkpoint begin that hold the state of its run (training/checkpoint.py).
+#: Prefixes of the files that hold the state of a run (training/checkpoint.py), not the model.
 RUN_STATE = ("trainer.", "shards/")
-
-
-def head_names(family: Family, task: AnyTask) -> set[str]:
-    """Our names of what the task adds to a model of the family.
-
-    Raises:
-        CheckpointError: it has no such head.
-    """
-    if task.head not in family.heads:
-        raise CheckpointError(
-            f"a {family.model_type} model cannot be used for the task {task.name}",
-            f"It has heads for: {', '.join(h for h in family.heads if h != 'backbone')}.",
-        )
-    return head_parameters(family, task.head)
-
-
-def refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
-    """See that no part of a head that a checkpoint promises had to be made up.
-
-    Args:
-        folder: of the checkpoint, for errors.
-        family: of the model.
-        head: which of the family's heads it has.
-        missing: our names of those parts of the head that its file lacks.
-
-    Raises:
-        CheckpointError: there are such.
-    """
-    if missing:
-        raise CheckpointError(
-            f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
-            f"head are not in the file: {', '.join(sorted(missing))}",
-            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
-        )
 
 
 def refuse_damaged(folder: Path) -> None:
     """Compare a checkpoint of a run with its manifest; other folders have none.
 
     Raises:
-        CheckpointError: a file of the model is not what was written; names it.
+        CheckpointError: a file of the model differs from what was written; names it.
     """
     if not (folder / MANIFEST).is_file():
         return
@@ -67,31 +33,68 @@ def refuse_damaged(folder: Path) -> None:
         )
 
 
+def head_names(family: Family, task: AnyTask) -> set[str]:
+    """Return our names of the parameters that the task adds to a model of the family.
+
+    Raises:
+        CheckpointError: the family has no such head.
+    """
+    if task.head not in family.heads:
+        raise CheckpointError(
+            f"a {family.model_type} model cannot be used for the task {task.name}",
+            f"It has heads for: {', '.join(h for h in family.heads if h != 'backbone')}.",
+        )
+    return head_parameters(family, task.head)
+
+
+def refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
+    """Refuse a checkpoint that lacks weights of the head that its `config.json` promises.
+
+    Args:
+        folder: of the checkpoint, for errors.
+        family: of the model.
+        head: the name of the head.
+        missing: our names of the head's parameters that the file lacks.
+
+    Raises:
+        CheckpointError: some are missing.
+    """
+    if missing:
+        raise CheckpointError(
+            f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
+            f"head are not in the file: {', '.join(sorted(missing))}",
+            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
+        )
+
+
 def check_sizes(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer, task: AnyTask | None
 ) -> None:
-    """Whether no token id and no position can be beyond the model's tables."""
+    """See that every token id and every position has a row in the model's tables.
+
+    Args:
+        folder: of the model, for errors.
+        config: the model's sizes.
+        tokenizer: of the model.
+        task: what the model is for; None: nothing.
+
+    Raises:
+        CheckpointError: a table is too small.
+    """
     vocabulary, positions = config.size("vocab_size"), config.size("max_position_embeddings")
     if tokenizer.vocab_size > vocabulary:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
-            f"{vocabulary:,}",
-            "They are not of the same model: copy both from one place.",
-        )
-    if tokenizer.target is not None and getattr(config, "share_encoder_decoder_embeddings", True):
-        raise CheckpointError(
-            f"{folder}: there is a tokenizer for each of two vocabularies, and a model with one",
-            "Train with model.config='{share_encoder_decoder_embeddings: false}'; or take another "
-            "tokenizer.",
-        )
+        raise _too_small(folder, "the tokenizer", tokenizer.vocab_size, vocabulary)
+    # A translation model may have a second vocabulary, for its targets.
     if tokenizer.target is not None:
-        size = tokenizer.target.vocab_size
-        if size > config.target_vocab_size:
+        if getattr(config, "share_encoder_decoder_embeddings", True):
             raise CheckpointError(
-                f"{folder}: the tokenizer of the targets has {size:,} tokens, the model only "
-                f"{config.target_vocab_size:,}",
-                "They are not of the same model: copy both from one place.",
+                f"{folder}: there are tokenizers for two vocabularies, but the model has only one",
+                "Train with model.config='{share_encoder_decoder_embeddings: false}'; or use "
+                "another tokenizer.",
             )
+        size, table = tokenizer.target.vocab_size, config.target_vocab_size
+        if size > table:
+            raise _too_small(folder, "the tokenizer of the targets", size, table)
     if task is not None and task.options.max_length > positions:
         raise CheckpointError(
             f"{folder}: the model has {positions} positions, "
@@ -100,19 +103,26 @@ def check_sizes(
         )
 
 
+def _too_small(folder: Path, tokenizer: str, tokens: int, rows: int) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: {tokenizer} has {tokens:,} tokens, the model only {rows:,}",
+        "They do not belong to the same model: copy both from one place.",
+    )
+
+
 def check_segments(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer, task: AnyTask | None
 ) -> None:
-    """Whether no segment can be beyond the model's table, where it has one.
+    """See that every segment has a row in the model's table, if it has such a table.
 
     Args:
         folder: of the model, for errors.
-        config: its sizes.
-        tokenizer: as the task uses it: some put a token between the texts of a pair.
-        task: what it reads texts for; None: for nothing, one at a time.
+        config: the model's sizes.
+        tokenizer: as the task uses it: some tasks add a token between the texts of a pair.
+        task: what the model is for; None: single texts.
 
     Raises:
-        CheckpointError: a text, or a pair where the task reads such, has more of them.
+        CheckpointError: the table is too small for a text, or for the pairs that the task reads.
     """
     table: int | None = getattr(config, "type_vocab_size", None)
     if table is None:
@@ -125,11 +135,11 @@ def check_segments(
         raise CheckpointError(
             f"{folder}: the tokenizer numbers the segments of a text up to {single - 1}, the model "
             f"has {table} (type_vocab_size), counted from 0",
-            "They are not of the same model: copy both from one place, or correct the type_id of "
-            "tokenizer.json.",
+            "They do not belong to the same model: copy both from one place, or correct the "
+            "type_id in tokenizer.json.",
         )
     raise CheckpointError(
         f"{folder}: the task {task.name} reads two texts at a time, as {needed} segments; the "
         f"model has {table} (type_vocab_size)",
-        "Take a model with as many segments, or a tokenizer that gives both texts segment 0.",
+        "Use a model with as many segments, or a tokenizer that gives both texts segment 0.",
     )

@@ -16,6 +16,11 @@ from pretune.models.family import Family
 #: Entry of a `config.json` whose family a package brings: the name of the package.
 PACKAGE = "pretune_package"
 
+#: Entry that transformers does not know: the odds from which a question has no answer.
+THRESHOLD = "no_answer_threshold"
+#: Entry that transformers does not know: whether a tagger's weights include a CRF.
+CRF = "crf"
+
 #: More classes than any labelled set has; a config.json that claims more is broken.
 MOST_LABELS = 100_000
 

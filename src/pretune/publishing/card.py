@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pretune.checkpoints.config import THRESHOLD
 from pretune.publishing.card_data import PIPELINES, CardFacts, DataSource, metadata
 from pretune.render.escaping import fenced, for_markdown
 from pretune.render.grid import Grid
 from pretune.render.result_views import MAX_CONFUSION_CLASSES
 from pretune.tasks.base import ReadsWindows
-from pretune.tasks.question_answering.answer import THRESHOLD
 
 #: More rows help nobody.
 MOST_ROWS = 100

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor, nn
 
+from pretune.checkpoints.config import THRESHOLD
 from pretune.data.arrays import Array
 from pretune.data.batch import (
     Feature,
@@ -37,9 +38,6 @@ from pretune.tasks.question_answering.spans import (
     span_loss,
 )
 from pretune.tokenizers.tokenizer import Tokenizer
-
-#: The threshold in config.json, where transformers has no entry for it.
-THRESHOLD = "no_answer_threshold"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretune.checkpoints.config import CRF
 from pretune.data.arrays import Array
 from pretune.data.batch import (
     Feature,
@@ -57,9 +58,6 @@ from pretune.tasks.tagging.schemes import (
     write,
 )
 from pretune.tokenizers.tokenizer import Tokenizer
-
-#: In config.json: that the weights hold a field, too.
-CRF = "crf"
 
 
 @dataclass(frozen=True)

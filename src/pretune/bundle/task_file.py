@@ -1,0 +1,97 @@
+"""`pretune.json`: a checkpoint's task with its options, its state, and the data's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pretune.checkpoints.config import read_object
+from pretune.errors import CheckpointError, RecipeError, did_you_mean
+from pretune.models.config import ModelConfig, brief
+from pretune.tasks.base import AnyTask
+from pretune.tasks.builtin import TASKS, published_task, saved_task_class
+
+#: The only file of a checkpoint that transformers does not know.
+TASK_FILE = "pretune.json"
+
+
+def trained_task(
+    folder: Path, config: Mapping[str, Any], sizes: ModelConfig
+) -> tuple[AnyTask | None, dict[str, str]]:
+    """Return the task that a checkpoint was trained for.
+
+    Args:
+        folder: of the checkpoint.
+        config: the contents of its `config.json`, which decide where there is no `pretune.json`.
+        sizes: the same, as the model reads them.
+
+    Returns:
+        the task (None where the checkpoint has none), and the data's names of its columns.
+
+    Raises:
+        CheckpointError: the file is damaged, or the package that provides the task is missing.
+    """
+    path = folder / TASK_FILE
+    if not path.is_file():
+        # GPT-2 has another name for its number of positions.
+        positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
+        return published_task({**config, **positions}), {}
+    saved = read_object(path)
+    try:
+        kind = saved_task_class(saved["options"]["name"], saved.get("package"))
+        task = kind(kind.options_type.model_validate(saved["options"])).with_state(saved["state"])
+        columns = dict(saved.get("columns", {}))
+        if not all(isinstance(name, str) for name in columns.values()):
+            raise TypeError("columns are names")
+    except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not readable ({type(error).__name__}: {brief(error)})",
+            "It was written by another version, or damaged: train again, or copy it again.",
+        ) from None
+    return task, columns
+
+
+def task_entries(task: AnyTask, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of `pretune.json`.
+
+    Args:
+        task: what the model was trained for.
+        columns: the data's names of the task's columns.
+    """
+    entries = {
+        "options": task.options.model_dump(mode="json"),
+        "state": task.state(),
+        "columns": dict(columns),
+    }
+    package = TASKS.package_of(task.name)
+    return entries if package is None else {**entries, "package": package}
+
+
+def with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
+    """Return a trained task with some options changed.
+
+    Raises:
+        RecipeError: no such option, a value that makes no sense, or one that needs another model.
+    """
+    known = [name for name in task.options_type.model_fields if name != "name"]
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"the task {task.name} has no option '{name}'", did_you_mean(name, known)
+            )
+    try:
+        chosen = task.options_type.model_validate({**task.options.model_dump(), **options})
+        changed = type(task)(chosen).with_state(task.state())
+    except ValueError as error:  # pydantic's errors are ValueErrors, too
+        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        message = message.removeprefix("Value error, ")
+        raise RecipeError(f"{', '.join(options)}: {message}") from None
+    if changed.output_meaning() != task.output_meaning():
+        raise RecipeError(
+            f"{', '.join(options)}: the model was trained with another value of this option",
+            "Train it again with the new value.",
+        )
+    return changed
