@@ -17,8 +17,10 @@ from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.grading import EachLoss
 
-#: The target of each token: the one after it; and what stands there where that is not foretold.
-NEXT, IGNORED = "next", -100
+#: The name of the targets of a language model: for each token the one that follows it.
+NEXT = "next"
+#: In place of a target where none is predicted.
+IGNORED = -100
 
 
 class CrossEntropyOptions(TaskOptions):
@@ -28,17 +30,23 @@ class CrossEntropyOptions(TaskOptions):
         0.0,
         ge=0,
         lt=1,
-        description="This share of each target is spread evenly over all classes (0.1 is usual).",
+        description="Spread this share of each target evenly over all classes (usual: 0.1).",
     )
     z_loss: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="This times log(Z)^2 is added, which keeps the logits from drifting (1e-4).",
+        description="Add this times log(Z)^2 to the loss, which keeps the logits from drifting "
+        "(usual: 1e-4).",
     )
 
-    def parts_of(self, scores: Scores) -> dict[str, Tensor]:
-        """What the sum in some scores is made of, where it is more than the cross-entropy."""
+    @property
+    def score_options(self) -> dict[str, float]:
+        """The options as arguments of `models.heads.vocabulary.score_tokens`."""
+        return {"smoothing": self.label_smoothing, "z_loss": self.z_loss}
+
+    def loss_parts(self, scores: Scores) -> dict[str, Tensor]:
+        """Return the parts of the loss, by name; none where it is the plain cross-entropy."""
         parts: dict[str, Tensor] = {}
         if self.label_smoothing or self.z_loss:
             parts["cross_entropy"] = scores.cross_entropy
@@ -46,61 +54,57 @@ class CrossEntropyOptions(TaskOptions):
             parts["z_loss"] = scores.z_loss
         return parts
 
-    @property
-    def how(self) -> dict[str, float]:
-        """Options of `models.scores.score_tokens`."""
-        return {"smoothing": self.label_smoothing, "z_loss": self.z_loss}
-
 
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
     smoothing: float = 0.0,
     z_loss: float = 0.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     *,
     class_weights: Sequence[float] | None = None,
     focal_gamma: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum over the rows of what is minimised, in float32, and what it is made of.
+    """Compute the loss as a sum over rows, in float32.
 
     With `Z` the sum of `exp(logits)`, `C` classes and `p` the probability of the row's label, a row
-    costs
+    contributes
 
         weight[label] * (1 - p)^gamma * H + z_loss * log(Z)^2
         H = (1 - smoothing) * -log p + smoothing / C * sum(-log p of every class)
 
     Label smoothing: Szegedy et al. 2016, section 7. The z-loss: de Brébisson & Vincent 2016;
-    Chowdhery et al. 2022 (PaLM), section 5, with 1e-4. The focal loss, whose alpha are the class
-    weights: Lin et al. 2017, equation 5.
+    Chowdhery et al. 2022 (PaLM), section 5, with 1e-4. The focal loss, whose alpha is the class
+    weight: Lin et al. 2017, equation 5.
 
     Args:
         logits: `[N, C]` of any floating type.
         labels: `[N]` int64.
-        smoothing: the share of the target that all classes get, at least 0 and below 1.
+        smoothing: the share of the target that is spread over all classes, in [0, 1).
         z_loss: the weight of the penalty, at least 0.
-        ignore_index: rows with this label count nothing.
-        class_weights: what a row of each class weighs; None: 1.
-        focal_gamma: how much less rows count that are right already, at least 0.
+        ignore_index: rows with this label do not count.
+        class_weights: the weight of a row by its class; None: 1.
+        focal_gamma: how strongly rows that are already right are discounted, at least 0.
 
     Returns:
-        the sum with its graph; and, where it is not the plain cross-entropy, sums without a graph:
-        `cross_entropy`, the plain one, and `z_loss`, weighted, if on.
+        the sum, with its graph; and the sums that it is made of, without a graph, where it is not
+        the plain cross-entropy: `cross_entropy`, the plain one, and `z_loss` with its weight.
     """
     logits = logits.float()
     log_p = F.log_softmax(logits, -1)
     plain = F.nll_loss(log_p, labels, reduction="sum", ignore_index=ignore_index)
-    uneven = class_weights is not None or focal_gamma > 0
-    if not (smoothing or z_loss or uneven):
+    weighted = class_weights is not None or focal_gamma > 0
+    if not (smoothing or z_loss or weighted):
         return plain, {}
     total, parts, counted = plain, {"cross_entropy": plain.detach()}, labels != ignore_index
-    if uneven:
+    if weighted:
         kept = log_p[counted]
         factors = _row_factors(kept, labels[counted], class_weights, focal_gamma)
         total = (factors * _smoothed(kept, labels[counted], smoothing)).sum()
     elif smoothing:
-        spread = -log_p.mean(-1)[counted].sum()
-        total = (1.0 - smoothing) * plain + smoothing * spread
+        # The sum of H over the rows, without a [N] intermediate.
+        uniform = -log_p.mean(-1)[counted].sum()
+        total = (1.0 - smoothing) * plain + smoothing * uniform
     if z_loss:
         penalty = z_loss * logits.logsumexp(-1)[counted].square().sum()
         total = total + penalty
@@ -109,7 +113,7 @@ def cross_entropy(
 
 
 def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """`[N]`: `H` of each row."""
+    """Compute `[N]`: H of each row."""
     own = -log_p.gather(-1, labels[:, None])[:, 0]
     return (1.0 - smoothing) * own - smoothing * log_p.mean(-1) if smoothing else own
 
@@ -117,37 +121,41 @@ def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 def _row_factors(
     log_p: Tensor, labels: Tensor, class_weights: Sequence[float] | None, focal_gamma: float
 ) -> Tensor:
-    """`[N]`: what stands before `H` of each row."""
+    """Compute `[N]`: the factor of H in each row."""
     factors = torch.ones_like(log_p[:, 0])
     if class_weights is not None:
         factors = factors.new_tensor(class_weights)[labels]
     if focal_gamma:
         own = log_p.gather(-1, labels[:, None])[:, 0]
-        # 1 - p without loss of digits; the slope of x^gamma at 0 is infinite for gamma below 1.
+        # expm1 computes 1 - p without cancellation. The derivative of x^gamma at 0 is infinite for
+        # gamma below 1, so x stays above 0.
         wrong = (-torch.expm1(own)).clamp_min(torch.finfo(own.dtype).tiny)
         factors = factors * wrong.pow(focal_gamma)
     return factors
 
 
-def sums_of(each: Tensor, layout: Layout) -> Tensor:
-    """`[B]` float64 on the host: the sum over the rows of each sequence.
+def sum_by_sequence(values: Tensor, layout: Layout) -> Tensor:
+    """Add up numbers of tokens over each sequence.
 
     Args:
-        each: `[R]` numbers of some tokens.
-        layout: how many of them are of each sequence.
+        values: `[R]` numbers, one for each token.
+        layout: the number of these tokens in each sequence.
+
+    Returns:
+        `[B]` float64 sums on the host.
     """
-    parts = torch.split(each.detach().cpu().double(), list(layout.lengths))
+    parts = torch.split(values.detach().cpu().double(), list(layout.lengths))
     return torch.stack([part.sum() for part in parts])
 
 
 def token_losses(scores: Scores, layout: Layout) -> EachLoss:
-    """The cross-entropy of each sequence, counted in tokens.
+    """Return the cross-entropy of each sequence, counted in tokens.
 
     Args:
-        scores: of tokens of a batch.
-        layout: how many of them are of each sequence.
+        scores: of some tokens of a batch.
+        layout: the number of these tokens in each sequence.
     """
-    return EachLoss(sums_of(scores.nats, layout), torch.tensor(layout.lengths))
+    return EachLoss(sum_by_sequence(scores.nats, layout), torch.tensor(layout.lengths))
 
 
 #: A perplexity is computed from this many nats at most: beyond, exp overflows.

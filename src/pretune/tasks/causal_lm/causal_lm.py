@@ -197,7 +197,7 @@ class CausalLm(
         labels = batch.targets[NEXT]
         if select is not None:
             labels = labels[select.rows]
-        return model(batch, select=select, labels=labels, **self.options.how, **more)
+        return model(batch, select=select, labels=labels, **self.options.score_options, **more)
 
     def _foretold(self, batch: PackedBatch) -> Selection | None:
         """The tokens whose next one the block before has not foretold; None: all."""
@@ -212,7 +212,7 @@ class CausalLm(
 
     def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens."""
-        return Loss(outputs.sum, outputs.count, self.options.parts_of(outputs))
+        return Loss(outputs.sum, outputs.count, self.options.loss_parts(outputs))
 
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
         """How probable each block is; a text longer than `max_length` is several."""

@@ -158,14 +158,14 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         if labels is None:
             return ReplyOutputs(None, None)
         select = batch.where(labels != IGNORED)
-        scores = model(batch, select=select, labels=labels[select.rows], **self.options.how)
+        scores = model(batch, select=select, labels=labels[select.rows], **self.options.score_options)
         return ReplyOutputs(scores, select)
 
     @override
     def loss(self, outputs: ReplyOutputs, batch: PackedBatch) -> Loss:
         """Cross-entropy, counted in tokens that are learned."""
         scores, _ = outputs.scored
-        return Loss(scores.sum, scores.count, self.options.parts_of(scores))
+        return Loss(scores.sum, scores.count, self.options.loss_parts(scores))
 
     # Answers: replies, written after the forward pass.
 

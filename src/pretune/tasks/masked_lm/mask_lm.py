@@ -401,7 +401,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         labels = batch.targets[MASKED][select.rows]
         options: dict[str, Any] = {"both": True} if PAIR_LABEL in batch.targets else {}
         if not bool((labels == UNKNOWN).any()):
-            options |= {"labels": labels, **self.options.how}
+            options |= {"labels": labels, **self.options.score_options}
         outputs: MaskLmOutputs = model(batch, select=select, **options)
         return outputs
 
@@ -414,7 +414,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         is BERT's loss: the mean over the masked tokens plus the mean over the sequences.
         """
         scores = token_scores(outputs)
-        parts = self.options.parts_of(scores)
+        parts = self.options.loss_parts(scores)
         if not isinstance(outputs, PreTrainingOutput):
             return Loss(scores.sum, scores.count, parts)
         each = F.cross_entropy(

@@ -28,7 +28,7 @@ from pretune.models.heads.token import TagScores
 from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, usual_length
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.labels import published_labels, stored_labels
-from pretune.tasks.losses import cross_entropy, sums_of
+from pretune.tasks.losses import cross_entropy, sum_by_sequence
 from pretune.tasks.tagging.decode import WindowTags, decode, window_tags
 from pretune.tasks.tagging.features import (
     BEGINS,
@@ -330,7 +330,7 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
             return EachLoss(-outputs.likelihood.detach(), counts)
         labels = batch.targets[LABEL][select.rows].long()
         each = F.cross_entropy(outputs.logits.detach().float(), labels, reduction="none")
-        return EachLoss(sums_of(each, select.layout), counts)
+        return EachLoss(sum_by_sequence(each, select.layout), counts)
 
     def grader(self, records: Records) -> Callable[[TagPrediction, int], Grade]:
         """Entities beside those of the data."""

@@ -247,7 +247,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer):
         if batch.choices is None:
             return Translated(None, self._translations(model, batch))
         source, target = batch.pairs
-        scores = model(batch, labels=target.targets[NEXT], **self.options.how)
+        scores = model(batch, labels=target.targets[NEXT], **self.options.score_options)
         if model.training:
             return Translated(scores)
         return Translated(scores, self._translations(model, source))
@@ -291,7 +291,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer):
         """Cross-entropy with label smoothing, counted in tokens of the targets."""
         assert outputs.scores is not None  # noqa: S101 - there are targets
         scores = outputs.scores
-        return Loss(scores.sum, scores.count, self.options.parts_of(scores))
+        return Loss(scores.sum, scores.count, self.options.loss_parts(scores))
 
     def predict(self, outputs: Translated, batch: PackedBatch) -> list[TranslationPrediction]:
         """The translations."""
