@@ -181,7 +181,9 @@ class TestOptions:
         logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
         batch = PackedBatch.of([[1, 1, 1]], targets={MASKED: [[0, -1, 2]]})
         task = MaskLm(MaskLmOptions(label_smoothing=0.2, z_loss=0.01))
-        scores = score_tokens(logits, torch.eye(3), None, torch.tensor([0, 2]), **task.options.score_options)
+        scores = score_tokens(
+            logits, torch.eye(3), None, torch.tensor([0, 2]), **task.options.score_options
+        )
         loss = task.loss(scores, batch)
         expected, plain, penalty = by_hand(logits, torch.tensor([0, 2]), 0.2, 0.01)
         assert loss.count == 2

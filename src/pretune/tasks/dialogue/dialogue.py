@@ -158,7 +158,9 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         if labels is None:
             return ReplyOutputs(None, None)
         select = batch.where(labels != IGNORED)
-        scores = model(batch, select=select, labels=labels[select.rows], **self.options.score_options)
+        scores = model(
+            batch, select=select, labels=labels[select.rows], **self.options.score_options
+        )
         return ReplyOutputs(scores, select)
 
     @override
