@@ -34,11 +34,11 @@ def bpe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 3,000 documents, a tenth of them duplicates."""
+    """1,000 documents, a tenth of them duplicates."""
     words = ["the", "good", "film", "bad", "un", "好", "电影", "不", "is", "e.g.", "seen"]
     generator = random.Random(0)
     texts: list[str] = []
-    for _ in range(3000):
+    for _ in range(1000):
         if texts and generator.random() < 0.1:
             texts.append(generator.choice(texts))
             continue

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pretune.corpus.dedupe import Duplicates, digest, held_back, shingles, signature
+from pretune.corpus.dedupe import PERMUTATIONS, Duplicates, digest, held_back, shingles, signature
 
 
 def test_digest_is_of_the_words() -> None:
@@ -72,3 +72,21 @@ def test_near_duplicates_are_dropped_and_the_first_stays(language: str) -> None:
         assert jaccard(text, other) < 0.4
         far += index.reason(digest(other), signature(other)) is not None
     assert (near, far) == (40, 0)
+
+
+def test_a_candidate_of_the_index_is_compared_in_full() -> None:
+    """LSH proposes all documents that share one band, however different they are otherwise."""
+    index = Duplicates(exact=False, near=0.8)
+    band = index._index.r
+    first = np.arange(PERMUTATIONS, dtype=np.uint32)
+    second = first + PERMUTATIONS
+    second[:band] = first[:band]
+    assert index.reason(b"first", first) is None
+    assert index._index.query(index._minhash(second)) == [0]
+    assert index.similar(second) is None
+    assert index.reason(b"second", second) is None
+    # At the bound they are alike, one value below it they are not.
+    for equal, reason in ((103, "near-duplicate"), (102, None)):
+        values = first + 2 * PERMUTATIONS + equal * PERMUTATIONS
+        values[:equal] = first[:equal]
+        assert index.reason(b"third", values) == reason

@@ -20,7 +20,7 @@ from pretune.corpus.documents import (
     Meter,
     ReadingOptions,
     _cut_place,
-    _Gathered,
+    _DocumentBuilder,
     find_sources,
     read_documents,
 )
@@ -180,7 +180,7 @@ def test_sources(tmp_path: Path) -> None:
     assert len(find_sources([tmp_path, tmp_path / "b.txt", tmp_path / "b*.txt"])) == 3
     for wrong, said in (
         (tmp_path / "nothing.txt", "no such file"),
-        (tmp_path / "*.pdf", "no file is called like that"),
+        (tmp_path / "*.pdf", "no file has such a name"),
         (tmp_path / "t.csv", "a table"),
     ):
         with pytest.raises(DataError, match=said):
@@ -222,8 +222,8 @@ def test_a_file_is_read_once_however_it_is_spelled(
 
 @given(st.lists(st.text(alphabet="ab \n", max_size=7)), st.integers(7, 20))
 def test_a_long_document_is_cut_and_nothing_is_lost(lines: list[str], most: int) -> None:
-    gathered = _Gathered(most)
-    pieces = [one for line in lines for one in gathered.add(line)] + list(gathered.end())
+    builder = _DocumentBuilder(most)
+    pieces = [piece for line in lines for piece in builder.add(line)] + list(builder.finish())
     assert "".join("".join(p.text for p in pieces).split()) == "".join("".join(lines).split())
     assert all(len(p.text) <= most for p in pieces)
     assert [p.cut for p in pieces] == [i > 0 for i in range(len(pieces))]

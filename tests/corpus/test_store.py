@@ -24,7 +24,7 @@ from pretune.tokenizers.load import load_tokenizer
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, bpe_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("sound") / "c"
-    prepare([corpus_file], bpe_folder, folder, Settings(shard_tokens=30_000), workers=1)
+    prepare([corpus_file], bpe_folder, folder, Settings(shard_tokens=10_000), workers=1)
     return folder
 
 
@@ -197,9 +197,9 @@ def test_fingerprint_is_of_the_tokens(
 ) -> None:
     copy = tmp_path / "copy.txt"
     shutil.copy(corpus_file, copy)
-    prepare([copy], bpe_folder, tmp_path / "same", Settings(shard_tokens=30_000), workers=1)
+    prepare([copy], bpe_folder, tmp_path / "same", Settings(shard_tokens=10_000), workers=1)
     with copy.open("a") as handle:
         handle.write("\none more\n")
-    prepare([copy], bpe_folder, tmp_path / "other", Settings(shard_tokens=30_000), workers=1)
+    prepare([copy], bpe_folder, tmp_path / "other", Settings(shard_tokens=10_000), workers=1)
     first, same, other = (Corpus.open(f) for f in (sound, tmp_path / "same", tmp_path / "other"))
     assert first.fingerprint() == same.fingerprint() != other.fingerprint()

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from pretune.errors import PretuneError
 
 DIGEST_BYTES = 16
-#: Hash functions of a signature: the standard error of an estimated similarity is at most 0.044.
+#: Hash functions of a signature. With n of them, the estimate of a similarity s has the standard
+#: error sqrt(s (1 - s) / n), here at most 0.044.
 PERMUTATIONS = 128
-#: Words, or Chinese characters, of a shingle (Lee et al. 2022, section 4.2, take 5 tokens too).
+#: Words, or Chinese characters, of a shingle; Lee et al. 2022, section 4.2, take 5 tokens.
 SHINGLE = 5
-#: A missed pair costs more than a pair looked at in vain: the latter is compared in full.
+#: Weights of false candidates and of missed pairs when LSH chooses its bands. A missed pair costs
+#: more: a false candidate is only compared in full.
 _WEIGHTS = (0.1, 0.9)
 _SCHEME = "affine32"
 
@@ -30,7 +32,7 @@ Signature = NDArray[np.uint32]
 
 
 def digest(text: str) -> bytes:
-    """`DIGEST_BYTES` bytes, the same for texts that differ in nothing but spaces (and NFC)."""
+    """A hash of `DIGEST_BYTES` bytes, the same for texts that differ only in spaces and in NFC."""
     words = " ".join(unicodedata.normalize("NFC", text).split())
     return hashlib.blake2b(words.encode("utf-8"), digest_size=DIGEST_BYTES).digest()
 
@@ -38,15 +40,16 @@ def digest(text: str) -> bytes:
 def held_back(key: bytes, share: float) -> bool:
     """Whether a document with this digest belongs to the validation data.
 
-    It depends on the text alone: not on the other documents, nor on their order.
+    Depends on the text alone: not on other documents, nor on their order.
     """
     return int.from_bytes(key[:8], "big") < share * 2**64
 
 
 def shingles(text: str) -> set[str]:
-    """The runs of `SHINGLE` words; of characters where more than half of the letters are Chinese.
+    """The set of all runs of `SHINGLE` words, without capitals and punctuation.
 
-    Capitals and punctuation count for nothing. A text too short for one is one shingle as a whole.
+    Where more than half of the letters are Chinese, of `SHINGLE` characters. A shorter text is a
+    single shingle.
     """
     text = text.lower()
     if 2 * len(_CJK.findall(text)) > len(_LETTER.findall(text)):
@@ -66,7 +69,7 @@ def signature(text: str) -> Signature:
     Raises:
         PretuneError: datasketch is not installed.
     """
-    # A copy shares the hash functions: to draw them anew would take longer than to use them.
+    # A copy shares the hash functions: drawing them anew would take longer than using them.
     minhash = _empty_minhash().copy()
     for batch in _batched(shingles(text)):
         minhash.update_batch(batch)
@@ -75,7 +78,7 @@ def signature(text: str) -> Signature:
 
 
 def _batched(texts: set[str], size: int = 4096) -> Iterator[list[bytes]]:
-    # All at once, a long document would take `PERMUTATIONS` numbers for each of its shingles.
+    # All shingles of a long document at once would take `PERMUTATIONS` numbers each.
     encoded = [text.encode("utf-8") for text in texts]
     for start in range(0, len(encoded), size):
         yield encoded[start : start + size]
@@ -98,12 +101,12 @@ def _datasketch() -> Any:
 
 
 class Duplicates:
-    """The documents kept so far, to be asked about each one that comes, in the order of the corpus.
+    """The documents kept so far; each new document is compared with them, in order of the corpus.
 
     Args:
-        exact: drop documents that are equal to one kept before. About 100 bytes a document.
-        near: drop those with an estimated similarity of at least this; None: do not look.
-            About 5 kB a document.
+        exact: look for documents equal to a kept document. Takes about 100 bytes a document.
+        near: look for documents with at least this estimated similarity to a kept document; None:
+            do not look. Takes about 5 kB a document.
 
     Raises:
         PretuneError: datasketch is needed and not installed.
@@ -121,10 +124,10 @@ class Duplicates:
             )
 
     def reason(self, key: bytes, values: Signature | None) -> str | None:
-        """Why a document is dropped: "duplicate", "near-duplicate", or None; then it is kept.
+        """Why a document is dropped: "duplicate" or "near-duplicate"; if None, it is kept.
 
         Args:
-            key: its digest.
+            key: the digest of the document.
             values: its signature, where near-duplicates are looked for.
         """
         if self.exact and key in self._keys:
@@ -135,15 +138,16 @@ class Duplicates:
         return None
 
     def similar(self, values: Signature) -> int | None:
-        """Which of the documents kept (0-based) is near enough to one with this signature."""
+        """The number (0-based) of a kept document that is similar to this signature, or None."""
         if self._index is not None:
+            # LSH only proposes candidates; the full signatures decide.
             for other in self._index.query(self._minhash(values)):
                 if float(np.mean(self._signatures[other] == values)) >= (self.near or 0.0):
                     return int(other)
         return None
 
     def remember(self, key: bytes, values: Signature | None) -> None:
-        """Count a document as kept."""
+        """Add a document that is kept."""
         if self.exact:
             self._keys.add(key)
         if self._index is not None and values is not None:
@@ -152,5 +156,5 @@ class Duplicates:
 
     @staticmethod
     def _minhash(values: Signature) -> Any:
-        # Without the hash functions, which only new shingles need.
+        # A lean one has no hash functions, which only new shingles would need.
         return _datasketch().LeanMinHash(seed=1, hashvalues=values, scheme=_SCHEME)

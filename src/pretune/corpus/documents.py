@@ -1,4 +1,8 @@
-"""What a corpus is read from: files, folders, globs, datasets on the Hugging Face Hub."""
+"""What a corpus is read from, and its documents one after the other.
+
+Sources are files, folders, globs and datasets on the Hugging Face Hub. They are read as a stream:
+memory does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretune.errors import DataError, did_you_mean
+from pretune.data.readers.hub import HUB_DATASET, hub_table
+from pretune.errors import DataError, did_you_mean, similar_file
 from pretune.text.decode import SURROGATE, Problem, checked_text, decoded, encoding_hint, json_field
-from pretune.text.raw_text import ABOUT, IN_FOLDERS, text_kind
+from pretune.text.raw_text import IN_FOLDERS, files_in_folder, is_text_file, text_kind
 
 if TYPE_CHECKING:
-    from pyarrow import Array
+    from pyarrow import Array as ArrowArray
 
 PARQUET = ".parquet"
+#: A line of JSON cannot be cut: a line with more characters is an error.
+MAX_JSON_LINE = 64 * 2**20
+#: Rows of a table read at a time.
+_ROWS = 256
+_SKIP = "Or leave such documents out with --errors skip."
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,8 @@ class CorpusSource:
     Attributes:
         name: as it is named in messages.
         kind: "text", "json", "parquet" or "hub".
-        size: bytes of the file, as it lies on the disk; 0 for a Hub dataset.
-        modified: when the file was changed last, in nanoseconds; 0 for a Hub dataset.
+        size: bytes of the file on the disk; 0 for a Hub dataset.
+        modified: when the file was last changed, in nanoseconds; 0 for a Hub dataset.
     """
 
     name: str
@@ -37,11 +47,11 @@ class CorpusSource:
 
     @property
     def path(self) -> str:
-        """The one name that all spellings of its path have in common."""
+        """One name for all spellings of its path."""
         return self.name if self.kind == "hub" else os.path.realpath(self.name)
 
-    def noted(self) -> dict[str, Any]:
-        """What the manifest of a corpus says about it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its entry in the manifest of a corpus."""
         return {
             "name": self.name,
             "path": self.path,
@@ -49,83 +59,66 @@ class CorpusSource:
             "modified": self.modified,
         }
 
-    def is_noted(self, noted: Mapping[str, Any]) -> bool:
-        """Whether a manifest speaks of this source as it is now.
+    def matches(self, entry: Mapping[str, Any]) -> bool:
+        """Whether an entry of a manifest is of this source as it is now.
 
         Manifests of earlier versions have neither `path` nor `modified`.
         """
-        name = noted["name"]
-        path = noted.get("path", name if self.kind == "hub" else os.path.realpath(name))
-        modified = noted.get("modified", self.modified)
-        return (path, noted["size"], modified) == (self.path, self.size, self.modified)
+        name = entry["name"]
+        path = entry.get("path", name if self.kind == "hub" else os.path.realpath(name))
+        modified = entry.get("modified", self.modified)
+        return (path, entry["size"], modified) == (self.path, self.size, self.modified)
 
 
 def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
-    """All sources, in the order given; those of a folder or a glob in the order of their names.
-    Each file once, however its path is spelled.
+    """Find all sources, in the order given, each file once, however its path is spelled.
+
+    The files of a folder or a glob come in the order of their names.
 
     Args:
-        given: files, folders (all files in them, and in the folders below, that end in one of
-            `IN_FOLDERS`, `.gz` after it or not, or in `.parquet`), globs (`data/**/*.txt`), or Hub
-            datasets as `owner/name[:config]:split`.
+        given: files; folders (all files in them and in the folders below whose names end in one of
+            `IN_FOLDERS`, with `.gz` after it or not, or in `.parquet`); globs (`data/**/*.txt`); or
+            Hub datasets as `owner/name[:config]:split`.
 
     Raises:
-        DataError: one is not there or holds nothing to read, or the format is none of a corpus.
+        DataError: a source is missing, holds nothing to read, or has a format that is not read.
     """
-    found: dict[str, CorpusSource] = {}
-    for one in given:
-        for source in _find(str(one)):
-            found.setdefault(source.path, source)
-    if not found:
+    sources: dict[str, CorpusSource] = {}
+    for name in given:
+        for source in _find(str(name)):
+            sources.setdefault(source.path, source)
+    if not sources:
         raise DataError("no corpus given", "Name files, folders, globs or Hub datasets.")
-    return list(found.values())
+    return list(sources.values())
 
 
 def _find(given: str) -> list[CorpusSource]:
-    from pretune.data.readers.hub import (
-        HUB_DATASET,
-    )  # here: it brings torch, and workers import this package
-
     if os.path.isfile(given):
         return [_file(given)]
     if os.path.isdir(given):
-        return _in_folder(given)
+        names = files_in_folder(given, _belongs)
+        if not names:
+            raise DataError(
+                f"{given}: no corpus in this folder",
+                f"Its files must end in one of {', '.join((*IN_FOLDERS, PARQUET))}; others can be "
+                "given by name.",
+            )
+        return [_file(name) for name in names]
     if glob.has_magic(given):
         names = sorted(name for name in glob.glob(given, recursive=True) if os.path.isfile(name))
         if not names:
-            raise DataError(f"{given}: no file is called like that", "Check the pattern.")
+            raise DataError(f"{given}: no file has such a name", "Check the pattern.")
         return [_file(name) for name in names]
     if HUB_DATASET.fullmatch(given) and not os.path.exists(given):
         return [CorpusSource(given, "hub")]
-    path = Path(given)
-    beside = [p.name for p in path.parent.glob("*")] if os.path.isdir(path.parent) else []
-    suggestion = f" {did_you_mean(path.name, beside)}" if 0 < len(beside) < 50 else ""
     raise DataError(
-        f"{given}: no such file or folder.{suggestion}",
+        f"{given}: no such file or folder.{similar_file(given)}",
         "Check the path; a Hub dataset is owner/name:split or owner/name:config:split.",
     )
 
 
-def _in_folder(folder: str) -> list[CorpusSource]:
-    names = sorted(
-        str(path)
-        for path in Path(folder).rglob("*")
-        if _belongs(path.name.lower())
-        and not path.name.lower().startswith(ABOUT)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-    if not names:
-        raise DataError(
-            f"{folder}: no corpus in this folder",
-            f"Its files must end in one of {', '.join((*IN_FOLDERS, PARQUET))}; others can be "
-            "given by name.",
-        )
-    return [_file(name) for name in names]
-
-
 def _belongs(name: str) -> bool:
-    return name.endswith(PARQUET) or name.removesuffix(".gz").endswith(IN_FOLDERS)
+    return name.endswith(PARQUET) or is_text_file(name)
 
 
 def _file(name: str) -> CorpusSource:
@@ -134,24 +127,19 @@ def _file(name: str) -> CorpusSource:
     return CorpusSource(name, kind, status.st_size, status.st_mtime_ns)
 
 
-#: A line of JSON cannot be cut: one with more characters is an error.
-MAX_JSON_LINE = 64 * 2**20
-_PARQUET_ROWS = 256
-_SKIP = "Or leave such documents out with --errors skip."
-
-
 @dataclass(frozen=True)
 class ReadingOptions:
     """How documents are read.
 
     Attributes:
-        documents: of text files: "blank-line" (blank lines lie between documents), "line" (each
-            line is one) or "file".
-        field: of JSON lines, Parquet and Hub datasets: the field with the text.
+        documents: what a document of a text file is: "blank-line" (blank lines separate documents),
+            "line" (each line is a document) or "file".
+        field: the field with the text, in JSON lines, Parquet and Hub datasets.
         encoding: of text files and JSON lines.
-        errors: "stop" ends at the first document that cannot be read, "skip" leaves it out.
-        max_chars: a longer document is cut into several, at the end of a line or a word if there
-            is one in its second half.
+        errors: "stop" raises an error at the first document that cannot be read, "skip" leaves such
+            documents out.
+        max_chars: a longer document is cut into several, at the end of a line or a word where its
+            second half has such a place.
     """
 
     documents: str = "blank-line"
@@ -165,9 +153,9 @@ class Document(NamedTuple):
     """A document as it was read.
 
     Attributes:
-        text: of it; empty if it could not be read.
-        problem: why it could not: "encoding", "JSON" or "field".
-        cut: whether it is the second or a later piece of a document that was too long.
+        text: empty where it could not be read.
+        problem: why it could not be read: "encoding", "JSON" or "field"; else None.
+        cut: whether it is the second or a later part of a document that was too long.
     """
 
     text: str
@@ -177,49 +165,49 @@ class Document(NamedTuple):
 
 @dataclass
 class Meter:
-    """How far the reading is.
+    """How far the reading has come.
 
     Attributes:
-        done: bytes of all sources that were read.
+        done: bytes read, of all sources.
     """
 
     done: int = 0
     _before: int = field(default=0, repr=False)
 
     def at(self, position: int) -> None:
-        """Note the place in the present file."""
+        """Set the position in the current file."""
         self.done = self._before + position
 
     def advance(self, count: int) -> None:
-        """Note that so many bytes more of the present file were read."""
+        """Add bytes read from the current file."""
         self.done += count
 
     def next_file(self, size: int) -> None:
-        """Note that a file of this size was read to its end."""
+        """Finish the current file, which has this size."""
         self._before += size
         self.done = self._before
 
 
 def read_documents(
-    source: CorpusSource, reading: ReadingOptions, meter: Meter
+    source: CorpusSource, options: ReadingOptions, meter: Meter
 ) -> Iterator[Document]:
-    """All documents of a source, in order.
+    """Read all documents of a source, in order.
 
     Raises:
-        DataError: the file cannot be read, or, unless these are skipped, a document cannot; names
+        DataError: the file cannot be read, or a document cannot and such are not skipped; names
             file and line.
     """
     if source.kind == "text":
-        yield from _of_text(source, reading, meter)
+        yield from _text_documents(source, options, meter)
     elif source.kind == "json":
-        yield from _of_json(source, reading, meter)
+        yield from _json_documents(source, options, meter)
     else:
-        yield from _of_columns(source, reading, meter)
+        yield from _table_documents(source, options, meter)
     meter.next_file(source.size)
 
 
 class Line(NamedTuple):
-    """A line of a file, or a piece of one that is longer than asked for.
+    """A line of a file, or a part of a line that is too long.
 
     Attributes:
         number: 1-based.
@@ -233,7 +221,7 @@ class Line(NamedTuple):
 
 
 def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
-    """The lines of a text file, those over `longest` characters in pieces."""
+    """The lines of a text file, those over `longest` characters in parts."""
     number, first, held = 0, True, ""
     for chunk in decoded(source.name, encoding, meter.advance, marks=True):
         held += chunk
@@ -251,150 +239,158 @@ def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> I
         yield Line(number + first, held, first)
 
 
-def _problem(reading: ReadingOptions, kind: str, message: str, hint: str) -> Document:
-    if reading.errors == "skip":
+def _unreadable(options: ReadingOptions, kind: str, message: str, hint: str) -> Document:
+    """A document that cannot be read: an error, or an empty document that is counted."""
+    if options.errors == "skip":
         return Document("", kind)
     raise DataError(message, hint)
 
 
-def _of_text(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[Document]:
-    gathered = _Gathered(reading.max_chars)
+def _text_documents(
+    source: CorpusSource, options: ReadingOptions, meter: Meter
+) -> Iterator[Document]:
+    builder = _DocumentBuilder(options.max_chars)
     bad = False
-    for line in _lines(source, reading.encoding, reading.max_chars, meter):
+    for line in _lines(source, options.encoding, options.max_chars, meter):
+        # A document ends before this line if the line separates documents or is one itself.
         blank = not line.text.strip()
-        ends = {
-            "blank-line": line.first and blank,
-            "line": line.first,
-            "file": False,
-        }[reading.documents]
+        units = {"blank-line": blank, "line": True, "file": False}
+        ends = line.first and units[options.documents]
         if ends:
-            yield from _finished(gathered, reading, bad)
+            yield from builder.finish(bad)
             bad = False
+        # A byte that is not valid spoils its document, and no other.
         if (mark := SURROGATE.search(line.text)) is not None:
             bad = True
-            if reading.errors != "skip":
+            if options.errors != "skip":
                 raise DataError(
-                    f"{source.name}, line {line.number}: not valid {reading.encoding.upper()} "
+                    f"{source.name}, line {line.number}: not valid {options.encoding.upper()} "
                     f"(byte 0x{ord(mark[0]) - 0xDC00:02x})",
-                    _guess(source),
+                    _encoding_hint(source),
                 )
         if not (ends and blank):
-            yield from gathered.add("" if bad else line.text)
-    yield from _finished(gathered, reading, bad)
+            yield from builder.add("" if bad else line.text)
+    yield from builder.finish(bad)
 
 
-def _finished(gathered: _Gathered, reading: ReadingOptions, bad: bool) -> Iterator[Document]:
-    rest = list(gathered.end())
-    if bad:
-        yield Document("", "encoding")
-    else:
-        yield from rest
-
-
-def _guess(source: CorpusSource) -> str:
-    """What to try, from how the file begins; or to do without such documents."""
+def _encoding_hint(source: CorpusSource) -> str:
+    """The encoding to try, guessed from the beginning of the file; or to skip such documents."""
     with Path(source.name).open("rb") as handle:
         hint = encoding_hint(handle.read(2**16))
-    return f"{hint.removesuffix('.')}. Or leave such documents out with --errors skip."
+    return f"{hint.removesuffix('.')}. {_SKIP}"
 
 
-class _Gathered:
-    """The text of one document as its lines come; what is over the bound is given out."""
+class _DocumentBuilder:
+    """Collects the text of one document, and releases what exceeds the longest document."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
         self.parts: list[str] = []
         self.length = 0
         self.cut = False
 
     def add(self, text: str) -> Iterator[Document]:
-        """Add a line, or a piece of one of at most `most` characters."""
+        """Add text; yield documents as long as there is more than one can hold."""
         self.parts.append(text)
         self.length += len(text)
-        while self.length > self.most:
+        while self.length > self.longest:
             whole = "".join(self.parts)
-            place = _cut_place(whole, self.most)
+            place = _cut_place(whole, self.longest)
             yield Document(whole[:place], cut=self.cut)
             self.parts, self.length, self.cut = [whole[place:]], len(whole) - place, True
 
-    def end(self) -> Iterator[Document]:
-        """What is left."""
+    def finish(self, bad: bool = False) -> Iterator[Document]:
+        """End the document: yield what is left of it, unless that is blank.
+
+        Args:
+            bad: whether it has bytes that are not valid, so that its text is not used.
+        """
         text = "".join(self.parts).strip("\n")
-        if text.strip():
+        if bad:
+            yield Document("", "encoding")
+        elif text.strip():
             yield Document(text, cut=self.cut)
         self.parts, self.length, self.cut = [], 0, False
 
 
-def _cut_place(text: str, most: int) -> int:
+def _cut_place(text: str, longest: int) -> int:
+    """Where to cut a text: after a line, after a word, or else anywhere."""
     for mark in ("\n", " "):
-        place = text.rfind(mark, most // 2, most)
+        place = text.rfind(mark, longest // 2, longest)
         if place >= 0:
             return place + 1
-    return most
+    return longest
 
 
-def _whole(text: str, reading: ReadingOptions) -> Iterator[Document]:
-    gathered = _Gathered(reading.max_chars)
-    yield from gathered.add(text)
-    if gathered.cut:
-        yield from gathered.end()
-    else:  # an empty field is a document too: it counts as one that was too short
-        yield Document(text)
-
-
-def _of_json(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[Document]:
-    for line in _lines(source, reading.encoding, MAX_JSON_LINE, meter):
+def _json_documents(
+    source: CorpusSource, options: ReadingOptions, meter: Meter
+) -> Iterator[Document]:
+    for line in _lines(source, options.encoding, MAX_JSON_LINE, meter):
         if not line.first or not line.text.strip():
             continue
         place = f"{source.name}, line {line.number}"
         if not line.text.endswith("\n") and len(line.text) >= MAX_JSON_LINE:
             message = f"{place}: over {MAX_JSON_LINE:,} characters"
-            yield _problem(reading, "JSON", message, f"Repair or remove it. {_SKIP}")
+            yield _unreadable(options, "JSON", message, f"Repair or remove it. {_SKIP}")
         elif SURROGATE.search(line.text):
-            message = f"{place}: not valid {reading.encoding.upper()}"
-            hint = _guess(source)
-            yield _problem(reading, "encoding", message, hint)
+            message = f"{place}: not valid {options.encoding.upper()}"
+            yield _unreadable(options, "encoding", message, _encoding_hint(source))
         else:
-            yield from _of_text_or(json_field(line.text, place, reading.field), reading)
+            yield from _field_documents(json_field(line.text, place, options.field), options)
 
 
-def _of_text_or(found: str | Problem, reading: ReadingOptions) -> Iterator[Document]:
-    if isinstance(found, Problem):
-        yield _problem(reading, found.kind, found.message, f"{found.hint} {_SKIP}")
+def _field_documents(text: str | Problem, options: ReadingOptions) -> Iterator[Document]:
+    """The documents of one field: one, several of a long text, or a document with a problem."""
+    if isinstance(text, Problem):
+        yield _unreadable(options, text.kind, text.message, f"{text.hint} {_SKIP}")
+        return
+    builder = _DocumentBuilder(options.max_chars)
+    yield from builder.add(text)
+    if builder.cut:
+        yield from builder.finish()
+    else:  # an empty field is a document too, which is dropped later as empty
+        yield Document(text)
+
+
+def _table_documents(
+    source: CorpusSource, options: ReadingOptions, meter: Meter
+) -> Iterator[Document]:
+    if source.kind == "parquet":
+        rows = _parquet_values(source, options, meter)
     else:
-        yield from _whole(found, reading)
-
-
-def _of_columns(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[Document]:
-    rows = _parquet(source, reading, meter) if source.kind == "parquet" else _hub(source, reading)
+        rows = _hub_values(source, options)
     for number, value in enumerate(rows, start=1):
         place = f"{source.name}, row {number}"
+        text: str | Problem
         if isinstance(value, UnicodeDecodeError):
-            message = f"{place}, field '{reading.field}': not valid UTF-8 ({value.reason})"
-            found: str | Problem = Problem("encoding", message, "Repair or remove the record.")
+            message = f"{place}, field '{options.field}': not valid UTF-8 ({value.reason})"
+            text = Problem("encoding", message, "Repair or remove the record.")
         else:
-            found = checked_text(value, place, reading.field)
-        yield from _of_text_or(found, reading)
+            text = checked_text(value, place, options.field)
+        yield from _field_documents(text, options)
 
 
-def _needs_column(name: str, columns: list[str], source: CorpusSource) -> None:
+def _check_column(name: str, columns: list[str], source: CorpusSource) -> None:
     if name not in columns:
         raise DataError(
             f"{source.name}: no column '{name}'; it has {', '.join(map(repr, columns))}",
-            f"{did_you_mean(name, columns)} Say which one with --field.",
+            f"{did_you_mean(name, columns)} Name the column of the texts with --field.",
         )
 
 
-def _parquet(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Iterator[object]:
+def _parquet_values(
+    source: CorpusSource, options: ReadingOptions, meter: Meter
+) -> Iterator[object]:
+    """The values of the column of texts; of bytes that are not UTF-8, the error."""
     import pyarrow.parquet as parquet
     from pyarrow.lib import ArrowException
 
     try:
         with parquet.ParquetFile(source.name) as file:
-            _needs_column(reading.field, file.schema_arrow.names, source)
+            _check_column(options.field, file.schema_arrow.names, source)
             done = 0
-            for batch in file.iter_batches(_PARQUET_ROWS, columns=[reading.field]):
-                yield from _values(batch.column(0))
+            for batch in file.iter_batches(_ROWS, columns=[options.field]):
+                yield from _arrow_values(batch.column(0))
                 done += len(batch)
                 meter.at(source.size * done // max(file.metadata.num_rows, 1))
     except (ArrowException, OSError) as error:
@@ -403,11 +399,7 @@ def _parquet(source: CorpusSource, reading: ReadingOptions, meter: Meter) -> Ite
         ) from None
 
 
-def _values(column: Array) -> Iterator[object]:
-    """The values of a column; of bytes in a column of texts that are none, the error.
-
-    Nobody checks these when a file is written, nor when it is read.
-    """
+def _arrow_values(column: ArrowArray) -> Iterator[object]:
     import pyarrow as arrow
 
     if arrow.types.is_dictionary(column.type):
@@ -416,6 +408,7 @@ def _values(column: Array) -> Iterator[object]:
     if column.type not in binary:
         yield from column.to_pylist()
         return
+    # Texts are decoded here, one by one: Arrow checks them neither on writing nor on reading.
     for raw in column.cast(binary[column.type]).to_pylist():
         try:
             yield None if raw is None else raw.decode("utf-8")
@@ -423,10 +416,8 @@ def _values(column: Array) -> Iterator[object]:
             yield error
 
 
-def _hub(source: CorpusSource, reading: ReadingOptions) -> Iterator[object]:
-    from pretune.data.readers.hub import hub_table
-
+def _hub_values(source: CorpusSource, options: ReadingOptions) -> Iterator[object]:
     table = hub_table(source.name)
-    _needs_column(reading.field, table.column_names, source)
-    for batch in table.select_columns([reading.field]).iter(_PARQUET_ROWS):
-        yield from batch[reading.field]
+    _check_column(options.field, table.column_names, source)
+    for batch in table.select_columns([options.field]).iter(_ROWS):
+        yield from batch[options.field]

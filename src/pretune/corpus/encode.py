@@ -1,4 +1,4 @@
-"""What is done to the text of a document before it is tokenized."""
+"""From the text of one document to its tokens: what every engine computes, in whatever process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretune.data.arrays import Array
 from pretune.text.sentence_ends import sentence_spans
 
 _LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
-# The C0 and C1 controls but tab and line feed, and the byte order mark. Format characters stay:
+# The C0 and C1 controls except tab and line feed, and the byte order mark. Format characters stay:
 # they hold emoji together (U+200D) and separate letters in Persian (U+200C).
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SPACES = re.compile(r"[^\S\n]+")
@@ -25,7 +25,7 @@ _WIDE = (
     "[\u2e80-\u2fdf\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60"
     "\U00020000-\U0003ffff]"
 )
-# Chinese and Western texts write these alike: they are as wide as what is on their other side.
+# Chinese and Western texts share these characters: they are as wide as what is next to them.
 _EITHER = "[“”‘’…—·]"
 _BETWEEN_WIDE = re.compile(
     rf"(?<={_WIDE})\n(?={_WIDE}|{_EITHER})|(?<={_EITHER})\n(?={_WIDE})"
@@ -36,16 +36,16 @@ _SINGLE_BREAK = re.compile(r"(?<=[^\n])\n(?=[^\n])")
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Which steps are taken, in this order.
+    """The steps that clean a text, in this order.
 
     Attributes:
-        nfc: Unicode's normal form C, so that é is one character however it was typed.
-        control: control characters are removed; other line breaks become line feeds.
-        spaces: every run of spaces and tabs becomes one space; lines lose those at their ends.
-        join_lines: lines wrapped at a column become one: a single line break becomes a space, or
-            nothing between Chinese characters and their punctuation; blank lines stay.
-        repeated_lines: a line that stood in the document before is dropped.
-        min_chars: a document with fewer characters is dropped.
+        nfc: normalize to Unicode's NFC, so that é is one character however it was typed.
+        control: remove control characters, and turn other line breaks into line feeds.
+        spaces: collapse every run of spaces and tabs into one space, and strip lines.
+        join_lines: join lines that were wrapped at a column: a single line break becomes a space,
+            or nothing between Chinese characters and their punctuation; blank lines stay.
+        repeated_lines: drop a line that occurred in the document before.
+        min_chars: drop a document with fewer characters.
     """
 
     nfc: bool = True
@@ -57,10 +57,10 @@ class Cleaning:
 
 
 def clean(text: str, options: Cleaning) -> tuple[str, list[str]]:
-    """Clean a document.
+    """Clean the text of a document.
 
     Returns:
-        The text, and the names of the steps that changed it.
+        the text, and the names of the steps that changed it.
     """
     changed = []
     for name, step in _STEPS.items():
@@ -111,13 +111,13 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """All that an encoder depends on.
+    """Everything an encoder depends on.
 
     Attributes:
         tokenizer: the text of `tokenizer.json`.
         dtype: of the tokens, "uint16" or "uint32".
-        cleaning: what is done to the text first.
-        signatures: whether documents are to be compared for near-duplicates.
+        cleaning: how texts are cleaned first.
+        signatures: whether near-duplicates are looked for, which needs signatures.
     """
 
     tokenizer: str
@@ -127,15 +127,16 @@ class EncoderSettings:
 
 
 class EncodedDocument(NamedTuple):
-    """What became of a document.
+    """A document after cleaning and tokenizing.
 
     Attributes:
         dropped: why it is left out: "empty", "short" or "no tokens"; else None.
-        changed: the steps of cleaning that changed it.
-        digest: equal for equal texts.
-        signature: for near-duplicates, if they are looked for.
-        tokens: `[T]`, no special ones.
-        sentences: `[S]` int64: in which tokens sentences begin; the first is 0, each has a token.
+        changed: the cleaning steps that changed it.
+        digest: the same for equal texts.
+        signature: for near-duplicates, where they are looked for.
+        tokens: `[T]`, without special tokens.
+        sentences: `[S]` int64: the token at which each sentence begins; the first is 0, and each
+            sentence has a token.
         characters: of the cleaned text.
         bytes: of the cleaned text in UTF-8.
     """
@@ -151,12 +152,12 @@ class EncodedDocument(NamedTuple):
 
 
 class Encoder:
-    """A tokenizer with all that is done before and after it."""
+    """A tokenizer with everything that is done before and after it."""
 
-    def __init__(self, plan: EncoderSettings) -> None:
-        self.plan = plan
-        self.engine = RustTokenizer.from_str(plan.tokenizer)
-        # A text that has "[SEP]" in it is about that token: it does not separate anything.
+    def __init__(self, settings: EncoderSettings) -> None:
+        self.settings = settings
+        self.engine = RustTokenizer.from_str(settings.tokenizer)
+        # A text with "[SEP]" in it is about that token: nothing is separated there.
         self.engine.encode_special_tokens = True
 
     def __call__(self, texts: Sequence[str]) -> list[EncodedDocument]:
@@ -165,14 +166,14 @@ class Encoder:
         Raises:
             PretuneError: datasketch is needed and not installed.
         """
-        cleaned = [clean(text, self.plan.cleaning) for text in texts]
+        cleaned = [clean(text, self.settings.cleaning) for text in texts]
         dropped = [self._too_short(text) for text, _ in cleaned]
         kept = [text for (text, _), reason in zip(cleaned, dropped, strict=True) if reason is None]
         encodings = iter(self.engine.encode_batch(kept, add_special_tokens=False))
         return [
             self._encoded(text, changed, next(encodings))
             if reason is None
-            # Of what is dropped nobody asks how it was cleaned.
+            # How a dropped document was cleaned is of no interest.
             else EncodedDocument(reason, [])
             for (text, changed), reason in zip(cleaned, dropped, strict=True)
         ]
@@ -180,10 +181,10 @@ class Encoder:
     def _too_short(self, text: str) -> str | None:
         if not text.strip():
             return "empty"
-        return "short" if len(text) < self.plan.cleaning.min_chars else None
+        return "short" if len(text) < self.settings.cleaning.min_chars else None
 
     def _encoded(self, text: str, changed: list[str], encoding: Encoding) -> EncodedDocument:
-        tokens = np.array(encoding.ids, dtype=self.plan.dtype)
+        tokens = np.array(encoding.ids, dtype=self.settings.dtype)
         if len(tokens) == 0:
             return EncodedDocument("no tokens", [])
         starts = [start for start, _ in sentence_spans(text)]
@@ -191,7 +192,7 @@ class Encoder:
             None,
             changed,
             digest(text),
-            signature(text) if self.plan.signatures else None,
+            signature(text) if self.settings.signatures else None,
             tokens,
             first_tokens(np.array(encoding.offsets, dtype=np.int64), starts),
             len(text),
@@ -200,21 +201,21 @@ class Encoder:
 
 
 def first_tokens(offsets: Array, starts: Sequence[int]) -> Array:
-    """In which tokens sentences begin.
+    """The tokens at which sentences begin.
 
-    A token belongs to the sentence its last character is in, for in a byte-level vocabulary a token
-    begins with the space before its word. Tokens of space after a sentence belong to it.
+    A token belongs to the sentence of its last character, because in a byte-level vocabulary a
+    token begins with the space before its word. Tokens of space after a sentence belong to it.
 
     Args:
         offsets: `[T, 2]` the characters (start, end) of each token, T > 0.
         starts: the characters where sentences begin, ascending.
 
     Returns:
-        `[S]` int64, ascending from 0. A sentence without a token of its own has none here.
+        `[S]` int64, ascending from 0. A sentence without a token of its own is left out.
     """
-    # A token of no character (start = end, some normalizers make such) stays with the last one.
+    # A token without characters, as some normalizers make, stays with the token before it.
     last = np.maximum.accumulate(np.where(offsets[:, 1] > offsets[:, 0], offsets[:, 1] - 1, 0))
     sentence = np.searchsorted(np.array(starts, dtype=np.int64), last, side="right")
-    # Space before the first sentence is the first one's.
+    # Space before the first sentence belongs to the first sentence.
     begins = np.flatnonzero(np.diff(np.maximum(sentence, 1)) > 0) + 1
     return np.concatenate([np.zeros(1, dtype=np.int64), begins.astype(np.int64)])

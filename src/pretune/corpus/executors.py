@@ -1,4 +1,4 @@
-"""Where documents are encoded: here, in processes, on a Ray cluster. The results are the same."""
+"""Where documents are encoded: here, in processes, or on a Ray cluster, with equal results."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DocumentBatch:
 
     Attributes:
         texts: of the documents.
-        characters: of all of them.
-        read: how many were read, with those that could not be.
-        cut: how many are pieces of a document that was too long.
-        problems: how many could not be read, by reason.
-        after: the place where the next batch begins: source, documents of it that come before.
+        characters: in all texts.
+        read: documents read, including those that could not be.
+        cut: documents that are later parts of a document that was too long.
+        problems: the number of documents that could not be read, by reason.
+        after: where the next batch begins: the source, and the documents before it in that source.
         position: bytes read.
     """
 
@@ -47,52 +47,55 @@ Results = Generator[tuple[DocumentBatch, list[EncodedDocument]], None, None]
 
 
 def encode_batches(
-    engine: str, plan: EncoderSettings, batches: Iterable[DocumentBatch], workers: int
+    engine: str, settings: EncoderSettings, batches: Iterable[DocumentBatch], workers: int
 ) -> Results:
     """Encode batches; the results come in the order of the batches.
 
-    Only a few batches more than there are workers are under way at any time.
+    At any time at most two batches a worker are being encoded.
 
     Args:
         engine: "processes" or "ray".
-        plan: what to do.
+        settings: of the encoders.
         batches: of documents.
-        workers: how many at a time; of processes, 1 means this one.
+        workers: batches encoded at a time; 1 process means this one.
 
     Raises:
         PretuneError: there is no such engine, it is not installed, or a worker died.
     """
     if engine not in _ENGINES:
         raise PretuneError(f"no engine is called '{engine}'", did_you_mean(engine, _ENGINES))
-    return _ENGINES[engine](plan, iter(batches), workers)
+    return _ENGINES[engine](settings, iter(batches), workers)
 
 
 def _in_order(
     batches: Iterator[DocumentBatch],
     start: Callable[[list[str]], Handle],
     wait: Callable[[Handle], list[EncodedDocument]],
-    most: int,
+    limit: int,
 ) -> Results:
-    under_way: deque[tuple[DocumentBatch, Handle]] = deque()
+    """Keep up to `limit` batches going, and yield their results first in, first out."""
+    running: deque[tuple[DocumentBatch, Handle]] = deque()
     for batch in batches:
-        under_way.append((batch, start(batch.texts)))
-        if len(under_way) >= most:
-            batch, handle = under_way.popleft()
+        running.append((batch, start(batch.texts)))
+        if len(running) >= limit:
+            batch, handle = running.popleft()
             yield batch, wait(handle)
-    while under_way:
-        batch, handle = under_way.popleft()
+    while running:
+        batch, handle = running.popleft()
         yield batch, wait(handle)
 
 
-def _in_processes(plan: EncoderSettings, batches: Iterator[DocumentBatch], workers: int) -> Results:
+def _in_processes(
+    settings: EncoderSettings, batches: Iterator[DocumentBatch], workers: int
+) -> Results:
     if workers == 1:
-        encoder = Encoder(plan)
+        encoder = Encoder(settings)
         for batch in batches:
             yield batch, encoder(batch.texts)
         return
     # Not by fork: the tokenizer has threads, and a fork of a process with threads may hang.
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(plan,)
+        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(settings,)
     )
     try:
         yield from _in_order(
@@ -100,26 +103,27 @@ def _in_processes(plan: EncoderSettings, batches: Iterator[DocumentBatch], worke
         )
     except BrokenProcessPool:
         raise PretuneError(
-            "a process that tokenizes died, perhaps for want of memory",
+            "a process that tokenizes died, perhaps for lack of memory",
             "The same command goes on where it stopped; use fewer --workers.",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+#: The encoder of a worker process.
 _worker: list[Encoder] = []
 
 
-def _start(plan: EncoderSettings) -> None:
+def _start(settings: EncoderSettings) -> None:
     """Make this process a worker."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.append(Encoder(plan))
+    _worker.append(Encoder(settings))
 
 
 def _end_with_parent() -> None:
-    # A parent that was killed cannot tell its workers, and they would wait for it forever.
+    # A parent that was killed cannot stop its workers, and they would wait for it forever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -130,20 +134,21 @@ def _work(texts: list[str]) -> list[EncodedDocument]:
     return _worker[0](texts)
 
 
-def _on_ray(plan: EncoderSettings, batches: Iterator[DocumentBatch], workers: int) -> Results:
+def _on_ray(settings: EncoderSettings, batches: Iterator[DocumentBatch], workers: int) -> Results:
     try:
         import ray
     except ImportError:
         raise PretuneError(
             "Ray is not installed", "Install it with: pip install 'pretune[cluster]'"
         ) from None
+    # Join the cluster of RAY_ADDRESS, or start one here; a running one of the caller's is kept.
     started_here = not ray.is_initialized()
     if started_here:
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
         ray.init(include_dashboard=False, log_to_driver=False, **local)
     try:
         task: Any = ray.remote(_ray_task)
-        shared = ray.put(plan)  # once to each machine, not with every batch
+        shared = ray.put(settings)  # once to each machine, not with every batch
         yield from _in_order(
             batches, lambda texts: task.remote(shared, texts), ray.get, 2 * workers
         )
@@ -158,17 +163,16 @@ def _on_ray(plan: EncoderSettings, batches: Iterator[DocumentBatch], workers: in
 
 
 @cache
-def _encoder(plan: EncoderSettings) -> Encoder:
-    return Encoder(plan)
+def _encoder(settings: EncoderSettings) -> Encoder:
+    return Encoder(settings)
 
 
-def _ray_task(plan: EncoderSettings, texts: list[str]) -> list[EncodedDocument]:
+def _ray_task(settings: EncoderSettings, texts: list[str]) -> list[EncodedDocument]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return _encoder(plan)(texts)
+    return _encoder(settings)(texts)
 
 
 _ENGINES: dict[str, Callable[[EncoderSettings, Iterator[DocumentBatch], int], Results]] = {
     "processes": _in_processes,
     "ray": _on_ray,
 }
-ENGINES = tuple(_ENGINES)

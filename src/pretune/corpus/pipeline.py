@@ -33,7 +33,7 @@ from pretune.errors import DataError
 from pretune.text.decode import check_encoding
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: After so many seconds the work is noted. More often costs time, more seldom costs more at a kill.
+#: Seconds between two notes in the journal: a note takes time, and a kill loses what came after.
 NOTE_SECONDS = 5.0
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 500_000
@@ -47,16 +47,16 @@ _OTHER = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the content of a corpus depends on, besides its sources and its tokenizer.
+    """What the content of a corpus depends on, apart from its sources and its tokenizer.
 
     Attributes:
         reading: how documents are read.
-        cleaning: what is done to their texts.
-        keep_duplicates: keep documents that are equal to an earlier one.
-        near_duplicates: drop documents whose sets of shingles have a Jaccard similarity of about
-            this or more with those of an earlier one, over 0 and at most 1; None keeps them.
+        cleaning: how their texts are cleaned.
+        keep_duplicates: keep documents that are equal to an earlier document.
+        near_duplicates: drop a document if the Jaccard similarity of its shingles with those of an
+            earlier document is estimated at this or more, over 0 and at most 1; None keeps all.
         validation: the share of documents that are held back, from 0 to under 1.
-        shard_tokens: the most tokens of a shard.
+        shard_tokens: tokens of a full shard.
     """
 
     reading: ReadingOptions = field(default_factory=ReadingOptions)
@@ -67,7 +67,7 @@ class Settings:
     shard_tokens: int = 100_000_000
 
     def check(self) -> None:
-        """Check what its types do not say.
+        """Check what the types do not express.
 
         Raises:
             DataError: a value is out of range.
@@ -87,13 +87,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class CorpusProgress:
-    """How far a preparation is.
+    """How far a preparation has come.
 
     Attributes:
-        done: bytes of the sources that were read.
-        size: bytes of all sources; what Hub datasets have is not in it.
-        documents: that were kept.
-        tokens: of those.
+        done: bytes read from the sources.
+        size: bytes of all sources; Hub datasets count as 0.
+        documents: documents kept.
+        tokens: in the documents kept.
     """
 
     done: int
@@ -104,13 +104,13 @@ class CorpusProgress:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was made.
+    """A prepared corpus.
 
     Attributes:
         folder: the corpus.
         train: its manifest.
-        validation: the manifest of what was held back, if anything was to be.
-        found: whether it was there already.
+        validation: the manifest of the documents held back; None where none were asked for.
+        found: whether the corpus was there already.
     """
 
     folder: str
@@ -136,16 +136,16 @@ def prepare(
 ) -> Prepared:
     """Read, clean and tokenize a corpus into a folder that `Corpus.open` reads.
 
-    Killed, the same call goes on where it was. The result depends on sources, tokenizer and
-    settings alone: not on engine and workers, nor on kills.
+    After a kill, the same call goes on where it was. The result depends only on sources, tokenizer
+    and settings: not on engine and workers, nor on kills.
 
     Args:
         sources: files, folders, globs, Hub datasets (see `find_sources`).
-        tokenizer: a folder or a file with one, a run folder, `minilm` or a Hub id.
+        tokenizer: a folder or a file with a tokenizer, a run folder, `minilm` or a Hub id.
         output: the folder to make. If it is there, made by the same call, nothing is done.
-        settings: what to do; default: `Settings()`.
+        settings: how to read and clean; default: `Settings()`.
         engine: "processes" or "ray".
-        workers: documents are tokenized in so many processes; default: as many as there are cores.
+        workers: number of processes that tokenize; default: one for each core.
         restart: forget an unfinished corpus of that name.
         on_progress: called after every batch.
 
@@ -155,26 +155,26 @@ def prepare(
     """
     settings = settings or Settings()
     settings.check()
-    found = find_sources(sources)
+    origins = find_sources(sources)
     output = Path(os.path.abspath(output))
     loaded = find_tokenizer(tokenizer)
     try:
-        work = _Work(found, loaded, output, settings, on_progress)
+        work = _Preparation(origins, loaded, output, settings, on_progress)
         with work.journal.locked():
-            ready = work.ready()
-            if ready is not None:
+            ready = work.is_ready()
+            if ready:
                 work.journal.clear()
             else:
                 work.run(engine, workers or len(os.sched_getaffinity(0)), restart)
-            return Prepared(str(output), *work.manifests(), found=ready is not None)
+            return Prepared(str(output), *work.manifests(), found=ready)
     except OSError as error:
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error})",
-            "When that is mended, the same command goes on where it stopped.",
+            "Once that is fixed, the same command goes on where it stopped.",
         ) from error
 
 
-class _Work:
+class _Preparation:
     """One preparation, from its first document or from where the last one was killed."""
 
     def __init__(
@@ -194,26 +194,26 @@ class _Work:
         fingerprint = hashlib.sha256(tokenizer.engine.to_str(pretty=True).encode("utf-8"))
         self.identity = {
             "version": VERSION,
-            "tokenizer": fingerprint.hexdigest(),  # that of the file `save` writes
+            "tokenizer": fingerprint.hexdigest(),  # of the file that `Tokenizer.save` writes
             "settings": asdict(settings),
-            # However their paths are spelled.
+            # The real paths, so that it does not matter how they are spelled.
             "sources": [(source.path, source.size, source.modified) for source in sources],
         }
 
-    def ready(self) -> Corpus | None:
-        """The corpus, if it is there already.
+    def is_ready(self) -> bool:
+        """Whether the corpus is there already.
 
         Raises:
-            DataError: something else is.
+            DataError: the folder holds something else.
         """
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
-            return None
-        corpus = Corpus.open(self.output)
-        manifest, wanted = corpus.manifest, json.loads(json.dumps(self.described()))
+            return False
+        manifest = Corpus.open(self.output).manifest
+        wanted = json.loads(json.dumps(self.description()))
         same = {key: manifest[key] == wanted[key] for key in ("tokenizer", "settings")}
-        noted = manifest["sources"]
-        same["sources"] = len(noted) == len(self.sources) and all(
-            source.is_noted(one) for source, one in zip(self.sources, noted, strict=True)
+        entries = manifest["sources"]
+        same["sources"] = len(entries) == len(self.sources) and all(
+            source.matches(entry) for source, entry in zip(self.sources, entries, strict=True)
         )
         for key, is_same in same.items():
             if not is_same:
@@ -221,15 +221,15 @@ class _Work:
                     f"{self.output}: exists already, with {_OTHER[key]}",
                     "Choose another --output, or remove it first.",
                 )
-        return corpus
+        return True
 
     def manifests(self) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-        """Of the finished corpus and of its validation data."""
+        """The manifests of the finished corpus and of its validation data."""
         train, *held = (Corpus.open(self._folder(split, self.output)) for split in self.splits)
         return train.manifest, held[0].manifest if held else None
 
-    def described(self) -> dict[str, Any]:
-        """What the manifests of all splits say."""
+    def description(self) -> dict[str, Any]:
+        """The part of the manifest that all splits share."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -237,11 +237,12 @@ class _Work:
             "vocab_size": self.tokenizer.vocab_size,
             "dtype": self.dtype,
             "settings": asdict(self.settings),
-            "sources": [source.noted() for source in self.sources],
+            "sources": [source.to_dict() for source in self.sources],
         }
 
     def run(self, engine: str, workers: int, restart: bool) -> None:
         """Make the corpus."""
+        # Take up the state that the journal noted last: counts, kept documents, open shards.
         if restart:
             self.journal.clear()
         state = self.journal.read(self.identity) or {}
@@ -253,26 +254,28 @@ class _Work:
         self.dropped = Counter(state.get("dropped", {}))
         self.kept = KeptDocuments(self.journal.folder, duplicates, state.get("kept", 0))
         self.writers = {split: self._writer(split, state) for split in self.splits}
-        after = state.get("after", [0, 0])
-        plan = EncoderSettings(
+        # Read on from there; encoders work ahead, and results come in the order of the documents.
+        number, before = state.get("after", (0, 0))
+        batches = _batches(self.sources, self.settings.reading, (number, before))
+        encoder = EncoderSettings(
             self.tokenizer.engine.to_str(),
             self.dtype,
             self.settings.cleaning,
             signatures=self.settings.near_duplicates is not None,
         )
         size = sum(source.size for source in self.sources)
-        noted = time.monotonic()
-        batches = _batches(self.sources, self.settings.reading, (after[0], after[1]))
+        last_note = time.monotonic()
         try:
-            with closing(encode_batches(engine, plan, batches, workers)) as results:
+            with closing(encode_batches(engine, encoder, batches, workers)) as results:
                 for batch, documents in results:
                     self._take(batch, documents, duplicates)
-                    if time.monotonic() - noted >= NOTE_SECONDS:
+                    # Once in a while: note the state, so that a kill costs little.
+                    if time.monotonic() - last_note >= NOTE_SECONDS:
                         self._note(batch.after)
-                        noted = time.monotonic()
-                    tokens = self.counts["tokens"]
-                    documents_kept = self.counts["documents"]
-                    self.on_progress(CorpusProgress(batch.position, size, documents_kept, tokens))
+                        last_note = time.monotonic()
+                    kept, tokens = self.counts["documents"], self.counts["tokens"]
+                    self.on_progress(CorpusProgress(batch.position, size, kept, tokens))
+            self._check_left()
             self._finish()
         finally:
             self.kept.close()
@@ -295,6 +298,7 @@ class _Work:
     def _take(
         self, batch: DocumentBatch, documents: list[EncodedDocument], duplicates: Duplicates
     ) -> None:
+        """Write the documents of a batch, except duplicates, and count them."""
         self.counts["read"] += batch.read
         self.counts["cut"] += batch.cut
         self.dropped.update(batch.problems)
@@ -325,31 +329,41 @@ class _Work:
         for writer in self.writers.values():
             writer.forget()
 
-    def _finish(self) -> None:
-        if not self.writers["train"].shards and not self.writers["train"].open.documents:
-            self.journal.clear()
-            if self.counts["documents"]:
-                raise DataError(
-                    f"all documents that are left ({self.counts['documents']:,}) were held back "
-                    "for validation, and there is none to train on",
-                    "Give more text, or hold back less of it with --validation.",
-                )
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+    def _check_left(self) -> None:
+        """Check that there is a document to train on.
+
+        Raises:
+            DataError: all were dropped or held back; says why.
+        """
+        train = self.writers["train"]
+        if train.shards or train.open.documents:
+            return
+        self.journal.clear()
+        if self.counts["documents"]:
             raise DataError(
-                f"no document is left of {self.counts['read']:,} (dropped: {reasons or 'none'})",
-                "Give more text, or drop less of it.",
+                f"all documents that are left ({self.counts['documents']:,}) were held back "
+                "for validation, and there is none to train on",
+                "Give more text, or hold back less of it with --validation.",
             )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        raise DataError(
+            f"no document is left of {self.counts['read']:,} (dropped: {reasons or 'none'})",
+            "Give more text, or drop less of it.",
+        )
+
+    def _finish(self) -> None:
+        """Close the shards, write tokenizer and manifest of each split, and publish the corpus."""
         for split, writer in self.writers.items():
             writer.finish()
             folder = self._folder(split, self.journal.out)
             (folder / TOKENIZER).mkdir(exist_ok=True)
             self.tokenizer.save(folder / TOKENIZER)
-            manifest = self.described() | {
+            manifest = self.description() | {
                 "split": split,
                 "shards": writer.shards,
                 "totals": sum_counts(writer.shards),
             }
-            if split == "train":  # the figures of the reading are those of all splits together
+            if split == "train":  # the counts of the reading are for all splits together
                 manifest["reading"] = {
                     **{name: self.counts[name] for name in ("read", "cut", "unknown")},
                     "changed": dict(sorted(self.changed.items())),
@@ -363,7 +377,13 @@ class _Work:
 def _batches(
     sources: list[CorpusSource], reading: ReadingOptions, after: tuple[int, int]
 ) -> Iterator[DocumentBatch]:
-    """Documents in batches, from a place on. Batches end where they may: nothing depends on it."""
+    """Read documents in batches; where batches end has no influence on the result.
+
+    Args:
+        sources: of the corpus.
+        reading: how documents are read.
+        after: the source to begin with, and the documents of it to pass over.
+    """
     meter = Meter()
     batch = DocumentBatch()
     for number, source in enumerate(sources):

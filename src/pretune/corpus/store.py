@@ -1,4 +1,8 @@
-"""Reading a prepared corpus by memory map. See docs/corpus.md for the format."""
+"""Reading a prepared corpus by memory map. See docs/corpus.md for the format.
+
+A corpus may come from a stranger, with checksums that fit its damage: what a manifest and the
+positions claim is checked before anything relies on it.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,37 @@ FORMAT, VERSION = "pretune-corpus", 1
 CORPUS_MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 
+#: What is counted in a shard and in a corpus.
+COUNTS = ("documents", "sentences", "tokens", "characters", "bytes")
+#: int64 columns of `.documents.npy`: first token, characters, UTF-8 bytes.
+DOCUMENT_COLUMNS = 3
+#: Endings of the three files of a shard.
+TOKENS, DOCUMENTS, SENTENCES = ".tokens.bin", ".documents.npy", ".sentences.npy"
+ENDS = (TOKENS, DOCUMENTS, SENTENCES)
+
+AGAIN = "Copy the corpus again, or prepare it anew."
+#: Values checked at a time.
+_CHUNK = 1 << 22
+
+
+def stored_dtype(name: str) -> np.dtype[Any]:
+    """uint16 or uint32 as it is stored: little-endian."""
+    return np.dtype(name).newbyteorder("<")
+
+
+def sum_counts(shards: list[dict[str, Any]]) -> dict[str, int]:
+    """The sums over shards, as a manifest holds them."""
+    return {name: sum(shard[name] for shard in shards) for name in COUNTS}
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as a manifest holds them."""
+    with path.open("rb") as handle:
+        return {
+            "size": path.stat().st_size,
+            "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
+        }
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -39,26 +74,26 @@ class _Shard:
     def check(self) -> None:
         """Check where documents and sentences begin."""
         stem = self.path.name.removesuffix(TOKENS)
-        ours, theirs = (self.path.with_name(stem + end) for end in (DOCUMENTS, SENTENCES))
+        documents, sentences = (self.path.with_name(stem + end) for end in (DOCUMENTS, SENTENCES))
         starts = self.documents[:, 0]
-        check_starts(ours, starts, len(self.tokens))
-        check_starts(theirs, self.sentences, len(self.tokens))
-        check_documents(theirs, starts, self.sentences)
+        check_starts(documents, starts, len(self.tokens))
+        check_starts(sentences, self.sentences, len(self.tokens))
+        check_documents(sentences, starts, self.sentences)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus. Its files are mapped, not read: what is not looked at takes no memory.
+    """A prepared corpus. Its files are mapped, not read: only what is looked at takes memory.
 
     Attributes:
-        folder: where it is.
-        manifest: its `corpus.json`.
+        folder: of the corpus.
+        manifest: the content of its `corpus.json`.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     _shards: list[_Shard] = field(repr=False)
-    _ends: Array = field(repr=False)  # [shards] documents up to and with each shard
+    _ends: Array = field(repr=False)  # [shards] documents in each shard and those before it
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> Corpus:
@@ -66,13 +101,14 @@ class Corpus:
 
         Args:
             folder: as `prepare` made it, or its `validation` folder.
-            verify: read every byte, compare the SHA-256, and look for tokens that the vocabulary
-                has not; else sizes are compared, and where documents and sentences begin.
+            verify: read every byte, compare the SHA-256, and look for tokens outside of the
+                vocabulary. Otherwise sizes are compared, and the starts of documents and sentences
+                are checked.
 
         Raises:
-            DataError: it is none, or damaged; names the file.
+            DataError: not a corpus, or damaged; names the file.
         """
-        corpus = _opened(Path(folder), verify=verify)
+        corpus = _open_maps(Path(folder), verify=verify)
         for shard in corpus._shards:
             shard.check()
         if verify:
@@ -80,72 +116,78 @@ class Corpus:
         return corpus
 
     def check_tokens(self, vocab_size: int) -> None:
-        """Check that a vocabulary has all tokens. They are read for it, the first time.
+        """Check that a vocabulary has all tokens. The first time, all tokens are read for it.
 
         Raises:
-            DataError: it has not; names the file.
+            DataError: a token is outside of the vocabulary; names the file.
         """
-        for shard, found in zip(self._shards, self._highest, strict=True):
-            check_tokens(shard.path, found, vocab_size)
+        for shard, highest in zip(self._shards, self._highest, strict=True):
+            if highest >= vocab_size:
+                raise DataError(
+                    f"{shard.path}: damaged (the token {highest:,}, of a vocabulary of "
+                    f"{vocab_size:,})",
+                    AGAIN,
+                )
 
     @cached_property
     def _highest(self) -> list[int]:
-        return [highest(shard.path, shard.tokens.dtype) for shard in self._shards]
+        return [highest_token(shard.path, shard.tokens.dtype) for shard in self._shards]
 
     def __len__(self) -> int:
-        """Documents."""
+        """Number of documents."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __reduce__(self) -> Any:
-        # A map would be copied whole into another process; there, the files are mapped again.
-        return _opened, (self.folder,)
+        # Pickling would copy a whole map into the other process; there, the files are mapped again.
+        return _open_maps, (self.folder,)
 
     def document(self, index: int) -> Array:
         """`[T]` uint16 or uint32: the tokens of a document, a read-only view of the file.
 
         Raises:
-            IndexError: there is no such document; negative numbers count from none.
+            IndexError: there is no such document; negative numbers are refused too.
         """
         shard, start, stop, _ = self._find(index)
         return shard.tokens[start:stop]
 
     def bounds(self, index: int) -> tuple[int, int]:
-        """The first token of a document, counted through all shards, and one past its last."""
+        """The first token of a document and one past its last, counted through all shards."""
         shard, start, stop, _ = self._find(index)
         return shard.before + start, shard.before + stop
 
     def sentence_bounds(self, index: int) -> Array:
-        """`[sentences + 1]` the first token of each sentence of a document, and one past the last.
+        """`[sentences + 1]`: the first token of each sentence of a document, and one past the last.
 
-        Counted through all shards, as `bounds`.
+        Counted through all shards, as in `bounds`.
         """
         shard, start, stop, _ = self._find(index)
         first, last = np.searchsorted(shard.sentences, [start, stop])
         return np.append(shard.sentences[first:last], stop) + shard.before
 
     def read(self, start: int, stop: int) -> Array:
-        """Tokens that lie within one document, counted through all shards: a view of the file."""
+        """A view of tokens inside one document, given by their places through all shards."""
         number = bisect_right(self._shards, start, key=lambda shard: shard.before) - 1
         shard = self._shards[number]
         return shard.tokens[start - shard.before : stop - shard.before]
 
     def sentences(self, index: int) -> list[Array]:
-        """The tokens of a document, sentence by sentence; together they are all of its tokens."""
+        """The tokens of each sentence of a document; together they are all of its tokens."""
         return [self.read(a, b) for a, b in pairwise(self.sentence_bounds(index).tolist())]
 
     def size(self, index: int) -> tuple[int, int]:
-        """The characters and the UTF-8 bytes of the text of a document."""
+        """Characters and UTF-8 bytes of the text of a document."""
         shard, _, _, row = self._find(index)
         return int(shard.documents[row, 1]), int(shard.documents[row, 2])
 
     def lengths(self) -> Array:
-        """`[documents]` int64: how many tokens each has. This one is in memory."""
+        """`[documents]` int64: tokens of each document. The array is in memory, not mapped."""
         parts = [
             np.diff(np.append(shard.documents[:, 0], len(shard.tokens))) for shard in self._shards
         ]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def _find(self, index: int) -> tuple[_Shard, int, int, int]:
+        """The shard of a document, its first token there, one past its last, and its row."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of a corpus of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -177,31 +219,30 @@ class Corpus:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The tokenizer that made it."""
+        """The folder of the tokenizer that made it."""
         return self.folder / TOKENIZER
 
     def fingerprint(self) -> str:
-        """A SHA-256 over the tokenizer's and those of all files: the same for the same tokens."""
-        described = [self.manifest["tokenizer"]["sha256"]]
-        described += [
+        """A SHA-256 of the hashes of the tokenizer and of all files: the same for equal tokens."""
+        hashes = [self.manifest["tokenizer"]["sha256"]]
+        hashes += [
             shard["files"][end]["sha256"] for shard in self.manifest["shards"] for end in ENDS
         ]
-        return hashlib.sha256("\n".join(described).encode("ascii")).hexdigest()
+        return hashlib.sha256("\n".join(hashes).encode("ascii")).hexdigest()
 
 
-def _opened(folder: Path, verify: bool = False) -> Corpus:
-    """A corpus whose positions are not looked at."""
+def _open_maps(folder: Path, verify: bool = False) -> Corpus:
+    """Open a corpus without a look at its positions."""
     manifest = _read_manifest(folder / CORPUS_MANIFEST)
     shards: list[_Shard] = []
     before = 0
     for shard in manifest["shards"]:
         shards.append(_open_shard(folder, manifest, shard, before, verify))
         before += shard["tokens"]
-    fingerprint = manifest["tokenizer"]["sha256"]
     path = folder / TOKENIZER / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: missing", AGAIN)
-    if file_entry(path)["sha256"] != fingerprint:
+    if file_entry(path)["sha256"] != manifest["tokenizer"]["sha256"]:
         raise DataError(f"{path}: not the tokenizer that made this corpus", AGAIN)
     ends = np.cumsum([len(shard.documents) for shard in shards], dtype=np.int64)
     return Corpus(folder, manifest, shards, ends)
@@ -225,7 +266,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"this is for {FORMAT!r}, version {VERSION}",
                 "Prepare it with this version of pretune.",
             )
-        check_manifest(manifest)
+        _check_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error})", AGAIN) from None
     return dict(manifest)
@@ -234,22 +275,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _open_shard(
     folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], before: int, verify: bool
 ) -> _Shard:
+    """Map the files of a shard, which must have the sizes of the manifest."""
     dtype = stored_dtype(manifest["dtype"])
     paths = [folder / (shard["name"] + end) for end in ENDS]
-    sizes = [shard["tokens"] * dtype.itemsize, None, None]
-    for path, end, size in zip(paths, ENDS, sizes, strict=True):
-        described = shard["files"][end]
-        wanted = described["size"] if size is None else size
+    for path, end in zip(paths, ENDS, strict=True):
+        entry = shard["files"][end]
+        # The size of the tokens follows from their number, which the totals rely on.
+        size = shard["tokens"] * dtype.itemsize if end == TOKENS else entry["size"]
         try:
-            found = path.stat().st_size
-            if found != wanted:
-                raise DataError(
-                    f"{path}: damaged ({found:,} bytes, written were {wanted:,})", AGAIN
-                )
-            if verify and file_entry(path)["sha256"] != described["sha256"]:
-                raise DataError(
-                    f"{path}: damaged (its SHA-256 is not that of what was written)", AGAIN
-                )
+            if (actual := path.stat().st_size) != size:
+                raise DataError(f"{path}: damaged ({actual:,} bytes, written were {size:,})", AGAIN)
+            if verify and file_entry(path)["sha256"] != entry["sha256"]:
+                raise DataError(f"{path}: damaged (its SHA-256 is not the manifest's)", AGAIN)
         except FileNotFoundError:
             raise DataError(f"{path}: missing", AGAIN) from None
         except OSError as error:
@@ -258,12 +295,12 @@ def _open_shard(
         paths[0],
         before,
         np.memmap(paths[0], dtype, "r"),
-        _positions(paths[1], (shard["documents"], DOCUMENT_COLUMNS)),
-        _positions(paths[2], (shard["sentences"],)),
+        _map_positions(paths[1], (shard["documents"], DOCUMENT_COLUMNS)),
+        _map_positions(paths[2], (shard["sentences"],)),
     )
 
 
-def _positions(path: Path, shape: tuple[int, ...]) -> Array:
+def _map_positions(path: Path, shape: tuple[int, ...]) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, TypeError, KeyError, SyntaxError) as error:
@@ -276,39 +313,7 @@ def _positions(path: Path, shape: tuple[int, ...]) -> Array:
     return array
 
 
-#: What is counted of a shard and of a corpus.
-COUNTS = ("documents", "sentences", "tokens", "characters", "bytes")
-#: int64 columns of `.documents.npy`: first token, characters, UTF-8 bytes.
-DOCUMENT_COLUMNS = 3
-TOKENS, DOCUMENTS, SENTENCES = ".tokens.bin", ".documents.npy", ".sentences.npy"
-
-
-def stored_dtype(name: str) -> np.dtype[Any]:
-    """uint16 or uint32 as they lie on the disk: little-endian."""
-    return np.dtype(name).newbyteorder("<")
-
-
-def sum_counts(shards: list[dict[str, Any]]) -> dict[str, int]:
-    """The sums over shards as a manifest has them."""
-    return {name: sum(shard[name] for shard in shards) for name in COUNTS}
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as manifests have them."""
-    with path.open("rb") as handle:
-        return {
-            "size": path.stat().st_size,
-            "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
-        }
-
-
-ENDS = (TOKENS, DOCUMENTS, SENTENCES)
-AGAIN = "Copy the corpus again, or prepare it anew."
-#: Values looked at in one go.
-_CHUNK = 1 << 22
-
-
-def check_manifest(manifest: Mapping[str, Any]) -> None:
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
     """Raise a ValueError, KeyError, TypeError or AttributeError if a manifest is wrong."""
     if manifest["dtype"] not in ("uint16", "uint32"):
         raise ValueError(f"dtype {manifest['dtype']!r}")
@@ -316,7 +321,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     _check_digest(manifest["tokenizer"]["sha256"])
     _check_origin(manifest)
     for shard in manifest["shards"]:
-        # Nothing else: a name may not lead out of the folder.
+        # The name becomes a path: any other could lead out of the folder.
         if not re.fullmatch(r"shard-\d{5,}", shard["name"]):
             raise ValueError(f"name of a shard {shard['name']!r}")
         for name in COUNTS:
@@ -329,7 +334,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 
 
 def _check_origin(manifest: Mapping[str, Any]) -> None:
-    """What is said of how the corpus was made; in that of the training data also of the reading."""
+    """Check the account of how the corpus was made; the training data also count the reading."""
     dict(manifest["settings"].items())
     for source in manifest["sources"]:
         if not isinstance(source["name"], str):
@@ -363,14 +368,14 @@ def check_starts(path: Path, starts: Array, tokens: int) -> None:
     """Check where the documents or the sentences of a shard begin: from 0 on, each with tokens.
 
     Args:
-        path: of their file, for messages.
-        starts: `[N]` int64, N over 0.
-        tokens: of the shard.
+        path: of the file with the starts, named in errors.
+        starts: `[N]` int64, N > 0.
+        tokens: number of tokens of the shard.
 
     Raises:
-        DataError: they begin elsewhere.
+        DataError: the starts do not rise from 0 to below `tokens`.
     """
-    # One value of the part before is in each: they have to rise from part to part, too.
+    # Each part overlaps the one before by a value, as the starts have to rise between parts too.
     edges = [*range(0, len(starts), _CHUNK), len(starts)]
     rise = all(
         (np.diff(starts[max(first - 1, 0) : stop]) > 0).all() for first, stop in pairwise(edges)
@@ -383,37 +388,25 @@ def check_documents(path: Path, documents: Array, sentences: Array) -> None:
     """Check that every document begins with a sentence.
 
     Args:
-        path: of the sentences, for messages.
-        documents: `[D]` int64, where they begin; as `check_starts` wants them, and so
-        sentences: `[S]` int64.
+        path: of the file with the sentences, named in errors.
+        documents: `[D]` int64 starts of the documents, which `check_starts` has accepted.
+        sentences: `[S]` int64 starts of the sentences, which `check_starts` has accepted.
 
     Raises:
-        DataError: one does not.
+        DataError: a document begins inside a sentence.
     """
     places = np.minimum(np.searchsorted(sentences, documents), len(sentences) - 1)
     if (sentences[places] != documents).any():
         raise DataError(f"{path}: damaged (a document begins inside a sentence)", AGAIN)
 
 
-def highest(path: Path, dtype: np.dtype[Any]) -> int:
-    """The highest token of a shard. The file is read and not mapped: no memory is taken for it."""
-    found = 0
+def highest_token(path: Path, dtype: np.dtype[Any]) -> int:
+    """The highest token of a shard. The file is read, not mapped, so that it fills no memory."""
+    highest = 0
     with path.open("rb") as handle:
         while len(chunk := np.fromfile(handle, dtype, _CHUNK)):
-            found = max(found, int(chunk.max()))
-    return found
-
-
-def check_tokens(path: Path, found: int, vocab_size: int) -> None:
-    """Check the highest token of a shard.
-
-    Raises:
-        DataError: the vocabulary does not have it.
-    """
-    if found >= vocab_size:
-        raise DataError(
-            f"{path}: damaged (the token {found:,}, of a vocabulary of {vocab_size:,})", AGAIN
-        )
+            highest = max(highest, int(chunk.max()))
+    return highest
 
 
 def is_corpus(path: str | Path) -> bool:
@@ -423,10 +416,10 @@ def is_corpus(path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class TokenRange:
-    """Where some tokens of a corpus are, counted through all its shards.
+    """The place of some tokens of a corpus, counted through all its shards.
 
     Attributes:
-        start: the first.
+        start: the first token.
         stop: one past the last.
     """
 
@@ -442,12 +435,12 @@ class TokenRange:
 
     @classmethod
     def join(cls, parts: Sequence[TokenRange]) -> TokenRange:
-        """Neighbours as one."""
+        """Join ranges that follow each other."""
         return cls(parts[0].start, parts[-1].stop)
 
 
 class StoredSentences:
-    """Where the sentences of a document are."""
+    """The places of the sentences of a document."""
 
     def __init__(self, bounds: Array) -> None:
         self._bounds = bounds
@@ -459,17 +452,17 @@ class StoredSentences:
         return TokenRange(int(self._bounds[number]), int(self._bounds[number + 1]))
 
     def all(self) -> list[TokenRange]:
-        """All of them: none is without tokens."""
+        """All sentences: each has tokens."""
         return [TokenRange(start, stop) for start, stop in pairwise(self._bounds.tolist())]
 
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """Some documents of a corpus, in its order; their tokens stay on the disk.
+    """Documents of a corpus as training reads them; their tokens stay on the disk.
 
     Attributes:
-        corpus: it.
-        rows: `[D]` int64: their numbers there.
+        corpus: the corpus.
+        rows: `[D]` int64: the numbers of the documents there.
     """
 
     corpus: Corpus
@@ -480,7 +473,7 @@ class StoredDocuments:
         """All documents of a corpus.
 
         Raises:
-            DataError: it is none, or damaged; names the file.
+            DataError: not a corpus, empty or damaged; names the file.
         """
         corpus = Corpus.open(folder)
         if not len(corpus):
@@ -492,11 +485,11 @@ class StoredDocuments:
 
     @property
     def origin(self) -> str:
-        """Its name in messages."""
+        """The corpus, as messages name it."""
         return str(self.corpus.folder)
 
     def where(self, row: int) -> str:
-        """A place to name in an error."""
+        """The place of a document, to name in an error."""
         return f"{self.origin}, document {int(self.rows[row]) + 1}"
 
     def take(self, which: Sequence[int] | Array) -> Self:
@@ -508,23 +501,23 @@ class StoredDocuments:
         return replace(self, rows=self.rows[:count])
 
     def lengths(self) -> Array:
-        """`[D]` int64: how many tokens each has."""
+        """`[D]` int64: tokens of each document."""
         return self.corpus.lengths()[self.rows]
 
     def tokens(self, row: int) -> Array:
-        """`[T]` the tokens of a document, a view of the file."""
+        """`[T]`: the tokens of a document, a view of the file."""
         return self.corpus.document(int(self.rows[row]))
 
     def bounds(self, row: int) -> tuple[int, int]:
-        """Where a document is, counted through all shards."""
+        """The place of a document, counted through all shards."""
         return self.corpus.bounds(int(self.rows[row]))
 
     def size(self, row: int) -> tuple[int, int]:
-        """The characters and the UTF-8 bytes of a document's text."""
+        """Characters and UTF-8 bytes of the text of a document."""
         return self.corpus.size(int(self.rows[row]))
 
     def document(self, row: int) -> StoredSentences:
-        """Where the sentences of a document are."""
+        """The places of the sentences of a document."""
         return StoredSentences(self.corpus.sentence_bounds(int(self.rows[row])))
 
     def fingerprint(self) -> str:
@@ -535,15 +528,15 @@ class StoredDocuments:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The one that made the corpus."""
+        """The tokenizer that made the corpus."""
         return load_tokenizer(self.corpus.tokenizer_folder)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Compare a model's tokenizer with the one that made the corpus.
+        """Compare a model's tokenizer with the tokenizer that made the corpus.
 
         Raises:
             DataError: they cut texts differently, or number the tokens differently; or the corpus
-                has tokens that none of them has.
+                has tokens that neither of them has.
         """
         if not tokenizer.cuts_as(self.tokenizer):
             raise DataError(

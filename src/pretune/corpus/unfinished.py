@@ -1,6 +1,7 @@
-"""The folder of an unfinished corpus, and the note of how far it is, so that a kill costs little.
+"""The files of an unfinished corpus, which survive a kill.
 
-It lies beside the corpus-to-be, which appears under its name only when it is complete.
+They are in a folder beside the corpus-to-be, which gets its name only when it is complete. All
+files only grow, so they can be cut back to the state that the journal noted last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretune.checkpoints.atomic_io import atomic_text
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, Signature
@@ -29,20 +29,21 @@ from pretune.corpus.store import (
     file_entry,
     stored_dtype,
 )
+from pretune.data.arrays import Array
 from pretune.errors import DataError
 
 _SIGNATURE_BYTES = 4 * PERMUTATIONS
 
 
 class Journal:
-    """The folder of an unfinished corpus.
+    """The folder of an unfinished corpus, and the note of how far the work has come.
 
     Attributes:
         folder: the folder.
-        out: in it, what is to become the corpus.
+        out: the folder in it that becomes the corpus.
 
     Raises:
-        DataError: there is no folder beside which it could lie.
+        DataError: the output has no parent folder where this one could be.
     """
 
     def __init__(self, output: Path) -> None:
@@ -54,10 +55,10 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes this corpus; the system lets go when a process dies.
+        """Keep other processes from writing this corpus; the lock ends with this process.
 
         Raises:
-            DataError: somebody does, or the folder cannot be written.
+            DataError: another process holds the lock, or the folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,12 +78,12 @@ class Journal:
             try:
                 yield
             finally:
-                # Without a note of how far it is, what was written is of no use to anyone.
+                # Without a journal nothing that was written can be used again.
                 if not self.path.exists():
                     shutil.rmtree(self.folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Forget what was done."""
+        """Remove everything that was done."""
         self.path.unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -91,10 +92,13 @@ class Journal:
                 path.unlink()
 
     def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """How far the work on this very corpus is; None: nothing is done.
+        """The noted state of the work on this very corpus; None where nothing is done yet.
+
+        Args:
+            identity: what the content of the corpus depends on.
 
         Raises:
-            DataError: what was done belongs to other settings or sources, or cannot be read.
+            DataError: the work was on other settings or sources, or the journal cannot be read.
         """
         if not self.path.exists():
             self.clear()
@@ -114,15 +118,15 @@ class Journal:
         return state
 
     def write(self, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Note how far the work is; what it speaks of is on the disk already."""
+        """Note the state of the work; the files it is about must be synced already."""
         atomic_text(self.path, json.dumps({"identity": identity, "state": state}))
 
     def publish(self, output: Path) -> None:
         """Give the finished corpus its name."""
         for path in [*self.out.rglob("*"), self.out]:
-            sync(path)
+            _sync(path)
         os.rename(self.out, output)
-        sync(output.parent)
+        _sync(output.parent)
         self.path.unlink(missing_ok=True)
 
 
@@ -131,47 +135,39 @@ class KeptDocuments:
 
     Args:
         folder: of the journal.
-        duplicates: to be told of those that were kept before.
-        count: how many were.
+        duplicates: learns the documents that were kept before.
+        count: number of documents that were kept before.
     """
 
     def __init__(self, folder: Path, duplicates: Duplicates, count: int) -> None:
         self.count = count
-        self._duplicates = duplicates
         self._keys = folder / "digests.bin"
         self._values = folder / "signatures.bin"
         near = duplicates.near is not None
-        cut_file(self._keys, count * DIGEST_BYTES)
-        cut_file(self._values, count * _SIGNATURE_BYTES if near else 0)
+        _cut_file(self._keys, count * DIGEST_BYTES)
+        _cut_file(self._values, count * _SIGNATURE_BYTES if near else 0)
         if count:
-            self._remember(near)
+            self._remember(duplicates)
         self._handles = [path.open("ab") for path in (self._keys, self._values)]
 
-    def _remember(self, near: bool) -> None:
-
+    def _remember(self, duplicates: Duplicates) -> None:
+        near = duplicates.near is not None
         with self._keys.open("rb") as keys, self._values.open("rb") as values:
             for _ in range(self.count):
+                key = keys.read(DIGEST_BYTES)
                 raw = values.read(_SIGNATURE_BYTES) if near else b""
-                self._duplicates.remember(
-                    keys.read(DIGEST_BYTES), np.frombuffer(raw, "<u4") if near else None
-                )
+                duplicates.remember(key, np.frombuffer(raw, "<u4") if near else None)
 
     def add(self, key: bytes, values: Signature | None) -> None:
-        """Note a document that is kept."""
+        """Append a kept document."""
         self._handles[0].write(key)
         if values is not None:
             self._handles[1].write(values.astype("<u4", copy=False).tobytes())
         self.count += 1
 
     def sync(self) -> int:
-        """Bring it to the disk.
-
-        Returns:
-            How many documents are noted.
-        """
-        for handle in self._handles:
-            handle.flush()
-            os.fsync(handle.fileno())
+        """Flush everything to the disk; return the number of documents there."""
+        _sync_handles(self._handles)
         return self.count
 
     def close(self) -> None:
@@ -180,14 +176,9 @@ class KeptDocuments:
             handle.close()
 
 
-def shard_name(number: int) -> str:
-    """The name of a shard (0-based), without the ends of its files."""
-    return f"shard-{number:05}"
-
-
 @dataclass
 class Counts:
-    """What lies in a shard, or in all of them."""
+    """What a shard holds."""
 
     documents: int = 0
     sentences: int = 0
@@ -199,15 +190,15 @@ class Counts:
 class ShardWriter:
     """Writes documents into shards of bounded size.
 
-    The tokens go straight into their file; the positions into raw files aside, which become `.npy`
-    when the shard is full, for only then their number is known.
+    Tokens go straight into their file. Positions go into raw files aside, which become `.npy` when
+    the shard is full, because only then their number is known.
 
     Args:
-        folder: where the shards are to be.
-        aside: for the raw files; on the same disk.
+        folder: of the shards.
+        aside: folder of the raw files, on the same disk.
         dtype: of the tokens.
-        most: tokens of a shard. A document with more is a shard of its own.
-        state: as `sync` gave it; what was written after that is removed.
+        limit: tokens of a full shard. A document with more is a shard of its own.
+        state: a result of `sync`, to go on from; what was written after it is removed.
     """
 
     def __init__(
@@ -215,10 +206,10 @@ class ShardWriter:
         folder: Path,
         aside: Path,
         dtype: str,
-        most: int,
+        limit: int,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.aside, self.dtype, self.most = folder, aside, stored_dtype(dtype), most
+        self.folder, self.aside, self.dtype, self.limit = folder, aside, stored_dtype(dtype), limit
         self.shards: list[dict[str, Any]] = list(state["shards"]) if state else []
         self.open = Counts(**state["open"]) if state else Counts()
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,9 +218,9 @@ class ShardWriter:
         self._handles = self._append()
 
     def add(self, document: EncodedDocument) -> None:
-        """Write a document."""
+        """Append a document, to the next shard if this one has no room for it."""
         length = len(document.tokens)
-        if self.open.tokens and self.open.tokens + length > self.most:
+        if self.open.tokens and self.open.tokens + length > self.limit:
             self.close_shard()
         row = [self.open.tokens, document.characters, document.bytes]
         starts = document.sentences + self.open.tokens
@@ -244,29 +235,23 @@ class ShardWriter:
         self.open.bytes += document.bytes
 
     def sync(self) -> dict[str, Any]:
-        """Bring everything to the disk.
-
-        Returns:
-            The state to come back to, for JSON.
-        """
-        for handle in self._handles:
-            handle.flush()
-            os.fsync(handle.fileno())
+        """Flush everything to the disk; return the state to come back to, for JSON."""
+        _sync_handles(self._handles)
         for folder in (self.folder, self.aside):
-            sync(folder)
+            _sync(folder)
         return {"shards": self.shards, "open": asdict(self.open)}
 
     def forget(self) -> None:
-        """Remove what only a state before the last `sync` would need."""
+        """Remove the files that only states before the last `sync` would need."""
         for path in self.aside.iterdir():
-            if not path.name.startswith(shard_name(len(self.shards))):
+            if not path.name.startswith(_shard_name(len(self.shards))):
                 path.unlink()
 
     def close_shard(self) -> None:
-        """Finish the shard that is open and begin the next."""
+        """Finish the open shard and begin the next."""
         self.sync()
         self.close()
-        name = shard_name(len(self.shards))
+        name = _shard_name(len(self.shards))
         tokens, documents, sentences = self._paths()
         rows = np.memmap(documents, "<i8", "r").reshape(-1, DOCUMENT_COLUMNS)
         files = {
@@ -274,8 +259,8 @@ class ShardWriter:
             DOCUMENTS: _save(self.folder / (name + DOCUMENTS), rows),
             SENTENCES: _save(self.folder / (name + SENTENCES), np.memmap(sentences, "<i8", "r")),
         }
-        described = {end: file_entry(path) for end, path in files.items()}
-        self.shards.append({"name": name, **asdict(self.open), "files": described})
+        entries = {end: file_entry(path) for end, path in files.items()}
+        self.shards.append({"name": name, **asdict(self.open), "files": entries})
         self.open = Counts()
         self._handles = self._append()
 
@@ -284,7 +269,7 @@ class ShardWriter:
         if self.open.documents:
             self.close_shard()
         self.close()
-        self._paths()[0].unlink()  # that of a shard to come, which is empty
+        self._paths()[0].unlink()  # the file of the next shard, which is empty
 
     def close(self) -> None:
         """Close the files."""
@@ -292,7 +277,8 @@ class ShardWriter:
             handle.close()
 
     def _paths(self) -> tuple[Path, Path, Path]:
-        name = shard_name(len(self.shards))
+        """The growing files of the open shard: tokens, and raw positions."""
+        name = _shard_name(len(self.shards))
         return (
             self.folder / (name + TOKENS),
             self.aside / f"{name}.documents",
@@ -303,7 +289,7 @@ class ShardWriter:
         return [path.open("ab", buffering=2**20) for path in self._paths()]
 
     def _cut_back(self) -> None:
-        """Bring the files to the state: cut those of the open shard, remove what is beyond it."""
+        """Bring the files to the state: cut those of the open shard, remove all later ones."""
         tokens, documents, sentences = self._paths()
         keep = {
             tokens: self.open.tokens * self.dtype.itemsize,
@@ -315,11 +301,16 @@ class ShardWriter:
             if path.is_file() and path not in keep and path.name not in finished:
                 path.unlink()
         for path, size in keep.items():
-            cut_file(path, size)
+            _cut_file(path, size)
 
 
-def sync(path: Path) -> None:
-    """Bring a file or the names in a folder to the disk."""
+def _shard_name(number: int) -> str:
+    """The name of a shard (0-based), without the endings of its files."""
+    return f"shard-{number:05}"
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -327,25 +318,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def cut_file(path: Path, size: int) -> None:
-    """Cut a file that was appended to back to a size it had.
+def _sync_handles(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _cut_file(path: Path, size: int) -> None:
+    """Cut a file back to an earlier size.
 
     Raises:
         DataError: it is shorter than that.
     """
-    found = path.stat().st_size if path.exists() else 0
-    if found < size:
+    actual = path.stat().st_size if path.exists() else 0
+    if actual < size:
         raise DataError(
-            f"{path}: damaged ({found:,} bytes, written were {size:,})",
+            f"{path}: damaged ({actual:,} bytes, written were {size:,})",
             "Begin anew with --restart.",
         )
-    if found > size:
+    if actual > size:
         os.truncate(path, size)
 
 
-def _save(path: Path, array: NDArray[np.int64]) -> Path:
+def _save(path: Path, array: Array) -> Path:
     with path.open("wb") as handle:
         np.save(handle, array, allow_pickle=False)
-        handle.flush()
-        os.fsync(handle.fileno())
+        _sync_handles([handle])
     return path

@@ -1,4 +1,4 @@
-"""Text to token ids and back: training and loading tokenizers, encoding single texts and pairs."""
+"""Raw text: decoding, reading streams, sampling, sentence ends, chunks of long texts."""
 
 from typing import TYPE_CHECKING
 

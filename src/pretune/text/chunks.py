@@ -1,4 +1,4 @@
-"""A long text in pieces that give the tokens of the whole."""
+"""A long text in chunks that give the same tokens as the whole."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _CUT = re.compile(r"\S\n(?=\S)")
 
 
 def split_text(text: str, size: int = CHUNK_CHARS) -> Iterator[str]:
-    """A long text in pieces that give the tokens of the whole.
+    """Split a long text into chunks that together give the tokens of the whole.
 
-    Each ends with a single line end between two characters that are no spaces: there every
-    pre-tokenizer cuts, so no token crosses, and none depends on what follows.
+    Each chunk ends with a single line end between two characters that are not spaces. Every
+    pre-tokenizer cuts there, so no token crosses the cut, and none depends on what follows.
 
     Args:
         text: of any length.
-        size: characters of a piece, at least; without such line ends it has more.
+        size: the least characters of a chunk; it has more where there is no such line end.
     """
     start = 0
     while len(text) - start > size:

@@ -6,7 +6,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -21,68 +21,99 @@ from pretune.text.decode import (
     json_field,
 )
 
-#: What is read of a folder, here and by `pretune prepare`, so that a vocabulary and a corpus are of
-#: the same text; each also with `.gz` after it.
+#: Files of a folder that are read, here and by `pretune prepare`, so that a vocabulary and a corpus
+#: come from the same text. Each may have `.gz` after it.
 IN_FOLDERS = (".txt", ".text", ".md", ".jsonl", ".ndjson")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv")
-#: What stands beside a corpus and is not part of it; read where it is named itself.
+#: Files about a corpus that are not part of it; they are read only where they are named.
 ABOUT = ("readme", "license", "licence")
-#: Files that are no text. Read as such they would fail at some byte, with an error that misleads.
+#: Files that are not text. Read as text they would fail at some byte, with a misleading error.
 NOT_TEXT = (".parquet", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".pdf", ".docx")
 
-#: Characters of a piece.
+#: The longest piece, in characters.
 PIECE_CHARS = 1 << 14
-#: Characters of the longest JSONL record.
+#: The longest JSONL record, in characters.
 LONGEST_RECORD = 1 << 26
 
-#: The last of some white space before a word. BERT's and GPT-2's pre-tokenizers find the same words
+#: Up to the last white space before a word. BERT's and GPT-2's pre-tokenizers find the same words
 #: on both sides of a cut there (GPT-2's words begin with the space before them).
 _CUT = re.compile(r".+(?=[ \t\n]\S)", re.DOTALL)
 
 
 def text_kind(path: str) -> Literal["text", "json"]:
-    """How a file is read, by its name: as plain text, or as JSON lines; `.gz` may follow.
+    """How a file is read, by its name: as plain text or as JSON lines; `.gz` may follow.
 
     Raises:
-        DataError: as neither.
+        DataError: it is neither.
     """
     name = path.lower().removesuffix(".gz")
     if name.endswith(_TABLES):
         raise DataError(
-            f"{path}: a table is no corpus format", "Write its column of texts as JSON lines first."
+            f"{path}: a table is not read as a corpus",
+            "Write its column of texts as JSON lines first.",
         )
     if name.endswith(NOT_TEXT):
         raise DataError(f"{path}: not plain text", "Unpack or convert it first, to .txt or .jsonl.")
     return "json" if name.endswith(_JSON_LINES) else "text"
 
 
-def find_files(sources: Iterable[str | Path]) -> list[str]:
-    """The files that sources name.
+def is_text_file(name: str) -> bool:
+    """Whether a file of a folder is read as text, by its name in small letters."""
+    return name.removesuffix(".gz").endswith(IN_FOLDERS)
+
+
+def files_in_folder(folder: str, belongs: Callable[[str], bool] = is_text_file) -> list[str]:
+    """The files in a folder and in the folders below it, sorted by path.
+
+    Hidden files, hidden folders, and a README or LICENSE are left out.
 
     Args:
-        sources: files, folders (all text files in them and in the folders below, but nothing
-            hidden and no README or LICENSE), patterns such as
-            `books/*.txt` or `books/**/*.txt`, and `-`.
+        folder: to look in.
+        belongs: whether a file is wanted, by its name in small letters.
+    """
+    paths = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [
+            str(Path(parent, name))
+            for name in names
+            if not name.lower().startswith((".", *ABOUT)) and belongs(name.lower())
+        ]
+    return sorted(path for path in paths if os.path.isfile(path))
+
+
+def find_files(sources: Iterable[str | Path]) -> list[str]:
+    """Find the files that sources name.
+
+    Args:
+        sources: files, folders (see `files_in_folder`), patterns such as `books/*.txt` or
+            `books/**/*.txt`, and `-` for standard input.
 
     Returns:
-        sorted by path, so that the order in which they were named does not matter; each once;
-        `-` last.
+        the paths, sorted, so that the order of the sources does not matter; each file once; `-`
+        last.
 
     Raises:
-        DataError: one names nothing, or something that is no text.
+        DataError: a source names nothing, or something that is not text.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for source in map(str, sources):
-        paths = [STDIN] if source == STDIN else _named(source)
-        for path in paths:
-            found.setdefault(path if path == STDIN else os.path.realpath(path), path)
-    return sorted(found.values(), key=lambda path: (path == STDIN, path))
+        for path in [STDIN] if source == STDIN else _named(source):
+            files.setdefault(path if path == STDIN else os.path.realpath(path), path)
+    return sorted(files.values(), key=lambda path: (path == STDIN, path))
 
 
 def _named(source: str) -> list[str]:
     if os.path.isdir(source):
-        return _in_folder(source)
+        paths = files_in_folder(source)
+        if not paths:
+            raise DataError(
+                f"{source}: no text files in that folder",
+                f"Files that end in {', '.join(IN_FOLDERS)} are read, each also with .gz; name "
+                "others one by one.",
+            )
+        return paths
     if os.path.exists(source):
         paths = [source]
     else:
@@ -97,26 +128,6 @@ def _named(source: str) -> list[str]:
     return paths
 
 
-def _in_folder(folder: str) -> list[str]:
-    paths = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            os.path.join(parent, name)
-            for name in names
-            if not name.startswith(".")
-            and not name.lower().startswith(ABOUT)
-            and name.lower().removesuffix(".gz").endswith(IN_FOLDERS)
-        ]
-    if not paths:
-        raise DataError(
-            f"{folder}: no text files in that folder",
-            f"Files that end in {', '.join(IN_FOLDERS)} are read, each also with .gz; name others "
-            "one by one.",
-        )
-    return paths
-
-
 def iter_texts(
     files: Iterable[str],
     *,
@@ -124,22 +135,22 @@ def iter_texts(
     field: str | None = None,
     on_bytes: OnBytes | None = None,
 ) -> Iterator[str]:
-    """The text of files, unchanged (line ends too), in pieces of at most `PIECE` characters.
+    """Read the text of files, unchanged (line ends too), in pieces of at most `PIECE_CHARS`.
 
-    A piece ends before white space where there is any. Memory does not grow with the files: a
-    piece, a chunk of `CHUNK` bytes and the longest JSONL record are held.
+    A piece ends before white space where there is any. Memory does not grow with the files: it
+    holds a piece, a chunk of `READ_BYTES` bytes and the longest JSONL record.
 
     Args:
-        files: as `find_files` gives them, read as `text_kind` says. `.gz` is unpacked; JSONL is one
-            record a line.
-        encoding: of all of them.
-        field: where the text is in a JSONL record; default `text`. Where it is given, standard
-            input is JSONL too.
-        on_bytes: told the number of bytes read since the last time, as they lie on the disk.
+        files: as `find_files` returns them; `text_kind` decides how each is read. `.gz` is
+            unpacked.
+        encoding: of all files.
+        field: the field with the text in a JSONL record; default `text`. Where it is given,
+            standard input is read as JSONL too.
+        on_bytes: called with the number of bytes read from the disk since the last call.
 
     Raises:
-        DataError: not to be read, or not in that encoding, or not JSONL with such a field; names
-            file and line. Or a field is given, and no file has any.
+        DataError: a file cannot be read, is not in that encoding, or is not JSONL with such a
+            field; names file and line. Or a field is given, and no file has fields.
     """
     check_encoding(encoding)
     stdin: Literal["text", "json"] = "text" if field is None else "json"
@@ -152,13 +163,13 @@ def iter_texts(
     for file, kind in kinds.items():
         chunks = decoded(file, encoding, on_bytes)
         if kind == "json":
-            for text in _records(file, chunks, field or "text"):
+            for text in _record_texts(file, chunks, field or "text"):
                 yield from _pieces([text])
         else:
             yield from _pieces(chunks)
 
 
-def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
+def _record_texts(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
     """The field of each record of JSONL."""
     parts: list[str] = []
     held = 0
@@ -174,6 +185,7 @@ def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
                     raise DataError(text.message, text.hint)
                 yield text
             number += 1
+        # The beginning of a line that goes on in the next chunk; joined once, as it may be long.
         parts.append(rest)
         held += len(rest)
         if held > LONGEST_RECORD:
@@ -185,6 +197,7 @@ def _records(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
 
 
 def _pieces(chunks: Iterable[str]) -> Iterator[str]:
+    """Cut chunks anew into pieces of at most `PIECE_CHARS`, before white space where possible."""
     held = ""
     for chunk in chunks:
         held += chunk
