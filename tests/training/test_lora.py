@@ -232,7 +232,7 @@ def test_an_adapter_goes_on_beside_the_weights_that_it_was_trained_beside(
     for name in ("transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"):
         changed = {**weights, name: weights[name] + 1e-3}
         save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(RunError, match=f"trained beside other weights than {base} has now"):
+        with pytest.raises(RunError, match=f"trained with other weights than {base} has now"):
             resume(run, quiet=True)
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     assert resume(run, quiet=True).metrics
@@ -259,9 +259,9 @@ def test_a_target_named_twice_counts_once(bpe: Pair) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model.from": "gpt2-small"}, "random weights have not"),
+        ({"model.from": "gpt2-small"}, "random weights have nothing"),
         ({"train.freeze": "embeddings"}, "Leave out train.freeze"),
-        ({"task": {"name": "classify"}}, "has a head that must learn"),
+        ({"task": {"name": "classify"}}, "has a head that must be trained"),
         ({"train.lora": {"targets": ["attention"]}}, "attention.qkv"),
     ],
 )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from pretune.errors import RunError
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name; `auto` takes a GPU where there is one.
+    """Return a device that works; `auto` is a GPU where there is one.
 
     Args:
-        name: of `auto` and `cuda`, each process on a machine takes its own.
-        local_rank: which process on this machine.
+        name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        local_rank: number of this process on the machine; with `auto` and `cuda` each takes the GPU
+            of its own number.
 
     Raises:
         RunError: this machine has no such device.
@@ -36,7 +39,28 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast, or nothing. `auto`: bf16 on CUDA, float32 elsewhere."""
+    """Context for forward passes: bf16 autocast, or nothing.
+
+    Args:
+        device: where the model is.
+        precision: `bf16`, `float32`, or `auto`: bf16 on CUDA, float32 elsewhere.
+    """
     if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Context that puts a model into evaluation mode; each module's own mode returns afterwards.
+
+    Args:
+        model: may be partly in evaluation mode already, where it is frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

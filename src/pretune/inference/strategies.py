@@ -58,7 +58,7 @@ class Strategy:
         batch_tokens: int | None,
         grows: bool = False,
     ) -> DataOrder:
-        """The order in which features are trained on.
+        """The order to train on features.
 
         Args:
             lengths: `[N]` tokens of each feature.
@@ -73,7 +73,7 @@ class Strategy:
         return DataOrder(lengths, seed=seed, in_tokens=batch_tokens is not None)
 
     def batches(self, lengths: Array, batch_tokens: int, processes: int = 1) -> list[list[Array]]:
-        """The batches in which to evaluate or predict, shared out over processes.
+        """Batches for evaluation and prediction, shared out over processes.
 
         Args:
             lengths: `[N]` tokens of each feature.
@@ -81,8 +81,7 @@ class Strategy:
             processes: how many share the work.
 
         Returns:
-            for each process its batches, in the order in which to run them; none has more than the
-            first.
+            for each process its batches, in running order; none has more than the first.
         """
         batches = batches_by_length(lengths, batch_tokens)
         return [batches[rank::processes] for rank in range(processes)]
@@ -189,7 +188,7 @@ class TruncatedBptt(Strategy):
         return outputs
 
     def _before(self, features: list[int]) -> RecurrentState:
-        """The state in which each of these features starts."""
+        """The state that each of these features starts from."""
         if self._committed is None:
             return self._model.initial(len(features))
         numbers, state = self._committed
@@ -243,7 +242,7 @@ class TruncatedBptt(Strategy):
             self._committed = tensors["after"].tolist(), self._filled(state)
 
     def _filled(self, tensors: Mapping[str, Tensor]) -> RecurrentState:
-        """A state of the model's kind with these tensors."""
+        """Make a state of the model's kind from its tensors."""
         empty: Any = self._model.initial(0)
         filled: RecurrentState = replace(empty, **tensors)
         return filled

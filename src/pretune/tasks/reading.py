@@ -31,7 +31,7 @@ def read_for(
     Args:
         task: that will use the records.
         source: a file, a folder or a Hub dataset.
-        columns: the task's column names -> those of the data.
+        columns: the task's column names -> the data's.
         encoding: of text files.
         quoting: of CSV and TSV files.
         max_chars: longer texts are refused as mistakes; None: `longest_text(task)`.
@@ -59,7 +59,7 @@ def adapt_records(
     Args:
         task: that will use the records.
         records: as they were read.
-        columns: the task's column names -> those of the data.
+        columns: the task's column names -> the data's.
         with_targets: whether answers are needed.
 
     Raises:

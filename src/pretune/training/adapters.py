@@ -1,4 +1,4 @@
-"""Training by LoRA: what it is for, and what its checkpoints hold."""
+"""Training by LoRA: when it makes sense, and reading its checkpoints back."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from pretune.tasks.builtin import task_class
 
 
 def check_lora(recipe: Recipe) -> None:
-    """See that a recipe with `train.lora` makes sense.
+    """Check that a recipe with `train.lora` makes sense.
 
     Raises:
-        RecipeError: it does not; says why.
+        RecipeError: it does not; gives the reason.
     """
     if preset(recipe.model.source) is not None:
         raise RecipeError(
-            "train.lora: it adds a little to what a model has learned; random weights have not",
+            "train.lora adds a little to what a model has learned; random weights have nothing",
             "Name a model with model.from, or leave out train.lora.",
         )
     if recipe.train.freeze != "none":
-        raise RecipeError("train.lora freezes all but what it adds", "Leave out train.freeze.")
+        raise RecipeError(
+            "train.lora freezes everything except what it adds", "Leave out train.freeze."
+        )
     if task_class(recipe.task.name)(recipe.task).head != "causal_lm":
         raise RecipeError(
-            f"train.lora: the task {recipe.task.name} has a head that must learn",
+            f"train.lora: the task {recipe.task.name} has a head that must be trained",
             "LoRA is for language models: the tasks causal_lm, chat and instruct.",
         )
 
 
 def frozen_digest(model: nn.Module) -> str | None:
-    """A SHA-256 of what the adapters of a model are beside; None where it has none.
+    """SHA-256 of a model's frozen weights; None for a model without adapters.
 
-    A checkpoint's adapter means nothing beside other weights, such as those of a base that was
-    trained on, in the same folder, since.
+    A checkpoint's adapter is meaningless beside other weights, for instance if somebody has trained
+    the base model further in its folder.
     """
     if not adapters(model):
         return None
@@ -55,36 +57,37 @@ def frozen_digest(model: nn.Module) -> str | None:
 
 
 def check_base(then: str | None, now: str | None, checkpoint: Path, source: str) -> None:
-    """See that a checkpoint's adapter is put beside the weights that it was trained beside.
+    """Check that a checkpoint's adapter meets the frozen weights it was trained with.
 
     Args:
         then: `frozen_digest` when the checkpoint was written; None: not known.
-        now: that of the model it is for.
-        checkpoint: for the error.
-        source: where the weights are from.
+        now: `frozen_digest` of the model that is to take the adapter.
+        checkpoint: its folder.
+        source: where the model came from.
 
     Raises:
-        RunError: they are others.
+        RunError: the frozen weights differ.
     """
     if then is not None and then != now:
         raise RunError(
-            f"{checkpoint}: its adapter was trained beside other weights than {source} has now",
+            f"{checkpoint}: its adapter was trained with other weights than {source} has now",
             "Put them back as they were; or start a new run from the merged weights: "
             f"pretune train RECIPE model.from={checkpoint} output=FOLDER",
         )
 
 
 def weights_in(path: Path, bundle: Bundle) -> dict[str, Tensor]:
-    """The weights in a checkpoint of a run, by the names of what is trained.
+    """Read the weights of a checkpoint, by parameter name.
 
     Args:
         path: the checkpoint.
-        bundle: what is trained.
+        bundle: the model being trained, with its task.
     """
     task, model = bundle.task, bundle.model
     if task is None or not adapters(model):
         return load(path, task=task).model.state_dict()
-    # What an adapter is beside never changes, and the checkpoint has the two only merged.
+    # The checkpoint's own weights have the adapter merged in; its adapter is kept apart, and what
+    # is frozen never changes.
     model = copy.deepcopy(model)
     fill_adapter(model, path / ADAPTER, bundle.family, task.head)
     return model.state_dict()

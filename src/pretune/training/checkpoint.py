@@ -1,4 +1,4 @@
-"""RunCheckpoints of a run: the model with the state of the run, written so that none can be lost.
+"""Checkpoints of a run: the model with the state of the run, written so that none can be lost.
 
 checkpoints/step-000300/
     config.json, model.safetensors, tokenizer...   the model, as everybody reads it
@@ -28,34 +28,34 @@ from pretune.checkpoints.atomic_io import atomic_folder, point, remove_folder, s
 from pretune.checkpoints.manifest import find_damage, write_manifest
 from pretune.errors import CheckpointError, PretuneError, RunError
 from pretune.training.adapters import weights_in
-from pretune.training.distributed import World, is_sharded, is_share, whole
+from pretune.training.distributed import World, is_shard, is_sharded, whole
 from pretune.training.state import SavedCheckpoint, TrainingState
 
 TENSORS, VALUES, SHARDS = "trainer.safetensors", "trainer.json", "shards"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
-#: From so many bytes of weights on, checkpoints are written beside the training.
+#: From this many bytes of weights on, checkpoints are written while training goes on.
 LARGE = 1 << 30
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run with their updates, oldest first, whole or not."""
-    found = []
+    """The checkpoints of a run with their numbers of updates, oldest first, whole or not."""
+    numbered = []
     if (run / FOLDER).is_dir():
         named = ((_NAME.fullmatch(path.name), path) for path in (run / FOLDER).iterdir())
-        found = [(int(m[1]), int(m[2] or 0), path) for m, path in named if m and path.is_dir()]
-    return [(step, path) for step, _, path in sorted(found)]
+        numbered = [(int(m[1]), int(m[2] or 0), path) for m, path in named if m and path.is_dir()]
+    return [(step, path) for step, _, path in sorted(numbered)]
 
 
 def newest_whole(
     run: Path, at_most: int | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Path | None:
-    """The newest undamaged checkpoint, preferably of at most so many updates.
+    """The newest undamaged checkpoint, preferably of at most `at_most` updates.
 
     Args:
-        run: the folder.
-        at_most: updates; where there is none so old, the oldest that there is.
-        say: is told of each damaged one.
+        run: the run folder.
+        at_most: updates; if there is no checkpoint that old, the oldest is taken.
+        say: called with a remark on each damaged one.
     """
     fallback = None
     for step, path in reversed(checkpoints(run)):
@@ -70,17 +70,17 @@ def newest_whole(
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The JSON values of the state that `read_state` gives, without its tensors."""
+    """Read the JSON values of a state, without its tensors."""
     with _readable(path):
         values: dict[str, Any] = json.loads((path / VALUES).read_text(encoding="utf-8"))
         return values
 
 
 def read_state(path: Path) -> TrainingState:
-    """The state in a checkpoint that is whole.
+    """Read the state in a checkpoint that is whole.
 
     Raises:
-        CheckpointError: it is of a model alone, or not readable.
+        CheckpointError: it holds only a model, or cannot be read.
     """
     values, shards = read_values(path), path / SHARDS
     with _readable(path):
@@ -103,18 +103,18 @@ def _readable(path: Path) -> Iterator[None]:
 class RunCheckpoints:
     """Writes the checkpoints of a run, and reads them back.
 
-    At no moment is there a `best` or `last` that is not complete, and an older checkpoint goes only
-    when enough newer ones are whole. With each that is kept, the one that was best then is kept:
-    whichever the run goes on from finds its best.
+    At no moment is `best` or `last` incomplete, and an old checkpoint is removed only when enough
+    newer ones are whole. Together with each checkpoint that is kept, the one that was best at its
+    time is kept too, so that a run can continue from any of them.
 
     Args:
-        run: the folder.
-        bundle: what is trained; always the model of this moment.
-        keep: how many of the newest to keep, besides the best.
-        background: write in a thread; default: large models, and those on a GPU.
-        world: only its main process writes.
-        extra: more JSON values to keep with each.
-        say: tells people what they should know.
+        run: the run folder.
+        bundle: the model being trained, with its tokenizer and task.
+        keep: how many of the newest to keep, in addition to the best.
+        background: write in a thread; default: for large models and on a GPU.
+        world: the processes that train; only the main one writes.
+        extra: more JSON values to keep with each checkpoint.
+        say: shows a line to the person.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class RunCheckpoints:
     ) -> None:
         self.run, self.bundle, self.keep, self.say = run, bundle, keep, say
         self.world, self.extra = world or World(), extra or {}
-        self._skeleton = _skeleton(bundle.model)  # as it is before it is spread
+        self._skeleton = _skeleton(bundle.model)  # from before it is sharded
         weights = list(bundle.model.parameters())
         size = sum(p.numel() * p.element_size() for p in weights)
         on_gpu = any(p.device.type != "cpu" for p in weights)
@@ -142,10 +142,15 @@ class RunCheckpoints:
     def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run.
 
-        In the background only a copy is made before this returns. One write is under way at a time.
+        With `background`, this returns as soon as a copy is made; one write runs at a time.
+
+        Args:
+            step: updates done.
+            state: of the run.
+            best: whether the model is the best so far.
 
         Raises:
-            RunError: it, or the one before, cannot be written; the earlier ones are intact.
+            RunError: this checkpoint or the one before cannot be written; earlier ones are intact.
         """
         self.flush()
         values = json.dumps({**state.values, **self.extra}, ensure_ascii=False)
@@ -164,15 +169,15 @@ class RunCheckpoints:
         def work() -> None:
             try:
                 self._write(step, bundle, tensors, values, best)
-            except BaseException as error:  # raised again by flush
+            except BaseException as error:  # `flush` raises it again
                 self._failed = error
 
-        # A daemon: who asks twice to stop does not wait for it, and what is half-written goes.
+        # A daemon: asking twice to stop does not wait for it, and half-written files are dropped.
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _snapshot(self, of: Callable[[Tensor], Tensor]) -> Bundle:
-        """What is trained, with weights of its own; and the task as it is now tuned."""
+        """A copy of the bundle with copied weights, and with the task as it is calibrated now."""
         model = self.bundle.model
         tensors = (*model.named_parameters(), *model.named_buffers())
         weights = {name: of(tensor) for name, tensor in tensors}
@@ -180,19 +185,19 @@ class RunCheckpoints:
         return replace(self.bundle, model=_fleshed(self._skeleton, weights), task=task)
 
     def _save_sharded(self, step: int, state: TrainingState, values: str, *, best: bool) -> None:
-        """All processes write their shares of the state; the main one the whole model."""
+        """Write from all processes: each its shards of the state, the main one the whole model."""
         from pretune.training.sharded import write_shards  # slow to import
 
         bundle = self._snapshot(lambda tensor: whole(tensor.detach()).cpu())
-        shares = {k: v for k, v in state.tensors.items() if is_share(v)}
-        tensors = {k: v for k, v in state.tensors.items() if k not in shares}
+        shards = {k: v for k, v in state.tensors.items() if is_shard(v)}
+        tensors = {k: v for k, v in state.tensors.items() if k not in shards}
         target = self.world.gather(self._free_name(step))[0]
         opened = atomic_folder(target) if self.world.main else nullcontext()
         try:
             with opened as aside:
                 folder = self.world.gather(aside)[0]
                 assert folder is not None  # noqa: S101 - the main process has it
-                write_shards(folder / SHARDS, shares)
+                write_shards(folder / SHARDS, shards)
                 if self.world.main:
                     self._fill(folder, bundle, tensors, values)
             if self.world.main:
@@ -205,7 +210,7 @@ class RunCheckpoints:
         """Wait until everything is written.
 
         Raises:
-            RunError: it could not be.
+            RunError: something could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -215,14 +220,14 @@ class RunCheckpoints:
             raise failed
 
     def finish(self) -> None:
-        """Wait until everything is written when the run fails anyway; say if it could not be."""
+        """Wait like `flush` in a run that fails anyway: only report what could not be written."""
         try:
             self.flush()
         except RunError as error:
             self.say(str(error))
 
     def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
-        """The newest whole checkpoint, preferably of at most so many updates; newer ones go."""
+        """Read the newest whole checkpoint (see `newest_whole`), and remove newer ones."""
         self.flush()
         self.world.wait()
         path = newest_whole(self.run, at_most, self.say)
@@ -235,12 +240,12 @@ class RunCheckpoints:
         return saved
 
     def read(self, path: Path) -> SavedCheckpoint:
-        """A whole checkpoint to go on from; `last` and `best` are again what they were there.
+        """Read a whole checkpoint to continue from, and let `last` and `best` fit it.
 
-        A process may have been killed between writing a checkpoint and pointing at it.
+        They may not: a process can be killed between writing a checkpoint and pointing at it.
 
         Raises:
-            CheckpointError: it is of a model alone, or not readable.
+            CheckpointError: it holds only a model, or cannot be read.
             RunError: the links cannot be written.
         """
         state, weights = read_state(path), weights_in(path, self.bundle)
@@ -265,7 +270,7 @@ class RunCheckpoints:
                 point(self.run / name, target)
 
     def _best_of(self, path: Path) -> Path | None:
-        """The whole checkpoint that was the best when another was written."""
+        """The checkpoint that was the best when another was written, if it is whole."""
         step, known = _best_step(path), checkpoints(self.run)
         so_far = known[: [other for _, other in known].index(path) + 1]
         matching = (other for at, other in reversed(so_far) if at == step)
@@ -290,7 +295,7 @@ class RunCheckpoints:
         write_manifest(folder)
 
     def _publish(self, target: Path, *, best: bool) -> None:
-        """It is whole and under its name: make it the last (and the best), and drop old ones."""
+        """Make a checkpoint that is complete the last (and the best), and remove old ones."""
         self._known[target] = _signature(target), None
         point(self.run / "last", target)
         if best:
@@ -307,7 +312,7 @@ class RunCheckpoints:
         )
 
     def _free_name(self, step: int) -> Path:
-        """Going back in time can come to the same step again."""
+        """A new folder for a step, which a run that was rolled back may reach twice."""
         target = self.run / FOLDER / f"step-{step:06d}"
         number = 0
         while os.path.lexists(target):
@@ -316,7 +321,7 @@ class RunCheckpoints:
         return target
 
     def _prune(self) -> None:
-        """Drop what is neither a best one nor among the newest whole ones."""
+        """Remove what is neither a best checkpoint nor among the newest whole ones."""
         kept = {(self.run / name).resolve() for name in ("best", "last")}
         whole = 0
         for _, path in reversed(checkpoints(self.run)):
@@ -337,7 +342,7 @@ class RunCheckpoints:
             self.say(f"{path}: cannot be removed ({error.strerror})")
 
     def _is_whole(self, path: Path) -> bool:
-        """Read in full, and spoken of, only where something changed since that was last done."""
+        """Whether a checkpoint is undamaged; read in full only if it changed since last time."""
         signature = _signature(path)
         known, damage = self._known.get(path, (None, None))
         if known != signature:
@@ -348,7 +353,7 @@ class RunCheckpoints:
         return damage is None
 
     def _drop_newer(self, path: Path) -> None:
-        """They are of a course that is not taken, or damaged; the best one stays if it is whole."""
+        """Remove later checkpoints: damaged, or of updates now undone. A whole best stays."""
         best = (self.run / "best").resolve()
         known = [other for _, other in checkpoints(self.run)]
         for other in reversed(known[known.index(path) + 1 :]):
@@ -357,7 +362,7 @@ class RunCheckpoints:
 
 
 def _best_step(path: Path) -> int | None:
-    """Which update was the best when a checkpoint was written."""
+    """The update after which the model was best when a checkpoint was written."""
     try:
         step = read_values(path)["course"]["best_step"]
     except (CheckpointError, KeyError, TypeError):
@@ -368,7 +373,7 @@ def _best_step(path: Path) -> int | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    number = re.search(r"\(os error (\d+)\)", str(error))  # as Rust tells it
+    number = re.search(r"\(os error (\d+)\)", str(error))  # in the words of Rust
     return os.strerror(int(number[1])) if number else str(error)
 
 
@@ -382,13 +387,13 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
-    """The same model without weights."""
+    """A copy of a model without weights."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return _fleshed(model, {name: tensor.detach().to("meta") for name, tensor in tensors})
 
 
 def _fleshed(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """A copy of a model with other weights; those that are shared stay shared."""
+    """A copy of a model with other weights; shared ones stay shared."""
     memo: dict[int, Any] = {id(p): nn.Parameter(weights[n]) for n, p in model.named_parameters()}
     memo |= {id(buffer): weights[name] for name, buffer in model.named_buffers()}
     return copy.deepcopy(model, memo)

@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """One process among those that train together; by default the only one.
+    """The processes that train together, seen from one of them; by default there is only one.
 
     Attributes:
-        rank: which one.
-        size: of how many.
-        local_rank: which one on this machine.
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
     """
 
     rank: int = 0
@@ -33,20 +33,20 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and talks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     def spread(self, model: nn.Module, parallel: str, trial: Callable[[], Tensor]) -> None:
-        """Make a model, the same in all processes, train in all of them.
+        """Let all processes train a model together; it must be the same in all of them.
 
-        Gradients are *summed* over the processes: the loss is a sum, and who knows the count of the
-        whole batch divides.
+        Gradients are *summed* over the processes, because a loss is a sum: the optimizer divides by
+        the count of the whole batch.
 
         Args:
             model: on this process's device.
-            parallel: "ddp": each keeps all of it; "fsdp": each keeps a share of every tensor.
-            trial: gives the loss of anything: parameters that it does not reach cost a search of
-                the graph in every update.
+            parallel: "ddp": each process keeps the whole model; "fsdp": a shard of every tensor.
+            trial: computes some loss. DDP searches the graph in every update only if this loss does
+                not reach all parameters.
         """
         if self.size == 1:
             return
@@ -67,12 +67,17 @@ class World:
             shard.set_force_sum_reduction_for_comms(True)
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """What to call in training, in place of the model."""
+        """The module to call in training in place of the model."""
         return model if self._replica is None else self._replica
 
     @contextmanager
     def syncing(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Around one micro-batch: gradients are summed over the processes after the last one."""
+        """Context for a micro-batch: processes exchange gradients only after the last one.
+
+        Args:
+            model: as given to `spread`.
+            last: whether this is the last micro-batch of the update.
+        """
         quiet: AbstractContextManager[Any] = nullcontext()
         if self._replica is not None and not last:
             quiet = self._replica.no_sync()
@@ -82,16 +87,16 @@ class World:
             yield
 
     def sum(self, figures: Sequence[float], device: torch.device) -> list[float]:
-        """The sums over all processes."""
+        """Add up figures over all processes."""
         if self.size == 1:
             return list(figures)
         together = torch.tensor(figures, dtype=torch.float64, device=device)
         dist.all_reduce(together)
-        found: list[float] = together.tolist()
-        return found
+        sums: list[float] = together.tolist()
+        return sums
 
     def gather(self, mine: T) -> list[T]:
-        """What each process gives, in the order of their ranks."""
+        """Collect a value from every process, in the order of their ranks."""
         if self.size == 1:
             return [mine]
         everybody: list[Any] = [None] * self.size
@@ -99,37 +104,37 @@ class World:
         return everybody
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
 
-def is_share(tensor: Tensor) -> bool:
-    """Whether it is one process's share of a larger one: a DTensor, whose import is slow."""
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is one process's shard of a larger one: a DTensor, whose import is slow."""
     return hasattr(tensor, "full_tensor")
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds only a share of the parameters."""
-    return any(is_share(parameter) for parameter in model.parameters())
+    """Whether each process holds only a shard of the parameters."""
+    return any(is_shard(parameter) for parameter in model.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor, or the tensor if it is not shared out."""
-    share: Tensor = getattr(tensor, "to_local", lambda: tensor)()
-    return share
+    """This process's shard of a tensor, or the tensor itself if it is not sharded."""
+    shard: Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return shard
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; where it is shared out, every process must ask."""
+    """The whole of a tensor; all processes must call this together if it is sharded."""
     full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
     return full
 
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
-    """Copy values into a tensor that may be shared out, from one that is not or likewise."""
-    if is_share(target) and not is_share(value):
+    """Copy values into a tensor that may be sharded, from one that may be sharded too."""
+    if is_shard(target) and not is_shard(value):
         from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
 
         assert isinstance(target, DTensor)  # noqa: S101 - for the type checker
@@ -139,23 +144,26 @@ def assign(target: Tensor, value: Tensor) -> None:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights by name into a model, however it is spread.
+    """Copy weights by name into a model, sharded or not.
 
     Raises:
-        KeyError: one is missing.
+        KeyError: a weight is missing.
     """
     for name, target in model.state_dict().items():
         assign(target, weights[name])
 
 
 def _sum_gradients(state, bucket):  # type: ignore[no-untyped-def]
-    """DDP's own hook takes the mean; and it refuses hooks whose annotations are texts."""
+    """A DDP hook that sums, where DDP's own takes the mean.
+
+    Without annotations: DDP refuses hooks whose annotations are strings.
+    """
     summed: torch.futures.Future[Any] = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return summed.then(lambda done: done.value()[0])
 
 
 def environment_world() -> World:
-    """The place torchrun gave this process, by `RANK`, `WORLD_SIZE` and `LOCAL_RANK`."""
+    """The world as torchrun describes it in `RANK`, `WORLD_SIZE` and `LOCAL_RANK`."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
@@ -165,7 +173,7 @@ def environment_world() -> World:
 
 @contextmanager
 def joined(device_type: str) -> Iterator[World]:
-    """Meet the other processes, and part from them in the end."""
+    """Join the other processes, and leave them in the end."""
     world = environment_world()
     if world.size == 1:
         yield world

@@ -1,4 +1,4 @@
-"""A moving average of the weights, to evaluate and to save instead of the last ones."""
+"""A moving average of the weights, evaluated and saved in place of the weights themselves."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from pretune.errors import CheckpointError
-from pretune.training.distributed import is_share
+from pretune.training.distributed import is_shard
 
 
 class MovingAverage:
-    """An exponential moving average of what is trained (Polyak & Juditsky 1992).
+    """An exponential moving average of the trained weights (Polyak & Juditsky 1992).
 
     After update `t`, counted from 1, `average = d * average + (1 - d) * weight` with
     `d = min(decay, (1 + t) / (10 + t))`: early averages forget the random start sooner, as
     TensorFlow's `ExponentialMovingAverage` documents it for `num_updates`. The averages have the
-    weights' type and device; a weight that several modules share is averaged once.
+    weights' dtype and device; a weight that several modules share is averaged once.
 
     Args:
-        model: whose trainable parameters to average, beginning with their present values.
-        decay: the memory, at least 0 and below 1.
+        model: its trainable parameters are averaged, starting from their present values.
+        decay: how much of the average is kept in an update, at least 0 and below 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        #: How many times `update` was called.
+        #: The number of calls of `update`.
         self.updates = 0
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._parameters: list[Tensor] = [parameter for _, parameter in named]
@@ -38,20 +38,20 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present weights; to be called after each optimizer step."""
+        """Move the averages toward the present weights; call it after each optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.tensors.values()), self._parameters, 1.0 - decay)
 
     def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from an earlier average.
+        """Continue from an earlier average.
 
         Args:
-            tensors: what `tensors` was then.
-            updates: what `updates` was then.
+            tensors: the attribute `tensors` of then.
+            updates: the attribute `updates` of then.
 
         Raises:
-            CheckpointError: they are of another model; nothing is changed.
+            CheckpointError: the averages are of another model; nothing is changed.
         """
         for name in sorted({*tensors, *self.tensors}):
             shapes = [tuple(s[name].shape) if name in s else None for s in (tensors, self.tensors)]
@@ -67,13 +67,12 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averages as its weights; afterwards its own again.
+        """Context that gives the model the averages as its weights; nothing may be trained in it.
 
-        The storages change places, so it takes no time and no memory; but under `fully_shard`,
-        which keeps pointers of its own, the values are copied. Whoever trains inside would train
-        the averages.
+        Storages are swapped, which takes no time and no memory. Shards are copied instead, because
+        `fully_shard` keeps pointers of its own.
         """
-        own = [p.clone() if is_share(p) else p for p in (q.data for q in self._parameters)]
+        own = [p.clone() if is_shard(p) else p for p in (q.data for q in self._parameters)]
         try:
             self._give(self.tensors.values())
             yield
@@ -83,9 +82,9 @@ class MovingAverage:
     @torch.no_grad()
     def _give(self, values: Iterable[Tensor]) -> None:
         for parameter, value in zip(self._parameters, values, strict=True):
-            if is_share(parameter):
+            if is_shard(parameter):
                 parameter.copy_(value)
             else:
                 parameter.data = value
-        for module in self._wrapped:  # what was gathered for the last forward pass is old now
+        for module in self._wrapped:  # drop what was gathered for the last forward pass
             module.reshard()

@@ -19,11 +19,11 @@ MAD_TO_SD = 1.4826
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why an update should not be made.
+    """The reason not to make an update.
 
     Attributes:
-        what: a sentence for people.
-        finite: whether it is only a spike.
+        what: a phrase for people.
+        finite: True for a spike, False for NaN or infinity.
     """
 
     what: str
@@ -31,11 +31,11 @@ class Trouble:
 
 
 def robust_z(value: float, recent: list[float]) -> float:
-    """How many standard deviations a value lies above the median of others.
+    """The distance of a value from the median of others, in standard deviations.
 
     The standard deviation is estimated by the median absolute deviation, which a few outliers do
-    not move (Iglewicz & Hoaglin 1993, section 3.3). It is taken to be at least 2 % of the median:
-    a loss that hardly moves is no reason to call a ripple a spike.
+    not move (Iglewicz & Hoaglin 1993, section 3.3). It is at least 2 % of the median, so that in a
+    loss that hardly moves a ripple is not called a spike.
     """
     median = statistics.median(recent)
     spread = MAD_TO_SD * statistics.median(abs(x - median) for x in recent)
@@ -55,17 +55,17 @@ class Guard:
         self.streak = 0
 
     def judge(self, loss: float, norm: float) -> Trouble | None:
-        """Whether an update may be made; counts spikes in a row.
+        """Check an update before it is made; None: it may be made. Counts spikes in a row.
 
         Args:
-            loss: the mean of the batch.
-            norm: of its mean gradient.
+            loss: mean loss of the batch.
+            norm: norm of its mean gradient.
         """
         if not math.isfinite(loss):
             return Trouble(f"the loss is {loss}", finite=False)
         if not math.isfinite(norm):
             return Trouble(f"the gradient is {norm}", finite=False)
-        # Few losses tell nothing about what is usual.
+        # A few losses do not tell yet what is usual.
         if not self.options.watches_spikes or len(self.losses) < max(8, self.options.window // 4):
             return None
         z = robust_z(loss, list(self.losses))
@@ -77,13 +77,12 @@ class Guard:
             return None
         usual = statistics.median(self.losses)
         return Trouble(
-            f"the loss jumped to {loss:.4g}, where {usual:.4g} was usual "
-            f"({z:.1f} standard deviations)",
+            f"the loss jumped to {loss:.4g} from a usual {usual:.4g} ({z:.1f} standard deviations)",
             finite=True,
         )
 
     def accept(self, loss: float) -> None:
-        """The update was made."""
+        """Remember the loss of an update that was made."""
         self.losses.append(loss)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,27 +90,30 @@ class Guard:
         return {"losses": list(self.losses), "streak": self.streak}
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Go back to what `to_dict` gave."""
+        """Return to what `to_dict` gave."""
         self.losses = deque(values["losses"], maxlen=self.options.window)
         self.streak = int(values["streak"])
 
 
 def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
-    """The first part of a model that makes something not finite out of finite input, in words.
+    """Name the first module whose output, or the first parameter whose gradient, is not finite.
 
     Args:
-        model: whose parts to watch.
-        run: one forward and backward pass. Leaves gradients behind.
+        model: the model to watch.
+        run: one forward and backward pass, which may leave gradients.
+
+    Returns:
+        a phrase for people, or None if everything is finite this time.
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weights of {name} are not finite themselves"
-    found: list[str] = []
+    culprits: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            if not found and any(not bool(t.isfinite().all()) for t in _tensors(outputs)):
-                found.append(f"the first module to give it is {name or 'the model'}")
+            if not culprits and any(not bool(t.isfinite().all()) for t in _tensors(outputs)):
+                culprits.append(f"the first module to give it is {name or 'the model'}")
 
         return look
 
@@ -121,23 +123,23 @@ def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else _bad_gradient(model)
+    return culprits[0] if culprits else _bad_gradient(model)
 
 
 def _bad_gradient(model: nn.Module) -> str | None:
-    """Backward goes from the last parameter to the first: the last bad one was the first to be."""
+    """Name the first bad gradient: backward runs from the last parameter to the first."""
     for name, parameter in reversed(list(model.named_parameters())):
         grad = parameter.grad
         if grad is None:
             continue
         values = grad._values() if grad.is_sparse else grad
         if not bool(values.isfinite().all()):
-            return f"the first gradient to be so is that of {name}"
+            return f"the first gradient that is not finite is that of {name}"
     return None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in what a module gives."""
+    """The floating-point tensors in the output of a module."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value.detach()

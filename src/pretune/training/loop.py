@@ -28,7 +28,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
-from pretune.inference.runtime import precision_context
+from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.recipe.schema import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
@@ -589,17 +589,12 @@ class Trainer:
     @torch.no_grad()
     def _each_loss(self, features: Array, epoch: int) -> Array:
         """`[B]` float64: the mean loss of each feature by itself, without dropout."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
         losses = []
-        try:
+        with evaluation_mode(self.model):
             for feature in features:
                 batch = self.train.batch(np.array([feature]))
                 batch = drawn(self.task, batch, seed=self.seed, epoch=epoch).to(self.device)
                 with precision_context(self.device, self.options.precision):
                     loss = self.task.loss(self.task.forward(self.model, batch), batch)
                 losses.append(float(loss.sum) / max(loss.count, 1))
-        finally:
-            for module, training in modes:
-                module.training = training
         return np.array(losses, dtype=np.float64)

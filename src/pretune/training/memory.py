@@ -1,12 +1,12 @@
-"""Keeping freed memory at hand while training on a CPU, and not too much of it.
+"""Keeping freed memory at hand while training on a CPU, but not too much.
 
 A training step asks for the same large blocks again and again. glibc serves blocks over 128 KiB
-with fresh pages from the kernel and gives them back when freed, so each step pays for faulting in
-and clearing hundreds of megabytes that it had a moment ago.
+with fresh pages from the kernel and returns them when freed, so each step pays for faulting in and
+clearing hundreds of megabytes that it had a moment ago.
 
-Kept blocks are cut up, though: batches differ in shape, small things that stay lie between large
-ones that went, and the heap grows for what no longer fits anywhere, to several times what is in
-use. So what lies free goes back to the system whenever the process has much more than it needed.
+Blocks that are kept become fragmented, though: batches differ in shape, small allocations stay
+between large ones that are freed, and the heap grows to several times what is in use. So free
+memory is returned to the system whenever the process holds much more than it needs.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _STATM = Path("/proc/self/statm")
 
-#: The least time between two times of giving back, in times of how long it took. Faulting the pages
-#: in again takes about as long: two hundredths of the time in all.
+#: The least time between two trims, as a multiple of how long a trim takes. Faulting the pages in
+#: again takes about as long, so both cost about two hundredths of the time.
 _APART = 100
 
 
 @contextmanager
 def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
-    """While entered, freed memory stays with the process; afterwards it goes back to the system.
+    """Context that lets the process keep freed memory; afterwards it returns to the system.
 
     Does nothing where the C library is not glibc.
 
     Yields:
-        what is to be called between updates (and batches of an evaluation), and gives back what
-        has become too much.
+        a function to call between updates (and batches of an evaluation), which returns memory to
+        the system when the process holds too much.
     """
     libc = _glibc() if enabled else None
     if libc is None:
         yield lambda: None
         return
-    libc.malloc_trim(0)  # what reading and tokenizing left behind, in the arenas of their threads
+    libc.malloc_trim(0)  # what reading and tokenizing left in their threads' arenas
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_MMAP_MAX, 0)
     try:
@@ -57,16 +57,16 @@ def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
 
 @dataclass
 class Tidy:
-    """Gives free memory back when the process has half as much again as it needs.
+    """Returns free memory to the system when the process holds half as much again as it needs.
 
-    What it needs is what it has after the first update, which began with nothing to spare. Where
-    later ones need more, memory is given back as often as costs little time.
+    It needs what it holds after the first update, which started with nothing to spare. Where later
+    updates need more, memory is returned only as often as costs little time.
 
     Attributes:
-        trim: gives back all that is free.
-        held: how many bytes the process has.
-        clock: the time, in seconds.
-        limit: the bytes above which memory is given back.
+        trim: returns all free memory to the system.
+        held: counts the bytes that the process holds.
+        clock: the time in seconds.
+        limit: the bytes above which memory is returned.
     """
 
     trim: Callable[[], object]
@@ -76,7 +76,7 @@ class Tidy:
     _not_before: float = 0.0
 
     def __call__(self) -> None:
-        """After an update."""
+        """Check the memory after an update."""
         held, now = self.held(), self.clock()
         if not self.limit:
             self.limit = 1.5 * held
@@ -87,7 +87,7 @@ class Tidy:
 
 
 def own_memory() -> int:
-    """Bytes in memory that are this process's alone, files that it reads not among them."""
+    """Bytes of memory that only this process uses, without the files it reads."""
     _, resident, shared, *_ = _STATM.read_bytes().split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 

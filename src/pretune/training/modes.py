@@ -1,4 +1,4 @@
-"""How a model is computed in training: recomputed, compiled, the same from run to run."""
+"""How a model is computed in training: recomputation, compilation, determinism."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pretune.models.backbone import Backbone
 from pretune.recipe.schema import TrainSection
 
 
-def prepare(model: nn.Module, options: TrainSection, device: torch.device) -> None:
-    """Let a model compute as a recipe says.
+def set_modes(model: nn.Module, options: TrainSection, device: torch.device) -> None:
+    """Set activation checkpointing and compilation as a recipe says.
 
     Raises:
-        RunError: it is to be compiled where that does not pay.
+        RunError: the model is to be compiled where that does not pay.
     """
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
@@ -38,14 +38,14 @@ def prepare(model: nn.Module, options: TrainSection, device: torch.device) -> No
 
 @contextmanager
 def determinism(enabled: bool) -> Iterator[None]:
-    """While entered, operations whose result may differ from run to run are errors."""
+    """Context in which operations whose result may differ from run to run are errors."""
     if not enabled:
         yield
         return
     # cuBLAS reads it when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
-    memory: Any = torch.utils.deterministic  # whose type torch does not say
+    memory: Any = torch.utils.deterministic  # torch gives it no type
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     memory.fill_uninitialized_memory = False  # no empty memory is ever read

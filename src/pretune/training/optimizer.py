@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019, algorithm 2), and the one division of a run."""
+"""AdamW (Loshchilov & Hutter 2019, algorithm 2), and the only division of a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from pretune.training.state import TrainingState
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
-    """What is trained, by how: matrices decay, vectors (biases, LayerNorm) do not.
+    """Group the trained parameters: matrices decay, vectors (biases, LayerNorm) do not.
 
     Args:
         model: a backbone, or a model that holds one as `backbone`.
         weight_decay: of matrices.
-        layer_decay: each layer learns at this times the rate of the one above it, the embeddings
-            being the lowest (Howard & Ruder 2018, section 3.2); `scale` in the groups.
+        layer_decay: each layer learns at this times the rate of the one above it; the embeddings
+            are the lowest (Howard & Ruder 2018, section 3.2).
+
+    Returns:
+        groups for `torch.optim`, with the factor of the learning rate under `scale`.
     """
     depths = _depths(model)
     top = max(depths.values(), default=0)
@@ -45,13 +48,13 @@ def parameter_groups(
 
 
 def _own_rates(model: nn.Module) -> dict[nn.Parameter, float]:
-    """The rates of parts that learn quicker than the rest, in those of the model."""
+    """Factors of the learning rate for parts that learn faster than the rest."""
     parts = (module for module in model.modules() if isinstance(module, Crf))
     return {parameter: part.rate for part in parts for parameter in part.parameters()}
 
 
 def _depths(model: nn.Module) -> dict[str, int]:
-    """0 for the embeddings, then each layer one more; above all the rest."""
+    """By name: 0 for the embeddings, 1 for the first layer, and more for what lies above."""
     layers = 1 + max((_layer_of(name) for name, _ in model.named_parameters()), default=0)
     depths = {}
     for name, _ in model.named_parameters():
@@ -64,7 +67,7 @@ def _depths(model: nn.Module) -> dict[str, int]:
 
 
 def _layer_of(name: str) -> int:
-    """1 for the first layer's parameters, and so on; 0 for those of no layer."""
+    """1 for parameters of the first layer, 2 for the second; 0 outside the layers."""
     parts = name.split(".")
     return int(parts[parts.index("layers") + 1]) + 1 if "layers" in parts else 0
 
@@ -75,19 +78,20 @@ class Optimizer:
     The division by the count and the clipping are one factor, applied inside the fused kernel: no
     extra pass over the gradients.
 
-    On a CPU the lookup tables get their gradients as the rows that were looked up. They are laid
-    into a table of zeros that is kept from step to step and cleared only where it was written:
-    allocating and clearing 47 MB for MiniLM's vocabulary is a tenth of a step. The update is the
-    dense one all the same; rows that were not looked up decay and keep their momentum.
+    On a CPU, embedding tables get sparse gradients: only the rows that were looked up. They are
+    added to a table of zeros that is kept from step to step and cleared only where it was written;
+    allocating and clearing 47 MB for MiniLM's vocabulary would be a tenth of a step. The update is
+    still the dense one: rows that were not looked up decay and keep their momentum.
 
     Args:
-        model: whose trainable parameters to update.
+        model: its trainable parameters are updated.
         weight_decay: of matrices.
         betas: memory of the gradient and of its square.
         eps: added to the root.
         clip: the longest mean gradient (Euclidean norm over all parameters), or None.
-        layer_decay: see `parameter_groups`.
-        sparse: whether lookup tables may have sparse gradients (not where others are to be added).
+        layer_decay: as in `parameter_groups`.
+        sparse: whether embedding tables may have sparse gradients. False where several processes
+            add up their gradients.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class Optimizer:
 
     @classmethod
     def of(cls, model: nn.Module, options: TrainSection, *, sparse: bool = True) -> Self:
-        """As the `train:` section of a recipe says."""
+        """Make the optimizer that the `train:` section of a recipe describes."""
         return cls(
             model,
             weight_decay=options.weight_decay,
@@ -133,7 +137,7 @@ class Optimizer:
         }
 
     def restore(self, state: TrainingState) -> None:
-        """Go back to what `state` gave, in this process or in however many others."""
+        """Return to what `state` gave, with the same number of processes or another."""
         self.zero_grad()
         self.adamw.state.clear()
         moments: dict[str, Tensor] = {}
@@ -141,17 +145,17 @@ class Optimizer:
             count = state.tensors.get(f"optimizer.step.{name}")
             if count is None:
                 continue
-            # The count of steps belongs where the kernel reads it.
+            # The fused kernel reads the count of steps on the device, the others on the host.
             where = parameter.device if self._fused else torch.device("cpu")
-            found = {"step": count.to(where, copy=True)}
+            values = {"step": count.to(where, copy=True)}
             for kind in ("exp_avg", "exp_avg_sq"):
-                found[kind] = torch.zeros_like(parameter, requires_grad=False)
-                moments[f"optimizer.{kind}.{name}"] = found[kind]
-            self.adamw.state[parameter] = found
+                values[kind] = torch.zeros_like(parameter, requires_grad=False)
+                moments[f"optimizer.{kind}.{name}"] = values[kind]
+            self.adamw.state[parameter] = values
         state.fill(moments)
 
     def gradient_norm(self) -> Tensor:
-        """The Euclidean norm of the raw sums, a scalar tensor (on the parameters' device)."""
+        """The Euclidean norm of the raw sums: a scalar tensor on the parameters' device."""
         self._spread_sparse()
         grads = []
         for parameter in _all(self.adamw.param_groups):
@@ -163,29 +167,29 @@ class Optimizer:
             return torch.zeros(())
         norms = torch._foreach_norm([local(grad) for grad in grads])
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        if self._sharded:
+        if self._sharded:  # each process has seen only its shard
             square = norm.square()
             dist.all_reduce(square)
             norm = square.sqrt()
         return norm
 
     def step(self, learning_rate: float, count: int, norm: Tensor) -> None:
-        """Update the parameters with the mean gradient, clipped, and forget the gradients.
+        """Update the parameters with the mean gradient, clipped, and drop the gradients.
 
         Args:
             learning_rate: of this update.
-            count: what the sums are divided by.
-            norm: what `gradient_norm` gave.
+            count: divides the sums.
+            norm: from `gradient_norm`.
         """
         self._spread_sparse()
-        # As torch.nn.utils.clip_grad_norm_ has it, 1e-6 included.
+        # Clipping as torch.nn.utils.clip_grad_norm_ does it, including its 1e-6.
         divisor = torch.full_like(norm, float(count))
         if self.clip is not None:
             divisor = divisor * ((norm / count + 1e-6) / self.clip).clamp(min=1.0)
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate * group["scale"]
         if self._fused:
-            # The kernel divides by this; it is how torch.amp.GradScaler unscales.
+            # The kernel divides by this, as it does for torch.amp.GradScaler.
             self.adamw.grad_scale = divisor.to(torch.float32)  # type: ignore[attr-defined]
         else:
             grads = [p.grad for p in _all(self.adamw.param_groups) if p.grad is not None]
@@ -201,7 +205,7 @@ class Optimizer:
         self._touched.clear()
 
     def _spread_sparse(self) -> None:
-        """Lay sparse gradients into their tables of zeros and make those the gradients."""
+        """Add sparse gradients to their tables of zeros, and make the tables the gradients."""
         for parameter, table in self._tables.items():
             grad = parameter.grad
             if grad is None or not grad.is_sparse:
@@ -213,17 +217,17 @@ class Optimizer:
 
 
 def _want_sparse_gradients(model: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Ask the lookup tables on a CPU for sparse gradients; gives a table of zeros for each."""
+    """Switch embedding tables on a CPU to sparse gradients; returns a table of zeros for each."""
     owners: dict[nn.Parameter, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[parameter] = owners.get(parameter, 0) + 1
     tables = {}
     for module in model.modules():
+        # A table that is also an output layer gets a dense gradient from there.
         if not isinstance(module, nn.Embedding):
             continue
         weight = module.get_parameter("weight")
-        # A table that is also an output layer gets a dense gradient from there.
         if weight.requires_grad and weight.device.type == "cpu" and owners[weight] == 1:
             module.sparse = True
             tables[weight] = torch.zeros_like(weight)

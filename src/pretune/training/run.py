@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,15 @@ from pretune.training.distributed import World, joined
 from pretune.training.freeze import freeze
 from pretune.training.logging import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Trainer
-from pretune.training.modes import determinism, prepare
+from pretune.training.modes import determinism, set_modes
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
 from pretune.training.stop import Interrupted, Stopped, StopRequest
 from pretune.training.tracking import trackers
 
-#: What a resumed run may do otherwise: it changes what is kept, shown or how fast it goes, and not
-#: what is learned.
+#: What a resumed run may change: what is kept, what is shown and how fast it goes, but not what is
+#: learned.
 MAY_CHANGE = (
     "train.save_every",
     "train.keep",
@@ -53,13 +54,13 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
     """Train as a recipe says, into its output folder.
 
     Args:
-        recipe: what to do.
+        recipe: describes the run.
         overwrite: delete an earlier run in the output folder.
         quiet: show no progress.
 
     Raises:
         PretuneError: bad data, model, recipe or folder; says what to do.
-        Interrupted: SIGINT or SIGTERM came; the last model is saved.
+        Interrupted: by SIGINT or SIGTERM; the last model is saved.
     """
     folder = RunFolder(recipe.output)
     with joined(choose_device(recipe.train.device).type) as world:
@@ -69,10 +70,10 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
 
 
 def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) -> RunResult:
-    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
+    """Continue a run that was stopped or killed, from its newest whole checkpoint.
 
-    On the same machine with the same versions, what comes out is bit for bit what would have come
-    out had it never been stopped. A run that is finished is left as it is.
+    On the same machine with the same versions the result is bit for bit that of a run that was
+    never stopped. A finished run is left as it is.
 
     Args:
         path: the run's folder.
@@ -80,11 +81,11 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
         quiet: show no progress.
 
     Raises:
-        PretuneError: no run there, other data than then, or no checkpoint that is whole.
-        Interrupted: SIGINT or SIGTERM came; the last model is saved.
+        PretuneError: no run there, or its recipe or data have changed.
+        Interrupted: by SIGINT or SIGTERM; the last model is saved.
     """
     folder = RunFolder(path)
-    # It goes on where it lies, which may not be where it began.
+    # The folder may have been moved since the run began.
     earlier = folder.recipe().changed({"output": str(path)})
     recipe = earlier.changed(overrides)
     _check_unchanged(earlier, recipe)
@@ -100,56 +101,60 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
 def train_seeds(
     recipe: Recipe, count: int, *, overwrite: bool = False, quiet: bool = False
 ) -> SeedsResult:
-    """Train `count` times, with the seeds from `recipe.seed` on, into `output/seed-S`.
+    """Train `count` times, with seeds from `recipe.seed` on, into `output/seed-S`.
 
-    A run of this very recipe that is there already counts, and goes on if it is not finished.
+    Runs of this very recipe that exist already count, and are continued if they are unfinished.
 
     Args:
-        recipe: what to do.
-        count: how often.
+        recipe: describes the run.
+        count: number of seeds.
         overwrite: delete earlier runs in these folders.
         quiet: show no progress.
 
     Raises:
         PretuneError: as `train_recipe`; a seed or a folder that cannot be used is an error before
             any training.
-        Interrupted: SIGINT or SIGTERM came; the last model of that run is saved.
+        Interrupted: by SIGINT or SIGTERM; the last model of that run is saved.
     """
+    # Every folder is checked before the first run.
     todo = []
     for seed in range(recipe.seed, recipe.seed + count):
         output = str(Path(recipe.output) / f"seed-{seed}")
-        one = recipe.changed({"seed": seed, "output": output})
+        seeded = recipe.changed({"seed": seed, "output": output})
         folder = RunFolder(output)
-        there = not overwrite and folder.holds(one)
-        if not there:
-            folder.check(one, overwrite=overwrite)
-        todo.append((one, there))
+        exists = not overwrite and folder.holds(seeded)
+        if not exists:
+            folder.check(seeded, overwrite=overwrite)
+        todo.append((seeded, exists))
     return SeedsResult(
         tuple(
-            resume(one.output, quiet=quiet)
-            if there
-            else train_recipe(one, overwrite=overwrite, quiet=quiet)
-            for one, there in todo
+            resume(seeded.output, quiet=quiet)
+            if exists
+            else train_recipe(seeded, overwrite=overwrite, quiet=quiet)
+            for seeded, exists in todo
         )
     )
 
 
 def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None) -> Bundle:
-    """The model that a recipe begins with, or that a checkpoint of its run holds, in host memory.
+    """Load the model that a recipe starts from, or that a checkpoint of its run holds.
 
     Args:
-        recipe: names it.
-        task: gives it its head.
-        data: that it is trained on; random weights take the tokenizer of a corpus.
-        start: the checkpoint.
+        recipe: names the model.
+        task: gives the model its head.
+        data: what is trained on; random weights take the tokenizer of a corpus.
+        start: the checkpoint, or None.
+
+    Returns:
+        the model in host memory, with what is not trained frozen.
 
     Raises:
-        PretuneError: nothing there, damaged, or not fit for the task.
+        PretuneError: missing, damaged, or not suitable for the task.
     """
     model, lora = recipe.model, recipe.train.lora
     if lora is not None:
         check_lora(recipe)
-        start = None  # a checkpoint's adapter is beside the model that the run began with
+        start = None  # a checkpoint's adapter belongs to the model that the run started from
     bundle = load(
         model.source if start is None else start,
         task=task,
@@ -172,6 +177,25 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
     return bundle
 
 
+@dataclass
+class _Ingredients:
+    """What a run trains with, read and checked.
+
+    Attributes:
+        bundle: the model with its tokenizer and task.
+        data: the training data.
+        train: the features of the training data.
+        validation: the features to evaluate on, or None.
+        fingerprints: of data and frozen weights, kept with each checkpoint.
+    """
+
+    bundle: Bundle
+    data: Data
+    train: Features
+    validation: Features | None
+    fingerprints: dict[str, Any]
+
+
 class _Run:
     """One run, from its data to its result."""
 
@@ -192,123 +216,125 @@ class _Run:
     def go(self) -> RunResult:
         """Read, load, train, and write the result."""
         with self.folder.filling(), self.reporter, ExitStack() as stack:
-            records, held_out = read_data(self.recipe)
-            fit(self.task, records)
-            seed_everything(self.recipe.seed)
-            start = self._newest()
-            bundle = starting_model(self.recipe, self.task, records, start)
-            # All data is checked before the folder is touched.
-            train = read_features("train", self.task, records, bundle, self.reporter)
-            validation = None
-            if held_out is not None:
-                validation = read_features(
-                    "validation", self.task, held_out, bundle, self.reporter, evaluation=True
-                )
-            kept = {
-                "data": train.fingerprint(),
-                "validation": None if validation is None else validation.fingerprint(),
-                "base": frozen_digest(bundle.model),
-            }
+            # Everything is read and checked before the folder is touched.
+            start = newest_whole(self.folder.path, say=self._say) if self.resumed else None
+            ingredients = self._gather(start)
             if start is not None:
-                then = read_values(start)
-                _check_data(then, kept, start)
-                check_base(then.get("base"), kept["base"], start, self.recipe.model.source)
-            self._open_folder(bundle, stack)
-            stop = stack.enter_context(StopRequest(self.reporter.say))
+                _check_unchanged_data(start, ingredients.fingerprints, self.recipe)
+            self._open_folder(ingredients.bundle, stack)
+            stop = stack.enter_context(StopRequest(self._say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
-            store = self._store(bundle, kept)
-            trainer = self._trainer(bundle, train, validation, store, stop, records)
+            # From the checkpoint on, if there is one.
+            store = self._store(ingredients)
+            trainer = self._trainer(ingredients, store, stop)
             if start is not None:
                 trainer.restore(store.read(start))
             if self.resumed:
                 self.reporter.rewind(trainer.history.steps)
-                self.reporter.say(
-                    f"resumed from {start or 'the beginning'}: update {trainer.history.steps}"
-                )
-            self.reporter.say(_plan(trainer, self.world))
-            try:
-                history = trainer.fit()
-            except Stopped as stopped:
-                store.flush()
-                raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
-            except RunError:
-                store.finish()
-                raise
-            store.flush()
+                where = start or "the beginning"
+                self._say(f"resumed from {where}: update {trainer.history.steps}")
+            self._say(_summary(trainer, self.world))
+            history = self._fit(trainer, store, stop)
             result = _result(self.recipe, history, self.device)
             if self.world.main:
                 self.folder.finish(result)
         return result
 
-    def _newest(self) -> Path | None:
-        if not self.resumed:
-            return None
-        return newest_whole(self.folder.path, say=self.reporter.say)
+    def _say(self, text: str) -> None:
+        self.reporter.say(text)
+
+    def _gather(self, start: Path | None) -> _Ingredients:
+        """Read the data, load the model and make the features."""
+        data, validation_data = read_data(self.recipe)
+        fit(self.task, data)
+        seed_everything(self.recipe.seed)
+        bundle = starting_model(self.recipe, self.task, data, start)
+        train = read_features("train", self.task, data, bundle, self.reporter)
+        validation = None
+        if validation_data is not None:
+            validation = read_features(
+                "validation", self.task, validation_data, bundle, self.reporter, evaluation=True
+            )
+        fingerprints = {
+            "data": train.fingerprint(),
+            "validation": None if validation is None else validation.fingerprint(),
+            "base": frozen_digest(bundle.model),
+        }
+        return _Ingredients(bundle, data, train, validation, fingerprints)
 
     def _open_folder(self, bundle: Bundle, stack: ExitStack) -> None:
+        """Lock and create the run folder, and open the logs in it; only the main process does."""
         if self.world.main:
-            self.reporter.add(*trackers(self.recipe, self.reporter.say))
+            self.reporter.add(*trackers(self.recipe, self._say))
             if not self.resumed:
                 stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
-                self.reporter.say(str(bundle.report))
+                self._say(str(bundle.report))
             path = self.folder.path
             try:
                 self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
             except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:
                 raise RunError(
                     f"{error.filename or path}: cannot be written ({error.strerror})",
-                    "Something else lies there; remove it and go on with pretune train --resume "
+                    "Something else lies there; remove it and continue with pretune train --resume "
                     f"{path}.",
                 ) from None
         self.world.wait()
 
-    def _store(self, bundle: Bundle, extra: dict[str, Any]) -> RunCheckpoints:
+    def _store(self, ingredients: _Ingredients) -> RunCheckpoints:
         options = self.recipe.train
-        # The newest may be from within the trouble that is to be undone.
+        # The newest checkpoint may be from within the trouble that a rollback must undo.
         least = 2 if options.guard.action == "rollback" else 1
         return RunCheckpoints(
             self.folder.path,
-            bundle,
+            ingredients.bundle,
             keep=max(options.keep, least),
             background=options.background_save,
             world=self.world,
-            extra=extra,
-            say=self.reporter.say,
+            extra=ingredients.fingerprints,
+            say=self._say,
         )
 
     def _trainer(
-        self,
-        bundle: Bundle,
-        train: Features,
-        validation: Features | None,
-        store: RunCheckpoints,
-        stop: StopRequest,
-        records: Data,
+        self, ingredients: _Ingredients, store: RunCheckpoints, stop: StopRequest
     ) -> Trainer:
-        bundle.model.to(self.device)
-        prepare(bundle.model, self.recipe.train, self.device)
+        """Put the model on its device, spread it over the processes, and make its trainer."""
+        model, train = ingredients.bundle.model.to(self.device), ingredients.train
+        set_modes(model, self.recipe.train, self.device)
         if self.world.size > 1:
             self.world.spread(
-                bundle.model,
+                model,
                 self.recipe.train.parallel,
-                lambda: first_loss(self.task, bundle.model, train, self.device),
+                lambda: first_loss(self.task, model, train, self.device),
             )
             seed_process(self.recipe.seed, self.world)
         return Trainer(
             self.task,
-            bundle.model,
+            model,
             train,
-            validation,
+            ingredients.validation,
             options=self.recipe.train,
             seed=self.recipe.seed,
             device=self.device,
             reporter=self.reporter,
             store=store,
             should_stop=stop,
-            name_record=records.where,
+            name_record=ingredients.data.where,
             world=self.world,
         )
+
+    def _fit(self, trainer: Trainer, store: RunCheckpoints, stop: StopRequest) -> TrainingHistory:
+        """Train, and wait until every checkpoint is written however training ends."""
+        try:
+            history = trainer.fit()
+        except Stopped as stopped:
+            store.flush()
+            raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
+        except RunError:
+            store.finish()
+            raise
+        store.flush()
+        return history
 
 
 def first_loss(task: AnyTask, model: nn.Module, features: Features, device: torch.device) -> Tensor:
@@ -318,7 +344,7 @@ def first_loss(task: AnyTask, model: nn.Module, features: Features, device: torc
 
 
 def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
-    """Whether a resumed run is still the run that it was.
+    """Check that a resumed run has the recipe it was started with.
 
     Raises:
         RunError: a key differs that changes what is learned.
@@ -330,32 +356,43 @@ def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
     ]
     if differing:
         raise RunError(
-            "a resumed run goes on as it began, but they differ in\n  " + "\n  ".join(differing),
+            "a resumed run continues as it began, but the recipes differ in\n  "
+            + "\n  ".join(differing),
             "Start a new run from its weights: pretune train RECIPE model.from=RUN/last "
             "output=FOLDER. Only these may change: " + ", ".join(MAY_CHANGE) + ".",
         )
 
 
-def _check_data(then: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
-    """Whether the data is what it was.
+def _check_unchanged_data(start: Path, now: Mapping[str, Any], recipe: Recipe) -> None:
+    """Check that a resumed run has the data and the frozen weights it was started with.
+
+    Args:
+        start: the checkpoint to continue from.
+        now: the fingerprints of what was read now.
+        recipe: of the run.
 
     Raises:
-        RunError: other features to train on; or to evaluate on, which the best is picked by.
+        RunError: other features to train on, or to evaluate on (by which the best is picked), or
+            other weights below a LoRA adapter.
     """
+    then = read_values(start)
     if then.get("data") != now["data"]:
         wrong = "was trained on other data than data.train gives now"
+    # A checkpoint of an early version does not tell what it was evaluated on.
     elif "validation" in then and then["validation"] != now["validation"]:
         wrong = "was evaluated on other data than data.validation gives now"
-    else:  # a checkpoint of an earlier version does not say what it was evaluated on
+    else:
+        check_base(then.get("base"), now["base"], start, recipe.model.source)
         return
     raise RunError(
-        f"{checkpoint}: {wrong}",
+        f"{start}: {wrong}",
         "Put the data back as it was; or start a new run from these weights: "
-        f"pretune train RECIPE model.from={checkpoint} output=FOLDER",
+        f"pretune train RECIPE model.from={start} output=FOLDER",
     )
 
 
-def _plan(trainer: Trainer, world: World) -> str:
+def _summary(trainer: Trainer, world: World) -> str:
+    """One line on what is about to be trained."""
     everything = sum(p.numel() for p in trainer.model.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     share = "" if trained == everything else f" of {everything:,} ({trained / everything:.1%})"

@@ -1,4 +1,4 @@
-"""What comes out of a run, as figures."""
+"""The figures that come out of a run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pretune.models import ops
 
 @dataclass(frozen=True)
 class RunResult:
-    """The outcome of a training.
+    """The outcome of a run.
 
     Attributes:
-        folder: where everything is.
+        folder: the run folder.
         seed: of the run.
         metrics: of the best model on the validation data; empty without such data.
-        details: more of that evaluation, e.g. the confusion matrix.
-        best_step: after how many updates it was best.
+        details: more about that evaluation, e.g. the confusion matrix.
+        best_step: the update after which the model was best.
         steps: updates done.
         examples: sequences trained on, over all epochs.
-        tokens: the same in tokens.
-        seconds: spent in training steps.
+        tokens: tokens trained on, over all epochs.
+        seconds: spent in updates, without evaluation and saving.
         peak_memory_mb: the most memory the process (on CUDA: the device) held, in MiB.
         environment: versions and machine.
-        rescues: what the guard did, one sentence each.
-        stopped_early: whether it ended because nothing got better any more.
+        rescues: what the guard did, one sentence per recovery.
+        stopped_early: whether training ended because nothing got better any more.
     """
 
     folder: str
@@ -54,20 +54,20 @@ class RunResult:
 
     @property
     def examples_per_second(self) -> float:
-        """Sequences trained on in a second."""
+        """Sequences trained on per second."""
         return self.examples / max(self.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is not finite is None, as JSON knows no NaN."""
-        found: dict[str, Any] = _finite(asdict(self))
-        return found
+        """JSON-ready values; numbers that are not finite are None, as JSON has no NaN."""
+        values: dict[str, Any] = _finite(asdict(self))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave; a metric that is None was not finite.
+        """Make a result from what `to_dict` gave; a metric of None becomes NaN.
 
         Raises:
-            TypeError, AttributeError: it is something else.
+            TypeError, AttributeError: the values are something else.
         """
         made = cls(**values)
         metrics = {k: math.nan if v is None else float(v) for k, v in made.metrics.items()}
@@ -82,32 +82,32 @@ class SeedsResult:
 
     def summary(self) -> dict[str, tuple[float, float]]:
         """Mean and sample standard deviation of each metric."""
-        found = {}
+        summary = {}
         for name in self.runs[0].metrics:
             values = [run.metrics[name] for run in self.runs]
             spread = 0.0 if len(values) == 1 else math.nan
             if len(values) > 1 and all(map(math.isfinite, values)):
                 spread = statistics.stdev(values)
-            found[name] = (statistics.mean(values), spread)
-        return found
+            summary[name] = (statistics.mean(values), spread)
+        return summary
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready values."""
         summary = {name: {"mean": mean, "sd": sd} for name, (mean, sd) in self.summary().items()}
         return {"summary": _finite(summary), "runs": [run.to_dict() for run in self.runs]}
 
 
 def _finite(value: Any) -> Any:
-    """Plain values, with None for each number that is not finite."""
+    """The same values with None for each number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory held so far, in MiB: of the device on CUDA, else of the process."""
+    """The most memory held so far, in MiB: on CUDA by the device, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
@@ -119,7 +119,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a result depends on besides the recipe."""
+    """What a result depends on in addition to the recipe: versions and machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "pretune": __version__,

@@ -1,4 +1,4 @@
-"""The course of a run: the learning rate and the batch size of each update."""
+"""The schedule of a run: the learning rate and the batch size of each update."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from pretune.data.batch_order import DataOrder
 from pretune.errors import RunError
 from pretune.recipe.schema import TrainSection, Updates
 
-#: Batches by tokens, and such as grow, are counted one by one: in so many epochs at most.
-MOST = 10**5
+#: The most epochs whose batches are counted one by one, as batches by tokens and growing ones are.
+MAX_COUNTED_EPOCHS = 10**5
 
 
 def updates_of(value: Updates, total: int) -> int:
-    """How many updates are meant: `value` itself, at most all; or that share of all if below 1."""
+    """A number of updates: `value`, at most `total`; or below 1 that share of `total`."""
     return min(total, round(value * total) if value < 1 else int(value))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the peak learning rate is multiplied by in each update.
+    """The factor of the peak learning rate in each update.
 
-    During the rise it is `(step + 1) / (warmup + 1)`, so that no update is wasted on a rate of 0;
-    at `step == warmup` it is 1. After that, by `kind`:
+    In the warm-up it is `(step + 1) / (warmup + 1)`, so that no update is wasted on a rate of 0; at
+    `step == warmup` it is 1. After that, by `kind`:
 
-    - `linear`: falls evenly, to `floor` at `step == total` (one past the last update).
+    - `linear`: falls linearly, to `floor` at `step == total` (one past the last update).
     - `cosine`: half a period, to `floor` at `total` (Loshchilov & Hutter 2017, equation 5).
     - `constant`: stays.
     - `inverse_sqrt`: falls as `1 / sqrt(step + 1)` (Vaswani et al. 2017, equation 3, whose
       constant the peak rate replaces), never below `floor`; it does not depend on `total`.
-    - `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM): stays, then falls evenly in the last
-      `decay` updates, to `floor` at `total`; the even fall is that of Hägele et al. 2024.
+    - `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM): stays, then falls linearly in the
+      last `decay` updates, to `floor` at `total`, as in Hägele et al. 2024.
 
     Attributes:
-        kind: its name.
-        total: all updates of the run.
-        warmup: how many of them the rise takes.
-        decay: how many of them the fall of `wsd` takes; where the rise leaves fewer, those.
-        floor: the share of the peak it falls to.
+        kind: name of the schedule.
+        total: updates of the run.
+        warmup: updates of the rise.
+        decay: updates of the fall of `wsd`, if the rise leaves that many.
+        floor: the lowest factor.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Schedule:
         return max(self.warmup, self.total - self.decay) if self.kind == "wsd" else self.warmup
 
     def factor(self, step: int) -> float:
-        """What the peak rate is multiplied by in update `step`, counted from 0.
+        """The factor of the peak rate in update `step`, counted from 0.
 
         Raises:
             ValueError: no schedule is called `kind`.
@@ -83,12 +83,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """How large the batch of each update is: constant, or growing evenly to the whole.
+    """The batch size of each update: constant, or growing linearly to the full size.
 
     Attributes:
-        whole: examples, or tokens where the recipe gives `batch_tokens`.
+        whole: the full size in examples, or in tokens where the recipe gives `batch_tokens`.
         start: the first batch, in the same unit.
-        updates: how many updates are smaller than the whole.
+        updates: updates until the batch is full.
     """
 
     whole: int
@@ -113,21 +113,25 @@ class BatchSize:
 
 
 def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, BatchSize]:
-    """How many updates a run has, and how large the batch of each is.
+    """The number of updates of a run, and the batch size of each.
 
-    A growing batch (`batch_ramp`) may grow over a share of all updates, whose number depends on
-    how it grows: that share is of the updates there would be with whole batches.
+    A growing batch (`batch_ramp`) may grow over a share of all updates, whose number in turn
+    depends on the growth. The share is taken of the updates there would be with full batches.
+
+    Args:
+        order: of the training data.
+        options: how to train.
 
     Raises:
-        RunError: too many epochs, of batches that differ in number from epoch to epoch.
+        RunError: too many epochs to count their batches, which differ from epoch to epoch.
     """
     whole = BatchSize.of(options.model_copy(update={"batch_ramp": None}), 0)
     differ = options.batch_tokens is not None or options.batch_ramp is not None
-    if options.max_steps is None and differ and options.epochs > MOST:
+    if options.max_steps is None and differ and options.epochs > MAX_COUNTED_EPOCHS:
         raise RunError(
             f"train.epochs: the batches of {options.epochs:g} passes are too many to count, where "
             "train.batch_tokens or train.batch_ramp makes each pass another",
-            f"At most {MOST:,}; or give train.max_steps.",
+            f"At most {MAX_COUNTED_EPOCHS:,}; or give train.max_steps.",
         )
     plain = options.max_steps or order.updates(options.epochs, whole.at)
     sizes = BatchSize.of(options, plain)

@@ -1,7 +1,7 @@
-"""Tensors that are shared out over processes, on disk: by torch.distributed.checkpoint.
+"""Sharded tensors on disk, by torch.distributed.checkpoint.
 
-Each process writes its shares as safetensors files, whose headers say which part of which tensor
-they are; nothing is pickled. Reading fits them into however many processes there are then.
+Each process writes its shards as safetensors files, whose headers tell the place of each in its
+tensor; nothing is pickled. They can be read back with another number of processes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pretune.errors import CheckpointError
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write this process's shares; all processes must, at once, into one folder."""
+    """Write this process's shards; all processes must do so together, into one folder."""
     with _quiet():
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         save(dict(tensors), storage_writer=writer)
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill tensors, shared out or not, in place.
+    """Fill tensors, sharded or not, in place.
 
     Raises:
-        CheckpointError: some are not there, or in another shape.
+        CheckpointError: some are missing, or have another shape.
     """
     alone = not dist.is_initialized()
     try:
@@ -53,7 +53,7 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's remarks about its own interfaces."""
+    """Context without torch's remarks about its own interfaces."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)

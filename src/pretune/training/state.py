@@ -1,4 +1,4 @@
-"""The state of a run: everything that a resumed run needs to go on as if nothing had happened.
+"""The state of a run: everything that a resumed run needs to continue as if nothing had happened.
 
 A state is tensors by name and JSON values by name: two files, neither of them a pickle.
 """
@@ -21,12 +21,12 @@ from pretune.training.validation import Evaluation
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds besides the model.
+    """The part of a checkpoint that is not the model.
 
     Attributes:
         tensors: optimizer moments, averaged or raw weights, generators.
         values: JSON-ready: counters, history, the place in the data.
-        shards: a folder with the tensors that were shared out over processes; else None.
+        shards: a folder with the tensors that were sharded over processes; None if there are none.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class TrainingState:
     shards: Path | None = None
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """The tensors whose names start with a prefix, by their names without it."""
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.tensors.items()
@@ -42,10 +42,10 @@ class TrainingState:
         }
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the values of these names into tensors, shared out or not.
+        """Copy the values of these names into tensors, sharded or not.
 
         Raises:
-            CheckpointError: some are not there, or in another shape.
+            CheckpointError: some are missing, or have another shape.
         """
         if self.shards is not None:
             from pretune.training.sharded import read_shards  # slow to import
@@ -62,8 +62,8 @@ class SavedCheckpoint:
 
     Attributes:
         place: where it lies, for people.
-        weights: of the model, by our names.
-        state: all the rest.
+        weights: of the model, by parameter name.
+        state: everything else.
     """
 
     place: str
@@ -94,7 +94,7 @@ class NoCheckpoints:
 
 @dataclass
 class TrainingHistory:
-    """How a training went.
+    """What has happened in a run so far.
 
     Attributes:
         steps: updates done.
@@ -102,10 +102,10 @@ class TrainingHistory:
         examples: sequences trained on, over all epochs.
         seconds: spent in training steps, evaluation and saving not counted.
         evaluations: (step, epoch, metrics) of each.
-        best_step: which of them was best.
-        best: its evaluation.
-        rescues: what the guard did, one sentence each.
-        early: whether it ended because nothing got better any more.
+        best_step: the update after which the model was best.
+        best: the evaluation of then.
+        rescues: what the guard did, one sentence per recovery.
+        early: whether training ends because nothing got better any more.
     """
 
     steps: int = 0
@@ -119,12 +119,12 @@ class TrainingHistory:
     early: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave."""
+        """Make a history from what `to_dict` gave."""
         known = dict(values)
         if known["best"] is not None:
             known["best"] = Evaluation(**known["best"])
@@ -140,12 +140,12 @@ class TrainingHistory:
 
     @property
     def evaluated(self) -> int | None:
-        """After how many updates the last evaluation was."""
+        """The update after which the last evaluation was; None before the first."""
         return self.evaluations[-1][0] if self.evaluations else None
 
     @property
     def evaluations_since_best(self) -> int:
-        """How many evaluations found nothing better."""
+        """The number of evaluations since the best one."""
         if self.best_step is None:
             return len(self.evaluations)
         return sum(step > self.best_step for step, _, _ in self.evaluations)
@@ -182,7 +182,7 @@ class LogSums:
 
 
 def generators() -> TrainingState:
-    """Where all random generators stand: torch's (CPU and CUDA), numpy's and Python's."""
+    """The states of all random generators: torch's (CPU and CUDA), numpy's and Python's."""
     kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one
     version, words, pending = random.getstate()
     tensors = {
@@ -201,7 +201,7 @@ def generators() -> TrainingState:
 
 
 def restore_generators(state: TrainingState) -> None:
-    """Set all random generators to where `generators` found them."""
+    """Set all random generators to states that `generators` gave."""
     torch.set_rng_state(state.tensors["generator.torch"])
     kind, place, has_gauss, gauss = state.values["numpy"]
     keys = state.tensors["generator.numpy"].numpy().astype(np.uint32)
@@ -215,21 +215,21 @@ def restore_generators(state: TrainingState) -> None:
 
 
 def all_generators(world: World) -> TrainingState:
-    """Where the generators of every process stand."""
+    """The states of the generators of every process."""
     if world.size == 1:
         return generators()
-    found = TrainingState()
+    together = TrainingState()
     for rank, state in enumerate(world.gather(generators())):
-        found.tensors |= {f"rank{rank}.{name}": value for name, value in state.tensors.items()}
-        found.values[f"rank{rank}"] = state.values
-    return found
+        together.tensors |= {f"rank{rank}.{name}": value for name, value in state.tensors.items()}
+        together.values[f"rank{rank}"] = state.values
+    return together
 
 
 def restore_all_generators(state: TrainingState, world: World, seed: int) -> None:
-    """Set this process's generators to where they stood.
+    """Set this process's generators to the states that `all_generators` gave.
 
-    With another number of processes than then, what each of them draws is new, and a function of
-    the seed and the place.
+    With another number of processes than then, each draws new numbers: a function of the seed, the
+    process and the step.
     """
     known = sum(name.startswith("rank") for name in state.values) or 1
     if known != world.size:
@@ -242,13 +242,13 @@ def restore_all_generators(state: TrainingState, world: World, seed: int) -> Non
 
 
 def seed_process(seed: int, world: World, steps: int = 0) -> None:
-    """Other dropout in each process, from the same seed."""
+    """Seed this process so that its dropout differs from that in other processes."""
     mixed = np.random.SeedSequence([seed, world.rank, world.size, steps])
     seed_everything(int(mixed.generate_state(1, np.uint64)[0] >> 1))
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that new weights and dropout draw from; the data order needs none."""
+    """Seed the generators of new weights and dropout; the data order needs none."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still use it
     torch.manual_seed(seed)

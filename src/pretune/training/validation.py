@@ -1,4 +1,4 @@
-"""Evaluating a model on features: the same code during training and after it."""
+"""Evaluating a model on features: the same code during and after training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from pretune.data.batch import Features, PackedBatch
-from pretune.inference.runtime import precision_context
+from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.added_metrics import AllMetrics
 from pretune.tasks.base import (
     AnyTask,
     Calibrated,
+    Loss,
     drawn,
     lower_is_better,
     with_answers,
@@ -31,11 +32,11 @@ class Evaluation:
     """How well a model does on some data.
 
     Attributes:
-        metrics: the figures: `loss`, the means of its parts if it has any, the task's own.
-        count: how many sequences were looked at.
+        metrics: `loss`, the means of its parts if it has any, and the task's own figures.
+        count: number of sequences evaluated.
         seconds: of wall-clock time.
         details: more than figures, e.g. the confusion matrix.
-        truncated: how many sequences had text cut.
+        truncated: number of sequences whose text was truncated.
     """
 
     metrics: dict[str, float]
@@ -45,12 +46,18 @@ class Evaluation:
     truncated: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready values."""
         return asdict(self)
 
 
 def better(metric: str, new: float, old: float) -> bool:
-    """Whether a value of a metric beats another: NaN beats nothing, and everything beats NaN."""
+    """Whether one value of a metric beats another; NaN beats nothing, and everything else beats it.
+
+    Args:
+        metric: its name.
+        new: the value that may be better.
+        old: the value to beat.
+    """
     if math.isnan(new) or math.isnan(old):
         return not math.isnan(new)
     return new < old if lower_is_better(metric) else new > old
@@ -70,7 +77,7 @@ def evaluate_features(
     calibrate: bool = False,
     watch: Callable[[PackedBatch, Any], None] | None = None,
 ) -> Evaluation:
-    """Loss and metrics over all features; the model's mode is as it was afterwards.
+    """Compute loss and metrics over all features; the model's mode is the same afterwards.
 
     Several processes share the batches; each example counts once, whatever their number.
 
@@ -83,22 +90,20 @@ def evaluate_features(
         precision: as in `precision_context`.
         progress: called with the number of features done.
         world: the processes that evaluate together; all get the whole result.
-        watch: called with each batch and what the model gave for it.
-        calibrate: let the task choose on these features what is chosen on validation data.
+        calibrate: whether the task may choose on these features what is chosen on validation data,
+            such as a threshold.
+        watch: called with each batch and the outputs of the model for it.
     """
     device, world = device or torch.device("cpu"), world or World()
     start = time.perf_counter()
-    modes = [(module, module.training) for module in model.modules()]  # parts may be frozen
-    model.eval()
-    metrics = AllMetrics.of(task, features)
-    sums: dict[str, float] = {"loss": 0.0}
-    count, done = 0, 0
+    metrics, sums, done = AllMetrics.of(task, features), _LossSums(), 0
     strategy = strategy_for(task, model, features)
     shares = strategy.batches(features.lengths, batch_tokens, world.size)
-    mine, most = shares[world.rank], len(shares[0])
-    try:
-        for turn in range(most):
-            # A model that is spread over processes runs only in all of them at once.
+    mine, rounds = shares[world.rank], len(shares[0])
+    with evaluation_mode(model):
+        for turn in range(rounds):
+            # A sharded model runs only in all processes at once: one that has no batch left takes
+            # part with a stand-in, which counts for nothing.
             real = turn < len(mine)
             which = mine[turn] if real else np.zeros(1, dtype=np.int64)
             batch = drawn(task, features.batch(which), seed=0, epoch=-1).to(device)
@@ -110,38 +115,44 @@ def evaluate_features(
                     continue
                 outputs = with_answers(task, model, outputs, batch)
             metrics.update(outputs, batch)
+            sums.add(loss)
             if watch is not None:
                 watch(batch, outputs)
-            sums["loss"] += float(loss.sum)
-            for name, value in loss.parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            count += loss.count
             done += len(which)
             if progress is not None:
                 progress(done)
-    finally:
-        for module, training in modes:
-            module.training = training
+    # Put together what all processes computed.
     if world.size > 1:
-        metrics, sums, count = _together(
-            world, AllMetrics.of(task, features), (metrics, sums, count)
-        )
+        everything = world.gather((metrics, sums))
+        metrics, sums = AllMetrics.of(task, features), _LossSums()
+        for other_metrics, other_sums in everything:
+            metrics.merge(other_metrics)
+            sums.merge(other_sums)
     if calibrate and isinstance(task, Calibrated):
         task.calibrate(metrics.own)
-    means = {name: value / max(count, 1) for name, value in sums.items()}
-    figures = {**means, **metrics.result()}
+    figures = {**sums.means(), **metrics.result()}
     seconds = time.perf_counter() - start
     return Evaluation(figures, len(features), seconds, metrics.details(), features.truncated)
 
 
-def _together(
-    world: World, metrics: AllMetrics, mine: tuple[AllMetrics, dict[str, float], int]
-) -> tuple[AllMetrics, dict[str, float], int]:
-    """What all processes found; a process may have had no batch, and so no parts of the loss."""
-    sums: dict[str, float] = {}
-    count = 0
-    for more, more_sums, more_count in world.gather(mine):
-        metrics.merge(more)
-        sums = {k: sums.get(k, 0.0) + more_sums.get(k, 0.0) for k in {**sums, **more_sums}}
-        count += more_count
-    return metrics, sums, count
+@dataclass
+class _LossSums:
+    """The sums of the loss and of its parts, and their common count."""
+
+    sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0})
+    count: int = 0
+
+    def add(self, loss: Loss) -> None:
+        """Take in a batch."""
+        parts = {name: float(value) for name, value in loss.parts.items()}
+        self.merge(_LossSums({"loss": float(loss.sum), **parts}, loss.count))
+
+    def merge(self, other: _LossSums) -> None:
+        """Take in another process's; one that had no batch has no parts."""
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += other.count
+
+    def means(self) -> dict[str, float]:
+        """By name."""
+        return {name: value / max(self.count, 1) for name, value in self.sums.items()}
