@@ -1,25 +1,149 @@
-"""A model card: what the model does, how to use it, how well it does, and what nobody knows."""
+"""A model card: what the model does, how to use it, how good it is, and what is not known."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from pretune.checkpoints.config import THRESHOLD
-from pretune.publishing.card_data import PIPELINES, CardFacts, DataSource, metadata
-from pretune.render.escaping import fenced, for_markdown
+from pretune.recipe.recipe import Recipe
+from pretune.render.escaping import fenced, for_markdown, one_line
 from pretune.render.grid import Grid
 from pretune.render.result_views import MAX_CONFUSION_CLASSES
-from pretune.tasks.base import ReadsWindows
+from pretune.tasks.base import AnyTask, ReadsWindows
 
-#: More rows help nobody.
-MOST_ROWS = 100
-#: What a card tells of `environment`: versions, and nothing of the machine.
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+#: Rows of a table of labels; more help nobody.
+MAX_ROWS = 100
+#: Entries of a run's environment that a card shows: versions, and nothing about the machine.
 _VERSIONS = {"pretune": "pretune", "torch": "PyTorch", "python": "Python"}
+#: What a model does, by its task; for other tasks a card says what the model reads.
+_PURPOSES = {
+    "answer": "finds the answer to a question in a passage.",
+    "tag": "finds entities, such as names, in a text and says of which type each is.",
+    "chat": "replies in a conversation.",
+    "instruct": "answers instructions.",
+    "translate": "translates.",
+    "mask_lm": "finds the words that fit the gaps of a text.",
+}
+#: By the head of a model: what the Hub calls its task, and the class of transformers that opens it.
+PIPELINES = {
+    "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice"),
+    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
+    "token_classification_crf": ("token-classification", "AutoModelForTokenClassification"),
+    "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
+    "pretraining": ("fill-mask", "AutoModelForPreTraining"),
+    "causal_lm": ("text-generation", "AutoModelForCausalLM"),
+    "translation": ("translation", "AutoModelForSeq2SeqLM"),
+}
+
+#: Names of metrics on the Hub, by our names.
+_METRICS = {
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "mcc": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "mse": "mse",
+    "mae": "mae",
+    "precision": "precision",
+    "recall": "recall",
+    "exact_match": "exact_match",
+    "perplexity": "perplexity",
+    "bleu": "sacrebleu",
+    "chrf": "chrf",
+}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Data under a name that everybody may see.
+
+    Attributes:
+        shown: a dataset on the Hub as recipes name it, or the name of a local file without folder.
+        kind: id of the dataset; for a local file its format, as `datasets` calls it.
+        on_hub: whether it is a dataset on the Hub.
+        config: configuration of a dataset on the Hub.
+        split: split of a dataset on the Hub.
+        held_back: share of the data that was held back for validation, if it was.
+    """
+
+    shown: str
+    kind: str
+    on_hub: bool = False
+    config: str | None = None
+    split: str | None = None
+    held_back: float | None = None
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that a card is made of. Nothing in it may tell anything about the machine.
+
+    Attributes:
+        repo: `owner/name`.
+        task: the task of the model.
+        architecture: name of its class, in transformers if there is one.
+        parameters: number of parameters.
+        in_transformers: whether transformers opens it too.
+        license: id of the license on the Hub.
+        languages: codes of the languages on the Hub.
+        recipe: the recipe of the run, without local paths.
+        base: the model that it was trained from, under a name that everybody may see.
+        base_model: the same model, if it is on the Hub.
+        training: the training data.
+        validation: the data that it was measured on.
+        result: contents of result.json.
+    """
+
+    repo: str
+    task: AnyTask
+    architecture: str
+    parameters: int
+    in_transformers: bool = True
+    license: str | None = None
+    languages: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    base: str | None = None
+    base_model: str | None = None
+    training: DataSource | None = None
+    validation: DataSource | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the best model that are numbers."""
+        metrics = self.result.get("metrics") or {}
+        return {str(k): float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """Details of the evaluation of the best model."""
+        details = self.result.get("details")
+        return details if isinstance(details, Mapping) else {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the task; empty if it has none."""
+        return tuple(map(str, self.task.state().get("labels", ())))
+
+    def metric_title(self, name: str) -> str:
+        """Return the name of a metric for people."""
+        if name == "f1" and self.task.name == "classify":
+            return "F1 of the second label" if len(self.labels) == 2 else "F1, macro average"
+        titles = {"mcc": "Matthews correlation", "f1": "F1", "bleu": "BLEU", "chrf": "chrF"}
+        titles |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
+        return titles.get(name, name.replace("_", " "))
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text of README.md; whatever comes from data or from people is escaped."""
+    """Write the text of README.md, with all text from data and from people escaped."""
     parts = [
         f"---\n{metadata(facts)}\n---",
         f"# {for_markdown(facts.repo.partition('/')[2])}",
@@ -33,42 +157,30 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _purpose(facts: CardFacts) -> Iterator[str]:
-    labels = len(facts.labels)
-    reads = " and ".join(facts.task.inputs.values())
+    """Say what the model does and list its labels, unless a table of results lists them."""
+    labels, task = len(facts.labels), facts.task
+    reads = for_markdown(" and ".join(task.inputs.values()))
+    does = f"reads {reads}; its task is {for_markdown(task.name)}."
     if labels:
-        does = f"This model reads {for_markdown(reads)} and gives one of {labels:,} labels."
-    else:
-        does = (
-            f"This model reads {for_markdown(reads)}; its task is {for_markdown(facts.task.name)}."
-        )
-    if facts.task.name == "answer":
-        does = "This model finds the answer to a question in a passage."
-    if facts.task.name == "tag":
-        does = "This model finds entities, such as names, in a text and says of which type each is."
-    if facts.task.name == "chat":
-        does = "This model replies in a conversation."
-    if facts.task.name == "instruct":
-        does = "This model answers instructions."
-    if facts.task.name == "translate":
-        does = "This model translates."
-    if facts.task.name == "mask_lm":
-        does = "This model finds the words that fit the gaps of a text."
+        does = f"reads {reads} and gives one of {labels:,} labels."
+    does = _PURPOSES.get(task.name, does)
     opens = "transformers opens it too" if facts.in_transformers else "pretune opens it"
     yield (
-        f"{does} It is a {for_markdown(facts.architecture)} with {facts.parameters:,} parameters, "
-        f"saved by pretune; {opens}."
+        f"This model {does} It is a {for_markdown(facts.architecture)} with "
+        f"{facts.parameters:,} parameters, saved by pretune; {opens}."
     )
     if facts.recipe is not None and facts.recipe.description:
         yield f"In the words of its recipe: {for_markdown(facts.recipe.description)}"
-    shown = facts.labels[:MOST_ROWS]
+    shown = facts.labels[:MAX_ROWS]
     if shown and not facts.details.get("per_class"):
         yield "## Labels"
-        if labels > MOST_ROWS:
-            yield f"The first {MOST_ROWS} of them:"
+        if labels > MAX_ROWS:
+            yield f"The first {MAX_ROWS} of them:"
         yield Grid(["label", "number"], [(label, i) for i, label in enumerate(shown)]).markdown()
 
 
 def _use(facts: CardFacts) -> Iterator[str]:
+    """Show code that asks the model, with pretune and, where it opens it, with transformers."""
     example = list(facts.task.inputs.values())
     if facts.task.head in {"masked_lm", "pretraining"}:
         example = ["A day has 24 [MASK]."]
@@ -85,40 +197,36 @@ def _use(facts: CardFacts) -> Iterator[str]:
     if cls is None or not facts.in_transformers:
         return
     yield "With transformers:"
-    if pipeline == "translation":
-        yield fenced(
+    # A pipeline knows the labels of a classifier.
+    if pipeline == "text-classification":
+        text = example[0]
+        texts = repr({"text": text, "text_pair": example[1]} if len(example) > 1 else text)
+        longest = facts.task.options.max_length
+        code = (
+            "from transformers import pipeline\n\n"
+            f"classify = pipeline('text-classification', model={facts.repo!r})\n"
+            f"print(classify({texts}, truncation=True, max_length={longest}))"
+        )
+    else:
+        code = (
             f"from transformers import {cls}, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({facts.repo!r})\n"
             f"model = {cls}.from_pretrained({facts.repo!r})\n"
-            f"inputs = tokenizer({example[0]!r}, return_tensors='pt')\n"
-            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
-            "python",
         )
-        return
-    if pipeline == "text-classification":
-        yield fenced(_pipeline(facts, example), "python")
-        return
-    yield fenced(
-        f"from transformers import {cls}, AutoTokenizer\n\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({facts.repo!r})\n"
-        f"model = {cls}.from_pretrained({facts.repo!r})\n"
-        f"print(model(**tokenizer({', '.join(map(repr, example))}, return_tensors='pt')))",
-        "python",
-    )
-
-
-def _pipeline(facts: CardFacts, example: list[str]) -> str:
-    texts = repr(example[0])
-    if len(example) > 1:
-        texts = repr({"text": example[0], "text_pair": example[1]})
-    return (
-        "from transformers import pipeline\n\n"
-        f"classify = pipeline('text-classification', model={facts.repo!r})\n"
-        f"print(classify({texts}, truncation=True, max_length={facts.task.options.max_length}))"
-    )
+        # A translator writes; other heads give logits.
+        if pipeline == "translation":
+            code += (
+                f"inputs = tokenizer({example[0]!r}, return_tensors='pt')\n"
+                "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"
+            )
+        else:
+            inputs = ", ".join(map(repr, example))
+            code += f"print(model(**tokenizer({inputs}, return_tensors='pt')))"
+    yield fenced(code, "python")
 
 
 def _results(facts: CardFacts) -> Iterator[str]:
+    """Tabulate the metrics of the best checkpoint, overall and by class, and its confusions."""
     yield "## Results"
     if facts.validation is None or not facts.metrics:
         yield "Nothing was measured when this model was published."
@@ -133,13 +241,13 @@ def _results(facts: CardFacts) -> Iterator[str]:
     classes: Mapping[str, Mapping[str, float]] = facts.details.get("per_class") or {}
     if classes:
         names = ("precision", "recall", "f1")
-        most = list(classes.items())[:MOST_ROWS]
+        shown = list(classes.items())[:MAX_ROWS]
         yield Grid(
             ["label", "precision", "recall", "F1", "examples"],
-            [(k, *(f"{v[n]:.4f}" for n in names), f"{v['support']:,.0f}") for k, v in most],
+            [(k, *(f"{v[n]:.4f}" for n in names), f"{v['support']:,.0f}") for k, v in shown],
         ).markdown()
-        if len(classes) > MOST_ROWS:
-            yield f"These are the first {MOST_ROWS} of {len(classes):,} labels."
+        if len(classes) > MAX_ROWS:
+            yield f"These are the first {MAX_ROWS} of {len(classes):,} labels."
     yield from _confusion(facts.details)
 
 
@@ -152,16 +260,15 @@ def _confusion(details: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _measured(facts: CardFacts) -> int | None:
-    """How many examples the figures are of, where the evaluation says so."""
-    if isinstance(counted := facts.details.get("examples"), int):
-        return counted
+    """Return the number of examples that were measured, if the evaluation tells it."""
+    if isinstance(count := facts.details.get("examples"), int):
+        return count
     confusion = facts.details.get("confusion")
-    if not confusion:
-        return None
-    return int(sum(sum(row) for row in confusion))
+    return int(sum(sum(row) for row in confusion)) if confusion else None
 
 
 def _source(source: DataSource) -> str:
+    """Name some data in a sentence."""
     where = "from the Hugging Face Hub" if source.on_hub else "a local file"
     named = f"{for_markdown(source.shown)} ({where})"
     if source.held_back is None:
@@ -170,6 +277,7 @@ def _source(source: DataSource) -> str:
 
 
 def _origin(facts: CardFacts) -> Iterator[str]:
+    """Tell how the model was trained: data, base model, updates, versions, recipe."""
     yield "## Training"
     recipe = facts.recipe
     if recipe is None or facts.training is None:
@@ -195,7 +303,9 @@ def _origin(facts: CardFacts) -> Iterator[str]:
 
 
 def _limits(facts: CardFacts) -> Iterator[str]:
+    """List what the model cannot do, and what nobody has measured."""
     yield "## Limits"
+    # How far the results can be trusted.
     lines = []
     if facts.validation is not None and facts.metrics:
         lines += [
@@ -206,9 +316,10 @@ def _limits(facts: CardFacts) -> Iterator[str]:
         ]
     else:
         lines.append("- How well it does is not known: measure it on data of your own first.")
-    most = facts.task.options.max_length
+    # What the model does with a text that is long, has no answer, or fits no label.
+    longest = facts.task.options.max_length
     then = "read in parts" if isinstance(facts.task, ReadsWindows) else "cut"
-    lines.append(f"- It reads at most {most:,} tokens at a time; longer texts are {then}.")
+    lines.append(f"- It reads at most {longest:,} tokens at a time; longer texts are {then}.")
     if (threshold := facts.task.config_entries().get(THRESHOLD)) is not None:
         lines.append(
             f"- It gives no answer where that scores over {threshold:.2f} more than the best span "
@@ -220,7 +331,8 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             "transformers does not read: there each word gets its most probable tag by itself."
         )
     if facts.labels and facts.task.name != "tag":
-        lines.append("- It gives one of its labels to every text, also where none of them fits.")
+        lines.append("- It gives one of its labels to every text, even if none of them fits.")
+    # What holds for every model.
     lines.append(
         "- Whether it treats people or groups unequally was not examined; what was wrong in the "
         "training data, or in the model it started from, it may have learned."
@@ -228,3 +340,54 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     if facts.license is None:
         lines.append("- No license was given when it was published: ask its owner before use.")
     yield "\n".join(lines)
+
+
+def metadata(facts: CardFacts) -> str:
+    """Write the YAML at the beginning of the card, which the Hub reads, without its dashes."""
+    from huggingface_hub import ModelCardData
+
+    pipeline, _ = PIPELINES.get(facts.task.head, (None, None))
+    results = _evaluations(facts, pipeline)
+    languages = list(facts.languages)
+    sources = [s for s in (facts.training, facts.validation) if s is not None and s.on_hub]
+    metrics = [_METRICS[name] for name in facts.metrics if name in _METRICS] if results else []
+    data = ModelCardData(
+        language=languages[0] if len(languages) == 1 else languages or None,
+        license=facts.license,
+        # "transformers" where possible: the Hub offers code and counts downloads for libraries
+        # that it knows.
+        library_name="transformers" if facts.in_transformers else "pretune",
+        pipeline_tag=pipeline,
+        tags=["pretune", facts.task.name],
+        base_model=facts.base_model,
+        datasets=list(dict.fromkeys(source.kind for source in sources)) or None,
+        metrics=metrics or None,
+        model_name=facts.repo.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _evaluations(facts: CardFacts, pipeline: str | None) -> list[EvalResult]:
+    """List the metrics as the Hub's results of an evaluation."""
+    from huggingface_hub import EvalResult
+
+    source = facts.validation
+    if source is None:
+        return []
+    held_back = "" if source.held_back is None else f", {source.held_back * 100:g}% held back"
+    return [
+        EvalResult(
+            task_type=pipeline or facts.task.name,
+            dataset_type=source.kind,
+            dataset_name=one_line(source.shown) + held_back,
+            dataset_config=source.config,
+            dataset_split=source.split,
+            metric_type=_METRICS.get(name, name),
+            metric_value=round(value, 6),
+            metric_name=facts.metric_title(name),
+        )
+        for name, value in facts.metrics.items()
+        # The Hub knows no loss as a metric, and does not read YAML's .nan.
+        if name != "loss" and math.isfinite(value)
+    ]

@@ -1,4 +1,4 @@
-"""Publishing a trained model: what is sent is made anew, and tells nothing of this machine."""
+"""Publish a trained model. What is sent is written anew, and tells nothing about this machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from pretune.data.readers.hub import HUB_DATASET
 from pretune.data.readers.parallel import parallel_files
 from pretune.errors import RunError
 from pretune.inference.predict import the_task
-from pretune.publishing.card import model_card
-from pretune.publishing.card_data import CardFacts, DataSource
+from pretune.publishing.card import CardFacts, DataSource, model_card
 from pretune.publishing.upload import (
     Published,
     StagedFile,
@@ -32,17 +31,17 @@ from pretune.publishing.upload import (
 from pretune.recipe.recipe import Recipe
 from pretune.training.run_folder import RECIPE, RESULT
 
-#: Entries of tokenizer_config.json that say where a file lay when it was made.
+#: Keys of tokenizer_config.json with the paths of files on the machine where it was made.
 _PLACES = re.compile(r"_?name_or_path|\w*_(?:file|path|dir|folder)")
-#: A path that starts at the root, a drive, a share or somebody's home.
+#: Beginning of a path from the root, a drive, a share or a home folder.
 _ABSOLUTE = re.compile(r"(?:/|~|\\\\|[A-Za-z]:[\\/]|file:)")
-#: The same with at least one folder, in the middle of a text; not the end of an address.
+#: Such a path with at least one folder in the middle of a text, but not the end of a URL.
 _PATH_IN_TEXT = re.compile(r"""(?<![\w/:.~])(?:~|/[^\s/'"]+|[A-Za-z]:)(?:[\\/][^\s\\/'"]+)+""")
-#: Values of a recipe that are words and not paths, whatever they look like.
+#: Keys of a recipe whose values are words, even if they look like paths.
 _WORDS = ("task.labels", "data.columns", "model.new_tokens")
-#: Keys of a recipe that name data.
+#: Keys of a recipe whose values name data.
 _DATA = {"data.train", "data.validation"}
-#: The formats of local files as `datasets` calls them.
+#: Formats of local files, as `datasets` calls them.
 _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -55,13 +54,13 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A model on this machine that can be published.
+    """A trained model on this machine.
 
     Attributes:
-        folder: of the run, or of a checkpoint alone.
-        recipe: what ran; None for a checkpoint alone.
-        result: what came out; empty for a checkpoint alone.
-        start: the folder that the recipe's relative paths start from.
+        folder: folder of the run, or of a checkpoint alone.
+        recipe: recipe of the run; None for a checkpoint alone.
+        result: result of the run; empty for a checkpoint alone.
+        start: folder that relative paths of the recipe start from.
     """
 
     folder: Path
@@ -70,8 +69,8 @@ class Trained:
     start: Path = field(default_factory=Path.cwd)
 
     def is_local(self, source: str) -> bool:
-        """Whether a recipe means something on this machine's disk."""
-        # os.path, because Path's raise where a name is too long.
+        """Tell whether a source named by the recipe is on the disk of this machine."""
+        # The functions of os.path, as those of Path raise if a name is too long.
         return os.path.exists(source) or os.path.exists(os.path.join(self.start, source))
 
 
@@ -88,18 +87,18 @@ def push(
     """Publish a trained model on the Hugging Face Hub.
 
     Args:
-        run: a finished run, or a checkpoint folder.
-        repo: `owner/name`; made if there is none.
-        public: let everybody see it. An existing repository stays as private as it is.
-        license_id: as the Hub knows it, e.g. `apache-2.0`.
-        languages: as the Hub knows them, e.g. `["en"]`.
-        allow_pickle: read a checkpoint's `pytorch_model.bin`; what is sent is safetensors.
-        say: told what happens.
+        run: folder of a finished run, or of a checkpoint.
+        repo: `owner/name`; created if it does not exist.
+        public: let everybody see a new repository; an existing one keeps its visibility.
+        license_id: id of the license on the Hub, e.g. `apache-2.0`.
+        languages: codes of the languages on the Hub, e.g. `["en"]`.
+        allow_pickle: read `pytorch_model.bin` of a checkpoint; what is sent is safetensors.
+        say: receives a line of text for each step.
 
     Raises:
-        RunError: there is no run, or an unfinished one.
-        CheckpointError: its model is damaged.
-        HubError: a wrong name, no token, or the Hub refused or could not be reached.
+        RunError: there is no run, or it is not finished.
+        CheckpointError: the model is damaged.
+        HubError: the name is wrong, there is no token, or the Hub refused or cannot be reached.
     """
     check_name(repo)
     token = hub_token()
@@ -130,17 +129,20 @@ def stage(
     """Write what `push` would send into a new folder; needs neither network nor token.
 
     Args:
-        run: a finished run, or a checkpoint folder.
+        run: folder of a finished run, or of a checkpoint.
         repo: `owner/name`, for the card.
-        folder: must not exist; appears only when it is complete.
-        license_id: as the Hub knows it.
-        languages: as the Hub knows them.
-        allow_pickle: read a checkpoint's `pytorch_model.bin`.
+        folder: a folder that does not exist; it appears only when it is complete.
+        license_id: id of the license on the Hub.
+        languages: codes of the languages on the Hub.
+        allow_pickle: read `pytorch_model.bin` of a checkpoint.
+
+    Returns:
+        the files that would be sent.
 
     Raises:
-        RunError: there is no run, or an unfinished one; or the folder cannot be written.
-        CheckpointError: its model is damaged.
-        HubError: the Hub takes no such name.
+        RunError: there is no run, or it is not finished, or the folder cannot be written.
+        CheckpointError: the model is damaged.
+        HubError: the Hub does not accept the name.
     """
     check_name(repo)
     trained = find_trained(run)
@@ -154,7 +156,7 @@ def stage(
         parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         license=license_id,
         languages=tuple(languages),
-        **_told(trained),
+        **_training_facts(trained),
     )
     try:
         with atomic_folder(Path(folder)) as place:
@@ -167,7 +169,7 @@ def stage(
 
 
 def _fill(place: Path, bundle: Bundle, facts: CardFacts) -> None:
-    """All files of a published model. They are written anew, so that nothing else comes along."""
+    """Write all files of a published model anew, so that nothing else comes along."""
     tokenizer = bundle.tokenizer
     tokenizer.settings = {k: v for k, v in tokenizer.settings.items() if not _PLACES.fullmatch(k)}
     save(bundle, place)
@@ -178,10 +180,10 @@ def _fill(place: Path, bundle: Bundle, facts: CardFacts) -> None:
 
 
 def find_trained(run: str | Path) -> Trained:
-    """The run or checkpoint in a folder.
+    """Find the run or the checkpoint in a folder.
 
     Raises:
-        RunError: there is none, or it is not finished; says what to push instead.
+        RunError: there is none, or it is not finished; the hint says what to push instead.
     """
     path = Path(os.path.expanduser(run))
     if not os.path.isdir(path):
@@ -192,6 +194,7 @@ def find_trained(run: str | Path) -> Trained:
     if (path / "config.json").is_file():
         return Trained(path)
     if not (path / RECIPE).is_file():
+        # `--seeds` leaves a folder of runs.
         seeds = sorted(path.glob(f"seed-*/{RECIPE}"))
         if seeds:
             raise RunError(f"{path}: holds several runs", f"Push one of them: {seeds[0].parent}")
@@ -211,16 +214,16 @@ def find_trained(run: str | Path) -> Trained:
 def _read_result(path: Path) -> dict[str, Any]:
     hint = f"Copy the run again; or publish its best model alone: {path.parent / 'best'}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error})", hint) from None
-    if not isinstance(found, dict):
+    if not isinstance(result, dict):
         raise RunError(f"{path}: expected a JSON object", hint)
-    return found
+    return result
 
 
 def _started_in(run: Path, output: str) -> Path:
-    """The folder a run was started in, if the run still lies where it was written."""
+    """Return the folder in which a run was started, if the run is where it was written."""
     inside = Path(os.path.normpath(output)).parts
     parts = run.resolve().parts
     if not Path(output).is_absolute() and parts[-len(inside) :] == inside:
@@ -228,8 +231,8 @@ def _started_in(run: Path, output: str) -> Path:
     return Path.cwd()
 
 
-def _told(trained: Trained) -> dict[str, Any]:
-    """What the card tells of the training."""
+def _training_facts(trained: Trained) -> dict[str, Any]:
+    """Collect what the card tells about the training."""
     recipe = trained.recipe
     if recipe is None:
         return {}
@@ -251,6 +254,7 @@ def _told(trained: Trained) -> dict[str, Any]:
 
 
 def _data_source(trained: Trained, source: str) -> DataSource:
+    """Describe some data without the folders of this machine."""
     match = _hub_dataset(trained, source)
     if match:
         return DataSource(source, match["name"], True, match["config"], match["split"])
@@ -264,7 +268,7 @@ def _hub_dataset(trained: Trained, source: str) -> re.Match[str] | None:
 
 
 def _base(trained: Trained, source: str) -> tuple[str, bool]:
-    """What a model was trained from, and whether that is its id on the Hub."""
+    """Name the model that another was trained from, and tell whether that is its id on the Hub."""
     if source in EMBEDDED:
         package = EMBEDDED[source][0].replace("_", "-")
         return f"{source} (of the Python package {package})", False
@@ -275,7 +279,7 @@ def _base(trained: Trained, source: str) -> tuple[str, bool]:
 
 
 def shareable(trained: Trained, recipe: Recipe) -> Recipe:
-    """A recipe in which of every local path only the last part is left."""
+    """Copy a recipe, keeping only the last part of every local path."""
 
     def shared(value: Any, key: str) -> Any:
         if key in _WORDS:
@@ -283,7 +287,7 @@ def shareable(trained: Trained, recipe: Recipe) -> Recipe:
         if isinstance(value, Mapping):
             return {k: shared(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
         if isinstance(value, list):
-            return [shared(one, key) for one in value]
+            return [shared(item, key) for item in value]
         if not isinstance(value, str):
             return value
         if key == "description":
@@ -296,7 +300,7 @@ def shareable(trained: Trained, recipe: Recipe) -> Recipe:
 
 
 def _means_local(trained: Trained, key: str, value: str) -> bool:
-    """Whether a recipe's value is a path for certain, absolute or not."""
+    """Tell whether a value of a recipe is certainly a path, absolute or relative."""
     if key in _DATA:
         return _hub_dataset(trained, value) is None
     if key == "model.from":
@@ -305,12 +309,12 @@ def _means_local(trained: Trained, key: str, value: str) -> bool:
 
 
 def _data_name(source: str) -> str:
-    """As `_name`; of two files of parallel text that of both."""
+    """Return the last part of a path; for two files of parallel text, of both."""
     both = parallel_files(source)
     return _name(source) if both is None else ",".join(_name(str(path)) for path in both)
 
 
 def _name(path: str) -> str:
-    """The last part of a path of any system."""
+    """Return the last part of a path of any operating system."""
     parts = [part for part in re.split(r"[\\/]", path) if part not in {"", ".", "..", "~"}]
     return parts[-1] if parts else "local"

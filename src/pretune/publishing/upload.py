@@ -1,4 +1,4 @@
-"""Sending a folder to the Hugging Face Hub: all of it or nothing, private unless told otherwise."""
+"""Send a folder to the Hugging Face Hub: all of it or nothing, private by default."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
-#: What a repository may hold without being somebody's model.
+#: Files that a repository may hold without holding a model.
 _HARMLESS = {".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"}
-#: What says that a repository holds a model of ours, which may be replaced by a newer one.
+#: The file that marks a model saved by pretune, which a newer one may replace.
 _OURS = "pretune.json"
 
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN (https://huggingface.co/settings/tokens)."
@@ -33,7 +33,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A file that is to be sent: its name in the repository, and its bytes."""
+    """A file to be sent: its name in the repository, and its size in bytes."""
 
     name: str
     size: int
@@ -41,13 +41,13 @@ class StagedFile:
 
 @dataclass(frozen=True)
 class Published:
-    """What lies on the Hub now.
+    """A published model.
 
     Attributes:
-        url: of the repository.
-        commit: of the commit that holds the files.
-        private: whether only those with access see it.
-        files: what was sent.
+        url: address of the repository.
+        commit: hash of the commit with the files.
+        private: whether only people with access can see it.
+        files: the files that were sent.
     """
 
     url: str
@@ -56,15 +56,15 @@ class Published:
     files: tuple[StagedFile, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
 
 def check_name(repo: str) -> None:
-    """Whether the Hub takes this name.
+    """Check that the Hub accepts a name.
 
     Raises:
-        HubError: it does not; says why.
+        HubError: it does not; the message says why.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -79,16 +79,16 @@ def check_name(repo: str) -> None:
 
 
 def hub_token() -> str:
-    """The token to write with.
+    """Return the token to write with.
 
     Raises:
-        HubError: nobody is logged in; says how to.
+        HubError: nobody is logged in; the hint says how to log in.
     """
     from huggingface_hub import get_token
 
     try:
         token = get_token()
-    except Exception as error:  # a token from a CI's identity may not be had
+    except Exception as error:  # in CI, exchanging an identity for a token may fail in many ways
         raise HubError(f"no token for the Hugging Face Hub ({_reason(error)})", _LOG_IN) from error
     if not token:
         raise HubError("no token for the Hugging Face Hub", _LOG_IN)
@@ -96,7 +96,7 @@ def hub_token() -> str:
 
 
 def staged_files(folder: Path) -> tuple[StagedFile, ...]:
-    """Every file of a folder, by name."""
+    """List the files in a folder and its subfolders, by name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple(StagedFile(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files)
 
@@ -104,42 +104,43 @@ def staged_files(folder: Path) -> tuple[StagedFile, ...]:
 def upload(folder: Path, repo: str, *, token: str, public: bool, message: str) -> Published:
     """Put the files of a folder into a model repository, in one commit.
 
-    The repository is made where there is none. Files that it has and the folder has not stay.
+    The repository is created if it does not exist. Other files in it stay.
 
     Args:
-        folder: complete, with a README.md; nothing is added to it.
+        folder: all files to send, README.md among them.
         repo: `owner/name`.
-        token: from `hub_token`.
-        public: let everybody see a new repository; an existing one stays as it is.
-        message: of the commit.
+        token: token from `hub_token`.
+        public: let everybody see a new repository; an existing one keeps its visibility.
+        message: message of the commit.
 
     Raises:
-        HubError: the Hub refused or could not be reached, or the repository holds something else,
-            or it is public already and `public` is not given.
+        HubError: the Hub refused or cannot be reached, or the repository holds something else, or
+            everybody can see it already and `public` is not given.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants
 
     api = HfApi(token=token, library_name="pretune", library_version=__version__)
     files = staged_files(folder)
+    # Everything that may be refused is checked before anything is created or sent.
     with _explained(repo):
         _check_card(folder, repo)
-        found = _existing(api, repo)
-        if found is not None:
-            _check_existing(found, repo, public=public)
-            private = bool(found.private)
+        existing = _existing(api, repo)
+        if existing is not None:
+            _check_existing(existing, repo, public=public)
+            private = bool(existing.private)
         else:
             api.create_repo(repo, private=not public, repo_type="model")
             private = not public
-    # Not `upload_folder`: with hf_xet installed, that sends a folder in several commits.
+    # With hf_xet installed, `upload_folder` would send a folder in several commits.
     additions = [CommitOperationAdd(file.name, folder / file.name) for file in files]
-    created = "; the repository was created and is still empty" if found is None else ""
+    created = "; the repository was created and is still empty" if existing is None else ""
     with _explained(repo, created):
         commit = api.create_commit(repo, additions, commit_message=message, repo_type="model")
     return Published(f"{constants.ENDPOINT}/{repo}", str(commit.oid), private, files)
 
 
 def _check_card(folder: Path, repo: str) -> None:
-    """Whether the Hub reads the card's metadata; asked before anything is made there."""
+    """Check that the Hub accepts the metadata of the card."""
     from huggingface_hub import ModelCard
 
     try:
@@ -152,16 +153,18 @@ def _check_card(folder: Path, repo: str) -> None:
 
 
 def _existing(api: HfApi, repo: str) -> ModelInfo | None:
+    """Look a repository up; None if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return api.model_info(repo)
-    except RepositoryNotFoundError:  # a token that is refused is another error
+    except RepositoryNotFoundError:  # a refused token is another error
         return None
 
 
-def _check_existing(found: ModelInfo, repo: str, *, public: bool) -> None:
-    names = {file.rfilename for file in found.siblings or ()}
+def _check_existing(existing: ModelInfo, repo: str, *, public: bool) -> None:
+    """Refuse a repository with somebody else's files, or one that is unexpectedly public."""
+    names = {file.rfilename for file in existing.siblings or ()}
     others = sorted(names - _HARMLESS)
     if others and _OURS not in names:
         raise HubError(
@@ -169,7 +172,7 @@ def _check_existing(found: ModelInfo, repo: str, *, public: bool) -> None:
             f"{', ...' if len(others) > 4 else ''}); nothing is written there",
             "Choose another name, or remove those files on the Hub first.",
         )
-    if not found.private and not public:
+    if not existing.private and not public:
         raise HubError(
             f"{repo}: exists already, and everybody can see it",
             "Add --public if everybody may have this model, or choose another name.",
@@ -178,16 +181,23 @@ def _check_existing(found: ModelInfo, repo: str, *, public: bool) -> None:
 
 @contextmanager
 def _explained(repo: str, state: str = "") -> Iterator[None]:
-    """Whatever the Hub's library raises, as a `HubError`."""
+    """Turn whatever the Hub's library raises into a `HubError`."""
     try:
         yield
     except PretuneError:
         raise
-    except Exception as error:  # its own, its HTTP client's (which differs by version), hf_xet's
+    except Exception as error:  # errors of the library, its HTTP client (by version) and hf_xet
         raise _explain(error, repo, state) from error
 
 
 def _explain(error: Exception, repo: str, state: str) -> HubError:
+    """Make the error for a failed request.
+
+    Args:
+        error: what the Hub's library raised.
+        repo: the repository.
+        state: what is already done, for the end of the message.
+    """
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     what = f"{repo}: could not be sent to the Hugging Face Hub"
@@ -195,7 +205,7 @@ def _explain(error: Exception, repo: str, state: str) -> HubError:
     if status is not None:
         hint = _HINTS.get(status)
         if hint is None:
-            hint = "The Hub has trouble: try again later." if status >= 500 else None
+            hint = "The Hub is having trouble: try again later." if status >= 500 else None
         return HubError(f"{what} (HTTP {status}: {_reason(error)}){state}", hint)
     if isinstance(error, OfflineModeIsEnabled):
         hint = "HF_HUB_OFFLINE is set: unset it; or see what would be sent with --dry-run FOLDER."
@@ -208,7 +218,7 @@ def _explain(error: Exception, repo: str, state: str) -> HubError:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error; an upload's is wrapped in another error."""
+    """Return the HTTP status behind an error, which uploads wrap in another error."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
@@ -218,6 +228,6 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, on one line."""
-    said = getattr(error, "server_message", None) or str(error)
-    return " ".join(str(said).split())[:300] or type(error).__name__
+    """Return the message of an error on one line."""
+    message = getattr(error, "server_message", None) or str(error)
+    return " ".join(str(message).split())[:300] or type(error).__name__
