@@ -137,7 +137,7 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
 
 def test_a_model_with_a_state_needs_no_stride() -> None:
     task = CausalLm(CausalLmOptions(max_length=8, stride=4))
-    with pytest.raises(CheckpointError, match=r"task\.stride: a rnn keeps its state"):
+    with pytest.raises(CheckpointError, match=r"task\.stride: a rnn carries its state"):
         task.build(RnnModel(RnnConfig(vocab_size=len(LETTERS), hidden_size=8)))
 
 

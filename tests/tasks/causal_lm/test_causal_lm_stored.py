@@ -67,7 +67,7 @@ def test_are_those_of_the_texts(
     # A place inside a document is told evenly: where a block ends there, by the sum of its own.
     assert_same(found, expected, but=("chars", "bytes"))
     if boundaries:  # where a recurrent model's state is carried on
-        assert found.continues.tolist() == expected.goes_on.tolist()
+        assert found.continues.tolist() == expected.continues.tolist()
     everything = np.arange(len(found))
     ours, theirs = (features.batch(everything).targets for features in (found, expected))
     unknown = tokenizer.special_id("unk_token")

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
 from pretune.errors import CheckpointError
-from pretune.tasks.dialogue.layouts import TurnLayout, turn_limit, windows
+from pretune.tasks.dialogue.layouts import TurnLayout, turn_limit, turn_windows
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -36,15 +36,17 @@ def test_every_turn_is_fresh_once_and_a_window_has_what_it_replies_to(
 ) -> None:
     most = turn_limit(lengths, room)
     kept = [min(length, most) for length in lengths]
-    found = list(windows(kept, room))
-    assert [turn for w in found for turn in range(w.fresh, w.stop)] == list(range(len(kept)))
-    for number, window in enumerate(found):
-        assert sum(kept[window.first : window.stop]) <= room
-        context = sum(kept[window.first : window.fresh])
+    found = list(turn_windows(kept, room))
+    assert [turn for _, fresh, stop in found for turn in range(fresh, stop)] == list(
+        range(len(kept))
+    )
+    for number, (first, fresh, stop) in enumerate(found):
+        assert sum(kept[first:stop]) <= room
+        context = sum(kept[first:fresh])
         assert (context == 0) == (number == 0)
         assert context <= room // 2
-        if window.stop < len(kept):
-            assert sum(kept[window.first : window.stop + 1]) > room, "another one had fitted"
+        if stop < len(kept):
+            assert sum(kept[first : stop + 1]) > room, "another one had fitted"
     if sum(lengths) <= room:
         assert kept == lengths
         assert len(found) == 1

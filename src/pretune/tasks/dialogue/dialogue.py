@@ -83,6 +83,7 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
     @override
     def bind(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.layout(tokenizer)  # raises if the tokenizer cannot lay out conversations
 
     @override
     def texts(self, records: Records) -> Iterator[str]:
@@ -267,11 +268,7 @@ class Chat(Dialogue[ChatOptions], ReadsWindows):
     name: ClassVar[str] = "chat"
     options_type: ClassVar[type[ChatOptions]] = ChatOptions
     column: ClassVar[str] = TURNS
-
-    @property
-    @override
-    def inputs(self) -> dict[str, str]:
-        return {TURNS: "the dialogue: a list of texts, oldest first"}
+    inputs: ClassVar[dict[str, str]] = {TURNS: "the dialogue: a list of texts, oldest first"}
 
     @property
     @override
@@ -281,16 +278,6 @@ class Chat(Dialogue[ChatOptions], ReadsWindows):
     @override
     def usage(self, run: str) -> str:
         return f"pretune chat RUN --mmi {run}" if self.options.reverse else f"pretune chat {run}"
-
-    @override
-    def bind(self, tokenizer: Tokenizer) -> None:
-        """Take the tokenizer.
-
-        Raises:
-            CheckpointError: it has no token that could end a turn.
-        """
-        TurnLayout.of(tokenizer)
-        super().bind(tokenizer)
 
     @override
     def layout(self, tokenizer: Tokenizer) -> TurnLayout:
@@ -382,11 +369,9 @@ class Instruct(Dialogue[InstructOptions], AdaptsRecords):
     name: ClassVar[str] = "instruct"
     options_type: ClassVar[type[InstructOptions]] = InstructOptions
     column: ClassVar[str] = MESSAGES
-
-    @property
-    @override
-    def inputs(self) -> dict[str, str]:
-        return {MESSAGES: "a conversation: messages with a role and a content, or one text"}
+    inputs: ClassVar[dict[str, str]] = {
+        MESSAGES: "a conversation: messages with a role and a content, or one text"
+    }
 
     @override
     def usage(self, run: str) -> str:
@@ -400,11 +385,11 @@ class Instruct(Dialogue[InstructOptions], AdaptsRecords):
     @override
     def bind(self, tokenizer: Tokenizer) -> None:
         """Take the tokenizer, and give it the template, which is saved with it."""
-        super().bind(tokenizer)
         chosen = self.options.template
         if chosen != "auto" or ChatTemplate.of(tokenizer) is None:
             text = TEMPLATES["alpaca" if chosen == "auto" else chosen]
             tokenizer.settings["chat_template"] = text
+        super().bind(tokenizer)
 
     @override
     def layout(self, tokenizer: Tokenizer) -> TemplateLayout:

@@ -207,24 +207,24 @@ class TurnLayout(ConversationLayout):
 
     @override
     def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
-        """Windows of whole turns (see `windows`); every turn is learned in one of them.
+        """Windows of whole turns (see `turn_windows`); every turn is learned in one of them.
 
         A turn too long for a window is cut but ends like any other, so that the next turn follows
         an end. That end is not learned: nobody stopped speaking there.
         """
         room = size + 1 - len(self.begin)
         limit = turn_limit([len(span.ids) for span in spans], room)
-        for window in windows([min(len(span.ids), limit) for span in spans], room):
+        lengths = [min(len(span.ids), limit) for span in spans]
+        for first, fresh, stop in turn_windows(lengths, room):
             read = [Span(self.begin)]
-            for span in spans[window.first : window.stop]:
-                learned = span.learned and span.turn >= window.fresh
+            for span in spans[first:stop]:
+                learned = span.learned and span.turn >= fresh
                 if len(span.ids) <= limit:
                     read.append(replace(span, learned=learned))
                 else:
                     read.append(Span(span.ids[: limit - 1], span.turn, learned))
                     read.append(Span((self.end,), span.turn))
-            fresh = spans[window.fresh : window.stop]
-            yield Excerpt(read, any(len(span.ids) > limit for span in fresh))
+            yield Excerpt(read, any(len(span.ids) > limit for span in spans[fresh:stop]))
 
     def turns(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each turn, its end included."""
@@ -259,35 +259,23 @@ class TurnLayout(ConversationLayout):
         return Ends()  # the tokenizer's own end tokens suffice
 
 
-@dataclass(frozen=True)
-class TurnWindow:
-    """Some turns of a dialogue that are read together, as numbers of turns.
-
-    Attributes:
-        first: the first turn of the window.
-        fresh: the first turn that the window before did not have; earlier ones are context.
-        stop: the turn after the last one.
-    """
-
-    first: int
-    fresh: int
-    stop: int
-
-
 def turn_limit(lengths: Sequence[int], room: int) -> int:
     """The maximum number of tokens of a turn: half a window if the dialogue needs several."""
     return room if sum(lengths) <= room else max(1, room // 2)
 
 
-def windows(lengths: Sequence[int], room: int) -> Iterator[TurnWindow]:
+def turn_windows(lengths: Sequence[int], room: int) -> Iterator[tuple[int, int, int]]:
     """Divide a dialogue into windows of whole turns.
 
     Each turn is fresh in one window. Every window but the first begins with turns before its fresh
-    ones: at least one, and at most half a window.
+    ones as context: at least one, and at most half a window.
 
     Args:
         lengths: tokens of each turn; none above `turn_limit`.
         room: the maximum number of tokens of a window.
+
+    Yields:
+        numbers of turns: the first of a window, the first fresh one, and the one after the last.
     """
     before = [0, *accumulate(lengths)]
     fresh = 0
@@ -303,7 +291,7 @@ def windows(lengths: Sequence[int], room: int) -> Iterator[TurnWindow]:
         stop = fresh + 1
         while stop < len(lengths) and before[stop + 1] - before[first] <= room:
             stop += 1
-        yield TurnWindow(first, fresh, stop)
+        yield first, fresh, stop
         fresh = stop
 
 

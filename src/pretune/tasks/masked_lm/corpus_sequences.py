@@ -25,14 +25,8 @@ Progress = Callable[[int], None] | None
 
 #: A pair on disk: where its segments begin in the corpus, its document, their lengths, its label.
 PAIR = np.dtype(
-    [
-        ("first", "<i8"),
-        ("second", "<i8"),
-        ("row", "<i8"),
-        ("left", "<i4"),
-        ("right", "<i4"),
-        ("label", "<i4"),
-    ]
+    [(name, "<i8") for name in ("first", "second", "row")]
+    + [(name, "<i4") for name in ("left", "right", "label")]
 )
 #: Pairs that are kept in memory until they are written.
 _PAIRS_AT_A_TIME = 4096

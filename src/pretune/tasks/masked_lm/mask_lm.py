@@ -171,6 +171,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     name: ClassVar[str] = "mask_lm"
     options_type: ClassVar[type[TaskOptions]] = MaskLmOptions
     best_by: ClassVar[str] = "loss"
+    inputs: ClassVar[dict[str, str]] = {"text": "the text, with [MASK] for each gap"}
 
     def __init__(self, options: MaskLmOptions) -> None:
         super().__init__(options)
@@ -178,11 +179,6 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         self._vocabulary: MaskVocabulary | None = None
 
     # Preprocessor: texts and prepared corpora to sequences.
-
-    @property
-    @override
-    def inputs(self) -> dict[str, str]:
-        return {"text": "the text, with [MASK] for each gap"}
 
     @override
     def bind(self, tokenizer: Tokenizer) -> None:
