@@ -37,9 +37,8 @@ def test_every_turn_is_fresh_once_and_a_window_has_what_it_replies_to(
     most = turn_limit(lengths, room)
     kept = [min(length, most) for length in lengths]
     found = list(turn_windows(kept, room))
-    assert [turn for _, fresh, stop in found for turn in range(fresh, stop)] == list(
-        range(len(kept))
-    )
+    every = [turn for _, fresh, stop in found for turn in range(fresh, stop)]
+    assert every == list(range(len(kept)))
     for number, (first, fresh, stop) in enumerate(found):
         assert sum(kept[first:stop]) <= room
         context = sum(kept[first:fresh])

@@ -123,7 +123,7 @@ def _bytes_before(text: str) -> Array:
 def stored_blocks(
     documents: StoredDocuments, tokenizer: Tokenizer, size: int, step: int, boundaries: bool
 ) -> MadeFeatures:
-    """Make the blocks of a prepared corpus on demand: the same as those of its texts.
+    """Make the blocks of a prepared corpus on demand, equal to the blocks of its texts.
 
     Without boundaries all documents are one stream, while records are joined 1,024 at a time.
 
@@ -192,7 +192,7 @@ class CorpusStream:
         return cls(documents, tokenizer, edge, np.concatenate([[0], ends]))
 
     def block(self, start: int, done: int, stop: int) -> Feature:
-        """The block from `start` to `stop`, of which only targets after `done` are new."""
+        """The block from `start` to `stop`, with only its targets after `done`."""
         ids, *sizes = self._read(start, stop + 1)
         if done > start:
             _, *sizes = self._read(done, stop + 1)

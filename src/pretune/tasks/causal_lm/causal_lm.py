@@ -104,7 +104,7 @@ class CausalLm(
     """Predicts each token from those before it in its block; evaluated by perplexity and bits.
 
     Where the tokenizer has an end of text (`<|endoftext|>`, `[SEP]`), a text is `END tokens END`:
-    its first token is predicted from an end, and so is the end itself from the last token.
+    its first token is predicted from an end, and the end of the text from its last token.
     """
 
     name: ClassVar[str] = "causal_lm"
@@ -194,13 +194,14 @@ class CausalLm(
         """Cross-entropy, counted in tokens."""
         return Loss(outputs.sum, outputs.count, self.options.loss_parts(outputs))
 
-    def _scored(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Scores:
+    def _scored(self, model: nn.Module, batch: PackedBatch, **state: Any) -> Scores:
         # Blocks that are trained on do not overlap: all their tokens are predicted.
         select = None if model.training else self._predicted(batch)
         labels = batch.targets[NEXT]
         if select is not None:
             labels = labels[select.rows]
-        scores: Scores = model(batch, select=select, labels=labels, **self.options.score_options, **more)
+        options = {**self.options.score_options, **state}
+        scores: Scores = model(batch, select=select, labels=labels, **options)
         return scores
 
     def _predicted(self, batch: PackedBatch) -> Selection | None:

@@ -1,7 +1,7 @@
-"""How a conversation becomes tokens: what a model reads and which of it it learns to write.
+"""How a conversation becomes tokens: what a model reads, and what it learns to write.
 
-A conversation is a list of messages; those of the assistant are replies, which are learned. Two
-layouts turn it into tokens: `TurnLayout`, the plain one, puts turn after turn, each with its end;
+A conversation is a list of messages; the assistant's are replies, which are learned. Two layouts
+turn it into tokens: `TurnLayout`, the plain one, puts turn after turn, each with its end;
 `TemplateLayout` follows a chat template.
 """
 
@@ -148,7 +148,7 @@ class ConversationLayout(ABC):
         """
 
     def history(self, texts: Sequence[str], room: int) -> Fitted:
-        """`fitted` for texts that the user and the model said in turn, the user first."""
+        """`fitted` for the texts of the user and the model in turn, the user's first."""
         roles = ("user", "assistant")
         return self.fitted(
             [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)], room

@@ -138,8 +138,8 @@ class ReplyMetrics:
         self._written |= other._written
 
     def result(self) -> dict[str, float]:
-        """`perplexity` over all tokens of the given replies; `reply_perplexity`, in which each
-        reply has the same weight; and the figures of the written replies."""
+        """`perplexity` over all tokens of the given replies; `reply_perplexity`, where all
+        replies weigh the same; and the figures of the written replies."""
         figures = {
             "perplexity": perplexity(sum(self._nats.values()), sum(self._tokens.values())),
             "reply_perplexity": perplexity(self._means, self._replies),

@@ -226,8 +226,8 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     ) -> Iterable[Feature]:
         """Texts with gaps; or, with targets, sequences for which `augment` draws masks.
 
-        Those are pairs of segments of a document, or, without `next`, the whole document in blocks
-        of equal size, none of which reaches into another document.
+        Those are pairs of segments of a document; or, without `next`, blocks of equal size that
+        make up the document and do not reach into another.
         """
         self.bind(tokenizer)
         if with_targets:
@@ -334,8 +334,8 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         """The sequences that `features` makes of the documents' texts.
 
         Raises:
-            DataError: words cannot be told from the tokens, no document has two sentences, or each
-                token is to be masked in turn.
+            DataError: `evaluate` is `each`, the tokens do not show where words begin, or no
+                document has two sentences.
         """
         options = self.options
         if evaluation and options.evaluate == "each":
@@ -461,7 +461,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
 
     @override
     def each_loss(self, outputs: MaskLmOutputs, batch: PackedBatch) -> EachLoss:
-        """Cross-entropy of each sequence's masked tokens, without that of pairs."""
+        """Cross-entropy of each sequence's masked tokens, pairs left out."""
         layout = batch.where(batch.targets[MASKED] != NOT_MASKED).layout
         return token_losses(token_scores(outputs), layout)
 
