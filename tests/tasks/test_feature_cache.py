@@ -173,7 +173,7 @@ def test_the_oldest_make_room(cache: FeatureCache, tokenizer: Tokenizer) -> None
     key = [p.stem for p in sorted(files(cache), key=lambda p: p.stat().st_mtime)]
     assert cache.read(key[0]) is not None  # now it is the newest
     size = files(cache)[0].stat().st_size
-    small = replace(cache, most_bytes=3 * size + 10)
+    small = replace(cache, max_bytes=3 * size + 10)
     featurize(Answerer(OPTIONS), rows("The"), tokenizer, cache=small)
     left = {path.stem for path in files(cache)}
     assert len(left) == 3
@@ -184,7 +184,7 @@ def test_the_oldest_make_room(cache: FeatureCache, tokenizer: Tokenizer) -> None
 def test_what_is_quickly_made_or_too_large_is_not_kept(
     cache: FeatureCache, tokenizer: Tokenizer
 ) -> None:
-    for own in (replace(cache, worth=1000.0), replace(cache, most_bytes=5)):
+    for own in (replace(cache, worth=1000.0), replace(cache, max_bytes=5)):
         featurize(Answerer(OPTIONS), rows("good"), tokenizer, cache=own)
         assert files(cache) == []
 
@@ -204,10 +204,10 @@ def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("PRETUNE_CACHE_GB", "0.5")
     found = FeatureCache.usual()
     assert found is not None
-    assert (found.folder, found.most_bytes) == (tmp_path / "features", 500_000_000)
+    assert (found.folder, found.max_bytes) == (tmp_path / "features", 500_000_000)
     monkeypatch.delenv("PRETUNE_CACHE")
     monkeypatch.setenv("PRETUNE_CACHE_GB", "many")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     found = FeatureCache.usual()
     assert found is not None
-    assert (found.folder, found.most_bytes) == (tmp_path / "x/pretune/features", 10**10)
+    assert (found.folder, found.max_bytes) == (tmp_path / "x/pretune/features", 10**10)

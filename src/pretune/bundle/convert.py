@@ -19,6 +19,7 @@ from pretune.checkpoints.weights import named_dtype
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.config import brief
 from pretune.models.family import Family
+from pretune.tasks.base import published_architecture
 from pretune.tokenizers.load import load_tokenizer
 
 #: Entries of `config.json` that say what a head's outputs mean, which are kept.
@@ -83,7 +84,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
         CheckpointError: either is unknown; suggests the nearest.
     """
     family = family_of(config, folder)
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = published_architecture(config)
     known = {head.architecture: name for name, head in family.heads.items()}
     if architecture and architecture not in known:
         raise CheckpointError(

@@ -579,6 +579,11 @@ def with_answers(task: Head, model: nn.Module, outputs: Any, batch: PackedBatch)
     return task.write(model, outputs, batch) if isinstance(task, WritesAnswers) else outputs
 
 
+def published_architecture(config: Mapping[str, Any]) -> str:
+    """Return transformers' class of a checkpoint, by its `config.json`; empty if there is none."""
+    return str((config.get("architectures") or [""])[0])
+
+
 def usual_length(
     config: Mapping[str, Any], limit: int, name: str = "max_position_embeddings"
 ) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pretune.errors import CheckpointError, RecipeError
 from pretune.registry import Registry
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, published_architecture
 
 #: Every task by its name in recipes; a task's module is imported when the task is asked for.
 TASKS: Registry[type[AnyTask]] = Registry(
@@ -75,7 +75,7 @@ def published_task(config: Mapping[str, Any]) -> AnyTask | None:
     Raises:
         CheckpointError: entries that make no sense.
     """
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = published_architecture(config)
     fitting = (own for end, own in _ARCHITECTURES.items() if architecture.endswith(end))
     for name in [*next(fitting, ()), *TASKS.plugins]:
         task = TASKS[name].from_config(config)

@@ -1,10 +1,10 @@
-"""Features that were made before, on disk, by the hash of all that they depend on.
+"""A cache of features on disk, by a hash of everything that they depend on.
 
     $PRETUNE_CACHE/features/HASH.safetensors
 
-`PRETUNE_CACHE` is `$XDG_CACHE_HOME/pretune` (`~/.cache/pretune`) where it is not set, and `off`
-turns the cache off. Files that were not read for the longest time go first when all together are
-larger than `PRETUNE_CACHE_GB` (10). The folder may be removed at any time.
+Without `PRETUNE_CACHE` the folder is `$XDG_CACHE_HOME/pretune` (`~/.cache/pretune`); `off` turns
+the cache off. Once the files exceed `PRETUNE_CACHE_GB` (10), those that have not been read for the
+longest time are removed. The folder may be removed at any time.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from pretune.data.batch import FeatureSet, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Features that were made in less time are not worth a file.
+#: Features that took less time are not worth a file.
 WORTH_SECONDS = 2.0
+#: Prefix of the names of targets among the arrays of a file.
 _TARGET = "target."
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features by their keys.
+    """A folder with features.
 
     Attributes:
-        folder: where they are.
-        most_bytes: of all files together.
-        worth: features that were made in fewer seconds are not kept.
+        folder: where the files are; it is created when needed.
+        max_bytes: the maximum size of all files together.
+        worth: features that took fewer seconds are not kept.
     """
 
     folder: Path
-    most_bytes: int
+    max_bytes: int
     worth: float = WORTH_SECONDS
 
     @classmethod
     def usual(cls) -> FeatureCache | None:
-        """The one that the environment names; None where it is turned off."""
+        """Return the cache that the environment asks for; None where it is turned off."""
         named = os.environ.get("PRETUNE_CACHE")
         if named == "off":
             return None
@@ -63,12 +64,12 @@ class FeatureCache:
         return cls(folder / "features", round(gigabytes * 1e9))
 
     def key(self, records: Records, tokenizer: Tokenizer, how: Any) -> str:
-        """A SHA-256 of everything that the features are made of.
+        """Hash everything that the features depend on.
 
         Args:
-            records: to be turned into features; all of their columns count.
+            records: the data set, with all of its columns.
             tokenizer: of the model.
-            how: what else they depend on, JSON-ready.
+            how: what else the features depend on, JSON-ready.
         """
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
@@ -85,45 +86,45 @@ class FeatureCache:
         return self.folder / f"{key}.safetensors"
 
     def read(self, key: str) -> FeatureSet | None:
-        """The features of that key; None where there are none, or not as they were written."""
+        """Return the features with this key; None if there are none, or the file is damaged."""
         path = self._path(key)
         try:
             with safe_open(path, framework="numpy") as file:
-                said = json.loads(file.metadata()["pretune"])
+                notes = json.loads(file.metadata()["pretune"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            skipped = tuple(Skipped(**item) for item in said["skipped"])
-            repaired = tuple(Repaired(**item) for item in said["repaired"])
             choices = None
             if "choices" in arrays:
                 ends = np.cumsum(arrays["counts"])[:-1]
                 parts = np.split(arrays["choices"], ends)
                 choices = tuple(tuple(part.tolist()) for part in parts)
-            found = FeatureSet(
+            features = FeatureSet(
                 tokens=arrays["tokens"],
                 starts=arrays["starts"],
                 segments=arrays.get("segments"),
-                targets={name: arrays[_TARGET + name] for name in said["targets"]},
+                targets={name: arrays[_TARGET + name] for name in notes["targets"]},
                 records=arrays["records"],
-                truncated=said["truncated"],
-                skipped=skipped,
-                repaired=repaired,
+                truncated=notes["truncated"],
+                skipped=tuple(Skipped(**item) for item in notes["skipped"]),
+                repaired=tuple(Repaired(**item) for item in notes["repaired"]),
                 choices=choices,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
-        if said["digest"] != _digest(found):
+        # Read without an error, but not what was written.
+        if notes["digest"] != _digest(features):
             return None
-        with suppress(OSError):  # so that it is known to be in use
+        # The time of the last use decides which files are removed first.
+        with suppress(OSError):
             os.utime(path)
-        return found
+        return features
 
     def keep(self, key: str, features: FeatureSet, seconds: float) -> None:
-        """Write features; a disk that takes nothing is no reason to stop.
+        """Write features, unless they are not worth a file; a disk that refuses is ignored.
 
         Args:
             key: from `key`.
             features: to keep.
-            seconds: what making them took.
+            seconds: how long it took to make them.
         """
         if seconds < self.worth or len(features) == 0:
             return
@@ -133,22 +134,23 @@ class FeatureCache:
             arrays["segments"] = features.segments
         if features.choices is not None:
             counts = [len(lengths) for lengths in features.choices]
-            every = [length for lengths in features.choices for length in lengths]
-            arrays |= {"counts": np.array(counts), "choices": np.array(every)}
-        if sum(array.nbytes for array in arrays.values()) > self.most_bytes:
+            lengths = [length for lengths in features.choices for length in lengths]
+            arrays |= {"counts": np.array(counts), "choices": np.array(lengths)}
+        if sum(array.nbytes for array in arrays.values()) > self.max_bytes:
             return
-        said = {
-            "targets": list(features.targets),  # their order is that of the fingerprint
+        notes = {
+            "targets": list(features.targets),  # the fingerprint depends on their order
             "truncated": features.truncated,
             "skipped": [asdict(item) for item in features.skipped],
             "repaired": [asdict(item) for item in features.repaired],
             "digest": _digest(features),
         }
+        # Written beside its place and renamed: no other process reads half a file.
         aside = self.folder / f".{key}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-            save_file(whole, aside, {"pretune": json.dumps(said)})
+            save_file(whole, aside, {"pretune": json.dumps(notes)})
             os.replace(aside, self._path(key))
             self._make_room()
         except (OSError, SafetensorError):
@@ -156,17 +158,17 @@ class FeatureCache:
                 aside.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
-        """Remove what was not read for the longest time, and what a killed process left."""
+        """Remove leftovers of killed processes, and the files that were not read for longest."""
         for path in self.folder.glob(".*.tmp"):
             if time.time() - path.stat().st_mtime > 3600:
                 path.unlink(missing_ok=True)
         files = [(path, path.stat()) for path in self.folder.glob("*.safetensors")]
-        total = sum(found.st_size for _, found in files)
-        for path, found in sorted(files, key=lambda item: item[1].st_mtime):
-            if total <= self.most_bytes:
+        total = sum(status.st_size for _, status in files)
+        for path, status in sorted(files, key=lambda item: item[1].st_mtime):
+            if total <= self.max_bytes:
                 return
             path.unlink(missing_ok=True)
-            total -= found.st_size
+            total -= status.st_size
 
 
 def source_files() -> list[Path]:

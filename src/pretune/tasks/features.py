@@ -1,4 +1,4 @@
-"""The features of data: records are tokenized, or found in the cache; a corpus is read as it is."""
+"""From records to features: tokenized or taken from the cache; from a corpus on demand."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ def featurize(
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
 ) -> Features:
-    """All features of some records, tokenized in parallel; or of documents that are tokenized.
-
-    Those of records have the records as their `rows`.
+    """Make the features of a data set, in parallel.
 
     Args:
         task: decides what a feature is.
-        records: what to turn into features. Those of a prepared corpus are made when asked for.
+        records: the data set, or a prepared corpus, whose features are made on demand.
         tokenizer: of the model.
         with_targets: False for prediction, where records have no labels.
-        evaluation: they are to be evaluated on, not trained on.
+        evaluation: whether the features are for evaluation rather than training.
         progress: called with the number of records done.
-        cache: where features may be found that were made before, and where new ones go.
+        cache: where features of an earlier run may be, and where new ones are kept.
+
+    Returns:
+        the features; those of records have the records as `rows`.
 
     Raises:
-        DataError: a record cannot be used; names its file, line and column. Or the corpus was made
-            with another tokenizer, or is nothing that the task can be trained on.
+        DataError: a record cannot be used (names its file, line and column); a corpus was made with
+            another tokenizer, or the task cannot be trained on one.
     """
     if isinstance(records, StoredDocuments):
         if not isinstance(task, ReadsCorpus):
@@ -73,13 +74,13 @@ def record_features(
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
 ) -> FeatureSet:
-    """`featurize` for records: in arrays, with the records as their `rows`."""
+    """Make the features of records, as `featurize` does, in arrays."""
     key = ""
     if cache is not None:
         how = [task.name, source_of(type(task)), task.feature_key(), with_targets, evaluation]
         key = cache.key(records, tokenizer, how)
-        if (found := cache.read(key)) is not None:
-            return replace(found, rows=records.rows)
+        if (cached := cache.read(key)) is not None:
+            return replace(cached, rows=records.rows)
 
     def stream() -> Iterable[Feature | Skipped | Repaired]:
         for start in range(0, len(records), CHUNK):
@@ -94,7 +95,7 @@ def record_features(
     skipped: list[Skipped] = []
     repaired: list[Repaired] = []
 
-    def kept() -> Iterable[Feature]:
+    def features_alone() -> Iterable[Feature]:
         for item in stream():
             if isinstance(item, Skipped):
                 skipped.append(item)
@@ -103,9 +104,10 @@ def record_features(
             else:
                 yield item
 
+    # The lists are complete once all features have been read.
     start = time.perf_counter()
-    made = FeatureSet.of(kept())
-    made = replace(made, skipped=tuple(skipped), repaired=tuple(repaired))
+    features = FeatureSet.of(features_alone())
+    features = replace(features, skipped=tuple(skipped), repaired=tuple(repaired))
     if cache is not None:
-        cache.keep(key, made, time.perf_counter() - start)
-    return replace(made, rows=records.rows)
+        cache.keep(key, features, time.perf_counter() - start)
+    return replace(features, rows=records.rows)

@@ -102,7 +102,7 @@ def cross_entropy(
         factors = _row_factors(kept, labels[counted], class_weights, focal_gamma)
         total = (factors * _smoothed(kept, labels[counted], smoothing)).sum()
     elif smoothing:
-        # The sum of H over the rows, without a [N] intermediate.
+        # H summed over the rows, where `plain` already is the sum of -log p.
         uniform = -log_p.mean(-1)[counted].sum()
         total = (1.0 - smoothing) * plain + smoothing * uniform
     if z_loss:
@@ -158,15 +158,15 @@ def token_losses(scores: Scores, layout: Layout) -> EachLoss:
     return EachLoss(sum_by_sequence(scores.nats, layout), torch.tensor(layout.lengths))
 
 
-#: A perplexity is computed from this many nats at most: beyond, exp overflows.
+#: Perplexities are computed from at most this many nats per token: beyond, exp overflows.
 _MAX_NATS = 700.0
 
 
 def perplexity(nats: float, count: int) -> float:
-    """Exp of the mean over `count` tokens that cost `nats` together."""
+    """Compute exp of the mean of a total of `nats` over `count` tokens."""
     return math.exp(min(nats / max(count, 1), _MAX_NATS))
 
 
 def with_perplexity(figures: dict[str, Array], name: str = "perplexity") -> dict[str, Array]:
-    """Figures, and after them exp of the loss."""
+    """Add a perplexity, exp of the loss, to figures."""
     return {**figures, name: np.exp(np.minimum(figures["loss"], _MAX_NATS))}

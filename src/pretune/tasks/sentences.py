@@ -16,7 +16,14 @@ from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
-from pretune.tasks.base import P, Task, TaskOptions, UsesTokenizer, usual_length
+from pretune.tasks.base import (
+    P,
+    Task,
+    TaskOptions,
+    UsesTokenizer,
+    published_architecture,
+    usual_length,
+)
 from pretune.tasks.labels import label_entries, published_labels
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
@@ -171,8 +178,7 @@ def published_problem(config: Mapping[str, Any]) -> tuple[str, list[str]] | None
     Raises:
         CheckpointError: labels that make no sense.
     """
-    architectures = config.get("architectures") or [""]
-    if not str(architectures[0]).endswith("ForSequenceClassification"):
+    if not published_architecture(config).endswith("ForSequenceClassification"):
         return None
     labels, problem = published_labels(config), config.get("problem_type")
     if problem == SCORE and len(labels) > 1:
