@@ -185,7 +185,7 @@ class TestLogs:
             reporter.evaluation(200, 0.1, {"loss": 1.0}, 0.0, "")
             assert [json.loads(line)["step"] for line in path.open()] == list(range(1, 201))
         said = reporter.console.file.getvalue()
-        warning = f"{path}: cannot be written (No space left on device); the training goes on"
+        warning = f"{path}: cannot be written (No space left on device); training continues"
         assert said.count(warning) == 1
 
     def test_or_never_if_there_is_no_room_to_the_end(self, disk: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.bundle.bundle import Bundle, save
 from pretune.checkpoints.atomic_io import atomic_folder, point, remove_folder, sweep
@@ -29,7 +30,7 @@ from pretune.checkpoints.manifest import find_damage, write_manifest
 from pretune.errors import CheckpointError, PretuneError, RunError
 from pretune.training.adapters import weights_in
 from pretune.training.distributed import World, is_shard, is_sharded, whole
-from pretune.training.state import SavedCheckpoint, TrainingState
+from pretune.training.state import CheckpointStore, SavedCheckpoint, TrainingState
 
 TENSORS, VALUES, SHARDS = "trainer.safetensors", "trainer.json", "shards"
 FOLDER = "checkpoints"
@@ -100,7 +101,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: the state of the run is not readable ({error})") from None
 
 
-class RunCheckpoints:
+class RunCheckpoints(CheckpointStore):
     """Writes the checkpoints of a run, and reads them back.
 
     At no moment is `best` or `last` incomplete, and an old checkpoint is removed only when enough
@@ -139,6 +140,7 @@ class RunCheckpoints:
         self._failed: BaseException | None = None
         self._known: dict[Path, tuple[tuple[Any, ...], str | None]] = {}
 
+    @override
     def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run.
 
@@ -152,13 +154,14 @@ class RunCheckpoints:
         Raises:
             RunError: this checkpoint or the one before cannot be written; earlier ones are intact.
         """
-        self.flush()
+        self.flush()  # one write at a time
         values = json.dumps({**state.values, **self.extra}, ensure_ascii=False)
         if is_sharded(self.bundle.model):
             self._save_sharded(step, state, values, best=best)
             return
         if not self.world.main:
             return
+        # In this thread, straight from the model; or in another one, from a copy.
         if not self._background:
             tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
             self._write(step, self.bundle, tensors, values, best)
@@ -188,6 +191,7 @@ class RunCheckpoints:
         """Write from all processes: each its shards of the state, the main one the whole model."""
         from pretune.training.sharded import write_shards  # slow to import
 
+        # Putting the model together takes all processes; its state stays in shards.
         bundle = self._snapshot(lambda tensor: whole(tensor.detach()).cpu())
         shards = {k: v for k, v in state.tensors.items() if is_shard(v)}
         tensors = {k: v for k, v in state.tensors.items() if k not in shards}
@@ -226,6 +230,7 @@ class RunCheckpoints:
         except RunError as error:
             self.say(str(error))
 
+    @override
     def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
         """Read the newest whole checkpoint (see `newest_whole`), and remove newer ones."""
         self.flush()
@@ -271,6 +276,8 @@ class RunCheckpoints:
 
     def _best_of(self, path: Path) -> Path | None:
         """The checkpoint that was the best when another was written, if it is whole."""
+        # A run that was rolled back may have reached a step twice: the newest counts, of those that
+        # were there at the time.
         step, known = _best_step(path), checkpoints(self.run)
         so_far = known[: [other for _, other in known].index(path) + 1]
         matching = (other for at, other in reversed(so_far) if at == step)
@@ -296,13 +303,14 @@ class RunCheckpoints:
 
     def _publish(self, target: Path, *, best: bool) -> None:
         """Make a checkpoint that is complete the last (and the best), and remove old ones."""
-        self._known[target] = _signature(target), None
+        self._known[target] = _signature(target), None  # just written, so undamaged
         point(self.run / "last", target)
         if best:
             point(self.run / "best", target)
         self._prune()
 
     def _unwritten(self, target: Path, error: Exception) -> PretuneError:
+        # Tell what is still there to continue from.
         known = (path for _, path in reversed(checkpoints(self.run)) if path != target)
         whole = next((path for path in known if self._is_whole(path)), None)
         kept = "" if whole is None else f"; {whole} is intact"
@@ -325,6 +333,7 @@ class RunCheckpoints:
         kept = {(self.run / name).resolve() for name in ("best", "last")}
         whole = 0
         for _, path in reversed(checkpoints(self.run)):
+            # Damaged ones among the newest stay for people to look at, but do not count.
             if whole < self.keep:
                 if self._is_whole(path):
                     whole += 1
@@ -394,6 +403,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
 
 def _fleshed(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """A copy of a model with other weights; shared ones stay shared."""
+    # deepcopy takes what it finds in the memo for copied already.
     memo: dict[int, Any] = {id(p): nn.Parameter(weights[n]) for n, p in model.named_parameters()}
     memo |= {id(buffer): weights[name] for name, buffer in model.named_buffers()}
     return copy.deepcopy(model, memo)

@@ -213,8 +213,8 @@ def fit(task: AnyTask, data: Data) -> None:
 def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     """The tokenizer that a recipe asks for; None: the model's own.
 
-    Random weights come without a tokenizer. They take that of a prepared corpus, or a new one that
-    is trained on the data.
+    Random weights come without a tokenizer. They take the tokenizer of a prepared corpus, or a new
+    one that is trained on the data.
 
     Raises:
         DataError: no such tokenizer can be made from the data.
@@ -227,6 +227,7 @@ def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
     wanted = model.train_tokenizer
     if wanted is None:
         return None
+    # One for all texts, or one for each side of a translation.
     task = task_class(recipe.task.name)(recipe.task)
     if wanted.joint:
         return train_tokenizer(task.texts(data), wanted.kind, wanted.vocab_size)
@@ -255,7 +256,7 @@ def read_features(
     *,
     evaluation: bool = False,
 ) -> Features:
-    """Make the features of some data, and say what they are.
+    """Make the features of some data, and report their number and what is wrong with them.
 
     Args:
         what: what people call the data, e.g. `validation`.

@@ -1,4 +1,4 @@
-"""What a person sees during a run, and what is kept of it."""
+"""Progress of a run on the terminal, and its figures in log files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typing_extensions import override
 
 from pretune.checkpoints.atomic_io import atomic_text
 
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One entry of the log: what happened since the last one.
+    """One entry of the log: the updates since the last entry.
 
     Attributes:
         step: updates done.
         epoch: passes over the data done, with fractions.
-        loss: mean over the entry's examples (or tokens).
+        loss: mean over the examples (or tokens) of these updates.
         learning_rate: of the last update.
         gradient_norm: of the last update's mean gradient, before clipping.
-        tokens_per_second: trained on, not counting evaluation.
-        parts: further means, by name.
+        tokens_per_second: tokens trained on per second, without the time of evaluation.
+        parts: means of the loss's parts by name.
     """
 
     step: int
@@ -53,7 +54,7 @@ class Step:
     parts: Mapping[str, float]
 
     def figures(self) -> dict[str, float]:
-        """By the names they have in the logs."""
+        """The figures by their names in the logs."""
         return {
             "train/loss": self.loss,
             "train/learning_rate": self.learning_rate,
@@ -64,31 +65,40 @@ class Step:
 
 
 class Sink(Protocol):
-    """Somewhere to write figures."""
+    """A log to write figures to."""
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """Keep some figures of a moment."""
+        """Keep figures.
+
+        Args:
+            step: updates done.
+            epoch: passes over the data done.
+            figures: by name.
+        """
 
     def rewind(self, step: int) -> None:
-        """What came of updates after this one is void: they will be made again."""
+        """Drop what was written after update `step`: the updates will be made again."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish writing."""
 
 
-class JsonLines:
-    """One JSON object a line, written at once: readable during the run and after a crash.
+class JsonLines(Sink):
+    """A log with one JSON object per line, readable during the run and after a crash.
 
-    What a full disk does not take is written later, when it does.
+    Each line is written at once. What a full disk refuses is kept and written later.
+
+    Args:
+        path: of the file; lines are appended.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("ab", buffering=0)
-        self._pending = b""
+        self._pending = b""  # what a full disk refused
 
+    @override
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """Append a line."""
         line = json.dumps({"step": step, "epoch": round(epoch, 4), **figures}) + "\n"
         self._pending += line.encode()
         self._write()
@@ -97,69 +107,78 @@ class JsonLines:
         while self._pending:
             self._pending = self._pending[self._file.write(self._pending) :]
 
+    @override
     def rewind(self, step: int) -> None:
-        """Keep the lines up to that update; half a line, left by a killed process, goes too."""
+        """Drop the lines after update `step`, and half a line that a killed process left."""
         kept = []
         for line in (self.path.read_bytes() + self._pending).decode(errors="replace").splitlines():
             try:
                 known = json.loads(line)["step"] <= step
             except (ValueError, KeyError, TypeError):
-                continue
+                continue  # half a line
             if known:
                 kept.append(line + "\n")
         atomic_text(self.path, "".join(kept))
         self._file.close()
         self._file, self._pending = self.path.open("ab", buffering=0), b""
 
+    @override
     def close(self) -> None:
-        """Close the file."""
         with self._file:
             self._write()
 
 
-class TensorBoard:
-    """TensorBoard event files."""
+class TensorBoard(Sink):
+    """TensorBoard event files.
+
+    Args:
+        folder: for the files.
+    """
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         if threading.excepthook is threading.__excepthook__:
-            threading.excepthook = _tell
+            threading.excepthook = _ignore_full_disk
         self.path, self._kind = folder, SummaryWriter
         self._writer: SummaryWriter = SummaryWriter(str(folder))
 
+    @override
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
+    @override
     def rewind(self, step: int) -> None:
-        """A new file that tells TensorBoard to forget the later points of the earlier ones."""
+        """Start a new file that makes TensorBoard drop later points of the earlier files."""
         self._writer.close()
         self._writer = self._kind(str(self.path), purge_step=step + 1)
 
+    @override
     def close(self) -> None:
-        """Flush and close."""
         self._writer.close()
 
 
-def _tell(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread shows a full disk as a traceback; whoever writes is told it as well."""
+def _ignore_full_disk(args: threading.ExceptHookArgs) -> None:
+    """Keep TensorBoard's thread from printing a traceback for a full disk.
+
+    The next write raises the same error, and `Reporter` says so.
+    """
     ours = isinstance(args.exc_value, OSError) and args.thread is not None
     if not (ours and type(args.thread).__module__.startswith("tensorboard.")):
         threading.__excepthook__(args)
 
 
 class Reporter:
-    """Progress on the terminal (or plain lines where there is none), and figures to the sinks.
+    """Shows progress on the terminal, or as plain lines without one, and writes figures to logs.
 
     Args:
-        sinks: where figures are kept.
-        console: where people look; standard error by default, so that results can be piped.
+        sinks: the logs.
+        console: for progress; standard error by default, so that results can be piped.
         quiet: show nothing.
     """
 
-    #: Without a terminal, at most one line in so many seconds.
+    #: The least seconds between two lines of progress without a terminal.
     PLAIN_SECONDS = 5.0
 
     def __init__(
@@ -174,7 +193,7 @@ class Reporter:
         self._stack = ExitStack()
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
-        self._said = 0.0
+        self._last_line = 0.0
         self._started = 0.0
         self._first = 0
 
@@ -193,12 +212,12 @@ class Reporter:
                 sink.close()
 
     def rewind(self, step: int) -> None:
-        """Updates after this one will be made again."""
+        """Drop what the logs hold after update `step`: the updates will be made again."""
         for sink in self._sinks:
             sink.rewind(step)
 
     def add(self, *sinks: Sink) -> None:
-        """Keep the figures there too, from now on."""
+        """Write figures to more logs from now on."""
         self._sinks.extend(sinks)
 
     def _keep(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
@@ -208,22 +227,30 @@ class Reporter:
 
     @contextmanager
     def _going_on(self, sink: Sink) -> Iterator[None]:
-        """A log that cannot be written is no reason to end a training; it is said once."""
+        """Let training continue when a log cannot be written; say so once."""
         try:
             yield
         except OSError as error:
             place = str(getattr(sink, "path", type(sink).__name__))
             if place not in self._failed:
                 self._failed.add(place)
-                self.say(f"{place}: cannot be written ({error.strerror}); the training goes on")
+                self.say(f"{place}: cannot be written ({error.strerror}); training continues")
 
     def say(self, text: str) -> None:
-        """One line for people."""
+        """Show a line of text."""
         self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-        """A bar for a part of the work: call what it gives with the number done so far."""
+        """Show a bar for a part of the work.
+
+        Args:
+            what: the work.
+            total: number of items.
+
+        Yields:
+            a function to call with the number of items done; None where no bar can be shown.
+        """
         if not self._live or self._bar is not None:
             yield None
             return
@@ -232,15 +259,26 @@ class Reporter:
             yield lambda done: bar.update(task, completed=done)
 
     def begin(self, total: int, done: int = 0) -> None:
-        """The training starts, after so many updates that were done before."""
+        """Start showing training.
+
+        Args:
+            total: updates of the run.
+            done: updates done before.
+        """
         self._started, self._first = time.monotonic(), done
         if self._live:
             self._bar = self._stack.enter_context(_bar(self.console, "[dim]{task.fields[figures]}"))
             self._bar_task = self._bar.add_task("training", total=total, completed=done, figures="")
 
     def step(self, entry: Step, total: int) -> None:
-        """An entry of the log."""
+        """Log an entry, and show it once in a while.
+
+        Args:
+            entry: the figures.
+            total: updates of the run.
+        """
         self._keep(entry.step, entry.epoch, entry.figures())
+        # On a terminal the bar shows it; elsewhere a line every few seconds.
         text = (
             f"loss {entry.loss:.4f}  lr {entry.learning_rate:.2e}  "
             f"{entry.tokens_per_second:,.0f} tokens/s"
@@ -249,8 +287,8 @@ class Reporter:
             self._bar.update(self._bar_task, completed=entry.step, figures=text)
             return
         now = time.monotonic()
-        if now - self._said >= self.PLAIN_SECONDS or entry.step == total:
-            self._said = now
+        if now - self._last_line >= self.PLAIN_SECONDS or entry.step == total:
+            self._last_line = now
             each = (now - self._started) / max(entry.step - self._first, 1)
             left = each * (total - entry.step)
             place = f"step {entry.step}/{total}  epoch {entry.epoch:.2f}"
@@ -259,7 +297,15 @@ class Reporter:
     def evaluation(
         self, step: int, epoch: float, metrics: Mapping[str, float], seconds: float, note: str
     ) -> None:
-        """The model was evaluated."""
+        """Log and show an evaluation.
+
+        Args:
+            step: updates done.
+            epoch: passes over the data done.
+            metrics: by name.
+            seconds: that the evaluation took.
+            note: for people, e.g. that it is the best so far.
+        """
         self._keep(step, epoch, {f"validation/{name}": value for name, value in metrics.items()})
         figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"epoch {epoch:.2f}  validation: {figures}  ({seconds:.1f} s){note}")

@@ -331,6 +331,7 @@ class Trainer:
                     outputs = self.strategy.forward(module, micro, keep=real)
                     loss = self.task.loss(outputs, micro)
                 (loss.sum if real else loss.sum * 0.0).backward()  # type: ignore[no-untyped-call]
+            # Still on the device: reading it now would wait for the computation.
             sums.append(loss.sum.detach() * float(real))
             count += loss.count * real
             for name, value in loss.parts.items():
@@ -400,6 +401,7 @@ class Trainer:
                 world=self.world,
                 calibrate=True,
             )
+        # Is it the best so far?
         history, by = self.history, self._best_by
         best = history.best
         is_best = best is None or better(by, result.metrics[by], best.metrics[by])
@@ -494,11 +496,13 @@ class Trainer:
             RunError: the recipe says stop, or this has happened too often.
         """
         options, rescues = self.options.guard, self.history.rescues
+        # What happened, where it came from, and what to do about it.
         what = f"{trouble.what} in update {self.history.steps + 1} of {self.total}"
         cause = self._find_cause(batch, trouble)
         advice = f"Lower train.learning_rate (now {self.options.learning_rate:g})"
         if not self.options.clip:
             advice += ", set train.clip=1.0"
+        # Give up: at once, or after too many recoveries.
         if options.action == "stop":
             raise RunError(
                 f"{what}; the update was not applied\n  {cause}",
@@ -512,6 +516,7 @@ class Trainer:
                 f"  earlier:{earlier}",
                 f"{advice}, look at the records named here, or allow more: train.guard.give_up.",
             )
+        # Or continue: from an earlier checkpoint, or behind this batch.
         if options.action == "rollback":
             start, done = self._roll_back(batch)
         else:
@@ -574,10 +579,12 @@ class Trainer:
         features = batch.features[:MAX_EXAMINED]
         records = np.array([self.train.record(int(feature)) for feature in features])
         losses = self._each_loss(features, batch.start.epoch)
+        # A spike: the highest losses are the likeliest cause.
         if finite:
             highest = np.argsort(-losses)[:3]
             named = [f"{self.name_record(int(records[i]))} ({losses[i]:.4g})" for i in highest]
             return "the highest losses in its batch: " + ", ".join(named)
+        # NaN or infinity: the records that give it by themselves, else all.
         bad = ~np.isfinite(losses)
         alone = 0 < bad.sum() < len(records)
         suspects = np.unique(records[bad] if alone else records)

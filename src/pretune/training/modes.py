@@ -38,7 +38,7 @@ def set_modes(model: nn.Module, options: TrainSection, device: torch.device) -> 
 
 @contextmanager
 def determinism(enabled: bool) -> Iterator[None]:
-    """Context in which operations whose result may differ from run to run are errors."""
+    """Context that forbids operations whose result may differ from run to run."""
     if not enabled:
         yield
         return

@@ -157,6 +157,7 @@ class Optimizer:
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of the raw sums: a scalar tensor on the parameters' device."""
         self._spread_sparse()
+        # Of an embedding table only the rows that were looked up are not zero.
         grads = []
         for parameter in _all(self.adamw.param_groups):
             if parameter in self._touched:
@@ -186,6 +187,7 @@ class Optimizer:
         divisor = torch.full_like(norm, float(count))
         if self.clip is not None:
             divisor = divisor * ((norm / count + 1e-6) / self.clip).clamp(min=1.0)
+        # Each group of parameters has its own rate.
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate * group["scale"]
         if self._fused:

@@ -72,8 +72,8 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
 def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) -> RunResult:
     """Continue a run that was stopped or killed, from its newest whole checkpoint.
 
-    On the same machine with the same versions the result is bit for bit that of a run that was
-    never stopped. A finished run is left as it is.
+    On the same machine with the same versions the result is the same, bit for bit, as without the
+    interruption. A finished run is left as it is.
 
     Args:
         path: the run's folder.
@@ -166,6 +166,7 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
         allow_pickle=model.allow_pickle,
     )
     bundle.columns = dict(recipe.data.columns)
+    # Tokens are added once; a checkpoint has them already.
     known = bundle.tokenizer.vocab_size
     if start is None:
         grow_vocabulary(bundle, model.new_tokens, model.vocab_multiple)

@@ -26,23 +26,26 @@ RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
     "events",
     "checkpoints",
 )
-#: Held by the process that trains; it says which one that is.
-LOCK = ".lock"
-#: What a run writes besides its recipe; the links before what they point at.
+#: Locked by the process that trains, whose number it holds.
+RUN_LOCK = ".lock"
+#: What a run writes in addition to its recipe; links stand before what they point at.
 _OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS)
-#: Why a disk takes nothing.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+#: Errors of a disk that is full or read-only.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunFolder:
-    """Where a run keeps everything.
+    """The folder of a run.
 
     recipe.yaml          what ran, every default written out
     checkpoints/step-N/  models in the Hugging Face layout, with the tokenizer and the task
     best, last           links to two of them
-    metrics.jsonl        the course of the training, one JSON object a line
+    metrics.jsonl        the figures of the training, one JSON object per line
     events/              the same for TensorBoard
-    result.json          the outcome; there once the run is finished
+    result.json          the outcome, once the run is finished
+
+    Args:
+        path: of the folder, which need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,20 +54,21 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training into this folder; however this one ends, it is free.
+        """Context that keeps other processes from training into this folder.
 
-        Two would remove each other's checkpoints. The lock (flock) is the operating system's; where
-        the file system has none, nobody is kept out.
+        Two would remove each other's checkpoints. The lock is the operating system's (flock), so it
+        ends with the process in any case. On a file system without locks nobody is kept out.
 
         Raises:
-            RunError: another process trains there; or it cannot be written.
+            RunError: another process trains there, or the folder cannot be written.
         """
         try:
             make_folder(self.path)
-            file = (self.path / LOCK).open("a+", encoding="utf-8")
+            file = (self.path / RUN_LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise self._not_writable(error) from None
         with file:
+            # Not to be had, if another process holds it; the file says which.
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -75,22 +79,22 @@ class RunFolder:
                         "into this folder now",
                         "Wait for it or stop it; or choose another folder: output=FOLDER.",
                     ) from None
-            with suppress(OSError):  # it holds on a full disk too
+            with suppress(OSError):  # the lock holds on a full disk too
                 file.truncate(0)
                 print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
             yield
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """While a run writes here, a disk that takes nothing is a sentence.
+        """Context that explains a disk that is full or read-only while a run writes.
 
         Raises:
-            RunError: it is full, or may not be written.
+            RunError: the disk takes nothing.
         """
         try:
             yield
         except OSError as error:
-            if error.errno not in _REFUSALS:
+            if error.errno not in _DISK_ERRORS:
                 raise
             raise RunError(
                 f"{error.filename or self.path}: cannot be written ({error.strerror})",
@@ -98,21 +102,26 @@ class RunFolder:
             ) from None
 
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
-        """Whether a new run may be written here; touches nothing.
+        """Check that a new run may be written here; touches nothing.
+
+        Args:
+            recipe: of the new run.
+            overwrite: whether an earlier run may be deleted.
 
         Raises:
-            RunError: it holds a run already, or files that are not a run's.
+            RunError: the folder holds a run already, or files that are not a run's.
         """
         self._overwrite = overwrite
         if self.path.exists() and not self.path.is_dir():
             raise RunError(
                 f"{self.path}: is a file, not a folder", "Choose another: output=FOLDER."
             )
+        # A run; or files of somebody else, which are never touched.
         if (self.path / RECIPE).is_file():
             if not overwrite:
                 raise self._taken(recipe)
         elif self.path.is_dir() and not all(
-            path.name == LOCK or is_aside(path) for path in self.path.iterdir()
+            path.name == RUN_LOCK or is_aside(path) for path in self.path.iterdir()
         ):
             raise RunError(
                 f"{self.path}: holds files that are not a run of pretune; nothing is written there",
@@ -120,10 +129,10 @@ class RunFolder:
             )
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder, without what an earlier run left there.
+        """Make the folder for a new run, and delete an earlier run in it.
 
         Raises:
-            RunError: it cannot be written, or holds by now what `check` would refuse.
+            RunError: it cannot be written, or by now holds what `check` refuses.
         """
         self.check(recipe, overwrite=self._overwrite)
         try:
@@ -144,13 +153,13 @@ class RunFolder:
         return (self.path / RECIPE).is_file() and not self._differing(recipe)
 
     def _differing(self, recipe: Recipe) -> list[str]:
-        """In what the recipe of the run here is another one."""
+        """How the recipe of the run here differs, a line per key."""
         try:
             earlier = yaml12.parse((self.path / RECIPE).read_text(encoding="utf-8"), RECIPE)
             differing = sorted(self.differences(earlier, recipe.to_dict()))
         except (PretuneError, UnicodeDecodeError):
             differing = ["(its recipe cannot be read)"]
-        # Where it is written does not make it another run.
+        # Another folder does not make it another run.
         return [key for key in differing if not key.startswith("output:")]
 
     def _taken(self, recipe: Recipe) -> RunError:
@@ -170,7 +179,7 @@ class RunFolder:
         )
 
     def _clear(self) -> None:
-        """Remove an earlier run: only what a run writes, and not the recipe, to be replaced."""
+        """Remove an earlier run: only what a run writes, except the recipe, which is replaced."""
         for name in _OURS:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
@@ -179,10 +188,10 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
-        """What ran here.
+        """The recipe of the run.
 
         Raises:
-            RunError: nothing did.
+            RunError: there is no run.
         """
         path = self.path / RECIPE
         if not os.path.isfile(path):  # also of a name that no file can have
@@ -192,10 +201,10 @@ class RunFolder:
         return Recipe.load(path)
 
     def result(self) -> RunResult | None:
-        """What came out, if the run is finished.
+        """The outcome; None if the run is unfinished.
 
         Raises:
-            RunError: its file is damaged.
+            RunError: the file is damaged.
         """
         path = self.path / RESULT
         if not path.is_file():
@@ -225,7 +234,7 @@ class RunFolder:
 
     @staticmethod
     def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-        """`key: old value there, new value now` of everything that differs."""
+        """Lines `key: old value there, new value now` for everything that differs."""
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             for name in {**old, **new}:
                 below = f"{key}.{name}" if key else str(name)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pretune.training.distributed import World, assign
 from pretune.training.validation import Evaluation
@@ -81,14 +82,15 @@ class CheckpointStore(Protocol):
         """The newest checkpoint that is whole, preferably of at most `at_most` updates."""
 
 
-class NoCheckpoints:
+class NoCheckpoints(CheckpointStore):
     """A checkpoint store that keeps nothing: for training in memory."""
 
+    @override
     def save(self, step: int, state: TrainingState, *, best: bool) -> None:
-        """Do nothing."""
+        pass
 
+    @override
     def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
-        """Return None."""
         return None
 
 
@@ -185,6 +187,7 @@ def generators() -> TrainingState:
     """The states of all random generators: torch's (CPU and CUDA), numpy's and Python's."""
     kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one
     version, words, pending = random.getstate()
+    # What is long becomes a tensor, the rest JSON.
     tensors = {
         "generator.torch": torch.get_rng_state(),
         "generator.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),

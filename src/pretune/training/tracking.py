@@ -1,7 +1,7 @@
-"""The course of a training in MLflow, beside TensorBoard.
+"""The figures of a run in MLflow.
 
-A thread of its own sends the figures, so that a slow server does not slow the training down, and
-one that goes away does not end it: what could not be sent is kept and tried again.
+A thread sends them, so that a slow server does not slow training down and a missing one does not
+end it: what could not be sent is kept and tried again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+from typing_extensions import override
 
 from pretune.checkpoints.atomic_io import atomic_text
 from pretune.errors import RunError
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
-#: Seconds until the next try after a failure, and until the end of the run stops waiting.
+#: Seconds between two tries after a failure, and the longest wait at the end of the run.
 RETRY_SECONDS, CLOSE_SECONDS = 10.0, 30.0
-#: What MLflow takes in one request, and how much of a parameter anybody reads in its table.
-MOST_METRICS, MOST_PARAMS, MOST_TEXT = 1000, 100, 500
+#: The limits of one request to MLflow, and the characters of a parameter shown in its table.
+MAX_METRICS, MAX_PARAMS, MAX_TEXT = 1000, 100, 500
 _NO_NAME = re.compile(r"[^\w.\-/ :]")
-#: Unless the person says otherwise: answers within seconds, no reports to MLflow's makers, and
-#: nothing on standard output, which is for results.
+#: Defaults for MLflow's environment variables: answers within seconds, no telemetry, and nothing on
+#: standard output, which is for results.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -46,7 +47,11 @@ _SETTINGS = {
 
 
 def trackers(recipe: Recipe, say: Callable[[str], None]) -> tuple[Sink, ...]:
-    """What the recipe's `track:` section asks for; nothing is written yet.
+    """Open the logs that a recipe's `track:` section asks for; nothing is written yet.
+
+    Args:
+        recipe: what is trained.
+        say: shows a line to the person.
 
     Raises:
         RunError: MLflow is not installed, or its server does not answer.
@@ -55,7 +60,7 @@ def trackers(recipe: Recipe, say: Callable[[str], None]) -> tuple[Sink, ...]:
 
 
 def flat(recipe: Recipe) -> dict[str, str]:
-    """Every value of a recipe as YAML on one line, by its key: `train.learning_rate`: `5e-05`."""
+    """Every value of a recipe by its key, in YAML on one line: `train.learning_rate`: `5e-05`."""
 
     def walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
         plain = section.model_dump(mode="json")
@@ -69,15 +74,15 @@ def flat(recipe: Recipe) -> dict[str, str]:
     return dict(walk(recipe, ""))
 
 
-class Mlflow:
-    """A run in MLflow: the recipe as parameters and artifact, the figures, the outcome.
+class Mlflow(Sink):
+    """A run in MLflow: the recipe as parameters and artifact, the figures and the outcome.
 
-    A run that goes on in its folder goes on in MLflow too.
+    A resumed run continues its run in MLflow.
 
     Args:
         recipe: what is trained; its `track:` section names experiment and run.
         uri: of the server or store.
-        say: tells the person where the run is, and once if the server goes away.
+        say: shows a line to the person: where the run is, and once if the server goes away.
 
     Raises:
         RunError: MLflow is not installed, or the server does not answer.
@@ -92,13 +97,13 @@ class Mlflow:
         self._lock = threading.Lock()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._complained = False
-        # Somebody may train while handling an exception, which is then not the run's.
+        # Whoever trains may be handling an exception already, which is not the run's.
         self._around = sys.exc_info()[1]
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
 
+    @override
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """Send some figures soon."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -110,13 +115,16 @@ class Mlflow:
             self._pending += some
         self._wake.set()
 
+    @override
     def rewind(self, step: int) -> None:
-        """MLflow forgets nothing: what is sent again for a step stands beside the earlier."""
+        """Do nothing: MLflow cannot drop points, and shows the new ones beside the old."""
 
+    @override
     def close(self) -> None:
-        """Send what is left, and how the run ended: by the exception being handled, if any."""
+        """Send what is left, and how the run ended: whether an exception is being handled."""
         error = sys.exc_info()[1]
         error = None if error is self._around else error
+        # The thread gets some time to send the rest; then this one takes over.
         self._ending.set()
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -125,7 +133,7 @@ class Mlflow:
                 raise TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} seconds")
             self._flush()
             self._finish(error)
-        except Exception as problem:  # whatever it is, the run itself is good
+        except Exception as problem:  # whatever it is, the run itself succeeded
             self._say(f"MLflow: the end of the run could not be sent ({_first_line(problem)})")
 
     def _send(self) -> None:
@@ -134,12 +142,12 @@ class Mlflow:
             self._wake.clear()
             try:
                 self._flush()
-            except Exception as problem:  # training goes on, whatever happens to its records
+            except Exception as problem:  # training continues, whatever happens to its records
                 if not self._complained:
                     self._complained = True
                     self._say(
                         f"MLflow: {self._uri} does not take the figures "
-                        f"({_first_line(problem)}); the training goes on, they are sent later"
+                        f"({_first_line(problem)}); training continues, they are sent later"
                     )
                 self._ending.wait(RETRY_SECONDS)
                 self._wake.set()
@@ -148,15 +156,17 @@ class Mlflow:
         run = self._run or self._begin()
         while True:
             with self._lock:
-                some = self._pending[:MOST_METRICS]
+                some = self._pending[:MAX_METRICS]
             if not some:
                 return
+            # They stay in the queue until the server has them.
             self._client.log_batch(run, metrics=some)
             with self._lock:
                 del self._pending[: len(some)]
 
     def _begin(self) -> str:
-        """Make the run, or find the one that this folder's earlier part made."""
+        """Create the run in MLflow, or find the one that this run folder has already."""
+        # The folder remembers its run in MLflow, and on which server that is.
         note = self._folder / EVENTS / "mlflow.json"
         try:
             earlier = json.loads(note.read_text(encoding="utf-8"))
@@ -179,13 +189,13 @@ class Mlflow:
         from pretune.training.run_result import environment
 
         name = self._recipe.track.name or self._recipe.output
-        found = environment(choose_device(self._recipe.train.device))
-        tags = {f"pretune.{key}": value for key, value in found.items()}
+        machine = environment(choose_device(self._recipe.train.device))
+        tags = {f"pretune.{key}": value for key, value in machine.items()}
         made = self._client.create_run(self._experiment, tags=tags, run_name=name)
         run = str(made.info.run_id)
-        params = [Param(key, text[:MOST_TEXT]) for key, text in flat(self._recipe).items()]
-        for start in range(0, len(params), MOST_PARAMS):
-            self._client.log_batch(run, params=params[start : start + MOST_PARAMS])
+        params = [Param(key, text[:MAX_TEXT]) for key, text in flat(self._recipe).items()]
+        for start in range(0, len(params), MAX_PARAMS):
+            self._client.log_batch(run, params=params[start : start + MAX_PARAMS])
         self._client.log_text(run, self._recipe.to_yaml(), RECIPE)
         return run
 
@@ -204,7 +214,7 @@ class Mlflow:
         self._client.set_terminated(run, status)
 
     def _outcome(self, run: str) -> None:
-        """The figures of the best model, and what the run took."""
+        """Send the figures of the best model and of the whole run."""
         from mlflow.entities import Metric
 
         text = (self._folder / RESULT).read_text(encoding="utf-8")
@@ -223,7 +233,7 @@ class Mlflow:
 
 
 def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client, and the id of the experiment, which is made if there is none."""
+    """A client, and the id of the experiment, which is created if there is none."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -234,8 +244,8 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         ) from None
     try:
         client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
             return client, str(client.create_experiment(experiment))
     except Exception as error:  # MLflow, its HTTP client and its database each have their own
         raise RunError(
@@ -243,13 +253,13 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             "Start it (mlflow server --port 5000), correct the address, or go without: "
             "track.mlflow=null",
         ) from None
-    if found.lifecycle_stage != "active":
+    if known.lifecycle_stage != "active":
         raise RunError(
             f"track.experiment: '{experiment}' was deleted in MLflow",
             "Restore it there, or choose another: track.experiment=NAME",
         )
-    return client, str(found.experiment_id)
+    return client, str(known.experiment_id)
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0][:MOST_TEXT]
+    return (str(error) or type(error).__name__).split("\n")[0][:MAX_TEXT]
