@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import pretune
+
+SOURCE = Path(pretune.__file__).parent
 ROOT = Path(__file__).parent.parent
 ENGLISH = sorted((ROOT / "docs").glob("*.md"))
 CHINESE = ROOT / "docs" / "zh-CN"
@@ -70,3 +74,31 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_the_chinese_docs_are_no_more_than_the_english_ones() -> None:
     assert {path.name for path in CHINESE.glob("*.md")} == {path.name for path in ENGLISH}
+
+
+#: A stop of the traced sentence: | 3 | `training/run.py` | `train_recipe` | ... |
+STOP = re.compile(r"^\| \d+ \| `([\w/]+\.py)` \| `([\w.]+)` \|", re.MULTILINE)
+STOPS = STOP.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+
+
+def test_the_traced_sentence_has_all_its_stops() -> None:
+    assert len(STOPS) >= 25
+
+
+@pytest.mark.parametrize(("file", "function"), sorted(set(STOPS)))
+def test_a_stop_of_the_traced_sentence_exists(file: str, function: str) -> None:
+    body = ast.parse((SOURCE / file).read_text(encoding="utf-8")).body
+    *classes, last = function.split(".")
+    for name in classes:
+        (holder,) = (n for n in body if isinstance(n, ast.ClassDef) and n.name == name)
+        body = holder.body
+    assert last in {n.name for n in body if isinstance(n, ast.FunctionDef)}
+
+
+def test_the_rooms_of_the_table_are_those_of_the_house() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text[text.index("| room |") : text.index("## The ideas")]
+    cells = "\n".join(row.split("|")[1] for row in table.split("\n") if row.startswith("| `"))
+    named = set(re.findall(r"`(\w+)(?:/|\.py)`", cells))
+    there = {path.stem for path in SOURCE.iterdir() if not path.name.startswith(("_", "."))}
+    assert named == there - {"py"}
