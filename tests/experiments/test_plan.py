@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pretune.training.run_result import RunResult
 Make = Callable[..., Recipe]
 #: tests/conftest.py's tiny BERT.
 HIDDEN, INNER, LAYERS = 32, 64, 2
+FILES = {"train": "train.tsv", "validation": "dev.tsv"}
 
 
 @pytest.fixture
@@ -75,6 +77,17 @@ class TestAgainstTheRunItself:
         assert plan.tokens == pytest.approx(done.tokens, rel=0.15)
         assert plan.epochs == 12 / 5
 
+    def test_the_logged_pace_is_that_of_the_run(self, make: Make) -> None:
+        """Tokens by tokens per second are seconds, and all of them are the training time."""
+        rows = "".join(f"the film\t{'ab'[i % 2]}\n" for i in range(40))
+        recipe = make(train__log_every=1, data__validation=None)
+        Path(recipe.data.train).write_text("text\tlabel\n" + rows, encoding="utf-8")
+        done = train_recipe(recipe, quiet=True)
+        lines = (Path(recipe.output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rates = [json.loads(line)["train/tokens_per_second"] for line in lines]
+        assert len(rates) == done.steps == 10
+        assert sum(8 * 4 / rate for rate in rates) == pytest.approx(done.seconds, rel=1e-3)
+
     def test_the_size_of_a_checkpoint(self, make: Make) -> None:
         recipe = make()
         plan, _ = planned_and_done(recipe)
@@ -127,6 +140,23 @@ class TestMeasuring:
         assert plan.hours > 0
         found = json.loads(json.dumps(plan.to_dict()))
         assert found["hours"] == plan.hours
+
+    def test_updates_that_take_a_second_each(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A clock that moves by a second whenever it is read: at the start and end of an update."""
+        for name, count in (("train", 40), ("dev", 12)):
+            rows = "".join(f"the film\t{'ab'[i % 2]}\n" for i in range(count))
+            (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
+        files = {f"data__{kind}": str(tmp_path / file) for kind, file in FILES.items()}
+        seconds = itertools.count()
+        monkeypatch.setattr("time.perf_counter", lambda: float(next(seconds)))
+        speed = plan_run(make(**files)).speed
+        assert speed is not None
+        # A batch is 8 records of [CLS] the film [SEP]; an evaluation reads all 12 at once.
+        assert speed.training_tokens_per_second == 8 * 4
+        assert speed.evaluation_tokens_per_second == 12 * 4
+        assert speed.updates == 3
 
     def test_needs_no_place_to_write(self, make: Make, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

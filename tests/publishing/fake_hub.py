@@ -155,5 +155,6 @@ def start() -> tuple[FakeHub, ThreadingHTTPServer]:
     hub = FakeHub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answers", (_Answers,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # It is asked often whether to end, so that no test waits for that.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return hub, server

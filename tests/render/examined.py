@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pretune.evaluation.examine import examine
@@ -18,8 +19,10 @@ HISTORY = [
 ]
 
 
-def facts(name: str, tiny_folder: Path, tmp_path: Path, count: int = 24) -> ReportFacts:
-    """A report on so many records of a task."""
+def facts(
+    name: str, tiny_folder: Path, tmp_path: Path, count: int = 24, lines: Sequence[str] = HISTORY
+) -> ReportFacts:
+    """A report on `count` records of a task, with the training that `lines` tell of."""
     case = CASES[name]
     found = examine(case.bundle(tiny_folder, tmp_path), case.records(count), device="cpu")
     explained = {number: explain(found, number) for number in found.worst_first()[:1]}
@@ -27,7 +30,7 @@ def facts(name: str, tiny_folder: Path, tmp_path: Path, count: int = 24) -> Repo
         name="films <b>",
         examined=found,
         recipe="task: <b>",
-        history=TrainingHistory.of(HISTORY),
+        history=TrainingHistory.of(lines),
         explained=explained,
         fitted=found,
     )

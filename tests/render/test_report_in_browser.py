@@ -89,7 +89,7 @@ def test_it_sorts_filters_and_asks_for_nothing(tmp_path: Path, tiny_folder: Path
 
 
 def test_kinds_of_mistakes_can_be_chosen(tmp_path: Path, tiny_folder: Path) -> None:
-    with opened(facts("multilabel", tiny_folder, tmp_path), tmp_path) as found:
+    with opened(facts("multilabel", tiny_folder, tmp_path, lines=()), tmp_path) as found:
         kinds = found.page.locator("#kind option").all_inner_texts()
         assert kinds == ["any", "missed", "spurious"]
         before = len(found.column("mistakes"))
@@ -100,14 +100,14 @@ def test_kinds_of_mistakes_can_be_chosen(tmp_path: Path, tiny_folder: Path) -> N
 
 
 def test_a_language_model_has_no_mistakes_to_choose(tmp_path: Path, tiny_folder: Path) -> None:
-    with opened(facts("causal_lm", tiny_folder, tmp_path), tmp_path) as found:
+    with opened(facts("causal_lm", tiny_folder, tmp_path, lines=()), tmp_path) as found:
         assert not found.page.is_visible("#wrong")
         assert not found.page.is_visible("#kind")
         assert float(found.column("perplexity")[0]) > 1
 
 
 def test_it_is_usable_with_20000_examples(tmp_path: Path, tiny_folder: Path) -> None:
-    made = facts("classify", tiny_folder, tmp_path, 20)
+    made = facts("classify", tiny_folder, tmp_path, 20, ())
     many = replace(made.examined, examples=made.examined.examples * 1000)
     with opened(replace(made, examined=many), tmp_path) as found:
         assert found.page.locator("#rows tr").count() == 50
