@@ -131,7 +131,7 @@ class TestShards:
         with pytest.raises(CheckpointError) as caught:
             load(copy)
         assert caught.value.message == (
-            f"{copy / INDEX}: names the shard '{shard.name}', which is not there"
+            f"{copy / INDEX}: names the shard '{shard.name}', which is missing"
         )
 
     def test_damaged_shard_is_named(self, load, copy):

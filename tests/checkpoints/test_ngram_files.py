@@ -41,7 +41,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_another_kind_of_model(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text('{"model_type": "bert"}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="no n-gram but of the type bert"):
+    with pytest.raises(CheckpointError, match="not an n-gram model but of the type bert"):
         load_ngram(tmp_path)
 
 

@@ -66,7 +66,7 @@ class TestEmbedded:
 class TestUnknown:
     def test_name_suggests_the_nearest(self):
         error = refused("minilmm")
-        assert error.message == "'minilmm': no such folder, and not a name that is known"
+        assert error.message == "'minilmm': no such folder, and not a known name"
         assert "Did you mean 'minilm'?" in error.hint
 
     @pytest.mark.parametrize("source", ["./model", "../model", "a/b/c", "/no/such", "x" * 5000])
@@ -144,7 +144,7 @@ class TestHub:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         found = refused("owner/name")
-        assert found.message.startswith("owner/name: no such folder here, and could not be fetched")
+        assert found.message.startswith("owner/name: no such folder, and it could not be fetched")
         assert found.message.endswith(reason)
         assert "model.from=minilm" in found.hint
 

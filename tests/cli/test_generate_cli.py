@@ -72,18 +72,18 @@ def test_interleaved_pieces_are_shown_one_text_after_the_other(
     mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pretune.cli.generate import _show
-    from pretune.decoding.writer import Generation, Piece
+    from pretune.decoding.writer import Generation, TextChunk
 
     def end(number: int) -> Generation:
         return Generation("", number, "", "length", (), ())
 
     pieces = [
-        Piece(0, 0, "a"),
-        Piece(1, 0, "x"),
-        Piece(1, 0, "y", end(0)),
-        Piece(0, 0, "b"),
-        Piece(0, 0, "\x1b[31mc", end(0)),
-        Piece(2, 0, "", end(0)),
+        TextChunk(0, 0, "a"),
+        TextChunk(1, 0, "x"),
+        TextChunk(1, 0, "y", end(0)),
+        TextChunk(0, 0, "b"),
+        TextChunk(0, 0, "\x1b[31mc", end(0)),
+        TextChunk(2, 0, "", end(0)),
     ]
     _show(iter(pieces), ["P", "Q", "R"], 1, mode == "--stream")
     assert capsys.readouterr().out == "== 1/3 ==\nPab[31mc\n== 2/3 ==\nQxy\n== 3/3 ==\nR\n"

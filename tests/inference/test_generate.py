@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.sequence_reader import Reader
-from pretune.decoding.writer import Generation, Piece
+from pretune.decoding.sequence_reader import SequenceReader
+from pretune.decoding.writer import Generation, TextChunk
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.generate import TextGenerator
 from pretune.inference.prompts import stop_tokens_of
@@ -192,7 +192,7 @@ def test_a_stop_text_ends_it_before_the_text(pair: Pair, beams: int) -> None:
             assert found.tokens == free.tokens[: len(found.tokens)]
 
 
-def pieces_of(pair: Pair, prompts: list[str], **options: Any) -> list[Piece]:
+def pieces_of(pair: Pair, prompts: list[str], **options: Any) -> list[TextChunk]:
     return list(pair.writer.stream(prompts, Decoding(**options)))
 
 
@@ -237,7 +237,7 @@ def test_a_bert_vocabulary_stops_at_sep_and_cls(wordpiece: Pair) -> None:
         tokenizer.special_id("sep_token"),
         tokenizer.special_id("cls_token"),
     }
-    reader = Reader(CausalLM(wordpiece.bundle.backbone), torch.device("cpu"))  # type: ignore[arg-type]
+    reader = SequenceReader(CausalLM(wordpiece.bundle.backbone), torch.device("cpu"))  # type: ignore[arg-type]
     with torch.inference_mode():
         reader.add([tokenizer.encode(["好 电影"])[0].ids[:-1]], [1])
     first = int(reader.logits.argmax())
@@ -247,7 +247,7 @@ def test_a_bert_vocabulary_stops_at_sep_and_cls(wordpiece: Pair) -> None:
 @torch.inference_mode()
 def test_beyond_the_context_the_last_half_is_read_anew(bpe: Pair) -> None:
     model = CausalLM(bpe.bundle.backbone).eval()  # type: ignore[arg-type]
-    reader = Reader(model, torch.device("cpu"))
+    reader = SequenceReader(model, torch.device("cpu"))
     torch.manual_seed(0)
     prompts = [torch.randint(1, 300, (n,)).tolist() for n in (CONTEXT - 3, 5, CONTEXT + 9, CONTEXT)]
     reader.add(prompts, [1] * 4)

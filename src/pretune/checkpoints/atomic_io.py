@@ -1,4 +1,4 @@
-"""Writing so that a reader, or a crash, sees the old state or the new one and nothing between."""
+"""Atomic writing: a reader, or a crash, sees the old state or the new one, never a mixture."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def _aside(path: Path) -> Path:
 
 
 def is_aside(path: Path) -> bool:
-    """Whether a path is something half-written, by its name."""
+    """Whether the name of a path is that of a file or folder being written."""
     return _ASIDE.fullmatch(path.name) is not None
 
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder.
 
-    What another process that lives may be writing stays. Only for when this one writes nothing
-    there: in a container the one that was killed had the same number.
+    Files of other live processes stay. Call it only while this process writes nothing there: in a
+    container, the killed process may have had the same number.
     """
     for path in folder.iterdir():
-        found = _ASIDE.fullmatch(path.name)
-        if found is not None and not _is_another(int(found[1])):
+        match = _ASIDE.fullmatch(path.name)
+        if match is not None and not _is_another(int(match[1])):
             _discard(path)
 
 
 def _is_another(process: int) -> bool:
-    """Whether it lives and is not this one."""
+    """Whether a process is alive and is not this one."""
     try:
         os.kill(process, 0)
     except PermissionError:
@@ -60,7 +60,7 @@ def _discard(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, unless they are there; on the disk when this returns."""
+    """Make a folder and its missing parents, synced to the disk."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -69,7 +69,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, which at no moment is there in part."""
+    """Remove a folder in one step: no part of it is ever seen without the rest."""
     aside = _aside(path)
     _discard(aside)
     os.rename(path, aside)
@@ -78,7 +78,7 @@ def remove_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file to write, aside; it bears its name only when all of it is on the disk."""
+    """Yield a temporary path; the file gets its name once it is complete and on the disk."""
     aside = _aside(path)
     try:
         yield aside
@@ -91,14 +91,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def atomic_text(path: Path, text: str) -> None:
-    """Write a text file: aside, to the disk, then renamed into place."""
+    """Write a text file atomically."""
     with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to fill; it appears under its name only when all of it is on the disk.
+    """Yield a temporary folder; it gets its name once it is complete and on the disk.
 
     Raises:
         FileExistsError: the name is taken.
@@ -123,7 +123,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to `target`, replacing an older one in one step."""
+    """Make `link` a relative symbolic link to `target`, replacing an older link in one step."""
     aside = _aside(link)
     aside.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""What the JSON files of a checkpoint say."""
+"""The JSON files of a checkpoint, and the family they name."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ THRESHOLD = "no_answer_threshold"
 #: Entry that transformers does not know: whether a tagger's weights include a CRF.
 CRF = "crf"
 
-#: More classes than any labelled set has; a config.json that claims more is broken.
+#: More classes than any data set has: a config.json that claims more is broken.
 MOST_LABELS = 100_000
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: cannot be read, or is not one; names the file.
+        CheckpointError: the file cannot be read, or is not a JSON object; names it.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        # An escaped half of a character passes as JSON, but can be neither shown nor saved.
+        # An escaped half of a surrogate pair is valid JSON, but can be neither shown nor saved.
         json.dumps(values, ensure_ascii=False).encode("utf-8")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
@@ -47,11 +47,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_config(
     folder: Path, tensors: Callable[[], AbstractSet[str]] | None = None
 ) -> dict[str, Any]:
-    """The contents of `config.json`, or what Google's `bert_config.json` says in its words.
+    """Read `config.json`, or translate Google's `bert_config.json`.
 
     Args:
         folder: of the checkpoint.
-        tensors: gives the names of its tensors: Google's file does not say what head there is.
+        tensors: returns the names of its tensors, as Google's file does not name the head.
 
     Raises:
         CheckpointError: missing, not a JSON object, or an entry about labels makes no sense.
@@ -70,21 +70,21 @@ def read_config(
 
 
 def read_bert_config(folder: Path) -> dict[str, Any]:
-    """The contents of `bert_config.json`, with the `model_type` that Google leaves out.
+    """Read `bert_config.json` and add the `model_type` that Google leaves out.
 
     Raises:
-        CheckpointError: missing or not a JSON object.
+        CheckpointError: missing, or not a JSON object.
     """
     path = folder / "bert_config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: no bert_config.json here", "Copy it from where the checkpoint is from."
+            f"{folder}: no bert_config.json here", "Copy it from the source of the checkpoint."
         )
     return {"model_type": "bert", **read_object(path)}
 
 
 def _plausible(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The entries that no family checks: what the model is for, and its labels."""
+    """Check the entries that no family checks: the head and its labels."""
     names, count = config.get("architectures"), config.get("num_labels")
     labels = [config.get(name) for name in ("id2label", "label2id")]
     wrong = None

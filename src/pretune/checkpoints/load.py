@@ -1,4 +1,4 @@
-"""Loading weights in the Hugging Face layout, with a full account of what was and was not there."""
+"""Loading weights in the Hugging Face layout, with a report on every tensor."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from pretune.models.family import Family
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to every name.
+    """What was loaded, and what was not.
 
     Attributes:
         source: the folder.
-        loaded: how many tensors of the file went into the model.
-        missing: our names that the file lacks, freshly initialised instead.
-        unexpected: names in the file that this model has no place for.
-        converted: how many tensors were of another type than the model and were converted.
+        loaded: number of tensors in the file that went into the model.
+        missing: our names of parameters that the file lacks and that got fresh weights.
+        unexpected: names in the file that have no place in this model.
+        converted: number of tensors that were converted to the model's type.
         dtype: the type of the model.
         random: whether no weights were loaded: all were initialised at random.
     """
@@ -58,9 +58,9 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def _some(names: tuple[str, ...], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: tuple[str, ...], shown: int = 6) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def load_into(
@@ -75,24 +75,25 @@ def load_into(
 ) -> tuple[nn.Module, LoadReport]:
     """Build a model and fill it with a checkpoint's weights.
 
-    Shapes are compared with the file's header before a byte is allocated. What the file lacks of a
-    head, or of what the family can do without, gets fresh weights.
+    Shapes are compared with the file's header before anything is allocated. Missing parameters of
+    the head, and those that the family lists as optional, get fresh weights.
 
     Args:
-        build: makes the model (called on the meta device: it costs no memory).
-        weights: what to fill it with.
-        folder: where they came from, for errors.
+        build: makes the model; called on the meta device, where it needs no memory.
+        weights: to fill it with.
+        folder: the source of the weights, for errors.
         family: gives the names.
         head: which of the family's heads the model has.
-        fresh: our names to initialise even if the file has them.
-        dtype: what the model shall be in. None: the narrowest type in which nothing of the file is
-            lost, which is the file's own where all of it is of one.
+        fresh: our names of parameters to initialise even if the file has them.
+        dtype: the type of the model. None: the narrowest type that holds all values of the file,
+            which is the file's own type if it has only one.
 
     Raises:
-        CheckpointError: missing or damaged file, a tensor of another shape, part of the backbone
-            missing, an output layer of its own where here it is the vocabulary's table, or a weight
-            that is not finite; names the file and the tensor.
+        CheckpointError: a damaged file, a tensor of another shape, a missing part of the backbone,
+            a separate output layer where ours is tied, or a weight that is not finite; names the
+            file and the tensor.
     """
+    # Match names and shapes, on a model without memory.
     with torch.device("meta"):
         model = build()
     backbone = model if head == "backbone" else model.get_submodule("backbone")
@@ -106,13 +107,14 @@ def load_into(
     if not fresh:
         _refuse_untied(weights, second_names(family.heads[head], table))
     model.to(dtype := dtype or _dtype_of(weights, plan))
-    # First what is fresh: of a part that the file has half of, the weights of the file must stay.
+    # Fresh weights first: the file may hold one half of a module, which must not be overwritten.
     _initialise_missing(model, backbone, missing)
     state = {ours: _tensor(weights, names, dtype) for ours, names in plan.items()}
     model.load_state_dict(state, strict=False, assign=True)
     hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if hollow:  # not a user's mistake: a name in no table
+    if hollow:  # a bug: a parameter that no rule names
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
+    # Report what the file has and the model does not.
     used = {name for names in plan.values() for name in names.parts}
     unused = weights.names - used - ignored_names(family, head, backbone.stacks)
     return model, LoadReport(
@@ -128,7 +130,7 @@ def load_into(
 def _use_first_names(
     weights: WeightSource, family: Family, table: dict[str, PublishedNames]
 ) -> None:
-    """A tensor with two names may be in the file under the second alone."""
+    """Rename tensors that are in the file only under their second name."""
     for head in family.heads.values():
         for second, first in second_names(head, table).items():
             if second in weights.names and first not in weights.names:
@@ -142,15 +144,15 @@ def _refuse_untied(weights: WeightSource, names: dict[str, str]) -> None:
                 f"{weights.file_of(second)}: '{weights.stored(second)}' has other values than "
                 f"'{weights.stored(first)}': an output layer of its own "
                 "(tie_word_embeddings: false)",
-                "The output layer is always the table of the vocabulary, with one bias. For "
-                "another task, or bare (pretune.load(SOURCE, bare=True)), the model can be used.",
+                "Here the output layer is always the table of embeddings, with one bias. The "
+                "model can be used for another task, or bare (pretune.load(SOURCE, bare=True)).",
             )
 
 
 def _match(
     model: nn.Module, weights: WeightSource, table: dict[str, PublishedNames]
 ) -> tuple[dict[str, PublishedNames], list[str]]:
-    """Which of the file's tensors make up each of ours, and which of ours have none."""
+    """Pair our tensors with those of the file; also our names that have no counterpart."""
     plan: dict[str, PublishedNames] = {}
     missing = []
     for ours, tensor in model.state_dict().items():
@@ -158,7 +160,10 @@ def _match(
         if names is None or not weights.names.issuperset(names.parts):
             missing.append(ours)
             continue
-        wanted = [tensor.shape[0] // len(names.parts), *tensor.shape[1:]]  # the parts are alike
+        wanted = [
+            tensor.shape[0] // len(names.parts),
+            *tensor.shape[1:],
+        ]  # the parts have one shape
         if names.transposed:
             wanted.reverse()
         for name in names.parts:
@@ -173,13 +178,13 @@ def _match(
 
 
 def _dtype_of(weights: WeightSource, plan: dict[str, PublishedNames]) -> torch.dtype:
-    """The type for a model that is to lose nothing."""
-    found = (weights.dtype(name) for names in plan.values() for name in names.parts)
-    return common_dtype(dtype or torch.float32 for dtype in found)
+    """The narrowest type for a model that holds all values of the file."""
+    stored = (weights.dtype(name) for names in plan.values() for name in names.parts)
+    return common_dtype(dtype or torch.float32 for dtype in stored)
 
 
 def _tensor(weights: WeightSource, names: PublishedNames, dtype: torch.dtype) -> Tensor:
-    """One of our tensors, put together from the file's."""
+    """Read one of our tensors, concatenated from its parts in the file."""
     if len(names.parts) == 1 and not names.transposed:
         return weights.read(names.parts[0], dtype)
     rows, *others = weights.shape(names.parts[0])[:: -1 if names.transposed else 1]
@@ -193,7 +198,7 @@ def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path)
     start = "" if head == "backbone" else "backbone."
     optional = tuple(start + name for name in family.optional)
     reader = family.heads[head].pooled
-    if reader and f"{reader}.weight" not in missing:  # a trained one, of what it was trained with
+    if reader and f"{reader}.weight" not in missing:  # a trained head needs its trained pooler
         optional = ()
     needed = [name for name in missing if name.startswith(start) and not name.startswith(optional)]
     if needed:

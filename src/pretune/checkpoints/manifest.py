@@ -1,4 +1,4 @@
-"""`manifest.json`: the size and the SHA-256 of every file of a folder, so that damage is seen."""
+"""`manifest.json`: the size and SHA-256 of every file in a folder, to detect damage."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 MANIFEST = "manifest.json"
-#: One of ten thousand files is a tenth of this.
-_LARGEST = 16 << 20
+#: The manifest of ten thousand files is a tenth of this.
+_MAX_BYTES = 16 << 20
 
 
 def write_manifest(folder: Path) -> None:
-    """Describe all files that lie in a folder now."""
+    """Record all files that are in a folder now."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
@@ -25,13 +25,13 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> str | None:
-    """What is wrong with a folder that has a manifest: a sentence that names the file, or None.
+    """Compare a folder with its manifest, and describe the first damage: a sentence, or None.
 
-    Nothing outside the folder is looked at, whatever the manifest says.
+    No file outside the folder is touched, whatever the manifest says.
 
     Args:
-        folder: with a manifest; one without is damaged.
-        wanted: which files to look at, by name; default: all.
+        folder: the folder; it is damaged if it has no manifest.
+        wanted: which files to check, by name; default: all.
     """
     path = folder / MANIFEST
     try:
@@ -43,15 +43,15 @@ def find_damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{path}: damaged"
     for name, (size, digest) in expected.items():
-        if wanted(name) and (found := _compare(folder / name, size, digest)) is not None:
-            return found
+        if wanted(name) and (damage := _compare(folder / name, size, digest)) is not None:
+            return damage
     return None
 
 
 def _read(path: Path) -> dict[str, tuple[int, str]]:
-    """Sizes and digests by name; anything that `write_manifest` does not write is an error."""
+    """Read sizes and digests by name; anything that `write_manifest` does not write is an error."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
         raise ValueError
     expected = {}
     for name, entry in json.loads(path.read_text(encoding="utf-8"))["files"].items():
@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether this is how a file below a folder is called."""
+    """Whether a name is a plain relative path inside a folder."""
     path = PurePosixPath(name)
     return (
         name == path.as_posix() and name.isprintable() and not {"..", "."} & {name, *path.parts}

@@ -1,4 +1,4 @@
-"""N-gram models as folders: `config.json` says how large, `model.safetensors` holds the tables."""
+"""N-gram models on disk: sizes in `config.json`, tables in `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretune.errors import CheckpointError
 from pretune.models.classics.ngram import Level, NGram
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-#: The tables of a level, and what they are made of.
+#: The tables of a level and their types.
 _TABLES = {"keys": np.int64, "probability": np.float64, "backoff": np.float64}
 
 
@@ -42,10 +42,10 @@ def save_ngram(model: NGram, folder: Path) -> None:
 
 
 def load_ngram(folder: str | Path) -> NGram:
-    """What `save_ngram` wrote.
+    """Read a model that `save_ngram` wrote.
 
     Raises:
-        CheckpointError: not there, damaged, or another kind of model.
+        CheckpointError: there is none, it is damaged, or it is another kind of model.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -55,7 +55,7 @@ def load_ngram(folder: str | Path) -> NGram:
     config = read_object(folder / CONFIG)
     if config.get("model_type") != "ngram":
         raise CheckpointError(
-            f"{folder / CONFIG}: the model is no n-gram but of the type {config.get('model_type')}",
+            f"{folder / CONFIG}: not an n-gram model but of the type {config.get('model_type')}",
             "Open it with pretune.load.",
         )
     try:
@@ -68,11 +68,10 @@ def load_ngram(folder: str | Path) -> NGram:
 
 
 def _model(config: dict[str, Any], tables: dict[str, NDArray[Any]]) -> NGram:
-    """Check that no table points beyond another.
+    """Build a model, and check that no table points beyond another.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: something is not there, or not as it must
-            be.
+        KeyError, TypeError, ValueError, OverflowError: something is missing or malformed.
     """
     order, vocabulary = int(config["order"]), int(config["vocab_size"])
     first, *discounts = [(float(a), float(b), float(c)) for a, b, c in config["discounts"]]
@@ -80,7 +79,7 @@ def _model(config: dict[str, Any], tables: dict[str, NDArray[Any]]) -> NGram:
     if len(discounts) != order - 1:
         raise ValueError(f"{len(discounts) + 1} discounts for an order of {order}")
     levels: list[Level] = []
-    below = vocabulary + 1  # with the symbol before the beginning
+    below = vocabulary + 1  # with the beginning-of-text symbol
     for n, three in enumerate(discounts, start=2):
         keys = _table(tables, f"levels.{n}.keys", np.int64)
         if len(keys) and not 0 <= keys[0] <= keys[-1] < below * (vocabulary + 1):

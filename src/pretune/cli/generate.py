@@ -26,7 +26,7 @@ from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
-    from pretune.decoding.writer import Generation, Piece
+    from pretune.decoding.writer import Generation, TextChunk
     from pretune.tasks.dialogue.layouts import TemplateLayout
 
 
@@ -174,7 +174,7 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
     return given
 
 
-def _in_order(pieces: Iterator[Piece], samples: int) -> Iterator[Generation]:
+def _in_order(pieces: Iterator[TextChunk], samples: int) -> Iterator[Generation]:
     """Yield whole continuations in the order of the prompts, each as soon as its turn has come."""
     waiting: dict[int, Generation] = {}
     following = 0
@@ -186,7 +186,7 @@ def _in_order(pieces: Iterator[Piece], samples: int) -> Iterator[Generation]:
             following += 1
 
 
-def _show(pieces: Iterator[Piece], prompts: list[str], samples: int, live: bool) -> None:
+def _show(pieces: Iterator[TextChunk], prompts: list[str], samples: int, live: bool) -> None:
     """Print prompts with their continuations, one after the other.
 
     Args:

@@ -1,4 +1,4 @@
-"""Beam search: the most probable continuation, looked for with a few at a time."""
+"""Beam search for the most probable continuation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pretune.data.arrays import Array
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens with which hypotheses may go on best, for several searches at once.
+    """The best next tokens of R hypotheses, which may belong to several searches.
 
     Attributes:
-        scores: `[R, C]` of each of the best tokens of R hypotheses, best first.
-        tokens: `[R, C]` which they are.
-        logprobs: `[R, C]` the log-probability that the model gave them.
+        scores: `[R, C]`, best first.
+        tokens: `[R, C]` token ids.
+        logprobs: `[R, C]` log-probabilities of the model.
     """
 
     scores: Array
@@ -27,19 +27,19 @@ class Candidates:
 
     @classmethod
     def of(cls, scores: Tensor, logprobs: Tensor, count: int) -> Candidates:
-        """The `count` best.
+        """Pick the best tokens of each hypothesis.
 
         Args:
-            scores: `[R, V]` log-probabilities after penalties: what is maximised.
-            logprobs: `[R, V]` the model's own.
-            count: C; V where that is less.
+            scores: `[R, V]` log-probabilities after penalties, which the search maximises.
+            logprobs: `[R, V]` log-probabilities of the model.
+            count: C, at most V.
         """
         best = scores.topk(min(count, scores.shape[1]))
         own = best.values if logprobs is scores else logprobs.gather(1, best.indices)
         return cls(*(part.cpu().numpy() for part in (best.values, best.indices, own)))
 
     def rows(self, start: int, end: int) -> Candidates:
-        """Those of some of the hypotheses."""
+        """Pick a range of hypotheses."""
         return Candidates(self.scores[start:end], self.tokens[start:end], self.logprobs[start:end])
 
 
@@ -48,11 +48,10 @@ class Hypothesis:
     """A continuation in a search.
 
     Attributes:
-        tokens: its tokens, a stop token included.
-        logprobs: the model's log-probability of each.
-        score: sum of log-probabilities; of a finished one, over length**length_penalty.
-        stopped: why it ended: `stop_token`, `stop_text`, `length` or `exhausted`; None: it has
-            not.
+        tokens: its tokens, including a stop token.
+        logprobs: the model's log-probability of each token.
+        score: the sum of log-probabilities; once finished, divided by length**length_penalty.
+        stopped: why it ended: `stop_token`, `stop_text`, `length` or `exhausted`; None: it is live.
     """
 
     tokens: tuple[int, ...] = ()
@@ -62,18 +61,18 @@ class Hypothesis:
 
 
 class BeamSearch:
-    """The search for one prompt, with the scores and the end as transformers defines them.
+    """The search for one prompt, with the scores and the stopping rule of transformers.
 
     Args:
-        beams: hypotheses to keep.
-        length_penalty: finished ones are compared by score / length**length_penalty.
-        early_stopping: end as soon as `beams` have finished; else when no live one can be better
-            than the worst of them at its present length.
-        stop_count: how many tokens are stop tokens.
-        ending: why a continuation of these tokens ends, or None.
+        beams: number of hypotheses to keep.
+        length_penalty: finished hypotheses compare by score / length**length_penalty.
+        early_stopping: stop as soon as `beams` hypotheses have finished. Otherwise, stop when no
+            live hypothesis can beat the worst finished one at its present length.
+        stop_count: number of stop tokens.
+        ending: says why a hypothesis with these tokens ends; None: it does not.
 
     Attributes:
-        candidates: how many it looks at in each step.
+        candidates: tokens to look at in each step.
     """
 
     def __init__(
@@ -90,19 +89,20 @@ class BeamSearch:
         self._beams = beams
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping
-        # So many that enough go on, even if each beam's best are all stop tokens.
+        # Enough to fill the beams even if the best tokens of every beam are all stop tokens.
         self.candidates = max(2, 1 + stop_count) * beams
         self._ending = ending
 
     def advance(self, best: Candidates) -> list[int]:
-        """Take in what the model says of each live hypothesis.
+        """Extend the live hypotheses by one token.
 
         Args:
-            best: at least `candidates` of each of them, or all that there are.
+            best: of the live hypotheses, at least `candidates` tokens each or the whole vocabulary.
 
         Returns:
-            for each hypothesis that is live now, which of the former ones it continues.
+            for each hypothesis that is now live, the row of the one it continues.
         """
+        # Rank all continuations of all hypotheses together.
         before = np.array([h.score for h in self.live], dtype=best.scores.dtype)
         totals = (best.scores + before[:, None]).ravel()
         order = np.argsort(-totals, kind="stable")[: self.candidates]
@@ -112,6 +112,7 @@ class BeamSearch:
             best.tokens.ravel()[order].tolist(),
             best.logprobs.ravel()[order].tolist(),
         )
+        # A continuation that ends counts only if it is among the best `beams` of this step.
         going: list[tuple[int, Hypothesis]] = []
         for rank, (total, origin, token, logprob) in enumerate(zip(*columns, strict=True)):
             if total == float("-inf"):
@@ -119,11 +120,11 @@ class BeamSearch:
             parent = self.live[origin]
             tokens_now = (*parent.tokens, token)
             why = self._ending(tokens_now)
-            found = Hypothesis(tokens_now, (*parent.logprobs, logprob), total, why)
+            longer = Hypothesis(tokens_now, (*parent.logprobs, logprob), total, why)
             if why is None:
-                going.append((origin, found))
+                going.append((origin, longer))
             elif rank < self._beams:
-                self._finish(found)
+                self._finish(longer)
         going = going[: self._beams]
         if not going and not self.finished:  # every token is forbidden
             for hypothesis in self.live:
@@ -132,17 +133,17 @@ class BeamSearch:
         self._conclude()
         return [origin for origin, _ in going]
 
-    def _finish(self, found: Hypothesis) -> None:
-        score = found.score / max(1, len(found.tokens)) ** self._length_penalty
-        self.finished.append(replace(found, score=score))
+    def _finish(self, hypothesis: Hypothesis) -> None:
+        score = hypothesis.score / max(1, len(hypothesis.tokens)) ** self._length_penalty
+        self.finished.append(replace(hypothesis, score=score))
 
     def _conclude(self) -> None:
-        """Keep the best of the finished; see whether a live one may still be better."""
+        """Keep the best finished hypotheses, and decide whether a live one may still beat them."""
         self.finished.sort(key=lambda h: h.score, reverse=True)
         del self.finished[self._beams :]
         if not self.live:
             self.done = True
         elif len(self.finished) == self._beams:
             front = self.live[0]
-            hoped = front.score / len(front.tokens) ** self._length_penalty
-            self.done = self._early_stopping or hoped <= self.finished[-1].score
+            attainable = front.score / len(front.tokens) ** self._length_penalty
+            self.done = self._early_stopping or attainable <= self.finished[-1].score

@@ -1,4 +1,4 @@
-"""How the next token is chosen: penalties, filters, the draw. All of it on `[B, V]` scores."""
+"""Choosing the next token: penalties, filters and the draw, on `[B, V]` scores."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ Array = NDArray[np.int64]
 NEVER = float("-inf")
 #: Tokens that `length_ratio` leaves to the shortest prompt.
 SPARE = 10
-#: A nucleus is looked for among so many best tokens before all are sorted.
+#: Number of best tokens in which to look for a nucleus before sorting the whole vocabulary.
 NUCLEUS_CANDIDATES = 1024
-#: Below this temperature the likeliest token has all the probability, and logits would overflow.
+#: Lower temperatures are raised to this: logits would overflow, and it is greedy already.
 COLDEST = 1e-6
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is generated. Filters apply in the order in which they stand here.
+    """How text is generated. Filters apply in the order of these attributes.
 
     Attributes:
-        max_new_tokens: the most tokens of a continuation.
-        length_ratio: and at most so many for each token of its prompt, and `SPARE` more; 0: no
-            such limit.
-        repetition_penalty: logits of tokens that occurred are divided by this where positive, else
-            multiplied (Keskar et al. 2019, section 4.1); 1: off.
-        no_repeat_ngram: no n tokens in a row occur twice (Paulus et al. 2018, section 2.5); 0: off.
-        temperature: logits are divided by it; 0: always the most probable token (greedy).
-        top_k: only the k most probable tokens (Fan et al. 2018, section 5.4); 0: off.
-        top_p: only the most probable tokens that together have this probability (Holtzman et al.
+        max_new_tokens: the largest number of tokens in a continuation.
+        length_ratio: a further limit: this many tokens for each token of the prompt, plus `SPARE`;
+            0: off.
+        repetition_penalty: divides positive logits of tokens that occurred, and multiplies negative
+            ones (Keskar et al. 2019, section 4.1); 1: off.
+        no_repeat_ngram: n: no n-gram occurs twice (Paulus et al. 2018, section 2.5); 0: off.
+        temperature: divides the logits; 0: always the most probable token (greedy).
+        top_k: keep the k most probable tokens (Fan et al. 2018, section 5.4); 0: off.
+        top_p: keep the most probable tokens that together have this probability (Holtzman et al.
             2020, section 3.1); 1: off.
-        min_p: only tokens at least this many times as probable as the most probable one (Nguyen et
+        min_p: keep tokens whose probability is at least this fraction of the largest one (Nguyen et
             al. 2024, section 3); 0: off.
-        typical_p: only the tokens whose information is closest to the entropy, that together have
-            this probability (Meister et al. 2023, section 3); 1: off.
-        beams: how many continuations a search keeps; 1: no search. A search draws nothing.
+        typical_p: keep the tokens whose information is closest to the entropy and that together
+            have this probability (Meister et al. 2023, section 3); 1: off.
+        beams: hypotheses that a beam search keeps; 1: no search. A search draws nothing.
         length_penalty: a search compares sum(log p) / length**length_penalty.
-        early_stopping: a search ends as soon as it has as many finished texts as beams.
-        samples: how many continuations of each prompt; of a search, its best.
-        stop: texts at which a continuation ends; they are not part of it.
-        stop_tokens: token ids at which a continuation ends; None: the model's own.
-        never: token ids that are not written.
-        seed: of what is drawn. Sample i of a prompt has a random generator of its own, made from
-            this and i: what else is generated beside it does not matter.
+        early_stopping: stop a search as soon as it has as many finished texts as beams.
+        samples: continuations of each prompt; of a search, its best.
+        stop: texts that end a continuation and are not part of it.
+        stop_tokens: token ids that end a continuation; None: the model's own.
+        never: token ids that are never written.
+        seed: seed of the draws. Sample i of a prompt has its own random generator, made from the
+            seed and i, so that it does not depend on what is generated beside it.
 
     Raises:
         PretuneError: a value makes no sense, by itself or with another; names it.
@@ -78,10 +78,10 @@ class Decoding:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        for name, (kind, least, most, open_at_least) in _RANGES.items():
-            self._check(name, kind, least, most, open_at_least)
+        for name, (kind, low, high, above_low) in _RANGES.items():
+            self._check(name, kind, low, high, above_low)
         if not all(self.stop):
-            raise PretuneError("stop: an empty text is everywhere", "Leave it out.")
+            raise PretuneError("stop: an empty text occurs everywhere", "Leave it out.")
         if self.beams > 1:
             self._check_search()
         elif self.temperature == 0 and self.samples > 1:
@@ -90,14 +90,14 @@ class Decoding:
                 "Use a temperature above 0, or beams.",
             )
 
-    def _check(self, name: str, kind: type, least: float, most: float, above: bool) -> None:
+    def _check(self, name: str, kind: type, low: float, high: float, above: bool) -> None:
         value = getattr(self, name)
         kinds = (int, float) if kind is float else (int,)
         good = isinstance(value, kinds) and not isinstance(value, bool)
-        if not (good and least <= value <= most and not (above and value == least)):
+        if not (good and low <= value <= high and not (above and value == low)):
             number = "number" if kind is float else "whole number"
-            start = f"above {least:g}" if above else f"from {least:g}"
-            bounds = start if most == math.inf else f"{start} to {most:g}"
+            start = f"above {low:g}" if above else f"from {low:g}"
+            bounds = start if high == math.inf else f"{start} to {high:g}"
             raise PretuneError(f"{name} must be a {number} {bounds}, not {value!r}")
 
     def _check_search(self) -> None:
@@ -117,18 +117,18 @@ class Decoding:
             )
 
     def limit(self, prompt: Sequence[int]) -> int:
-        """The most tokens of a continuation of these tokens."""
+        """The largest number of tokens in a continuation of a prompt."""
         if self.length_ratio == 0:
             return self.max_new_tokens
         return min(self.max_new_tokens, round(self.length_ratio * len(prompt)) + SPARE)
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is drawn."""
+        """Whether the most probable token is always chosen."""
         return self.temperature == 0
 
 
-#: Of each number: its kind, the least, the most, and whether it must be above the least.
+#: For each option: its type, the lower bound, the upper bound, and whether the lower is excluded.
 _RANGES: dict[str, tuple[type, float, float, bool]] = {
     "max_new_tokens": (int, 1, 1_000_000, False),
     "length_ratio": (float, 0, 1000, False),
@@ -147,12 +147,12 @@ _RANGES: dict[str, tuple[type, float, float, bool]] = {
 
 
 def penalize(scores: Tensor, histories: Sequence[Sequence[int]], decoding: Decoding) -> Tensor:
-    """Scores after the repetition penalty, the ban on repeated n-grams and that on tokens.
+    """Apply the repetition penalty, and forbid repeated n-grams and banned tokens.
 
     Args:
         scores: `[B, V]` logits, or log-probabilities in a search.
-        histories: the B sequences so far, prompts included.
-        decoding: says how.
+        histories: the B sequences up to now, including prompts.
+        decoding: the options.
     """
     if decoding.repetition_penalty == 1 and not (decoding.no_repeat_ngram or decoding.never):
         return scores
@@ -162,8 +162,8 @@ def penalize(scores: Tensor, histories: Sequence[Sequence[int]], decoding: Decod
         seen = np.asarray(history, dtype=np.int64)
         if decoding.repetition_penalty != 1:
             index = torch.from_numpy(np.unique(seen)).to(scores.device)
-            found, penalty = row[index], decoding.repetition_penalty
-            row[index] = torch.where(found < 0, found * penalty, found / penalty)
+            occurred, penalty = row[index], decoding.repetition_penalty
+            row[index] = torch.where(occurred < 0, occurred * penalty, occurred / penalty)
         if decoding.no_repeat_ngram:
             banned = repeating(seen, decoding.no_repeat_ngram)
             row[torch.from_numpy(banned).to(scores.device)] = NEVER
@@ -171,19 +171,19 @@ def penalize(scores: Tensor, histories: Sequence[Sequence[int]], decoding: Decod
 
 
 def repeating(history: Array, size: int) -> Array:
-    """The tokens that would complete an n-gram of `size` tokens that occurred already."""
+    """The tokens that would repeat an n-gram of `size` tokens."""
     if len(history) < size:
         return np.empty(0, dtype=np.int64)
     ngrams = np.lib.stride_tricks.sliding_window_view(history, size)
     start = history[len(history) - size + 1 :]
-    found: Array = ngrams[(ngrams[:, :-1] == start).all(1), -1]
-    return found
+    repeats: Array = ngrams[(ngrams[:, :-1] == start).all(1), -1]
+    return repeats
 
 
 def narrow(logits: Tensor, decoding: Decoding) -> Tensor:
-    """Logits over the temperature, with -inf where a filter forbids a token: `[B, V]`.
+    """Divide logits `[B, V]` by the temperature, and set those that a filter forbids to -inf.
 
-    Tokens that are equally probable as the last one that passes pass too.
+    Tokens as probable as the last one that passes a filter pass as well.
     """
     scores = logits
     if decoding.temperature not in (0, 1):
@@ -204,14 +204,14 @@ def _at_least(scores: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _nucleus(scores: Tensor, p: float) -> Tensor:
-    """A token passes if those more probable than it have less than `p` together."""
+    """A token passes if the tokens more probable than it have less than `p` together."""
     total = scores.logsumexp(-1, keepdim=True)
     best = scores.topk(min(NUCLEUS_CANDIDATES, scores.shape[-1])).values
     mass = (best - total).exp().cumsum(-1)
     if best.shape != scores.shape and bool((mass[:, -1] < p).any()):
         best = scores.sort(descending=True).values
         mass = (best - total).exp().cumsum(-1)
-    passing = (mass < p).sum(-1, keepdim=True)  # as many, and the one that reaches p
+    passing = (mass < p).sum(-1, keepdim=True)  # index of the token that reaches p
     return _at_least(scores, best.gather(-1, passing.clamp(max=best.shape[-1] - 1)))
 
 
@@ -227,18 +227,16 @@ def _typical(scores: Tensor, p: float) -> Tensor:
 
 
 def draw(scores: Tensor, uniform: Sequence[float]) -> Tensor:
-    """Draw a token a row by inverting its distribution function.
-
-    One number a row: the draw of one row takes nothing from another's generator.
+    """Draw a token for each row by inverting the distribution function.
 
     Args:
         scores: `[B, V]` logits.
-        uniform: B numbers from [0, 1).
+        uniform: a number from [0, 1) for each row, from a generator of its own.
 
     Returns:
         `[B]` int64.
     """
-    # In float64 a sum over 50,000 tokens is exact enough not to move the limits between them.
+    # In float64, rounding in a sum over 50,000 tokens does not move the borders between them.
     cumulative = scores.softmax(-1).double().cumsum(-1)
     total = cumulative[:, -1:]
     where = torch.tensor(uniform, dtype=torch.float64, device=scores.device)[:, None] * total
@@ -247,6 +245,6 @@ def draw(scores: Tensor, uniform: Sequence[float]) -> Tensor:
 
 
 def generator(seed: int, sample: int, salt: int = 0) -> np.random.Generator:
-    """The random generator of one sample; of prompts with different salts they are unlike."""
+    """The random generator of one sample; another salt gives an independent one."""
     more = [salt] if salt else []
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample, *more])))

@@ -1,4 +1,4 @@
-"""A language model with the sequences that it is reading, however long they become."""
+"""Sequences that a language model reads side by side, however long they become."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from pretune.models.language_model import LanguageModel
 
 
-class Reader:
-    """Sequences side by side, and what the model says may come next in each.
+class SequenceReader:
+    """Sequences, the model's state after them, and logits of the next token of each.
 
-    A sequence that fills the model's context goes on from its last half: the state of that half is
-    computed anew, and has room for as many tokens again.
+    When a sequence fills the model's context, the state of its last half is computed anew, which
+    makes room for as many tokens again.
 
     Args:
         model: on `device`.
-        device: where it is.
+        device: where the model is.
         context: entered whenever the model runs, e.g. for bf16.
 
     Attributes:
-        histories: all tokens of each sequence, those out of sight too; of a model that writes
-            another text than it reads, those of that one.
-        logits: `[B, V]` float32 of the token after each.
+        histories: all tokens of each sequence, also those that left the context. For a model that
+            writes another text than it reads, the tokens written.
+        logits: `[B, V]` float32, of the token after each sequence.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class Reader:
         self._device = device
         self._context = context
         self._state: Any = None
-        self._held: list[int] = []  # how many tokens the state has of each
+        self._held: list[int] = []  # tokens of each sequence in the state
 
     def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
-        """Begin sequences, after those that are there.
+        """Start sequences and append them to the others.
 
         Args:
-            prompts: token ids; of a prompt longer than the context, its end is read.
-            copies: how many sequences shall go on from each prompt, which is read once.
+            prompts: token ids; only the end of a prompt that exceeds the context is read.
+            copies: number of sequences that continue each prompt, which is read once.
         """
-        most = self._model.context_length
-        windows = [prompt if most is None else prompt[-most:] for prompt in prompts]
+        size = self._model.context_length
+        windows = [prompt if size is None else prompt[-size:] for prompt in prompts]
         logits, state = self._start(windows)
         rows = [i for i, count in enumerate(copies) for _ in range(count)]
         state.select(rows)
@@ -65,7 +65,7 @@ class Reader:
         self._held += [len(windows[row]) for row in rows]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences, in this order; one that is named twice is forked."""
+        """Keep these sequences, in this order; a sequence that is named twice is forked."""
         if list(rows) == list(range(len(self._held))):
             return
         self._state.select(rows)
@@ -77,13 +77,15 @@ class Reader:
         """Read one more token of each sequence."""
         for history, token in zip(self.histories, tokens, strict=True):
             history.append(token)
-        most = self._model.context_length
-        full = [i for i, held in enumerate(self._held) if most is not None and held >= most]
-        if not full or most is None:
+        size = self._model.context_length
+        full = [i for i, held in enumerate(self._held) if size is not None and held >= size]
+        if not full or size is None:
             self.logits = self._step(tokens)
             self._held = [held + 1 for held in self._held]
             return
-        half = max(1, most // 2)
+        # Full sequences start again from their last half; the others take a step. Then both are
+        # put back in order.
+        half = max(1, size // 2)
         logits, state = self._start([self.histories[i][-half:] for i in full])
         rest = [i for i in range(len(tokens)) if i not in set(full)]
         self._held = [half if i in set(full) else held + 1 for i, held in enumerate(self._held)]

@@ -1,4 +1,4 @@
-"""From tokens to text, piece by piece: whole characters, and nothing that must be taken back."""
+"""From tokens to text as they come: whole characters, and nothing that is taken back later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tokenizers import decoders
 
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Tokens that are decoded together where only the last one is new: enough for the tokenizer to
-#: know whether a space stands between.
+#: Earlier tokens that are decoded with a new one: enough for the tokenizer to know whether there
+#: is a space between them.
 WINDOW = 16
 
 _CJK = (
@@ -23,14 +23,14 @@ _BETWEEN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
 
 
 class Detokenizer:
-    """Gives the text of a continuation as its tokens come.
+    """Turns the tokens of a continuation into text one by one.
 
-    A character whose bytes are spread over several tokens comes with the last of them; one that is
-    never completed does not come at all.
+    A character whose bytes are spread over several tokens comes with the last of them, or never if
+    it is not completed.
 
     Args:
         tokenizer: of the model.
-        prompt: the tokens that the continuation follows.
+        prompt: the tokens before the continuation.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
@@ -44,7 +44,7 @@ class Detokenizer:
         self._shown = plain_text(tokenizer, self._ids)
 
     def push(self, token: int) -> str:
-        """What one more token adds to the text."""
+        """Add a token and return the text it completes."""
         if self._bytes is not None:
             return self._bytes.decode(self._token_bytes(token))
         self._ids.append(token)
@@ -70,9 +70,9 @@ class Detokenizer:
 
 
 def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of tokens, without special ones; a WordPiece tokenizer's Chinese without spaces."""
+    """Decode tokens without special tokens, and without WordPiece's spaces in Chinese."""
     text = tokenizer.decode(ids)
-    # BERT's tokenizer puts spaces around each Chinese character; its decoder leaves them there.
+    # BERT's tokenizer puts spaces around every Chinese character, which its decoder keeps.
     wordpiece = isinstance(tokenizer.engine.decoder, decoders.WordPiece)
     return _BETWEEN_CJK.sub("", text) if wordpiece else text
 
@@ -85,10 +85,10 @@ def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[i
 
 @lru_cache(maxsize=1)
 def _byte_of() -> dict[str, int]:
-    """Which byte a character of a byte-level token stands for (Radford et al. 2019, section 2.2).
+    """The byte for each character of a byte-level token (Radford et al. 2019, section 2.2).
 
-    Printable Latin-1 characters are their own byte; the other bytes, in order, are the characters
-    from U+0100 on.
+    Printable Latin-1 characters stand for themselves; the characters from U+0100 stand for the
+    other bytes in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -97,7 +97,7 @@ def _byte_of() -> dict[str, int]:
 
 
 class StopText:
-    """Lets text through until a stop text occurs; holds back what may be the beginning of one.
+    """Passes text on until a stop text occurs; holds back what may be the beginning of one.
 
     Args:
         stops: the stop texts; none is empty.
@@ -109,7 +109,7 @@ class StopText:
         self.found = False
 
     def push(self, text: str) -> str:
-        """What may be shown now."""
+        """Add text and return what can be shown now."""
         self._held += text
         places = [self._held.find(stop) for stop in self._stops]
         places = [place for place in places if place >= 0]
@@ -123,12 +123,12 @@ class StopText:
         return shown
 
     def rest(self) -> str:
-        """What was held back, where nothing more comes."""
+        """Return what was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
     def _unsure(self) -> int:
-        """How many characters at the end a stop text may begin with."""
+        """The number of characters at the end that may begin a stop text."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         for count in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-count:]) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""Writing: tokens in, continuations out, as they come; by drawing or by a beam search."""
+"""Text generation: prompts in, continuations out as they come, by sampling or beam search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretune.decoding.beam_search import BeamSearch, Candidates
 from pretune.decoding.sampling import NEVER, Decoding, draw, generator, narrow, penalize
-from pretune.decoding.sequence_reader import Reader
+from pretune.decoding.sequence_reader import SequenceReader
 from pretune.decoding.text_stream import Detokenizer, StopText, continuation
 from pretune.models.language_model import LanguageModel
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -26,15 +26,15 @@ class Generation:
 
     Attributes:
         prompt: as it was given.
-        sample: which continuation of it, from 0.
-        text: what follows the prompt; without a stop text, and without half a character at its end.
+        sample: the number of this continuation of the prompt, from 0.
+        text: what follows the prompt, without a stop text and without an incomplete character.
         finish: why it ended: `stop_token`, `stop_text`, `length` (max_new_tokens) or `exhausted`
             (every token would have repeated an n-gram).
-        tokens: the tokens that were generated, the stop token or those of the stop text included.
+        tokens: the generated tokens, including a stop token or the tokens of a stop text.
         logprobs: natural logarithm of the probability that the model gave each token, before
             penalties, temperature and filters.
-        score: what a search compares: the sum of log-probabilities (after penalties) over
-            length**length_penalty; None where there was no search.
+        score: the value that a search compares: the sum of log-probabilities after penalties, over
+            length**length_penalty; None without a search.
     """
 
     prompt: str | tuple[int, ...]
@@ -47,29 +47,29 @@ class Generation:
 
     @property
     def logprob(self) -> float:
-        """Of the whole continuation: the sum."""
+        """The sum over all tokens."""
         return sum(self.logprobs)
 
     def mean_logprob(self, length_penalty: float = 1.0) -> float:
-        """`score`; where there was no search, the same of the model's own log-probabilities."""
+        """`score`, or without a search the same formula on the model's log-probabilities."""
         if self.score is not None:
             return self.score
         return self.logprob / float(max(1, len(self.tokens)) ** length_penalty)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the sum of the log-probabilities."""
+        """JSON-ready values, with the sum of the log-probabilities."""
         return {**asdict(self), "logprob": self.logprob}
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some more text of one continuation.
+class TextChunk:
+    """A piece of the text of a continuation.
 
     Attributes:
-        prompt: which prompt, from 0.
-        sample: which continuation of it, from 0.
-        text: what is new; may be empty.
-        done: the whole continuation, with its last piece; None before.
+        prompt: the number of the prompt, from 0.
+        sample: the number of the continuation, from 0.
+        text: the new text; may be empty.
+        done: the whole continuation, with its last chunk; None before.
     """
 
     prompt: int
@@ -80,12 +80,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to go on from.
+    """What to continue.
 
     Attributes:
-        given: as it was given.
+        given: the prompt as it was given.
         ids: its tokens.
-        salt: another one than another prompt's where what is drawn for the two shall be unlike.
+        salt: prompts with different salts draw from independent random generators.
     """
 
     given: str | tuple[int, ...]
@@ -95,7 +95,7 @@ class Prompt:
 
 @dataclass
 class _Draft:
-    """A continuation that is being written."""
+    """A continuation in progress."""
 
     prompt: int
     sample: int
@@ -117,8 +117,8 @@ class _Draft:
         self._detokenizer = Detokenizer(self.tokenizer, self.before)
         self._gate = StopText(self.decoding.stop)
 
-    def take(self, token: int, logprob: float) -> Piece:
-        """Add a token."""
+    def take(self, token: int, logprob: float) -> TextChunk:
+        """Add a token and return the text it completes."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         text = ""
@@ -132,8 +132,8 @@ class _Draft:
                 self.finish = "length"
         return self.piece(text)
 
-    def piece(self, text: str = "", score: float | None = None) -> Piece:
-        """What is new; with the whole where it has ended."""
+    def piece(self, text: str = "", score: float | None = None) -> TextChunk:
+        """Wrap new text, together with the whole continuation if it has ended."""
         done = None
         if self.finish is not None:
             text += self._gate.rest()
@@ -148,20 +148,20 @@ class _Draft:
                 tuple(self.logprobs),
                 score,
             )
-        return Piece(self.prompt, self.sample, text, done)
+        return TextChunk(self.prompt, self.sample, text, done)
 
 
 class Writer:
-    """A model that goes on from tokens.
+    """Generates text with a language model.
 
     Args:
         model: on `device`, in evaluation mode.
-        tokenizer: makes text of tokens.
+        tokenizer: decodes the tokens.
         device: where the model is.
-        batch_size: continuations at a time; changes memory and speed only.
-        stop_tokens: at which a continuation ends.
-        stop_texts: at which one ends, too; they are not part of it. `stop_tokens` of a `Decoding`
-            stand for all of the model's own ends, these among them.
+        batch_size: continuations at a time; affects memory and speed only.
+        stop_tokens: token ids that end a continuation.
+        stop_texts: texts that end a continuation and are not part of it. If a `Decoding` has
+            `stop_tokens`, those replace both.
         context: entered whenever the model runs, e.g. for bf16.
     """
 
@@ -182,14 +182,14 @@ class Writer:
         self._context = context
 
     def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Generation]:
-        """All continuations: those of the first prompt, those of the second, ..."""
+        """Generate all continuations, ordered by prompt and then by sample."""
         pieces = (piece for piece in self.stream(prompts, decoding) if piece.done is not None)
         ordered = sorted(pieces, key=lambda piece: (piece.prompt, piece.sample))
         return [piece.done for piece in ordered if piece.done is not None]
 
     @torch.inference_mode()
-    def stream(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[Piece]:
-        """Continuations piece by piece, as they come; those of several prompts take turns."""
+    def stream(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[TextChunk]:
+        """Generate continuations and yield their text as it comes; several prompts take turns."""
         stops = self._stop_tokens
         if decoding.stop_tokens is not None:
             stops = frozenset(decoding.stop_tokens)
@@ -203,20 +203,21 @@ class Writer:
         write = self._search if decoding.beams > 1 else self._write
         yield from write(drafts, decoding)
 
-    def _reader(self) -> Reader:
-        return Reader(self.model, self.device, self._context)
+    def _reader(self) -> SequenceReader:
+        return SequenceReader(self.model, self.device, self._context)
 
-    def _write(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[Piece]:
-        """Token by token; what has ended leaves the batch, and others take its place."""
+    def _write(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[TextChunk]:
+        """Sample token by token. Finished drafts leave the batch and waiting ones join it."""
         reader = self._reader()
         waiting, live = deque(drafts), list[_Draft]()
         while waiting or live:
-            # Room is made by the half batch: each admission copies the state of those at work.
+            # Admit only when half the batch is free: each admission copies the state of the rest.
             if waiting and len(live) <= self._batch_size // 2:
                 room = min(self._batch_size - len(live), len(waiting))
                 admitted = [waiting.popleft() for _ in range(room)]
                 _admit(reader, admitted)
                 live += admitted
+            # One token for each draft.
             tokens, logprobs, exhausted = _choose(reader, live, decoding)
             for draft, token, logprob, none_left in zip(
                 live, tokens, logprobs, exhausted, strict=True
@@ -226,30 +227,32 @@ class Writer:
                     yield draft.piece()
                 else:
                     yield draft.take(token, logprob)
+            # Drop what has ended, and read the new tokens.
             going = [i for i, draft in enumerate(live) if draft.finish is None]
             live = [live[i] for i in going]
             reader.keep(going)
             if live:
                 reader.feed([draft.tokens[-1] for draft in live])
 
-    def _search(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[Piece]:
-        """A beam search for each prompt, several side by side."""
+    def _search(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[TextChunk]:
+        """Run a beam search for each prompt, several at a time."""
         first = [draft for draft in drafts if draft.sample == 0]
         size = max(1, self._batch_size // decoding.beams)
         for start in range(0, len(first), size):
             chunk = first[start : start + size]
             for draft, search in zip(chunk, self._searched(chunk, decoding), strict=True):
                 best = search.finished[: decoding.samples]
-                for sample, found in enumerate(best):
+                for sample, hypothesis in enumerate(best):
                     mine = drafts[draft.prompt * decoding.samples + sample]
                     text = ""
-                    for token, logprob in zip(found.tokens, found.logprobs, strict=True):
+                    for token, logprob in zip(hypothesis.tokens, hypothesis.logprobs, strict=True):
                         text += mine.take(token, logprob).text
-                    mine.finish, mine.texts = found.stopped, [text]
-                    piece = mine.piece(score=found.score)
-                    yield Piece(piece.prompt, piece.sample, text + piece.text, piece.done)
+                    mine.finish, mine.texts = hypothesis.stopped, [text]
+                    piece = mine.piece(score=hypothesis.score)
+                    yield TextChunk(piece.prompt, piece.sample, text + piece.text, piece.done)
 
     def _searched(self, drafts: Sequence[_Draft], decoding: Decoding) -> list[BeamSearch]:
+        """Run the searches of some drafts in one batch."""
         reader = self._reader()
         reader.add([draft.ids for draft in drafts], [1] * len(drafts))
         searches = [
@@ -266,8 +269,10 @@ class Writer:
         while active:
             own = reader.logits.log_softmax(-1)
             scores = penalize(own, reader.histories, decoding)
+            # The live hypotheses of all searches are the rows of one batch.
             best = Candidates.of(scores, own, max(search.candidates for search in active))
             rows, tokens, start = list[int](), list[int](), 0
+            # Each search extends its own rows, and keeps those it continues.
             for search in active:
                 end = start + len(search.live)
                 origins = search.advance(best.rows(start, end))
@@ -282,8 +287,8 @@ class Writer:
         return searches
 
 
-def _admit(reader: Reader, drafts: Sequence[_Draft]) -> None:
-    """Begin drafts; samples of one prompt share its reading."""
+def _admit(reader: SequenceReader, drafts: Sequence[_Draft]) -> None:
+    """Start drafts; the samples of a prompt read it once."""
     prompts, copies = list[list[int]](), list[int]()
     for i, draft in enumerate(drafts):
         if i and draft.prompt == drafts[i - 1].prompt:
@@ -295,9 +300,9 @@ def _admit(reader: Reader, drafts: Sequence[_Draft]) -> None:
 
 
 def _choose(
-    reader: Reader, drafts: Sequence[_Draft], decoding: Decoding
+    reader: SequenceReader, drafts: Sequence[_Draft], decoding: Decoding
 ) -> tuple[list[int], list[float], list[bool]]:
-    """The next token of each, its log-probability, and whether none was left to choose."""
+    """Choose the next token of each draft: token, log-probability, and whether none is allowed."""
     logits = reader.logits
     scores = penalize(logits, reader.histories, decoding)
     exhausted = [False] * len(drafts)
@@ -315,7 +320,7 @@ def _choose(
 
 
 def _ending(draft: _Draft, tokens: Sequence[int]) -> str | None:
-    """Why a continuation of a draft's prompt would end with its last token, or None."""
+    """Why a continuation with these tokens ends at its last one; None: it does not."""
     if tokens[-1] in draft.stops:
         return "stop_token"
     if draft.decoding.stop:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pretune.bundle.bundle import Bundle
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.writer import Generation, Piece, Prompt, Writer
+from pretune.decoding.writer import Generation, Prompt, TextChunk, Writer
 from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
 from pretune.inference.runtime import precision_context
 from pretune.models.language_model import LanguageModel
@@ -84,7 +84,7 @@ class TextGenerator(Prompted):
 
     def stream(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
-    ) -> Iterator[Piece]:
+    ) -> Iterator[TextChunk]:
         """Continuations piece by piece, as they come; those of several prompts take turns.
 
         Args:

@@ -4,9 +4,9 @@
 
 Each query sees the keys of its own sequence and no other. Three ways to the same numbers:
 
-- `attention_reference`: one query at a time, as the equation has it; the others are tested by it.
+- `attention_reference`: the equation, one query at a time; the others are tested against it.
 - CPU (and float32 on CUDA): sequences of similar length form a group, a small padded batch.
-- CUDA in half precision: FlashAttention's varlen kernel, told the boundaries by `cu_seqlens`.
+- CUDA in half precision: FlashAttention's varlen kernel, which takes the borders as `cu_seqlens`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 from pretune.data.batch import Layout
 from pretune.models.ops import dropout
 
-#: Above this length the grouped path hands over to SDPA, which never holds the L x L scores. Below
-#: it, three plain products are faster on a CPU, forward and backward.
+#: Above this length the grouped path uses SDPA, which never holds the L x L scores. Below it, three
+#: plain products are faster on a CPU, forward and backward.
 SDPA_LENGTH = 512
 
-#: The longest sequence of a group may be at most this much longer than its shortest.
+#: How much longer than its shortest sequence the longest sequence of a group may be.
 GROUP_RATIO = 1.15
 GROUP_SLACK = 2
 
@@ -44,28 +44,28 @@ def attention(
     """Attention within each sequence of a packed batch.
 
     Args:
-        q: `[Tq, H, D]`. Rows past `queries.total` are the caller's padding and come back as zeros.
+        q: `[Tq, H, D]`. Rows past `queries.total` are padding and come back as zeros.
         k: `[Tk, H, D]`.
         v: `[Tk, H, D]`.
         queries: the sequences of `q`.
-        keys: the sequences of `k` and `v`; the same object for self-attention, another one with as
-            many sequences for cross-attention or where only some queries are wanted.
-        causal: query i of a sequence sees keys up to i, counted from the end of both (a single last
-            query sees all keys).
+        keys: the sequences of `k` and `v`; the same object for self-attention; a layout
+            with the same number of sequences for cross-attention, or for selected queries.
+        causal: query i of a sequence sees keys up to i, counted from the end of both, so that a
+            single last query sees all keys.
         dropout_p: probability of dropping an attention weight; 0 when not training.
 
     Returns:
         `[Tq, H, D]`.
 
     Raises:
-        ValueError: the two layouts do not have equally many sequences, or a query sees no key.
+        ValueError: the layouts have different numbers of sequences, or a query sees no key.
     """
     if keys is not queries:
         _check(queries, keys, causal)
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _pad_rows(_varlen(q, k, v, queries, keys, causal, dropout_p), len(q))
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # The small products and the softmax of a group are slower in bf16 there than in float32.
+        # On a CPU the small products and the softmax of a group are slower in bf16 than in float32.
         with torch.autocast("cpu", enabled=False):
             return _grouped(q.float(), k.float(), v.float(), queries, keys, causal, dropout_p)
     return _grouped(q, k, v, queries, keys, causal, dropout_p)
@@ -83,45 +83,45 @@ def _grouped(
 
 
 def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention of one new token a sequence to what a cache holds of it.
+    """Attention of one new token of each sequence to the keys in a cache.
 
     Args:
-        q: `[B, H, D]`, of the newest token. Further rows are the caller's padding, as above.
-        keys: `[B, H, L, D]`, that token's among them.
+        q: `[B, H, D]`, of the new tokens; further rows are padding.
+        keys: `[B, H, L, D]`, including those of the new tokens.
         values: `[B, H, L, D]`.
-        visible: `[B, 1, 1, L]` False where a sequence has no such key; None: all have.
+        visible: `[B, 1, 1, L]` False where a sequence has no key; None: all have L keys.
 
     Returns:
         `[B, H, D]`.
     """
-    one = q[: len(keys)].unsqueeze(2)
-    mixed = F.scaled_dot_product_attention(one, keys, values, attn_mask=visible)
+    newest = q[: len(keys)].unsqueeze(2)
+    mixed = F.scaled_dot_product_attention(newest, keys, values, attn_mask=visible)
     return _pad_rows(mixed.squeeze(2), len(q))
 
 
 def attention_after(
     q: Tensor, keys: Tensor, values: Tensor, queries: Layout, lengths: Sequence[int]
 ) -> Tensor:
-    """Attention of several new tokens a sequence to what a cache holds of it, and to each other.
+    """Attention of several new tokens of each sequence to the keys in a cache.
 
     Args:
-        q: `[Tq, H, D]`, packed: the last tokens of each sequence. Further rows are the caller's
-            padding, as above.
-        keys: `[B, H, L, D]`, those of the new tokens among them.
+        q: `[Tq, H, D]`, packed: the new tokens; further rows are padding.
+        keys: `[B, H, L, D]`, including those of the new tokens.
         values: `[B, H, L, D]`.
-        queries: how many of `q` are of each sequence.
-        lengths: how many keys there are of each sequence; the last query sees them all.
+        queries: the layout of the new tokens.
+        lengths: number of keys of each sequence, all of which its last query sees.
 
     Returns:
         `[Tq, H, D]`.
     """
+    # The packed queries as a padded batch [B, longest, H, D].
     asking = torch.tensor(queries.lengths)
     rows = torch.repeat_interleave(asking)
     columns = torch.cat([torch.arange(n) for n in queries.lengths])
     rows, columns = rows.to(q.device), columns.to(q.device)
     padded = q.new_zeros(len(asking), queries.max_seqlen, *q.shape[1:])
     padded[rows, columns] = q[: queries.total]
-    # Query j sees the keys before the sequence's new ones, and j + 1 of those.
+    # Query j sees the keys before the sequence's new tokens, and j + 1 keys of new tokens.
     first = (torch.tensor(lengths) - asking)[:, None] + torch.arange(queries.max_seqlen)
     seen = torch.arange(keys.shape[2]) <= first[:, :, None]
     mixed = F.scaled_dot_product_attention(
@@ -136,7 +136,7 @@ def _check(queries: Layout, keys: Layout, causal: bool) -> None:
             f"{len(queries.lengths)} query sequences, {len(keys.lengths)} key sequences"
         )
     for i, (asking, seen) in enumerate(zip(queries.lengths, keys.lengths, strict=True)):
-        # The softmax over no key at all is 0 / 0.
+        # A softmax over no keys is 0 / 0.
         if asking and (not seen or (causal and asking > seen)):
             raise ValueError(f"sequence {i}: {asking} queries, but only {seen} keys")
 
@@ -149,7 +149,7 @@ def _pad_rows(x: Tensor, rows: int) -> Tensor:
 class _Group:
     """Sequences of similar length, as a `[B, Lq] x [B, Lk]` batch.
 
-    A range of rows instead of an index means: these rows, as they lie, are the batch.
+    Rows are an index, or the range (start, end) of rows that form the batch as they are.
     """
 
     size: int
@@ -158,28 +158,28 @@ class _Group:
     query_rows: Tensor | tuple[int, int]
     key_rows: Tensor | tuple[int, int]
     valid: Tensor | None  # [number of real queries] positions in the flattened [B * Lq]
-    key_lengths: Tensor | None  # [B, 1], where not all have key_length keys
+    key_lengths: Tensor | None  # [B, 1], if not all have key_length keys
     causal_shift: Tensor  # [B, 1, 1]: keys - queries of each sequence
 
 
 @dataclass(frozen=True)
 class _Plan:
     groups: list[_Group]
-    restore: Tensor | None  # rows of the concatenated groups in the order of the batch
+    restore: Tensor | None  # index that puts the rows of all groups into the order of the batch
 
 
 def _plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
-    # A plan depends on the lengths alone. The key of self-attention is short because it is asked
-    # for in every layer.
+    # A plan depends on the lengths alone. The key for self-attention is short, as every layer looks
+    # it up.
     key = "self" if keys is queries else keys.lengths
-    found = queries.plans.get(key)
-    if found is None:
-        found = queries.plans[key] = _make_plan(queries, keys, device)
-    plan: _Plan = found
+    if key not in queries.plans:
+        queries.plans[key] = _make_plan(queries, keys, device)
+    plan: _Plan = queries.plans[key]
     return plan
 
 
 def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
+    # Sort sequences by length, and start a new group where one is too long for the last.
     asking = [i for i, length in enumerate(queries.lengths) if length > 0]
     order = sorted(asking, key=lambda i: (keys.lengths[i], queries.lengths[i]))
     members: list[list[int]] = []
@@ -191,6 +191,7 @@ def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
         else:
             members.append([i])
     groups = [_make_group(group, queries, keys, device) for group in members]
+    # Sorting changed the order of the rows, which must be undone at the end.
     restore = None
     if order != asking:
         rows = torch.cat([_rows([i], queries) for i in order])
@@ -206,7 +207,7 @@ def _rows(members: list[int], layout: Layout) -> Tensor:
 
 
 def _padded_rows(members: list[int], layout: Layout) -> Tensor | tuple[int, int]:
-    """Rows of a `[B, L]` batch; past its end a sequence repeats its last row, which is masked."""
+    """The rows of a `[B, L]` batch. Past its end a sequence repeats its last row, masked later."""
     longest = max(layout.lengths[i] for i in members)
     starts = torch.tensor([layout.starts[i] for i in members])
     lengths = torch.tensor([layout.lengths[i] for i in members])
@@ -221,6 +222,7 @@ def _make_group(members: list[int], queries: Layout, keys: Layout, device: torch
     def put(rows: Tensor | tuple[int, int]) -> Tensor | tuple[int, int]:
         return rows.to(device) if isinstance(rows, Tensor) else rows
 
+    # Padding is needed only where lengths differ within the group.
     query_lengths = torch.tensor([queries.lengths[i] for i in members])
     key_lengths = torch.tensor([keys.lengths[i] for i in members])
     query_length, key_length = int(query_lengths.max()), int(key_lengths.max())
@@ -248,7 +250,7 @@ def _gather(x: Tensor, rows: Tensor | tuple[int, int], size: int) -> Tensor:
 
 
 def _forbidden(group: _Group, causal: bool, device: torch.device) -> Tensor | None:
-    """`[B, 1, Lq or 1, Lk]` True where a query must not look, or None."""
+    """The mask `[B, 1, Lq or 1, Lk]`, True where a query must not look; None: it may everywhere."""
     column = torch.arange(group.key_length, device=device)
     mask = None
     if group.key_lengths is not None:
@@ -263,7 +265,7 @@ def _forbidden(group: _Group, causal: bool, device: torch.device) -> Tensor | No
 def _attend_group(
     q: Tensor, k: Tensor, v: Tensor, group: _Group, causal: bool, dropout_p: float
 ) -> Tensor:
-    """The rows of one group's real queries: `[n, H, D]`."""
+    """Attention within one group, `[n, H, D]` for its n real queries."""
     q = _gather(q, group.query_rows, group.size)
     k = _gather(k, group.key_rows, group.size)
     v = _gather(v, group.key_rows, group.size)
@@ -297,7 +299,7 @@ def _varlen(
         mixed = varlen_attn(q, k, v, *sizes, window_size=window)
         assert isinstance(mixed, Tensor)  # noqa: S101 - for the type checker: no aux was asked for
         return mixed
-    # The public varlen_attn has no dropout; the kernel beneath it has, and is differentiable too.
+    # The public varlen_attn has no dropout. The kernel below it has, and is differentiable too.
     flash = torch.ops.aten._flash_attention_forward
     dropped: Tensor = flash(q, k, v, *sizes, dropout_p, causal, False)[0]
     return dropped
@@ -306,7 +308,7 @@ def _varlen(
 def attention_maps(
     q: Tensor, k: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> list[Tensor]:
-    """The attention weights themselves: for each sequence `[H, Lq, Lk]`, rows summing to 1."""
+    """The attention weights of each sequence, `[H, Lq, Lk]`, whose rows sum to 1."""
     maps = []
     for i in range(len(queries.lengths)):
         rows = slice(queries.starts[i], queries.starts[i] + queries.lengths[i])
@@ -324,7 +326,7 @@ def attention_maps(
 def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
-    """Slow and obvious: the equation, one query at a time. Gives `[queries.total, H, D]`."""
+    """The equation, one query at a time: slow and obvious. Returns `[queries.total, H, D]`."""
     outputs = []
     for i, length in enumerate(queries.lengths):
         start_k, length_k = keys.starts[i], keys.lengths[i]

@@ -1,4 +1,4 @@
-"""What every family's configuration has in common: names, checks, `config.json` in and out."""
+"""The base of every family's configuration: names, checks, `config.json` in and out."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ class ModelConfig:
     """The sizes of a model, under the names its family's `config.json` uses.
 
     Class attributes:
-        model_type: as `config.json` names the family.
-        names: this project's names of the sizes and the family's own, where they differ.
+        model_type: the name of the family in `config.json`.
+        names: our names of sizes and the family's own, where they differ.
         dropout_names: the family's names for the dropout of the hidden layers.
         attention_dropout_name: the family's name for the dropout of the attention weights.
-        endless: whether a text may be of any length: there is no table of positions.
+        activation_name: the family's name for the activation function.
+        eps_name: the family's name for the eps of its LayerNorms, if `config.json` has it.
+        endless: whether texts may have any length, as there is no table of positions.
     """
 
     model_type: ClassVar[str]
@@ -52,7 +54,7 @@ class ModelConfig:
 
     @property
     def hidden_dropout(self) -> float:
-        """The dropout of the hidden layers, which heads use unless told otherwise."""
+        """The dropout of the hidden layers, which is the default of heads."""
         return float(getattr(self, self.dropout_names[0]))
 
     @property
@@ -61,16 +63,16 @@ class ModelConfig:
         return self.size("vocab_size")
 
     def size(self, name: str) -> int:
-        """A size by this project's name, e.g. `hidden_size`, whatever the family calls it."""
+        """Look up a size by our name, e.g. `hidden_size`, whatever the family calls it."""
         value = getattr(self, self.names.get(name, name))
-        assert isinstance(value, int)  # noqa: S101 - checked when it was made
+        assert isinstance(value, int)  # noqa: S101 - for mypy
         return value
 
     @classmethod
     def dropout_entries(
         cls, dropout: float | None, attention_dropout: float | None
     ) -> dict[str, float]:
-        """Entries of the family's `config.json` that set these dropouts; none for None."""
+        """The entries of the family's `config.json` that set these dropouts; None sets nothing."""
         given = {} if dropout is None else dict.fromkeys(cls.dropout_names, dropout)
         if attention_dropout is not None:
             given[cls.attention_dropout_name] = attention_dropout
@@ -80,7 +82,7 @@ class ModelConfig:
         """Check the sizes, the dropouts and the activation.
 
         Raises:
-            CheckpointError: one makes no sense; names it.
+            CheckpointError: an entry makes no sense; names it.
         """
         self.check_sizes((*self.dropout_names, self.attention_dropout_name))
         size, heads = (self.names.get(n, n) for n in ("hidden_size", "num_attention_heads"))
@@ -89,48 +91,48 @@ class ModelConfig:
                 f"config: {size} {getattr(self, size)} is not divisible by "
                 f"{heads} {getattr(self, heads)}"
             )
-        found = brief(getattr(self, self.activation_name))
-        if found not in ACTIVATIONS:
+        activation = brief(getattr(self, self.activation_name))
+        if activation not in ACTIVATIONS:
             raise CheckpointError(
-                f"config: unknown {self.activation_name} '{found}'",
-                did_you_mean(found, ACTIVATIONS),
+                f"config: unknown {self.activation_name} '{activation}'",
+                did_you_mean(activation, ACTIVATIONS),
             )
 
     def check_sizes(self, dropouts: Sequence[str]) -> None:
-        """Check what does not depend on attention: the sizes and the named dropouts.
+        """Check the sizes and the named dropouts.
 
         Raises:
-            CheckpointError: one makes no sense; names it.
+            CheckpointError: an entry makes no sense; names it.
         """
         own = {item.name for item in fields(self)}
-        for name, most in MAX_SIZES.items():
+        for name, limit in MAX_SIZES.items():
             if self.names.get(name, name) in own:
-                self.check(self.names.get(name, name), int, 1, most)
+                self.check(self.names.get(name, name), int, 1, limit)
         for name in dropouts:
             self.check(name, float, 0, 1)
             if getattr(self, name) == 1:
                 raise CheckpointError(f"config: {name} must be in [0, 1): 1 leaves nothing")
         if self.eps_name in own:
             self.check(self.eps_name, float, 0, 1)
-        self.check("initializer_range", float, 0, 100)  # every family calls it so
+        self.check("initializer_range", float, 0, 100)  # the same name in every family
 
-    def check(self, name: str, kind: type, least: int, most: int) -> None:
-        """Whether an entry is a number in a range.
+    def check(self, name: str, kind: type, low: int, high: int) -> None:
+        """Check that an entry is a number in a range.
 
         Raises:
             CheckpointError: it is not; names it.
         """
         value = getattr(self, name)
         kinds = (int, float) if kind is float else (int,)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
             number = "number" if kind is float else "whole number"
             raise CheckpointError(
-                f"config: {name} must be a {number} from {least} to {most:,}, "
+                f"config: {name} must be a {number} from {low} to {high:,}, "
                 f"not {brief(repr(value))}"
             )
 
     def check_sinusoids(self) -> None:
-        """The table of sinusoids is the one thing that is computed, not read from a file.
+        """Check the size of the table of sinusoids, which is computed and not read from a file.
 
         Raises:
             CheckpointError: it would be larger than 64 MiB.
@@ -144,15 +146,15 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From the contents of a `config.json`; keys about other things are passed over.
+        """Make a config from the contents of a `config.json`; unknown keys are ignored.
 
         Raises:
-            CheckpointError: a value makes no sense (not positive, heads that do not divide, ...).
+            CheckpointError: a value makes no sense; names it.
         """
         known = {item.name for item in fields(cls)}
         chosen = {key: value for key, value in values.items() if key in known and value is not None}
         return cls(**chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """For `config.json`, with `model_type`."""
+        """The entries for `config.json`, with `model_type`."""
         return {"model_type": self.model_type, **asdict(self)}

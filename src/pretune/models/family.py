@@ -26,7 +26,7 @@ class Rule:
 
     Attributes:
         ours: our name.
-        theirs: the published names, in the order in which they are concatenated.
+        theirs: the published names, in the order of concatenation.
         transposed: whether published matrices are stored as `[in, out]` (GPT-2's Conv1D).
         stack: the stack the layer belongs to, in models with an encoder (0) and a decoder (1). Our
             layers are numbered through both stacks; published numbers restart at 0.
@@ -56,7 +56,7 @@ class HeadLayout:
         architecture: the class that transformers has for a model with this head. Where two heads of
             a family share a class, `config.json` alone means the later one.
         build: `(backbone, labels, **options)` to the model; None for the bare backbone. The options
-            are those of the task, such as `dropout`.
+            come from the task, e.g. `dropout`.
         rules: names of the parameters that the head adds.
         tied: published names of tensors that are stored twice, and our name (in the backbone or in
             the head) of the one tensor they stand for.

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): a pre-norm decoder in which each token sees those before it."""
+"""GPT-2 (Radford et al. 2019): a pre-norm decoder; each token sees only the tokens before it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a decoder keeps between tokens: the keys and values of all that it has read.
+"""The keys and values that a decoder keeps of the tokens it has read.
 
-Computing token t + 1 of a Transformer needs the keys and values of tokens 0 .. t, in every layer,
-and nothing else of them: kept, each new token costs one row instead of t + 1.
+Computing token t + 1 of a Transformer needs only the keys and values of tokens 0 .. t in every
+layer. With a cache, each new token costs one row instead of t + 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretune.data.batch import Layout, PackedBatch
 
-#: Room grows by this many tokens a sequence; short ones, of which there may be many, have less.
+#: A cache grows by this many tokens for each sequence, and by fewer while sequences are short.
 BLOCK = 128
 SMALL_BLOCK = 16
 
@@ -25,8 +25,8 @@ class NewTokens:
     """Where several new tokens of each sequence go.
 
     Attributes:
-        rows: `[T]`: which sequence each is of.
-        columns: `[T]`: where in that sequence it is.
+        rows: `[T]`: the sequence of each token.
+        columns: `[T]`: its position in the sequence.
     """
 
     rows: Tensor
@@ -34,7 +34,7 @@ class NewTokens:
 
     @classmethod
     def of(cls, before: Sequence[int], more: Sequence[int], device: torch.device) -> NewTokens:
-        """So many tokens that were read of each sequence, and so many that are new."""
+        """Place `more` new tokens of each sequence after the `before` tokens already read."""
         rows = torch.repeat_interleave(torch.tensor(more))
         columns = [torch.arange(old, old + new) for old, new in zip(before, more, strict=True)]
         return cls(rows.to(device), torch.cat(columns).to(device))
@@ -47,20 +47,24 @@ class LayerCache:
     values: Tensor
 
     def fill(self, k: Tensor, v: Tensor, layout: Layout, capacity: int | None = None) -> None:
-        """Take in the packed `[T, H, D]` keys and values of whole sequences.
+        """Store the packed `[T, H, D]` keys and values of whole sequences.
 
-        There is room for `capacity` tokens of each; default: for some more than there are.
+        Args:
+            k: keys.
+            v: values.
+            layout: of the sequences.
+            capacity: room for each sequence, in tokens; default: some more than the longest.
         """
         capacity = _capacity(layout.max_seqlen) if capacity is None else capacity
         shape = (len(layout.lengths), k.shape[1], capacity, k.shape[2])
-        # Zeros: what is masked is still multiplied by 0, and 0 times whatever lay there may be NaN.
+        # Zeros, as masked values are multiplied by 0, and 0 times uninitialised memory may be NaN.
         self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
         for i, (start, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
             self.keys[i, :, :length] = k[start : start + length].transpose(0, 1)
             self.values[i, :, :length] = v[start : start + length].transpose(0, 1)
 
     def append(self, k: Tensor, v: Tensor, lengths: Sequence[int]) -> None:
-        """Take in one token a sequence, `[B, H, D]`; `lengths` counts it already."""
+        """Store one token of each sequence, `[B, H, D]`; `lengths` includes it."""
         if max(lengths) > self.keys.shape[2]:
             self.resize(_capacity(max(lengths)))
         count, last = len(lengths), lengths[0] - 1
@@ -73,7 +77,7 @@ class LayerCache:
         self.values[rows, :, columns] = v[:count]
 
     def write(self, k: Tensor, v: Tensor, new: NewTokens, longest: int) -> None:
-        """Take in the packed `[T, H, D]` of new tokens, after which a sequence has `longest`."""
+        """Store packed new tokens, `[T, H, D]`; the longest sequence then has `longest` tokens."""
         if longest > self.keys.shape[2]:
             self.resize(_capacity(longest))
         count = len(new.rows)
@@ -81,29 +85,29 @@ class LayerCache:
         self.values[new.rows, :, new.columns] = v[:count]
 
     def resize(self, capacity: int) -> None:
-        """Give each sequence room for so many tokens; what is beyond is lost."""
+        """Change the room of each sequence to `capacity` tokens; further tokens are lost."""
         self.keys, self.values = (_resized(x, capacity) for x in (self.keys, self.values))
 
     def select(self, rows: Tensor, capacity: int) -> None:
-        """As `KVCache.select`."""
+        """Keep these sequences; see `KVCache.select`."""
         self.keys = self.keys[:, :, :capacity].index_select(0, rows)
         self.values = self.values[:, :, :capacity].index_select(0, rows)
 
     def extend(self, other: LayerCache) -> None:
-        """As `KVCache.extend`."""
+        """Append the sequences of another cache."""
         capacity = max(self.keys.shape[2], other.keys.shape[2])
         self.keys = torch.cat([_resized(x.keys, capacity) for x in (self, other)])
         self.values = torch.cat([_resized(x.values, capacity) for x in (self, other)])
 
 
 class SourceCache:
-    """Keys and values of the sources that sequences look at: computed once, never added to.
+    """Keys and values of the sources that a decoder attends to: computed once, never extended.
 
-    Several sequences may share a source, as the hypotheses of a beam do: it is kept once, and
-    reordering them moves nothing.
+    Sequences may share a source, as the hypotheses of a beam do. It is kept once, and reordering
+    the sequences moves no data.
 
     Attributes:
-        owners: for each sequence, which source is its own.
+        owners: for each sequence, the number of its source.
     """
 
     def __init__(self, num_layers: int, count: int) -> None:
@@ -113,18 +117,18 @@ class SourceCache:
         self._visible: Tensor | None = None
 
     def fill(self, layer: int, k: Tensor, v: Tensor, layout: Layout) -> None:
-        """Take in the packed `[Ts, H, D]` keys and values of a layer."""
+        """Store the packed `[Ts, H, D]` keys and values of a layer."""
         self._lengths = list(layout.lengths)
         self._visible = _first_of_each(self._lengths, k.device)
         self._layers[layer].fill(k, v, layout, layout.max_seqlen)
 
     def attend(self, layer: int, q: Tensor, queries: Layout) -> Tensor:
-        """What each query sees of its sequence's source.
+        """Attention of each query to the source of its sequence.
 
         Args:
-            layer: whose keys and values.
-            q: `[T, H, D]`, packed; further rows are the caller's padding and come back as zeros.
-            queries: how many of `q` are of each sequence.
+            layer: the number of the layer.
+            q: `[T, H, D]`, packed; further rows are padding and come back as zeros.
+            queries: the layout of `q`.
 
         Returns:
             `[T, H, D]`.
@@ -133,7 +137,7 @@ class SourceCache:
         each = queries.total // max(sources, 1)
         owner = [o for o, n in zip(self.owners, queries.lengths, strict=True) for _ in range(n)]
         if owner == [source for source in range(sources) for _ in range(each)]:
-            # As many queries of each source, in its order: those of a source share its keys.
+            # The same number of queries for each source, in order: a batch without copies of keys.
             asking = real.view(sources, each, *q.shape[1:]).transpose(1, 2)
             keys, values, visible = entry.keys, entry.values, self._visible
         else:
@@ -146,7 +150,7 @@ class SourceCache:
         return F.pad(mixed, (0, 0, 0, 0, 0, len(q) - len(real)))
 
     def select(self, rows: Sequence[int]) -> None:
-        """As `KVCache.select`; sources that nobody looks at any more are dropped."""
+        """Keep these sequences, and drop sources that no sequence needs any more."""
         self.owners = [self.owners[row] for row in rows]
         used = sorted(set(self.owners))
         if len(used) == len(self._lengths):
@@ -160,7 +164,7 @@ class SourceCache:
         self._visible = _first_of_each(self._lengths, index.device)
 
     def extend(self, other: SourceCache) -> None:
-        """As `KVCache.extend`."""
+        """Append the sequences of another cache."""
         self.owners += [len(self._lengths) + owner for owner in other.owners]
         self._lengths = self._lengths + other._lengths
         for layer, more in zip(self._layers, other._layers, strict=True):
@@ -169,7 +173,7 @@ class SourceCache:
 
 
 def _first_of_each(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """`[B, 1, 1, longest]` True for the first so many of each; None where that is all."""
+    """A mask `[B, 1, 1, longest]`, True up to each length; None if all lengths are equal."""
     if not lengths or min(lengths) == max(lengths):
         return None
     columns = torch.arange(max(lengths))
@@ -179,15 +183,17 @@ def _first_of_each(lengths: Sequence[int], device: torch.device) -> Tensor | Non
 class KVCache:
     """The state of a decoder that reads B sequences of any lengths, without padding tokens.
 
+    The first pass fills the cache with whole sequences. Later passes begin with `advance` (one
+    token each) or `lengthen` (several).
+
     Attributes:
-        lengths: tokens read of each sequence, on the host.
-        source: of a decoder that looks at a source besides: what it has of it.
-        layers: one `LayerCache` a layer.
-        visible: during a step, `[B, 1, 1, longest]` True where a key is of the sequence; None where
-            all are.
-        stepping: whether the pass under way appends one token a sequence.
-        new: where the pass under way writes, if it has several tokens a sequence; else None. A pass
-            that neither steps nor has these is the first one, which fills.
+        lengths: number of tokens read of each sequence, on the host.
+        source: keys and values of the sources, for a decoder that attends to some.
+        layers: a `LayerCache` for each layer.
+        visible: during a step, `[B, 1, 1, longest]` True where a sequence has a key; None if all
+            have the same length.
+        stepping: whether the current pass appends one token to each sequence.
+        new: where the current pass writes several tokens to each sequence; else None.
     """
 
     def __init__(self, num_layers: int, source: SourceCache | None = None) -> None:
@@ -204,7 +210,7 @@ class KVCache:
         return len(self.lengths)
 
     def advance(self, tokens: Tensor) -> PackedBatch:
-        """What to read in a pass with one token a sequence, `[B]`; makes room for it."""
+        """Begin a pass with one token of each sequence, `[B]`, and return its batch."""
         device = tokens.device
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
@@ -216,7 +222,7 @@ class KVCache:
         return PackedBatch(tokens, Layout.of([1] * len(tokens), device), positions)
 
     def lengthen(self, more: Sequence[Sequence[int]], device: torch.device) -> PackedBatch:
-        """What to read in a pass with several tokens a sequence; makes room for them."""
+        """Begin a pass with several tokens of each sequence, and return its batch."""
         batch = PackedBatch.of(more).to(device)
         counts = batch.layout.lengths
         self.stepping, self.new = False, NewTokens.of(self.lengths, counts, device)
@@ -224,7 +230,7 @@ class KVCache:
         return PackedBatch(batch.tokens, batch.layout, self.new.columns)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in a layer's keys and values; gives all it has, `[B, H, longest, D]`."""
+        """Store a layer's new keys and values, and return all it has, `[B, H, longest, D]`."""
         entry, longest = self.layers[layer], max(self.lengths)
         if self.new is None:
             entry.append(k, v, self.lengths)
@@ -233,7 +239,7 @@ class KVCache:
         return entry.keys[:, :, :longest], entry.values[:, :, :longest]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order; one that is named twice is forked."""
+        """Keep these sequences, in this order; a sequence that is named twice is forked."""
         rows = list(rows)
         if rows == list(range(len(self.lengths))):
             return
@@ -246,7 +252,7 @@ class KVCache:
             self.source.select(rows)
 
     def extend(self, other: KVCache) -> None:
-        """Take in the sequences of another cache, after one's own."""
+        """Append the sequences of another cache."""
         self.lengths = self.lengths + other.lengths
         if self.source is not None and other.source is not None:
             self.source.extend(other.source)
@@ -255,7 +261,7 @@ class KVCache:
 
 
 def _capacity(length: int) -> int:
-    """Room for these tokens and the next."""
+    """Room for `length` tokens and at least one more."""
     block = BLOCK if length >= BLOCK else SMALL_BLOCK
     return (length // block + 1) * block
 

@@ -1,4 +1,4 @@
-"""The parts every Transformer here is made of."""
+"""The building blocks of all Transformers here."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a backbone gives back, under the names transformers uses.
+    """What a backbone returns, under the names that transformers uses.
 
     Attributes:
-        last_hidden_state: `[T, hidden]`, or `[R, hidden]` where only some rows were asked for.
+        last_hidden_state: `[T, hidden]`, or `[R, hidden]` for selected rows.
         pooler_output: `[B, hidden]`, for models with a pooler.
         hidden_states: 1 + L tensors `[T, hidden]`: the embeddings, then each layer's output.
         attentions: for each of the L layers, for each sequence, the map `[H, length, length]`.
@@ -50,17 +50,17 @@ class ModelOutput:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` for `[rows, in]`, through the fastest matrix product this machine has.
+    """`nn.Linear` for `[rows, in]`, by the fastest matrix product of this machine.
 
     Attributes:
-        keep_bf16: whether what comes out goes through an activation to another such product, and
-            need not be float32 where products are those of bf16.
+        keep_bf16: whether outputs may stay in bf16 where products are in bf16, because they go
+            through an activation into another product.
     """
 
     keep_bf16 = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
-        """`[rows, in]` to `[rows, out]`."""
+        """Map `[rows, in]` to `[rows, out]`."""
         return ops.linear(input, self.weight, self.bias, keep_bf16=self.keep_bf16)
 
 
@@ -68,7 +68,7 @@ class Embedding(nn.Embedding):
     """`nn.Embedding` that is quick to make on the meta device."""
 
     def reset_parameters(self) -> None:
-        """PyTorch's own; on the meta device, where that would import its compiler, nothing."""
+        """Initialise as PyTorch does, but skip the meta device, where that imports the compiler."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
@@ -105,23 +105,26 @@ def sample_rows(rows: Tensor, count: int) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with a mask that is cheap to draw on a CPU."""
+    """`nn.Dropout` with a mask that is cheap to draw on a CPU; see `ops.dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Dropout's own name
-        """Same shape out."""
+        """Drop elements; the shape stays."""
         return ops.dropout(input, self.p, self.training)
 
 
 def sinusoidal_positions(count: int, hidden_size: int, *, interleaved: bool = True) -> Tensor:
-    """`[count, hidden]` fixed position vectors (Vaswani et al. 2017, section 3.5).
+    """The table of fixed position vectors, `[count, hidden]` (Vaswani et al. 2017, section 3.5).
 
-    PE(pos, 2i) = sin(pos / 10000^(2i / hidden)), PE(pos, 2i + 1) = cos(the same). Not
-    `interleaved`: all the sines, then all the cosines, as Marian has them.
+    PE(pos, 2i) = sin(pos / 10000^(2i / hidden)), PE(pos, 2i + 1) = cos(pos / 10000^(2i / hidden)).
 
-    On the CPU whatever the default device: no checkpoint holds the table, so a model that is built
-    on the meta device would never get it. In float64 until the end: an angle of thousands of
-    radians has few digits left behind the point in float32.
+    Args:
+        count: number of positions.
+        hidden_size: width of the vectors.
+        interleaved: False for all sines followed by all cosines, as in Marian.
     """
+    # On the CPU whatever the default device: a model built on the meta device would never get the
+    # table, as no checkpoint holds it. In float64 until the end: in float32 an angle of thousands
+    # of radians has few digits left after the point.
     even = torch.arange(0, hidden_size, 2, dtype=torch.float64, device="cpu")
     rate = torch.exp(even * (-math.log(10000.0) / hidden_size))
     angle = torch.arange(count, device="cpu")[:, None] * rate
@@ -137,7 +140,7 @@ def sinusoidal_positions(count: int, hidden_size: int, *, interleaved: bool = Tr
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2).
 
-    Query, key and value share one matrix `[3 * hidden, hidden]`, in that order: one product
+    Query, key and value share one matrix `[3 * hidden, hidden]`, in this order, for one product
     instead of three.
     """
 
@@ -158,13 +161,19 @@ class SelfAttention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`, or `[R, hidden]`: only the selected queries.
+        """Map `[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected queries.
 
-        With a cache, keys and values go into its entry `layer`; after the first pass
-        the queries see it.
+        Args:
+            x: hidden states.
+            layout: their sequences.
+            select: the queries to compute; default: all.
+            causal: whether a token sees only those before it.
+            cache: to store keys and values in; after its first pass, queries see all it holds.
+            layer: the number of this layer in the cache.
         """
         dropout = self.dropout if self.training else 0.0
         queries = layout if select is None else select.layout
+        # Queries only for the selected rows, keys and values for all.
         if select is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
@@ -172,6 +181,7 @@ class SelfAttention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = self._heads(ops.linear(x[select.rows], weight[:size], bias[:size]), 1)
             k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
+        # Attend to the cache in later passes, else to the batch itself.
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
         elif cache is not None and cache.new is not None:
@@ -193,7 +203,7 @@ class SelfAttention(nn.Module):
 
 
 def heads_of(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """`[T, parts * hidden]` to `parts` tensors `[T, H, D]`."""
+    """Split `[T, parts * hidden]` into `parts` tensors `[T, H, D]`."""
     size = projected.shape[1] // (parts * num_heads)
     return projected.view(len(projected), parts, num_heads, size).unbind(1)
 
@@ -214,7 +224,7 @@ class EncoderOutput:
 class CrossAttention(nn.Module):
     """Attention of each target to its source ("encoder-decoder attention", section 3.2.3).
 
-    Key and value share one matrix `[2 * hidden, hidden]`, in that order.
+    Key and value share one matrix `[2 * hidden, hidden]`, in this order.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
@@ -234,14 +244,14 @@ class CrossAttention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`.
+        """Map `[T, hidden]` to `[T, hidden]`.
 
         Args:
-            x: of the targets.
+            x: hidden states of the targets.
             layout: of the targets.
-            source: what they look at; None where a cache has its keys and values.
-            cache: keeps those of this layer, by its number `layer`.
-            layer: see there.
+            source: what the targets attend to; None if the cache has its keys and values.
+            cache: to store those keys and values in.
+            layer: the number of this layer in the cache.
         """
         (q,) = heads_of(self.query(x), 1, self.num_heads)
         if source is None:
@@ -275,29 +285,29 @@ class FeedForward(nn.Module):
         self.down = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`."""
+        """Map `[T, hidden]` to `[T, hidden]`."""
         down: Tensor = self.down(self.activation(self.up(x)))
         return down
 
 
 class PostNormLayer(nn.Module):
-    """One layer as the original Transformer and BERT have it: LayerNorm after each sum.
+    """A layer of the original Transformer and BERT: LayerNorm after each sum.
 
     x = LayerNorm(x + Dropout(SelfAttention(x)))
-    x = LayerNorm(x + Dropout(CrossAttention(x, source)))    in a decoder that has a source
+    x = LayerNorm(x + Dropout(CrossAttention(x, source)))    with `cross`
     x = LayerNorm(x + Dropout(FeedForward(x)))
 
     Args:
-        hidden_size: of the residual stream.
-        num_heads: of the attention.
-        intermediate_size: between the two maps of the feed-forward part.
-        activation: a name of `ACTIVATIONS`.
-        dropout: on what is added to the residual stream.
+        hidden_size: width of the residual stream.
+        num_heads: number of attention heads.
+        intermediate_size: width between the two linear maps of the feed-forward block.
+        activation: a name in `ACTIVATIONS`.
+        dropout: on everything that is added to the residual stream.
         attention_dropout: on the attention weights.
         eps: of the LayerNorms.
         dropout_attended: on the attention's output; default: `dropout`.
         causal: whether a token sees only those before it.
-        cross: whether it looks at a source, too.
+        cross: whether the layer also attends to a source.
     """
 
     def __init__(
@@ -334,10 +344,15 @@ class PostNormLayer(nn.Module):
         cache: KVCache | None = None,
         index: int = 0,
     ) -> Tensor:
-        """`[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows alone.
+        """Map `[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected rows.
 
-        With a cache, this is the layer of that index; what it has read of a source need not be
-        given again.
+        Args:
+            x: hidden states.
+            layout: their sequences.
+            select: the rows to compute; default: all.
+            source: what the layer attends to with `cross`; None if the cache has read it.
+            cache: for keys and values.
+            index: the number of this layer in the cache.
         """
         attended = self.attention(
             x, layout, select=select, causal=self.causal, cache=cache, layer=index
@@ -352,18 +367,18 @@ class PostNormLayer(nn.Module):
         return normed
 
     def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
-        """The weights with which this layer attends, `[H, length, length]` a sequence."""
+        """The attention weights of each sequence, `[H, length, length]`."""
         return self.attention.maps(x, layout, causal=self.causal)
 
 
 class PreNormLayer(nn.Module):
-    """One layer as GPT-2 has it: LayerNorm before each part, on the way into it.
+    """A layer of GPT-2: LayerNorm at the input of each block.
 
     x = x + Dropout(SelfAttention(LayerNorm(x)))
-    x = x + Dropout(CrossAttention(LayerNorm(x), source))    in a decoder that has a source
+    x = x + Dropout(CrossAttention(LayerNorm(x), source))    with `cross`
     x = x + Dropout(FeedForward(LayerNorm(x)))
 
-    Args: as `PostNormLayer`'s.
+    The arguments are those of `PostNormLayer`.
     """
 
     def __init__(
@@ -398,7 +413,7 @@ class PreNormLayer(nn.Module):
         cache: KVCache | None = None,
         index: int = 0,
     ) -> Tensor:
-        """As `PostNormLayer.forward`."""
+        """See `PostNormLayer.forward`."""
         normed = self.attention_norm(x)
         attended = self.attention(
             normed, layout, select=select, causal=self.causal, cache=cache, layer=index
@@ -412,14 +427,14 @@ class PreNormLayer(nn.Module):
         return added
 
     def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
-        """The weights with which this layer attends, `[H, length, length]` a sequence."""
+        """The attention weights of each sequence, `[H, length, length]`."""
         return self.attention.maps(self.attention_norm(x), layout, causal=self.causal)
 
 
 def _cross(
     wanted: bool, hidden_size: int, num_heads: int, dropout: float, eps: float
 ) -> tuple[CrossAttention | None, nn.LayerNorm | None]:
-    """Attention to a source and its LayerNorm, for a decoder that has one."""
+    """Attention to a source and its LayerNorm, if the layer has them."""
     if not wanted:
         return None, None
     return CrossAttention(hidden_size, num_heads, dropout), nn.LayerNorm(hidden_size, eps=eps)

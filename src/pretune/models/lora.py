@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): a matrix that is left as it is, and a small one beside it that learns."""
+"""LoRA (Hu et al. 2021): frozen matrices, each with a trained low-rank matrix added to it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.layers import Embedding, Linear
 
-#: Of each layer, what can have one, by our names.
+#: The matrices of a layer that can be adapted, by our names.
 TARGETS = ("attention.qkv", "attention.output", "feed_forward.up", "feed_forward.down")
 
 
 class LoraLinear(nn.Module):
-    """A linear map whose matrix is W + alpha / rank * B A (section 4.1); only A and B learn.
+    """A linear map with the matrix W + alpha / rank * B A (section 4.1); only A and B are trained.
 
-    A starts as random numbers and B as zeros, so that at first nothing is changed.
+    A starts random and B starts at zero, so that at first the map is unchanged.
 
     Attributes:
         base: W, `[out, in]`.
         bias: `[out]` or None.
         lora_a: A, `[rank, in]`.
         lora_b: B, `[out, rank]`.
-        alpha: see there.
+        alpha: scale of the added matrix.
     """
 
     def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
@@ -40,26 +40,26 @@ class LoraLinear(nn.Module):
 
     @property
     def rank(self) -> int:
-        """r, the rank of what is added."""
+        """r, the rank of the added matrix."""
         return len(self.lora_a)
 
     @property
     def weight(self) -> Tensor:
-        """The whole matrix, `[out, in]`."""
+        """The sum of both matrices, `[out, in]`."""
         return self.base + (self.alpha / self.rank) * (self.lora_b @ self.lora_a)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[rows, in]` to `[rows, out]`."""
+        """Map `[rows, in]` to `[rows, out]`."""
         return ops.linear(x, self.weight, self.bias, keep_bf16=self.keep_bf16)
 
 
 class LearnedRows(nn.Module):
-    """A table of embeddings of which some rows learn: those of tokens that the model never saw.
+    """A frozen table of embeddings with some trained rows, for tokens that are new to the model.
 
     Attributes:
-        base: the table before, `[vocab, hidden]`.
-        first: the number of the first row that learns.
-        rows: what stands for these rows now, `[rows, hidden]`.
+        base: the frozen table, `[vocab, hidden]`.
+        first: the number of the first trained row.
+        rows: the trained rows, `[rows, hidden]`, which replace rows of `base`.
     """
 
     def __init__(self, table: Embedding, learned: range) -> None:
@@ -69,16 +69,16 @@ class LearnedRows(nn.Module):
 
     @property
     def learned(self) -> range:
-        """The numbers of the rows that learn."""
+        """The numbers of the trained rows."""
         return range(self.first, self.first + len(self.rows))
 
     @property
     def weight(self) -> Tensor:
-        """The whole table, `[vocab, hidden]`."""
+        """The table with the trained rows, `[vocab, hidden]`."""
         return torch.cat([self.base[: self.first], self.rows, self.base[self.learned.stop :]])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[tokens]` to `[tokens, hidden]`: the gradient is that of a few rows, not of a table."""
+        """Embed `[tokens]` as `[tokens, hidden]`; the gradient is that of a few rows."""
         places = tokens - self.first
         new = (places >= 0) & (places < len(self.rows))
         known = nn.functional.embedding(tokens, self.base)
@@ -93,17 +93,17 @@ def add_lora(
     targets: Sequence[str],
     new_tokens: range = range(0),
 ) -> None:
-    """Put matrices that learn beside those of every layer, in place; all else is frozen.
+    """Add trained low-rank matrices to every layer, in place, and freeze everything else.
 
     Args:
         model: holds its backbone as `backbone`.
-        rank: of what is added; no more than the matrix itself can have.
-        alpha: it is multiplied by alpha / rank.
-        targets: of `TARGETS`; one that is named twice counts once.
-        new_tokens: their embeddings learn, too.
+        rank: of the added matrices; a matrix cannot have a higher rank than its shape allows.
+        alpha: the added matrices are multiplied by alpha / rank.
+        targets: names from `TARGETS`; repeated names count once.
+        new_tokens: tokens whose embeddings are trained as well.
 
     Raises:
-        RunError: a target that the layers have not, or of a lower rank.
+        RunError: the layers have no such target, or the rank is too high for a matrix.
     """
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
@@ -117,13 +117,13 @@ def add_lora(
                 raise RunError(
                     f"train.lora.targets: the layers of a {backbone.config.model_type} have no "
                     f"'{target}'",
-                    "LoRA is for Transformers, such as a GPT-2.",
+                    "LoRA is for Transformers, such as GPT-2.",
                 )
-            if rank > (most := min(linear.in_features, linear.out_features)):
+            if rank > (full := min(linear.in_features, linear.out_features)):
                 raise RunError(
                     f"train.lora.rank is {rank:,}, but '{target}' is a matrix of "
-                    f"{linear.out_features:,} x {linear.in_features:,}, of rank {most:,} at most",
-                    f"Use train.lora.rank={most} or less: 8 is usual.",
+                    f"{linear.out_features:,} x {linear.in_features:,}, of rank {full:,} at most",
+                    f"Use train.lora.rank={full} or less: 8 is usual.",
                 )
             setattr(holder, name, LoraLinear(linear, rank, alpha))
     if new_tokens:
@@ -132,18 +132,18 @@ def add_lora(
 
 
 def adapters(model: nn.Module) -> dict[str, LoraLinear]:
-    """All that `add_lora` put into a model, by name."""
+    """The adapted matrices of a model, by name."""
     return {name: part for name, part in model.named_modules() if isinstance(part, LoraLinear)}
 
 
 def learned_rows(model: nn.Module) -> dict[str, LearnedRows]:
-    """The tables of a model in which `add_lora` lets new tokens learn, by name."""
+    """The embedding tables of a model that have trained rows, by name."""
     return {name: part for name, part in model.named_modules() if isinstance(part, LearnedRows)}
 
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's `state_dict` as if it had been trained whole: what was added is in the matrices."""
+    """The `state_dict` of a model without adapters: added matrices are merged into the others."""
     state: dict[str, Tensor] = model.state_dict()
     changed: dict[str, LoraLinear | LearnedRows] = {**adapters(model), **learned_rows(model)}
     for name, part in changed.items():

@@ -1,14 +1,14 @@
-"""`linear` and `dropout` as this machine does them fastest; the numbers are the textbook's.
+"""`linear` and `dropout`, with textbook results, in the way that is fastest on this machine.
 
-On CUDA both are PyTorch's own. On a CPU two things are worth doing by hand:
+On CUDA both are PyTorch's own. On a CPU three things are done by hand:
 
-- PyTorch sends float32 matrix products to MKL, which on processors that are not Intel's takes an
-  AVX2 path; oneDNN, which PyTorch ships too, uses AVX-512 there and is about twice as fast.
-- Under bf16 autocast, only the products of `linear` are worth rounding for, on processors that
-  multiply bf16 (AVX512-BF16, AMX): they go twice as fast. Softmax, GELU and the small products of
-  attention are slower in bf16 than in float32, so what goes in and comes out stays float32.
-- `torch.nn.functional.dropout` draws one random number an element. Four 16-bit comparisons fit in
-  one 64-bit draw.
+- PyTorch sends float32 matrix products to MKL, which takes an AVX2 path on processors that are not
+  Intel's. oneDNN, which PyTorch ships too, uses AVX-512 there and is about twice as fast.
+- Under bf16 autocast, `linear` is twice as fast on processors that multiply bf16 (AVX512-BF16,
+  AMX). Softmax, GELU and the small products of attention are slower in bf16 than in float32, so
+  that inputs and outputs stay float32.
+- `torch.nn.functional.dropout` draws one random number for each element. Here one 64-bit draw
+  serves four elements.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Rows are rounded up to a multiple of this inside a model on the oneDNN path: oneDNN compiles a
-#: kernel for each shape it meets (about 10 ms for a layer), and packed batches rarely repeat T.
+#: On the oneDNN path, a model pads its rows to a multiple of this: oneDNN compiles a kernel for
+#: every shape (about 10 ms for a layer), and packed batches rarely have the same T twice.
 ROW_TILE = 64
 
 
 @lru_cache(maxsize=1)
 def uses_onednn() -> bool:
-    """Whether float32 products on this CPU go to oneDNN (`PRETUNE_MATMUL=onednn|mkl` decides)."""
+    """Whether float32 products on this CPU go to oneDNN; `PRETUNE_MATMUL=onednn|mkl` overrides."""
     built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     available = built_in and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     choice = os.environ.get("PRETUNE_MATMUL", "auto")
@@ -44,7 +44,7 @@ def uses_onednn() -> bool:
 
 @lru_cache(maxsize=1)
 def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for products of bf16 (and is used for them)."""
+    """Whether this processor has instructions for bf16 products, and oneDNN is used."""
     if not uses_onednn():
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -52,14 +52,14 @@ def multiplies_bf16() -> bool:
 
 
 def _rounds() -> bool:
-    """Whether products on the CPU are to be those of bf16 now: torch's autocast says so."""
+    """Whether products on the CPU round to bf16 now, as torch's autocast asks."""
     if not torch.is_autocast_enabled("cpu") or not multiplies_bf16():
         return False
     return bool(torch.get_autocast_dtype("cpu") == torch.bfloat16)
 
 
 def rounded(weight: Tensor) -> Tensor:
-    """A weight as the products of `linear` take it now, for several of them in a row."""
+    """Round a weight as `linear` would, once for several products."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and _rounds():
         return weight.bfloat16()
     return weight
@@ -74,7 +74,7 @@ def _is_intel() -> bool:
 
 
 def padded_rows(rows: int, device: torch.device) -> int:
-    """How many rows a model should carry for `rows` tokens (see `ROW_TILE`); few: as many."""
+    """The number of rows to pad to for `rows` tokens; see `ROW_TILE`. Few rows are not padded."""
     if device.type != "cpu" or not uses_onednn() or rows < 4 * ROW_TILE:
         return rows
     return -(-rows // ROW_TILE) * ROW_TILE
@@ -89,13 +89,14 @@ def linear(
         x: `[rows, in]`.
         weight: `[out, in]`.
         bias: `[out]`.
-        keep_bf16: leave the products of bf16 as they are, for an activation and another product.
+        keep_bf16: return bf16 where products are in bf16, for an activation and another product.
     """
+    # Use PyTorch's own wherever the oneDNN kernel does not apply.
     given = (x, weight) if bias is None else (x, weight, bias)
     half = _rounds()
     types = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     plain = (
-        # The kernel does not look: of a weight elsewhere (CUDA, meta) it would read any memory.
+        # The kernel does not check: for a weight on CUDA or meta it would read arbitrary memory.
         any(t.device.type != "cpu" or t.dtype not in types for t in given)
         or x.dim() != 2
         or len(x) == 0
@@ -118,9 +119,9 @@ def linear(
 def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, keep_bf16: bool = False
 ) -> Tensor:
-    """In float32; of two matrices in bf16, summed in float32 and rounded to bf16 at the end."""
+    """A product by oneDNN, in float32, or in bf16 with sums in float32."""
     if bias is not None:
-        bias = bias.to(x.dtype).contiguous()  # the kernel reads its memory whatever the strides are
+        bias = bias.to(x.dtype).contiguous()  # the kernel ignores strides
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product if keep_bf16 else product.float()
 
@@ -131,7 +132,7 @@ class _OneDnnLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[bool, bool]
     ) -> Tensor:
         half, keep_bf16 = how
-        ctx.keep_bf16 = x.dtype == torch.bfloat16  # a gradient has the type of what it is of
+        ctx.keep_bf16 = x.dtype == torch.bfloat16  # a gradient has the type of its input
         if half:
             x, weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, weight)
@@ -160,8 +161,8 @@ class _OneDnnLinear(torch.autograd.Function):
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability `p` and divide the rest by `1 - p`.
 
-    On a CPU the probability is rounded to 1/65536 and the scale is that of the rounded one, so the
-    expectation is exact. All randomness comes from torch's CPU generator, one draw a call.
+    On a CPU the probability is rounded to 1/65536 and the scale follows the rounded value, so that
+    the expectation is exact. Each call makes one draw from torch's CPU generator.
 
     Raises:
         ValueError: `p` is not in [0, 1).
@@ -192,13 +193,13 @@ class _Dropout(torch.autograd.Function):
 
 
 def keep_mask(count: int, p: float) -> tuple[Tensor, float]:
-    """`[count]` uint8 ones where an element stays, and what to multiply those with."""
-    dropped = min(round(p * 65536), 65535)  # p < 1: something must be able to stay
+    """Draw the mask, `[count]` uint8 ones where an element stays, and the scale of those."""
+    dropped = min(round(p * 65536), 65535)  # p < 1: an element must be able to stay
     seed = int(torch.randint(2**63 - 1, (1,), device="cpu"))
     generator = np.random.Generator(np.random.SFC64(seed))
     words = generator.integers(0, 2**64 - 1, size=-(-count // 4), dtype=np.uint64, endpoint=True)
     halves = torch.from_numpy(words.view(np.int16))[:count]
-    # As a signed 16-bit number is uniform on [-32768, 32767], `dropped` of 65536 values are below.
-    # One byte, not bool: multiplying by a byte is vectorized, by a bool it is not.
+    # A signed 16-bit number is uniform on [-32768, 32767], and `dropped` of its 65536 values are
+    # below the threshold. A byte, not a bool: only multiplying by a byte is vectorized.
     keep = (halves >= dropped - 32768).view(torch.uint8)
     return keep, 65536 / (65536 - dropped)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.checkpoints.tensorflow.bert import TensorFlowCheckpoint
+from pretune.checkpoints.tensorflow.google_bert import TensorFlowCheckpoint
 from pretune.checkpoints.tensorflow.tensor_bundle import crc32c
 from pretune.errors import CheckpointError
 from tests.checkpoints.bundles import (
@@ -102,7 +102,7 @@ class TestHostile:
             ({"dtype": b"x"}, "not a whole number"),
             ({"dtype": 9}, "'a' holds int64, not floats"),
             ({"dtype": 101}, "'a' holds TensorFlow's type 101, not floats"),
-            ({"shape": 7}, "a number where a message belongs"),
+            ({"shape": 7}, "a number where a message is expected"),
             ({"shape": field(2, field(1, 2**62))}, "absurd size"),
             ({"shape": field(2, field(1, 2**40))}, "has 24 bytes"),
             ({"shape": field(2, field(1, -1))}, "not a whole number"),

@@ -1,12 +1,12 @@
 """TensorFlow's checkpoint format, the tensor bundle, read without TensorFlow.
 
-`<prefix>.index` is a sorted string table as LevelDB has it: blocks of prefix-compressed keys, each
-with a checksum, found by an index block, found by a footer. Its values are protocol buffers that
-say where in `<prefix>.data-00000-of-00001` the bytes of a tensor lie. Sources: LevelDB's
-`doc/table_format.md`; TensorFlow's `core/protobuf/tensor_bundle.proto` and
+`<prefix>.index` is a sorted string table in LevelDB's format: blocks of prefix-compressed keys,
+with checksums. An index block lists them, and a footer says where the index block is. The values are
+protocol buffers that give the place of a tensor's bytes in `<prefix>.data-00000-of-00001`.
+Sources: LevelDB's `doc/table_format.md`; TensorFlow's `core/protobuf/tensor_bundle.proto` and
 `core/util/tensor_bundle/tensor_bundle.cc`.
 
-Nothing in the files is believed: no size leads to an allocation larger than the file itself.
+Nothing in the files is trusted: no size leads to an allocation larger than the file itself.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from pretune.errors import CheckpointError
 
 Bytes = NDArray[np.uint8]
 
-#: An index has about a hundred bytes a tensor: BERT-large with its optimizer has some 200 KB.
+#: An index has about a hundred bytes for each tensor: 200 KB for BERT-large with its optimizer.
 LARGEST_INDEX = 2**24
 
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _FOOTER = 48
-_TRAILER = 5  # after a block: how it is compressed (one byte), and its checksum
+_TRAILER = 5  # after a block: its compression (one byte) and its checksum
 _COMPRESSION = {0: "none", 1: "snappy"}
-#: A full key comes at least every 16 entries, so all keys are at most 16 times what is stored.
+#: There is a full key at least every 16 entries, so keys are at most 16 times the stored bytes.
 _KEY_GROWTH = 16
 _MOST_AXES = 8
 _FORMAT_VERSION = 1
 
 
 class _MalformedError(ValueError):
-    """What is wrong; the file's name is added where it is known."""
+    """Describes what is wrong; the caller adds the name of the file."""
 
 
-# CRC32C (RFC 3720, appendix B.4). Polynomials are over GF(2), highest power first in a stream.
+# CRC32C (RFC 3720, appendix B.4). Polynomials are over GF(2), with the highest power first.
 
-#: The multiple x^n + x^a + x^b + 1 of the CRC's polynomial, as (n - a, n - b, n). Its powers of
-#: two, the Frobenius map, have four terms as well, with exponents that many times as large.
+#: The multiple x^n + x^a + x^b + 1 of the CRC's polynomial, as (n - a, n - b, n). Raised to the
+#: power 2^k (the Frobenius map), it still has four terms, with all exponents multiplied by 2^k.
 _GAPS = (5685 - 1362, 5685 - 426, 5685)
-#: Powers that fold, in turn: exponents times so many bytes.
+#: The multiples to fold by, in this order: exponents in units of this many bytes.
 _UNITS = (8, 1)
 _BLOCK = 2**18
 
@@ -64,11 +64,11 @@ _TABLE = _crc_table()
 
 
 def crc32c(data: bytes | Bytes) -> int:
-    """The checksum of bytes (`[n]`, uint8), at gigabytes a second for large ones.
+    """The CRC32C checksum of bytes (`[n]`, uint8), at gigabytes per second for long inputs.
 
-    A byte far from the end may be replaced by itself further on, at the distances of `_GAPS`,
-    without a change of the remainder. So whole blocks are folded into what follows them, by
-    exclusive or alone, until a few thousand bytes are left for the table.
+    Moving a byte to the later places given by `_GAPS` does not change the remainder. Whole blocks
+    are folded in this way into the bytes after them, by exclusive or, until a few thousand bytes
+    are left for the usual table.
     """
     values = np.frombuffer(data, np.uint8)
     crc = 0xFFFFFFFF
@@ -81,17 +81,18 @@ def crc32c(data: bytes | Bytes) -> int:
 
 
 def _fold(values: Bytes, unit: int, start: int) -> Bytes:
-    """Fewer bytes (`[n]` to `[unit * _GAPS[-1]]`) of the same remainder.
+    """Fold bytes (`[n]` to `[unit * _GAPS[-1]]`) without changing their remainder.
 
     Args:
-        values: the bytes; read only.
-        unit: which power of the polynomial's multiple.
-        start: the state to begin with, here added to the first bytes; the remainder is of state 0.
+        values: the bytes; not changed.
+        unit: factor of the exponents; see `_UNITS`.
+        start: the state of the CRC before the first byte, which is added to the first bytes. The
+            result belongs to the state 0.
     """
     gaps = [gap * unit for gap in _GAPS]
     near, far = gaps[0], gaps[-1]
     total = values.size - far
-    work = np.zeros(far + _BLOCK, np.uint8)  # what was folded last, and the block to fold
+    work = np.zeros(far + _BLOCK, np.uint8)  # the bytes folded last, and the block to fold
     for begin in range(0, total, _BLOCK):
         size = min(_BLOCK, total - begin)
         work[far : far + size] = values[begin : begin + size]
@@ -109,7 +110,7 @@ def _fold(values: Bytes, unit: int, start: int) -> Bytes:
 
 
 def masked_crc(data: bytes | Bytes) -> int:
-    """The checksum as LevelDB stores it: turned and shifted, as checksums of checksums are weak."""
+    """The checksum as LevelDB stores it: rotated and shifted."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -118,7 +119,7 @@ def masked_crc(data: bytes | Bytes) -> int:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of up to 64 bits, and where it ends."""
+    """Read a number of up to 64 bits; also the place after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -131,7 +132,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number, and a whole number or bytes."""
+    """The fields of a message: field number, and an integer or bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -153,15 +154,15 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _number(value: int | bytes) -> int:
-    """A whole number that may not be negative."""
+    """Check that a field is a whole number that is not negative."""
     if isinstance(value, bytes) or value >= 2**63:
-        raise _MalformedError("not a whole number where one belongs")
+        raise _MalformedError("not a whole number where one is expected")
     return value
 
 
 def _message(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise _MalformedError("a number where a message belongs")
+        raise _MalformedError("a number where a message is expected")
     return value
 
 
@@ -170,6 +171,7 @@ def _message(value: int | bytes) -> bytes:
 
 def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """The keys and values of a block."""
+    # Bounds, checksum and compression.
     if offset + size + _TRAILER > len(raw) - _FOOTER or size < 4:
         raise _MalformedError("a block lies outside the file")
     stored = int.from_bytes(raw[offset + size + 1 : offset + size + _TRAILER], "little")
@@ -182,6 +184,7 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     end = size - 4 - 4 * int.from_bytes(data[-4:], "little")  # restart points: not needed
     if end < 0:
         raise _MalformedError("a block has more restart points than bytes")
+    # Each key repeats the first bytes of the key before it.
     at, key, budget = 0, b"", _KEY_GROWTH * size
     while at < end:
         shared, at = _varint(data, at)
@@ -196,7 +199,7 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
-    """Where a block lies, its size, and the end of this handle."""
+    """Read a block handle: offset and size of a block; also the place after the handle."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return offset, size, at
@@ -206,39 +209,40 @@ def _table(raw: bytes) -> dict[bytes, bytes]:
     """All keys and values of a sorted string table."""
     if len(raw) < _FOOTER or raw[-8:] != _MAGIC:
         raise _MalformedError("not the index of a TensorFlow checkpoint, or cut off")
-    footer = raw[-_FOOTER:-8]  # a block of extras, always empty, and the one of blocks
+    # The footer: the handle of a block of extras, always empty, and that of the index block.
+    footer = raw[-_FOOTER:-8]
     *extras, at = _handle(footer, 0)
     offset, size, at = _handle(footer, at)
     if any(footer[at:]) or any(_block(raw, *extras)):
         raise _MalformedError("its footer is not TensorFlow's")
-    found: dict[bytes, bytes] = {}
+    table: dict[bytes, bytes] = {}
     last, used = None, 0
     for _, handle in _block(raw, offset, size):
         offset, size, _ = _handle(handle, 0)
-        # Blocks follow each other, as do keys: none is read twice, however often it is named.
+        # Blocks and keys are in order, so that no block is read twice, however often it is listed.
         if offset < used:
             raise _MalformedError("blocks are not in order")
         used = offset + size + _TRAILER
         for key, value in _block(raw, offset, size):
             if last is not None and key <= last:
                 raise _MalformedError("keys are not in order")
-            found[key] = value
+            table[key] = value
             last = key
-    return found
+    return table
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies.
+class BundleEntry:
+    """Where a tensor is stored.
 
     Attributes:
-        dtype: TensorFlow's number for it.
+        dtype: TensorFlow's number for the type.
         shape: of the whole tensor.
         shard: the number of the data file.
-        offset: in that file.
+        offset: the place in that file.
         size: in bytes.
         crc: masked checksum of the bytes.
-        sliced: it is stored in several pieces (a partitioned variable), each an entry of its own.
+        sliced: whether the tensor is stored in several entries (a partitioned variable).
     """
 
     dtype: int
@@ -251,7 +255,7 @@ class Entry:
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
@@ -263,14 +267,14 @@ def _shape(data: bytes) -> tuple[int, ...]:
             shape.append(sizes[-1] if sizes else 0)
             if len(shape) > _MOST_AXES:
                 raise _MalformedError(f"a tensor of more than {_MOST_AXES} axes")
-    # Zeros set aside: torch cannot hold an empty tensor of absurd sizes either.
+    # Axes of size 0 count as 1: torch cannot hold an empty tensor of absurd sizes either.
     if math.prod(max(size, 1) for size in shape) >= 2**60:
         raise _MalformedError("a tensor of absurd size")
     return tuple(shape)
 
 
-def _entry(data: bytes) -> Entry:
-    """From a BundleEntryProto."""
+def _entry(data: bytes) -> BundleEntry:
+    """Parse a BundleEntryProto."""
     shape: tuple[int, ...] = ()
     sliced = False
     numbers = dict.fromkeys((1, 3, 4, 5, 6), 0)
@@ -281,17 +285,19 @@ def _entry(data: bytes) -> Entry:
             sliced = True
         elif number in numbers:
             numbers[number] = _number(value)
-    return Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], sliced=sliced)
+    return BundleEntry(
+        numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], sliced=sliced
+    )
 
 
 def _header(data: bytes) -> int:
-    """From a BundleHeaderProto: the number of data files."""
+    """Parse a BundleHeaderProto: the number of data files."""
     fields = dict(_fields(data))
     if _number(fields.get(2, 0)) != 0:
         raise _MalformedError("written on a big-endian machine, which cannot be read")
     version = dict(_fields(_message(fields.get(3, b""))))
     if _number(version.get(2, 0)) > _FORMAT_VERSION:
-        raise _MalformedError("of a newer format than is known")
+        raise _MalformedError("of a newer format than this reader knows")
     return _number(fields.get(1, 0))
 
 
@@ -323,13 +329,13 @@ class TensorBundle:
         return self._prefix.with_name(self._prefix.name + end)
 
     def read(self, name: str) -> Bytes:
-        """The bytes of a tensor (`[size]`), in memory of their own.
+        """Read the bytes of a tensor (`[size]`).
 
         Raises:
-            CheckpointError: damaged, or cut off meanwhile; names file and tensor.
+            CheckpointError: damaged, or cut off since it was opened; names file and tensor.
         """
         entry, path = self.entries[name], self.file_of(name)
-        # Not a map of the file: one that is cut short while it is read would end the process.
+        # Not mapped: a file that is cut short while it is read would end the process.
         data = np.empty(entry.size, np.uint8)
         try:
             with path.open("rb") as file:
@@ -343,8 +349,8 @@ class TensorBundle:
             )
         return data
 
-    def _check_extent(self, name: str, entry: Entry, sizes: dict[int, int]) -> None:
-        """Whether the tensor lies in its file; `sizes` are those of the files seen so far."""
+    def _check_extent(self, name: str, entry: BundleEntry, sizes: dict[int, int]) -> None:
+        """Check that a tensor is inside its file; `sizes` caches the sizes of the files."""
         if entry.sliced:
             return
         if entry.shard >= self._shards:
@@ -359,7 +365,7 @@ class TensorBundle:
                 sizes[entry.shard] = path.stat().st_size
             except OSError:
                 raise CheckpointError(
-                    f"{self.index}: names {path.name}, which is not there", "Copy all files."
+                    f"{self.index}: names {path.name}, which is missing", "Copy all files."
                 ) from None
         if entry.offset + entry.size > sizes[entry.shard]:
             raise CheckpointError(
@@ -377,13 +383,13 @@ def _read_index(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read ({reason})", "Copy it again.") from None
 
 
-def _parse(raw: bytes) -> tuple[int, dict[str, Entry]]:
+def _parse(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     """The number of data files, and the entries by name."""
     table = _table(raw)
     if b"" not in table:
         raise _MalformedError("has no header")
     shards = _header(table.pop(b""))
-    # Keys that begin with a zero byte are pieces of partitioned variables.
+    # Keys that start with a zero byte are pieces of partitioned variables.
     return shards, {
         key.decode("utf-8"): _entry(value)
         for key, value in table.items()

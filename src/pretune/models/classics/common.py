@@ -24,6 +24,9 @@ from pretune.models.heads.vocabulary import Scores
 from pretune.models.language_model import RecurrentState, SequenceState
 from pretune.models.layers import Linear, ModelOutput, sample_rows
 
+#: Fills a window of tokens to the left of the beginning of a text.
+NO_TOKEN = -1
+
 
 @dataclass
 class MutableState:
@@ -152,17 +155,6 @@ class ClassicModel(Backbone):
             ValueError: the state is of another number of sequences, or hidden states were asked
                 for together with `select`.
         """
-        raise NotImplementedError
-
-    def begin(
-        self,
-        batch: PackedBatch,
-        select: Selection | None,
-        output_hidden_states: bool,
-        output_attentions: bool,
-        state: SequenceState | None,
-    ) -> SequenceState:
-        """Check the arguments of `forward`, and choose the state to start from."""
         if output_attentions:
             raise CheckpointError(
                 f"a model of the type {self.config.model_type} has no attention to look at",
@@ -174,7 +166,14 @@ class ClassicModel(Backbone):
             raise ValueError(
                 f"a state of {state.count} sequences for a batch of {batch.num_sequences}"
             )
-        return self.initial(batch.num_sequences) if state is None else state
+        before = self.initial(batch.num_sequences) if state is None else state
+        return self.run(batch, before, select, output_hidden_states)
+
+    def run(
+        self, batch: PackedBatch, before: Any, select: Selection | None, output_hidden_states: bool
+    ) -> ClassicOutput:
+        """Compute `forward`, with checked arguments, from the state `before`."""
+        raise NotImplementedError
 
 
 class ClassicLM(LanguageModelHead):
@@ -291,7 +290,7 @@ def classic_family(
         name: first part of the class names in `config.json`.
         model_type: of `config.json`.
         backbone: our class.
-        names: our names of the backbone's parameters besides the token embeddings; stored as is.
+        names: our names of the parameters of the backbone without its token embeddings.
         presets: as for `Family`.
     """
     own = ("embeddings.tokens.weight", *names)

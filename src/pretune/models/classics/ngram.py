@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretune.errors import DataError
-from pretune.models.classics.common import MutableState
+from pretune.models.classics.common import NO_TOKEN, MutableState
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: Fills a window to the left of the beginning-of-text symbol.
-NO_TOKEN = -1
 #: D1, D2, D3+ where the counts of counts are zero (KenLM's `--discount_fallback`).
 FALLBACK = (0.5, 1.0, 1.5)
 

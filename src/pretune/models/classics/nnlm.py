@@ -21,22 +21,19 @@ from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Embeddings
 from pretune.models.classics.common import (
+    NO_TOKEN,
     ClassicConfig,
     ClassicModel,
     ClassicOutput,
     classic_family,
 )
-from pretune.models.language_model import SequenceState
 from pretune.models.layers import Dropout, Embedding, Linear
 from pretune.models.ops import padded_rows
-
-#: Fills a window to the left of the first token of a text.
-NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
 class NnlmConfig(ClassicConfig):
-    """The sizes; the defaults are those of the paper's MLP9 and MLP10 (table 1), with its W.
+    """The sizes; the defaults are MLP9 and MLP10 of the paper's table 1, with W.
 
     Attributes:
         order: n: a token is predicted from the n - 1 tokens before it.
@@ -204,18 +201,14 @@ class NnlmModel(ClassicModel):
         return self.embeddings.initial(count)
 
     @override
-    def forward(
+    def run(
         self,
         batch: PackedBatch,
-        *,
-        select: Selection | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        state: SequenceState | None = None,
+        before: NnlmState,
+        select: Selection | None,
+        output_hidden_states: bool,
     ) -> ClassicOutput:
         # Rows do not depend on each other: only those that were asked for are computed.
-        before = self.begin(batch, select, output_hidden_states, output_attentions, state)
-        assert isinstance(before, NnlmState)  # noqa: S101 - for mypy
         window = windows(batch, before)
         read = window if select is None else window[select.rows]
         x = self.embeddings.embed(read)

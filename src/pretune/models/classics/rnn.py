@@ -34,7 +34,6 @@ from pretune.models.classics.common import (
     classic_family,
 )
 from pretune.models.config import brief
-from pretune.models.language_model import SequenceState
 from pretune.models.layers import Dropout, Embedding, Linear
 
 #: Blocks in the matrices of each kind of cell, in PyTorch's order (LSTM: input, forget, cell,
@@ -249,17 +248,13 @@ class RnnModel(ClassicModel):
         return RnnState(hidden, torch.zeros_like(hidden) if config.cell == "lstm" else None)
 
     @override
-    def forward(
+    def run(
         self,
         batch: PackedBatch,
-        *,
-        select: Selection | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        state: SequenceState | None = None,
+        before: RnnState,
+        select: Selection | None,
+        output_hidden_states: bool,
     ) -> ClassicOutput:
-        before = self.begin(batch, select, output_hidden_states, output_attentions, state)
-        assert isinstance(before, RnnState)  # noqa: S101 - for mypy
         # Sort states and tokens by step.
         plan = TimeMajor.of(batch.layout)
         before = before.select(plan.order)

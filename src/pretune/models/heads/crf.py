@@ -2,9 +2,9 @@
 
     score(y) = start[y_1] + sum_t emission[t, y_t] + sum_t transitions[y_(t-1), y_t] + end[y_n]
 
-and p(y) = exp(score(y)) / Z. Chains of different lengths lie end to end, without padding. All that
-walks along them does so for all chains at once, the longest first: at step t, the chains that
-have a word t are the first `counts[t]` ones.
+and p(y) = exp(score(y)) / Z. Chains of different lengths lie end to end, without padding. The
+algorithms walk along all chains at once, with the longest first: at step t, the chains that have a
+word t are the first `counts[t]` of them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CrfWeights:
-    """What a chain of labels is worth besides its emissions.
+    """The scores of a chain of L kinds of labels, apart from its emissions.
 
     Attributes:
-        transitions: `[L, L]`, from the row's label to the column's.
+        transitions: `[L, L]`, from the label of the row to the label of the column.
         start: `[L]`.
         end: `[L]`.
     """
@@ -33,17 +33,23 @@ class CrfWeights:
     end: Tensor
 
     def detached(self) -> CrfWeights:
-        """Without a graph."""
+        """The same weights, cut from the graph."""
         return CrfWeights(self.transitions.detach(), self.start.detach(), self.end.detach())
 
     def cpu(self) -> CrfWeights:
-        """A copy on the host, in float32 and without a graph."""
+        """A copy on the CPU, in float32 and without a graph."""
         parts = (self.transitions, self.start, self.end)
         copies = (part.detach().to("cpu", torch.float32, copy=True) for part in parts)
         return CrfWeights(*copies)
 
     def only(self, follows: Tensor, starts: Tensor, ends: Tensor) -> CrfWeights:
-        """With minus infinity where a label may not follow another, begin or end (all bool)."""
+        """Set transitions, starts and ends that are not allowed to minus infinity.
+
+        Args:
+            follows: `[L, L]` bool: whether the label of the column may follow that of the row.
+            starts: `[L]` bool: whether a label may be first.
+            ends: `[L]` bool: whether a label may be last.
+        """
 
         def masked(weight: Tensor, allowed: Tensor) -> Tensor:
             return weight.masked_fill(~allowed.to(weight.device), -torch.inf)
@@ -57,14 +63,14 @@ class CrfWeights:
 
 @dataclass(frozen=True)
 class Chains:
-    """The words of packed chains in the order of time.
+    """The words of packed chains, ordered by step.
 
     Attributes:
-        order: `[C]` the chains that have words, longest first; numbers of the given ones.
-        counts: how many chains have a word at each step.
-        rows: `[W]` int64: at each place of that order, which word it is.
-        backward: `[W]` int64: the same where every chain is read from its end.
-        last: `[C]` int64: the row of each chain's last word, in the order of `order`.
+        order: `[C]`: the numbers of the chains that have words, longest first.
+        counts: number of chains that have a word at each step.
+        rows: `[W]` int64: the word at each place of the new order.
+        backward: `[W]` int64: the same with every chain read from its end.
+        last: `[C]` int64: the last word of each chain, in the order of `order`.
     """
 
     order: Tensor
@@ -75,7 +81,7 @@ class Chains:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Self:
-        """Of chains of these lengths, which may be 0."""
+        """Order chains of these lengths, which may be 0."""
         sizes = np.asarray(lengths, dtype=np.int64)
         starts = np.cumsum(sizes) - sizes
         order = np.argsort(-sizes, kind="stable")[: int((sizes > 0).sum())]
@@ -90,28 +96,27 @@ class Chains:
 
 
 def _scan(emissions: Tensor, rows: Tensor, chains: Chains, first: Tensor, steps: Tensor) -> Tensor:
-    """`[W, L]`: log of the summed weights of all beginnings of a chain that end in each label.
-
-    Equation of the forward algorithm (Rabiner 1989, section III.A), in log space.
+    """The forward algorithm in log space (Rabiner 1989, section III.A).
 
     Args:
         emissions: `[W, L]`.
-        rows: the words in the order of time, forward or backward.
+        rows: the words ordered by step, forward or backward.
         chains: of these words.
         first: `[C, L]` or `[L]`, added at the first word.
-        steps: `[L, L]`, from the row's label to the column's.
+        steps: `[L, L]`, from the label of the row to the label of the column.
 
     Returns:
-        in the order of the words.
+        `[W, L]`, in the order of the words: for each word and label, the log of the summed weights
+        of all label sequences up to this word that end in this label.
     """
     at = torch.split(emissions[rows], list(chains.counts))
-    found = [at[0] + first]
+    alphas = [at[0] + first]
     for step in at[1:]:
-        before = found[-1][: len(step)]
-        found.append(torch.logsumexp(before[:, :, None] + steps, 1) + step)
+        before = alphas[-1][: len(step)]
+        alphas.append(torch.logsumexp(before[:, :, None] + steps, 1) + step)
     back = torch.empty_like(rows)
     back[rows] = torch.arange(len(rows), device=rows.device)
-    return torch.cat(found)[back]
+    return torch.cat(alphas)[back]
 
 
 def log_likelihood(
@@ -122,14 +127,14 @@ def log_likelihood(
     begins: Tensor | None = None,
     ends: Tensor | None = None,
 ) -> Tensor:
-    """`[C]`: log p of each chain's labels; 0 for a chain without words.
+    """Log-probability of the labels of each chain, `[C]`; 0 for a chain without words.
 
     Args:
-        emissions: `[W, L]` of any floating type; computed in float32 at least.
+        emissions: `[W, L]` of any floating type; computed in at least float32.
         labels: `[W]` int64.
-        lengths: words of each of the C chains; together W.
-        weights: of the field.
-        begins: `[C]` bool: whether `start` counts; a part of a sentence may begin inside it.
+        lengths: number of words of each of the C chains; their sum is W.
+        weights: of the CRF.
+        begins: `[C]` bool: whether `start` counts, as a part of a sentence may begin inside it.
         ends: `[C]` bool: whether `end` counts.
     """
     emissions = emissions.to(torch.promote_types(emissions.dtype, torch.float32))
@@ -138,13 +143,14 @@ def log_likelihood(
     total = emissions.new_zeros(len(lengths))
     if len(emissions) == 0:
         return total + 0.0 * (transitions.sum() + start.sum() + end.sum())
+    # log Z, by the forward algorithm.
     chains = Chains.of(lengths, emissions.device)
     ones = torch.ones(len(lengths), dtype=torch.bool, device=emissions.device)
     opened = (ones if begins is None else begins)[chains.order].to(emissions.dtype)[:, None]
     closed = (ones if ends is None else ends)[chains.order].to(emissions.dtype)[:, None]
     alphas = _scan(emissions, chains.rows, chains, opened * start, transitions)
     partition = torch.logsumexp(alphas[chains.last] + closed * end, 1)
-    # The score of the labels: each word's emission and the step to it from the word before.
+    # The score of the labels: each word's emission, and the transition from the word before.
     chain = torch.repeat_interleave(
         torch.tensor(lengths, device=labels.device), output_size=len(labels)
     )
@@ -157,7 +163,7 @@ def log_likelihood(
 
 
 def marginals(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) -> Tensor:
-    """`[W, L]`: the probability of each label of each word, over all labels of the others."""
+    """The marginal probability of each label of each word, `[W, L]` (forward-backward)."""
     if len(emissions) == 0:
         return emissions
     emissions = emissions.float()
@@ -168,10 +174,11 @@ def marginals(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) ->
 
 
 def viterbi(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) -> Tensor:
-    """`[W]` int64: the labels of each chain with the highest score (Viterbi 1967)."""
+    """The labels of each chain that have the highest score, `[W]` int64 (Viterbi 1967)."""
     labels = torch.empty(len(emissions), dtype=torch.int64, device=emissions.device)
     if len(emissions) == 0:
         return labels
+    # Forward: the best score that ends in each label, and the label before it.
     chains = Chains.of(lengths, emissions.device)
     at = torch.split(emissions.float()[chains.rows], list(chains.counts))
     best = at[0] + weights.start
@@ -185,7 +192,7 @@ def viterbi(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) -> T
         best = value + step
     final[: len(best)] = best
     now = (final + weights.end).argmax(1)
-    # From the end: a chain joins in at the step of its last word.
+    # Backward: each chain joins at the step of its last word.
     steps = torch.split(chains.rows, list(chains.counts))
     for number in range(len(steps) - 1, -1, -1):
         count = chains.counts[number]
@@ -197,11 +204,12 @@ def viterbi(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) -> T
 
 
 class Crf(nn.Module):
-    """The weights of a field over so many labels, at first 0: then it changes nothing.
+    """The weights of a CRF as parameters. They start at 0, where they change nothing.
 
-    Attributes:
-        rate: what its learning rate is a multiple of the model's; its weights are few, start at
-            nothing and have a larger scale than those of a Transformer.
+    Args:
+        num_labels: L.
+        rate: learning rate as a multiple of the model's: the weights are few, start at 0, and need
+            a larger scale than those of a Transformer.
     """
 
     def __init__(self, num_labels: int, rate: float = 1.0) -> None:
@@ -213,5 +221,5 @@ class Crf(nn.Module):
 
     @property
     def weights(self) -> CrfWeights:
-        """All three."""
+        """All three parameters."""
         return CrfWeights(self.transitions, self.start, self.end)

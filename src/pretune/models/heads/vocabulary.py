@@ -1,8 +1,8 @@
 """Scoring tokens over a vocabulary without ever holding all the logits.
 
-The logits of 8,192 tokens over 50,257 words are 1.6 GB, and their gradient as much again. Here they
-exist for some rows at a time: loss and gradient of those rows are computed at once, and only what
-has the size of the hidden states and of the table is kept.
+The logits of 8,192 tokens over 50,257 words take 1.6 GB, and their gradient another 1.6 GB. Here
+they exist for some rows at a time. Loss and gradient of those rows are computed together, and only
+tensors of the size of the hidden states and of the table are kept.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ CHUNK_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a model foretold some tokens.
+    """How well a model predicted some tokens.
 
     Attributes:
-        sum: scalar with its graph: what is minimised, summed over the tokens.
-        count: how many tokens.
+        sum: scalar with its graph: the loss, summed over the tokens.
+        count: number of tokens.
         cross_entropy: scalar without a graph: the sum of -log p, in nats.
-        z_loss: scalar without a graph: the penalty in `sum`.
-        right: how many tokens were the most probable ones; -1 in training, where nobody asks.
+        z_loss: scalar without a graph: the z-loss that is part of `sum`.
+        right: number of tokens that were the most probable ones; -1 in training, where it is not
+            computed.
         nats: `[R]` -log p of each token, without a graph.
-        state: where each sequence was left, by a model that keeps a state (`ClassicLM`).
+        state: the state after the batch, from a model that carries one (`StatefulLM`).
     """
 
     sum: Tensor
@@ -62,17 +63,17 @@ def score_tokens(
 ) -> Scores:
     """Cross-entropy of tokens whose logits are `hidden @ table.T + bias`.
 
-    The numbers are those of `tasks/losses.py`'s `cross_entropy` on the logits, label smoothing and
-    z-loss included, in float32.
+    Equal to `cross_entropy` of `tasks/losses.py` on the logits, with label smoothing (Szegedy et
+    al. 2016, section 7) and z-loss (Chowdhery et al. 2022, section 5), in float32.
 
     Args:
         hidden: `[R, hidden]`.
         table: `[vocab, hidden]`, the output layer.
         bias: `[vocab]` or None.
         labels: `[R]` int64.
-        smoothing: label smoothing.
-        z_loss: the weight of the penalty.
-        chunk_bytes: how much memory logits may take at a time.
+        smoothing: s: the share of the target that is spread evenly over the vocabulary.
+        z_loss: weight of the penalty (log Z)^2.
+        chunk_bytes: memory that logits may take at a time.
     """
     rows = max(1, chunk_bytes // (4 * len(table)))
     trains = torch.is_grad_enabled() and any(
@@ -92,7 +93,7 @@ def over_vocabulary(
     smoothing: float,
     z_loss: float,
 ) -> Tensor | Scores:
-    """`[R, hidden]` to logits `[R, vocab]`; with `labels` to scores, by `score_tokens`."""
+    """Map `[R, hidden]` to logits `[R, vocab]`, or given `labels` to scores by `score_tokens`."""
     if labels is None:
         return ops.linear(hidden, table, bias)
     return score_tokens(hidden, table, bias, labels, smoothing=smoothing, z_loss=z_loss)
@@ -112,6 +113,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         right = torch.zeros((), dtype=torch.int64, device=hidden.device)
         nats = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        # Gradients are accumulated here, where the logits exist, and scaled in `backward`.
         wanted = [trains and need for need in ctx.needs_input_grad[:3]]
         grads = [
             torch.zeros_like(t) if need and t is not None else None
@@ -120,6 +122,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         table = ops.rounded(table)
         for start in range(0, len(labels), rows):
             part, target = hidden[start : start + rows], labels[start : start + rows]
+            # -log p = log Z - logit, summed up with the label smoothing and the z-loss.
             logits = ops.linear(part, table, bias).float()
             log_z = logits.logsumexp(-1)
             picked = logits.gather(1, target[:, None])[:, 0]
@@ -138,6 +141,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if smoothing:
                 grad.sub_(smoothing / grad.shape[1])
             _add_gradients(grads, grad.to(part.dtype), part, table, start)
+        # The loss includes the penalty; all other outputs are for reports.
         sums[0] += sums[2]
         ctx.save_for_backward(*(g for g in grads if g is not None))
         ctx.has = [g is not None for g in grads]
@@ -149,14 +153,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        found = [next(saved) * grad if has else None for has in ctx.has]
-        return (*found, None, None)
+        grads = [next(saved) * grad if has else None for has in ctx.has]
+        return (*grads, None, None)
 
 
 def _add_gradients(
     grads: list[Tensor | None], grad: Tensor, part: Tensor, table: Tensor, start: int
 ) -> None:
-    """Add what some rows of logits give to the gradients of hidden states, table and bias."""
+    """Add the gradients of some rows of logits to those of hidden states, table and bias."""
     to_hidden, to_table, to_bias = grads
     if to_hidden is not None:
         to_hidden[start : start + len(part)] = ops.linear(grad, table.t())

@@ -19,7 +19,7 @@ from torch import nn
 
 from pretune.checkpoints.config import read_bert_config
 from pretune.checkpoints.load import load_into
-from pretune.checkpoints.tensorflow.bert import TensorFlowCheckpoint, find_tensorflow
+from pretune.checkpoints.tensorflow.google_bert import TensorFlowCheckpoint, find_tensorflow
 from pretune.checkpoints.tensorflow.tensor_bundle import LARGEST_INDEX, TensorBundle
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
@@ -298,7 +298,7 @@ class TestDamage:
         shards[1].unlink()
         with pytest.raises(CheckpointError) as caught:
             checkpoint(copy)
-        assert caught.value.message == f"{copy / INDEX}: names {shards[1].name}, which is not there"
+        assert caught.value.message == f"{copy / INDEX}: names {shards[1].name}, which is missing"
 
     def test_missing_index(self, tmp_path):
         with pytest.raises(CheckpointError, match=rf"{INDEX}: cannot be read"):

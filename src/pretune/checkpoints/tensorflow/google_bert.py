@@ -1,8 +1,8 @@
 """Google's original BERT releases, checkpoints of TensorFlow 1 and 2, read without TensorFlow.
 
-A release is a folder of `bert_config.json`, `vocab.txt`, `bert_model.ckpt.index` and
-`bert_model.ckpt.data-00000-of-00001` (and `bert_model.ckpt.meta`, a graph, which is not looked at).
-What the tensors are called there and in the Hugging Face layout is data, as in `hub/keys.py`.
+A release is a folder with `bert_config.json`, `vocab.txt`, `bert_model.ckpt.index` and
+`bert_model.ckpt.data-00000-of-00001` (and `bert_model.ckpt.meta`, a graph, which is not read). The
+tables below pair its tensor names with those of the Hugging Face layout.
 """
 
 from __future__ import annotations
@@ -15,50 +15,53 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pretune.checkpoints.tensorflow.tensor_bundle import TensorBundle
-from pretune.checkpoints.weights import copy_checked
+from pretune.checkpoints.weights import WeightSource, copy_checked
 from pretune.errors import CheckpointError
 
 
-class Layout(Enum):
-    """How a tensor lies in TensorFlow, against the Hugging Face layout."""
+class Orientation(Enum):
+    """How a tensor is stored by TensorFlow, compared with the Hugging Face layout."""
 
-    SAME = "as it is"
-    FLAT = "a vector, perhaps cut into heads"
-    FROM_FIRST = "[in, out...]: a matrix, its outputs perhaps cut into heads"
-    TO_LAST = "[in..., out]: a matrix, its inputs perhaps cut into heads"
+    SAME = "no change"
+    FLAT = "a vector, perhaps split into heads"
+    FROM_FIRST = "[in, out...]: a matrix, its outputs perhaps split into heads"
+    TO_LAST = "[in..., out]: a matrix, its inputs perhaps split into heads"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A tensor's name there and in the Hugging Face layout; `{i}` is a layer's number.
+class NameRow:
+    """A tensor's name in TensorFlow and in the Hugging Face layout.
 
-    `{j}` is where Keras counts a transformer layer: the embeddings and their LayerNorm are layers
-    as well, four of them.
+    `{i}` is the number of a layer. `{j}` is its number in Keras, where the embeddings and their
+    LayerNorm are the first four layers.
     """
 
     theirs: str
     ours: str
-    layout: Layout = Layout.SAME
+    layout: Orientation = Orientation.SAME
 
 
-def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
-    return (Row(f"{theirs}/gamma", f"{ours}.weight"), Row(f"{theirs}/beta", f"{ours}.bias"))
+def _norm(theirs: str, ours: str) -> tuple[NameRow, ...]:
+    return (NameRow(f"{theirs}/gamma", f"{ours}.weight"), NameRow(f"{theirs}/beta", f"{ours}.bias"))
 
 
-def _dense(theirs: str, ours: str, kernel: Layout = Layout.FROM_FIRST) -> tuple[Row, ...]:
+def _dense(
+    theirs: str, ours: str, kernel: Orientation = Orientation.FROM_FIRST
+) -> tuple[NameRow, ...]:
     return (
-        Row(f"{theirs}/kernel", f"{ours}.weight", kernel),
-        Row(f"{theirs}/bias", f"{ours}.bias", Layout.FLAT),
+        NameRow(f"{theirs}/kernel", f"{ours}.weight", kernel),
+        NameRow(f"{theirs}/bias", f"{ours}.bias", Orientation.FLAT),
     )
 
 
-def _head(theirs: str, ours: str) -> tuple[Row, ...]:
-    # Outputs by inputs already: Google multiplies with the transpose there.
+def _head(theirs: str, ours: str) -> tuple[NameRow, ...]:
+    # [out, in] already: Google multiplies by the transpose here.
     return (
-        Row(f"{theirs}/output_weights", ours + ".weight"),
-        Row(f"{theirs}/output_bias", ours + ".bias"),
+        NameRow(f"{theirs}/output_weights", ours + ".weight"),
+        NameRow(f"{theirs}/output_bias", ours + ".bias"),
     )
 
 
@@ -67,9 +70,9 @@ _LAYER = "bert.encoder.layer.{i}."
 _TRANSFORM = "cls.predictions.transform."
 
 #: Variables of google-research/bert: modeling.py, and the heads of its run_*.py.
-TF1: tuple[Row, ...] = (
+TF1: tuple[NameRow, ...] = (
     *(
-        Row(f"bert/embeddings/{name}", f"{_EMBEDDINGS}{name}.weight")
+        NameRow(f"bert/embeddings/{name}", f"{_EMBEDDINGS}{name}.weight")
         for name in ("word_embeddings", "token_type_embeddings", "position_embeddings")
     ),
     *_norm("bert/embeddings/LayerNorm", f"{_EMBEDDINGS}LayerNorm"),
@@ -90,16 +93,16 @@ TF1: tuple[Row, ...] = (
     *_dense("bert/pooler/dense", "bert.pooler.dense"),
     *_dense("cls/predictions/transform/dense", f"{_TRANSFORM}dense"),
     *_norm("cls/predictions/transform/LayerNorm", f"{_TRANSFORM}LayerNorm"),
-    Row("cls/predictions/output_bias", "cls.predictions.bias"),
+    NameRow("cls/predictions/output_bias", "cls.predictions.bias"),
     *_head("cls/seq_relationship", "cls.seq_relationship"),
     *_head("cls/squad", "qa_outputs"),
-    Row("output_weights", "classifier.weight"),
-    Row("output_bias", "classifier.bias"),
+    NameRow("output_weights", "classifier.weight"),
+    NameRow("output_bias", "classifier.bias"),
 )
 
 
-def _keras_layer(theirs: str) -> tuple[Row, ...]:
-    """A TransformerEncoderBlock; older ones call the attention's last part another name."""
+def _keras_layer(theirs: str) -> tuple[NameRow, ...]:
+    """A TransformerEncoderBlock; older versions have another name for the attention's output."""
     return (
         *(
             row
@@ -111,7 +114,9 @@ def _keras_layer(theirs: str) -> tuple[Row, ...]:
         *(
             row
             for name in ("_attention_layer/_output_dense", "_attention_output_dense")
-            for row in _dense(f"{theirs}/{name}", f"{_LAYER}attention.output.dense", Layout.TO_LAST)
+            for row in _dense(
+                f"{theirs}/{name}", f"{_LAYER}attention.output.dense", Orientation.TO_LAST
+            )
         ),
         *_norm(f"{theirs}/_attention_layer_norm", f"{_LAYER}attention.output.LayerNorm"),
         *_dense(f"{theirs}/_intermediate_dense", f"{_LAYER}intermediate.dense"),
@@ -120,42 +125,42 @@ def _keras_layer(theirs: str) -> tuple[Row, ...]:
     )
 
 
-#: Attributes of objects in the TensorFlow Model Garden (official/nlp/modeling): BertEncoder, a
-#: Keras model of numbered layers, or (later) one of named attributes; then what BertPretrainerV2
-#: adds, which has the embedding table a second time, saved under the shorter name.
-_ENCODER: tuple[Row, ...] = (
-    Row("layer_with_weights-0/embeddings", f"{_EMBEDDINGS}word_embeddings.weight"),
-    Row("layer_with_weights-1/embeddings", f"{_EMBEDDINGS}position_embeddings.weight"),
-    Row("layer_with_weights-2/embeddings", f"{_EMBEDDINGS}token_type_embeddings.weight"),
+#: Attributes of objects in the TensorFlow Model Garden (official/nlp/modeling): BertEncoder as a
+#: Keras model with numbered layers, or, in later versions, with named attributes.
+_ENCODER: tuple[NameRow, ...] = (
+    NameRow("layer_with_weights-0/embeddings", f"{_EMBEDDINGS}word_embeddings.weight"),
+    NameRow("layer_with_weights-1/embeddings", f"{_EMBEDDINGS}position_embeddings.weight"),
+    NameRow("layer_with_weights-2/embeddings", f"{_EMBEDDINGS}token_type_embeddings.weight"),
     *_norm("layer_with_weights-3", f"{_EMBEDDINGS}LayerNorm"),
     *_keras_layer("layer_with_weights-{j}"),
-    # After the last transformer layer, the one dense layer that is not part of another.
+    # The dense layer after the last transformer layer.
     *_dense("layer_with_weights-{j}", "bert.pooler.dense"),
-    Row("_embedding_layer/embeddings", f"{_EMBEDDINGS}word_embeddings.weight"),
-    Row("_position_embedding_layer/embeddings", f"{_EMBEDDINGS}position_embeddings.weight"),
-    Row("_type_embedding_layer/embeddings", f"{_EMBEDDINGS}token_type_embeddings.weight"),
+    NameRow("_embedding_layer/embeddings", f"{_EMBEDDINGS}word_embeddings.weight"),
+    NameRow("_position_embedding_layer/embeddings", f"{_EMBEDDINGS}position_embeddings.weight"),
+    NameRow("_type_embedding_layer/embeddings", f"{_EMBEDDINGS}token_type_embeddings.weight"),
     *_norm("_embedding_norm_layer", f"{_EMBEDDINGS}LayerNorm"),
     *_keras_layer("_transformer_layers/{i}"),
     *_dense("_pooler_layer", "bert.pooler.dense"),
 )
-_MASKED_LM: tuple[Row, ...] = (
-    Row("masked_lm/embedding_table", f"{_EMBEDDINGS}word_embeddings.weight"),
+#: What BertPretrainerV2 adds; it has the embedding table again, saved under the shorter name.
+_MASKED_LM: tuple[NameRow, ...] = (
+    NameRow("masked_lm/embedding_table", f"{_EMBEDDINGS}word_embeddings.weight"),
     *_dense("masked_lm/dense", f"{_TRANSFORM}dense"),
     *_norm("masked_lm/layer_norm", f"{_TRANSFORM}LayerNorm"),
-    Row("masked_lm/output_bias.Sbias", "cls.predictions.bias"),
+    NameRow("masked_lm/output_bias.Sbias", "cls.predictions.bias"),
 )
-#: What the encoder is called in the object that was saved.
+#: Names of the encoder in the saved object.
 _ROOTS = ("model/", "encoder/", "")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
-TF2: tuple[Row, ...] = tuple(
-    Row(f"{root}{row.theirs}{_VALUE}", row.ours, row.layout)
+TF2: tuple[NameRow, ...] = tuple(
+    NameRow(f"{root}{row.theirs}{_VALUE}", row.ours, row.layout)
     for rows, roots in ((_ENCODER, _ROOTS), (_MASKED_LM, ("",)))
     for root in roots
     for row in rows
 )
 
-#: Parts of names of what only training needs.
+#: Parts of names that only training needs.
 IGNORED = frozenset(
     {
         *("adam_m", "adam_v", "Adam", "Adam_1", "lamb_m", "lamb_v", "beta1_power", "beta2_power"),
@@ -164,47 +169,47 @@ IGNORED = frozenset(
     }
 )
 
-# TensorFlow's numbers of dtypes, core/framework/types.proto.
+# TensorFlow's numbers for dtypes, from core/framework/types.proto.
 _FLOATS = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 _OTHERS = {3: "int32", 4: "uint8", 6: "int8", 7: "strings", 9: "int64", 10: "bool"}
 _LAYER_NUMBER = re.compile(r"layer(?:_|s/|_with_weights-)(\d{1,3})/")
 
 
-def _row_of(names: set[str]) -> dict[str, Row]:
-    """The rows of all layers that these names speak of, by their full names there."""
-    numbers = (int(found) for name in names for found in _LAYER_NUMBER.findall(name))
+def _row_of(names: set[str]) -> dict[str, NameRow]:
+    """The rows of every layer that occurs in these names, by TensorFlow's full names."""
+    numbers = (int(number) for name in names for number in _LAYER_NUMBER.findall(name))
     layers = max(numbers, default=0) + 1
     table = {}
     for row in TF1 + TF2:
         several = "{" in row.theirs
         for i in range(layers if several else 1):
             name = row.theirs.format(i=i, j=i + 4)
-            table[name] = Row(name, row.ours.format(i=i), row.layout)
+            table[name] = NameRow(name, row.ours.format(i=i), row.layout)
     return table
 
 
-def _turned(shape: tuple[int, ...], layout: Layout) -> list[int]:
-    """The shape in the Hugging Face layout."""
-    if layout is Layout.FLAT:
+def _turned(shape: tuple[int, ...], layout: Orientation) -> list[int]:
+    """The shape of a tensor in the Hugging Face layout."""
+    if layout is Orientation.FLAT:
         return [math.prod(shape)]
-    if layout is Layout.FROM_FIRST:
+    if layout is Orientation.FROM_FIRST:
         return [math.prod(shape[1:]), math.prod(shape[:1])]
-    if layout is Layout.TO_LAST:
+    if layout is Orientation.TO_LAST:
         return [math.prod(shape[-1:]), math.prod(shape[:-1])]
     return list(shape)
 
 
-class TensorFlowCheckpoint:
-    """A BERT of Google's, of TensorFlow 1 or 2, under Hugging Face names; see `WeightSource`.
+class TensorFlowCheckpoint(WeightSource):
+    """A BERT of Google's, from TensorFlow 1 or 2, under Hugging Face names.
 
-    Names that are not known stay as they are, and so does the orientation of their tensors.
+    Tensors with unknown names keep their name and orientation.
 
     Args:
-        prefix: of its files, e.g. `folder/bert_model.ckpt`; see `find_tensorflow`.
+        prefix: the common start of its files, e.g. `folder/bert_model.ckpt`.
 
     Attributes:
-        converted: how many tensors were read into another type than they are stored in.
-        ignored: how many entries are the optimizer's and the like, not the model's.
+        converted: number of tensors that were read into another type than the stored one.
+        ignored: number of entries that only training needs.
 
     Raises:
         CheckpointError: missing, damaged, or two tensors for one name; names the file.
@@ -217,63 +222,59 @@ class TensorFlowCheckpoint:
         stored = {name for name in entries if IGNORED.isdisjoint(name.split("/"))}
         self.ignored = len(entries) - len(stored)
         known = _row_of(stored)
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, NameRow] = {}
         for name in sorted(stored):
-            row = known.get(name, Row(name, name))
+            row = known.get(name, NameRow(name, name))
             if row.ours in self._rows:
                 raise CheckpointError(
                     f"{self._bundle.index}: '{name}' and '{self._rows[row.ours].theirs}' are both "
                     f"{row.ours}",
-                    "Is it a BERT? Models with factorised embeddings, for one, cannot be read.",
+                    "Is it a BERT? Models with factorised embeddings, for example, cannot be read.",
                 )
             self._check_size(name)
             self._rows[row.ours] = row
 
     @property
+    @override
     def names(self) -> set[str]:
-        """All names."""
         return set(self._rows)
 
+    @override
     def shape(self, name: str) -> list[int]:
-        """The shape of a tensor, as `read` gives it."""
         row = self._rows[name]
         return _turned(self._bundle.entries[row.theirs].shape, row.layout)
 
+    @override
     def dtype(self, name: str) -> torch.dtype | None:
-        """What it is stored in."""
         entry = self._bundle.entries[self._rows[name].theirs]
         return None if entry.sliced else _FLOATS.get(entry.dtype)
 
+    @override
     def stored(self, name: str) -> str:
-        """What the file itself calls it."""
         return self._rows[name].theirs
 
+    @override
     def file_of(self, name: str) -> Path:
-        """Where it lies."""
         return self._bundle.file_of(self._rows[name].theirs)
 
+    @override
     def rename(self, names: dict[str, str]) -> None:
-        """Call tensors by other names from now on: old -> new."""
         for old, new in names.items():
             self._rows[new] = self._rows.pop(old)
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are alike."""
-        alike = (self.dtype(one), self.shape(one)) == (self.dtype(other), self.shape(other))
-        return alike and torch.equal(self.read(one), self.read(other))
+    @override
+    def same(self, first: str, second: str) -> bool:
+        a, b = ((self.dtype(name), self.shape(name)) for name in (first, second))
+        return a == b and torch.equal(self.read(first), self.read(second))
 
+    @override
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor of its own memory."""
         out = torch.empty(self.shape(name), dtype=dtype)
         self.read_into(name, out)
         return out
 
+    @override
     def read_into(self, name: str, out: Tensor) -> None:
-        """Copy a tensor into another of its shape.
-
-        Raises:
-            CheckpointError: damaged, not floats, or not finite; names file and tensor.
-        """
         row = self._rows[name]
         entry, path = self._bundle.entries[row.theirs], self.file_of(name)
         kind = self.dtype(name)
@@ -286,7 +287,7 @@ class TensorFlowCheckpoint:
             )
         tensor = torch.from_numpy(self._bundle.read(row.theirs)).view(kind)
         shape = self.shape(name)
-        if row.layout in (Layout.FROM_FIRST, Layout.TO_LAST):
+        if row.layout in (Orientation.FROM_FIRST, Orientation.TO_LAST):
             tensor = tensor.reshape(shape[::-1]).t()
         else:
             tensor = tensor.reshape(shape)
@@ -294,7 +295,7 @@ class TensorFlowCheckpoint:
         copy_checked(tensor, out, path, row.theirs)
 
     def _check_size(self, name: str) -> None:
-        """Whether a tensor has as many bytes as its shape says."""
+        """Check that a tensor has the number of bytes that its shape needs."""
         entry = self._bundle.entries[name]
         if entry.sliced or entry.dtype not in _FLOATS:
             return
@@ -307,19 +308,19 @@ class TensorFlowCheckpoint:
 
 
 def find_tensorflow(folder: Path) -> Path | None:
-    """The prefix of the TensorFlow checkpoint in a folder, None if there is none.
+    """The prefix of the TensorFlow checkpoint in a folder; None if there is none.
 
     Raises:
         CheckpointError: there are several, none of them called `bert_model.ckpt`.
     """
     usual = folder / "bert_model.ckpt"
-    found = sorted(folder.glob("*.index"))
-    if not found or usual.with_name(usual.name + ".index").is_file():
-        return usual if found else None
-    if len(found) > 1:
-        names = ", ".join(path.name.removesuffix(".index") for path in found)
+    indices = sorted(folder.glob("*.index"))
+    if not indices or usual.with_name(usual.name + ".index").is_file():
+        return usual if indices else None
+    if len(indices) > 1:
+        names = ", ".join(path.name.removesuffix(".index") for path in indices)
         raise CheckpointError(
             f"{folder}: several TensorFlow checkpoints here: {names}",
-            "Leave the one that is meant, with its .data files, in a folder of its own.",
+            "Put the one you want, with its .data files, into a folder of its own.",
         )
-    return found[0].with_name(found[0].name.removesuffix(".index"))
+    return indices[0].with_name(indices[0].name.removesuffix(".index"))
