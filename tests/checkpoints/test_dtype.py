@@ -228,7 +228,7 @@ class TestMapped:
 
 
 def test_a_tensorflow_index_is_read_once(tmp_path: Path, monkeypatch) -> None:
-    from pretune.checkpoints.tensorflow import bert as tensorflow
+    from pretune.checkpoints.tensorflow import google_bert as tensorflow
     from tests.checkpoints.bundles import FIXTURES
 
     read = []

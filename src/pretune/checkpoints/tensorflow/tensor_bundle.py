@@ -1,8 +1,8 @@
 """TensorFlow's checkpoint format, the tensor bundle, read without TensorFlow.
 
 `<prefix>.index` is a sorted string table in LevelDB's format: blocks of prefix-compressed keys,
-with checksums. An index block lists them, and a footer says where the index block is. The values are
-protocol buffers that give the place of a tensor's bytes in `<prefix>.data-00000-of-00001`.
+with checksums. An index block lists them, and a footer says where the index block is. The values
+are protocol buffers that give the place of a tensor's bytes in `<prefix>.data-00000-of-00001`.
 Sources: LevelDB's `doc/table_format.md`; TensorFlow's `core/protobuf/tensor_bundle.proto` and
 `core/util/tensor_bundle/tensor_bundle.cc`.
 
@@ -285,9 +285,8 @@ def _entry(data: bytes) -> BundleEntry:
             sliced = True
         elif number in numbers:
             numbers[number] = _number(value)
-    return BundleEntry(
-        numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], sliced=sliced
-    )
+    dtype, shard, offset, size, crc = numbers.values()
+    return BundleEntry(dtype, shape, shard, offset, size, crc, sliced)
 
 
 def _header(data: bytes) -> int:
