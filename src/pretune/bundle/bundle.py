@@ -35,7 +35,7 @@ from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
 from pretune.models.lora import adapters
 from pretune.models.resize import resize_vocabulary
-from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
+from pretune.tasks.base import AnyTask, Calibrated, Described, UsesTokenizer
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -245,7 +245,7 @@ def _head_parts(
     return set(), names & head_names(family, trained)
 
 
-def _same_head(trained: AnyTask, wanted: AnyTask) -> bool:
+def _same_head(trained: Described, wanted: Described) -> bool:
     return type(trained) is type(wanted) and trained.output_meaning() == wanted.output_meaning()
 
 

@@ -17,7 +17,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inference.predict import the_task
 from pretune.inference.runtime import choose_device, precision_context
-from pretune.tasks.base import AnyTask, ReadsStream, ReadsWindows, drawn
+from pretune.tasks.base import AnyTask, Head, Preprocessor, ReadsStream, ReadsWindows, drawn
 from pretune.tasks.features import record_features
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.training.validation import evaluate_features
@@ -189,7 +189,7 @@ def examine(
     )
 
 
-def batch_of(task: AnyTask, features: FeatureSet, which: int) -> PackedBatch:
+def batch_of(task: Head, features: FeatureSet, which: int) -> PackedBatch:
     """One feature, as it is evaluated."""
     return drawn(task, features.batch(np.array([which])), seed=0, epoch=-1)
 
@@ -205,7 +205,7 @@ def _one_by_one(bundle: Bundle, features: FeatureSet, batch: PackedBatch) -> Eac
     return EachLoss(torch.cat([x.sums for x in found]), torch.cat([x.counts for x in found]))
 
 
-def _groups(task: AnyTask, features: FeatureSet) -> list[tuple[int, list[int]]]:
+def _groups(task: Preprocessor, features: FeatureSet) -> list[tuple[int, list[int]]]:
     """The record of each example, and the numbers of its features."""
     records = features.records.tolist()
     if isinstance(task, ReadsStream):

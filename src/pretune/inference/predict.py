@@ -20,7 +20,7 @@ from pretune.data.records import (
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.base import AnyTask, Prediction, ReadsStream, with_answers
+from pretune.tasks.base import AnyTask, Prediction, Preprocessor, ReadsStream, with_answers
 from pretune.tasks.features import record_features
 from pretune.tasks.reading import longest_text, read_for
 from pretune.text.decode import TextDecoder, encoding_hint, lines_of
@@ -121,7 +121,7 @@ def the_task(bundle: Bundle) -> AnyTask:
     return bundle.task
 
 
-def records_of(task: AnyTask, rows: Sequence[Any], origin: str = "input") -> Records:
+def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -> Records:
     """See `Predictor.records`."""
     columns = list(task.inputs)
     made = []
@@ -220,7 +220,7 @@ def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
     return list(enumerate(lines, start=1))
 
 
-def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:
+def lines_to_records(task: Preprocessor, lines: Iterable[tuple[int, str]], origin: str) -> Records:
     """One record a line that is not blank; the texts of a pair are separated by a tab."""
     kept = [(number, line) for number, line in lines if line.strip()]
     several = len(task.inputs) > 1

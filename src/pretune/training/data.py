@@ -18,7 +18,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask, ReadsStream
+from pretune.tasks.base import AnyTask, Preprocessor, ReadsStream
 from pretune.tasks.builtin import task_class
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
@@ -200,7 +200,7 @@ def examined_records(
     return records
 
 
-def fit(task: AnyTask, data: Data) -> None:
+def fit(task: Preprocessor, data: Data) -> None:
     """Let a task learn what it must know beforehand; documents have only their text.
 
     Raises:
@@ -249,7 +249,7 @@ def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
 
 def read_features(
     what: str,
-    task: AnyTask,
+    task: Preprocessor,
     records: Data,
     bundle: Bundle,
     reporter: Reporter,

@@ -17,7 +17,7 @@ from pretune.inference.runtime import precision_context
 from pretune.inference.strategies import Strategy
 from pretune.models.backbone import Backbone
 from pretune.models.heads.pooled import PooledHead
-from pretune.tasks.base import AnyTask, Task
+from pretune.tasks.base import AnyTask, DrawsAnew, Head
 
 #: What `train.freeze` accepts: a word, `{layers: N}`, or a pattern of parameter names.
 Freeze = str | Mapping[Literal["layers"], int]
@@ -99,7 +99,7 @@ def _backbone(model: nn.Module) -> Backbone:
     return backbone
 
 
-def reads_once(task: AnyTask, model: nn.Module, features: Features) -> bool:
+def reads_once(task: Head, model: nn.Module, features: Features) -> bool:
     """Whether the backbone gives the head the same input in every epoch, so that it can be kept.
 
     That needs a frozen backbone and a head that reads one vector per feature.
@@ -110,7 +110,7 @@ def reads_once(task: AnyTask, model: nn.Module, features: Features) -> bool:
         features: what is trained on.
     """
     frozen = not any(p.requires_grad for p in model.get_submodule("backbone").parameters())
-    usual = type(task).forward is Task.forward
+    usual = type(task).forward is Head.forward and not isinstance(task, DrawsAnew)
     return frozen and usual and features.choices is None and isinstance(model, PooledHead)
 
 

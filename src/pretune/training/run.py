@@ -18,7 +18,7 @@ from pretune.errors import RunError
 from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
-from pretune.tasks.base import AnyTask, drawn
+from pretune.tasks.base import AnyTask, Head, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
@@ -338,7 +338,7 @@ class _Run:
         return history
 
 
-def first_loss(task: AnyTask, model: nn.Module, features: Features, device: torch.device) -> Tensor:
+def first_loss(task: Head, model: nn.Module, features: Features, device: torch.device) -> Tensor:
     """The sum of the loss of the first feature, with its graph."""
     batch = drawn(task, features.batch(np.array([0])), seed=0, epoch=0).to(device)
     return task.loss(task.forward(model, batch), batch).sum
