@@ -24,7 +24,6 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
 from pretune.tasks.dialogue.layouts import ConversationLayout, Excerpt, TemplateLayout, TurnLayout
-from pretune.tasks.dialogue.metrics import ReplyMetrics, WrittenReply, agreement, diversity
 from pretune.tasks.dialogue.replies import (
     ASKED,
     TURN,
@@ -33,6 +32,7 @@ from pretune.tasks.dialogue.replies import (
     ReplyPrediction,
     write_replies,
 )
+from pretune.tasks.dialogue.scoring import ReplyMetrics, WrittenReply, agreement, diversity
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import IGNORED, NEXT, token_losses
 from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message

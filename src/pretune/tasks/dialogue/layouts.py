@@ -31,7 +31,7 @@ TextPart = tuple[str, int, bool]
 
 
 @dataclass(frozen=True)
-class Span:
+class MessageTokens:
     """Consecutive tokens of one message.
 
     Attributes:
@@ -54,7 +54,7 @@ class Excerpt:
         truncated: whether tokens of messages that are new in this excerpt were cut away.
     """
 
-    spans: Sequence[Span]
+    spans: Sequence[MessageTokens]
     truncated: bool
 
     def prompt_length(self, turn: int) -> int:
@@ -116,17 +116,17 @@ class ConversationLayout(ABC):
             DataError: the layout cannot show these messages.
         """
 
-    def encode(self, conversations: Sequence[Sequence[TextPart]]) -> list[list[Span]]:
+    def encode(self, conversations: Sequence[Sequence[TextPart]]) -> list[list[MessageTokens]]:
         """Tokenize the parts of many conversations at once, each part to one span."""
         texts = [text for parts in conversations for text, _, _ in parts]
         encodings = iter(self.tokenizer.encode_bare(texts, offsets=False, literal=self.literal))
         return [
-            [Span(next(encodings).ids, turn, learned) for _, turn, learned in parts]
+            [MessageTokens(next(encodings).ids, turn, learned) for _, turn, learned in parts]
             for parts in conversations
         ]
 
     @abstractmethod
-    def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
+    def excerpts(self, spans: Sequence[MessageTokens], size: int) -> Iterator[Excerpt]:
         """Divide a conversation into sequences that a model can be trained on.
 
         Args:
@@ -198,7 +198,7 @@ class TurnLayout(ConversationLayout):
         return [(m["content"], i, m["role"] == "assistant") for i, m in enumerate(messages)]
 
     @override
-    def encode(self, conversations: Sequence[Sequence[TextPart]]) -> list[list[Span]]:
+    def encode(self, conversations: Sequence[Sequence[TextPart]]) -> list[list[MessageTokens]]:
         """One span for each turn, its end included."""
         return [
             [replace(span, ids=[*span.ids, self.end]) for span in spans]
@@ -206,7 +206,7 @@ class TurnLayout(ConversationLayout):
         ]
 
     @override
-    def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
+    def excerpts(self, spans: Sequence[MessageTokens], size: int) -> Iterator[Excerpt]:
         """Windows of whole turns (see `turn_windows`); every turn is learned in one of them.
 
         A turn too long for a window is cut but ends like any other, so that the next turn follows
@@ -216,14 +216,14 @@ class TurnLayout(ConversationLayout):
         limit = turn_limit([len(span.ids) for span in spans], room)
         lengths = [min(len(span.ids), limit) for span in spans]
         for first, fresh, stop in turn_windows(lengths, room):
-            read = [Span(self.begin)]
+            read = [MessageTokens(self.begin)]
             for span in spans[first:stop]:
                 learned = span.learned and span.turn >= fresh
                 if len(span.ids) <= limit:
                     read.append(replace(span, learned=learned))
                 else:
-                    read.append(Span(span.ids[: limit - 1], span.turn, learned))
-                    read.append(Span((self.end,), span.turn))
+                    read.append(MessageTokens(span.ids[: limit - 1], span.turn, learned))
+                    read.append(MessageTokens((self.end,), span.turn))
             yield Excerpt(read, any(len(span.ids) > limit for span in spans[fresh:stop]))
 
     def turns(self, texts: Sequence[str]) -> list[list[int]]:
@@ -333,7 +333,7 @@ class TemplateLayout(ConversationLayout):
         return self.template.parts(self._with_system(messages))
 
     @override
-    def excerpts(self, spans: Sequence[Span], size: int) -> Iterator[Excerpt]:
+    def excerpts(self, spans: Sequence[MessageTokens], size: int) -> Iterator[Excerpt]:
         """The beginning of the conversation, as one sequence."""
         left, read = size + 1, []
         for span in spans:
