@@ -102,7 +102,7 @@ class TextStream:
         """
         last, done = len(self.ids) - 1, 0
         for start in range(0, last, step):
-            if done == last:
+            if done == last:  # overlapping blocks may reach the end early
                 return
             stop = min(start + size, last)
             # The targets are the tokens from done + 1 to stop.
@@ -208,6 +208,7 @@ class CorpusStream:
         while begin < stop:
             here, end = int(self.starts[row]), min(stop, int(self.starts[row + 1]))
             ids.append(self._tokens(row, begin - here, end - here))
+            # Sizes are differences of running sums; the very first token is left out.
             before = self._size(row, begin - here + (row == first))
             after = self._size(row, end - here)
             chars, size = chars + after[0] - before[0], size + after[1] - before[1]

@@ -60,7 +60,7 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         super().__init__(options)
         self._tokenizer: Tokenizer | None = None
 
-    # What the two tasks differ in.
+    # What `chat` and `instruct` differ in.
 
     @abstractmethod
     def layout(self, tokenizer: Tokenizer) -> ConversationLayout:
@@ -218,8 +218,6 @@ def _has_reply(messages: Sequence[Message]) -> bool:
 def _feature(excerpt: Excerpt, row: int, asked: int | None, *, evaluation: bool) -> Feature:
     """A sequence with its targets.
 
-    The last token is not read, as nothing follows it; the first one is not predicted.
-
     Args:
         excerpt: of the conversation of a record.
         row: the record.
@@ -229,6 +227,7 @@ def _feature(excerpt: Excerpt, row: int, asked: int | None, *, evaluation: bool)
     spans = excerpt.spans
     ids = [token for span in spans for token in span.ids]
     labels = [token if span.learned else IGNORED for span in spans for token in span.ids]
+    # The last token is not read, as nothing follows it; the first one is not predicted.
     targets: dict[str, Any] = {NEXT: labels[1:]}
     if evaluation:
         targets[TURN] = [span.turn for span in spans for _ in span.ids][1:]

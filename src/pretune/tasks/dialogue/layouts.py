@@ -207,11 +207,7 @@ class TurnLayout(ConversationLayout):
 
     @override
     def excerpts(self, spans: Sequence[MessageTokens], size: int) -> Iterator[Excerpt]:
-        """Windows of whole turns (see `turn_windows`); every turn is learned in one of them.
-
-        A turn too long for a window is cut but ends like any other, so that the next turn follows
-        an end. That end is not learned: nobody stopped speaking there.
-        """
+        """Windows of whole turns (see `turn_windows`); every turn is learned in one of them."""
         room = size + 1 - len(self.begin)
         limit = turn_limit([len(span.ids) for span in spans], room)
         lengths = [min(len(span.ids), limit) for span in spans]
@@ -222,6 +218,8 @@ class TurnLayout(ConversationLayout):
                 if len(span.ids) <= limit:
                     read.append(replace(span, learned=learned))
                 else:
+                    # A turn that is cut ends like any other, so that the next one follows an end;
+                    # that end is not learned, as nobody stopped speaking there.
                     read.append(MessageTokens(span.ids[: limit - 1], span.turn, learned))
                     read.append(MessageTokens((self.end,), span.turn))
             yield Excerpt(read, any(len(span.ids) > limit for span in spans[fresh:stop]))
@@ -386,10 +384,12 @@ class TemplateLayout(ConversationLayout):
         Of a last message that is too long by itself, its end; what the template writes around it
         stays whole.
         """
+        # The system message always stays; the rest is shortened.
         messages = self._with_system(messages)
         begun = len(messages) > 1 and messages[0]["role"] == "system"
         system, talk = messages[:begun], messages[begun:]
         tails = [{**m, "content": m["content"][-MAX_TAIL_CHARS:]} for m in talk]
+        # As many whole messages as fit, or else the end of the last one.
         kept, ids = self._whole_messages(system, tails, room)
         uncounted = len(talk[-1]["content"]) > MAX_TAIL_CHARS
         if kept:

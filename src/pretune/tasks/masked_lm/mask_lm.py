@@ -254,6 +254,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
             return
         self.bind(tokenizer)
         special, mask = self.vocabulary.special, self.vocabulary.mask
+        # Salazar et al. 2020, section 2.2: the text is read once for each token that can be masked.
         for row, encoded in self._whole_texts(records, rows, tokenizer):
             for place, token in enumerate(encoded.ids):
                 if special[token]:
@@ -274,6 +275,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     def _unmasked(self, records: Records, rows: range, tokenizer: Tokenizer) -> Iterable[Feature]:
         options = self.options
         segment = segmenter(options.words)
+        # Documents in blocks.
         if options.next == "none":
             texts = [records.text(row, "text") for row in rows]
             tokens = tokenize_sentences(texts, tokenizer, segment)
@@ -281,6 +283,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
                 for block in _blocks(whole, options.max_length - 2):
                     yield from self._sequence([block], row)
             return
+        # Pairs of segments; each copy of the data is split into others.
         maker = PairMaker(RecordDocuments(records, tokenizer, segment), **self._pair_options)
         for row in rows:
             for copy in range(options.dupe):
@@ -409,14 +412,15 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         count, which adds up over any parts of a batch; if all sequences have equally many masks, it
         is BERT's loss: the mean over the masked tokens plus the mean over the sequences.
         """
+        # The masked tokens.
         scores = token_scores(outputs)
         parts = self.options.loss_parts(scores)
         if not isinstance(outputs, PreTrainingOutput):
             return Loss(scores.sum, scores.count, parts)
+        # The pairs, each as often as it has masked tokens.
         each = F.cross_entropy(
             outputs.seq_relationship_logits.float(), batch.targets[PAIR_LABEL], reduction="none"
         )
-        # Masked tokens of each sequence: differences of a running count.
         before = F.pad((batch.targets[MASKED] != NOT_MASKED).cumsum(0), (1, 0))
         masks = before[batch.cu_seqlens[1:].long()] - before[batch.cu_seqlens[:-1].long()]
         pairs = (each * masks).sum()
@@ -429,13 +433,14 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     def predict(self, outputs: MaskLmOutputs, batch: PackedBatch) -> list[MaskPrediction]:
         if not isinstance(outputs, Tensor):
             return [MaskPrediction(())] * batch.num_sequences  # the tokens are known: no gaps
+        # The likeliest tokens of all gaps of the batch, which lie end to end.
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
         gaps = [
             tuple(map(Candidate, self._bound.tokens(row), row_scores))
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-        # The gaps of all sequences lie end to end.
+        # Give each sequence its own.
         answers, start = [], 0
         for count in batch.where(batch.targets[MASKED] != NOT_MASKED).layout.lengths:
             answers.append(MaskPrediction(tuple(gaps[start : start + count])))
