@@ -1,4 +1,4 @@
-"""Records from files, packed batches, and the order in which a model sees them."""
+"""Records from files, packed batches, and their order in training."""
 
 from typing import TYPE_CHECKING
 

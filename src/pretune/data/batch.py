@@ -1,7 +1,7 @@
 """`PackedBatch`: sequences laid end to end, so that nothing is ever computed for a pad token.
 
-Instead of a `[B, L]` matrix filled up with padding, a batch is one line of `T` tokens and the
-places where each sequence begins (`cu_seqlens`, the convention of FlashAttention's varlen kernels):
+Instead of a `[B, L]` matrix with padding, a batch is one line of `T` tokens, and the places where
+each sequence begins (`cu_seqlens`, the convention of FlashAttention's varlen kernels):
 
     tokens      [CLS] a b [SEP] [CLS] c [SEP]
     positions     0   1 2   3     0   1   2
@@ -29,18 +29,18 @@ class Layout:
 
     Attributes:
         lengths: tokens of each sequence, on the host, so that planning never waits for a GPU.
-        cu_seqlens: `[B + 1]` int32, on the batch's device: where sequence i begins, and then T.
+        cu_seqlens: `[B + 1]` int32, on the batch's device: where each sequence begins, and T.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
-    # Plans derived from the lengths (see models/attention.py) are kept as long as the layout is:
-    # every layer of a model asks for the same one.
+    # Plans derived from the lengths (see models/attention.py) live as long as the layout: every
+    # layer of a model asks for the same plan.
     plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
-        """The layout of sequences of these lengths."""
+        """Make the layout of sequences with these lengths."""
         ends = np.cumsum([0, *lengths], dtype=np.int32)
         return cls(tuple(int(n) for n in lengths), torch.from_numpy(ends).to(device))
 
@@ -62,10 +62,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some of the tokens of a packed batch: those whose last hidden state somebody reads.
+    """Some tokens of a packed batch: those whose last hidden state is needed.
 
     Attributes:
-        rows: `[R]` int64: which rows of the batch, in ascending order.
+        rows: `[R]` int64: their rows in the batch, ascending.
         layout: how many of them belong to each sequence.
     """
 
@@ -82,9 +82,9 @@ class PackedBatch:
         layout: where the sequences begin and end.
         positions: `[T]` int64, counted from 0 in each sequence.
         segments: `[T]` int64 segment ids (BERT's token types), or None.
-        targets: named tensors, `[B]` or `[B, K]` (for each feature) or `[T]` (one a token).
-        index: `[B]` int64 on the host: which features these are, as packing sorts by length.
-        choices: how many sequences each feature is; None where each is one.
+        targets: named tensors: `[B]` or `[B, K]`, by feature, or `[T]`, by token.
+        index: `[B]` int64 on the host: the number of each feature, as packing sorts by length.
+        choices: the number of sequences of each feature; None where each is one sequence.
     """
 
     tokens: Tensor
@@ -97,7 +97,7 @@ class PackedBatch:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """`[B + 1]` int32: where each sequence begins, and at the end T."""
+        """`[B + 1]` int32: where each sequence begins, and T."""
         return self.layout.cu_seqlens
 
     @property
@@ -107,31 +107,32 @@ class PackedBatch:
 
     @property
     def num_sequences(self) -> int:
-        """B; more where features are several sequences."""
+        """Number of sequences: B, or more where features are several sequences."""
         return len(self.layout.lengths)
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """T, the number of tokens."""
         return self.layout.total
 
     @cached_property
     def first(self) -> Selection:
         """The first token of each sequence (`[CLS]`)."""
-        ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
-        return Selection(self.cu_seqlens[:-1].long(), ones)
+        return Selection(self.cu_seqlens[:-1].long(), self._one_each())
 
     @cached_property
     def last(self) -> Selection:
         """The last token of each sequence."""
-        ones = Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
-        return Selection(self.cu_seqlens[1:].long() - 1, ones)
+        return Selection(self.cu_seqlens[1:].long() - 1, self._one_each())
+
+    def _one_each(self) -> Layout:
+        return Layout.of([1] * self.num_sequences, self.cu_seqlens.device)
 
     @cached_property
     def pairs(self) -> tuple[PackedBatch, PackedBatch]:
-        """Of features that are two sequences each, the first ones and the second ones.
+        """For features of two sequences each: a batch of the first and one of the second sequences.
 
-        Each has the targets of its own tokens.
+        Each batch keeps the targets by token of its own tokens.
         """
         return self._every_other(0), self._every_other(1)
 
@@ -151,13 +152,14 @@ class PackedBatch:
         )
 
     def where(self, mask: Tensor) -> Selection:
-        """The tokens for which a mask `[T]` is true; of each sequence any number."""
+        """The tokens where a mask `[T]` is true; any number in each sequence."""
+        # Running counts at the ends of the sequences give the number in each sequence.
         before = np.concatenate([[0], np.cumsum(mask.cpu().numpy())])
         ends = np.cumsum([0, *self.layout.lengths])
         return Selection(mask.nonzero()[:, 0], Layout.of(np.diff(before[ends]), mask.device))
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch on another device; copies overlap with work on CUDA."""
+        """Copy the batch to another device; copies to CUDA overlap with work there."""
         device = torch.device(device)
         if self.tokens.device == device:
             return self
@@ -181,7 +183,7 @@ class PackedBatch:
         segments: Sequence[Sequence[int]] | None = None,
         targets: Mapping[str, Sequence[Any]] | None = None,
     ) -> PackedBatch:
-        """Pack token ids as they come, unsorted: for tests, notebooks and single requests."""
+        """Pack token ids in the given order: for tests, notebooks and single requests."""
         features = [
             Feature(
                 tokens=ids,
@@ -196,17 +198,18 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """What is read together, with what should be learned from it: mostly one sequence.
+    """One training example: mostly one sequence, with its targets.
 
     Attributes:
         tokens: token ids.
         segments: segment id of each token, or None.
-        targets: named values: a number, a table `[1, K]` of K numbers, or a list as long as
-            `tokens`.
-        record: which record (0-based) this came from; long records may give several features.
+        targets: named values: a number, a table `[1, K]` of K numbers, or a list with a number for
+            each token.
+        record: the number (0-based) of its record; long records may give several features.
         truncated: whether text was cut to make it fit.
-        choices: where it is several sequences, such as the answers to choose from, or a source and
-            its target: the tokens of each, which `tokens` has end to end. They are never parted.
+        choices: the lengths in tokens of its sequences, where it has several, such as the answers
+            to choose from, or a source and its target. `tokens` holds them end to end, and they
+            always stay in one batch.
     """
 
     tokens: Sequence[int]
@@ -222,8 +225,8 @@ class Skipped:
     """A record that nothing can be learned from.
 
     Attributes:
-        record: which (0-based).
-        why: in a few words, for people.
+        record: its number (0-based).
+        why: the reason in a few words, for people.
     """
 
     record: int
@@ -232,11 +235,11 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """A record that was not as it should be, and is used all the same.
+    """A record that was wrong and is used after a repair.
 
     Attributes:
-        record: which (0-based).
-        why: what was wrong and what was made of it, in a few words, for people.
+        record: its number (0-based).
+        why: what was wrong and how it was repaired, in a few words, for people.
     """
 
     record: int
@@ -249,15 +252,15 @@ class FeatureSet:
 
     Attributes:
         tokens: all token ids, end to end, int32.
-        starts: `[N + 1]` int64: where each feature begins.
+        starts: `[N + 1]` int64: where each feature begins, and the number of tokens.
         segments: one byte a token, or None.
-        targets: by name: `[N]`, `[N, K]`, or as long as `tokens`.
-        records: `[N]`: the record each feature came from.
-        truncated: how many features had text cut.
-        skipped: records that gave no feature, as they are wrong.
-        repaired: records that are wrong and gave features.
-        rows: the records themselves, where somebody needs them beside the features.
-        choices: where features are several sequences: for each feature the tokens of each.
+        targets: arrays by name: `[N]`, `[N, K]`, or as long as `tokens`.
+        records: `[N]`: the number of each feature's record.
+        truncated: number of features whose text was cut.
+        skipped: wrong records that gave no feature.
+        repaired: wrong records that were repaired and gave features.
+        rows: the records themselves, where they are needed beside the features.
+        choices: the lengths of each feature's sequences, where features have several.
     """
 
     tokens: Array
@@ -281,22 +284,22 @@ class FeatureSet:
 
     @property
     def continues(self) -> Array:
-        """`[N]` whether a feature goes on in the record that the one before it is of."""
+        """`[N]` bool: whether a feature continues the record of the feature before it."""
         return np.append(False, self.records[1:] == self.records[:-1])[: len(self)]
 
     def record(self, index: int) -> int:
-        """The record that a feature came from."""
+        """The number of a feature's record."""
         return int(self.records[index])
 
     def sequences(self, which: Array) -> Array:
-        """Tokens of each sequence of some features: more of them where features are several."""
+        """Tokens of each sequence of some features; a feature may have several sequences."""
         if self.choices is None:
-            found: Array = self.lengths[which]
-            return found
+            lengths: Array = self.lengths[which]
+            return lengths
         return np.fromiter((n for i in which for n in self.choices[i]), dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """A SHA-256 of all that can be learned from these features, in their order."""
+        """A SHA-256 of everything a model can learn from these features, in their order."""
         digest = hashlib.sha256()
         arrays = {"tokens": self.tokens, "starts": self.starts, **self.targets}
         if self.segments is not None:
@@ -312,10 +315,10 @@ class FeatureSet:
 
     @classmethod
     def of(cls, features: Iterable[Feature]) -> FeatureSet:
-        """Gather features. All must agree on which targets they have, and whether on segments.
+        """Gather features, which must agree on their targets, and on whether they have segments.
 
         Raises:
-            ValueError: they do not agree, or a per-token target has another length than its tokens.
+            ValueError: they do not agree, or a target by token has another length than the tokens.
         """
         tokens: list[Array] = []
         segments: list[Array] = []
@@ -328,6 +331,7 @@ class FeatureSet:
             ids = np.asarray(feature.tokens, dtype=np.int32)
             if len(ids) == 0:
                 raise ValueError(f"the feature of record {feature.record} has no tokens")
+            # The sequences of a feature must add up to its tokens.
             if feature.choices is not None:
                 if min(feature.choices) < 1 or sum(feature.choices) != len(ids):
                     raise ValueError(f"choices of {feature.choices} are not {len(ids)} tokens")
@@ -335,6 +339,7 @@ class FeatureSet:
             tokens.append(ids)
             if feature.segments is not None:
                 segments.append(np.asarray(feature.segments, dtype=np.uint8))
+            # A target is one value a feature or one value a token, the same for all features.
             for name, value in feature.targets.items():
                 column = np.atleast_1d(np.asarray(value))
                 if np.ndim(value) == 1 and len(column) != len(ids):
@@ -344,6 +349,7 @@ class FeatureSet:
                 columns.setdefault(name, []).append(column)
             records.append(feature.record)
             truncated += feature.truncated
+        # What some features have, all must have.
         uneven = [name for name, column in columns.items() if len(column) != len(records)]
         if uneven or {len(segments), len(choices)} - {0, len(records)}:
             what = ", ".join(uneven) or "segments or choices"
@@ -359,11 +365,11 @@ class FeatureSet:
         )
 
     def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
-        """Pack some features, shortest first (neighbours of like length make attention cheap).
+        """Pack some features, shortest first: neighbours of similar length make attention cheap.
 
         Args:
-            which: `[B]` indices of features.
-            sort: keep the given order if False.
+            which: `[B]` numbers of features.
+            sort: False keeps the given order.
         """
         lengths = self.lengths[which]
         if sort:
@@ -372,6 +378,7 @@ class FeatureSet:
         parts, choices = self.sequences(which), None
         if self.choices is not None:
             choices = tuple(len(self.choices[i]) for i in which)
+        # Rows of the flat arrays: all tokens of all chosen features; and positions from 0.
         positions = ranges(np.zeros_like(parts), parts)
         rows = ranges(self.starts[:-1][which], lengths)
         targets = {
@@ -397,15 +404,15 @@ def _join(arrays: list[Array], dtype: Any) -> Array:
 
 
 class Features(Protocol):
-    """Many features, wherever they are: all that training and evaluation ask of them."""
+    """Many features, in memory or made on demand, as training and evaluation use them."""
 
     @property
     def lengths(self) -> Array:
-        """`[N]` whole numbers: tokens of each feature."""
+        """`[N]` integers: tokens of each feature."""
 
     @property
     def truncated(self) -> int:
-        """How many features had text cut."""
+        """Number of features whose text was cut."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -413,47 +420,47 @@ class Features(Protocol):
 
     @property
     def repaired(self) -> tuple[Repaired, ...]:
-        """Records that something was put right in."""
+        """Records that were repaired."""
 
     @property
     def choices(self) -> tuple[tuple[int, ...], ...] | None:
-        """Where features are several sequences: for each feature the tokens of each."""
+        """The lengths of each feature's sequences, where features have several."""
 
     @property
     def continues(self) -> Array:
-        """`[N]` whether a feature goes on in the record that the one before it is of."""
+        """`[N]` bool: whether a feature continues the record of the feature before it."""
 
     def __len__(self) -> int: ...
 
     def sequences(self, which: Array) -> Array:
-        """Tokens of each sequence of some features: more of them where features are several."""
+        """Tokens of each sequence of some features; a feature may have several sequences."""
 
     def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
         """Pack some features, shortest first, or in the given order.
 
-        Many threads may ask at once.
+        Several threads may call it at once.
         """
 
     def record(self, index: int) -> int:
-        """The record that a feature came from."""
+        """The number of a feature's record."""
 
     def fingerprint(self) -> str:
-        """A SHA-256 of all that can be learned from these features, in their order."""
+        """A SHA-256 of everything a model can learn from these features, in their order."""
 
 
 @dataclass(frozen=True)
 class MadeFeatures:
-    """Features that are made each time they are asked for, and kept nowhere.
+    """Features that are made each time they are needed, and kept nowhere.
 
     Attributes:
         lengths: `[N]` tokens of each feature.
-        make: a feature by its number; the same at each time, in any thread.
-        digest: a SHA-256 of all that the features are made from, and how.
-        truncated: how many features had text cut.
-        begins: `[N]` whether a feature is the first of its record; None: each is.
+        make: makes a feature from its number; the same one each time, in any thread.
+        digest: a SHA-256 of what the features are made from, and how.
+        truncated: number of features whose text was cut.
+        begins: `[N]` bool: whether a feature is the first of its record; None: each is.
         skipped: records that nothing can be learned from.
-        choices: none: a feature is one sequence.
-        repaired: records that something was put right in.
+        choices: None: each feature is one sequence.
+        repaired: records that were repaired.
     """
 
     lengths: Array
@@ -477,18 +484,18 @@ class MadeFeatures:
 
     @property
     def continues(self) -> Array:
-        """`[N]` whether a feature goes on in the record that the one before it is of."""
+        """`[N]` bool: whether a feature continues the record of the feature before it."""
         return np.zeros(len(self), np.bool_) if self.begins is None else ~self.begins
 
     def sequences(self, which: Array) -> Array:
-        """Tokens of each sequence of some features, which are one each."""
-        found: Array = self.lengths[which]
-        return found
+        """Tokens of each sequence of some features, which are one sequence each."""
+        lengths: Array = self.lengths[which]
+        return lengths
 
     def record(self, index: int) -> int:
-        """The record that a feature came from."""
+        """The number of a feature's record."""
         return self.make(index).record
 
     def fingerprint(self) -> str:
-        """A SHA-256 of all that can be learned from these features, in their order."""
+        """A SHA-256 of everything a model can learn from these features, in their order."""
         return self.digest

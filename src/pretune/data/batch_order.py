@@ -1,6 +1,6 @@
 """Which examples make up which batch: a function of the seed and a place in the data alone.
 
-So resuming is a seek: the place is two numbers, and getting there costs the same from anywhere.
+Resuming is therefore a seek: a place is two numbers, and costs the same to reach from anywhere.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pretune.data.arrays import Array
+from pretune.data.arrays import Array, ranges
 
 
 class Cursor(NamedTuple):
-    """A place in the data; places compare by which comes first.
+    """A place in the data; places compare by their order in training.
 
     Attributes:
         epoch: 0-based.
-        offset: examples of that epoch that come before.
+        offset: number of examples of that epoch before this place.
     """
 
     epoch: int = 0
@@ -28,9 +28,10 @@ class Cursor(NamedTuple):
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Array:
-    """`[count]` int64: a permutation that depends on nothing but its arguments."""
+    """`[count]` int64: a permutation that depends only on the arguments."""
     # Philox is counter-based: the key alone decides the stream, with no state to carry along.
-    # An explicit dtype: of a list with a number over 2^63 (a negative seed) numpy makes floats.
+    # The dtype is given because numpy turns a list with a number over 2^63 (a negative seed) into
+    # floats.
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))
     return generator.permutation(count)
@@ -44,12 +45,12 @@ class _Epoch:
 
 
 class DataOrder:
-    """The examples of each epoch in an order of its own, to be cut into batches.
+    """The examples in a new order for each epoch, to be cut into batches.
 
     Args:
         lengths: `[N]` tokens of each example, N > 0.
         seed: of the run.
-        in_tokens: whether batches are sized in tokens rather than in examples.
+        in_tokens: whether the size of a batch is in tokens rather than in examples.
         shuffle: False keeps the order of the data in all epochs.
 
     Raises:
@@ -69,14 +70,14 @@ class DataOrder:
         return len(self._lengths)
 
     def take(self, cursor: Cursor, size: int) -> tuple[Array, Cursor]:
-        """The batch that begins at a place, and the place where the next one begins.
+        """The batch that begins at a place, and the place where the next batch begins.
 
-        No batch reaches beyond its epoch, so the last one of an epoch may be smaller.
+        No batch goes beyond its epoch, so the last batch of an epoch may be smaller.
 
         Args:
-            cursor: with an offset below N.
-            size: examples; or tokens at most, and then an example longer than that makes a batch
-                of its own.
+            cursor: a place with an offset below N.
+            size: number of examples; or the most tokens, where an example longer than that is a
+                batch of its own.
 
         Raises:
             ValueError: `size` is not positive.
@@ -97,18 +98,18 @@ class DataOrder:
         return Cursor(cursor.epoch, end) if end < len(self) else Cursor(cursor.epoch + 1, 0)
 
     def updates(self, epochs: float, size: Callable[[int], int], ramp: int = 0) -> int:
-        """How many batches `epochs` passes over the data make.
+        """Number of updates in `epochs` passes over the data.
 
         Args:
-            epochs: with a fraction of the last one.
-            size: of the batch of each update, counted from 0.
-            ramp: from this update on they are all of one size.
+            epochs: may have a fraction: a part of the last epoch.
+            size: the size of the batch of an update, by the number of the update (0-based).
+            ramp: from this update on all batches have the same size.
         """
         whole = math.floor(epochs)
         done, at = 0, Cursor()
         while at.epoch < whole:
             if done >= ramp and at.offset == 0 and not self._in_tokens:
-                each = self._in_epoch(at.epoch, done, size)  # the same in each epoch to come
+                each = self._in_epoch(at.epoch, done, size)  # the same in all later epochs
                 done, at = done + each * (whole - at.epoch), Cursor(whole)
                 break
             at = self._after(at, size(done))
@@ -118,7 +119,7 @@ class DataOrder:
         return done + math.ceil((epochs - whole) * self._in_epoch(whole, done, size))
 
     def _in_epoch(self, epoch: int, done: int, size: Callable[[int], int]) -> int:
-        """How many batches an epoch makes before which `done` updates are."""
+        """Number of batches in an epoch that begins after `done` updates."""
         at, count = Cursor(epoch), 0
         while at.epoch == epoch:
             at = self._after(at, size(done + count))
@@ -139,15 +140,15 @@ class DataOrder:
 class StreamOrder(DataOrder):
     """The order for models whose state is carried from batch to batch.
 
-    In each epoch the texts, in an order of its own, are laid end to end and cut into streams as
-    equal as can be. A batch has the next example of every stream, always in the order of the
-    streams; the last one of an epoch lacks those that are over.
+    In each epoch the texts are laid end to end in a new order, and cut into streams of nearly equal
+    numbers of examples. A batch has the next example of every stream, always in the order of the
+    streams; the last batch of an epoch lacks the streams that have ended.
 
     Args:
         lengths: `[N]` tokens of each example, N > 0.
-        follows: `[N]` whether an example goes on where the one before it ended.
+        follows: `[N]` bool: whether an example goes on where the example before it ended.
         seed: of the run.
-        streams: B; where there are fewer examples, that many.
+        streams: B, or N where that is less.
 
     Raises:
         ValueError: there are no examples, or no streams.
@@ -161,12 +162,13 @@ class StreamOrder(DataOrder):
         self.streams = min(streams, len(lengths))
 
     def _after(self, cursor: Cursor, size: int) -> Cursor:
-        """Whatever the size: the state of each stream goes on in the next batch."""
+        # Whatever the size: the state of each stream goes on in the next batch.
         return super()._after(cursor, self.streams)
 
     def _arranged(self, epoch: int) -> Array:
         texts = epoch_order(len(self._starts), self._seed, epoch)
-        line = np.concatenate([_run(self._starts[i], self._sizes[i]) for i in texts])
+        line = ranges(self._starts[texts], self._sizes[texts])
+        # The first `longer` streams have one example more than the others.
         short, longer = divmod(len(line), self.streams)
         stream = np.arange(self.streams)
         begins = stream * short + np.minimum(stream, longer)
@@ -176,17 +178,13 @@ class StreamOrder(DataOrder):
 
 
 def _texts(follows: Array) -> tuple[Array, Array]:
-    """Where each text begins, and of how many examples it is."""
+    """The first example of each text, and its number of examples."""
     starts = np.flatnonzero(~np.append(False, follows[1:]))
     return starts, np.diff(np.append(starts, len(follows)))
 
 
-def _run(start: int, size: int) -> Array:
-    return np.arange(start, start + size)
-
-
 def batches_by_length(lengths: Array, batch_tokens: int) -> list[Array]:
-    """Batches for evaluation and prediction: longest first, so that memory is asked for once.
+    """Batches for evaluation and prediction: longest first, so that memory is allocated once.
 
     Raises:
         ValueError: `batch_tokens` is not positive.
@@ -205,16 +203,16 @@ def batches_by_length(lengths: Array, batch_tokens: int) -> list[Array]:
 
 
 def batches_in_turn(lengths: Array, follows: Array, batch_tokens: int) -> list[list[Array]]:
-    """Batches for evaluating with a state that is carried: texts side by side, each in order.
+    """Batches for evaluation with carried state: texts side by side, each in its order.
 
     Args:
         lengths: `[N]` tokens of each example.
-        follows: `[N]` whether an example goes on where the one before it ended.
-        batch_tokens: at most, but at least one text at a time.
+        follows: `[N]` bool: whether an example goes on where the example before it ended.
+        batch_tokens: the most tokens of a batch, except that it has at least one text.
 
     Returns:
-        groups of texts, those of the most examples first; batch t of a group has example t of
-        each text that is so long.
+        groups of texts, those with the most examples first; batch t of a group has example t of
+        each text that has one.
 
     Raises:
         ValueError: `batch_tokens` is not positive.

@@ -1,4 +1,4 @@
-"""Which columns of some records hold the text, and which one the labels, where nobody says it."""
+"""Guessing which columns of records hold texts and which holds labels, where nobody names them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pretune.data.records import Records, not_finite
 from pretune.errors import DataError, did_you_mean
 
-#: What public data sets call their texts; the first of these that are all there are taken.
+#: Names of text columns in public data sets; the first group whose columns are all there is taken.
 _TEXTS = (
     ("text",),
     ("sentence1", "sentence2"),
@@ -19,39 +19,41 @@ _TEXTS = (
     ("source", "target"),
 )
 _LABELS = ("label", "labels", "ner_tags", "tags")
-#: Where the messages of a conversation hold their text.
-_SAID = ("content", "value")
-#: Rows looked at to find out what a column holds, and the usual length of a text, in characters.
-_LOOKED_AT, _LONG = 1000, 12
+#: Fields of the messages of a conversation that hold their text.
+_MESSAGE_FIELDS = ("content", "value")
+#: Rows looked at to guess what a column holds.
+_PROBED_ROWS = 1000
+#: A column of texts has at least this many characters a row on average.
+_TEXT_CHARS = 12
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text, None for nothing and NaN.
+    """A cell as text; None for null and NaN.
 
-    Words are joined by spaces, the messages of a conversation by line ends; numbers are written
-    out.
+    Words are joined by spaces, messages of a conversation by line ends, and numbers written out.
     """
     if value is None or not_finite(value):
         return None
     if isinstance(value, list | tuple):
         if all(isinstance(part, str) for part in value):
             value = " ".join(value)
-        elif (said := _messages(value)) is not None:
-            value = "\n".join(said)
+        elif (texts := _message_texts(value)) is not None:
+            value = "\n".join(texts)
     text = value if isinstance(value, str) else str(value)
     # JSON can spell half a character, which tokenizers refuse.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _messages(parts: Sequence[Any]) -> list[str] | None:
-    """What is said in a conversation; None where this is none."""
-    said: list[str] = []
-    for part in parts:
-        cells = [part[key] for key in _SAID if key in part] if isinstance(part, Mapping) else []
+def _message_texts(messages: Sequence[Any]) -> list[str] | None:
+    """The texts of a conversation; None for a list of anything else."""
+    texts: list[str] = []
+    for message in messages:
+        fields = _MESSAGE_FIELDS if isinstance(message, Mapping) else ()
+        cells = [message[key] for key in fields if key in message]
         if not cells:
             return None
-        said += filter(None, map(as_text, cells))
-    return said
+        texts += filter(None, map(as_text, cells))
+    return texts
 
 
 def text_columns(
@@ -61,11 +63,11 @@ def text_columns(
 
     Args:
         records: to look at.
-        wanted: which ones a person named.
+        wanted: columns that a person named.
         label: the column that holds the labels.
 
     Raises:
-        DataError: one that was named is not there, or none looks like text.
+        DataError: a named column is missing, or none looks like text.
     """
     for name in wanted or ():
         check_column(records, name)
@@ -75,23 +77,28 @@ def text_columns(
         if set(usual) <= set(records.columns):
             return usual
     others = [name for name in records.columns if name != label]
-    lengths = {name: _usual_length(records, name) for name in others}
-    found = [name for name in others if lengths[name] >= _LONG]
-    if not found and lengths:
-        found = [name for name in others if lengths[name] == max(lengths.values()) > 0][:1]
-    if not found:
+    # No usual name: all columns with long texts; or else the column with the longest.
+    lengths = {name: _mean_length(records, name) for name in others}
+    texts = [name for name in others if lengths[name] >= _TEXT_CHARS]
+    if not texts and lengths:
+        texts = [name for name in others if lengths[name] == max(lengths.values()) > 0][:1]
+    if not texts:
         raise DataError(
             f"{records.origin}: no column looks like text; it has {', '.join(records.columns)}",
-            "Say which one it is, by its name.",
+            "Name the column of the texts.",
         )
-    return tuple(found)
+    return tuple(texts)
 
 
 def label_column(records: Records, wanted: str | None = None) -> str | None:
-    """The column that holds the labels, None where there is none.
+    """The column that holds the labels, or None.
+
+    Args:
+        records: to look at.
+        wanted: the column that a person named.
 
     Raises:
-        DataError: the one that was named is not there.
+        DataError: the named column is missing.
     """
     if wanted is not None:
         check_column(records, wanted)
@@ -100,10 +107,10 @@ def label_column(records: Records, wanted: str | None = None) -> str | None:
 
 
 def check_column(records: Records, name: str) -> None:
-    """See that a column is there.
+    """Check that a column is there.
 
     Raises:
-        DataError: it is not; names those that are.
+        DataError: it is not; names the columns that are.
     """
     if name not in records.columns:
         raise DataError(
@@ -113,9 +120,9 @@ def check_column(records: Records, name: str) -> None:
         )
 
 
-def _usual_length(records: Records, name: str) -> float:
-    """Characters of the texts in a column, on average; 0 where it holds something else."""
-    values = [records.rows[i].get(name) for i in range(min(len(records), _LOOKED_AT))]
+def _mean_length(records: Records, name: str) -> float:
+    """Mean characters of the texts in a column; 0 for a column of anything else."""
+    values = [records.rows[i].get(name) for i in range(min(len(records), _PROBED_ROWS))]
     texts = [value for value in values if isinstance(value, str | list)]
     if 2 * len(texts) < len(values):
         return 0.0

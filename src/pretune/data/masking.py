@@ -1,7 +1,7 @@
-"""Which tokens a masked language model has to guess, drawn anew in each epoch.
+"""Which tokens a masked language model has to predict, drawn anew in each epoch.
 
-Every draw is a function of (seed, epoch, number of the feature, position in it): what else is in
-the batch, how many processes there are and where a run was resumed make no difference.
+Every draw is a function of (seed, epoch, number of the feature, position in the feature). The rest
+of the batch, the number of processes and the place where a run was resumed make no difference.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import Encoding
 
-from pretune.data.arrays import Array
+from pretune.data.arrays import Array, ranges
 from pretune.errors import CheckpointError, RunError
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: What a token that is not to be guessed has as its label.
+#: Label of a token that is not masked.
 NOT_MASKED = -1
-#: Words of a stream's counter, so that no two purposes share a stream (`epoch_order` has 0).
+#: Purposes of random streams, a word of their counter, so that no two share numbers (`epoch_order`
+#: has 0).
 MASK_STREAM, PAIR_STREAM = 1, 2
 
 
@@ -43,8 +44,8 @@ class RandomStreams:
         self._purpose = purpose
 
     def at(self, index: int) -> np.random.Generator:
-        """The stream of a feature or record; ends that of the one asked for before."""
-        # Setting the state is several times quicker than a new bit generator.
+        """The stream of a feature or record; the stream returned before must not be used again."""
+        # Setting the state is several times faster than a new bit generator.
         counter = np.array([0, index, 0, self._purpose], dtype=np.uint64)
         self._state["state"] = {**self._state["state"], "counter": counter}
         self._bits.state = self._state
@@ -56,12 +57,12 @@ class MaskRule:
     """How masks are drawn.
 
     Attributes:
-        unit: tokens; words, whole; or spans of whole words (SpanBERT, Joshi et al. 2020, section
-            3.1).
-        share: of the tokens (or words) that are to be guessed.
-        as_mask: the share of those that become the mask token.
-        as_random: the share of those that become a random token; the rest stay what they are.
-        span_p: of the geometric distribution of a span's length in words.
+        unit: what is masked: tokens, whole words, or spans of whole words (SpanBERT, Joshi et al.
+            2020, section 3.1).
+        share: the share of the tokens (or words) that are masked, to be predicted.
+        as_mask: the share of the masked tokens that become the mask token.
+        as_random: the share of the masked tokens that become a random token; the rest are kept.
+        span_p: parameter of the geometric distribution of a span's length in words.
         span_max: the longest span, in words.
     """
 
@@ -73,7 +74,7 @@ class MaskRule:
     span_max: int = 10
 
     def span_lengths(self) -> Array:
-        """`[span_max]`: the probabilities of lengths 1, 2, ...: geometric, cut off and scaled.
+        """`[span_max]`: probabilities of the lengths 1, 2, ...: geometric, truncated, normalized.
 
         With p = 0.2 and at most 10 words the mean is 3.8, as in the paper.
         """
@@ -84,12 +85,12 @@ class MaskRule:
 
 @dataclass(frozen=True)
 class MaskVocabulary:
-    """What masking has to know about a tokenizer.
+    """What masking needs to know about a tokenizer.
 
     Attributes:
         mask: the id of the mask token.
         special: `[vocabulary]` bool: ids that are never masked.
-        ordinary: `[n]` int64: ids that may stand in for a masked token: all that are not special.
+        ordinary: `[n]` int64: all other ids, which may replace a masked token.
     """
 
     mask: int
@@ -98,22 +99,22 @@ class MaskVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> MaskVocabulary:
-        """Of a tokenizer.
+        """Make it for a tokenizer.
 
         Raises:
-            CheckpointError: it has no mask token, or nothing but special tokens.
+            CheckpointError: the tokenizer has no mask token, or only special tokens.
         """
         mask = tokenizer.special_id("mask_token")
         if mask is None:
             raise CheckpointError(
                 "the tokenizer has no mask token",
-                "Masks can be filled by BERT and its kin only; model.tokenizer=FOLDER names "
-                "another tokenizer.",
+                "Only BERT and its relatives can fill masks; model.tokenizer=FOLDER names another "
+                "tokenizer.",
             )
         known = np.array(sorted(tokenizer.engine.get_vocab(with_added_tokens=True).values()))
         special = np.zeros(tokenizer.vocab_size, dtype=bool)
-        found = (tokenizer.special_id(name) for name in tokenizer.special)
-        special[[token for token in found if token is not None]] = True
+        ids = (tokenizer.special_id(name) for name in tokenizer.special)
+        special[[index for index in ids if index is not None]] = True
         ordinary = known[~special[known]]
         if len(ordinary) == 0:
             raise CheckpointError("the tokenizer has only special tokens", "Copy it again.")
@@ -125,10 +126,10 @@ class Masked:
     """A batch with its masks.
 
     Attributes:
-        tokens: `[T]` int64: what the model reads.
-        labels: `[T]` int64: what it has to guess; `NOT_MASKED` elsewhere.
-        groups: `[T]` int64: tokens of one word (or span) that are guessed together have the same
-            number; `NOT_MASKED` elsewhere.
+        tokens: `[T]` int64: the input of the model.
+        labels: `[T]` int64: the tokens to predict; `NOT_MASKED` elsewhere.
+        groups: `[T]` int64: the same number for the tokens of one masked word (or span);
+            `NOT_MASKED` elsewhere.
     """
 
     tokens: Array
@@ -149,24 +150,26 @@ def draw_masks(
 ) -> Masked:
     """Draw the masks of a batch (Devlin et al. 2019, section 3.1).
 
-    Of the n units (tokens or words) of a sequence, `share * n` are chosen: exactly so many, rounded
-    up or down at random such that the mean is exact, but at least one. What becomes of a chosen
-    token is drawn for each by itself, in spans for all of a span.
+    Of the n units (tokens or words) of a sequence, `share * n` are chosen, but at least one. A
+    fraction is rounded up or down at random such that the mean is exact. The replacement is drawn
+    for each chosen token by itself; in a span, for the whole span.
 
     Args:
         tokens: `[T]` ids, sequences end to end.
         lengths: `[B]` tokens of each sequence.
-        index: `[B]` which feature each is.
-        words: `[T]`: tokens of one word that are neighbours have the same number. None: each token
-            is one.
-        rule: how.
+        index: `[B]` the number of each sequence's feature.
+        words: `[T]`: neighbouring tokens of one word have the same number. None: each token is a
+            word.
+        rule: how masks are drawn.
         vocabulary: of the tokenizer.
         seed: of the run.
         epoch: 0-based; evaluation has -1.
     """
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     units = _Units.of(vocabulary.special[tokens], sequence, words, len(lengths))
-    # Each sequence has a row for itself (how to round), and one for each token.
+    # Draw all numbers first, each sequence from its own stream: a row for the sequence (how to
+    # round), then a row for each token (order, replacement, random token). Spans, whose draws
+    # depend on each other, continue that stream.
     noise = np.empty((len(tokens) + len(lengths), 3))
     groups = np.full(len(tokens), NOT_MASKED, dtype=np.int64)
     streams = RandomStreams(seed, epoch, MASK_STREAM)
@@ -177,16 +180,17 @@ def draw_masks(
         if rule.unit == "spans":
             mine = slice(*np.searchsorted(units.sequence, [i, i + 1]))
             count = int(_how_many(units.counts[i], rule.share, noise[end - length - 1, 0]))
-            for first, last in draw_spans(
-                units.starts[mine], units.ends[mine], count, rule, stream
-            ):
+            spans = draw_spans(units.starts[mine], units.ends[mine], count, rule, stream)
+            for first, last in spans:
                 groups[first:last] = first
     rounding, each = noise[ends - lengths - 1, 0], np.delete(noise, ends - lengths - 1, axis=0)
+    # Tokens and words: the units with the smallest numbers of their sequence are chosen.
     if rule.unit != "spans":
         count_each = _how_many(units.counts, rule.share, rounding)
         groups = units.chosen(each[units.starts, 0], count_each, len(tokens))
     masked = groups != NOT_MASKED
-    # The whole of a span is treated alike (Joshi et al. 2020, section 3.1).
+    # Replace chosen tokens by the mask, a random token or themselves. A span is replaced as a whole
+    # (Joshi et al. 2020, section 3.1): its first token's number counts.
     action = each[groups if rule.unit == "spans" else np.arange(len(tokens)), 1]
     other = vocabulary.ordinary[(each[:, 2] * len(vocabulary.ordinary)).astype(np.int64)]
     replaced = np.where(action < rule.as_mask, vocabulary.mask, tokens)
@@ -197,20 +201,26 @@ def draw_masks(
 
 
 def _how_many(units: Array, share: float, rounding: Array) -> Array:
-    """So many of `units` that the mean is `share`; at least one, where there is one."""
-    found: Array = np.floor(share * units + rounding).astype(np.int64)
-    return np.minimum(np.maximum(found, 1), units)
+    """How many of `units` to choose: `share` of them on average, at least one where there is one.
+
+    Args:
+        units: number of units.
+        share: of them.
+        rounding: random numbers in [0, 1) that decide whether a fraction is rounded up.
+    """
+    count: Array = np.floor(share * units + rounding).astype(np.int64)
+    return np.minimum(np.maximum(count, 1), units)
 
 
 @dataclass(frozen=True)
 class _Units:
-    """The tokens or words of a batch that may be masked, in its order.
+    """The tokens or words of a batch that may be masked, in order.
 
     Attributes:
-        starts: `[U]` the first token of each.
+        starts: `[U]` the first token of each unit.
         ends: `[U]` one past its last token.
-        sequence: `[U]` which sequence it is in.
-        counts: `[B]` how many each sequence has.
+        sequence: `[U]` the number of its sequence.
+        counts: `[B]` number of units of each sequence.
     """
 
     starts: Array
@@ -233,7 +243,8 @@ class _Units:
         return cls(starts, ends, mine, np.bincount(mine, minlength=size))
 
     def chosen(self, key: Array, counts: Array, total: int) -> Array:
-        """`[T]` groups: of each sequence the `counts` units with the smallest keys."""
+        """`[T]` groups: the `counts` units of each sequence with the smallest keys."""
+        # The rank of each unit among those of its sequence.
         order = np.lexsort((key, self.sequence))
         rank = np.empty(len(order), dtype=np.int64)
         firsts = np.cumsum(self.counts) - self.counts
@@ -241,42 +252,55 @@ class _Units:
         taken = rank < counts[self.sequence]
         starts, lengths = self.starts[taken], (self.ends - self.starts)[taken]
         groups = np.full(total, NOT_MASKED, dtype=np.int64)
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        groups[np.repeat(starts, lengths) + within] = np.repeat(starts, lengths)
+        groups[ranges(starts, lengths)] = np.repeat(starts, lengths)
         return groups
 
 
 def draw_spans(
     starts: Array, ends: Array, count: int, rule: MaskRule, stream: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Spans of whole words, `count` words together, none over another: (first token, one past).
+    """Draw spans of whole words that do not overlap, `count` words in all.
 
-    Each begins at a word not yet masked, all of those being equally likely, and goes on for a
-    drawn number of words, but not over a special token, another span or the budget.
+    A span begins at a word that is not masked yet, each equally likely, and has a drawn number of
+    words, but ends before a special token, another span or the end of the budget.
+
+    Args:
+        starts: `[U]` the first token of each word.
+        ends: `[U]` one past its last token.
+        count: number of words to mask.
+        rule: with the distribution of lengths.
+        stream: of random numbers.
+
+    Returns:
+        (first token, one past the last) of each span, in the order they were drawn.
     """
     free = np.ones(len(starts), dtype=bool)
     cumulative = np.cumsum(rule.span_lengths())
-    found = []
+    spans = []
     while count > 0:
         left = np.flatnonzero(free)
         first = int(left[stream.integers(len(left))])
         drawn = 1 + int(np.searchsorted(cumulative, stream.random(), side="right"))
+        limit = min(len(starts), first + min(drawn, rule.span_max, count))
         last = first + 1
-        most = min(len(starts), first + min(drawn, rule.span_max, count))
-        while last < most and free[last] and starts[last] == ends[last - 1]:
+        # Words that follow each other without a gap: a special token leaves one.
+        while last < limit and free[last] and starts[last] == ends[last - 1]:
             last += 1
         free[first:last] = False
         count -= last - first
-        found.append((int(starts[first]), int(ends[last - 1])))
-    return found
+        spans.append((int(starts[first]), int(ends[last - 1])))
+    return spans
 
 
-#: A text to its words, end to end: together they are the text.
+#: From a text to its words, which end to end are the text.
 Segmenter = Callable[[str], Sequence[str]]
 
 
 def segmenter(kind: Literal["tokenizer", "jieba"]) -> Segmenter | None:
-    """What finds words where the tokenizer alone does not, as in Chinese; None: nothing does.
+    """The function that finds words where the tokenizer does not, as in Chinese.
+
+    Args:
+        kind: "tokenizer" leaves words to the tokenizer and gives None; "jieba" finds Chinese words.
 
     Raises:
         RunError: the extra `zh` is not installed.
@@ -294,16 +318,16 @@ def segmenter(kind: Literal["tokenizer", "jieba"]) -> Segmenter | None:
 
 
 def word_numbers(encoding: Encoding, text: str, segment: Segmenter | None = None) -> Array:
-    """`[tokens]` int32: which word each token of a text belongs to, counted from 0.
+    """`[tokens]` int32: the number of each token's word in the text, counted from 0.
 
-    The tokenizer's own words: for WordPiece, a piece with `##` continues the word before it. A
-    segmenter joins those that lie in one of its words, such as the characters of a Chinese one
-    (Cui et al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT").
+    Words are those of the tokenizer: for WordPiece, a piece with `##` continues the word before it.
+    A segmenter joins tokens in one of its words, such as the characters of a Chinese word (Cui et
+    al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT").
 
     Args:
         encoding: of the text, without special tokens.
         text: the text.
-        segment: finds more words.
+        segment: finds the words to join, or None.
     """
     own = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
     if len(own) == 0:

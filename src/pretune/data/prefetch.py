@@ -13,14 +13,15 @@ R = TypeVar("R")
 
 
 def prefetched(make: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R]:
-    """`make(item)` of each item, in order; the same whatever the number of workers.
+    """Yield `make(item)` for each item, in order, whatever the number of workers.
 
     Closing the iterator early throws away what was made ahead.
 
     Args:
-        make: must not depend on what was made before.
-        items: asked for only as needed, by the caller's thread; may be endless.
-        workers: threads; each keeps two results ready. With 0 things are made when asked for.
+        make: must not depend on earlier results.
+        items: taken only as needed, by the caller's thread; may be endless.
+        workers: number of threads; each keeps two results ready. With 0, results are made on
+            demand.
     """
     if workers == 0:
         yield from map(make, items)

@@ -20,17 +20,17 @@ from pretune.errors import DataError
 from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Documents from which random segments were taken lately.
+#: Documents kept in memory, for the random segments that are taken from them.
 KEPT = 256
 
 
 @dataclass(frozen=True)
 class SentenceTokens:
-    """Some tokens of a text, without special ones.
+    """The tokens of a text, or of a part, without special tokens.
 
     Attributes:
         ids: `[n]` int32.
-        words: `[n]` int32: which word of the text each belongs to.
+        words: `[n]` int32: the number of each token's word in the text.
     """
 
     ids: Array
@@ -44,7 +44,7 @@ class SentenceTokens:
 
     @classmethod
     def join(cls, parts: Sequence[SentenceTokens]) -> SentenceTokens:
-        """End to end; words are counted on."""
+        """Join parts end to end; the numbers of words go on."""
         shift, words = 0, []
         for part in parts:
             words.append(part.words + shift)
@@ -55,19 +55,26 @@ class SentenceTokens:
 def tokenize_sentences(
     texts: Sequence[str], tokenizer: Tokenizer, segment: Segmenter | None
 ) -> list[SentenceTokens]:
-    """The tokens of texts, whole and without special tokens, tokenized in parallel.
+    """Tokenize texts in parallel, whole and without special tokens.
 
-    Names of special tokens in a text are text, as in a prepared corpus.
+    The name of a special token in a text is text, as in a prepared corpus.
+
+    Args:
+        texts: to tokenize.
+        tokenizer: of the model.
+        segment: finds words that the tokenizer does not, as in Chinese.
     """
     encodings = tokenizer.encode_bare(texts, literal=True)
     return [
-        SentenceTokens(np.array(one.ids, dtype=np.int32), word_numbers(one, text, segment))
-        for one, text in zip(encodings, texts, strict=True)
+        SentenceTokens(
+            np.array(encoding.ids, dtype=np.int32), word_numbers(encoding, text, segment)
+        )
+        for encoding, text in zip(encodings, texts, strict=True)
     ]
 
 
 class LazySentences:
-    """The sentences of a text, tokenized when they are asked for."""
+    """The sentences of a text, each tokenized on first use."""
 
     def __init__(self, text: str, encode: Callable[[Sequence[str]], list[SentenceTokens]]) -> None:
         self._texts, self._encode = [text[start:end] for start, end in sentence_spans(text)], encode
@@ -77,28 +84,28 @@ class LazySentences:
         return len(self._texts)
 
     def __getitem__(self, number: int) -> SentenceTokens:
-        found = self._known[number]
-        if found is None:
-            (found,) = self._encode([self._texts[number]])
-            self._known[number] = found
-        return found
+        sentence = self._known[number]
+        if sentence is None:
+            (sentence,) = self._encode([self._texts[number]])
+            self._known[number] = sentence
+        return sentence
 
     def all(self) -> list[SentenceTokens]:
         """All sentences that have tokens."""
         missing = [number for number, known in enumerate(self._known) if known is None]
-        found = self._encode([self._texts[number] for number in missing])
-        for number, sentence in zip(missing, found, strict=True):
+        encoded = self._encode([self._texts[number] for number in missing])
+        for number, sentence in zip(missing, encoded, strict=True):
             self._known[number] = sentence
         return [sentence for sentence in self._known if sentence is not None and len(sentence)]
 
 
 class RecordDocuments:
-    """The documents of some records, in the column `text`.
+    """Records as documents, from their column `text`.
 
     Args:
         records: the documents.
         tokenizer: of the model.
-        segment: finds words.
+        segment: finds words that the tokenizer does not, as in Chinese.
     """
 
     def __init__(
@@ -118,7 +125,7 @@ class RecordDocuments:
 
 
 class TokenRun(Protocol):
-    """Some tokens of a document: themselves, or where they are."""
+    """Tokens of a document that follow each other: the ids, or their place in a corpus."""
 
     def __len__(self) -> int: ...
 
@@ -126,7 +133,7 @@ class TokenRun(Protocol):
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Parts that follow each other as one."""
+        """Join runs that follow each other."""
 
 
 P = TypeVar("P", bound=TokenRun)
@@ -145,27 +152,27 @@ class SentenceList(Protocol[P_co]):
 
 
 class DocumentSource(Protocol[P_co]):
-    """Where pairs are made from."""
+    """The documents that pairs are made from."""
 
     @property
     def origin(self) -> str:
-        """Its name in errors."""
+        """The file or corpus, as errors name it."""
 
     def __len__(self) -> int: ...
 
     def document(self, row: int, /) -> SentenceList[P_co]:
-        """A document, by its number."""
+        """The sentences of a document, by its number."""
 
 
 @dataclass(frozen=True)
 class SegmentPair(Generic[P]):
-    """Two segments.
+    """Two segments and the label of their relation.
 
     Attributes:
-        first: with the segment id 0.
-        second: with the segment id 1.
-        label: nsp: 0 if the second follows the first, 1 if it is from another document; sop: 0 if
-            they are in their order, 1 if they are swapped. As transformers numbers them.
+        first: the segment with id 0.
+        second: the segment with id 1.
+        label: for nsp, 0 if the second follows the first, 1 if it is from another document; for
+            sop, 0 if they are in order, 1 if they are swapped. transformers uses the same numbers.
     """
 
     first: P
@@ -174,14 +181,14 @@ class SegmentPair(Generic[P]):
 
 
 class PairMaker(Generic[P]):
-    """Makes pairs of documents, the same ones at each time.
+    """Makes the pairs of documents, the same pairs each time.
 
     Args:
-        documents: with their sentences.
-        kind: what the second segment is besides the next one: `nsp`: from another document; `sop`:
-            the one before (Lan et al. 2020, section 3.1).
+        documents: to take segments from.
+        kind: how half of the second segments are replaced: `nsp`, by one from another document;
+            `sop`, by swapping the two (Lan et al. 2020, section 3.1).
         room: the most tokens of a pair, at least 2.
-        short: this share of pairs aims at a random smaller number of tokens.
+        short: the share of pairs that aim at a random smaller number of tokens.
     """
 
     def __init__(
@@ -195,12 +202,14 @@ class PairMaker(Generic[P]):
         self._documents, self._kind, self._room, self._short = documents, kind, room, short
 
     def pairs(self, row: int, copy: int = 0) -> Iterator[SegmentPair[P]]:
-        """The pairs of a document; each copy splits it otherwise.
+        """Make the pairs of a document (Devlin et al. 2019, appendix A.2).
 
-        Sentences are gathered until they fill the room, and cut in two between two of them; by
-        even odds the second part gives way to another one. What a random segment pushed aside
-        begins the next pair. A sentence left alone makes no pair, as nothing follows it: so both
-        labels are equally likely, whatever the documents are like.
+        A last sentence that is left alone makes no pair, because nothing follows it. Both labels
+        are therefore equally likely, whatever the documents are like.
+
+        Args:
+            row: the number of the document.
+            copy: each copy splits the document in another way.
 
         Raises:
             DataError: `nsp`, and no other document has any text.
@@ -212,10 +221,13 @@ class PairMaker(Generic[P]):
             target = self._room
             if stream.random() < self._short:
                 target = int(stream.integers(2, self._room + 1))
+            # Gather sentences until they fill the room, and cut between two of them.
             end = _gather(parts, begin, target)
             middle = int(stream.integers(begin + 1, end))
             join = type(parts[0]).join
             first, second = join(parts[begin:middle]), parts[middle:end]
+            # Half of the second segments are replaced. For nsp the sentences that a random segment
+            # pushed aside begin the next pair.
             other = bool(stream.random() < 0.5)
             begin = end
             if other and self._kind == "nsp":
@@ -224,7 +236,7 @@ class PairMaker(Generic[P]):
             yield self._pair(first, join(second), int(other))
 
     def _pair(self, first: P, second: P, label: int) -> SegmentPair[P]:
-        """Cut to the room: from the far ends, so that what was next to each other stays so."""
+        """Cut a pair to the room at its far ends, so that neighbours stay neighbours."""
         left, right = _fit(len(first), len(second), self._room)
         first, second = first[len(first) - left :], second[:right]
         if label and self._kind == "sop":
@@ -232,19 +244,19 @@ class PairMaker(Generic[P]):
         return SegmentPair(first, second, label)
 
     def _elsewhere(self, row: int, wanted: int, stream: np.random.Generator) -> list[P]:
-        """Sentences from a random place of a random other document."""
+        """Sentences from a random place in a random other document that has text."""
         others = len(self._documents) - 1
         start = int(stream.integers(others)) if others else 0
         for step in range(others):
             document = self._documents.document((row + 1 + (start + step) % others) % (others + 1))
-            found: list[P] = []
+            chosen: list[P] = []
             first = int(stream.integers(len(document))) if len(document) else 0
             for number in range(first, len(document)):
-                found.append(document[number])
-                if sum(map(len, found)) >= wanted:
+                chosen.append(document[number])
+                if sum(map(len, chosen)) >= wanted:
                     break
-            if any(map(len, found)):
-                return found
+            if any(map(len, chosen)):
+                return chosen
         raise DataError(
             f"{self._documents.origin}: no two records have text, so no segment can come from "
             "another document",
@@ -252,17 +264,17 @@ class PairMaker(Generic[P]):
         )
 
 
-def _gather(sentence_spans: Sequence[TokenRun], begin: int, target: int) -> int:
-    """Where to stop so that there are `target` tokens, and two sentences."""
+def _gather(sentences: Sequence[TokenRun], begin: int, target: int) -> int:
+    """Where to stop for at least `target` tokens and two sentences."""
     end, total = begin, 0
-    while end < len(sentence_spans) and (total < target or end < begin + 2):
-        total += len(sentence_spans[end])
+    while end < len(sentences) and (total < target or end < begin + 2):
+        total += len(sentences[end])
         end += 1
     return end
 
 
 def _fit(first: int, second: int, room: int) -> tuple[int, int]:
-    """How much of each to keep: the longer one gives way first."""
+    """How many tokens of each segment to keep: the longer segment gives way first."""
     half = room // 2
     if first + second <= room:
         return first, second
