@@ -79,14 +79,14 @@ def test_ids_are_those_of_transformers(tmp_path: Path, layout: str) -> None:
     [
         ("added_tokens.json", {"a": NEXT, "b": NEXT + 2}, f"'b' has the id {NEXT + 2}, but.*15"),
         ("added_tokens.json", {"film": NEXT}, f"'film' has the id {NEXT}, but.*6"),
-        ("added_tokens.json", {"a": "15"}, "is no token and its id"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": token("a")}}, "'x'.*is no id"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"14": "a"}}, "'14'.*is no id"),
-        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}, "is no id and its token"),
+        ("added_tokens.json", {"a": "15"}, "is not a token and its id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": token("a")}}, "'x'.*is not an id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"14": "a"}}, "'14'.*is not an id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}, "is not an id and its token"),
         (
             "tokenizer_config.json",
             {"added_tokens_decoder": {"14": {"content": "a", "special": 1}}},
-            "is no id and its token",
+            "is not an id and its token",
         ),
     ],
 )

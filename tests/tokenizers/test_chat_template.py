@@ -128,7 +128,7 @@ def test_half_a_character_is_refused() -> None:
 
 def test_a_template_that_changes_the_past_is_refused() -> None:
     only_last = ChatTemplate("{{ messages[-1].content }}")
-    with pytest.raises(DataError, match="changes what was said before message 3"):
+    with pytest.raises(DataError, match="changes the text before message 3"):
         only_last.parts(TALK)
 
 

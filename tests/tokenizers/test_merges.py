@@ -26,7 +26,7 @@ CHANGED = {
     "another class": (
         "tokenizer_config.json",
         '{"tokenizer_class": "Qwen2Tokenizer"}',
-        r"of a Qwen2Tokenizer, and without tokenizer\.json",
+        r"of a Qwen2Tokenizer, but without tokenizer\.json",
     ),
 }
 

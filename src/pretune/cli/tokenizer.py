@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pretune.tokenizers.measure import TokenizerFigures
+    from pretune.tokenizers.figures import TokenizerFigures
     from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The files in a tokenizer's folder. A folder with other files in it is never replaced.
@@ -151,7 +151,7 @@ def _train(
     """
     from pretune.text.raw_text import find_files, iter_texts
     from pretune.text.text_sample import take_sample
-    from pretune.tokenizers.measure import measure_tokenizer
+    from pretune.tokenizers.figures import measure_tokenizer
     from pretune.tokenizers.train import train_tokenizer
 
     files = find_files(corpus)

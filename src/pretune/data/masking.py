@@ -25,15 +25,15 @@ MASK_STREAM, PAIR_STREAM = 1, 2
 
 
 class RandomStreams:
-    """Random numbers by address: one stream for each (seed, epoch, index), of Philox 4x64.
+    """Random numbers by address: a stream of Philox 4x64 for each (seed, epoch, index).
 
-    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": the generator is a function
-    of a key and a counter, so any stream is reached at once.
+    The generator is a function of a key and a counter, so any stream is reached at once (Salmon et
+    al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
     Args:
-        seed: any whole number.
-        epoch: any whole number.
-        purpose: `MASKS` or `PAIRS`.
+        seed: any integer.
+        epoch: any integer.
+        purpose: `MASK_STREAM` or `PAIR_STREAM`.
     """
 
     def __init__(self, seed: int, epoch: int, purpose: int) -> None:

@@ -1,23 +1,23 @@
-"""Where sentences begin and end, by punctuation alone: English, Chinese, and what is written alike.
+"""Finding sentences by punctuation alone, in English, Chinese and languages written like them.
 
 Rules, in this order:
 
 1. A line break always ends a sentence.
-2. Marks that do nothing else (。！？；｡ and ؟ ۔ । ॥) end one, with the quotes and brackets that
-   close after them, unless a comma or colon follows.
-3. `.`, `!`, `?` and `…`, with what closes after them, end one before a space, unless what follows
-   begins with a small letter or goes on with a comma or colon. Before a Chinese, Japanese or Korean
-   character no space is needed, except after a single `.`.
-4. A single `.` does not end one after a title (Mr.), an abbreviation (e.g., U.S., vol.), an initial
-   (J. Smith), or a number that begins the sentence (2. The second). So `U.S.` at the end of a
-   sentence is missed: that costs less than a break in each of the others.
+2. Marks with no other use (。！？；｡ and ؟ ۔ । ॥), together with closing quotes and brackets, end a
+   sentence, unless a comma or colon follows.
+3. `.`, `!`, `?` and `…`, together with closing quotes and brackets, end a sentence before a space,
+   unless a small letter, a comma or a colon follows. Before a Chinese, Japanese or Korean character
+   no space is needed, except after a single `.`.
+4. A single `.` does not end a sentence after a title (Mr.), an abbreviation (e.g., U.S., vol.), an
+   initial (J. Smith), or a number that begins the sentence (2. The second). A sentence that ends
+   with `U.S.` is therefore missed, which costs less than a break at every other `U.S.`.
 """
 
 from __future__ import annotations
 
 import re
 
-#: End a sentence wherever they stand.
+#: Marks that end a sentence anywhere.
 _STRONG = frozenset("。！？；｡؟۔।॥")
 _CLOSING = r"[\"'”’»)\]}〉》」』】）］｝〕〗]"
 _MARKS = re.compile(rf"(?:[.!?…。！？；｡؟۔।॥]+{_CLOSING}*)+")
@@ -25,7 +25,7 @@ _CANDIDATE = re.compile(rf"(?P<line>[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])|{_MARKS
 _SPACE = re.compile(r"\s*")
 _OPENING = re.compile(r"[\"'“‘«(\[{〈《「『【（［｛〔〖]*")
 _GOES_ON = frozenset(",:;，、：；")
-_DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # e.g, U.S, a.m: the last dot is the mark itself
+_DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # e.g, U.S, a.m, without the last dot
 _CJK = re.compile(
     "[\u2e80-\u2fdf\u3005-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
     "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff“‘「『《【（]"
@@ -38,19 +38,19 @@ _ABBREVIATIONS = frozenset(
         "trans jan feb mar apr jun jul aug sep sept oct nov dec",
     )
 )
-#: No abbreviation is longer, and a text without spaces must not be searched back to its beginning.
+#: Characters searched back for an abbreviation; a text without spaces must not be searched further.
 _LONGEST_WORD = 24
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """The sentences of a text.
+    """Find the sentences of a text.
 
     Args:
         text: of any length.
 
     Returns:
-        (start, end) characters of each sentence, in order; between them there is only space, and
-        no sentence is empty or begins or ends with a space. A text of spaces has none.
+        the (start, end) characters of each sentence, in order. Between sentences there is only
+        white space, and none is empty or begins or ends with white space.
     """
     spans: list[tuple[int, int]] = []
     start = 0
@@ -63,6 +63,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _add(spans: list[tuple[int, int]], text: str, start: int, end: int) -> None:
+    """Add a sentence without the white space around it, unless it is blank."""
     piece = text[start:end]
     begins = len(piece) - len(piece.lstrip())
     length = len(piece.strip())
@@ -71,8 +72,9 @@ def _add(spans: list[tuple[int, int]], text: str, start: int, end: int) -> None:
 
 
 def _ends_sentence(text: str, start: int, match: re.Match[str]) -> bool:
+    """Whether marks end the sentence that begins at `start`: rules 2 to 4 of this file."""
     end = match.end()
-    after = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # matches nothing at least
+    after = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # always matches
     if after == len(text):
         return True
     if text[after] in _GOES_ON:
@@ -89,6 +91,7 @@ def _ends_sentence(text: str, start: int, match: re.Match[str]) -> bool:
 
 
 def _is_abbreviation(text: str, start: int, dot: int) -> bool:
+    """Whether a dot belongs to a title, an abbreviation, an initial or a leading number."""
     before = text[max(start, dot - _LONGEST_WORD) : dot]
     word = before.split()[-1].lstrip("\"'“‘«([{") if before.strip() else ""
     if before[-1:].isspace() or not word:

@@ -1,4 +1,4 @@
-"""A sample of a stream of texts that is spread evenly over it and bounded in memory."""
+"""A sample of a stream of texts, spread evenly over the stream and bounded in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 #: Bytes of a batch, the unit of sampling.
 BATCH = 1 << 14
-#: Occurs nowhere in UTF-8, so it can stand between the texts of a batch.
+#: Separates the texts of a batch: a byte that never occurs in UTF-8.
 _BETWEEN = b"\xff"
-#: One batch in so many is held out.
+#: One batch in this many is held out.
 HELD_OUT = 20
-#: The most batches held out: 2 MiB of text tell a compression to three digits.
+#: The most batches held out: 2 MiB of text give a compression to three digits.
 MOST_HELD_OUT = 128
 
 #: 2**64 divided by the golden ratio. The fractional parts of i / golden ratio fill [0, 1) as evenly
-#: as those of any multiple can (Knuth, The Art of Computer Programming 3, section 6.4): the i whose
-#: part is below a threshold are spread evenly, whatever the threshold.
+#: as the multiples of any number can (Knuth, The Art of Computer Programming 3, section 6.4). The i
+#: whose part is below a threshold are therefore spread evenly, whatever the threshold.
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -33,23 +33,23 @@ class Texts:
                 yield text.decode()
 
     def __len__(self) -> int:
-        """How many texts there are."""
+        """Number of texts."""
         return sum(batch.count(_BETWEEN) + 1 for batch in self.batches)
 
     @property
     def bytes(self) -> int:
-        """Bytes of UTF-8."""
+        """Number of bytes in UTF-8."""
         return sum(len(batch) - batch.count(_BETWEEN) for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True)
 class TextSample:
-    """What was kept of a stream.
+    """The texts kept from a stream.
 
     Attributes:
-        texts: what was kept, in order.
+        texts: the texts kept, in order.
         seen: bytes (UTF-8) of the whole stream.
-        whole: whether nothing was left out.
+        whole: whether the stream was kept as a whole.
     """
 
     texts: Texts
@@ -57,11 +57,12 @@ class TextSample:
     whole: bool
 
     def split(self) -> tuple[Texts, Texts]:
-        """The text to train on, and a twentieth or less to measure on.
+        """Split into texts to train on and a twentieth or less to measure on.
 
-        Too little text is not split: then the second is the first.
+        Too little text is not split: then both are all texts.
         """
         batches = self.texts.batches
+        # Every 20th batch from the middle of the first 20 on, thinned out to MOST_HELD_OUT.
         chosen = range(HELD_OUT // 2, len(batches), HELD_OUT)
         held = set(chosen[:: -(-len(chosen) // MOST_HELD_OUT) or 1])
         if not held:
@@ -71,7 +72,7 @@ class TextSample:
 
 
 def take_sample(texts: Iterable[str], limit: int) -> TextSample:
-    """Read a stream to its end and keep an even part of it.
+    """Read a stream to its end, and keep a part that is spread evenly over it.
 
     The same stream gives the same sample.
 
@@ -79,7 +80,7 @@ def take_sample(texts: Iterable[str], limit: int) -> TextSample:
         texts: the stream; empty texts are passed over.
         limit: the most bytes (UTF-8) to keep.
     """
-    kept: list[tuple[int, int, bytes]] = []  # a heap with the first to go on top
+    kept: list[tuple[int, int, bytes]] = []  # a heap, with the next batch to drop on top
     held = seen = 0
     threshold = 2**64
     for index, batch in enumerate(_batches(texts)):
@@ -87,6 +88,7 @@ def take_sample(texts: Iterable[str], limit: int) -> TextSample:
         part = index * _GOLDEN % 2**64
         if part >= threshold:
             continue
+        # Over the limit, the threshold sinks to the highest part that is held.
         held += len(batch)
         heapq.heappush(kept, (-part, index, batch))
         while held > limit and len(kept) > 1:

@@ -1,4 +1,4 @@
-"""Tokens that were added to a bare vocabulary, as older transformers noted them beside it."""
+"""Tokens added to a vocabulary: those that checkpoints list in files beside it, and new ones."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.errors import CheckpointError, DataError
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: From each token to its id.
+#: Older transformers wrote added tokens here: token -> id.
 ADDED_FILE = "added_tokens.json"
-#: In `tokenizer_config.json`, newer: from each id to the token and how it is found in a text.
+#: Newer ones write them into `tokenizer_config.json`: id -> token and how it is matched in a text.
 _DECODER = "added_tokens_decoder"
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _AGAIN = "Copy the folder again, with all of its files."
 
 
-def add_noted(
-    engine: RustTokenizer, folder: Path, ids: Mapping[str, Any], said: Mapping[str, Any]
+def add_listed(
+    engine: RustTokenizer, folder: Path, ids: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Add the tokens that the files of a folder name, in the order of their ids.
+    """Add the tokens that the files of a folder list, in the order of their ids.
 
     Args:
-        engine: with the vocabulary; changed.
-        folder: where the files are, for messages.
-        ids: what `ADDED_FILE` has.
-        said: what the other files say about tokens.
+        engine: with the vocabulary; changed in place.
+        folder: of the files, named in errors.
+        ids: the content of `ADDED_FILE`.
+        settings: the content of the other files about tokens.
 
     Raises:
-        CheckpointError: the files are not as they have to be, or the ids do not follow on those of
-            the vocabulary.
+        CheckpointError: a file is malformed, or the ids do not continue those of the vocabulary.
     """
-    more = said.get("additional_special_tokens")
-    special = {_content(one) for one in more} if isinstance(more, list) else set()
-    noted = _of_file(folder / ADDED_FILE, ids, special)
-    noted |= _of_settings(folder / "tokenizer_config.json", said.get(_DECODER) or {})
-    for number, (token, path) in sorted(noted.items(), key=lambda one: one[0]):
+    more = settings.get("additional_special_tokens")
+    special = {_content(entry) for entry in more} if isinstance(more, list) else set()
+    listed = _from_file(folder / ADDED_FILE, ids, special)
+    listed |= _from_settings(folder / "tokenizer_config.json", settings.get(_DECODER) or {})
+    for number, (token, path) in sorted(listed.items(), key=lambda item: item[0]):
+        # The engine numbers new tokens itself: its number has to be the listed one.
         present = engine.token_to_id(token.content)
         place = engine.get_vocab_size(with_added_tokens=True) if present is None else present
         if number != place:
@@ -49,80 +49,82 @@ def add_noted(
                 _AGAIN,
             )
         engine.add_tokens([token])
-    known = {token.content for token, _ in noted.values()}
+    # Special tokens that are in the vocabulary already are only marked as special.
+    known = {token.content for token, _ in listed.values()}
     engine.add_special_tokens(
         [token for token in sorted(special - known - {""}) if engine.token_to_id(token) is not None]
     )
 
 
-def _content(one: object) -> str:
-    """A token in the short or the long form; nothing if it is neither."""
-    content = one.get("content") if isinstance(one, dict) else one
+def _content(entry: object) -> str:
+    """The text of a token in the short or the long form; empty for anything else."""
+    content = entry.get("content") if isinstance(entry, dict) else entry
     return content if isinstance(content, str) else ""
 
 
-def _of_file(
+def _from_file(
     path: Path, ids: Mapping[str, Any], special: set[str]
 ) -> dict[int, tuple[AddedToken, Path]]:
-    found = {}
+    tokens = {}
     for token, number in ids.items():
         if type(number) is not int or not token:
-            raise CheckpointError(f"{path}: {token!r}: {number!r} is no token and its id", _AGAIN)
-        own = token in special  # found as it is spelled; others after lower-casing, too
-        found[number] = (AddedToken(token, normalized=not own, special=own), path)
-    return found
+            raise CheckpointError(
+                f"{path}: {token!r}: {number!r} is not a token and its id", _AGAIN
+            )
+        own = token in special  # matched as spelled; other tokens are matched after normalization
+        tokens[number] = (AddedToken(token, normalized=not own, special=own), path)
+    return tokens
 
 
-def _of_settings(path: Path, decoder: object) -> dict[int, tuple[AddedToken, Path]]:
-    found = {}
-    for number, one in decoder.items() if isinstance(decoder, dict) else [("", decoder)]:
-        token = _token(one)
+def _from_settings(path: Path, decoder: object) -> dict[int, tuple[AddedToken, Path]]:
+    tokens = {}
+    for number, entry in decoder.items() if isinstance(decoder, dict) else [("", decoder)]:
+        token = _token(entry)
         if token is None or not number.isdecimal():
             raise CheckpointError(
-                f"{path}: {_DECODER}: {number!r}: {one!r} is no id and its token", _AGAIN
+                f"{path}: {_DECODER}: {number!r}: {entry!r} is not an id and its token", _AGAIN
             )
-        found[int(number)] = (token, path)
-    return found
+        tokens[int(number)] = (token, path)
+    return tokens
 
 
-def _token(one: object) -> AddedToken | None:
-    """The token of a long form; None: it is none."""
-    if not isinstance(one, dict) or not _content(one):
+def _token(entry: object) -> AddedToken | None:
+    """The token of an entry in the long form; None for anything else."""
+    if not isinstance(entry, dict) or not _content(entry):
         return None
-    flags = {name: one[name] for name in _FLAGS if name in one}
+    flags = {name: entry[name] for name in _FLAGS if name in entry}
     if not all(isinstance(value, bool) for value in flags.values()):
         return None
-    return AddedToken(_content(one), **{"normalized": not flags.get("special", False), **flags})
+    return AddedToken(_content(entry), **{"normalized": not flags.get("special", False), **flags})
 
 
 def _has_ideograph(token: str) -> bool:
-    """BERT's normalizer sets these apart with spaces, so such a token must be found before it."""
+    """Whether BERT's normalizer would put spaces inside a token, which must be matched before."""
     return any("\u3400" <= character <= "\u9fff" for character in token)
 
 
 def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
-    """Add whole tokens that are never split, in place; those already known are passed over.
+    """Add whole tokens that are never split, in place; tokens already there are passed over.
 
     Args:
         tokenizer: to change.
-        tokens: as they occur in text. Matched after normalisation, so that an uncased tokenizer
-            finds them in any case.
+        tokens: as they occur in text. They are matched after normalization, so an uncased tokenizer
+            matches them in any case.
 
     Returns:
-        how many were new.
+        the number of new tokens.
 
     Raises:
-        DataError: one is empty or only white space.
+        DataError: a token is empty or only white space.
     """
     for token in tokens:
         if not token.strip():
             raise DataError(f"new token {token!r}: is empty", "Give every new token some letters.")
     known = tokenizer.engine.get_vocab(with_added_tokens=True)
     fresh = [token for token in dict.fromkeys(tokens) if token not in known]
-    added: int = tokenizer.engine.add_tokens(
+    return tokenizer.engine.add_tokens(
         [
             AddedToken(token, single_word=False, normalized=not _has_ideograph(token))
             for token in fresh
         ]
     )
-    return added

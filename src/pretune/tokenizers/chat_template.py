@@ -1,7 +1,7 @@
-"""Chat templates: how messages become one text, written in Jinja as transformers does it.
+"""Chat templates: Jinja programs that turn messages into one text, as in transformers.
 
-A template comes with a checkpoint, from anybody. It runs in Jinja's sandbox: it can neither reach
-Python's own functions nor change what it is given. Its time and memory are not limited.
+A template comes with a checkpoint, from anybody. It runs in Jinja's sandbox, where it can neither
+reach Python's own functions nor change its arguments. Its time and memory are not limited.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pretune.tokenizers.tokenizer import Tokenizer
 #: A message: `{"role": "user", "content": "..."}`.
 Message = Mapping[str, str]
 
-#: Templates to train with where a tokenizer has none. A text ends with the tokenizer's end of text,
-#: which in a BERT's vocabulary is `[SEP]`.
+#: Templates to train with where a tokenizer has none. A reply ends with the tokenizer's end of
+#: text, which in a BERT's vocabulary is `[SEP]`.
 TEMPLATES = {
     # Taori et al. 2023, "Stanford Alpaca"; without its preamble, and in several turns.
     "alpaca": """\
@@ -50,9 +50,9 @@ TEMPLATES = {
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks replies for whoever wants them; here the text as it is."""
+    """`{% generation %}`, which marks replies for training masks, and changes no text."""
 
-    tags = {"generation"}  # noqa: RUF012 - as the class above has it
+    tags = {"generation"}  # noqa: RUF012 - declared like this in the base class
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -64,23 +64,24 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-    """Jinja's own would escape for HTML."""
+    """The filter `tojson`, without the escapes for HTML of Jinja's own."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    found = ImmutableSandboxedEnvironment(
+    """The names and settings that transformers gives to templates, and no others."""
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    kept = {name: found.globals[name] for name in ("range", "dict", "namespace")}
-    found.globals.clear()
-    found.globals.update(
+    kept = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
+    environment.globals.clear()
+    environment.globals.update(
         kept,
         raise_exception=_refuse,
         strftime_now=lambda how: datetime.now().strftime(how),
     )
-    found.filters["tojson"] = _to_json
-    return found
+    environment.filters["tojson"] = _to_json
+    return environment
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ class ChatTemplate:
     """A template, and the special tokens that it may name.
 
     Attributes:
-        text: in Jinja.
-        special: by name, e.g. `{"eos_token": "<|endoftext|>"}`.
+        text: the source in Jinja.
+        special: the special tokens by name, e.g. `{"eos_token": "<|endoftext|>"}`.
 
     Raises:
-        CheckpointError: it is not valid Jinja.
+        CheckpointError: the source is not valid Jinja.
     """
 
     text: str
@@ -101,8 +102,8 @@ class ChatTemplate:
     def __post_init__(self) -> None:
         try:
             compiled = _environment().from_string(self.text)
-        # Jinja makes Python of it, which can go wrong in ways of its own: `{% break %}` outside of
-        # a loop is a SyntaxError, many loops in one another an IndentationError or a MemoryError.
+        # Jinja compiles to Python, which adds errors of its own: `{% break %}` outside of a loop is
+        # a SyntaxError, many nested loops an IndentationError or a MemoryError.
         except Exception as error:
             raise CheckpointError(
                 "chat_template: not a Jinja template that can be read "
@@ -114,27 +115,27 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """A tokenizer's own; None: it has none.
+        """The template of a tokenizer, or None.
 
         Raises:
             CheckpointError: it is not valid Jinja.
         """
         text = tokenizer.settings.get("chat_template")
-        if isinstance(text, list):  # several by name
-            several = (one for one in text if isinstance(one, dict))
-            usual = (one.get("template") for one in several if one.get("name") == "default")
-            text = next(usual, None)
+        if isinstance(text, list):  # several templates, each with a name
+            named = (entry for entry in text if isinstance(entry, dict))
+            default = (e.get("template") for e in named if e.get("name") == "default")
+            text = next(default, None)
         return cls(text, dict(tokenizer.special)) if isinstance(text, str) else None
 
     def render(self, messages: Sequence[Message], *, asked: bool = False) -> str:
-        """Messages as one text.
+        """Render messages as one text.
 
         Args:
             messages: oldest first.
-            asked: whether a reply is to follow (`add_generation_prompt`).
+            asked: whether the text ends where a reply begins (`add_generation_prompt`).
 
         Raises:
-            DataError: the template refuses these messages, cannot be run on them, or writes half a
+            DataError: the template refuses these messages, fails on them, or writes half a
                 character.
         """
         try:
@@ -145,7 +146,7 @@ class ChatTemplate:
                 documents=None,
                 **self.special,
             )
-        except Exception as error:  # whatever the template does wrong
+        except Exception as error:  # a template can fail in any way
             raise DataError(
                 f"the chat template refuses these messages ({type(error).__name__}: {error})",
                 "Change them, or take another template (task.template).",
@@ -160,28 +161,31 @@ class ChatTemplate:
     def parts(
         self, messages: Sequence[Message], *, asked: bool = False
     ) -> list[tuple[str, int, bool]]:
-        """Messages as pieces of the one text: each with the number of its message, and whether it
-        is a reply: what the model writes, its end among it.
+        """Cut the text of messages into what the model reads and what it writes.
 
         Args:
-            messages: oldest first; what comes after the last reply is left out.
-            asked: all of them, up to where a reply to the last one begins: the last piece.
+            messages: oldest first; messages after the last reply are left out.
+            asked: keep all messages, and end where a reply to the last message begins.
+
+        Returns:
+            the parts of the text, in order: the text, the number of the reply (0-based message) it
+            leads to or is, and whether it is that reply, with its end.
 
         Raises:
-            DataError: as `render`; or what was said before a reply changes with it.
+            DataError: as for `render`; or the text before a reply changes once the reply is there.
         """
-        found, done = [], ""
+        pieces, done = [], ""
         places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for i in [*places, len(messages)] if asked else places:
             before = self.render(messages[:i], asked=True)
             replied = self.render(messages[: i + 1]) if i < len(messages) else before
-            # Another message may follow with something in between.
+            # Text may come between messages, but what was rendered before must not change.
             if not (before.startswith(done) and replied.startswith(before)):
                 raise DataError(
-                    f"the chat template changes what was said before message {i + 1}, so it cannot "
-                    "be told what of it is the reply",
+                    f"the chat template changes the text before message {i + 1}, so its reply "
+                    "cannot be told from the rest",
                     "Take another template, e.g. task.template=chatml.",
                 )
-            found += [(before[len(done) :], i, False), (replied[len(before) :], i, True)]
+            pieces += [(before[len(done) :], i, False), (replied[len(before) :], i, True)]
             done = replied
-        return found[:-1] if asked else found
+        return pieces[:-1] if asked else pieces

@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
-#: A longer word is one [UNK]. 200 in Google's tokenization.py, but 100 in every published
-#: tokenizer.json and in transformers, which is what models are used with.
+#: A longer word becomes one [UNK]. Google's tokenization.py has 200, but every published
+#: tokenizer.json and transformers have 100, and models are used with those.
 LONGEST_WORD = 100
 
 
 def bert_normalizer(
     lowercase: bool, *, chinese: bool = True, strip_accents: bool | None = None
 ) -> normalizers.BertNormalizer:
-    """BERT's: control characters go, ideographs are set apart; accents go where case does."""
+    """BERT's normalizer: removes control characters, and puts spaces around ideographs.
+
+    Args:
+        lowercase: whether the model is uncased.
+        chinese: False leaves ideographs as they are.
+        strip_accents: whether accents are removed; None: in uncased models.
+    """
     return normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=chinese,
@@ -27,7 +33,12 @@ def bert_normalizer(
 def wordpiece_engine(
     vocabulary: Mapping[str, int], normalizer: normalizers.BertNormalizer
 ) -> RustTokenizer:
-    """BERT's tokenizer (Devlin et al. 2019, section 3). `vocabulary` has [UNK], [CLS] and [SEP]."""
+    """BERT's tokenizer (Devlin et al. 2019, section 3).
+
+    Args:
+        vocabulary: token -> id, with [UNK], [CLS] and [SEP].
+        normalizer: see `bert_normalizer`.
+    """
     engine = RustTokenizer(
         models.WordPiece(
             dict(vocabulary),
@@ -49,9 +60,12 @@ def wordpiece_engine(
 def byte_level_engine(
     vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False
 ) -> RustTokenizer:
-    """GPT-2's tokenizer (Radford et al. 2019, section 2.2): any text, and back without a loss.
+    """GPT-2's tokenizer (Radford et al. 2019, section 2.2): takes any text, and gives it back.
 
-    With `prefix_space` a text begins with a space, as a word inside of one does.
+    Args:
+        vocabulary: token -> id.
+        merges: the pairs of tokens that are merged, the most frequent pair first.
+        prefix_space: whether a space is put before a text, as before a word inside a text.
     """
     engine = RustTokenizer(models.BPE(dict(vocabulary), list(merges)))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -61,13 +75,18 @@ def byte_level_engine(
 
 
 def character_engine(vocabulary: Mapping[str, int], unknown: str | None) -> RustTokenizer:
-    """One token a character; others become `unknown`, or are refused where there is none."""
+    """A tokenizer with one token a character.
+
+    Args:
+        vocabulary: character -> id.
+        unknown: the token for all other characters; None: a text with others is refused.
+    """
     if unknown is None:
-        # BPE drops silently what it does not know; a vocabulary of words refuses it.
+        # BPE would drop unknown characters silently; a vocabulary of words refuses them.
         engine = RustTokenizer(models.WordLevel(dict(vocabulary), unk_token=""))
         engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     else:
-        # Without merges BPE leaves characters, five times as fast as a word for each.
+        # BPE without merges leaves single characters, five times as fast as a word for each.
         engine = RustTokenizer(models.BPE(dict(vocabulary), [], unk_token=unknown))
     engine.decoder = decoders.Fuse()
     return engine

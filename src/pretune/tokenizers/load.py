@@ -1,4 +1,4 @@
-"""Loading tokenizers: a Hugging Face folder, or a bare vocabulary of WordPiece or of GPT-2."""
+"""Loading tokenizers: a Hugging Face folder, or the bare vocabulary of a WordPiece or a GPT-2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError
-from pretune.tokenizers.added_tokens import ADDED_FILE, add_noted
+from pretune.tokenizers.added_tokens import ADDED_FILE, add_listed
 from pretune.tokenizers.engines import bert_normalizer, byte_level_engine, wordpiece_engine
 from pretune.tokenizers.tokenizer import SPECIAL_NAMES, TARGET_FILE, TARGET_KEY, Tokenizer
 
@@ -23,8 +23,8 @@ BERT_SPECIAL = {
 }
 END_OF_TEXT = "<|endoftext|>"
 _GPT2 = "GPT2Tokenizer"
-#: What a vocabulary that has them means by them, where no file says so: the published GPT-2 has
-#: `tokenizer.json`, and no file that names its end of text.
+#: Special tokens of a vocabulary that has them, where no file names any: the published GPT-2 has
+#: `tokenizer.json`, but no file that names its end of text.
 _USUAL = {**BERT_SPECIAL, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
 
 
@@ -34,32 +34,34 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
     Args:
         source: a folder with `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`; or
             one of the first two files.
-        lowercase: for a bare `vocab.txt` only: whether the model is uncased. Default: what
-            `tokenizer_config.json` beside it says (`do_lower_case`); without one, uncased unless
-            the vocabulary itself has words with capital letters.
+        lowercase: whether the model is uncased, for a bare `vocab.txt` only. Default:
+            `do_lower_case` in the `tokenizer_config.json` beside it; without one, uncased unless
+            the vocabulary has words with capital letters.
 
     Raises:
-        CheckpointError: nothing there that could be read as a tokenizer.
+        CheckpointError: there is no tokenizer, or it is damaged; names the file.
     """
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     settings = _read_json(folder / "tokenizer_config.json")
     if (template := folder / "chat_template.jinja").is_file():  # where newer transformers write it
         settings["chat_template"] = _read_text(template)
-    found = _load(path, settings, lowercase)
+    tokenizer = _load(path, settings, lowercase)
+    # A translator with two vocabularies has a second tokenizer, for the texts it writes.
     target = folder / TARGET_FILE
     if path.is_dir() and target.is_file():
-        found.target = _from_json(target, {})
+        tokenizer.target = _from_json(target, {})
     elif path.is_dir() and TARGET_KEY in settings:
-        # With the vocabulary of what is read, a translator would write nothing but nonsense.
+        # With the vocabulary of its source language, it would write nonsense.
         raise CheckpointError(
-            f"{target}: missing, and tokenizer_config.json says that it is there",
+            f"{target}: missing, but tokenizer_config.json names it",
             "Copy the folder again, with all of its files.",
         )
-    return found
+    return tokenizer
 
 
 def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
+    """Load the tokenizer from the most complete of the files that are there."""
     if path.is_file():
         if path.suffix == ".json":
             return _from_json(path, settings)
@@ -90,7 +92,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file, without the mark that some programs put before the first character."""
+    """The text of a file, without a byte order mark."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,16 +103,16 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _said(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the files say about special tokens."""
+def _with_special_map(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings together with the older file about special tokens."""
     return {**_read_json(folder / "special_tokens_map.json"), **settings}
 
 
-def special_tokens(engine: RustTokenizer, said: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by name: as is said, else the usual ones that the vocabulary has."""
+def special_tokens(engine: RustTokenizer, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens of a vocabulary by name: from its settings, or else the usual ones."""
     special = {}
     for name in SPECIAL_NAMES:
-        token = said.get(name, _USUAL.get(name))
+        token = settings.get(name, _USUAL.get(name))
         if isinstance(token, dict):  # the long form: {"content": "[CLS]", "lstrip": false, ...}
             token = token.get("content")
         if isinstance(token, str) and engine.token_to_id(token) is not None:
@@ -124,9 +126,21 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     except Exception as error:  # the Rust side raises a bare Exception
         raise CheckpointError(
             f"{path}: not a tokenizer.json that can be read ({error})",
-            "Copy the file again, or remove it if a vocab.txt stands beside it.",
+            "Copy the file again, or remove it if there is a vocab.txt beside it.",
         ) from None
-    return Tokenizer(engine, special_tokens(engine, _said(path.parent, settings)), settings)
+    special = special_tokens(engine, _with_special_map(path.parent, settings))
+    return Tokenizer(engine, special, settings)
+
+
+def _with_listed_tokens(
+    engine: RustTokenizer, folder: Path, settings: dict[str, Any], defaults: dict[str, Any]
+) -> Tokenizer:
+    """Finish a tokenizer from bare files: add the tokens that the files beside them list."""
+    described = _with_special_map(folder, settings)
+    add_listed(engine, folder, _read_json(folder / ADDED_FILE), described)
+    special = special_tokens(engine, described)
+    engine.add_special_tokens(list(special.values()))
+    return Tokenizer(engine, special, {**defaults, **settings})
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
@@ -145,6 +159,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
+    """A setting that is true or false, or None where it is not set."""
     value = settings.get(name)
     if value is None or isinstance(value, bool):
         return value
@@ -159,7 +174,7 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
     if lowercase is None:
         lowercase = _flag(path, settings, "do_lower_case")
     if lowercase is None:
-        # Words only: [CLS] says nothing, nor do the <S> and <T> of the uncased Chinese vocabulary.
+        # Only words count: not [CLS], nor <S> and <T> in the uncased Chinese vocabulary.
         words = (token for token in vocabulary if token.removeprefix("##").isalpha())
         lowercase = all(word == word.lower() for word in words)
     engine = wordpiece_engine(
@@ -170,25 +185,21 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
             strip_accents=_flag(path, settings, "strip_accents"),
         ),
     )
-    said = _said(path.parent, settings)
-    add_noted(engine, path.parent, _read_json(path.parent / ADDED_FILE), said)
-    special = special_tokens(engine, said)
-    engine.add_special_tokens(list(special.values()))
-    settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer", **settings}
-    return Tokenizer(engine, special, settings)
+    defaults = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer"}
+    return _with_listed_tokens(engine, path.parent, settings, defaults)
 
 
 def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     """GPT-2's two files: byte-level BPE."""
     path = folder / "vocab.json"
     vocabulary = _read_json(path)
-    # RoBERTa's files are named and made alike, but its texts begin with <s>: where nothing says
-    # whose they are, its tokens do.
+    # RoBERTa has files of the same names and layout, but its texts begin with <s>. Where no setting
+    # names the class, its tokens do.
     usual = "RobertaTokenizer" if {"<s>", "<mask>"} <= {*vocabulary} else _GPT2
     kind = settings.get("tokenizer_class", usual)
     if kind not in (_GPT2, f"{_GPT2}Fast"):
         raise CheckpointError(
-            f"{folder}: vocab.json and merges.txt are of a {kind}, and without tokenizer.json only "
+            f"{folder}: vocab.json and merges.txt are of a {kind}, but without tokenizer.json only "
             f"those of a {_GPT2} can be read",
             "Write tokenizer.json with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
@@ -201,12 +212,8 @@ def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
         raise CheckpointError(
             f"{path}: no vocabulary for the merges.txt beside it ({error})", "Copy both again."
         ) from None
-    said = _said(folder, settings)
-    add_noted(engine, folder, _read_json(folder / ADDED_FILE), said)
-    special = special_tokens(engine, said)
-    engine.add_special_tokens(list(special.values()))
-    settings = {"tokenizer_class": _GPT2, "add_prefix_space": prefix_space, **settings}
-    return Tokenizer(engine, special, settings)
+    defaults = {"tokenizer_class": _GPT2, "add_prefix_space": prefix_space}
+    return _with_listed_tokens(engine, folder, settings, defaults)
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

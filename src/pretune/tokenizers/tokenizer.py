@@ -24,9 +24,9 @@ SPECIAL_NAMES = (
     "eos_token",
 )
 
-#: Where a tokenizer for the texts that are written is, beside the one for those that are read.
+#: File of a translator's second tokenizer, for the texts that it writes.
 TARGET_FILE = "target_tokenizer.json"
-#: Says in `tokenizer_config.json` that there is one.
+#: Key in `tokenizer_config.json` that names this file.
 TARGET_KEY = "target_tokenizer_file"
 
 
@@ -35,10 +35,10 @@ class Encoded:
     """One encoded text or pair.
 
     Attributes:
-        ids: token ids, special tokens included.
-        segments: 0 for the first text and its special tokens, 1 for the second (BERT's
-            `token_type_ids`); as long as `ids`.
-        offsets: for each token its (start, end) characters in its text; (0, 0) for special tokens.
+        ids: token ids, with special tokens.
+        segments: for each token, 0 for the first text and its special tokens, 1 for the second
+            (BERT's `token_type_ids`).
+        offsets: the (start, end) characters of each token in its text; (0, 0) for special tokens.
         truncated: whether tokens were cut to fit the maximum length.
     """
 
@@ -55,9 +55,9 @@ class Tokenizer:
     Attributes:
         engine: the Rust tokenizer; never pads or truncates by itself.
         special: the special tokens by their Hugging Face names, e.g. `{"cls_token": "[CLS]"}`.
-        settings: what `tokenizer_config.json` said; written back by `save`.
-        target: another one, for the texts that a translator writes; None: they have this one's
-            vocabulary. In a file of its own, `TARGET_FILE`.
+        settings: the content of `tokenizer_config.json`; written back by `save`.
+        target: the tokenizer for the texts that a translator writes, saved as `TARGET_FILE`; None
+            where they have the same vocabulary as the texts it reads.
     """
 
     engine: RustTokenizer
@@ -67,7 +67,7 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         # A published tokenizer.json often carries the padding and truncation of its demo
-        # (MiniLM's pads everything to 128). Those are decisions of a task, not of a vocabulary.
+        # (MiniLM's pads everything to 128). A task decides about those, not a vocabulary.
         self.engine.no_padding()
         self.engine.no_truncation()
 
@@ -83,13 +83,13 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int | None:
-        """The token that ends a text: the end of text, or BERT's `[SEP]`; None: there is none."""
+        """The id of the token that ends a text: the end of text, or BERT's `[SEP]`; or None."""
         end = self.special_id("eos_token")
         return self.special_id("sep_token") if end is None else end
 
     @property
     def written(self) -> Tokenizer:
-        """The one of the texts that are written: `target`, or this one."""
+        """The tokenizer for the texts that a model writes: `target`, or this one."""
         return self if self.target is None else self.target
 
     def encode(
@@ -106,13 +106,13 @@ class Tokenizer:
 
         Args:
             first: the texts.
-            second: where given, the second text of each pair; as many as `first`.
-            max_length: the most tokens of a result, special tokens included. What is over it is
-                cut token by token from the longer of the two texts ("longest first").
-            literal: as `encode_bare`'s.
+            second: the second text of each pair, if any; as many as `first`.
+            max_length: the most tokens of a result, with special tokens. Tokens over it are cut one
+                by one from the longer of the two texts ("longest first").
+            literal: see `encode_bare`.
 
         Raises:
-            DataError: a text has characters that the vocabulary has not, and there is no [UNK].
+            DataError: a text has characters outside of the vocabulary, and there is no [UNK].
             ValueError: `second` is not as long as `first`, or `max_length` has no room for the
                 special tokens.
         """
@@ -124,16 +124,16 @@ class Tokenizer:
     def encode_bare(
         self, texts: Sequence[str], *, offsets: bool = True, literal: bool = False
     ) -> list[Encoding]:
-        """Encode texts in parallel, without special tokens and as long as they are.
+        """Encode texts in parallel, without special tokens and without a limit.
 
         Args:
             texts: the texts.
-            offsets: whether the characters of each token are wanted; it is quicker without.
-            literal: where a text has the name of a special token in it, such as `[SEP]`, read that
-                as text: what a stranger writes shall not end his turn and begin another's.
+            offsets: whether the characters of each token are needed; it is faster without.
+            literal: read the name of a special token in a text, such as `[SEP]`, as text. Otherwise
+                a stranger's text could end its turn and begin another speaker's.
 
         Raises:
-            DataError: as `encode`.
+            DataError: see `encode`.
         """
         encode = self.engine.encode_batch if offsets else self.engine.encode_batch_fast
         with self._reading(literal):
@@ -141,7 +141,7 @@ class Tokenizer:
 
     @contextmanager
     def _reading(self, literal: bool) -> Iterator[None]:
-        """While entered, names of special tokens in texts are read as text, if they are to be."""
+        """Set for a while whether the names of special tokens in texts are read as text."""
         before = self.engine.encode_special_tokens
         self.engine.encode_special_tokens = before or literal
         try:
@@ -151,16 +151,16 @@ class Tokenizer:
             self.engine.encode_special_tokens = before
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoding]:
-        """Encode sentences that are words already, in parallel, without special tokens.
+        """Encode sentences that are split into words, in parallel, without special tokens.
 
-        `word_ids` of a result say which word each token is of; a word may have no token.
+        `word_ids` of a result give the word of each token; a word may have no token.
 
         Raises:
-            DataError: as `encode`.
+            DataError: see `encode`.
         """
-        given = [list(words) for words in sentences]
+        words = [list(sentence) for sentence in sentences]
         with _explained():
-            return self.engine.encode_batch(given, is_pretokenized=True, add_special_tokens=False)
+            return self.engine.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids, as the tokenizer's decoder joins them."""
@@ -172,12 +172,12 @@ class Tokenizer:
         return [self.engine.id_to_token(index) or f"<{index}>" for index in ids]
 
     def cuts_as(self, other: Tokenizer) -> bool:
-        """Whether both make the same tokens of any text, special tokens around it aside."""
+        """Whether both make the same tokens from any text, apart from special tokens around it."""
         return _cutting(self.engine) == _cutting(other.engine)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` in the Hugging Face layout."""
-        # Its own `save` raises a bare Exception where the disk is full.
+        # The engine's own `save` raises a bare Exception where the disk is full.
         (folder / "tokenizer.json").write_text(self.engine.to_str(pretty=True), encoding="utf-8")
         if self.target is not None:
             text = self.target.engine.to_str(pretty=True)
@@ -192,21 +192,21 @@ class Tokenizer:
 
 
 def _cutting(engine: RustTokenizer) -> dict[str, Any]:
-    """The parts of `tokenizer.json` that decide about the tokens of a text."""
+    """The parts of `tokenizer.json` that determine the tokens of a text."""
     parts = json.loads(engine.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What the engine says of a text that it cannot encode, in our words."""
+    """Turn the engine's error about a text that it cannot encode into ours."""
     try:
         yield
     except Exception as error:
-        if type(error) is not Exception:  # which is what the Rust side raises
+        if type(error) is not Exception:  # the Rust side raises a bare Exception
             raise
         raise DataError(
-            f"a text cannot be encoded: it has what the vocabulary has not ({error})",
+            f"a text cannot be encoded: it has characters outside of the vocabulary ({error})",
             "Take a tokenizer that has an [UNK] token, or train it on this text too.",
         ) from None
 
@@ -215,8 +215,8 @@ def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
     ids, segments, offsets = encoding.ids, encoding.type_ids, encoding.offsets
     if max_length is None or len(ids) <= max_length:
         return Encoded(ids, segments, offsets, truncated=False)
-    # We cut ourselves. The engine also builds all that it cuts off as encodings of their own, and
-    # for a pair every combination of the two texts' pieces: two long texts take gigabytes.
+    # The cut is done here, as the engine also builds encodings of everything it cuts off, and for a
+    # pair all combinations of the two texts' parts: two long texts would take gigabytes.
     kept = _kept(encoding.sequence_ids, max_length)
     return Encoded(
         ids=[ids[i] for i in kept],
@@ -227,11 +227,17 @@ def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
 
 
 def _kept(sources: list[int | None], max_length: int) -> list[int]:
-    """Which tokens stay: all special ones (source None) and the first ones of texts 0 and 1."""
+    """The tokens that stay: all special tokens, and the first tokens of both texts.
+
+    Args:
+        sources: for each token the text it is from, 0 or 1, or None for a special token.
+        max_length: the number of tokens that may stay.
+    """
     special = sources.count(None)
     room = max_length - special
     if room < 0:
         raise ValueError(f"max_length={max_length} has no room for {special} special tokens")
+    # "Longest first": the shorter text keeps up to half of the room, the longer one the rest.
     first, second = sources.count(0), sources.count(1)
     if first <= second:
         first = min(first, room // 2)

@@ -26,22 +26,23 @@ from pretune.tokenizers.tokenizer import Tokenizer
 Kind = Literal["wordpiece", "bpe", "char"]
 TOKENIZER_KINDS: tuple[str, ...] = get_args(Kind)
 
-#: As in BERT's and GPT-2's published vocabularies; characters are as many as there are.
+#: As in BERT's and GPT-2's published vocabularies; `char` takes all characters there are.
 DEFAULT_SIZES = {"wordpiece": 30_522, "bpe": 50_257}
 
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-#: Bytes after which a run without a space (a base64 block) is counted as another word: the time a
-#: merge takes grows with the square of a word's length.
+#: A run without a space (a base64 block) is counted as several words of this many bytes: the time
+#: of a merge grows with the square of a word's length.
 _LONGEST_RUN = 256
 
-#: The most text to train on: the trainer counts in 32 bits, and does not say when that runs over.
+#: The most text to train on, in bytes: the trainer counts in 32 bits, and does not notice an
+#: overflow.
 MOST_BYTES = 2**31 - 1
 
-#: More than Unicode has.
+#: More characters than Unicode has.
 _ALL = 1 << 21
 
-#: Told the stage ("characters", "words", "merges") and how many texts of it are done.
+#: Called with the stage ("characters", "words", "merges") and the number of texts done in it.
 OnStage = Callable[[str, int], None]
 
 
@@ -60,41 +61,45 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a tokenizer.
 
-    What comes out depends on the texts alone: not on their order, nor on the number of threads.
+    The result depends on the texts alone: not on their order, nor on the number of threads.
 
     Args:
-        texts: gone through more than once; an iterator is held in memory for that. `MOST_BYTES` at
-            most: `take_sample` makes it so.
+        texts: to learn from, at most `MOST_BYTES` (see `take_sample`). They are read more than
+            once, for which the texts of an iterator are held in memory.
         kind: `wordpiece` (BERT's), `bpe` (GPT-2's, on bytes) or `char`.
-        vocab_size: the most entries, special tokens included. There are fewer where the text has
-            no more pairs to merge. Default: `DEFAULT_SIZES`; for `char` all characters.
-        lowercase: for `wordpiece`: also strip accents (an uncased model). Default: yes.
-        special: special tokens besides those of the kind.
+        vocab_size: the most entries, with special tokens. There are fewer where the text has no
+            more pairs to merge. Default: `DEFAULT_SIZES`; for `char` all characters.
+        lowercase: whether texts are lowercased and accents stripped (an uncased model), for
+            `wordpiece` only. Default: yes.
+        special: special tokens in addition to those of the kind.
         min_frequency: a pair that occurs less often is not merged.
-        alphabet_size: keep this many characters, the most frequent ones; others become [UNK].
+        alphabet_size: number of characters to keep, the most frequent ones; others become [UNK].
             Default: all. Not for `bpe`, which has all 256 bytes.
-        unknown: for `char`: whether there is an [UNK]. Without it, encoding a text with other
+        unknown: whether there is an [UNK], for `char` only. Without it, encoding a text with other
             characters raises `DataError`.
-        characters_of: texts whose characters get in too, though nothing is merged for them.
-        progress: told how far it is.
+        characters_of: texts whose characters enter the vocabulary too, without any merges.
+        progress: called after each text.
 
     Raises:
         DataError: no text, an impossible `vocab_size` (the message names the smallest), or options
-            that do not go together.
+            that exclude each other.
     """
     check_options(
         kind, lowercase=lowercase, special=special, alphabet_size=alphabet_size, unknown=unknown
     )
     texts = list(texts) if iter(texts) is texts else texts
     every = [texts, list(characters_of)]
+    # Characters: count them, nothing is merged.
     if kind == "char":
         counts = _count(_watched(progress, "characters", every))
         own = ("[UNK]",) if unknown else ()
         return _characters(counts, vocab_size, _distinct(*own, *special), alphabet_size)
     size = DEFAULT_SIZES[kind] if vocab_size is None else vocab_size
+    # Byte-level BPE: the alphabet is known.
     if kind == "bpe":
         words = _watched(progress, "words", [texts])
         return _byte_level(words, size, _distinct(END_OF_TEXT, *special), min_frequency)
+    # WordPiece: the characters to keep, then the alphabet that words are spelled with.
     normalizer = bert_normalizer(lowercase is not False)
     kept = None
     if alphabet_size is not None:
@@ -104,8 +109,8 @@ def train_tokenizer(
     alphabet = _alphabet(_watched(progress, "characters", every), normalizer, kept)
     _check_size(size, len(set(tokens) | set(alphabet)), len(alphabet), "wordpiece")
     words = _watched(progress, "words", [texts])
-    # The alphabet as if it were special tokens: those have their ids from us, while the trainer
-    # numbers the ##-forms in the order of a hash map, and breaks ties between pairs by their ids.
+    # The alphabet is passed as special tokens, whose ids we choose. The trainer would number the
+    # ##-forms in the order of a hash map, and it breaks ties between pairs by their ids.
     vocabulary = _learn_words(words, normalizer, kept, size, [*tokens, *alphabet], min_frequency)
     engine = wordpiece_engine(vocabulary, normalizer)
     engine.add_special_tokens(tokens)
@@ -119,9 +124,9 @@ def train_tokenizer(
 
 
 def save_trained(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and the vocabulary as published models do.
+    """Write `tokenizer.json`, `tokenizer_config.json` and the vocabulary, as in published models.
 
-    That is `vocab.txt` for WordPiece, `vocab.json` and `merges.txt` for byte-level BPE.
+    The vocabulary is `vocab.txt` for WordPiece, `vocab.json` and `merges.txt` for byte-level BPE.
     """
     tokenizer.save(folder)
     if tokenizer.settings["tokenizer_class"] in ("BertTokenizer", "GPT2Tokenizer"):
@@ -136,10 +141,10 @@ def check_options(
     alphabet_size: int | None = None,
     unknown: bool = True,
 ) -> None:
-    """Options that go together, as `train_tokenizer` takes them.
+    """Check options of `train_tokenizer` before any text is read.
 
     Raises:
-        DataError: they do not.
+        DataError: they exclude each other.
     """
     if kind not in TOKENIZER_KINDS:
         raise DataError(
@@ -147,7 +152,7 @@ def check_options(
         )
     if lowercase is not None and kind != "wordpiece":
         raise DataError(
-            f"lowercase is for wordpiece; {kind} keeps all that is in a text", "Leave it out."
+            f"lowercase is for wordpiece; {kind} keeps texts as they are", "Leave it out."
         )
     if alphabet_size is not None and (kind == "bpe" or not unknown):
         why = "its alphabet is the 256 bytes" if kind == "bpe" else "there is no [UNK] for the rest"
@@ -162,6 +167,7 @@ def check_options(
 
 
 def _check_size(size: int, smallest: int, alphabet: int, kind: str) -> None:
+    """Check that the alphabet and the special tokens fit into the vocabulary."""
     if size >= smallest:
         return
     where = ", alone and inside words" if kind == "wordpiece" else ""
@@ -181,6 +187,7 @@ def _distinct(*tokens: str) -> list[str]:
 def _watched(
     progress: OnStage | None, stage: str, sources: Iterable[Iterable[str]]
 ) -> Iterator[str]:
+    """The texts of all sources, with a report after each; merging follows the last word."""
     for done, text in enumerate(chain.from_iterable(sources), start=1):
         yield text
         if progress is not None:
@@ -197,19 +204,18 @@ def _count(texts: Iterable[str]) -> Counter[str]:
 
 
 def _frequent(counts: Counter[str], size: int) -> list[str]:
-    """The most frequent characters other than the space; of equals the first by code point."""
-    found = sorted((c for c in counts if c != " "), key=lambda c: (-counts[c], c))
-    return found[:size]
+    """The most frequent characters except the space; ties go to the lower code point."""
+    return sorted((c for c in counts if c != " "), key=lambda c: (-counts[c], c))[:size]
 
 
 def _alphabet(
     texts: Iterable[str], normalizer: normalizers.BertNormalizer, kept: list[str] | None
 ) -> list[str]:
-    """What every word can be spelled with: characters and ##-forms, each by code point."""
-    found = _learn_words(texts, normalizer, kept, size=0, first=[], min_frequency=0)
-    if not found:
+    """The entries that spell any word: characters, then ##-forms, each by code point."""
+    alphabet = _learn_words(texts, normalizer, kept, size=0, first=[], min_frequency=0)
+    if not alphabet:
         raise DataError("no words in the text: nothing to train on", "Give it a file with text.")
-    return sorted(found, key=lambda token: (len(token), token))
+    return sorted(alphabet, key=lambda token: (len(token), token))
 
 
 def _learn_words(
@@ -220,6 +226,19 @@ def _learn_words(
     first: list[str],
     min_frequency: int,
 ) -> dict[str, int]:
+    """Train a WordPiece vocabulary.
+
+    Args:
+        texts: to learn from.
+        normalizer: of the tokenizer.
+        kept: the characters of the alphabet; None: all.
+        size: the most entries; 0 learns the alphabet alone.
+        first: entries with the first ids.
+        min_frequency: a pair that occurs less often is not merged.
+
+    Returns:
+        token -> id.
+    """
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=min_frequency,
@@ -232,12 +251,11 @@ def _learn_words(
     engine.normalizer = normalizer
     engine.pre_tokenizer = _cut_after(pre_tokenizers.BertPreTokenizer(), LONGEST_WORD)
     engine.train_from_iterator(texts, trainer)
-    vocabulary: dict[str, int] = engine.get_vocab()
-    return vocabulary
+    return engine.get_vocab()
 
 
 def _cut_after(pre_tokenizer: Any, length: int) -> pre_tokenizers.Sequence:
-    """Words no longer than `length`; what is left of a longer one begins another."""
+    """Split words longer than `length` into several."""
     runs = pre_tokenizers.Split(Regex(f".{{{length}}}"), "isolated")
     return pre_tokenizers.Sequence([pre_tokenizer, runs])
 
@@ -245,6 +263,7 @@ def _cut_after(pre_tokenizer: Any, length: int) -> pre_tokenizers.Sequence:
 def _byte_level(
     texts: Iterator[str], size: int, special: list[str], min_frequency: int
 ) -> Tokenizer:
+    # The 256 bytes come first, then merges up to the size, then the special tokens.
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _check_size(size, len(alphabet) + len(special), len(alphabet), "bpe")
     engine = RustTokenizer(models.BPE())
@@ -257,13 +276,14 @@ def _byte_level(
         initial_alphabet=alphabet,
         show_progress=False,
     )
+    # The trainer would make a vocabulary of bytes from no text at all.
     first = next(filter(None, texts), None)
     if first is None:
         raise DataError("the text is empty: nothing to train on", "Give it a file with text.")
     engine.train_from_iterator(chain([first], texts), trainer)
     model = json.loads(engine.to_str())["model"]
     vocabulary: dict[str, int] = model["vocab"]
-    for token in special:  # the last ids, as in GPT-2
+    for token in special:  # they have the last ids, as in GPT-2
         vocabulary.setdefault(token, len(vocabulary))
     engine = byte_level_engine(vocabulary, [(left, right) for left, right in model["merges"]])
     engine.add_special_tokens(special)

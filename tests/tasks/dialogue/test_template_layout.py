@@ -182,7 +182,7 @@ def test_a_template_that_changes_the_past_is_refused_where_a_reply_is_asked_for(
         "{{ m.content if m.role == 'user' or loop.last else '...' }}{% endfor %}"
     )
     said = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
-    with pytest.raises(DataError, match="changes what was said before message 4"):
+    with pytest.raises(DataError, match="changes the text before message 4"):
         layout(fickle).prompt(said)
 
 
