@@ -32,8 +32,7 @@ from pretune.data.batch import FeatureSet
 from pretune.data.readers.files import read
 from pretune.data.records import Records
 from pretune.tasks.features import featurize
-from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tokenizers.load import load_tokenizer
 
 LENGTH, OVERLAP = 384, 128

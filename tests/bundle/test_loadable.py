@@ -15,8 +15,7 @@ from pretune.inference.predict import Predictor
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
-from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tokenizers.load import load_tokenizer
 
 

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from pretune.bundle.bundle import load, save
 from pretune.cli.app import app
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from tests.tasks.questions import CONTEXT, long_context
 
 

@@ -16,7 +16,7 @@ import pretune
 from pretune.bundle.bundle import load, save
 from pretune.publishing.publish import stage
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import AnswerOptions
 from tests.publishing.small_runs import REPO, small_recipe, write_data
 
 SIZES = {

@@ -19,8 +19,7 @@ from pretune.tasks.classification.multilabel import Multilabel, MultilabelOption
 from pretune.tasks.dialogue.dialogue import Chat, ChatOptions, Instruct, InstructOptions
 from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
-from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tasks.regression.regress import Regress, RegressOptions
 from pretune.tasks.tagging.options import TagOptions
 from pretune.tasks.tagging.tag import Tagger

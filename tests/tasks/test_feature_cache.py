@@ -18,8 +18,7 @@ from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.feature_cache import FeatureCache
 from pretune.tasks.features import featurize
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
-from pretune.tasks.question_answering.answer import Answerer
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 from tests.plugins import install_plugin

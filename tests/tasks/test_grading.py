@@ -13,9 +13,7 @@ from pretune.api import evaluate
 from pretune.evaluation.examine import examine
 from pretune.tasks.base import Task
 from pretune.tasks.builtin import TASKS
-from pretune.tasks.question_answering.answer import AnswerPrediction
-from pretune.tasks.question_answering.grade import answer_grader
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import Answerer, AnswerOptions, AnswerPrediction
 from pretune.tasks.tagging.grade import span_mistakes
 from pretune.tasks.tagging.schemes import Span
 from tests.tasks.every_task import CASES
@@ -154,7 +152,7 @@ def test_kinds_of_mistakes_of_answers(truth: str, given: str, expected: list[str
     data = records(question(truth))
     start = CONTEXT.index(given) if given else None
     end = None if start is None else start + len(given)
-    grade = answer_grader(AnswerOptions(no_answer=True), data)
+    grade = Answerer(AnswerOptions(no_answer=True)).grader(data)
     found = grade(AnswerPrediction(given, 0.7, start, end), 0)
     assert [str(mistake) for mistake in found.mistakes] == expected
     assert found.right == (not expected)
@@ -163,7 +161,7 @@ def test_kinds_of_mistakes_of_answers(truth: str, given: str, expected: list[str
 def test_a_right_answer_that_is_not_where_it_is_said_to_be_is_looked_for() -> None:
     row = question("good film")
     row["answers"]["answer_start"] = [50]
-    grade = answer_grader(AnswerOptions(), records(row))
+    grade = Answerer(AnswerOptions()).grader(records(row))
     start = CONTEXT.index("good")
     found = grade(AnswerPrediction("good", 0.7, start, start + 4), 0)
     assert [mistake.kind for mistake in found.mistakes] == ["boundary"]

@@ -23,9 +23,12 @@ from pretune.errors import CheckpointError
 from pretune.inference.predict import Predictor
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.features import featurize
-from pretune.tasks.question_answering.answer import Answerer, AnswerPrediction
-from pretune.tasks.question_answering.metrics import AnswerMetrics
-from pretune.tasks.question_answering.options import AnswerOptions
+from pretune.tasks.question_answering.answer import (
+    Answerer,
+    AnswerMetrics,
+    AnswerOptions,
+    AnswerPrediction,
+)
 from pretune.tasks.question_answering.spans import WindowSpans
 from pretune.training.data import read_features
 from pretune.training.run import resume, train_recipe

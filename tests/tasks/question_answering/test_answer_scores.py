@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.tasks.question_answering.scores import (
-    best_threshold,
+    best_null_threshold,
     cmrc,
     is_chinese,
     mixed_segments,
@@ -177,7 +177,7 @@ def test_the_best_threshold(rows: list[tuple[int, bool, str]], chance: random.Ra
     scores = [score / 8 for score, *_ in rows]
     answered = [has for _, has, _ in rows]
     given = [text for *_, text in rows]
-    found = best_threshold(scores, odds, answered, given)
+    found = best_null_threshold(scores, odds, answered, given)
     expected = slow_best(scores, odds, answered, given)
     assert found.best == pytest.approx(expected, abs=1e-9)
     assert (found.at, found.last) == (0.0, 0.0) or not found.none
@@ -206,11 +206,11 @@ def test_equal_odds_stand_or_fall_together(
     odds: list[float], right: int, at: float, last: float
 ) -> None:
     """The first answer is right, and the others are to questions without one."""
-    found = best_threshold([1.0] * 3, odds, [True, False, False], ["x", "y", "z"])
+    found = best_null_threshold([1.0] * 3, odds, [True, False, False], ["x", "y", "z"])
     assert found.best == pytest.approx(100 * right / 3)
     assert (found.at, found.last) == (at, last)
 
 
 def test_a_threshold_is_finite_even_if_an_answer_without_a_span_is_right() -> None:
-    found = best_threshold([1.0], [math.inf], [True], [""])
+    found = best_null_threshold([1.0], [math.inf], [True], [""])
     assert (found.best, found.none) == (0.0, True)

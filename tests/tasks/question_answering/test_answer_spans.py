@@ -74,8 +74,7 @@ def their_loss(model: Any, batch: PackedBatch, *, masked: bool) -> torch.Tensor:
 def test_the_loss_is_that_of_transformers(theirs: Any, masked: bool) -> None:
     """With every token allowed it is theirs; else theirs with the others left out."""
     from pretune.bundle.bundle import load
-    from pretune.tasks.question_answering.answer import Answerer
-    from pretune.tasks.question_answering.options import AnswerOptions
+    from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 
     batch = packed(SHAPES)
     bundle = load(theirs.name_or_path, task=Answerer(AnswerOptions.of_length(32)))

@@ -1,4 +1,4 @@
-"""How like the right answer an answer is, as SQuAD and CMRC 2018 measure it."""
+"""Comparison of answers with the right ones as in SQuAD and CMRC 2018; the best threshold."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-#: What SQuAD's normalisation takes away.
+#: Removed by SQuAD's normalisation.
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-#: What CMRC 2018's takes away (Cui et al. 2019, section 4; the list of its script).
+#: Removed by CMRC 2018's normalisation (Cui et al. 2019, section 4; the list of its script).
 _CMRC_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _IDEOGRAPH = re.compile("[\u4e00-\u9fa5]")
-#: A run of letters and digits, or one other character that is no space.
+#: A run of letters and digits, or a single other character that is no space.
 _WORD = re.compile(r"\w+|[^\w\s]")
 
-#: Exact match and F1 of an answer with the right ones.
+#: Returns exact match and F1 of an answer, given the right ones.
 Compare = Callable[[Sequence[str], str], tuple[float, float]]
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation, without articles, one space between words.
+    """Return a text in lower case without ASCII punctuation, articles and extra spaces.
 
     Rajpurkar et al. 2016, section 6.1.
     """
@@ -35,49 +35,45 @@ def _word_f1(right: str, given: str, *, empty_counts: bool) -> float:
     ours, theirs = normalized(given).split(), normalized(right).split()
     if empty_counts and not (ours and theirs):
         return float(ours == theirs)
-    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return _f1(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
+
+
+def _f1(shared: int, ours: int, theirs: int) -> float:
+    """Compute F1 of lists of these lengths, in the order of operations of the scripts."""
     if shared == 0:
         return 0.0
-    precision, recall = shared / len(ours), shared / len(theirs)
+    precision, recall = shared / ours, shared / theirs
     return (2 * precision * recall) / (precision + recall)
 
 
 def squad_v1(right: Sequence[str], given: str) -> tuple[float, float]:
-    """As SQuAD 1.1's script: the best of all right answers."""
+    """Compare as SQuAD 1.1's script does: with the right answer that fits best."""
     exact = float(any(normalized(text) == normalized(given) for text in right))
     return exact, max((_word_f1(text, given, empty_counts=False) for text in right), default=0.0)
 
 
 def squad_v2(right: Sequence[str], given: str) -> tuple[float, float]:
-    """As SQuAD 2.0's script: where there is no right answer, none (an empty one) is right."""
+    """Compare as SQuAD 2.0's script does: where there is no right answer, an empty one is right."""
     texts = [text for text in right if normalized(text)] or [""]
     exact = float(any(normalized(text) == normalized(given) for text in texts))
     return exact, max(_word_f1(text, given, empty_counts=True) for text in texts)
 
 
 def mixed_segments(text: str) -> list[str]:
-    """Chinese characters one by one, and words of other scripts; without CMRC's marks.
+    """Split a text without CMRC's marks into Chinese characters and words of other scripts.
 
-    The script cuts what is not Chinese by NLTK's Treebank rules; here letters and digits stay
-    together, and every other character is by itself.
+    CMRC's script splits what is not Chinese by NLTK's Treebank rules; here letters and digits stay
+    together, and every other character stands alone.
     """
-    kept = "".join(character for character in text.lower().strip() if character not in _CMRC_MARKS)
-    apart = _IDEOGRAPH.sub(lambda found: f" {found[0]} ", kept)
-    return _WORD.findall(apart)
+    return _WORD.findall(_IDEOGRAPH.sub(r" \g<0> ", _without_marks(text)))
 
 
 def cmrc(right: Sequence[str], given: str) -> tuple[float, float]:
-    """As CMRC 2018's script: F1 over the longest run of segments that both have in common."""
-    plain = [_without_marks(text) for text in right]
-    exact = float(_without_marks(given) in plain)
-    ours = mixed_segments(given)
-    best = 0.0
-    for text in right:
-        theirs = mixed_segments(text)
-        shared = _longest_run(theirs, ours)
-        if shared:
-            precision, recall = shared / len(ours), shared / len(theirs)
-            best = max(best, (2 * precision * recall) / (precision + recall))
+    """Compare as CMRC 2018's script does: F1 over the longest run of segments in common."""
+    exact = float(_without_marks(given) in map(_without_marks, right))
+    ours, best = mixed_segments(given), 0.0
+    for theirs in map(mixed_segments, right):
+        best = max(best, _f1(_longest_run(theirs, ours), len(ours), len(theirs)))
     return exact, best
 
 
@@ -86,7 +82,7 @@ def _without_marks(text: str) -> str:
 
 
 def _longest_run(first: list[str], second: list[str]) -> int:
-    """The length of the longest run of items that both lists have."""
+    """Return the length of the longest run of items that both lists have."""
     best, before = 0, [0] * (len(second) + 1)
     for item in first:
         row = [0] * (len(second) + 1)
@@ -100,18 +96,17 @@ def _longest_run(first: list[str], second: list[str]) -> int:
 
 def is_chinese(right: Sequence[Sequence[str]]) -> bool:
     """Whether more than half of the records that have right answers have Chinese ones."""
-    answered = [texts for texts in right if texts]
-    found = sum(_IDEOGRAPH.search(texts[0]) is not None for texts in answered)
-    return 2 * found > len(answered)
+    chinese = [_IDEOGRAPH.search(texts[0]) is not None for texts in right if texts]
+    return 2 * sum(chinese) > len(chinese)
 
 
 def comparison(right: Sequence[Sequence[str]], match: str, *, no_answer: bool) -> Compare:
-    """The script by which answers are compared with the right ones.
+    """Choose how answers are compared with the right ones.
 
     Args:
         right: the right answers of each record.
-        match: as `AnswerOptions` has it.
-        no_answer: whether there may be none.
+        match: see `AnswerOptions`.
+        no_answer: whether a record may have no answer.
     """
     if no_answer:
         return squad_v2
@@ -121,17 +116,17 @@ def comparison(right: Sequence[Sequence[str]], match: str, *, no_answer: bool) -
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """The threshold at which most is right.
+class NullThreshold:
+    """The threshold of the odds of no answer that gives the best figure.
 
     Attributes:
         best: the figure there, in percent.
-        at: the threshold: where the score for no answer is above it, none is given. It is halfway
-            between two odds, for data that are like these.
-        last: the odds of the last answer that is given, which SQuAD 2.0's script calls the
+        at: the threshold: no answer is given where the odds are above it. It lies halfway between
+            two odds of these data, to suit data like them.
+        last: the highest odds at which an answer is given, which SQuAD 2.0's script calls the
             threshold; the figure is the same.
-        none: whether nothing is better than to give no answer at all; `at` and `last` are 0 then,
-            in the script too.
+        none: whether nothing is better than to give no answer at all; `at` and `last` are then 0,
+            as in the script.
     """
 
     best: float
@@ -140,22 +135,24 @@ class Threshold:
     none: bool
 
 
-def best_threshold(
+def best_null_threshold(
     scores: Sequence[float], odds: Sequence[float], answered: Sequence[bool], given: Sequence[str]
-) -> Threshold:
-    """Go through all thresholds, from the answer that the model is surest of on.
+) -> NullThreshold:
+    """Find the threshold with the highest sum of scores.
 
-    Answers of the same odds are given or not given together. (SQuAD 2.0's script adds them up one
-    by one, so that its best figure may be one that no threshold gives.)
+    Answers of equal odds are given or withheld together. (SQuAD 2.0's script adds them one at a
+    time, so its best figure may be one that no threshold gives.)
 
     Args:
-        scores: of each answer, were it given.
-        odds: how much more no answer scores.
+        scores: of each answer, if it is given.
+        odds: the score of no answer minus that of the best span, for each answer.
         answered: whether there is a right answer.
         given: the answers; an empty one is no answer whatever the threshold.
     """
+    # Where no answer is given at all, the records without a right answer are right.
     now = best = float(len(answered) - sum(answered))
     last, following, none = 0.0, math.inf, True
+    # Then answers are given, from the one with the lowest odds on.
     order = sorted(range(len(odds)), key=odds.__getitem__)
     above = [*(odds[i] for i in order), math.inf][1:]
     for i, after in zip(order, above, strict=True):
@@ -166,6 +163,6 @@ def best_threshold(
         if now > best and odds[i] < after:
             best, last, following, none = now, odds[i], after, False
     middle = (last + following) / 2
-    # Halfway, if that is a number below the next odds: they may be neighbours, or none.
+    # Neighbouring floats have no number between them, and after the last odds comes infinity.
     at = middle if math.isfinite(middle) and middle < following else last
-    return Threshold(100.0 * best / max(len(scores), 1), at, last, none)
+    return NullThreshold(100.0 * best / max(len(scores), 1), at, last, none)

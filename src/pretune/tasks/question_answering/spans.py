@@ -1,4 +1,4 @@
-"""Spans of passages: their loss, and the best ones."""
+"""Spans of passages: the loss of their ends, and the best ones."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from pretune.tasks.question_answering.features import (
 
 
 def sequence_of(batch: PackedBatch) -> Tensor:
-    """`[T]` int64: which sequence of the batch each token belongs to."""
+    """Return `[T]` int64: the sequence of each token."""
     lengths = torch.tensor(batch.layout.lengths, device=batch.tokens.device)
     return torch.repeat_interleave(lengths, output_size=batch.num_tokens)
 
 
 def allowed(batch: PackedBatch) -> Tensor:
-    """`[T]` bool: the tokens of the passage, and the `[CLS]` that says there is no answer."""
-    which, at = sequence_of(batch), batch.positions
-    targets = batch.targets
+    """Return `[T]` bool: the tokens of the passage, and `[CLS]`, which stands for no answer."""
+    which, at, targets = sequence_of(batch), batch.positions, batch.targets
     inside = (at >= targets[PASSAGE][which]) & (at < targets[PASSAGE_END][which])
     return inside | (at == 0)
 
 
 def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the cross-entropies of the start and of the end, of each window.
+    """Compute the mean of the cross-entropies of the start and of the end, for each window.
 
-    The softmax of each window is over its own tokens alone; BERT's section 4.2 and transformers'
-    `...ForQuestionAnswering`, which let every token compete.
+    Each window has a softmax over its own tokens (BERT, section 4.2). transformers'
+    `...ForQuestionAnswering` does the same with every token allowed.
 
     Args:
         logits: `[T, 2]` of starts and ends.
         batch: with `START` and `END`; a window with -1 does not count.
-        mask: `[T]` bool: which tokens compete; the first of a window always does.
+        mask: `[T]` bool: the allowed tokens; the first of a window is always among them.
 
     Returns:
-        `[B]`: the loss of each window, and whether it counts; where not, the loss is 0.
+        `[B]`, the loss of each window, 0 where it does not count; and `[B]` bool, whether it does.
     """
     which = sequence_of(batch)
     index = which[:, None].expand(-1, 2)
     scores = logits.float().masked_fill(~mask[:, None], -torch.inf)
-    # log-sum-exp of each window, less its highest score, so that nothing overflows.
+    # The log-sum-exp of each window, with its highest score subtracted so that nothing overflows.
     top = scores.new_full((batch.num_sequences, 2), -torch.inf)
     top = top.scatter_reduce(0, index, scores.detach(), "amax")
     total = scores.new_zeros(batch.num_sequences, 2).index_add(
         0, which, (scores - top[which]).exp()
     )
+    # The logits of the right tokens; where the answer's place is unknown, of any.
     ends = torch.stack([batch.targets[START], batch.targets[END]], dim=1)
     known = ends[:, 0] >= 0
     rows = batch.cu_seqlens[:-1].long()[:, None] + ends.clamp(min=0)
@@ -71,9 +71,9 @@ class WindowSpans:
     """The best spans of one window, best first.
 
     Attributes:
-        scores: `[K]` float64: the logit of the start plus that of the end.
-        chars: `[K, 2]` int64: the first character in the passage, and the one after the last.
-        null: the score of no answer: the logits of `[CLS]`.
+        scores: `[K]` float64, the sums of the logits of start and end.
+        chars: `[K, 2]` int64, the first character in the passage, and the one after the last.
+        null: the score of no answer, the sum of the logits of `[CLS]`.
     """
 
     scores: Array
@@ -84,28 +84,28 @@ class WindowSpans:
 def best_spans(
     logits: Tensor, batch: PackedBatch, *, longest: int, count: int
 ) -> list[WindowSpans]:
-    """The best spans of each window: all are compared, none is passed over.
+    """Find the best of all spans of each window.
 
-    (BERT's own script looks at the 20 best starts and the 20 best ends only.)
+    (BERT's own script compares only spans of the 20 best starts and the 20 best ends.)
 
     Args:
         logits: `[T, 2]` of starts and ends.
         batch: with the places of the passages and of their characters.
-        longest: the most tokens of a span.
-        count: K, the most spans of a window.
+        longest: the maximum number of tokens of a span.
+        count: K, the maximum number of spans of a window.
     """
     start, end = logits.detach().float().unbind(1)
     which, tokens = sequence_of(batch), torch.arange(len(start), device=start.device)
     offsets = batch.cu_seqlens[:-1].long()
     begin, stop = (offsets + batch.targets[name] for name in (PASSAGE, PASSAGE_END))
-    # [T, longest]: the span from token t over d more.
+    # [T, longest]: in row t and column d the span from token t to token t + d.
     ahead = F.pad(end, (0, longest - 1), value=-torch.inf).unfold(0, longest, 1)
     further = torch.arange(longest, device=start.device)
     inside = (tokens >= begin[which])[:, None] & (tokens[:, None] + further < stop[which][:, None])
     spans = (start[:, None] + ahead).masked_fill(~inside, -torch.inf).cpu()
     nulls = (start + end)[offsets].tolist()
     first, last = (batch.targets[name].cpu().numpy() for name in (FIRST_CHAR, END_CHAR))
-    found = []
+    best_of_each = []
     for low, high, null in zip(begin.tolist(), stop.tolist(), nulls, strict=True):
         flat = spans[low:high].flatten()
         best = flat.topk(min(count, len(flat)))
@@ -113,17 +113,21 @@ def best_spans(
         places = best.indices.numpy()[np.isfinite(scores)]
         starts = low + places // longest
         chars = np.stack([first[starts], last[starts + places % longest]], axis=1)
-        found.append(WindowSpans(scores[np.isfinite(scores)], chars.astype(np.int64), null))
-    return found
+        best_of_each.append(WindowSpans(scores[np.isfinite(scores)], chars.astype(np.int64), null))
+    return best_of_each
 
 
 def merged(parts: Sequence[WindowSpans], count: int) -> WindowSpans:
-    """The best spans of several windows of one passage, each span once.
+    """Merge the best spans of the windows of a passage.
 
-    A span that several windows have counts with its best score, and there is no answer only if all
-    windows say so: the lowest of their scores for none counts, as in BERT's own script. (That
-    script also has a rule of the "maximum context", by which a word is read only in the window that
-    shows most around it. Here the scores decide, as in transformers' example.)
+    A span that several windows contain counts once, with its best score. There is no answer only if
+    no window has one: the lowest score of no answer counts, as in BERT's own script. (That script
+    also reads each word only in the window with its "maximum context". Here the scores decide, as
+    in transformers' example.)
+
+    Args:
+        parts: the best spans of each window.
+        count: the maximum number of spans to keep.
     """
     scores = np.concatenate([part.scores for part in parts])
     chars = np.concatenate([part.chars for part in parts])
