@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretune.evaluation.examine import examine
 from pretune.evaluation.explain import explain
-from pretune.experiments.history import TrainingHistory
+from pretune.experiments.history import MetricHistory
 from pretune.render.report import ReportFacts
 from tests.tasks.every_task import CASES
 
@@ -30,7 +30,7 @@ def facts(
         name="films <b>",
         examined=found,
         recipe="task: <b>",
-        history=TrainingHistory.of(lines),
+        history=MetricHistory.of(lines),
         explained=explained,
         fitted=found,
     )

@@ -16,7 +16,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, RunError
 from pretune.evaluation.examine import Example, examine
 from pretune.evaluation.explain import explain
-from pretune.experiments.history import TrainingHistory
+from pretune.experiments.history import MetricHistory
 from pretune.render.example_table import SCRIPT, ExampleTable, example_rows
 from pretune.render.page import page
 from pretune.render.report import (
@@ -116,10 +116,10 @@ def test_long_texts_are_cut_where_there_are_many(
 def test_the_history_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(["[]", '{"step": 1}', *HISTORY]), encoding="utf-8")
-    history = TrainingHistory.read(path)
+    history = MetricHistory.read(path)
     assert history.names == ["loss", "accuracy", "learning_rate"]
     assert history.curves["train"]["loss"] == ([1, 2], [0.9, 0.5])
-    assert TrainingHistory.read(tmp_path / "none").names == []
+    assert MetricHistory.read(tmp_path / "none").names == []
 
 
 def test_groups_by_length_keep_one_length_together() -> None:

@@ -84,7 +84,7 @@ def report(
     from pretune.bundle.bundle import load
     from pretune.evaluation.examine import examine
     from pretune.evaluation.explain import explain as explain_one
-    from pretune.experiments.history import TrainingHistory
+    from pretune.experiments.history import MetricHistory
     from pretune.inference.predict import column_names, the_task
     from pretune.render.report import ReportFacts, check_writable, font_note, write_report
     from pretune.training.data import examined_records
@@ -126,7 +126,7 @@ def report(
         name=place.resolve().name if is_run else run,
         examined=examined,
         recipe=None if recipe is None else recipe.to_yaml(),
-        history=TrainingHistory.read(place / METRICS),
+        history=MetricHistory.read(place / METRICS),
         explained=explained,
         fitted=fitted,
     )

@@ -2,7 +2,7 @@
 
 A metric on 400 examples is a sample: another 400 examples would give another value. The interval
 tells how far such samples lie apart. The test tells how often two equally good models would differ
-by chance as much as these two do.
+by chance at least as widely as these two do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """The metric of a model minus that of the first model.
+    """The metric of a model minus the metric of the first model.
 
     Attributes:
         p: probability of a difference at least as large by chance alone; with more than two
@@ -194,6 +194,7 @@ def compare(
     check_tasks(names, [x.task for x in examined])
     _check_chunks(names, examined)
     figures, left_out = _comparable_figures(names, examined)
+    # Progress counts the resamples, and the exchanges with each other model.
     count = resamples * len(examined)
 
     def tell(done: int) -> None:
@@ -364,8 +365,8 @@ def _adjusted(differences: Sequence[Mapping[str, Difference]]) -> list[dict[str,
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for multiple comparisons (Holm 1979).
 
-    The smallest of n values is multiplied by n, the next by n - 1, and so on. No adjusted value is
-    below that of a smaller one: a hypothesis is not rejected before a more significant one.
+    The smallest of n values is multiplied by n, the next by n - 1, the largest by 1. Adjusted
+    values keep their order: no hypothesis is rejected before a more significant one.
 
     Args:
         p_values: n p-values.

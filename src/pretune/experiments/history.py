@@ -15,8 +15,8 @@ Curve = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
-class TrainingHistory:
-    """Metrics over the updates of a run.
+class MetricHistory:
+    """The values of all metrics over the updates of a run.
 
     Attributes:
         curves: by `train` or `validation`, then by the name of the metric.
@@ -26,7 +26,7 @@ class TrainingHistory:
 
     @property
     def names(self) -> list[str]:
-        """All metrics, in the order in which to show them."""
+        """All metrics, in the order to show them."""
         known = dict.fromkeys(
             name for kind in ("validation", "train") for name in self.curves.get(kind, {})
         )
@@ -34,7 +34,7 @@ class TrainingHistory:
         return [*(n for n in FIRST if n in known), *others, *(n for n in LAST if n in known)]
 
     @classmethod
-    def read(cls, path: Path) -> TrainingHistory:
+    def read(cls, path: Path) -> MetricHistory:
         """Read a run's `metrics.jsonl`; the history is empty if there is no such file."""
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -43,7 +43,7 @@ class TrainingHistory:
         return cls.of(text.splitlines())
 
     @classmethod
-    def of(cls, lines: Iterable[str]) -> TrainingHistory:
+    def of(cls, lines: Iterable[str]) -> MetricHistory:
         """Parse lines of `metrics.jsonl`, skipping those that a dying process left unfinished."""
         curves: dict[str, dict[str, Curve]] = {}
         for line in lines:

@@ -372,6 +372,7 @@ class Climb:
         return Recipe.of(
             {
                 "description": f"{rung.title}, a rung of a ladder",
+                # A preset, with the sizes of the rung.
                 "task": {"name": "causal_lm", "max_length": rung.block},
                 "model": {
                     "from": rung.start,

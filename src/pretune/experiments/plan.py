@@ -2,7 +2,7 @@
 
 The data is read and tokenized and the model is loaded as the run would do it. The time comes from
 a few real updates on that copy of the model, on the run's own first batches: the peak rate of a
-machine does not tell what share of it a small model reaches.
+machine does not tell how much a small model reaches.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     run = _prepare(recipe)
     reading = time.perf_counter() - start
     model, train = run.model, run.train
-    # The trainer itself tells the number of updates and the batches of an epoch.
+    # Data and updates. The trainer itself tells the number of updates and the batches of an epoch.
     trainer = run.trainer()
     updates, batches = trainer.total, _first_epoch(trainer)
     per_epoch = int(train.lengths.sum())
@@ -180,6 +180,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     per_token = _flops_per_token(model, max(1, round(per_epoch / len(train))))
     # A frozen backbone is run once, and its outputs are kept for all epochs.
     passes = 1.0 if epochs > 1 and reads_once(run.task, model, train) else epochs
+    # Time, by the speed of a few real updates.
     speed, training, evaluating = None, None, None
     if measure:
         speed = _measure(run, per_token, len(batches))

@@ -111,7 +111,7 @@ class Sweep:
     """A search for good values of a recipe.
 
     Attributes:
-        recipe: recipe of all trials; its output folder is that of the sweep.
+        recipe: recipe of all trials; its output folder is the folder of the sweep.
         spaces: the keys to search and their ranges.
         metric: name of the metric; default: the metric that picks the recipe's best checkpoint.
         direction: whether to maximize or minimize; `auto` goes by the name of the metric.
@@ -206,6 +206,7 @@ class Sweep:
                 direction=self._direction(metric),
                 load_if_exists=True,
             )
+            # Another sweep may have left a study of other keys or ranges.
             self._check_same_sweep(study, self._described(metric), path)
         except (OSError, SQLAlchemyError, RuntimeError, lib.exceptions.OptunaError) as error:
             reason = str(error).split("\n")[0]

@@ -214,6 +214,7 @@ def _describe_file(
     tokenizer: Tokenizer | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[Facts, Seen]:
+    # Which columns hold texts and labels.
     where_label = label_column(records, label)
     facts = Facts(
         origin=records.origin,

@@ -33,7 +33,7 @@ class ModuleTree:
         name: attribute name in the parent; `layers 0-11` for several equal modules.
         kind: name of the class.
         count: number of equal modules.
-        parameters: parameters of one of them, including those of its parts.
+        parameters: parameters of one of them, its parts included.
         shapes: shapes of the parameters that it holds itself, by name.
         parts: the modules in it that hold parameters.
     """

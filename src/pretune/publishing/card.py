@@ -181,6 +181,7 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
 
 def _use(facts: CardFacts) -> Iterator[str]:
     """Show code that asks the model, with pretune and, where it opens it, with transformers."""
+    # The names of the inputs serve as an example; a gap needs a sentence around it.
     example = list(facts.task.inputs.values())
     if facts.task.head in {"masked_lm", "pretraining"}:
         example = ["A day has 24 [MASK]."]
@@ -193,6 +194,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
         f"print(pretune.predict(model, {inputs}))",
         "python",
     )
+    # Not every head and family is in transformers.
     pipeline, cls = PIPELINES.get(facts.task.head, (None, None))
     if cls is None or not facts.in_transformers:
         return

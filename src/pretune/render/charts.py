@@ -129,7 +129,7 @@ def write_pngs(figures: Mapping[str, Figure], folder: Path, option: str = "--png
 
 @lru_cache(maxsize=1)
 def font_families() -> list[str]:
-    """List matplotlib's own font, then those of `FALLBACK_FONTS` that are installed."""
+    """List matplotlib's own font, then the installed fonts of `FALLBACK_FONTS`."""
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}

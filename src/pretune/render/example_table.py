@@ -114,6 +114,7 @@ class ExampleTable(PagePart):
         # Unpaired surrogates are not UTF-8. No `<` is left that could end the script element.
         data = data.encode("utf-8", "replace").decode("utf-8")
         data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        # The script finds its parts by their ids, and fills the empty table.
         buttons = "".join(
             f'<th scope="col"><button type="button">{for_html(name)}</button></th>'
             for name in header

@@ -29,12 +29,12 @@ _CHANGES = {
 }
 
 
-def runs_view(found: RunsFound) -> RenderableType:
+def runs_view(runs: RunsFound) -> RenderableType:
     """Lay out a line for each run; below, what could not be read."""
-    if not found.runs and not found.problems:
-        return Text(for_terminal(f"no runs in {found.folder}"))
-    problems, rows = list(found.problems), []
-    for run in found.runs:
+    if not runs.runs and not runs.problems:
+        return Text(for_terminal(f"no runs in {runs.folder}"))
+    problems, rows = list(runs.problems), []
+    for run in runs.runs:
         rows.append(
             (
                 run.folder + (" !" if run.problems else ""),

@@ -25,7 +25,7 @@ from pretune.evaluation.calibration import (
 )
 from pretune.evaluation.examine import Examined, Example
 from pretune.evaluation.explain import Explained
-from pretune.experiments.history import TrainingHistory
+from pretune.experiments.history import MetricHistory
 from pretune.render.attention_maps import attention_chart
 from pretune.render.charts import bar_chart, undrawable, write_pngs
 from pretune.render.escaping import for_html, shortened
@@ -67,7 +67,7 @@ class ReportFacts:
     name: str
     examined: Examined
     recipe: str | None = None
-    history: TrainingHistory = field(default_factory=TrainingHistory)
+    history: MetricHistory = field(default_factory=MetricHistory)
     explained: Mapping[int, Explained] = field(default_factory=dict)
     fitted: Examined | None = None
 
@@ -151,7 +151,7 @@ def _metrics_section(examined: Examined) -> PageSection:
     return PageSection("Figures", [Paragraph(text), Grid(("", "value"), rows)])
 
 
-def _training_section(history: TrainingHistory) -> PageSection | None:
+def _training_section(history: MetricHistory) -> PageSection | None:
     if not history.curves:
         return None
     picture = Picture(history_chart(history), "figures over the updates", name="training")
@@ -212,6 +212,7 @@ def calibration_section(examined: Examined, fitted: Examined | None) -> PageSect
     decisions = _decisions(examined)
     if not decisions:
         return None
+    # As the model is.
     right = [decision.right for decision in decisions]
     now = reliability([decision.confidence for decision in decisions], right)
     series = {"as it is": now}

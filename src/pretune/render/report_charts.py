@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretune.evaluation.calibration import Reliability
-from pretune.experiments.history import TrainingHistory
+from pretune.experiments.history import MetricHistory
 from pretune.render.charts import COLOURS, chart_labels, cut_label, label_ticks, new_figure
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MANY_POINTS = 40
 _GUIDE_COLOUR = "#8a94a0"
 
 
-def history_chart(history: TrainingHistory) -> Figure:
+def history_chart(history: MetricHistory) -> Figure:
     """Draw a panel for each metric over the updates; training and validation share a panel."""
     names = history.names
     rows = -(-len(names) // 2)

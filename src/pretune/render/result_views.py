@@ -138,11 +138,13 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
 
 def few_shot_view(result: FewShotResult) -> RenderableType:
     """Lay out a line for each number of shots, the template, and which prompts were shortened."""
+    # Over the seeds of each number of shots: accuracy, and the share of each answer.
     summaries = {shots: summary(cells) for shots, cells in result.of_shots().items()}
     answers = list(dict.fromkeys(name for own in summaries.values() for name in own["shares"]))
     answers = answers[:MAX_ANSWER_COLUMNS]
     rows = []
     for shots, own in summaries.items():
+        # A single seed has no spread.
         spread = f"{own['sd']:.4f}" if own["seeds"] > 1 else ""
         shares = [f"{own['shares'].get(name, 0.0):.1%}" for name in answers]
         metrics = (f"{own['accuracy']:.4f}", spread, f"{own['macro_f1']:.4f}")
