@@ -60,12 +60,8 @@ def describe(
     from pretune.checkpoints.source import find_tokenizer
     from pretune.data.readers.files import read
     from pretune.inspection.describe import describe as look
-    from pretune.render.data_report import (
-        description_page,
-        description_view,
-        font_warning,
-        write_charts,
-    )
+    from pretune.render.charts import undrawable
+    from pretune.render.data_report import description_page, description_view, write_charts
 
     if html is not None and not html.resolve().parent.is_dir():
         raise PretuneError(f"--html {html}: no such folder", "Make it first.")
@@ -100,7 +96,8 @@ def describe(
     if png is not None:
         for path in write_charts(description, png):
             notes.print(f"written: {path}", soft_wrap=True)
-    warning = font_warning(description) if png else None
+    labels = [name for facts in description.files for name in facts.labels]
+    warning = undrawable(labels) if png else None
     if warning:
         notes.print(warning, soft_wrap=True)
 

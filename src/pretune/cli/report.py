@@ -86,7 +86,8 @@ def report(
     from pretune.evaluation.explain import explain as explain_one
     from pretune.experiments.history import MetricHistory
     from pretune.inference.predict import column_names, the_task
-    from pretune.render.report import ReportFacts, check_writable, font_note, write_report
+    from pretune.render.charts import undrawable
+    from pretune.render.report import ReportFacts, check_writable, write_report
     from pretune.training.data import examined_records
     from pretune.training.run_folder import METRICS, RECIPE, RunFolder
 
@@ -131,7 +132,10 @@ def report(
         fitted=fitted,
     )
     write_report(facts, output, png)
-    if png is not None and (note := font_note(facts)) is not None:
+    if (
+        png is not None
+        and (note := undrawable(facts.examined.details.get("labels", []))) is not None
+    ):
         notes.print(note, soft_wrap=True)
     size = output.stat().st_size / 1e6
     to_stdout().print(

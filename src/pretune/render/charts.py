@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 #: Fonts for the scripts that matplotlib's own font lacks (Chinese, Japanese, Korean).
-FALLBACK_FONTS = (
+FALLBACK_FONTS = [
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
     "Noto Sans SC",
@@ -47,7 +47,7 @@ FALLBACK_FONTS = (
     "Malgun Gothic",
     "Apple SD Gothic Neo",
     "Unifont",
-)
+]
 OWN_FONT = "DejaVu Sans"
 DPI = 150
 #: Prefix of the gid of a text in a figure; the rest is the label that no font here can draw.

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pretune.inspection.describe import ALL, Description, Facts, Leak
 from pretune.inspection.describe_counts import Lengths
-from pretune.render.charts import Box, bar_chart, box_chart, undrawable, write_pngs
+from pretune.render.charts import Box, bar_chart, box_chart, write_pngs
 from pretune.render.escaping import one_line
 from pretune.render.grid import Grid
 from pretune.render.page import PagePart, PageSection, Picture, page
@@ -59,11 +59,6 @@ def write_charts(description: Description, folder: Path) -> list[Path]:
         for name, _, figure in charts(facts)
     }
     return write_pngs(figures, folder)
-
-
-def font_warning(description: Description) -> str | None:
-    """Explain which labels the charts cannot show; None if they show all."""
-    return undrawable([name for facts in description.files for name in facts.labels])
 
 
 def charts(facts: Facts) -> Iterator[tuple[str, str, Figure]]:

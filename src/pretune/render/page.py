@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import override
@@ -21,41 +22,7 @@ _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
-_STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d8dde3;
-  --strong: #8a94a0; --soft: #f4f6f8; --faint: #4a5561; --link: #0b5cad; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e8ed; --back: #16191d; --line: #363d45;
-  --strong: #6b7682; --soft: #22272d; --faint: #a4afba; --link: #7ab8ff; } }
-body { font: 15px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", "PingFang SC",
-  "Microsoft YaHei", sans-serif; color: var(--text); background: var(--back);
-  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin-top: 2.2rem; overflow-wrap: anywhere; }
-a { color: var(--link); }
-nav a { margin-right: 1rem; display: inline-block; }
-.table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .7rem;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 1rem; }
-.short { white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--strong); white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; padding: .3rem;
-  box-sizing: border-box; }
-summary { cursor: pointer; color: var(--link); }
-figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; }
-pre { background: var(--soft); padding: .7rem; overflow-x: auto; }
-.tools > * { margin-right: .8rem; }
-.tokens { line-height: 1.9; } .tokens span { padding: .1rem .2rem; border-radius: .2rem; }
-.long { min-width: 16rem; }
-.long bdi { display: block; max-height: 9rem; overflow: auto; white-space: pre-wrap; }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
-  padding: 0; cursor: pointer; white-space: nowrap; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-@media print { body { max-width: none; } h2 { break-after: avoid; } }
-"""
+_STYLE = "\n" + files("pretune.render").joinpath("page.css").read_text(encoding="utf-8")
 
 
 class PagePart(Protocol):

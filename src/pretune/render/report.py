@@ -27,7 +27,7 @@ from pretune.evaluation.examine import Examined, Example
 from pretune.evaluation.explain import Explained
 from pretune.experiments.history import MetricHistory
 from pretune.render.attention_maps import attention_chart
-from pretune.render.charts import bar_chart, undrawable, write_pngs
+from pretune.render.charts import bar_chart, write_pngs
 from pretune.render.escaping import for_html, shortened
 from pretune.render.example_table import SCRIPT, ExampleTable
 from pretune.render.grid import Grid
@@ -111,11 +111,6 @@ def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> N
         atomic_text(output, text)
     except OSError as error:
         raise not_writable(output, "--output", error) from None
-
-
-def font_note(facts: ReportFacts) -> str | None:
-    """Explain which labels the pictures cannot show; None if they show all."""
-    return undrawable(facts.examined.details.get("labels", []))
 
 
 def report_sections(facts: ReportFacts) -> list[PageSection]:
