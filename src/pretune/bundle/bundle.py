@@ -109,6 +109,7 @@ def load(
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
+    # Where the model comes from; a tokenizer decides the vocabulary of random weights.
     weights_dtype = named_dtype(dtype)
     origin = _Origin.open(source, mapped=mmap, allow_pickle=allow_pickle)
     if not isinstance(tokenizer, Tokenizer):
@@ -182,9 +183,11 @@ class _Origin:
             allow_pickle: as for `load`.
             with_weights: whether to open the files with the weights.
         """
+        # A published size names no folder; its weights will be random.
         entries = preset(str(source))
         if entries is not None:
             return cls(Path(source), None, None, entries, family_of(entries, Path(source)))
+        # A checkpoint: undamaged, and opened only where its weights are wanted.
         folder, weights = find_source(source, allow_pickle=allow_pickle), None
         if with_weights:
             refuse_damaged(folder)
@@ -211,6 +214,7 @@ class _Origin:
         """
         config_class = self.family.backbone.config_class
         entries = dict(self.entries)
+        # Random weights can have any size, and the vocabulary of any tokenizer.
         if self.folder is None:
             check_entries(changes or {}, config_class)
             entries |= {**tokenizer_entries(tokenizer, config_class), **(changes or {})}
@@ -308,6 +312,7 @@ def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) ->
     Raises:
         DataError: a token is empty.
     """
+    # A model may already have more rows than the tokenizer has tokens.
     added = add_tokens(bundle.tokenizer, tokens)
     rows = max(bundle.tokenizer.vocab_size, bundle.backbone.config.size("vocab_size"))
     resize_vocabulary(bundle.model, -(-rows // multiple) * multiple)
@@ -322,7 +327,7 @@ def save(bundle: Bundle, folder: Path) -> None:
     if head == "sequence_classification" and bundle.backbone.causal:
         entries |= _padding_entries(bundle)
     save_model(bundle.model, folder, bundle.family, head, entries)
-    # Beside the merged weights, the adapter alone.
+    # The weights above have the adapter merged in; beside them, the adapter alone.
     if adapters(bundle.model):
         base = "" if bundle.report is None else bundle.report.source
         save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
@@ -360,5 +365,6 @@ def _padding_entries(bundle: Bundle) -> dict[str, int]:
         number = tokenizer.special_id(name) if number is None else number
     if number is None or not 0 <= number < tokenizer.vocab_size:
         return {}
+    # The tokenizer that is saved beside the model must name the same token.
     tokenizer.special.setdefault("pad_token", tokenizer.tokens([number])[0])
     return {"pad_token_id": number}

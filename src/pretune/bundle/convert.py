@@ -59,6 +59,7 @@ def convert(
     config = read_config(folder, lambda: weights.names)
     family, head = head_of(config, folder)
     sizes = family.backbone.config_class.from_dict(config)
+    # What its outputs mean is kept; a file may give their number alone.
     kept = {name: config[name] for name in OUTPUT_ENTRIES if config.get(name) is not None}
     labels = len(kept.get("id2label", ())) or config.get("num_labels") or 2
     model, report = load_into(
@@ -70,6 +71,7 @@ def convert(
         dtype=weights_dtype,
     )
     refuse_headless(folder, family, head, head_parameters(family, head) & set(report.missing))
+    # Nothing is written before everything has been read.
     tokenizer = load_tokenizer(folder)
     with atomic_folder(target) as place:
         save_model(model, place, family, head, kept)

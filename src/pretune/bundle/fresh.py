@@ -34,6 +34,7 @@ def tokenizer_entries(tokenizer: Tokenizer, config_class: type[ModelConfig]) -> 
     }
     if "decoder_start_token_id" in names:
         entries |= _decoder_entries(tokenizer)
+    # A family takes the entries that its configuration has.
     return {name: value for name, value in entries.items() if name in names}
 
 

@@ -95,6 +95,7 @@ def check_sizes(
         size, table = tokenizer.target.vocab_size, config.target_vocab_size
         if size > table:
             raise _too_small(folder, "the tokenizer of the targets", size, table)
+    # Texts are truncated to `max_length` tokens, so no longer one occurs.
     if task is not None and task.options.max_length > positions:
         raise CheckpointError(
             f"{folder}: the model has {positions} positions, "
@@ -131,6 +132,7 @@ def check_segments(
     needed = single if task is None else task.segments(tokenizer)
     if needed <= table:
         return
+    # Either the tokenizer does not suit the model at all, or only not for pairs.
     if single > table or task is None:
         raise CheckpointError(
             f"{folder}: the tokenizer numbers the segments of a text up to {single - 1}, the model "

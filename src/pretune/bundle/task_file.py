@@ -40,6 +40,7 @@ def trained_task(
         positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
         return published_task({**config, **positions}), {}
     saved = read_object(path)
+    # The file may be damaged or come from anyone: its values are checked like a recipe's.
     try:
         kind = saved_task_class(saved["options"]["name"], saved.get("package"))
         task = kind(kind.options_type.model_validate(saved["options"])).with_state(saved["state"])
@@ -82,6 +83,7 @@ def with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
             raise RecipeError(
                 f"the task {task.name} has no option '{name}'", did_you_mean(name, known)
             )
+    # All options are checked together: some exclude each other.
     try:
         chosen = task.options_type.model_validate({**task.options.model_dump(), **options})
         changed = type(task)(chosen).with_state(task.state())
@@ -89,6 +91,7 @@ def with_options(task: AnyTask, options: Mapping[str, Any]) -> AnyTask:
         message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         message = message.removeprefix("Value error, ")
         raise RecipeError(f"{', '.join(options)}: {message}") from None
+    # The weights of the head fit only outputs of the same meaning.
     if changed.output_meaning() != task.output_meaning():
         raise RecipeError(
             f"{', '.join(options)}: the model was trained with another value of this option",

@@ -1,4 +1,4 @@
-"""Metrics that a recipe adds to those of its task (`task.metrics`).
+"""Metrics that a recipe adds to the metrics of its task (`task.metrics`).
 
 Packages provide them as entry points of the group `pretune.metrics`. A metric is a class like the
 `Metrics` of a task; its constructor takes the task and the features, as `Task.metrics` does:
@@ -50,6 +50,7 @@ class AllMetrics:
         Raises:
             RecipeError: no installed package has a metric of that name.
         """
+        # All names are looked up before any metric is made.
         wanted = task.options.metrics
         kinds = {name: METRICS.find(name, error=RecipeError) for name in wanted}
         added = {name: kind(task, features) for name, kind in kinds.items()}

@@ -189,8 +189,8 @@ class Preprocessor(ABC):
                 `Skipped`; False for prediction, where each record gives at least one feature.
 
         Yields:
-            features in the order of the records. A `Repaired` reports a correction and comes in
-            addition to the features of its record.
+            features in the order of the records. A `Repaired` reports a correction, in addition to
+            the features of its record.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -222,7 +222,7 @@ class Head(ABC):
     @property
     @abstractmethod
     def head(self) -> str:
-        """The name of the model's head among those of its family."""
+        """The name of the model's head in its family, e.g. `token_classification`."""
 
     @abstractmethod
     def build(self, backbone: Backbone) -> nn.Module:
@@ -291,14 +291,14 @@ class Scorer(ABC, Generic[P]):
         """Begin an evaluation.
 
         Args:
-            features: the features to evaluate, for figures about whole records: `records` is the
-                record of each sequence, `rows` holds the records. None where only the names of the
-                figures are wanted.
+            features: the features to evaluate, for figures about whole records: their `records` is
+                the record of each sequence, their `rows` holds the records. None where only the
+                names of the figures are wanted.
         """
 
     @abstractmethod
     def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
-        """Compute the loss of each feature; None where only that of a whole batch is known."""
+        """Compute the loss of each feature; None where only the whole batch's is known."""
 
     def grader(self, records: Records) -> Callable[[P, int], Grade]:
         """Return a function that compares answers with the truth.
@@ -398,6 +398,7 @@ class Task(Preprocessor, Head, Answers[P], Scorer[P], Described, Generic[O, P]):
     @property
     @override
     def shown(self) -> tuple[str, ...]:
+        # What was asked; a task whose inputs are long shows less.
         return tuple(self.inputs)
 
     @override
@@ -406,6 +407,7 @@ class Task(Preprocessor, Head, Answers[P], Scorer[P], Described, Generic[O, P]):
 
     @override
     def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss | None:
+        # The loss of a batch is one sum: it is that of a feature only where the batch has one.
         if len(batch.index) != 1:
             return None
         loss = self.loss(outputs, batch)
@@ -417,6 +419,9 @@ class Task(Preprocessor, Head, Answers[P], Scorer[P], Described, Generic[O, P]):
 
 
 AnyTask = Task[Any, Any]
+
+
+# Abilities: what only some tasks can do.
 
 
 class UsesTokenizer(ABC):
@@ -480,7 +485,7 @@ class ReadsWindows:
 class ReadsStream(ABC):
     """Ability: reads records as one running text, cut into blocks.
 
-    Then the end of a single long text can be held back for validation, and the examples that people
+    The end of a single long text can then be held back for validation, and the examples that people
     look at are blocks, not records.
     """
 
@@ -507,10 +512,10 @@ class DrawsAnew(ABC):
 
 
 class CarriesState(ABC):
-    """Ability: the model goes on from the state in which it left the feature before.
+    """Ability: the model goes on from its state after the previous feature.
 
-    Training then carries the state from batch to batch, and so does evaluation (truncated
-    back-propagation through time).
+    Training and evaluation then carry the state from batch to batch (truncated back-propagation
+    through time).
     """
 
     @abstractmethod

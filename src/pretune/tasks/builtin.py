@@ -1,4 +1,4 @@
-"""The tasks by name: those of pretune, and those that installed packages add."""
+"""The tasks by name: the built-in ones, and the ones that installed packages add."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def published_task(config: Mapping[str, Any]) -> AnyTask | None:
     """
     architecture = published_architecture(config)
     fitting = (own for end, own in _ARCHITECTURES.items() if architecture.endswith(end))
+    # Built-in tasks first, and only the ones that can be meant; packages may know any class.
     for name in [*next(fitting, ()), *TASKS.plugins]:
         task = TASKS[name].from_config(config)
         if task is not None:

@@ -71,6 +71,7 @@ class FeatureCache:
             tokenizer: of the model.
             how: what else the features depend on, JSON-ready.
         """
+        # Code, options and tokenizer first, then every value of every record.
         digest = hashlib.sha256()
         known = {name: list(names) for name, names in records.categories.items()}
         made_by = [__version__, _sources()]
@@ -92,6 +93,7 @@ class FeatureCache:
             with safe_open(path, framework="numpy") as file:
                 notes = json.loads(file.metadata()["pretune"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # A feature of several sequences has their lengths; features differ in how many.
             choices = None
             if "choices" in arrays:
                 ends = np.cumsum(arrays["counts"])[:-1]
@@ -128,6 +130,7 @@ class FeatureCache:
         """
         if seconds < self.worth or len(features) == 0:
             return
+        # Everything of a fixed type as arrays, the rest as JSON among the file's metadata.
         arrays = {"tokens": features.tokens, "starts": features.starts, "records": features.records}
         arrays |= {_TARGET + name: column for name, column in features.targets.items()}
         if features.segments is not None:
@@ -159,6 +162,7 @@ class FeatureCache:
 
     def _make_room(self) -> None:
         """Remove leftovers of killed processes, and the files that were not read for longest."""
+        # A file that is being written is younger than an hour.
         for path in self.folder.glob(".*.tmp"):
             if time.time() - path.stat().st_mtime > 3600:
                 path.unlink(missing_ok=True)

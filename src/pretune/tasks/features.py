@@ -40,7 +40,7 @@ def featurize(
         cache: where features of an earlier run may be, and where new ones are kept.
 
     Returns:
-        the features; those of records have the records as `rows`.
+        the features; made of records, they have these as `rows`.
 
     Raises:
         DataError: a record cannot be used (names its file, line and column); a corpus was made with
@@ -75,6 +75,7 @@ def record_features(
     cache: FeatureCache | None = None,
 ) -> FeatureSet:
     """Make the features of records, as `featurize` does, in arrays."""
+    # Features of an earlier run, if they would be the same.
     key = ""
     if cache is not None:
         how = [task.name, source_of(type(task)), task.feature_key(), with_targets, evaluation]
@@ -82,6 +83,7 @@ def record_features(
         if (cached := cache.read(key)) is not None:
             return replace(cached, rows=records.rows)
 
+    # Otherwise they are made now, some records at a time, so that progress can be shown.
     def stream() -> Iterable[Feature | Skipped | Repaired]:
         for start in range(0, len(records), CHUNK):
             rows = range(start, min(start + CHUNK, len(records)))
@@ -95,6 +97,7 @@ def record_features(
     skipped: list[Skipped] = []
     repaired: list[Repaired] = []
 
+    # Remarks about records are set aside on the way.
     def features_alone() -> Iterable[Feature]:
         for item in stream():
             if isinstance(item, Skipped):

@@ -23,7 +23,7 @@ class EachLoss:
 
 @dataclass(frozen=True)
 class Decision:
-    """One choice that an answer makes, with its probability.
+    """One choice within an answer, with its probability.
 
     Attributes:
         confidence: the probability that the model gave to its choice.

@@ -43,6 +43,7 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
     Raises:
         DataError: the value is no label; names file and line.
     """
+    # 1 and 1.0 are the same label, however a source writes its numbers.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or value == "" or isinstance(value, float | list | dict):
@@ -101,6 +102,7 @@ def choose_labels(
         column: the column with the labels.
         raw_labels: returns the labels of a record, from which they are collected otherwise.
     """
+    # Two spellings of the data may stand for the same label.
     if given is not None:
         values = given.values() if isinstance(given, Mapping) else given
         return list(dict.fromkeys(values))
@@ -113,8 +115,8 @@ def choose_labels(
 def numbers_first(label: str) -> tuple[int, float, str]:
     """Sort key: numbers by value and before words; spellings of the same number by the text.
 
-    `nan` counts as a word: it compares as neither less nor greater than any number, and the order
-    would be that of the set the labels come from, which differs from process to process.
+    `nan` counts as a word: it is neither less nor greater than any number, so the order would be
+    the one of the set that the labels come from, which differs from process to process.
     """
     try:
         number = float(label)
@@ -133,6 +135,7 @@ def finite(value: Any, name: str) -> float:
     Raises:
         ValueError: the value is no finite number.
     """
+    # Python's JSON reader gives integers of any length, and accepts NaN and Infinity.
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
@@ -167,6 +170,7 @@ def published_labels(config: Mapping[str, Any]) -> list[str]:
         CheckpointError: the labels are not numbered 0, 1, 2, ..., a name occurs twice, or their
             number makes no sense.
     """
+    # The number of labels, which a damaged file can make absurdly large.
     names = config.get(ID2LABEL) or {}
     count = len(names) if names else config.get("num_labels", 2)
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
@@ -176,6 +180,7 @@ def published_labels(config: Mapping[str, Any]) -> list[str]:
         )
     if not names:
         return [f"LABEL_{i}" for i in range(count)]
+    # The names, in the order of their numbers; JSON has these as text.
     numbers = [str(i) for i in range(count)]
     if set(names) != set(numbers):
         wrong = next(number for number in names if number not in set(numbers))

@@ -90,12 +90,14 @@ def cross_entropy(
         the sum, with its graph; and the sums that it is made of, without a graph, where it is not
         the plain cross-entropy: `cross_entropy`, the plain one, and `z_loss` with its weight.
     """
+    # The plain cross-entropy: alone, or shown beside what is minimised.
     logits = logits.float()
     log_p = F.log_softmax(logits, -1)
     plain = F.nll_loss(log_p, labels, reduction="sum", ignore_index=ignore_index)
     weighted = class_weights is not None or focal_gamma > 0
     if not (smoothing or z_loss or weighted):
         return plain, {}
+    # What is minimised: H with its factors, if rows differ in weight.
     total, parts, counted = plain, {"cross_entropy": plain.detach()}, labels != ignore_index
     if weighted:
         kept = log_p[counted]
@@ -105,6 +107,7 @@ def cross_entropy(
         # H summed over the rows, where `plain` already is the sum of -log p.
         uniform = -log_p.mean(-1)[counted].sum()
         total = (1.0 - smoothing) * plain + smoothing * uniform
+    # The penalty on log Z, without the factors.
     if z_loss:
         penalty = z_loss * logits.logsumexp(-1)[counted].square().sum()
         total = total + penalty

@@ -106,6 +106,7 @@ class SentenceTask(Task[S, P], UsesTokenizer):
         Raises:
             DataError: a text is missing, or gives no token at all.
         """
+        # All texts are tokenized at once, in parallel.
         columns = list(self.inputs)
         first, *second = [[records.text(row, column) for row in rows] for column in columns]
         encoded = tokenizer.encode(first, *second, max_length=self.options.max_length)
@@ -151,6 +152,7 @@ def separate_pairs(tokenizer: Tokenizer) -> None:
     """
     if tokenizer.engine.num_special_tokens_to_add(True):
         return
+    # The second text gets segment 1, as in BERT; backbones without segments do not read it.
     for name in ("sep_token", "eos_token"):
         token, number = tokenizer.special.get(name), tokenizer.special_id(name)
         if token is not None and number is not None:

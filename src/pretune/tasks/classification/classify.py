@@ -120,11 +120,12 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
         """Refuse a column that cannot be the one with the labels."""
         count = len(self.labels)
         if count < 2:
-            found = f"only one label, {self.labels[0]!r}" if self.labels else "no label"
+            number = f"only one label, {self.labels[0]!r}" if self.labels else "no label"
             raise DataError(
-                f"{records.origin}, column 'label': {found}",
+                f"{records.origin}, column 'label': {number}",
                 "A classifier needs at least two; is it the right column? (data.columns.label=...)",
             )
+        # A mistaken column has nearly as many values as records.
         if count > 0.5 * len(records) and count > 20:
             raise DataError(
                 f"{records.origin}, column 'label': {count} different labels in "
@@ -149,6 +150,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
                         f"{did_you_mean(label, self.labels)} There are: {', '.join(self.labels)}.",
                     )
             return [given.get(label, 1.0) for label in self.labels]
+        # auto: by how often each label occurs.
         ids = numbered(self.labels)
         numbers = [self.label_id(records, row, ids) for row in range(len(records))]
         counts = np.bincount(numbers, minlength=len(self.labels))
@@ -278,6 +280,7 @@ class ClassificationMetrics:
 
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
         """Count one batch of logits `[B, C]`."""
+        # The number of each cell of the matrix, counted at once.
         pairs = batch.targets["label"] * len(self.labels) + outputs.argmax(-1)
         counts = torch.bincount(pairs, minlength=self.confusion.size)
         self.confusion += counts.cpu().numpy().reshape(self.confusion.shape)

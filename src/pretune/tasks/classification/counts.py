@@ -22,13 +22,15 @@ def f1_scores(right: Array, truth: Array, predicted: Array) -> Array:
 def class_figures(right: Array, truth: Array, predicted: Array) -> dict[str, Array]:
     """Compute the figures of a classification into one of C classes.
 
-    Accuracy; F1, which is that of class 1 where there are two classes, as in GLUE, and the mean
-    over the classes that occur where there are more; Matthews correlation, generalised to several
-    classes (Gorodkin 2004).
+    Accuracy; F1, of class 1 where there are two classes, as in GLUE, and averaged over the classes
+    that occur where there are more; Matthews correlation, generalised to several classes (Gorodkin
+    2004).
     """
+    # F1: of classes that occur, as truth or prediction.
     f1, total, hits = f1_scores(right, truth, predicted), truth.sum(-1), right.sum(-1)
     occurs = truth + predicted > 0
     macro = (f1 * occurs).sum(-1) / np.maximum(occurs.sum(-1), 1)
+    # Matthews correlation (Gorodkin 2004) from counts; 0 where a side is constant.
     covariance = hits * total - (truth * predicted).sum(-1)
     variances = (total**2 - (predicted**2).sum(-1)) * (total**2 - (truth**2).sum(-1))
     defined = variances > 0

@@ -129,6 +129,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         """Return a record's labels as the data spell them."""
         if self.options.label_columns is not None:
             return [name for name in self.options.label_columns if _flag(records, row, name)]
+        # A list, a text with separators, or a single number.
         value = records.rows[row].get("labels")
         if isinstance(value, str):
             value = [part.strip() for part in value.split(self.options.separator) if part.strip()]
@@ -200,7 +201,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
                 if true != given:
                     mistakes.append(Mistake("missed" if true else "spurious", label, confidence))
             both = np.logical_and(truth, predicted)
-            # For each label as in `counts`; then whether all labels are right, and 1.
+            # For each label as in `counts.py`; then whether all labels are right, and 1.
             counts = (*both, *truth, *predicted, not mistakes, True)
             return Grade(
                 truth=", ".join(
@@ -342,11 +343,13 @@ def best_threshold(scores: Array, truth: Array) -> float:
     """
     if not truth.any():
         return 0.5
+    # Candidates: all places between two different scores, in falling order.
     order = np.argsort(-scores, kind="stable")
     scores, truth = scores[order], truth[order]
     lower = np.append(scores[1:], 0.0)
     # A threshold can part the first k scores from the others only where the next score differs.
     ends = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
+    # F1 if the first k are a yes: 2 * right / (k + all true ones).
     f1 = 2 * np.cumsum(truth)[ends] / (ends + 1 + truth.sum())
     # Of the best places, take the one nearest 0.5.
     ends = ends[f1 == f1.max()]

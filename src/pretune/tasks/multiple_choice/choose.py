@@ -110,6 +110,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         Raises:
             DataError: fewer than two choices, or one that is no text; names file and line.
         """
+        # A list or a text in one column, or one column per choice.
         columns = self.options.choices
         values: Any = [records.rows[row].get(column) for column in columns]
         if len(columns) == 1:
@@ -124,6 +125,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
                 f"Columns with choices are {', '.join(columns)} (task.choices): give a list there, "
                 "or name a column for each choice.",
             )
+        # In between, no choice may be missing: the label counts them.
         for number, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
                 raise DataError(
@@ -138,6 +140,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         Raises:
             DataError: not the number of a choice; names file and line.
         """
+        # Tables give numbers as text or as floats; 1.5 is refused, and so is true.
         value: Any = records.rows[row].get("label")
         try:
             number = -1 if isinstance(value, bool) else int(value)

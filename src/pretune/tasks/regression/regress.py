@@ -95,6 +95,7 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
         Raises:
             DataError: no score, or no finite number; names file and line.
         """
+        # Text is read as a number; true and false are none, though Python would convert them.
         value: Any = records.rows[row].get("score")
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -137,6 +138,7 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
     def grader(self, records: Records) -> Callable[[ScorePrediction, int], Grade]:
         def grade(answer: ScorePrediction, row: int) -> Grade:
             x, y = answer.score, self._score(records, row)
+            # Sums of these give the moments from which `figures` computes the correlation.
             counts = (1.0, x, y, x**2, y**2, x * y, abs(x - y))
             return Grade(truth=f"{y:g}", answer=f"{x:.4f}", counts=counts)
 
@@ -187,6 +189,7 @@ class RegressionMetrics:
         predicted, truth = np.concatenate([np.empty((2, 0)), *self._pairs], 1)
         if len(predicted) == 0:
             return dict.fromkeys(("pearson", "spearman", "mse", "mae"), 0.0)
+        # In one order, so that sums are the same to the last bit however batches were made.
         order = np.lexsort((predicted, truth))
         predicted, truth = predicted[order], truth[order]
         return {
@@ -215,6 +218,7 @@ def pearson_correlation(first: Array, second: Array) -> float:
 
 def ranks(values: Array) -> Array:
     """Return `[N]` ranks from 1; equal values share the mean of their ranks."""
+    # Equal values share the ranks from ends - counts + 1 to ends.
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     means: Array = ends - (counts - 1) / 2
