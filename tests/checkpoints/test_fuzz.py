@@ -27,6 +27,13 @@ ROOM = 400 * 2**20
 SMALL: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
     "distilbert": {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16},
+    "electra": {
+        "embedding_size": 6,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
     "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64},
 }
 

@@ -24,7 +24,6 @@ from pretune.bundle.task_file import TASK_FILE, task_entries, trained_task, with
 from pretune.checkpoints.config import family_of, read_config
 from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.open import open_weights, tensorflow_names
-from pretune.checkpoints.peft import save_adapter
 from pretune.checkpoints.save import save_model
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.checkpoints.weights import WeightSource, named_dtype
@@ -330,6 +329,8 @@ def save(bundle: Bundle, folder: Path) -> None:
     # The weights above have the adapter merged in; beside them, the adapter alone.
     if adapters(bundle.model):
         base = "" if bundle.report is None else bundle.report.source
+        from pretune.checkpoints.peft import save_adapter
+
         save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
     save_tokenizer(bundle.tokenizer, bundle.family, folder)
     if task is not None:

@@ -156,6 +156,7 @@ def _match(
     plan: dict[str, PublishedNames] = {}
     missing = []
     for ours, tensor in model.state_dict().items():
+        # Without all its parts in the file, a tensor is missing.
         names = table.get(ours)
         if names is None or not weights.names.issuperset(names.parts):
             missing.append(ours)

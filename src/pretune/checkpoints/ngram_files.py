@@ -58,6 +58,7 @@ def load_ngram(folder: str | Path) -> NGram:
             f"{folder / CONFIG}: not an n-gram model but of the type {config.get('model_type')}",
             "Open it with pretune.load.",
         )
+    # A table that is damaged in any way must not become a model.
     try:
         tables = load_file(folder / WEIGHTS)
         return _model(config, tables)
@@ -81,6 +82,7 @@ def _model(config: dict[str, Any], tables: dict[str, NDArray[Any]]) -> NGram:
     levels: list[Level] = []
     below = vocabulary + 1  # with the beginning-of-text symbol
     for n, three in enumerate(discounts, start=2):
+        # Keys point into the level below, and are looked up by binary search.
         keys = _table(tables, f"levels.{n}.keys", np.int64)
         if len(keys) and not 0 <= keys[0] <= keys[-1] < below * (vocabulary + 1):
             raise ValueError(f"levels.{n}.keys: beyond the level below")

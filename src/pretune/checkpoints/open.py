@@ -23,10 +23,12 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
     Raises:
         CheckpointError: there are none, they are damaged, or they are a pickle that is not allowed.
     """
+    # safetensors first: the safest and the quickest to open.
     if (folder / "model.safetensors").is_file():
         return Safetensors([folder / "model.safetensors"], mapped=mapped)
     if (folder / "model.safetensors.index.json").is_file():
         return Safetensors(_shards(folder / "model.safetensors.index.json"), mapped=mapped)
+    # Then TensorFlow's files, which are data as well.
     single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     if not single.is_file() and not index.is_file():
         from pretune.checkpoints.tensorflow.google_bert import TensorFlowCheckpoint, find_tensorflow
@@ -39,6 +41,7 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
             "Expected model.safetensors or model.safetensors.index.json. (From the Hub, "
             "pytorch_model.bin is fetched only where pickles are allowed: --allow-pickle.)",
         )
+    # A pickle comes last, and only if the user trusts it.
     if not allow_pickle:
         raise CheckpointError(
             f"{folder}: only pytorch_model.bin here, a pickle, which can run code when opened",

@@ -92,6 +92,7 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
     """
     config = read_object(folder / CONFIG)
     tensors = load_file(folder / WEIGHTS)
+    # Adapted matrices, of the same rank and alpha.
     for name, part in _named(model, family, head, adapters(model)):
         if (config.get("r"), config.get("lora_alpha")) != (part.rank, part.alpha):
             raise CheckpointError(
@@ -101,6 +102,7 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
             )
         for letter, own in (("A", part.lora_a), ("B", part.lora_b)):
             _fill(own, tensors, f"{name}.lora_{letter}.weight", folder / WEIGHTS)
+    # Embeddings of new tokens.
     for name, rows in _named(model, family, head, learned_rows(model)):
         if config.get("trainable_token_indices") != list(rows.learned):
             raise CheckpointError(
@@ -109,6 +111,7 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
                 "Set model.new_tokens to the tokens it was trained with.",
             )
         _fill(rows.rows, tensors, f"{name}.{_ROWS}", folder / WEIGHTS)
+    # `_fill` takes tensors out: what is left has no place.
     if tensors:
         raise CheckpointError(
             f"{folder / WEIGHTS}: {next(iter(tensors))} has no place in the model",

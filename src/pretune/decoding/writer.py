@@ -267,9 +267,9 @@ class Writer:
         ]
         active = searches
         while active:
+            # The live hypotheses of all searches are the rows of one batch: their best next tokens.
             own = reader.logits.log_softmax(-1)
             scores = penalize(own, reader.histories, decoding)
-            # The live hypotheses of all searches are the rows of one batch.
             best = Candidates.of(scores, own, max(search.candidates for search in active))
             rows, tokens, start = list[int](), list[int](), 0
             # Each search extends its own rows, and keeps those it continues.
@@ -280,6 +280,7 @@ class Writer:
                     rows += [start + origin for origin in origins]
                     tokens += [hypothesis.tokens[-1] for hypothesis in search.live]
                 start = end
+            # Searches that are done leave the batch.
             active = [search for search in active if not search.done]
             if active:
                 reader.keep(rows)

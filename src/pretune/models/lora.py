@@ -108,6 +108,7 @@ def add_lora(
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     model.requires_grad_(False)
+    # Replace each target in every layer by a LoraLinear around the same matrix.
     for layer in backbone.layers:
         for target in dict.fromkeys(targets):
             place, _, name = target.rpartition(".")
@@ -126,6 +127,7 @@ def add_lora(
                     f"Use train.lora.rank={full} or less: 8 is usual.",
                 )
             setattr(holder, name, LoraLinear(linear, rank, alpha))
+    # New tokens have no useful embeddings yet: train those rows of the table.
     if new_tokens:
         table = LearnedRows(backbone.embeddings.tokens, new_tokens)
         backbone.embeddings.add_module("tokens", table)

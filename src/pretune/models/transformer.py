@@ -89,6 +89,7 @@ class TransformerConfig(ModelConfig):
     def __post_init__(self) -> None:
         if self.share_encoder_decoder_embeddings:  # one table has one size
             object.__setattr__(self, "decoder_vocab_size", None)
+        # `check_common` covers the encoder; the decoder has sizes of its own.
         self.check_common()
         for name in ("decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"):
             usual = {"decoder_layers": "num_hidden_layers", "decoder_ffn_dim": "intermediate_size"}
@@ -102,6 +103,7 @@ class TransformerConfig(ModelConfig):
             self.check("decoder_vocab_size", int, 1, MAX_SIZES["vocab_size"])
         for name in ("decoder_start_token_id", "eos_token_id"):
             self.check(name, int, 0, self.target_vocab_size - 1)
+        # Flags, the table of positions, and the tied output layer.
         for item in fields(self):
             if item.type == "bool" and not isinstance(getattr(self, item.name), bool):
                 raise CheckpointError(f"config: {item.name} must be true or false")
@@ -194,11 +196,13 @@ class TransformerModel(Backbone):
             "attention_dropout": config.attention_dropout,
             "eps": LAYER_NORM_EPS,
         }
+        # The encoder: self-attention to the whole source.
         heads, inner = config.encoder_attention_heads, config.encoder_ffn_dim
         encoder = [
             kind(config.d_model, heads, inner, config.activation_function, **common)
             for _ in range(config.encoder_layers)
         ]
+        # The decoder: causal self-attention, then attention to the source.
         heads, inner = config.decoder_attention_heads, config.decoder_ffn_dim
         common |= {"causal": True, "cross": True}
         decoder = [
@@ -430,6 +434,7 @@ _RULES = (
 def _family(model_type: str, config: Mapping[str, Any]) -> Family:
     """The family's layout for one table of embeddings, or for one each of source and target."""
     shared = config.get("share_encoder_decoder_embeddings") is not False
+    # The output layer is the table of the targets.
     output = "embeddings.tokens.weight" if shared else "embeddings.targets.weight"
     return Family(
         model_type=model_type,
@@ -445,6 +450,7 @@ def _family(model_type: str, config: Mapping[str, Any]) -> Family:
                 {"lm_head.weight": output},
             ),
         },
+        # Copies of the shared table, and sinusoids, which are computed.
         ignored=tuple(
             f"{stack}.{name}.weight"
             for stack in ("encoder", "decoder")

@@ -285,6 +285,7 @@ class TensorFlowCheckpoint(WeightSource):
                 f"{self._bundle.index if entry.sliced else path}: '{row.theirs}' {what}",
                 "Get the checkpoint as it was published.",
             )
+        # Turn the tensor into the orientation of the Hugging Face layout.
         tensor = torch.from_numpy(self._bundle.read(row.theirs)).view(kind)
         shape = self.shape(name)
         if row.layout in (Orientation.FROM_FIRST, Orientation.TO_LAST):

@@ -95,9 +95,11 @@ def _fold(values: Bytes, unit: int, start: int) -> Bytes:
     work = np.zeros(far + _BLOCK, np.uint8)  # the bytes folded last, and the block to fold
     for begin in range(0, total, _BLOCK):
         size = min(_BLOCK, total - begin)
+        # Load the next block behind the bytes that were folded last.
         work[far : far + size] = values[begin : begin + size]
         if begin == 0:
             work[far : far + 4] ^= np.frombuffer(start.to_bytes(4, "little"), np.uint8)
+        # Fold earlier bytes into it, as many at a time as do not depend on each other.
         for at in range(far, far + size, near):
             end = min(at + near, far + size)
             for gap in gaps:
@@ -135,12 +137,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a message: field number, and an integer or bytes."""
     at = 0
     while at < len(data):
+        # The tag: a field's number and its wire type.
         tag, at = _varint(data, at)
         kind = tag & 7
         if kind == 0:
             value, at = _varint(data, at)
             yield tag >> 3, value
             continue
+        # The size: given for bytes, fixed for 64-bit and 32-bit numbers.
         if kind == 2:
             size, at = _varint(data, at)
         elif kind in (1, 5):
@@ -358,6 +362,7 @@ class TensorBundle:
                 f"{self._shards}",
                 "Copy it again.",
             )
+        # The file must exist and be long enough.
         path = self.file_of(name)
         if entry.shard not in sizes:
             try:
