@@ -26,11 +26,11 @@ from pretune.data.records import MAX_CHARS, Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation
 from pretune.errors import DataError, PretuneError, did_you_mean
-from pretune.evaluation.few_shot.measure import measure, options_from
 from pretune.evaluation.few_shot.result import FewShotResult
+from pretune.evaluation.few_shot.study import measure, options_from
 from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
-from pretune.inference.predict import Predictor, column_names, the_task
+from pretune.inference.predict import Predictor, column_names, task_of
 from pretune.inference.runtime import choose_device
 from pretune.publishing.publish import push
 from pretune.publishing.upload import Published
@@ -123,7 +123,7 @@ def evaluate(
             what to do.
     """
     bundle = model if isinstance(model, Bundle) else load(model)
-    task = the_task(bundle)
+    task = task_of(bundle)
     target = choose_device(device)
     records: Data
     if isinstance(data, Records):

@@ -91,7 +91,7 @@ def test_every_score_has_a_name(bpe: Pair, data: Path, score: str) -> None:
     [
         (("--label", "sentiment"), "no column 'sentiment' for the labels"),
         (("--template", "{text}: {answer}"), "template: the data has no column 'text'"),
-        (("--template", "nothing.txt"), "--template nothing.txt: no such file"),
+        (("--template", "nothing.txt"), "--template nothing.txt: neither a file nor a template"),
         (("--answers", "0=bad,2=good"), "data.tsv, line 2, column 'label': unknown label '1'"),
         (("--answers", "0=bad,good"), "some have a label and some have not"),
         (("--shots", "0,x"), "--shots 0,x: expected whole numbers"),

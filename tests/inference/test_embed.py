@@ -12,8 +12,7 @@ import pretune
 from pretune.bundle.bundle import load
 from pretune.errors import DataError, RunError
 from pretune.inference import embed as module
-from pretune.inference.embed import Embedder
-from pretune.inference.embed_file import check_output, read_texts
+from pretune.inference.embed import Embedder, check_output, read_texts
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from tests.inference.conftest import Pair
 
@@ -85,7 +84,7 @@ def test_chunks_change_nothing(
     embedder = Embedder(load(tiny_folder), device="cpu")
     whole = embedder.embed(TEXTS)
     near = embedder.search("the film", TEXTS, top_k=3)
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "TEXTS_AT_A_TIME", chunk)
     done: list[int] = []
     np.testing.assert_allclose(embedder.embed(TEXTS, progress=done.append), whole, atol=1e-6)
     assert done[-1] == len(TEXTS)

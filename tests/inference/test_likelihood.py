@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.errors import DataError, RunError
-from pretune.inference.likelihood import Pair, Scorer
+from pretune.inference.likelihood import LikelihoodScorer, Pair
 from pretune.models.classics.common import ClassicLM
 from pretune.models.classics.ngram import NGram
 from pretune.models.classics.nnlm import NnlmConfig, NnlmModel
@@ -58,8 +58,8 @@ def model(request: pytest.FixtureRequest) -> Any:
     return made
 
 
-def scorer(pair: Checkpoint, **options: Any) -> Scorer:
-    return Scorer.of(pair.bundle, device="cpu", **options)
+def scorer(pair: Checkpoint, **options: Any) -> LikelihoodScorer:
+    return LikelihoodScorer.of(pair.bundle, device="cpu", **options)
 
 
 @torch.inference_mode()
@@ -118,7 +118,7 @@ def test_reading_the_common_beginning_once_changes_nothing(bpe: Checkpoint, mode
     for one, vocabulary in ((bpe.bundle.model, 300), (model, VOCABULARY)):
         pairs = pairs_with_a_common_beginning(5, 20, vocabulary)
         found = [
-            Scorer(one, bpe.bundle.tokenizer, device="cpu", share=share).score(pairs)
+            LikelihoodScorer(one, bpe.bundle.tokenizer, device="cpu", share=share).score(pairs)
             for share in (True, False)
         ]
         for shared, alone in zip(*found, strict=True):
@@ -139,7 +139,7 @@ def test_the_common_beginning_is_read_once(
 
 def test_every_model_is_asked_through_one_interface(bpe: Checkpoint, model: Any) -> None:
     pairs = pairs_with_a_common_beginning(4, 6, VOCABULARY)
-    found = Scorer(model, bpe.bundle.tokenizer, device="cpu").score(pairs)
+    found = LikelihoodScorer(model, bpe.bundle.tokenizer, device="cpu").score(pairs)
     for pair, one in zip(pairs, found, strict=True):
         assert one.logprobs == pytest.approx(one_by_one(model, pair), abs=1e-5)
 
@@ -230,7 +230,7 @@ def test_a_pair_beyond_the_context_is_refused(bpe: Checkpoint) -> None:
 
 def test_a_model_that_sees_all_at_once_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(RunError, match="bert model cannot"):
-        Scorer.of(load(tiny_folder))
+        LikelihoodScorer.of(load(tiny_folder))
 
 
 def test_progress_counts_to_the_end(bpe: Checkpoint) -> None:

@@ -163,7 +163,9 @@ class TestStream:
         thread.start()
         most = max(5, max((len(chunk) for chunk in chunks), default=0) // 100)
         try:
-            return [line for found in stream_lines(reader, encoding, most=most) for line in found]
+            return [
+                line for found in stream_lines(reader, encoding, chunk_bytes=most) for line in found
+            ]
         finally:
             os.close(reader)
             thread.join()

@@ -83,7 +83,7 @@ def compare(
     from pretune.checkpoints.atomic_io import atomic_text
     from pretune.evaluation import compare as comparison
     from pretune.evaluation.examine import examine
-    from pretune.inference.predict import column_names, the_task
+    from pretune.inference.predict import column_names, task_of
     from pretune.render.report import check_writable
     from pretune.render.result_views import comparison_view
     from pretune.training.data import examined_records
@@ -94,7 +94,7 @@ def compare(
         check_writable(output, None, overwrite=overwrite)
     values = option_pairs(options)
     bundles = [load(run, options=values, allow_pickle=allow_pickle) for run in runs]
-    tasks = [the_task(bundle) for bundle in bundles]
+    tasks = [task_of(bundle) for bundle in bundles]
     comparison.check_tasks(runs, tasks)
     names = column_names(bundles[0], column_pairs(columns))
     records = examined_records(

@@ -75,8 +75,7 @@ def embed(
 ) -> None:
     """Turn each text of a file into a vector, or find the texts nearest to a query."""
     from pretune.bundle.bundle import load
-    from pretune.inference.embed import Embedder
-    from pretune.inference.embed_file import check_output, read_texts, write_vectors
+    from pretune.inference.embed import Embedder, check_output, read_texts, write_vectors
 
     # Mistakes in the command line are reported before anything is read.
     if (output is None) == (query is None):

@@ -85,7 +85,7 @@ def report(
     from pretune.evaluation.examine import examine
     from pretune.evaluation.explain import explain as explain_one
     from pretune.experiments.history import MetricHistory
-    from pretune.inference.predict import column_names, the_task
+    from pretune.inference.predict import column_names, task_of
     from pretune.render.charts import undrawable
     from pretune.render.report import ReportFacts, check_writable, write_report
     from pretune.training.data import examined_records
@@ -101,7 +101,7 @@ def report(
     recipe = RunFolder(place).recipe() if is_run else None
     names = column_names(bundle, column_pairs(columns))
     records = examined_records(
-        *(run, the_task(bundle), data),
+        *(run, task_of(bundle), data),
         columns=names,
         encoding=encoding,
         quoting=quoting,

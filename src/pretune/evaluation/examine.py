@@ -15,7 +15,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.inference.predict import the_task
+from pretune.inference.predict import task_of
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.tasks.base import AnyTask, Head, Preprocessor, ReadsStream, ReadsWindows, drawn
 from pretune.tasks.features import record_features
@@ -74,7 +74,7 @@ class Examined:
     @property
     def task(self) -> AnyTask:
         """What was asked."""
-        return the_task(self.bundle)
+        return task_of(self.bundle)
 
     @cached_property
     def sums(self) -> Array:
@@ -139,7 +139,7 @@ def examine(
     Raises:
         PretuneError: the model has no task, or a record cannot be used.
     """
-    task, target = the_task(bundle), choose_device(device)
+    task, target = task_of(bundle), choose_device(device)
     features = record_features(task, records, bundle.tokenizer, evaluation=True)
     if not len(features):
         raise DataError(
@@ -195,7 +195,7 @@ def batch_of(task: Head, features: FeatureSet, which: int) -> PackedBatch:
 
 
 def _one_by_one(bundle: Bundle, features: FeatureSet, batch: PackedBatch) -> EachLoss:
-    task = the_task(bundle)
+    task = task_of(bundle)
     found = []
     for index in batch.index.tolist():
         alone = batch_of(task, features, index).to(batch.tokens.device)

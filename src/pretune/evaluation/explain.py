@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretune.bundle.bundle import Bundle
 from pretune.data.batch import PackedBatch
 from pretune.evaluation.examine import Examined, batch_of
-from pretune.inference.predict import the_task
+from pretune.inference.predict import task_of
 
 #: An attention map of more tokens than this cannot be read.
 MOST_TOKENS = 64
@@ -69,7 +69,7 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
     Returns:
         the loss, and `[T]` float32 attributions.
     """
-    task = the_task(bundle)
+    task = task_of(bundle)
     # cuDNN's recurrent layers have a gradient in training mode only.
     plain = torch.backends.cudnn.flags(enabled=False)
     embeddings = bundle.backbone.embeddings

@@ -24,7 +24,7 @@ from pretune.bundle.bundle import Bundle, load
 from pretune.decoding.sampling import Decoding
 from pretune.errors import PretuneError
 from pretune.inference.generate import TextGenerator
-from pretune.inference.likelihood import Ids, Likelihood, Pair, Scorer
+from pretune.inference.likelihood import Ids, Likelihood, LikelihoodScorer, Pair
 
 try:
     from lm_eval.api.model import LM
@@ -87,7 +87,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
         if not isinstance(bundle, Bundle):
             bundle = load(bundle, allow_pickle=allow_pickle)
         how: dict[str, Any] = {"device": device or "auto", "precision": precision}
-        self.scorer = Scorer.of(bundle, batch_tokens=int(batch_tokens), **how)
+        self.scorer = LikelihoodScorer.of(bundle, batch_tokens=int(batch_tokens), **how)
         texts = int(batch_size) if str(batch_size).isdigit() else 16
         self._writer = TextGenerator.of(bundle, template=None, batch_size=texts, **how)
         self._name = bundle.report.source if bundle.report else type(bundle.model).__name__
@@ -218,7 +218,7 @@ def _warn_cut(count: int, total: int, most: int | None) -> None:
         )
 
 
-def _windows(scorer: Scorer, text: str, most: int | None) -> Iterator[Pair]:
+def _windows(scorer: LikelihoodScorer, text: str, most: int | None) -> Iterator[Pair]:
     """Each token of a text once: windows without overlap, the last one filled up from before.
 
     The first token follows the one that stands for a beginning.

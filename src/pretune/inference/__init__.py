@@ -1,1 +1,1 @@
-"""Using a trained model."""
+"""Using a trained model: predictions, generated text, conversations, embeddings, likelihoods."""

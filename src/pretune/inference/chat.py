@@ -1,4 +1,4 @@
-"""A conversation with a language model: history within its window, replies as they are written."""
+"""Conversations with a language model: the history it reads, and replies piece by piece."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation
 from pretune.errors import DataError, PretuneError
 from pretune.inference.generate import TextGenerator
-from pretune.inference.likelihood import Pair, Scorer
+from pretune.inference.likelihood import LikelihoodScorer, Pair
 from pretune.inference.prompts import template_of
 from pretune.tasks.dialogue.dialogue import TURNS, Chat, ChatOptions, Instruct
 from pretune.tasks.dialogue.layouts import Fitted, TurnLayout
 from pretune.tasks.dialogue.replies import ReplyOptions
 from pretune.text.decode import SURROGATE
 
-#: The most replies that a reranker chooses from.
-MOST_CANDIDATES = 10_000
+#: The maximum number of replies that a reranker chooses from.
+MAX_CANDIDATES = 10_000
 
 
-class History(Protocol):
-    """How a model wants to be told what was said."""
+class HistoryLayout(Protocol):
+    """Lays out the turns of a conversation as a model was trained to read them."""
 
     def history(self, texts: Sequence[str], room: int) -> Fitted:
-        """What a reply to the last of some turns goes on from, in `room` tokens."""
+        """Return the tokens, at most `room`, from which a reply to the last turn continues."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """Some more text of a reply.
+class ReplyPart:
+    """A piece of a reply.
 
     Attributes:
-        text: what is new; may be empty.
-        done: the whole reply, with its last piece; None before.
+        text: the new text; may be empty.
+        done: the whole reply in the last piece; None in those before.
     """
 
     text: str
@@ -44,17 +44,17 @@ class Said:
 
 
 class Reranker:
-    """Scores replies by how likely they make what they reply to: maximum mutual information.
+    """Scores replies by maximum mutual information: how probable they make the history.
 
-    log p(history | reply) by a model that was trained on dialogues backwards (Li et al. 2016,
-    section 4.2, MMI-bidi; Zhang et al. 2020, section 3.3).
+    The score is log p(history | reply) by a model that was trained on dialogues backwards (Li et
+    al. 2016, section 4.2, MMI-bidi; Zhang et al. 2020, section 3.3).
 
     Args:
-        bundle: trained by the task `chat` with `reverse`.
-        options: as `Prompted`'s, e.g. `device`.
+        bundle: a model trained by the task `chat` with `reverse`.
+        options: further arguments of `Prompted`, e.g. `device`.
 
     Raises:
-        PretuneError: it was trained for something else.
+        PretuneError: the model was trained for something else.
     """
 
     def __init__(self, bundle: Bundle, **options: Any) -> None:
@@ -64,23 +64,28 @@ class Reranker:
                 "this model was not trained on dialogues backwards, so it cannot score replies",
                 "Train one with: pretune train chat-zh-mmi (task.reverse=true).",
             )
-        self._scorer = Scorer.of(bundle, **options)
+        self._scorer = LikelihoodScorer.of(bundle, **options)
         self._layout = TurnLayout.of(bundle.tokenizer)
         limit = self._scorer.model.context_length
         self._room = trained.max_length if limit is None else min(limit, trained.max_length)
 
     def scores(self, history: Sequence[str], replies: Sequence[str]) -> list[float]:
-        """Of each reply log p(history | reply), in nats; the same part of the history for all.
+        """Compute log p(history | reply) of each reply, in nats.
 
         Args:
-            history: what was said, oldest first; of a long one its end is scored. Where nothing
-                was said, all scores are 0: nothing is certain after any reply.
-            replies: the candidates; of a long one the beginning counts, half the window at most.
+            history: the turns so far, oldest first. Of a long history the end is scored, the same
+                tokens for all replies; with an empty history all scores are 0.
+            replies: the candidates. Of a long reply only the beginning is read, at most half the
+                window.
         """
         if not history or not replies:
             return [0.0] * len(replies)
-        most = max(1, (self._room - len(self._layout.begin)) // 2)
-        contexts = [(*self._layout.begin, *turn[:most]) for turn in self._layout.turns([*replies])]
+        # Replies are the contexts here, each cut so that half the window is left to the history.
+        longest = max(1, (self._room - len(self._layout.begin)) // 2)
+        contexts = [
+            (*self._layout.begin, *turn[:longest]) for turn in self._layout.turns([*replies])
+        ]
+        # The history backwards, the last turn first, until the window is full.
         room = self._room + 1 - max(map(len, contexts))
         backwards: list[int] = []
         for turn in self._layout.backwards(history):
@@ -88,31 +93,31 @@ class Reranker:
             if len(backwards) >= room:
                 break
         pairs = [Pair(context, tuple(backwards[:room])) for context in contexts]
-        return [found.total for found in self._scorer.score(pairs)]
+        return [likelihood.total for likelihood in self._scorer.score(pairs)]
 
 
 def usual_decoding(bundle: Bundle) -> Decoding:
-    """How a model's replies are written where nobody says otherwise: as its task has it."""
+    """Return the decoding settings that a model's task has for replies; else the defaults."""
     trained = None if bundle.task is None else bundle.task.options
     return trained.decoding if isinstance(trained, ReplyOptions) else Decoding()
 
 
 class Conversation:
-    """Messages and replies, taking turns.
+    """Messages of a person and replies of a model, in turn.
 
     Args:
         bundle: a language model with its tokenizer.
         decoding: how replies are written; default: `usual_decoding`.
-        reranker: of `candidates` replies, the one that it scores best is given.
-        candidates: how many, up to `MOST_CANDIDATES`; of no account without a reranker.
-        options: as `TextGenerator`'s, e.g. `device`.
+        reranker: picks the best of several candidates for each reply; None: the only one is taken.
+        candidates: the number of candidates for the reranker, up to `MAX_CANDIDATES`.
+        options: further arguments of `TextGenerator`, e.g. `device`.
 
     Attributes:
-        turns: what was said so far, oldest first; the person's are the first, the third, ...
+        turns: the texts so far, oldest first; the first, the third, ... are the person's.
 
     Raises:
-        RunError: it is not a language model.
-        PretuneError: settings that make no sense, by themselves or with a reranker.
+        RunError: the model is not a language model.
+        PretuneError: the settings make no sense, by themselves or with a reranker.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class Conversation:
     ) -> None:
         template = None if isinstance(bundle.task, Chat) else template_of(bundle, always=True)
         self._writer = TextGenerator.of(bundle, template=template, **options)
-        self._layout: History = template or TurnLayout.of(bundle.tokenizer)
+        self._layout: HistoryLayout = template or TurnLayout.of(bundle.tokenizer)
         trained = None if bundle.task is None else bundle.task.options
         if isinstance(trained, ChatOptions) and trained.reverse:
             raise PretuneError(
@@ -154,25 +159,25 @@ class Conversation:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was said so far, as the task that the model was trained by reads it, JSON-ready."""
+        """The conversation as the model's task reads it from a file, JSON-ready."""
         if self._instruct is None:
             return {TURNS: [*self.turns]}
         system = self._instruct.options.system
-        said = [("user", "assistant")[i % 2] for i in range(len(self.turns))]
-        messages = [*zip(said, self.turns, strict=True)]
+        roles = [("user", "assistant")[i % 2] for i in range(len(self.turns))]
+        messages = [*zip(roles, self.turns, strict=True)]
         if system is not None:
             messages.insert(0, ("system", system))
         return {MESSAGES: [{"role": role, "content": text} for role, text in messages]}
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Begin a new conversation."""
         self.turns = []
 
     def fit(self, message: str) -> Fitted:
-        """What the model reads when this is said now.
+        """Return the tokens that the model reads to answer a message.
 
         Raises:
-            DataError: nothing is said, or half a character.
+            DataError: the message is empty or not valid Unicode.
         """
         if not message.strip():
             raise DataError("an empty message", "Write something.")
@@ -181,17 +186,17 @@ class Conversation:
         kept = min(self.decoding.max_new_tokens, self._window // 2)
         return self._layout.history([*self.turns, message], self._window - kept)
 
-    def say(self, message: str) -> Generator[Said, None, None]:
-        """Say something: the reply as it is written.
+    def say(self, message: str) -> Generator[ReplyPart, None, None]:
+        """Send a message and yield the reply piece by piece.
 
-        Where it is stopped in the middle, what was written so far is the reply; where nothing was,
-        nothing was said. With a reranker it comes in one piece.
+        If the caller stops early, the text so far is the reply; if there is no text yet, the
+        message is dropped, too. With a reranker the reply comes in one piece.
 
         Raises:
-            DataError: as `fit`.
+            DataError: the message is empty or not valid Unicode.
         """
         ids = self.fit(message).ids
-        # Else the same message would be answered alike wherever it is said.
+        # A seed for each turn: the same message is not answered with the same reply every time.
         seed = (self.decoding.seed + len(self.turns)) % 2**64
         decoding = replace(self.decoding, seed=seed)
         self.turns += [message, ""]
@@ -199,35 +204,36 @@ class Conversation:
             if self._reranker is not None and self._candidates > 1:
                 best = self._best(ids, decoding)
                 self.turns[-1] = best.text
-                yield Said(best.text, best)
+                yield ReplyPart(best.text, best)
                 return
             for piece in self._writer.stream([ids], decoding):
                 self.turns[-1] += piece.text
-                yield Said(piece.text, piece.done)
+                yield ReplyPart(piece.text, piece.done)
         finally:
             self.turns[-1] = self.turns[-1].strip()
             if not self.turns[-1]:
                 del self.turns[-2:]
 
     def _best(self, ids: list[int], decoding: Decoding) -> Generation:
-        """Of several replies the one that makes what was said likeliest."""
-        assert self._reranker is not None  # noqa: S101 - whoever calls looked
-        found = self._writer.generate([ids], replace(decoding, samples=self._candidates))
-        some = list({one.text.strip(): one for one in found if one.text.strip()}.values())
-        if len(some) < 2:
-            return (some or found)[0]
-        scores = self._reranker.scores(self.turns[:-1], [one.text.strip() for one in some])
-        return some[max(range(len(some)), key=scores.__getitem__)]
+        """Write several replies and return the one that the reranker scores best."""
+        assert self._reranker is not None  # noqa: S101 - the caller checked
+        replies = self._writer.generate([ids], replace(decoding, samples=self._candidates))
+        # Equal replies are scored once, empty ones only if there is no other.
+        distinct = {reply.text.strip(): reply for reply in replies if reply.text.strip()}
+        if len(distinct) < 2:
+            return [*distinct.values(), *replies][0]
+        scores = self._reranker.scores(self.turns[:-1], [*distinct])
+        return max(zip(scores, distinct.values(), strict=True), key=lambda pair: pair[0])[1]
 
 
 def _check_candidates(count: int, decoding: Decoding) -> None:
-    """See that so many replies can be chosen from.
+    """Check that these decoding settings give a number of different candidates.
 
     Raises:
-        PretuneError: they cannot be written, or not in this way; says what to change.
+        PretuneError: they do not; says what to change.
     """
-    if not 1 <= count <= MOST_CANDIDATES:
-        raise PretuneError(f"candidates must be from 1 to {MOST_CANDIDATES:,}, not {count:,}")
+    if not 1 <= count <= MAX_CANDIDATES:
+        raise PretuneError(f"candidates must be from 1 to {MAX_CANDIDATES:,}, not {count:,}")
     if count > 1 and decoding.beams == 1 and decoding.greedy:
         raise PretuneError(
             f"with temperature 0 all {count:,} candidates would be the same reply, which leaves "

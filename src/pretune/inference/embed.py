@@ -1,9 +1,10 @@
-"""Texts as vectors: one for each, from a model's last hidden states, without padding."""
+"""Embeddings: one vector for each text, in memory or written to a file as they are computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,29 +13,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretune.bundle.bundle import Bundle
+from pretune.checkpoints.atomic_io import atomic_file
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
+from pretune.data.columns import as_text, label_column, text_columns
+from pretune.data.readers.files import TABLE_SUFFIXES, read
+from pretune.data.records import Records
 from pretune.errors import DataError, RunError, did_you_mean
+from pretune.inference.predict import file_lines
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
 
 Vectors = NDArray[np.float32]
 
-#: By whether a token sees only those before it. An encoder's tokens all see the whole text, and
-#: nothing but the next-sentence task, if any, has trained `[CLS]` to stand for it: the mean is the
-#: better vector (Reimers & Gurevych 2019, table 6). In a decoder only the last token has seen all.
+#: Whether the model is causal -> its poolings, the default first. All tokens of an encoder see the
+#: whole text, and at most the next-sentence task has trained `[CLS]` to stand for it: the mean is
+#: the better vector (Reimers & Gurevych 2019, table 6). In a decoder only the last token sees all.
 POOLINGS = {False: ("mean", "cls"), True: ("last", "mean")}
-#: Texts tokenized, sorted by length and held as vectors at a time.
-CHUNK = 4096
+#: Texts that are tokenized, sorted by length and held as vectors at a time.
+TEXTS_AT_A_TIME = 4096
+#: Formats of files with vectors.
+FORMATS = (".npy", ".parquet")
+#: The column of the vectors in a Parquet file.
+COLUMN = "embedding"
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A text that is near another.
+    """A text that was found for a query.
 
     Attributes:
-        row: which one (0-based).
-        score: cosine of the angle between the two vectors, -1 to 1.
+        row: its number (0-based).
+        score: the cosine of its vector and the query's, -1 to 1.
         text: the text.
     """
 
@@ -47,19 +57,19 @@ class Embedder:
     """A model that turns texts into vectors.
 
     Args:
-        bundle: from `pretune.bundle.bundle.load`; of a model with a head, its backbone is used.
-        pooling: `mean` of the last hidden states of all tokens (special ones too, as
-            sentence-transformers has it), that of `cls` (the first token), or of the `last` token.
-            Default: `mean` for encoders, `last` for decoders.
+        bundle: from `pretune.bundle.bundle.load`; a head is not used.
+        pooling: `mean` of the last hidden states of all tokens (special tokens included, as in
+            sentence-transformers), `cls` for the first token alone, or `last` for the last token
+            alone. Default: `mean` for encoders, `last` for decoders.
         normalize: make every vector of length 1, so that a dot product is a cosine.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `float32`; `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits.
         batch_tokens: tokens at a time; changes memory and speed only.
-        max_length: tokens of a text, special ones too; what is over it is cut. Default: as many as
-            the model has positions.
+        max_length: tokens of a text, special tokens included; longer texts are truncated. Default:
+            the number of the model's positions.
 
     Raises:
-        RunError: a pooling that this model has not, a `max_length` that it cannot read, or no such
+        RunError: the model does not support this pooling or this `max_length`, or there is no such
             device.
     """
 
@@ -92,12 +102,15 @@ class Embedder:
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
         progress: Callable[[int], None] | None = None,
     ) -> Vectors:
-        """`[N, hidden]` float32, in the order of the texts.
+        """Embed texts.
 
         Args:
-            texts: N of them.
-            where: names a text in an error.
+            texts: N texts.
+            where: returns how errors name the text of a row (0-based).
             progress: called with the number of texts done.
+
+        Returns:
+            `[N, hidden]` float32, in the order of the texts.
 
         Raises:
             DataError: a text without tokens.
@@ -114,16 +127,16 @@ class Embedder:
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Vectors]]:
-        """What `embed` gives, in pieces: the first row of each and its vectors, in order."""
-        for start in range(0, len(texts), CHUNK):
-            some = texts[start : start + CHUNK]
+        """Embed texts and yield a part at a time: the row of its first text, and its vectors."""
+        for start in range(0, len(texts), TEXTS_AT_A_TIME):
+            part = texts[start : start + TEXTS_AT_A_TIME]
 
             def place(row: int, start: int = start) -> str:
                 return where(start + row)
 
-            yield start, self._some(some, place)
+            yield start, self._embed_part(part, place)
             if progress is not None:
-                progress(start + len(some))
+                progress(start + len(part))
 
     def search(
         self,
@@ -134,21 +147,30 @@ class Embedder:
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
         progress: Callable[[int], None] | None = None,
     ) -> list[Neighbour]:
-        """The texts nearest to another by cosine, nearest first; of equals the earlier ones.
+        """Find the texts nearest to a query by cosine.
 
-        No more than a chunk of vectors is held.
+        Args:
+            query: a text.
+            texts: where to look.
+            top_k: how many texts to return.
+            where: returns how errors name the text of a row (0-based).
+            progress: called with the number of texts done.
+
+        Returns:
+            the nearest text first; among equals the earlier text first.
         """
-        wanted = _unit(self._some([query], lambda _: "the query"))[0]
+        wanted = _unit(self._embed_part([query], lambda _: "the query"))[0]
         best: list[tuple[float, int]] = []
         for start, vectors in self.chunks(texts, where=where, progress=progress):
             scores = _unit(vectors) @ wanted
-            first = np.argsort(-scores, kind="stable")[:top_k]
-            best += [(float(scores[i]), start + int(i)) for i in first]
-            best = sorted(best, key=lambda found: (-found[0], found[1]))[:top_k]
+            nearest = np.argsort(-scores, kind="stable")[:top_k]
+            # Keep only the best so far: the vectors of a large file would not fit in memory.
+            best += [(float(scores[i]), start + int(i)) for i in nearest]
+            best = sorted(best, key=lambda item: (-item[0], item[1]))[:top_k]
         return [Neighbour(row, score, texts[row]) for score, row in best]
 
     @torch.inference_mode()
-    def _some(self, texts: Sequence[str], where: Callable[[int], str]) -> Vectors:
+    def _embed_part(self, texts: Sequence[str], where: Callable[[int], str]) -> Vectors:
         features = FeatureSet.of(self._features(texts, where))
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         for which in batches_by_length(features.lengths, self._batch_tokens):
@@ -163,16 +185,16 @@ class Embedder:
 
     def _features(self, texts: Sequence[str], where: Callable[[int], str]) -> Iterator[Feature]:
         encoded = self._tokenizer.encode(texts, max_length=self.max_length)
-        for row, one in enumerate(encoded):
-            if not one.ids:
+        for row, text in enumerate(encoded):
+            if not text.ids:
                 raise DataError(
                     f"{where(row)}: a text without tokens", "Remove it, or give it some text."
                 )
-            yield Feature(one.ids, None, {}, row, one.truncated)
+            yield Feature(text.ids, None, {}, row, text.truncated)
 
 
 def pool(model: Backbone, batch: PackedBatch, pooling: str) -> Tensor:
-    """`[B, hidden]`: one vector a sequence, of its own tokens alone."""
+    """Return one vector for each sequence, `[B, hidden]`, computed from its own tokens alone."""
     if pooling == "mean":
         hidden = model(batch).last_hidden_state
         lengths = torch.tensor(batch.layout.lengths, device=hidden.device)
@@ -199,6 +221,7 @@ def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None) -> str:
     known = POOLINGS[backbone.causal]
     if wanted is None:
         return known[0]
+    # An unknown name, one that makes no sense for the model, or one that its tokenizer lacks.
     every = sorted({name for names in POOLINGS.values() for name in names})
     if wanted not in every:
         raise RunError(f"no pooling is called '{wanted}'", did_you_mean(wanted, every))
@@ -220,13 +243,165 @@ def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None) -> str:
 
 
 def _max_length(bundle: Bundle, backbone: Backbone, wanted: int | None) -> int:
-    most = backbone.config.size("max_position_embeddings")
+    limit = backbone.config.size("max_position_embeddings")
     special = bundle.tokenizer.engine.num_special_tokens_to_add(is_pair=False)
     if wanted is None:
-        return most
-    if not special < wanted <= most:
+        return limit
+    if not special < wanted <= limit:
         raise RunError(
-            f"max_length {wanted}: this model reads {special + 1} to {most} tokens",
-            "Choose a number among those.",
+            f"max_length {wanted}: this model reads {special + 1} to {limit} tokens",
+            "Choose a number in this range.",
         )
     return wanted
+
+
+def read_texts(
+    source: str, *, column: str | None = None, encoding: str = "utf-8", quoting: str = "auto"
+) -> tuple[Records, list[str], int]:
+    """Read the texts to embed.
+
+    A `.txt` file has one text a line. Blank lines are left out and counted, since the rows of the
+    vectors then differ from the numbers of the lines.
+
+    Args:
+        source: a file or a Hub dataset.
+        column: the column with the texts; default: guessed.
+        encoding: of a text file.
+        quoting: of a CSV or TSV file.
+
+    Returns:
+        the records, the text of each, and the number of blank lines.
+
+    Raises:
+        DataError: the source cannot be read, has no such column or several columns with text, or a
+            record has no text.
+    """
+    path, blank = Path(source), 0
+    if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
+        every = file_lines(path, encoding)
+        lines = [(number, line) for number, line in every if line.strip()]
+        blank = len(every) - len(lines)
+        rows = [{"text": line} for _, line in lines]
+        records = Records(rows, source, [number for number, _ in lines], ("text",))
+    else:
+        records = read(source, encoding=encoding, quoting=quoting)
+    columns = text_columns(records, [column] if column else None, label_column(records))
+    if len(columns) > 1:
+        raise DataError(
+            f"{records.origin}: several columns hold text: {', '.join(columns)}",
+            f"Name one of them: --column {columns[0]}",
+        )
+    texts = []
+    for row, record in enumerate(records.rows):
+        text = as_text(record.get(columns[0]))
+        if text is None or not text.strip():
+            raise DataError(
+                f"{records.where(row, columns[0])}: no text there",
+                "Give every record a text, or remove the record.",
+            )
+        texts.append(text)
+    return records, texts, blank
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Check that vectors can be written to a file, before any are computed.
+
+    Raises:
+        RunError: the file has another format, its folder is missing, or it exists already.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise RunError(
+            f"--output {path}: cannot tell the format from the name",
+            f"Name it with {' or '.join(FORMATS)}.",
+        )
+    if not path.resolve().parent.is_dir():
+        raise RunError(f"--output {path}: no such folder", "Make it first.")
+    if path.is_dir():
+        raise RunError(f"--output {path}: is a folder", "Give the name of a file.")
+    if path.exists() and not overwrite:
+        raise RunError(f"{path}: is there already", "Choose another --output, or --overwrite it.")
+
+
+def write_vectors(
+    embedder: Embedder,
+    records: Records,
+    texts: list[str],
+    path: Path,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Embed texts and write the vectors, with only a part of them in memory.
+
+    Args:
+        embedder: computes the vectors.
+        records: where the texts come from; their columns go into a Parquet file too.
+        texts: one for each record.
+        path: `.npy`, float32 `[N, hidden]`, or `.parquet`. The file appears when it is complete.
+        progress: called with the number of texts done.
+
+    Raises:
+        DataError: Parquet cannot hold a column, or a column has the name of the vectors' column.
+        RunError: the file cannot be written.
+    """
+    write = _write_npy if path.suffix.lower() == ".npy" else _write_parquet
+    try:
+        with atomic_file(path) as aside:
+            write(embedder, records, texts, aside, progress)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error})", "Choose another --output."
+        ) from None
+
+
+def _write_npy(
+    embedder: Embedder,
+    records: Records,
+    texts: list[str],
+    path: Path,
+    progress: Callable[[int], None] | None,
+) -> None:
+    # The header first, since the number of rows is known; then the rows part by part.
+    with path.open("wb") as handle:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+            "fortran_order": False,
+            "shape": (len(texts), embedder.size),
+        }
+        np.lib.format.write_array_header_1_0(handle, header)
+        for _, vectors in embedder.chunks(texts, where=records.where, progress=progress):
+            handle.write(vectors.tobytes())
+
+
+def _write_parquet(
+    embedder: Embedder,
+    records: Records,
+    texts: list[str],
+    path: Path,
+    progress: Callable[[int], None] | None,
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    if COLUMN in records.columns:
+        raise DataError(
+            f"{records.origin}: has a column '{COLUMN}' already", "Rename it, or write a .npy."
+        )
+    try:
+        # Types are found from whole columns, not from a part: a first part may be all empty.
+        columns = {
+            name: pyarrow.array([row.get(name) for row in records.rows]) for name in records.columns
+        }
+        table = pyarrow.table(columns)
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"{records.origin}: has a column that Parquet cannot hold ({error})",
+            "Give its values one type, or write a .npy.",
+        ) from None
+    kind = pyarrow.list_(pyarrow.float32(), embedder.size)
+    schema = table.schema.append(pyarrow.field(COLUMN, kind))
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for start, vectors in embedder.chunks(texts, where=records.where, progress=progress):
+            flat = pyarrow.array(vectors.reshape(-1))
+            column = pyarrow.FixedSizeListArray.from_arrays(flat, embedder.size)
+            rows = table.slice(start, len(vectors)).append_column(schema.field(COLUMN), column)
+            writer.write_table(rows)

@@ -1,4 +1,4 @@
-"""Text generation: prompts in, continuations out, as they are written."""
+"""Text generation: from prompts to continuations, whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 
 class TextGenerator(Prompted):
-    """A model that writes.
+    """A language model that writes continuations.
 
     Args:
         model: a `LanguageModel`.
         tokenizer: of the model.
         batch_size: continuations at a time; changes memory and speed only.
-        template: prompts that are texts are the user's messages, laid out by this.
-        stop_texts: at which a text is over, as at `stop_tokens`; they are not part of it.
-        options: as `Prompted`'s.
+        template: a chat template; texts given as prompts are then messages of the user.
+        stop_texts: texts that end a continuation and are not part of it, like `stop_tokens`.
+        options: further arguments of `Prompted`, e.g. `device`.
 
     Raises:
         RunError: there is no such device.
@@ -56,7 +56,10 @@ class TextGenerator(Prompted):
 
     @classmethod
     def of(cls, bundle: Bundle, **options: Any) -> Self:
-        """As `Prompted.of`; a model that was trained with a chat template is asked with it."""
+        """Take model and tokenizer from a bundle; see `Prompted.of`.
+
+        A model that was trained with a chat template gets its prompts laid out by it.
+        """
         template = options.setdefault("template", template_of(bundle))
         if template is not None:
             ends = template.ends()
@@ -65,7 +68,10 @@ class TextGenerator(Prompted):
         return super().of(bundle, **options)
 
     def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
-        """As `Prompted.prompt`; of a message that is too long for half the context, the end."""
+        """Return the tokens of a prompt; see `Prompted.prompt`.
+
+        Of a message that fills more than half the model's context, only the end is kept.
+        """
         plain = super().prompt(given, number)
         if self._template is None or not isinstance(given, str):
             return plain
@@ -75,7 +81,7 @@ class TextGenerator(Prompted):
     def generate(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
     ) -> list[Generation]:
-        """All continuations: those of the first prompt, those of the second, ...
+        """Return all continuations, grouped by prompt in the order of the prompts.
 
         Raises:
             PretuneError: as `stream`.
@@ -85,11 +91,11 @@ class TextGenerator(Prompted):
     def stream(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
     ) -> Iterator[TextChunk]:
-        """Continuations piece by piece, as they come; those of several prompts take turns.
+        """Yield continuations piece by piece while they are written, several at a time.
 
         Args:
             prompts: texts, or token ids.
-            decoding: how; default: `Decoding()`.
+            decoding: how to choose tokens; default: `Decoding()`.
 
         Raises:
             PretuneError: a prompt or a stop token cannot be used; names it.
@@ -102,8 +108,8 @@ class TextGenerator(Prompted):
         decoding = decoding or Decoding()
         if decoding.stop_tokens is not None:
             check_stop_tokens(frozenset(decoding.stop_tokens), self.model.vocab_size)
-        found = []
+        checked = []
         for number, given in enumerate(prompts, start=1):
             ids = self.prompt(given, number)
-            found.append(Prompt(given if isinstance(given, str) else tuple(given), ids))
-        return found, decoding
+            checked.append(Prompt(given if isinstance(given, str) else tuple(given), ids))
+        return checked, decoding

@@ -1,8 +1,7 @@
-"""How probable a language model finds given continuations of given texts.
+"""The likelihood of continuations under a language model.
 
-What contexts have in common, such as the examples before each question, is read once; what follows
-is read after it, many sequences in one packed pass, and the answers to one question share its
-reading too.
+The beginning that all contexts share, such as the examples before each question, is read once. The
+rest of the contexts is read in packed batches, each context once for all its continuations.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one continuation.
+    """The likelihood of one continuation.
 
     Attributes:
-        logprobs: natural logarithm of the probability of each of its tokens, after all before it.
-        greedy: whether each of them is the most probable one.
+        logprobs: the natural logarithm of each token's probability, given all tokens before it.
+        greedy: whether every token is the most probable one.
     """
 
     logprobs: tuple[float, ...]
@@ -41,33 +40,33 @@ class Likelihood:
 
     @property
     def total(self) -> float:
-        """Of the whole continuation: the sum."""
+        """The log-probability of the whole continuation."""
         return sum(self.logprobs)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A continuation and what it follows, as tokens; neither is empty."""
+    """A continuation and the context before it, as tokens; neither is empty."""
 
     context: Ids
     continuation: Ids
 
     @property
     def length(self) -> int:
-        """Tokens the model reads: all but the last one."""
+        """The number of tokens that the model reads: all but the last."""
         return len(self.context) + len(self.continuation) - 1
 
 
-class Scorer(Prompted):
+class LikelihoodScorer(Prompted):
     """A language model that is asked for probabilities.
 
     Args:
         model: a `LanguageModel`.
         tokenizer: of the model.
-        batch_tokens: tokens whose state is held at a time, those read before included; changes
-            memory and speed only.
-        share: whether to read once what all contexts begin with; changes speed only.
-        options: as `Prompted`'s.
+        batch_tokens: tokens whose state is held at a time, contexts included; changes memory and
+            speed only.
+        share: whether to read the common beginning of all contexts once; changes speed only.
+        options: further arguments of `Prompted`, e.g. `device`.
 
     Raises:
         RunError: there is no such device.
@@ -87,22 +86,22 @@ class Scorer(Prompted):
         self._share = share
 
     def encode(self, text: str) -> Ids:
-        """The tokens of a text that goes on; of an empty one, what stands for a beginning.
+        """Return the tokens of an unfinished text; for an empty text, the start token.
 
         Raises:
-            DataError: not valid Unicode, or empty and the model has no such token.
+            DataError: the text is not valid Unicode, or empty and the model has no start token.
         """
         return tuple(self.prompt(text))
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """A continuation's tokens: those that it adds to the context's, both encoded as one text.
+        """Tokenize a context and its continuation as one text, and split the tokens.
 
-        White space at the end of the context becomes the beginning of the continuation, as most
-        vocabularies have the space in the word after it; so does lm-evaluation-harness. Where the
-        two make a token together, the continuation begins with that token.
+        As in lm-evaluation-harness, white space at the end of the context goes to the continuation,
+        since most vocabularies join a space to the word after it. A token that spans both texts
+        belongs to the continuation.
 
         Raises:
-            DataError: the continuation adds no token, or as `encode`.
+            DataError: the continuation adds no token, or `encode` fails.
         """
         kept = context.rstrip()
         before = self.encode(kept)
@@ -124,25 +123,28 @@ class Scorer(Prompted):
     def score(
         self, pairs: Sequence[Pair], *, progress: Callable[[int], None] | None = None
     ) -> list[Likelihood]:
-        """How probable the continuations are, in their order.
+        """Compute the likelihoods of continuations, in their order.
 
         Args:
-            pairs: none longer than the model's context.
+            pairs: contexts with continuations.
             progress: called with the number of pairs done so far.
 
         Raises:
             ValueError: a pair is longer than the model's context.
         """
-        most = self.model.context_length
-        if most is not None and any(pair.length > most for pair in pairs):
-            raise ValueError(f"a pair has more than {most} tokens")
+        limit = self.model.context_length
+        if limit is not None and any(pair.length > limit for pair in pairs):
+            raise ValueError(f"a pair has more than {limit} tokens")
+        # Each context is read once, whatever the number of its continuations.
         groups: dict[Ids, list[int]] = {}
         for i, pair in enumerate(pairs):
             groups.setdefault(pair.context, []).append(i)
         contexts = list(groups)
+        # What all contexts begin with is read before everything else.
         shared = _shared(contexts) if self._share else 0
         prefix = self._start([contexts[0][:shared]])[1] if shared else None
-        found: dict[int, Likelihood] = {}
+        # The rest of the contexts goes in batches of about the same number of tokens.
+        likelihoods: dict[int, Likelihood] = {}
         weights = [_weight(context, [pairs[i] for i in groups[context]]) for context in contexts]
         for which in batches_by_length(np.array(weights), self._batch_tokens):
             batch = [contexts[i] for i in which]
@@ -151,15 +153,16 @@ class Scorer(Prompted):
             rests = [context[shared:] for context in batch]
             answers = [pairs[i].continuation for i in numbers]
             scored = self._batch(rests, rows, answers, prefix)
-            found.update(zip(numbers, scored, strict=True))
+            likelihoods.update(zip(numbers, scored, strict=True))
             if progress is not None:
-                progress(len(found))
-        return [found[i] for i in range(len(pairs))]
+                progress(len(likelihoods))
+        return [likelihoods[i] for i in range(len(pairs))]
 
     def _batch(
         self, contexts: list[Ids], rows: list[int], answers: list[Ids], prefix: Any
     ) -> list[Likelihood]:
-        """The likelihood of each answer, after the context of its row."""
+        """Return the likelihood of each answer after the context of its row."""
+        # The contexts, after the beginning that they share: their last logits score first tokens.
         if prefix is None:
             logits, state = self._start(contexts)
         else:
@@ -167,7 +170,8 @@ class Scorer(Prompted):
             state.select([0] * len(contexts))
             logits = self._follow(contexts, state)
         first = _logprobs(logits, rows, [answer[0] for answer in answers])
-        found = [Likelihood((logprob,), best) for logprob, best in first]
+        likelihoods = [Likelihood((logprob,), best) for logprob, best in first]
+        # Longer answers are read after copies of the contexts' states.
         longer = [i for i, answer in enumerate(answers) if len(answer) > 1]
         parts = list(self._parts(longer, answers))
         for part in parts:
@@ -177,14 +181,16 @@ class Scorer(Prompted):
             scored = self._rest([answers[i] for i in part], own)
             for i in part:
                 more = [next(scored) for _ in answers[i][1:]]
-                logprobs = (*found[i].logprobs, *(logprob for logprob, _ in more))
-                found[i] = Likelihood(logprobs, found[i].greedy and all(best for _, best in more))
-        return found
+                before = likelihoods[i]
+                logprobs = (*before.logprobs, *(logprob for logprob, _ in more))
+                greedy = before.greedy and all(best for _, best in more)
+                likelihoods[i] = Likelihood(logprobs, greedy)
+        return likelihoods
 
     def _rest(self, answers: list[Ids], state: Any) -> Iterator[tuple[float, bool]]:
-        """For each token of some answers but their first: its log-probability, whether the best."""
-        # An answer that is a part by itself may be a whole book.
-        size = self._most_rows if len(answers) == 1 else max(map(len, answers))
+        """Yield for each token after the first its log-probability, and whether it is the best."""
+        # A single answer may be a whole book: its logits are computed piece by piece.
+        size = self._max_rows if len(answers) == 1 else max(map(len, answers))
         for start in range(0, max(map(len, answers)) - 1, size):
             pieces = [answer[start : start + size + 1] for answer in answers]
             logits = self._follow([piece[:-1] for piece in pieces], state, every=True)
@@ -192,16 +198,15 @@ class Scorer(Prompted):
             yield from _logprobs(logits, range(len(targets)), targets)
 
     @property
-    def _most_rows(self) -> int:
-        """How many rows of logits may exist at a time."""
+    def _max_rows(self) -> int:
+        """The maximum number of rows of logits to hold at a time."""
         return max(1, CHUNK_BYTES // (4 * self.model.vocab_size))
 
     def _parts(self, which: list[int], answers: list[Ids]) -> Iterator[list[int]]:
-        """Answers in parts of which all logits may exist at a time."""
-        most = self._most_rows
+        """Split answers into parts whose logits fit in memory together."""
         part, size = list[int](), 0
         for i in which:
-            if part and size + len(answers[i]) > most:
+            if part and size + len(answers[i]) > self._max_rows:
                 yield part
                 part, size = [], 0
             part.append(i)
@@ -219,17 +224,20 @@ class Scorer(Prompted):
 
 
 def _shared(contexts: Sequence[Ids]) -> int:
-    """How many tokens all begin with; each keeps at least one of its own. 0 for a single one."""
+    """Return how many tokens all contexts have in common at the beginning.
+
+    Each context keeps at least one token of its own; a single context shares nothing.
+    """
     if len(contexts) < 2:
         return 0
     # What the first and the last in alphabetical order share, all share.
     low, high = min(contexts), max(contexts)
-    most = min(map(len, contexts)) - 1
-    return next((i for i in range(most) if low[i] != high[i]), most)
+    limit = min(map(len, contexts)) - 1
+    return next((i for i in range(limit) if low[i] != high[i]), limit)
 
 
 def _weight(context: Ids, pairs: Sequence[Pair]) -> int:
-    """Tokens of the states that scoring the continuations of a context takes."""
+    """Return the number of tokens whose state is held to score the continuations of a context."""
     longer = [pair.length for pair in pairs if len(pair.continuation) > 1]
     return max(len(context), sum(longer))
 
@@ -237,10 +245,10 @@ def _weight(context: Ids, pairs: Sequence[Pair]) -> int:
 def _logprobs(
     logits: Tensor, rows: Sequence[int], tokens: Sequence[int]
 ) -> list[tuple[float, bool]]:
-    """Of tokens in some rows of logits: the log-probability, and whether it is the best."""
+    """Return the log-probability of each token in its row of logits, and whether it is the best."""
     logits = logits.float()
     where = torch.tensor(list(rows), device=logits.device)
     which = torch.tensor(list(tokens), device=logits.device)
-    found = logits[where, which] - logits.logsumexp(-1)[where]
+    logprobs = logits[where, which] - logits.logsumexp(-1)[where]
     best = logits.argmax(-1)[where] == which
-    return list(zip(found.tolist(), best.tolist(), strict=True))
+    return list(zip(logprobs.tolist(), best.tolist(), strict=True))

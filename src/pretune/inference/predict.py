@@ -1,4 +1,4 @@
-"""Answers for texts: many at once, no padding, in the order they came."""
+"""Answers of a trained model, and the inputs they are for: texts, files and pipes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Prediction, Preprocessor, ReadsStream, with_answers
 from pretune.tasks.features import record_features
 from pretune.tasks.reading import longest_text, read_for
-from pretune.text.decode import TextDecoder, encoding_hint, lines_of
+from pretune.text.decode import TextDecoder, decode_file, encoding_hint, lines_of
 
 
 class Predictor:
-    """A model that answers.
+    """A trained model that answers.
 
     Args:
-        bundle: from `pretune.bundle.bundle.load`; must have a task.
+        bundle: from `pretune.bundle.bundle.load`, with a task.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `auto`, `float32` or `bf16`.
         batch_tokens: tokens at a time; changes memory and speed only.
 
     Attributes:
-        cut: how many of the texts that were asked about so far were too long and lost their ends.
+        cut: the number of texts so far that were too long and were truncated.
 
     Raises:
         RunError: the model was not trained for a task, or there is no such device.
@@ -50,7 +50,7 @@ class Predictor:
         precision: str = "auto",
         batch_tokens: int = 8192,
     ) -> None:
-        self.task = the_task(bundle)
+        self.task = task_of(bundle)
         self.bundle = bundle
         self.device = choose_device(device)
         self._precision = precision
@@ -59,34 +59,27 @@ class Predictor:
         self.cut = 0
 
     def records(self, rows: Sequence[Any], origin: str = "input") -> Records:
-        """What a person hands over as records of the task.
-
-        Args:
-            rows: of each one a text (for tasks that read one), a sequence of texts, or a mapping
-                with the task's column names.
-            origin: where they come from, for errors.
-
-        Raises:
-            DataError: a row has another form than the task reads.
-        """
+        """Turn inputs into records of the model's task; see `records_of`."""
         return records_of(self.task, rows, origin)
 
     @torch.inference_mode()
     def predict(
         self, records: Records, *, progress: Callable[[int, int], None] | None = None
     ) -> list[Prediction]:
-        """One answer a record, in their order.
+        """Answer records, in their order.
 
         Args:
-            records: to answer.
-            progress: called with the number of sequences done, and of all.
+            records: the records, which need no targets.
+            progress: called with the number of sequences done and their total number.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
+        # A record may become several sequences, and is answered without those before it.
         task = self.task.isolated() if isinstance(self.task, ReadsStream) else self.task
         features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
         self.cut += features.truncated
+        # Run the model on batches of about equally long sequences, in whatever order that gives.
         parts: dict[int, Any] = {}
         strategy = strategy_for(task, self._model, features)
         (batches,) = strategy.batches(features.lengths, self._batch_tokens)
@@ -96,21 +89,22 @@ class Predictor:
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
                 outputs = with_answers(task, self._model, outputs, batch)
-            found = task.predict(outputs, batch)
-            parts.update(zip(batch.index.tolist(), found, strict=True))
+            answers = task.predict(outputs, batch)
+            parts.update(zip(batch.index.tolist(), answers, strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
+        # Put the parts of each record together again.
         of_record: list[list[Any]] = [[] for _ in range(len(records))]
         for index, record in enumerate(features.records.tolist()):
             of_record[record].append(parts[index])
         return [task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)]
 
 
-def the_task(bundle: Bundle) -> AnyTask:
-    """The task of a model.
+def task_of(bundle: Bundle) -> AnyTask:
+    """Return the task that a model was trained for.
 
     Raises:
-        RunError: it has none.
+        RunError: the model has no task.
     """
     if bundle.task is None:
         where = bundle.report.source if bundle.report else "this model"
@@ -122,9 +116,19 @@ def the_task(bundle: Bundle) -> AnyTask:
 
 
 def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -> Records:
-    """See `Predictor.records`."""
+    """Turn inputs into records of a task.
+
+    Args:
+        task: the task that reads them.
+        rows: for each record a text (for tasks that read one text), a sequence of texts, or a
+            mapping with the task's column names.
+        origin: where the inputs come from, for errors.
+
+    Raises:
+        DataError: a row does not have the form that the task reads.
+    """
     columns = list(task.inputs)
-    made = []
+    records = []
     for number, row in enumerate(rows, start=1):
         if isinstance(row, dict):
             missing = [name for name in columns if name not in row]
@@ -133,7 +137,7 @@ def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -
                     f"{origin}, row {number}: no '{missing[0]}'; it has {', '.join(map(str, row))}",
                     f"Give {' and '.join(columns)}.",
                 )
-            made.append({name: row[name] for name in columns})
+            records.append({name: row[name] for name in columns})
             continue
         values = [row] if isinstance(row, str) else list(row)
         if len(values) != len(columns):
@@ -144,9 +148,9 @@ def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -
                 if len(columns) > 1
                 else "Give one text a row.",
             )
-        made.append(dict(zip(columns, values, strict=True)))
+        records.append(dict(zip(columns, values, strict=True)))
     return Records(
-        made, origin, range(1, len(made) + 1), tuple(columns), max_chars=longest_text(task)
+        records, origin, range(1, len(records) + 1), tuple(columns), max_chars=longest_text(task)
     )
 
 
@@ -154,20 +158,24 @@ def _texts(count: int) -> str:
     return "one text" if count == 1 else f"{count} texts"
 
 
-#: Columns that tasks read besides, by the one they stand for or go with.
-_BESIDE = {MESSAGES: (CONVERSATIONS, *ALPACA), "answers": ("id", "is_impossible")}
+#: A task's column -> further columns that it reads with it or instead of it.
+_RELATED = {MESSAGES: (CONVERSATIONS, *ALPACA), "answers": ("id", "is_impossible")}
 
 
 def column_names(bundle: Bundle, given: Mapping[str, str] | None) -> ColumnNames:
-    """What data call the columns of a model's task: as given for them, else as in its training.
+    """Return the data's names for the columns of a model's task.
+
+    Args:
+        bundle: a model with a task.
+        given: our name -> the data's name; other columns are named as in the training data.
 
     Raises:
-        DataError: one is given for a column that the task does not know.
+        DataError: a name is given for a column that the task does not know.
         RunError: the model has no task.
     """
-    task = the_task(bundle)
+    task = task_of(bundle)
     known = [*task.inputs, *task.targets]
-    known += [name for column in known for name in _BESIDE.get(column, ())]
+    known += [name for column in known for name in _RELATED.get(column, ())]
     return ColumnNames(bundle.columns, given or {}, known)
 
 
@@ -179,16 +187,24 @@ def read_inputs(
     encoding: str = "utf-8",
     quoting: str = "auto",
 ) -> Records:
-    """The records of a file to predict on: a table, or plain text with one input a line.
+    """Read a file to predict on: a table, or plain text with one input a line.
+
+    Args:
+        bundle: a model with a task.
+        source: the file.
+        columns: our names of columns -> the data's names, for tables only.
+        encoding: of text files.
+        quoting: of CSV and TSV files.
 
     Raises:
-        DataError: missing, empty or broken, or without the task's columns or those given.
+        DataError: the file is missing, empty or broken, or lacks a column.
     """
-    task = the_task(bundle)
+    task = task_of(bundle)
     names = column_names(bundle, columns)
+    # A table, or a Hub dataset; its targets are not needed, and not renamed unless that is asked.
     if source.suffix.lower() in TABLE_SUFFIXES or not source.is_file():
         for target in task.targets:
-            if target not in names.given:  # the data may have a column of that name for other use
+            if target not in names.given:
                 names.pop(target, None)
         return read_for(
             task,
@@ -207,21 +223,23 @@ def read_inputs(
 
 
 def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
-    """The numbered lines of a text file with one input a line.
+    """Return the numbered lines of a text file with one input a line.
 
     Raises:
-        DataError: not to be read, not in that encoding, or without any text.
+        DataError: the file cannot be read, is not in that encoding, or has no text.
     """
-    from pretune.text.decode import decode_file
-
     lines = lines_of(decode_file(source, encoding))
     if not any(line.strip() for line in lines):
         raise DataError(f"{source}: no text in it", "Give a file with one input a line.")
     return list(enumerate(lines, start=1))
 
 
-def lines_to_records(task: Preprocessor, lines: Iterable[tuple[int, str]], origin: str) -> Records:
-    """One record a line that is not blank; the texts of a pair are separated by a tab."""
+def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:
+    """Turn lines into records, except blank ones; a tab separates the texts of a pair.
+
+    Raises:
+        DataError: a line does not have as many texts as the task reads.
+    """
     kept = [(number, line) for number, line in lines if line.strip()]
     several = len(task.inputs) > 1
     rows = []
@@ -247,42 +265,42 @@ def stream_lines(
     descriptor: int,
     encoding: str = "utf-8",
     *,
-    most: int = 1 << 20,
+    chunk_bytes: int = 1 << 20,
     longest: int = MAX_CHARS,
 ) -> Iterator[list[tuple[int, str]]]:
-    """Numbered lines from a pipe, handed over as soon as they are there.
-
-    A byte order mark before the first of them is dropped.
+    """Yield numbered lines from a pipe as soon as they arrive, without a byte order mark.
 
     Args:
-        descriptor: of the open pipe.
+        descriptor: the file descriptor of the pipe.
         encoding: of the text.
-        most: bytes to read at a time.
-        longest: the characters that a line may be expected to have; with 8 times as many and still
-            no end, it is no line.
+        chunk_bytes: the maximum number of bytes to read at a time.
+        longest: the expected maximum of characters in a line; 8 times as many without a line end
+            are an error.
 
     Raises:
-        DataError: not in that encoding, or a line without end; names the line.
+        DataError: the text is not in that encoding, or a line has no end; names the line.
     """
     decoder = TextDecoder(encoding)
-    # Of a line that has not ended, in pieces: joined anew for each, a long one would take for ever.
-    rest: list[str] = []
+    # The unfinished line, in pieces: joining it anew for each chunk would be quadratic.
+    unfinished: list[str] = []
     held = number = 0
     while True:
-        chunk = os.read(descriptor, most)
+        chunk = os.read(descriptor, chunk_bytes)
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as error:
             raise _not_in(encoding, error, number + 1, chunk) from None
+        # The first part ends the unfinished line, the last part begins the next one.
         first, *others = text.split("\n")
-        rest.append(first)
+        unfinished.append(first)
         held += len(first)
         whole: list[str] = []
         if others:
-            whole, rest = ["".join(rest), *others[:-1]], others[-1:]
+            whole, unfinished = ["".join(unfinished), *others[:-1]], others[-1:]
             held = len(others[-1])
+        # At the end of the pipe the last line needs no line end.
         if not chunk and held:
-            whole.append("".join(rest))
+            whole.append("".join(unfinished))
         elif held > 8 * longest:
             line = number + len(whole) + 1
             raise DataError(
@@ -297,7 +315,7 @@ def stream_lines(
 
 
 def _not_in(encoding: str, error: UnicodeError, line: int, chunk: bytes) -> DataError:
-    """The error about bytes of standard input, of which a chunk begins in some line."""
+    """The error about bytes of standard input, in a chunk that begins in line `line`."""
     byte = ""
     if isinstance(error, UnicodeDecodeError):
         line += error.object[: error.start].decode(error.encoding, "ignore").count("\n")
@@ -307,11 +325,10 @@ def _not_in(encoding: str, error: UnicodeError, line: int, chunk: bytes) -> Data
 
 
 def decode_line(raw: bytes, number: int) -> str:
-    """A line of standard input, without a carriage return at its end; a mark of UTF-8 before the
-    first is dropped.
+    """Decode a line of standard input, without its carriage return and the first line's UTF-8 mark.
 
     Raises:
-        DataError: not UTF-8; names the line.
+        DataError: the line is not UTF-8; names the line.
     """
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")

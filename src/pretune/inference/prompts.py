@@ -1,4 +1,4 @@
-"""What a model generates from and where it ends: prompts as tokens, stop tokens."""
+"""Prompts as tokens, and the tokens at which a text begins and ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 
 def language_model(bundle: Bundle) -> LanguageModel:
-    """A bundle's model as one that generates.
+    """Return a bundle's model if it can generate text.
 
     Raises:
-        RunError: it does not read from left to right, or was trained for something else.
+        RunError: the model does not read from left to right, or was trained for something else.
     """
     model = bundle.model
     if bundle.task is None and bundle.backbone.causal:
@@ -45,11 +45,11 @@ def language_model(bundle: Bundle) -> LanguageModel:
 
 
 def template_of(bundle: Bundle, *, always: bool = False) -> TemplateLayout | None:
-    """The chat template of a model that was trained with one; None: it was not.
+    """Return the chat template that a model was trained with, or None.
 
     Args:
         bundle: the model.
-        always: also where it was trained for something else, if its tokenizer has one.
+        always: also take a template that only its tokenizer has.
 
     Raises:
         CheckpointError: the template is not valid.
@@ -60,31 +60,31 @@ def template_of(bundle: Bundle, *, always: bool = False) -> TemplateLayout | Non
 
 
 def token_named(tokenizer: Tokenizer, name: str) -> int | None:
-    """The id of a special token, of those too that only `tokenizer_config.json` knows."""
+    """Return the id of a special token, also if only `tokenizer_config.json` names it."""
     token = tokenizer.special.get(name, tokenizer.settings.get(name))
     if isinstance(token, dict):  # the long form: {"content": "</s>", "lstrip": false, ...}
         token = token.get("content")
     if not isinstance(token, str):
         return None
-    found: int | None = tokenizer.engine.token_to_id(token)
-    return found
+    number: int | None = tokenizer.engine.token_to_id(token)
+    return number
 
 
 def stop_tokens_of(bundle: Bundle) -> frozenset[int]:
-    """The tokens after which a text of the model is over.
+    """Return the tokens that end a text of the model.
 
-    The tokenizer's end-of-text token, else what `config.json` says; and of a GPT-2 with a BERT
-    vocabulary `[SEP]`, which ends a text, and `[CLS]`, which begins the next.
+    That is the tokenizer's end-of-text token, else the one of `config.json`. A GPT-2 with a BERT
+    vocabulary also stops at `[SEP]`, which ends a text, and at `[CLS]`, which begins the next.
     """
     names = ("eos_token", "sep_token", "cls_token")
-    found = {token_named(bundle.tokenizer, name) for name in names}
+    ids = {token_named(bundle.tokenizer, name) for name in names}
     if token_named(bundle.tokenizer, "eos_token") is None:
-        found.add(getattr(bundle.backbone.config, "eos_token_id", None))
-    return frozenset(_within(found, bundle.tokenizer.vocab_size))
+        ids.add(getattr(bundle.backbone.config, "eos_token_id", None))
+    return frozenset(_within(ids, bundle.tokenizer.vocab_size))
 
 
 def start_token_of(bundle: Bundle) -> int | None:
-    """What stands for the beginning of a text, where there is no prompt."""
+    """Return the token that stands for an empty prompt, if the model has one."""
     config = bundle.backbone.config
     candidates = [
         token_named(bundle.tokenizer, "bos_token"),
@@ -107,19 +107,19 @@ def prompt_tokens(
     vocab_size: int,
     number: int = 1,
 ) -> list[int]:
-    """The tokens of a prompt; the end-of-text that a tokenizer adds to every text is left out.
+    """Return the tokens of a prompt, without the end that a tokenizer adds to every text.
 
     Args:
         tokenizer: of the model.
-        prompt: a text, or token ids as they are.
+        prompt: a text, or token ids.
         stops: the stop tokens.
-        start: what stands for an empty prompt.
+        start: the token that stands for an empty prompt.
         vocab_size: of the model.
-        number: of the prompt, from 1, for errors.
+        number: the number of the prompt (1-based), for errors.
 
     Raises:
-        DataError: an empty prompt to a model without a beginning-of-text token, a text that is not
-            Unicode, or a token id that the model does not have.
+        DataError: the prompt is empty and the model has no beginning-of-text token, the text is not
+            valid Unicode, or the model does not have a token id.
     """
     if not isinstance(prompt, str):
         ids = list(prompt)
@@ -149,10 +149,10 @@ def prompt_tokens(
 
 
 def check_stop_tokens(stops: Collection[int], vocab_size: int) -> None:
-    """Whether the model has them.
+    """Check that the model has these tokens.
 
     Raises:
-        PretuneError: one it has not; names it.
+        PretuneError: the model does not have one of them; names it.
     """
     for token in stops:
         if not isinstance(token, int) or not 0 <= token < vocab_size:
@@ -160,13 +160,13 @@ def check_stop_tokens(stops: Collection[int], vocab_size: int) -> None:
 
 
 class Prompted:
-    """A language model with what it takes to ask it: the ground of whoever writes or scores.
+    """A language model with its tokenizer on a device: what writing and scoring have in common.
 
     Args:
         model: a `LanguageModel`.
         tokenizer: of the model.
-        stop_tokens: after which a text is over; the tokenizer may add them to the end of a text.
-        start_token: what stands for an empty text.
+        stop_tokens: tokens that end a text; the tokenizer may add them to every text.
+        start_token: the token that stands for an empty text.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `auto`, `float32` or `bf16`.
 
@@ -195,10 +195,14 @@ class Prompted:
 
     @classmethod
     def of(cls, bundle: Bundle, **options: Any) -> Self:
-        """From what `pretune.bundle.bundle.load` gives; `options` as above.
+        """Take model, tokenizer and special tokens from a bundle.
+
+        Args:
+            bundle: from `pretune.bundle.bundle.load`.
+            options: further arguments of the class, e.g. `device`.
 
         Raises:
-            RunError: it is not a language model that reads from left to right.
+            RunError: the model is not a language model that reads from left to right.
         """
         model = language_model(bundle)
         options.setdefault("stop_tokens", stop_tokens_of(bundle))
@@ -206,7 +210,7 @@ class Prompted:
         return cls(model, bundle.tokenizer, **options)
 
     def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
-        """The tokens of a prompt; see `prompt_tokens`."""
+        """Return the tokens of a prompt; see `prompt_tokens`."""
         return prompt_tokens(
             self.tokenizer,
             given,

@@ -18,7 +18,7 @@ from pretune.data.readers.files import TABLE_SUFFIXES
 from pretune.data.readers.hub import HUB_DATASET
 from pretune.data.readers.parallel import parallel_files
 from pretune.errors import RunError
-from pretune.inference.predict import the_task
+from pretune.inference.predict import task_of
 from pretune.publishing.card import CardFacts, DataSource, model_card
 from pretune.publishing.upload import (
     Published,
@@ -147,7 +147,7 @@ def stage(
     check_name(repo)
     trained = find_trained(run)
     bundle = load(trained.folder, dtype="auto", allow_pickle=allow_pickle)
-    task = the_task(bundle)
+    task = task_of(bundle)
     facts = CardFacts(
         repo=repo,
         task=task,

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.evaluation.few_shot.shots import draw_shots
+from pretune.evaluation.few_shot.study import draw_shots
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 

@@ -18,7 +18,7 @@ from pretune.errors import DataError, PretuneError, did_you_mean
 from pretune.evaluation.few_shot.result import Guess
 from pretune.evaluation.few_shot.template import Template
 from pretune.inference.generate import TextGenerator
-from pretune.inference.likelihood import Pair, Scorer
+from pretune.inference.likelihood import LikelihoodScorer, Pair
 
 Floats = NDArray[np.float64]
 
@@ -128,7 +128,7 @@ class FewShot:
     """
 
     bundle: Bundle
-    scorer: Scorer
+    scorer: LikelihoodScorer
     template: Template
     answers: list[str]
     options: FewShotOptions

@@ -17,10 +17,9 @@ from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError, PretuneError
 from pretune.evaluation.few_shot.in_context import MARGIN, SCORES, find_answer
-from pretune.evaluation.few_shot.measure import measure, options_from
 from pretune.evaluation.few_shot.result import Cell, Guess, cell_of
-from pretune.evaluation.few_shot.shots import draw_shots
-from pretune.inference.likelihood import Scorer
+from pretune.evaluation.few_shot.study import draw_shots, measure, options_from
+from pretune.inference.likelihood import LikelihoodScorer
 from pretune.models.classics.common import ClassicLM, ClassicModel
 from pretune.models.classics.nnlm import NnlmConfig, NnlmModel
 from pretune.models.classics.rnn import RnnConfig, RnnModel
@@ -184,7 +183,7 @@ def test_examples_without_room_are_dropped_from_the_front(bpe: Pair) -> None:
 def test_what_is_written_decides(bpe: Pair) -> None:
     (cell,) = ask(bpe, shots=(2,), seeds=(0,), score="generate").cells
     assert cell.shares["(none)"] == 1  # a random model writes neither
-    asked = Scorer.of(bpe.bundle, device="cpu")
+    asked = LikelihoodScorer.of(bpe.bundle, device="cpu")
     longest = max(len(asked.pair("It: ", answer).continuation) for answer in ANSWERS.values())
     decoding = Decoding(temperature=0, max_new_tokens=longest + MARGIN)
     prompts = [f"{shots_of(cell)}{text}\nIt:" for text in TEXTS]
@@ -239,7 +238,7 @@ def test_the_classics_can_be_asked_and_have_room_for_everything(
     result = ask(replace(bpe, bundle=bundle), shots=(4,), seeds=(0,))
     (cell,) = result.cells
     assert cell.shortened == 0
-    asked = Scorer.of(bundle, device="cpu")
+    asked = LikelihoodScorer.of(bundle, device="cpu")
     for text, guess in zip(TEXTS, cell.guesses, strict=True):
         prompt = f"{shots_of(cell)}{text}\nIt: "
         expected = [sum(one_by_one(model, asked.pair(prompt, a))) for a in ANSWERS.values()]

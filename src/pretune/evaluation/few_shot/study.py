@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pretune.bundle.bundle import Bundle
+from pretune.data.batch_order import epoch_order
 from pretune.data.records import Records
 from pretune.errors import DataError, PretuneError, did_you_mean
 from pretune.evaluation.few_shot.in_context import FewShot, FewShotOptions, Question
 from pretune.evaluation.few_shot.result import Cell, FewShotResult, cell_of
-from pretune.evaluation.few_shot.shots import draw_shots
 from pretune.evaluation.few_shot.template import Template
-from pretune.inference.likelihood import Scorer
+from pretune.inference.likelihood import LikelihoodScorer
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 
 
@@ -45,7 +47,9 @@ def measure(
         PretuneError: bad data, template or answers, or not a language model.
     """
     options = options or FewShotOptions()
-    scorer = Scorer.of(bundle, device=device, precision=precision, batch_tokens=batch_tokens)
+    scorer = LikelihoodScorer.of(
+        bundle, device=device, precision=precision, batch_tokens=batch_tokens
+    )
     task = _labels(options, data if train is None else train)
     template = _template(options, [data] if train is None else [data, train])
     asker = FewShot(bundle, scorer, template, task.labels, options, device)
@@ -73,6 +77,32 @@ def measure(
     return FewShotResult(
         template.text, tuple(asker.answers), options.score, len(asked), truth, cells
     )
+
+
+def draw_shots(labels: Sequence[int], count: int, seed: int, *, balanced: bool = True) -> list[int]:
+    """Which examples, in the order in which they are shown.
+
+    A function of its arguments alone. With one seed, fewer shots are some of those of more.
+
+    Args:
+        labels: of the examples to draw from.
+        count: how many; not more than there are.
+        seed: of the draw.
+        balanced: as many of each label as possible (labels that run out leave their place to the
+            others); False: whatever comes.
+    """
+    order = epoch_order(len(labels), seed, 0).tolist()
+    if balanced:
+        # The first of each label, in an order of the labels drawn with them, then the second ...
+        seen: dict[int, int] = {}
+        rank = dict[int, int]()
+        for row in order:
+            rank[row] = seen.get(labels[row], 0)
+            seen[labels[row]] = rank[row] + 1
+        order.sort(key=lambda row: rank[row])  # stable: else as drawn
+    chosen = np.array(order[:count], dtype=np.int64)
+    # In taking turns the labels would have a pattern, which a model may go on with.
+    return [int(row) for row in chosen[epoch_order(len(chosen), seed, 1)]]
 
 
 def _draws(

@@ -1,0 +1,3 @@
+from tests.inference.conftest import bpe, wordpiece
+
+__all__ = ["bpe", "wordpiece"]
