@@ -147,8 +147,9 @@ def test_greedy_is_the_uncached_slow_forward(bpe: Bundle) -> None:
     task.build(bpe.backbone)
     task.bind(bpe.tokenizer)
     features = featurize(task, records(), bpe.tokenizer, with_targets=False)
-    outputs = task.forward(bpe.model, features.batch(np.arange(len(PAIRS)), sort=False))
-    for i, (found,) in enumerate(outputs.found):
+    batch = features.batch(np.arange(len(PAIRS)), sort=False)
+    outputs = task.write(bpe.model, task.forward(bpe.model, batch), batch)
+    for i, (found,) in enumerate(outputs.written):
         source = features.batch(np.array([i])).tokens.tolist()
         target, limit = [bpe.model.opening[0]], min(40, 2 * len(source) + 10)
         while len(target) <= limit and (len(target) == 1 or target[-1] != task._end):
@@ -162,6 +163,14 @@ def pack(ids: list[int]) -> Any:
     from pretune.data.batch import PackedBatch
 
     return PackedBatch.of([ids])
+
+
+@torch.inference_mode()
+def test_a_forward_pass_writes_nothing(bpe: Bundle) -> None:
+    features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
+    outputs = bpe.task.forward(bpe.model, features.batch(np.arange(2)))
+    assert outputs.written == ()
+    assert outputs.scores.count > 0
 
 
 def test_evaluation_while_training_has_beams_of_its_own(bpe: Bundle) -> None:

@@ -15,7 +15,7 @@ from pretune.bundle.bundle import Bundle
 from pretune.decoding.writer import Generation
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.features import featurize
-from pretune.tasks.translation.metrics import (
+from pretune.tasks.translation.scoring import (
     BleuKind,
     TranslateMetrics,
     bleu_counts,
@@ -129,7 +129,7 @@ def test_bleu_of_sums_is_that_of_the_corpus(pairs: list[tuple[str, str]]) -> Non
 def test_each_example_has_its_loss_and_its_part_of_bleu(bpe: Bundle) -> None:
     features = featurize(bpe.task, records(), bpe.tokenizer, evaluation=True)
     batch = features.batch(np.arange(len(PAIRS)), sort=False)
-    outputs = bpe.task.forward(bpe.model, batch)
+    outputs = bpe.task.write(bpe.model, bpe.task.forward(bpe.model, batch), batch)
     each = bpe.task.each_loss(outputs, batch)
     assert float(each.sums.sum()) == pytest.approx(float(outputs.scores.cross_entropy), rel=1e-5)
     grade = bpe.task.grader(records())
