@@ -96,7 +96,7 @@ class TestFolder:
 
     def test_everything_is_on_the_disk_before_the_name(self, tmp_path, monkeypatch):
         done = []
-        monkeypatch.setattr(files, "_sync", lambda path: done.append(path.name))
+        monkeypatch.setattr(files, "sync_path", lambda path: done.append(path.name))
         rename = files.os.rename
         monkeypatch.setattr(files.os, "rename", lambda *a: (done.append("rename"), rename(*a)))
         with atomic_folder(tmp_path / "run") as folder:

@@ -12,7 +12,8 @@ from pathlib import Path
 _ASIDE = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,7 +66,7 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -82,12 +83,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     try:
         yield aside
-        _sync(aside)
+        sync_path(aside)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def atomic_text(path: Path, text: str) -> None:
@@ -113,13 +114,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         for file in sorted(aside.rglob("*")):
-            _sync(file)
-        _sync(aside)
+            sync_path(file)
+        sync_path(aside)
         os.rename(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def point(link: Path, target: Path) -> None:
@@ -132,4 +133,4 @@ def point(link: Path, target: Path) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync(link.parent)
+    sync_path(link.parent)

@@ -51,6 +51,7 @@ def shingles(text: str) -> set[str]:
     Where more than half of the letters are Chinese, of `SHINGLE` characters. A shorter text is a
     single shingle.
     """
+    # Chinese has no spaces between words: there, characters are the units.
     text = text.lower()
     if 2 * len(_CJK.findall(text)) > len(_LETTER.findall(text)):
         units, joint = re.findall(r"\w", text), ""

@@ -93,6 +93,7 @@ def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
 
 
 def _find(given: str) -> list[CorpusSource]:
+    # A file, a folder, a pattern or a Hub dataset: files on the disk come first.
     if os.path.isfile(given):
         return [_file(given)]
     if os.path.isdir(given):
@@ -222,6 +223,7 @@ class Line(NamedTuple):
 
 def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
     """The lines of a text file, those over `longest` characters in parts."""
+    # `first` is false inside a line of which a part was yielded already.
     number, first, held = 0, True, ""
     for chunk in decoded(source.name, encoding, meter.advance, marks=True):
         held += chunk
@@ -300,7 +302,7 @@ class _DocumentBuilder:
             self.parts, self.length, self.cut = [whole[place:]], len(whole) - place, True
 
     def finish(self, bad: bool = False) -> Iterator[Document]:
-        """End the document: yield what is left of it, unless that is blank.
+        """End the document: yield its remaining text, unless that is blank.
 
         Args:
             bad: whether it has bytes that are not valid, so that its text is not used.

@@ -166,6 +166,7 @@ class Encoder:
         Raises:
             PretuneError: datasketch is needed and not installed.
         """
+        # Tokenize only what is long enough, in one call: the engine has threads of its own.
         cleaned = [clean(text, self.settings.cleaning) for text in texts]
         dropped = [self._too_short(text) for text, _ in cleaned]
         kept = [text for (text, _), reason in zip(cleaned, dropped, strict=True) if reason is None]

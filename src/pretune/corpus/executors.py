@@ -101,7 +101,7 @@ def _in_processes(
         yield from _in_order(
             batches, lambda texts: pool.submit(_work, texts), lambda f: f.result(), 2 * workers
         )
-    except BrokenProcessPool:
+    except BrokenProcessPool:  # a worker was killed; the journal is intact
         raise PretuneError(
             "a process that tokenizes died, perhaps for lack of memory",
             "The same command goes on where it stopped; use fewer --workers.",

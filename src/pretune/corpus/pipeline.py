@@ -53,8 +53,8 @@ class Settings:
         reading: how documents are read.
         cleaning: how their texts are cleaned.
         keep_duplicates: keep documents that are equal to an earlier document.
-        near_duplicates: drop a document if the Jaccard similarity of its shingles with those of an
-            earlier document is estimated at this or more, over 0 and at most 1; None keeps all.
+        near_duplicates: drop a document if the Jaccard similarity of its shingles and an earlier
+            document's is estimated at this or more, over 0 and at most 1; None keeps all.
         validation: the share of documents that are held back, from 0 to under 1.
         shard_tokens: tokens of a full shard.
     """
@@ -212,6 +212,7 @@ class _Preparation:
         wanted = json.loads(json.dumps(self.description()))
         same = {key: manifest[key] == wanted[key] for key in ("tokenizer", "settings")}
         entries = manifest["sources"]
+        # Sources compare by real path, size and time of change.
         same["sources"] = len(entries) == len(self.sources) and all(
             source.matches(entry) for source, entry in zip(self.sources, entries, strict=True)
         )
@@ -299,6 +300,7 @@ class _Preparation:
         self, batch: DocumentBatch, documents: list[EncodedDocument], duplicates: Duplicates
     ) -> None:
         """Write the documents of a batch, except duplicates, and count them."""
+        # Dropped while reading, while encoding, or as duplicates: all are counted by reason.
         self.counts["read"] += batch.read
         self.counts["cut"] += batch.cut
         self.dropped.update(batch.problems)
@@ -308,6 +310,7 @@ class _Preparation:
                 self.dropped[reason] += 1
                 continue
             self.kept.add(document.digest, document.signature)
+            # The digest alone decides the split, so equal texts never end up in both.
             held = held_back(document.digest, self.settings.validation)
             self.writers[VALIDATION_SPLIT if held else "train"].add(document)
             self.changed.update(document.changed)
@@ -382,7 +385,7 @@ def _batches(
     Args:
         sources: of the corpus.
         reading: how documents are read.
-        after: the source to begin with, and the documents of it to pass over.
+        after: the source to begin with, and how many of its documents to pass over.
     """
     meter = Meter()
     batch = DocumentBatch()

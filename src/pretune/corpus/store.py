@@ -190,6 +190,7 @@ class Corpus:
         """The shard of a document, its first token there, one past its last, and its row."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of a corpus of {len(self)}")
+        # The shard whose documents include this one, and its row there.
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self._shards[number]
         row = index - (int(self._ends[number - 1]) if number else 0)
@@ -234,11 +235,13 @@ class Corpus:
 def _open_maps(folder: Path, verify: bool = False) -> Corpus:
     """Open a corpus without a look at its positions."""
     manifest = _read_manifest(folder / CORPUS_MANIFEST)
+    # Tokens are counted through all shards, so each shard knows how many come before it.
     shards: list[_Shard] = []
     before = 0
     for shard in manifest["shards"]:
         shards.append(_open_shard(folder, manifest, shard, before, verify))
         before += shard["tokens"]
+    # The token ids mean nothing with any other tokenizer.
     path = folder / TOKENIZER / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: missing", AGAIN)

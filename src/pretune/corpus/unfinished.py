@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pretune.checkpoints.atomic_io import atomic_text
+from pretune.checkpoints.atomic_io import atomic_text, sync_path
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, Signature
 from pretune.corpus.encode import EncodedDocument
 from pretune.corpus.store import (
@@ -108,6 +108,7 @@ class Journal:
             before, state = dict(noted["identity"].items()), dict(noted["state"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DataError(f"{self.path}: damaged", "Begin anew with --restart.") from None
+        # Both as JSON, where tuples are lists.
         now = json.loads(json.dumps(identity))
         if before != now:
             other = next((key for key in now if before.get(key) != now[key]), "version")
@@ -123,10 +124,11 @@ class Journal:
 
     def publish(self, output: Path) -> None:
         """Give the finished corpus its name."""
+        # Everything is on the disk before the name appears.
         for path in [*self.out.rglob("*"), self.out]:
-            _sync(path)
+            sync_path(path)
         os.rename(self.out, output)
-        _sync(output.parent)
+        sync_path(output.parent)
         self.path.unlink(missing_ok=True)
 
 
@@ -222,6 +224,7 @@ class ShardWriter:
         length = len(document.tokens)
         if self.open.tokens and self.open.tokens + length > self.limit:
             self.close_shard()
+        # Positions count from the beginning of the shard.
         row = [self.open.tokens, document.characters, document.bytes]
         starts = document.sentences + self.open.tokens
         tokens, documents, sentences = self._handles
@@ -238,7 +241,7 @@ class ShardWriter:
         """Flush everything to the disk; return the state to come back to, for JSON."""
         _sync_handles(self._handles)
         for folder in (self.folder, self.aside):
-            _sync(folder)
+            sync_path(folder)
         return {"shards": self.shards, "open": asdict(self.open)}
 
     def forget(self) -> None:
@@ -251,6 +254,7 @@ class ShardWriter:
         """Finish the open shard and begin the next."""
         self.sync()
         self.close()
+        # Now the number of positions is known, which the header of a .npy file needs.
         name = _shard_name(len(self.shards))
         tokens, documents, sentences = self._paths()
         rows = np.memmap(documents, "<i8", "r").reshape(-1, DOCUMENT_COLUMNS)
@@ -289,7 +293,7 @@ class ShardWriter:
         return [path.open("ab", buffering=2**20) for path in self._paths()]
 
     def _cut_back(self) -> None:
-        """Bring the files to the state: cut those of the open shard, remove all later ones."""
+        """Bring the files to the state: cut the open shard, remove everything later."""
         tokens, documents, sentences = self._paths()
         keep = {
             tokens: self.open.tokens * self.dtype.itemsize,
@@ -307,15 +311,6 @@ class ShardWriter:
 def _shard_name(number: int) -> str:
     """The name of a shard (0-based), without the endings of its files."""
     return f"shard-{number:05}"
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_handles(handles: list[Any]) -> None:

@@ -137,6 +137,7 @@ class PackedBatch:
         return self._every_other(0), self._every_other(1)
 
     def _every_other(self, first: int) -> PackedBatch:
+        # The rows of every other sequence, from the starts and lengths of those sequences.
         lengths = np.array(self.layout.lengths, dtype=np.int64)
         mine, device = lengths[first::2], self.tokens.device
         starts = (np.cumsum(lengths) - lengths)[first::2]
@@ -301,6 +302,7 @@ class FeatureSet:
     def fingerprint(self) -> str:
         """A SHA-256 of everything a model can learn from these features, in their order."""
         digest = hashlib.sha256()
+        # Names, types and shapes too, so that no two sets look alike when laid end to end.
         arrays = {"tokens": self.tokens, "starts": self.starts, **self.targets}
         if self.segments is not None:
             arrays["segments"] = self.segments
@@ -347,6 +349,7 @@ class FeatureSet:
                 if kinds.setdefault(name, np.ndim(value)) != np.ndim(value):
                     raise ValueError(f"target '{name}': now one a feature, now one a token")
                 columns.setdefault(name, []).append(column)
+            # Sums for people, and where each feature came from.
             records.append(feature.record)
             truncated += feature.truncated
         # What some features have, all must have.
@@ -371,6 +374,7 @@ class FeatureSet:
             which: `[B]` numbers of features.
             sort: False keeps the given order.
         """
+        # A stable sort: features of equal length keep their order.
         lengths = self.lengths[which]
         if sort:
             ascending = np.argsort(lengths, kind="stable")

@@ -91,6 +91,7 @@ class DataOrder:
             raise ValueError("a batch must have a positive size")
         end = cursor.offset + size
         if self._in_tokens:
+            # As many examples as fit, but at least one.
             ends = self._epoch(cursor.epoch).ends
             before = ends[cursor.offset - 1] if cursor.offset else 0
             end = int(np.searchsorted(ends, before + size, side="right"))
@@ -105,6 +106,7 @@ class DataOrder:
             size: the size of the batch of an update, by the number of the update (0-based).
             ramp: from this update on all batches have the same size.
         """
+        # Whole epochs, update by update until the size no longer changes.
         whole = math.floor(epochs)
         done, at = 0, Cursor()
         while at.epoch < whole:
@@ -114,6 +116,7 @@ class DataOrder:
                 break
             at = self._after(at, size(done))
             done += 1
+        # Then the fraction of one more epoch.
         if epochs == whole:
             return done
         return done + math.ceil((epochs - whole) * self._in_epoch(whole, done, size))
@@ -224,6 +227,7 @@ def batches_in_turn(lengths: Array, follows: Array, batch_tokens: int) -> list[l
     starts, sizes = _texts(follows)
     longest_first = np.argsort(-sizes, kind="stable")
     width = max(1, batch_tokens // int(lengths.max()))
+    # As many texts side by side as have room even if all their examples are the longest.
     groups = []
     for at in range(0, len(starts), width):
         group = longest_first[at : at + width]

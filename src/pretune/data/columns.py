@@ -69,6 +69,7 @@ def text_columns(
     Raises:
         DataError: a named column is missing, or none looks like text.
     """
+    # Named columns, or a usual set of names.
     for name in wanted or ():
         check_column(records, name)
     if wanted:

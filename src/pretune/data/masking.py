@@ -320,8 +320,8 @@ def segmenter(kind: Literal["tokenizer", "jieba"]) -> Segmenter | None:
 def word_numbers(encoding: Encoding, text: str, segment: Segmenter | None = None) -> Array:
     """`[tokens]` int32: the number of each token's word in the text, counted from 0.
 
-    Words are those of the tokenizer: for WordPiece, a piece with `##` continues the word before it.
-    A segmenter joins tokens in one of its words, such as the characters of a Chinese word (Cui et
+    The tokenizer splits the text into words: for WordPiece, a piece with `##` continues the word
+    before it. A segmenter joins tokens in one of its words, such as the characters of a Chinese word (Cui et
     al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT").
 
     Args:

@@ -30,6 +30,7 @@ def prefetched(make: Callable[[T], R], items: Iterable[T], workers: int) -> Gene
     with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
         waiting: deque[Future[R]] = deque()
         try:
+            # Fill the queue, then add an item for each result that is taken from it.
             for item in islice(source, 2 * workers):
                 waiting.append(pool.submit(make, item))
             while waiting:
@@ -37,6 +38,6 @@ def prefetched(make: Callable[[T], R], items: Iterable[T], workers: int) -> Gene
                 for item in islice(source, 1):
                     waiting.append(pool.submit(make, item))
                 yield result
-        finally:
+        finally:  # closed early, or an error: what has not begun is not made
             for future in waiting:
                 future.cancel()

@@ -134,6 +134,7 @@ class Records:
         Raises:
             DataError: a column is missing; names the columns there are and how to map one.
         """
+        # Every needed column must be there under one of its names.
         given = mapping.given if isinstance(mapping, ColumnNames) else {}
         for name in dict.fromkeys([*needed, *given]):
             wanted = mapping.get(name, name)

@@ -94,13 +94,14 @@ def encoding_hint(start: bytes, option: str = "--encoding ") -> str:
     """The way out for bytes that are not valid in the expected encoding.
 
     Args:
-        start: the beginning of the file, or all of it.
+        start: the beginning of the file, or the whole file.
         option: of the command or recipe, to which the name of an encoding is appended.
     """
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return f"It looks like UTF-16: {option}utf-16"
     if start[:2] == b"\x1f\x8b":
         return "It looks like gzip: let its name end in .gz, or decompress it."
+    # Bytes that are valid GB18030 and give ideographs are most likely Chinese.
     try:
         text = codecs.getincrementaldecoder("gb18030")().decode(start)
     except UnicodeDecodeError:

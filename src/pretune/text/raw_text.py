@@ -152,6 +152,7 @@ def iter_texts(
         DataError: a file cannot be read, is not in that encoding, or is not JSONL with such a
             field; names file and line. Or a field is given, and no file has fields.
     """
+    # Find mistakes before the first text is read.
     check_encoding(encoding)
     stdin: Literal["text", "json"] = "text" if field is None else "json"
     kinds = {file: stdin if file == STDIN else text_kind(file) for file in files}

@@ -55,6 +55,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 0
     for match in _CANDIDATE.finditer(text):
+        # Rule 1, or rules 2 to 4.
         if match["line"] is not None or _ends_sentence(text, start, match):
             _add(spans, text, start, match.end())
             start = match.end()
@@ -77,16 +78,20 @@ def _ends_sentence(text: str, start: int, match: re.Match[str]) -> bool:
     after = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # always matches
     if after == len(text):
         return True
+    # Rules 2 and 3: a comma or colon after the marks keeps the sentence open.
     if text[after] in _GOES_ON:
         return False
+    # Rule 2: strong marks need nothing after them.
     marks = match[0]
     if not _STRONG.isdisjoint(marks):
         return True
+    # Rule 3: other marks need a space or an ideograph, and no small letter, after them.
     if after == end:
         return marks != "." and _CJK.match(text, end) is not None
     word = _OPENING.match(text, after).end()  # type: ignore[union-attr]
     if text[word : word + 1].islower():
         return False
+    # Rule 4: a single dot may belong to the word before it.
     return marks != "." or not _is_abbreviation(text, start, match.start())
 
 

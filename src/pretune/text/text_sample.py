@@ -85,6 +85,7 @@ def take_sample(texts: Iterable[str], limit: int) -> TextSample:
     threshold = 2**64
     for index, batch in enumerate(_batches(texts)):
         seen += len(batch) - batch.count(_BETWEEN)
+        # A batch is a candidate while its part is below the threshold.
         part = index * _GOLDEN % 2**64
         if part >= threshold:
             continue

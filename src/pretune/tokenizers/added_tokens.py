@@ -32,7 +32,7 @@ def add_listed(
         settings: the content of the other files about tokens.
 
     Raises:
-        CheckpointError: a file is malformed, or the ids do not continue those of the vocabulary.
+        CheckpointError: a file is malformed, or the ids do not continue the vocabulary.
     """
     more = settings.get("additional_special_tokens")
     special = {_content(entry) for entry in more} if isinstance(more, list) else set()

@@ -176,6 +176,7 @@ class ChatTemplate:
         """
         pieces, done = [], ""
         places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        # Render up to each reply without and with it: the difference is what the model writes.
         for i in [*places, len(messages)] if asked else places:
             before = self.render(messages[:i], asked=True)
             replied = self.render(messages[: i + 1]) if i < len(messages) else before

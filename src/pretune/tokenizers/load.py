@@ -62,10 +62,12 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
 
 def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
     """Load the tokenizer from the most complete of the files that are there."""
+    # A file is named: it decides.
     if path.is_file():
         if path.suffix == ".json":
             return _from_json(path, settings)
         return _from_vocabulary(path, settings, lowercase)
+    # tokenizer.json is complete; the other files leave details to their model's conventions.
     if (path / "tokenizer.json").is_file():
         return _from_json(path / "tokenizer.json", settings)
     if (path / "vocab.txt").is_file():
@@ -221,6 +223,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line or line.startswith("#version"):
             continue
+        # A token has no space in it: GPT-2 writes the byte of the space as U+0120.
         left, space, right = line.partition(" ")
         if not (left and space and right) or " " in right:
             raise CheckpointError(

@@ -182,6 +182,7 @@ class Tokenizer:
         if self.target is not None:
             text = self.target.engine.to_str(pretty=True)
             (folder / TARGET_FILE).write_text(text, encoding="utf-8")
+        # transformers reads special tokens and its class from the settings.
         settings = {**self.settings, **self.special}
         settings.pop(TARGET_KEY, None)
         if self.target is not None:
@@ -245,6 +246,7 @@ def _kept(sources: list[int | None], max_length: int) -> list[int]:
     else:
         second = min(second, room // 2)
         first = min(first, room - second)
+    # Keep the first tokens of each text up to its share.
     left = [first, second]
     kept = []
     for i, source in enumerate(sources):

@@ -71,7 +71,7 @@ def train_tokenizer(
             more pairs to merge. Default: `DEFAULT_SIZES`; for `char` all characters.
         lowercase: whether texts are lowercased and accents stripped (an uncased model), for
             `wordpiece` only. Default: yes.
-        special: special tokens in addition to those of the kind.
+        special: special tokens in addition to the usual ones of the kind.
         min_frequency: a pair that occurs less often is not merged.
         alphabet_size: number of characters to keep, the most frequent ones; others become [UNK].
             Default: all. Not for `bpe`, which has all 256 bytes.
@@ -247,6 +247,7 @@ def _learn_words(
         initial_alphabet=kept or [],
         limit_alphabet=_ALL if kept is None else len(kept),
     )
+    # The same normalizer and words as the finished tokenizer, except that long words are split.
     engine = RustTokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     engine.normalizer = normalizer
     engine.pre_tokenizer = _cut_after(pre_tokenizers.BertPreTokenizer(), LONGEST_WORD)
@@ -300,6 +301,7 @@ def _characters(
 ) -> Tokenizer:
     if not counts:
         raise DataError("the text is empty: nothing to train on", "Give it a file with text.")
+    # The most frequent characters are kept; their ids follow their code points.
     chosen = sorted(counts, key=lambda c: (-counts[c], c))[:alphabet_size]
     tokens = _distinct(*sorted(chosen), *special)
     if size is not None:

@@ -41,7 +41,7 @@ def looks_like_conll(path: Path) -> bool:
 def read_conll(path: Path, encoding: str = "utf-8") -> Records:
     """Read one record a sentence, with `tokens` and (unless there is one column) `ner_tags`.
 
-    A record's line is that of its first word; its other words are on the lines after it.
+    A record's line is the line of its first word; its other words are on the lines after it.
 
     Raises:
         DataError: a line has another number of columns than the first, or an empty word.

@@ -41,6 +41,7 @@ def with_messages(records: Records, *, replies: bool) -> Records:
     column = next((name for name in (MESSAGES, CONVERSATIONS) if name in records.columns), None)
     if column is None and ALPACA[0] not in records.columns:
         return records
+    # Each record by the form that the data set has; ShareGPT's column is replaced.
     rows = []
     for row in range(len(records)):
         if column is None:
@@ -82,6 +83,7 @@ def _message(value: Any, records: Records, row: int, column: str, item: int) -> 
             f"{where}: expected a message with a {names[0]} and a {names[1]}, both texts",
             'For example {"role": "user", "content": "..."}.',
         )
+    # The role under our name; empty messages teach nothing.
     given, content = value[names[0]], value[names[1]]
     role = ROLES.get(given)
     if role is None:
@@ -117,6 +119,7 @@ def _from_alpaca(records: Records, row: int, *, replies: bool) -> list[dict[str,
     asked = "\n\n".join(records.text(row, name) for name in names)
     if not asked.strip():
         raise DataError(f"{records.where(row, instruction)}: an empty message", "Write it.")
+    # The output may be missing where only answers are to be generated.
     messages = [{"role": "user", "content": asked}]
     if replies or _given(records, row, output):
         answer = records.text(row, output)

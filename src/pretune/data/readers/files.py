@@ -69,6 +69,7 @@ def read(
     """
     if quoting not in QUOTINGS:
         raise DataError(f"no quoting is called '{quoting}'", did_you_mean(quoting, QUOTINGS))
+    # Two files, and .txt files by their content; then the other files by their names.
     path, suffix = Path(source), Path(source).suffix.lower()
     reader = _READERS.get(suffix)
     # os.path.isfile and not Path.is_file, which raises where a name is too long.
@@ -85,6 +86,7 @@ def read(
                 f"Name it with one of {', '.join(_READERS)}, .txt.",
             )
         records = reader(path, encoding, quoting)
+    # Nothing to read under that name: a folder, a Hub dataset, or a mistake.
     elif os.path.isdir(path):
         raise DataError(
             f"{path}: is a folder, expected a file",

@@ -30,6 +30,7 @@ def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
     Raises:
         DataError: a part is missing or of the wrong type; names the place in the nested JSON.
     """
+    # SQuAD is one object with articles that have paragraphs; anything else is for other readers.
     if not text.lstrip().startswith("{"):
         return None
     try:
