@@ -321,8 +321,8 @@ def word_numbers(encoding: Encoding, text: str, segment: Segmenter | None = None
     """`[tokens]` int32: the number of each token's word in the text, counted from 0.
 
     The tokenizer splits the text into words: for WordPiece, a piece with `##` continues the word
-    before it. A segmenter joins tokens in one of its words, such as the characters of a Chinese word (Cui et
-    al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT").
+    before it. A segmenter joins tokens in one of its words, such as the characters of a Chinese
+    word (Cui et al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT").
 
     Args:
         encoding: of the text, without special tokens.
