@@ -20,7 +20,7 @@ ENDLESS = ["go!", "看 " * 300]
 
 
 def trained(folder: Path, dialogues: Sequence[Sequence[str]], **changes: Any) -> Path:
-    """The run of a model that knows some dialogues by heart, in a folder."""
+    """Train a model on some dialogues until it knows them by heart; return its run folder."""
     lines = [json.dumps({"turns": turns}, ensure_ascii=False) for turns in dialogues]
     data = folder / "talk.jsonl"
     data.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -46,7 +46,7 @@ def trained(folder: Path, dialogues: Sequence[Sequence[str]], **changes: Any) ->
 def instruct_recipe(
     folder: Path, rows: Sequence[dict[str, str]], length: int, **changes: Any
 ) -> Recipe:
-    """To learn some instructions by heart, from a file in a folder.
+    """The recipe of a model that learns some instructions by heart.
 
     Args:
         folder: of the file and the run.

@@ -1,4 +1,4 @@
-"""Documents of a prepared corpus, and the same ones as raw records."""
+"""The same documents as a prepared corpus and as records."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def raw(texts: list[str]) -> Records:
     return Records([{"text": text} for text in texts], "x", columns=("text",))
 
 
-def assert_same(found: Features, expected: Features, but: tuple[str, ...] = ()) -> None:
-    assert len(found) == len(expected)
-    assert found.lengths.tolist() == expected.lengths.tolist()
+def assert_same(actual: Features, expected: Features, but: tuple[str, ...] = ()) -> None:
+    assert len(actual) == len(expected)
+    assert actual.lengths.tolist() == expected.lengths.tolist()
     for sort in (True, False):
         which = np.arange(len(expected))[::-1]
-        one, two = (features.batch(which, sort=sort) for features in (found, expected))
+        one, two = (features.batch(which, sort=sort) for features in (actual, expected))
         assert one.layout.lengths == two.layout.lengths
         for name in ("tokens", "positions", "index"):
             assert torch.equal(getattr(one, name), getattr(two, name)), name
@@ -55,4 +55,4 @@ def assert_same(found: Features, expected: Features, but: tuple[str, ...] = ()) 
         for name in set(one.targets) - set(but):
             assert torch.equal(one.targets[name], two.targets[name]), name
     records = range(len(expected))
-    assert [found.record(i) for i in records] == [expected.record(i) for i in records]
+    assert [actual.record(i) for i in records] == [expected.record(i) for i in records]

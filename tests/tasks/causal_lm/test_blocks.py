@@ -1,4 +1,4 @@
-"""Blocks out of a prepared corpus beside those of the same texts, read raw."""
+"""The blocks of a prepared corpus equal the blocks of its texts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.tasks.stored import assert_same, raw, stored
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A byte-level BPE with an end of text, and characters, which have none."""
-    found = {}
+    actual = {}
     for kind, size in (("bpe", 300), ("char", None)):
-        found[kind] = tmp_path_factory.mktemp(kind)
-        train_tokenizer([*SAMPLE, "😀 \n"], kind, size, min_frequency=1).save(found[kind])  # type: ignore[arg-type]
-    return found
+        actual[kind] = tmp_path_factory.mktemp(kind)
+        train_tokenizer([*SAMPLE, "😀 \n"], kind, size, min_frequency=1).save(actual[kind])  # type: ignore[arg-type]
+    return actual
 
 
 DOCUMENTS = st.lists(
@@ -63,13 +63,13 @@ def test_are_those_of_the_texts(
         with pytest.raises(DataError, match="no document has two tokens"):
             featurize(task, documents, tokenizer, evaluation=True)
         return
-    found = featurize(task, documents, tokenizer, evaluation=True)
+    actual = featurize(task, documents, tokenizer, evaluation=True)
     # A place inside a document is told evenly: where a block ends there, by the sum of its own.
-    assert_same(found, expected, but=("chars", "bytes"))
+    assert_same(actual, expected, but=("chars", "bytes"))
     if boundaries:  # where a recurrent model's state is carried on
-        assert found.continues.tolist() == expected.continues.tolist()
-    everything = np.arange(len(found))
-    ours, theirs = (features.batch(everything).targets for features in (found, expected))
+        assert actual.continues.tolist() == expected.continues.tolist()
+    everything = np.arange(len(actual))
+    ours, theirs = (features.batch(everything).targets for features in (actual, expected))
     unknown = tokenizer.special_id("unk_token")
     exact = unknown is None or not any(
         (documents.tokens(i) == unknown).any() for i in range(len(texts))
@@ -86,16 +86,16 @@ def test_the_name_of_a_special_token_in_a_text_is_text(
     texts = ["the <|endoftext|> film", "<|endoftext|>"]
     tokenizer = load_tokenizer(tokenizers["bpe"])
     task = CausalLm(CausalLmOptions(max_length=200))
-    found = featurize(task, raw(texts), tokenizer)
+    actual = featurize(task, raw(texts), tokenizer)
     documents = stored(texts, tokenizers["bpe"], tmp_path / "c")
-    assert_same(found, featurize(task, documents, tokenizer), but=("chars", "bytes"))
-    tokens = found.batch(np.arange(len(found))).tokens
+    assert_same(actual, featurize(task, documents, tokenizer), but=("chars", "bytes"))
+    tokens = actual.batch(np.arange(len(actual))).tokens
     edges = int((tokens == tokenizer.special_id("eos_token")).sum())
     assert edges == 2  # before each of them; the last one is a target alone
     # What is no special token is whole, as model.new_tokens has it.
     add_tokens(tokenizer, ["film<|x|>"])
-    (found,) = tokenizer.encode_bare(["film<|x|>"])
-    assert found.ids == [tokenizer.vocab_size - 1]
+    (actual,) = tokenizer.encode_bare(["film<|x|>"])
+    assert actual.ids == [tokenizer.vocab_size - 1]
     tokens = featurize(task, raw(["a film<|x|>b <|endoftext|>"]), tokenizer).batch(np.arange(1))
     assert tokens.tokens.tolist().count(tokenizer.vocab_size - 1) == 1
 

@@ -59,11 +59,11 @@ TEXTS = st.lists(st.text(alphabet=LETTERS[:-1], min_size=1, max_size=30), min_si
 @given(texts=TEXTS, size=st.integers(3, 12), end=st.booleans())
 def test_blocks_foretell_every_token_once(texts: list[str], size: int, end: bool) -> None:
     task = CausalLm(CausalLmOptions(max_length=size))
-    found = list(
+    actual = list(
         task.features(records(texts), range(len(texts)), letters(end=end), with_targets=True)
     )
     for row, text in enumerate(texts):
-        own = [feature for feature in found if feature.record == row]
+        own = [feature for feature in actual if feature.record == row]
         whole = [LETTERS.index(letter) for letter in (f"<{text}<" if end else text)]
         assert [t for f in own for t in f.tokens] == whole[:-1]
         assert [t for f in own for t in f.targets["next"]] == whole[1:]
@@ -76,15 +76,15 @@ def test_blocks_foretell_every_token_once(texts: list[str], size: int, end: bool
 @given(texts=TEXTS, size=st.integers(3, 12))
 def test_without_boundaries_texts_are_one_stream(texts: list[str], size: int) -> None:
     task = CausalLm(CausalLmOptions(max_length=size, boundaries=False))
-    found = list(
+    actual = list(
         task.features(records(texts), range(len(texts)), letters(end=True), with_targets=True)
     )
     stream = [LETTERS.index(letter) for letter in "".join(f"<{text}<" for text in texts)]
-    assert [t for f in found for t in f.tokens] == stream[:-1]
-    assert [t for f in found for t in f.targets["next"]] == stream[1:]
-    assert all(len(feature.tokens) == size for feature in found[:-1])
-    assert sum(f.targets["chars"] for f in found) == sum(map(len, texts))
-    assert sum(f.targets["bytes"] for f in found) == sum(len(text.encode()) for text in texts)
+    assert [t for f in actual for t in f.tokens] == stream[:-1]
+    assert [t for f in actual for t in f.targets["next"]] == stream[1:]
+    assert all(len(feature.tokens) == size for feature in actual[:-1])
+    assert sum(f.targets["chars"] for f in actual) == sum(map(len, texts))
+    assert sum(f.targets["bytes"] for f in actual) == sum(len(text.encode()) for text in texts)
 
 
 @given(texts=TEXTS, size=st.integers(3, 12), data=st.data(), boundaries=st.booleans())
@@ -94,12 +94,12 @@ def test_blocks_that_overlap_foretell_every_token_once(
     step = data.draw(st.integers(1, size))
     options = CausalLmOptions(max_length=size, stride=step, boundaries=boundaries)
     rows, tokenizer = range(len(texts)), letters(end=True)
-    found = list(CausalLm(options).evaluation_features(records(texts), rows, tokenizer))
+    actual = list(CausalLm(options).evaluation_features(records(texts), rows, tokenizer))
     streams = [f"<{text}<" for text in texts] if boundaries else ["".join(f"<{t}<" for t in texts)]
     for stream in streams:
         whole, seen = [LETTERS.index(letter) for letter in stream], 1
         for start in range(0, len(whole), step):
-            feature = found.pop(0)
+            feature = actual.pop(0)
             labels = list(feature.targets["next"])
             assert list(feature.tokens) == whole[start : start + size][: len(whole) - 1 - start]
             fresh = [label for label in labels if label != IGNORED]
@@ -115,7 +115,7 @@ def test_blocks_that_overlap_foretell_every_token_once(
                 break
             # From the second block on, what is foretold has at least this much before it.
             assert len(labels) == size
-    assert not found
+    assert not actual
 
 
 def test_training_blocks_never_overlap() -> None:
@@ -164,7 +164,7 @@ def test_figures_are_those_of_transformers(folder: Path) -> None:
     texts = ["abc好 ab", "cab\n😀 b" * 4]
     task = CausalLm(CausalLmOptions(max_length=16))
     features = featurize(task, records(texts), bundle.tokenizer)
-    found = evaluate_features(task, bundle.model, features)
+    actual = evaluate_features(task, bundle.model, features)
     nats, count = 0.0, 0
     for text in texts:
         ids = torch.tensor([LETTERS.index(letter) for letter in f"<{text}<"])
@@ -174,12 +174,12 @@ def test_figures_are_those_of_transformers(folder: Path) -> None:
                 logits = theirs(block[None]).logits[0]
             nats += float(torch.nn.functional.cross_entropy(logits, after, reduction="sum"))
             count += len(after)
-    assert found.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
-    assert found.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert actual.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert actual.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
     characters, size = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
-    assert found.metrics["bits_per_character"] == pytest.approx(nats / math.log(2) / characters)
-    assert found.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
-    assert found.details == {"tokens": count, "characters": characters, "bytes": size}
+    assert actual.metrics["bits_per_character"] == pytest.approx(nats / math.log(2) / characters)
+    assert actual.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert actual.details == {"tokens": count, "characters": characters, "bytes": size}
 
 
 @pytest.mark.parametrize("boundaries", [True, False])
@@ -188,9 +188,9 @@ def test_a_long_text_gets_one_answer(folder: Path, boundaries: bool) -> None:
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     bundle = load(folder, task=CausalLm(CausalLmOptions(max_length=16, boundaries=boundaries)))
     texts = ["cab\n😀 b" * 6, "", "abc"]
-    found = pretune.predict(bundle, texts)
-    assert len(found) == 3
-    for text, answer in zip(texts, found, strict=True):
+    actual = pretune.predict(bundle, texts)
+    assert len(actual) == 3
+    for text, answer in zip(texts, actual, strict=True):
         assert isinstance(answer, LmPrediction)
         ids = torch.tensor([LETTERS.index(letter) for letter in f"<{text}<"])
         nats = 0.0
@@ -221,7 +221,7 @@ def test_where_nothing_is_foretold_there_is_no_perplexity(folder: Path, tmp_path
 
 @pytest.mark.parametrize("stride", [1, 5, 16])
 def test_a_stride_gives_tokens_more_before_them(folder: Path, stride: int) -> None:
-    """Token by token: each is foretold from the longest context that one of the blocks has."""
+    """Each token is predicted from the longest context that any block gives it."""
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     texts = ["cab\n😀 b" * 6, "", "abc", "b" * 15, "c" * 16]
     expected = []
@@ -245,11 +245,11 @@ def test_a_stride_gives_tokens_more_before_them(folder: Path, stride: int) -> No
     task = bundle.task
     assert isinstance(task, CausalLm)
     features = featurize(task, records(texts), bundle.tokenizer, evaluation=True)
-    found = evaluate_features(task, bundle.model, features)
-    assert found.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+    actual = evaluate_features(task, bundle.model, features)
+    assert actual.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
     size = sum(len(text.encode()) for text in texts)
-    assert found.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
-    assert found.details["tokens"] == count
+    assert actual.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+    assert actual.details["tokens"] == count
     examined = examine(bundle, records(texts))
     assert sum(example.loss for example in examined.examples) == pytest.approx(total, rel=1e-5)
     assert sum(example.terms for example in examined.examples) == count
@@ -340,7 +340,7 @@ def test_accumulation_is_exact(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model.config": {"n_layers": 2}}, "did you mean 'n_layer'"),
         ({"model.config": {"n_layer": -2}}, "n_layer"),
@@ -348,12 +348,12 @@ def test_accumulation_is_exact(recipe: Recipe, tmp_path: Path) -> None:
         ({"task.max_length": 64}, "max_length"),
     ],
 )
-def test_sizes_that_make_no_sense(recipe: Recipe, change: dict[str, object], said: str) -> None:
+def test_sizes_that_make_no_sense(recipe: Recipe, change: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         train_recipe(recipe.changed(change), quiet=True)
-    assert said.lower() in str(caught.value).lower()
+    assert message.lower() in str(caught.value).lower()
 
 
 def test_loaded_weights_have_the_size_they_have(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="has weights"):
+    with pytest.raises(CheckpointError, match="the weights of a checkpoint fix its sizes"):
         load(folder, config={"n_layer": 3})

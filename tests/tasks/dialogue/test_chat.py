@@ -43,11 +43,11 @@ def chat(**options: Any) -> Chat:
 @given(texts=TEXTS, size=st.integers(4, 40), learn=st.sampled_from(["all", "replies"]))
 def test_every_token_of_a_turn_is_learned_once(texts: list[str], size: int, learn: str) -> None:
     task = chat(max_length=size, learn=learn)
-    found = list(task.features(records([texts]), range(1), BERT_LIKE, with_targets=True))
+    actual = list(task.features(records([texts]), range(1), BERT_LIKE, with_targets=True))
     if len(texts) == 1:
-        assert found == [Skipped(0, "no reply in it")]
+        assert actual == [Skipped(0, "no reply in it")]
         return
-    features = [feature for feature in found if isinstance(feature, Feature)]
+    features = [feature for feature in actual if isinstance(feature, Feature)]
     learned: list[int] = []
     for feature in features:
         labels = feature.targets[NEXT]
@@ -68,8 +68,8 @@ def test_a_cut_turn_ends_like_any_other_and_its_end_is_not_learned() -> None:
     """Nobody ended there; but the next one does not begin in the middle of a sentence."""
     task = chat(max_length=12)
     whole = records([["a a a", "b b b b b b b b b", "c c", "a"]])
-    found = list(task.evaluation_features(whole, range(1), BERT_LIKE))
-    features = [feature for feature in found if isinstance(feature, Feature)]
+    actual = list(task.evaluation_features(whole, range(1), BERT_LIKE))
+    features = [feature for feature in actual if isinstance(feature, Feature)]
     # 12 tokens and the one after them: half of what is left after [CLS] is 6.
     marked = "^ a a a | b b b b b | c c | a |"
     read = [{"^": "[CLS]", "|": "[SEP]"}.get(word, word) for word in marked.split()]
@@ -85,8 +85,8 @@ def test_a_cut_turn_ends_like_any_other_and_its_end_is_not_learned() -> None:
 
 def test_a_reply_that_is_cut_is_asked_for_up_to_the_turn_before_it() -> None:
     long = records([["a a", "b", "c " * 30]])
-    found = list(chat(max_length=12).evaluation_features(long, range(1), BERT_LIKE))
-    last = found[-1]
+    actual = list(chat(max_length=12).evaluation_features(long, range(1), BERT_LIKE))
+    last = actual[-1]
     assert isinstance(last, Feature)
     prompt = [WORDS[i] for i in last.tokens[: last.targets[ASKED]]]
     assert prompt == ["[CLS]", "a", "a", "[SEP]", "b", "[SEP]"]
@@ -111,23 +111,23 @@ def test_the_loss_is_that_of_transformers(wordpiece: Pair, learn: str, first: in
     bundle = load(wordpiece.folder, task=task)
     layout = TurnLayout.of(bundle.tokenizer)
     made = featurize(task, records(DIALOGUES), bundle.tokenizer, evaluation=True)
-    found = evaluate_features(task, bundle.model, made)
+    actual = evaluate_features(task, bundle.model, made)
     sums = [theirs_of(wordpiece.folder, turns, layout, first) for turns in DIALOGUES]
     nats, count = (sum(column) for column in zip(*sums, strict=True))
-    assert found.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert actual.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
     # Perplexity is always of the replies.
     replies = [theirs_of(wordpiece.folder, turns, layout, 1) for turns in DIALOGUES]
     nats, count = (sum(column) for column in zip(*replies, strict=True))
-    assert found.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert actual.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
     means = []
     for turns in DIALOGUES:
         for i in range(1, len(turns)):
             upto, last = turns[: i + 1], layout.turns(turns[: i + 1])[-1]
             means.append(theirs_of(wordpiece.folder, upto, layout, i)[0] / len(last))
-    assert found.metrics["reply_perplexity"] == pytest.approx(
+    assert actual.metrics["reply_perplexity"] == pytest.approx(
         math.exp(sum(means) / len(means)), rel=1e-4
     )
-    assert found.details["replies"] == len(means)
+    assert actual.details["replies"] == len(means)
 
 
 def test_no_dialogue_sees_another_one(wordpiece: Pair) -> None:
@@ -175,11 +175,11 @@ def test_backwards_the_last_turn_is_the_first() -> None:
 def test_samples_are_spread_over_the_data_and_asked_up_to_the_last_turn() -> None:
     task = chat(samples=3)
     every = records([["a", "b", "c c c"]] * 10)
-    found = list(task.evaluation_features(every, range(10), BERT_LIKE))
-    asked = [f.record for f in found if isinstance(f, Feature) and f.targets[ASKED]]
+    actual = list(task.evaluation_features(every, range(10), BERT_LIKE))
+    asked = [f.record for f in actual if isinstance(f, Feature) and f.targets[ASKED]]
     assert len(asked) == 3
     assert max(asked) - min(asked) >= 6
-    (one,) = [f for f in found if isinstance(f, Feature) and f.record == asked[0]]
+    (one,) = [f for f in actual if isinstance(f, Feature) and f.record == asked[0]]
     prompt = [WORDS[i] for i in one.tokens[: one.targets[ASKED]]]
     assert prompt == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
 
@@ -206,10 +206,10 @@ def test_an_evaluation_has_answers_where_replies_were_asked_for(wordpiece: Pair)
     batch = features.batch(torch.arange(len(features)).numpy(), sort=False)
     outputs = task.forward(bundle.model, batch)
     assert not outputs.written, "a forward pass writes nothing"
-    found = task.predict(task.write(bundle.model, outputs, batch), batch)
+    actual = task.predict(task.write(bundle.model, outputs, batch), batch)
     answers = []
     for record in range(3):
-        parts = [one for i, one in enumerate(found) if features.record(i) == record]
+        parts = [one for i, one in enumerate(actual) if features.record(i) == record]
         answers.append(task.combine(parts, {}))
     assert [answer.tokens > 0 for answer in answers] == [
         task.options.is_sample(row, 3) for row in range(3)
@@ -232,7 +232,7 @@ def test_a_prediction_is_a_reply(wordpiece: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("turns", "said"),
+    ("turns", "message"),
     [
         (["a", " "], "line 1, column 'turns', item 2: an empty turn"),
         ([], "found an empty list"),
@@ -244,11 +244,11 @@ def test_a_prediction_is_a_reply(wordpiece: Pair) -> None:
         (["a\ud83d", "b"], "item 1: half a character"),
     ],
 )
-def test_what_is_no_dialogue_is_named(turns: Any, said: str) -> None:
+def test_what_is_no_dialogue_is_named(turns: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
         list(chat().features(records([turns]), range(1), BERT_LIKE, with_targets=True))
     assert "talk.jsonl, line 1" in str(caught.value)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_distinct_by_hand() -> None:
@@ -261,11 +261,11 @@ def test_distinct_by_hand() -> None:
 
 
 def test_is_trained_saved_and_opened_by_transformers(tmp_path: Path) -> None:
-    """It learns what is said to what by heart."""
+    """It learns by heart which reply follows which turns."""
     run = trained(tmp_path, DIALOGUES)
     bundle = load(run, options={"temperature": 0})
-    found = pretune.predict(bundle, [{"turns": turns[:-1]} for turns in DIALOGUES])
-    assert [answer.to_dict()["reply"] for answer in found] == [turns[-1] for turns in DIALOGUES]
+    actual = pretune.predict(bundle, [{"turns": turns[:-1]} for turns in DIALOGUES])
+    assert [answer.to_dict()["reply"] for answer in actual] == [turns[-1] for turns in DIALOGUES]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "last")
     layout = TurnLayout.of(bundle.tokenizer)
     ids = torch.tensor([layout.history(DIALOGUES[1][:1], 60).ids])

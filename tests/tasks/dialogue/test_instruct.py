@@ -114,8 +114,8 @@ def test_learned_is_what_transformers_marks_token_by_token(
 ) -> None:
     task, tokenizer = bundle().task, bundle().tokenizer
     assert task is not None
-    found = task.features(records([messages(talk)]), range(1), tokenizer, with_targets=True)
-    (feature,) = found
+    actual = task.features(records([messages(talk)]), range(1), tokenizer, with_targets=True)
+    (feature,) = actual
     assert isinstance(feature, Feature)
     ids, labels = theirs_of(folder, talk)
     assert feature.tokens == ids[:-1]
@@ -127,7 +127,7 @@ def test_the_loss_is_that_of_transformers(folder: Path) -> None:
     made = bundle()
     assert made.task is not None
     features = featurize(made.task, EVERY, made.tokenizer, evaluation=True)
-    found = evaluate_features(made.task, made.model, features)
+    actual = evaluate_features(made.task, made.model, features)
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     nats, count = 0.0, 0
     for talk in TALKS:
@@ -136,18 +136,18 @@ def test_the_loss_is_that_of_transformers(folder: Path) -> None:
             loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss
         tokens = sum(label != -100 for label in labels)
         nats, count = nats + float(loss) * tokens, count + tokens
-    assert found.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
-    assert found.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
-    assert [s["reference"] for s in found.details["samples"]] == [t[-1][1] for t in TALKS]
+    assert actual.metrics["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert actual.metrics["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert [s["reference"] for s in actual.details["samples"]] == [t[-1][1] for t in TALKS]
 
 
 def test_a_reply_is_compared_with_the_reply_that_was_given() -> None:
-    """Not with what the user said after it, which is not in its history either."""
+    """A message of the user after it is neither the reference nor part of the history."""
     made = bundle()
     talk = records([messages([*TALKS[0], ("user", "Thanks")])])
     features = featurize(made.task, talk, made.tokenizer, evaluation=True)  # type: ignore[arg-type]
-    found = evaluate_features(made.task, made.model, features)  # type: ignore[arg-type]
-    (sample,) = found.details["samples"]
+    actual = evaluate_features(made.task, made.model, features)  # type: ignore[arg-type]
+    (sample,) = actual.details["samples"]
     assert sample["reference"] == "No"
     assert sample["history"] == ["Who are you? 你是谁", "A model.", "Sure?"]
 
@@ -225,8 +225,8 @@ def test_what_is_too_long_is_cut_and_what_has_no_reply_is_passed_over() -> None:
         messages([("user", "word " * 40), ("assistant", "a")]),
         messages([("user", "a")]),
     ]
-    found = list(task.features(records(talks), range(3), made.tokenizer, with_targets=True))
-    first, second, third = found
+    actual = list(task.features(records(talks), range(3), made.tokenizer, with_targets=True))
+    first, second, third = actual
     assert isinstance(first, Feature)
     assert first.truncated
     assert len(first.tokens) == len(first.targets[NEXT]) == 24
@@ -258,9 +258,9 @@ def test_three_forms_are_one(
     tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    found = with_messages(read(tmp_path / "a.jsonl"), replies=True)
-    assert found.rows[0]["messages"] == messages(expected)
-    assert "messages" in found.columns
+    actual = with_messages(read(tmp_path / "a.jsonl"), replies=True)
+    assert actual.rows[0]["messages"] == messages(expected)
+    assert "messages" in actual.columns
 
 
 def test_a_reply_of_nought_is_one_without_targets_too() -> None:
@@ -326,8 +326,8 @@ def test_rouge_l_and_exact_match_of_texts() -> None:
     # Lin 2004's example: "police kill the gunman" against "police killed the gunman": 3 of 4.
     assert rouge_l("police killed the gunman", "police kill the gunman") == 0.75
     assert rouge_l("今天很好", "今天好") == pytest.approx(2 * 3 / 7)
-    found = agreement([WrittenReply([], "The Cat.", "cat"), WrittenReply([], "dog", "cat")])
-    assert found["exact_match"] == 0.5
+    actual = agreement([WrittenReply([], "The Cat.", "cat"), WrittenReply([], "dog", "cat")])
+    assert actual["exact_match"] == 0.5
 
 
 def test_generate_and_chat_ask_with_the_template() -> None:
@@ -369,8 +369,8 @@ def test_is_trained_saved_and_asked(tmp_path: Path) -> None:
     result = train_recipe(recipe, quiet=True)
     assert result.metrics["exact_match"] == result.metrics["rouge_l"] == 1.0
     made = load(tmp_path / "run")
-    found = pretune.predict(made, ["Name a colour", {"messages": "Add\n\n1 and 1"}])
-    assert all(isinstance(answer, ReplyPrediction) for answer in found)
-    assert [answer.to_dict()["reply"] for answer in found] == ["red", "two"]
+    actual = pretune.predict(made, ["Name a colour", {"messages": "Add\n\n1 and 1"}])
+    assert all(isinstance(answer, ReplyPrediction) for answer in actual)
+    assert [answer.to_dict()["reply"] for answer in actual] == ["red", "two"]
     (written,) = pretune.generate(tmp_path / "run", "Opposite\n\nhot", temperature=0)
     assert written.text == "cold"

@@ -78,9 +78,9 @@ def test_a_template_that_writes_nothing_after_a_reply_names_no_end() -> None:
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_an_end_in_text_is_found_in_what_the_tokens_of_a_reply_make(kind: str) -> None:
     own = layout(TEMPLATES["chatml"], kind)
-    before, said = own.tokenizer.encode_bare(["what", "it is 4<|im_end|>\nmore"])
+    before, reply = own.tokenizer.encode_bare(["what", "it is 4<|im_end|>\nmore"])
     gate = StopText(own.ends().texts)
-    shown = gate.push(continuation(own.tokenizer, before.ids, said.ids))
+    shown = gate.push(continuation(own.tokenizer, before.ids, reply.ids))
     assert gate.found
     assert shown.strip() == "it is 4"
 
@@ -91,7 +91,7 @@ def test_what_the_system_must_say_is_said_where_ends_are_looked_for() -> None:
 
 
 def test_a_model_without_tokens_for_the_marks_ends_its_replies(tmp_path: Path) -> None:
-    """As without `model.new_tokens`: evaluated, foretold, generated, said."""
+    """Without `model.new_tokens`: in an evaluation, a prediction, a generation and a chat."""
     rows = [
         {"instruction": "Name a colour", "output": "red"},
         {"instruction": "Opposite of hot", "output": "cold"},
@@ -100,9 +100,9 @@ def test_a_model_without_tokens_for_the_marks_ends_its_replies(tmp_path: Path) -
     result = train_recipe(recipe, quiet=True)
     assert result.metrics["exact_match"] == 1.0
     made = load(tmp_path / "run")
-    (found,) = pretune.predict(made, ["Name a colour"])
-    assert isinstance(found, ReplyPrediction)
-    assert found.reply == "red"
+    (actual,) = pretune.predict(made, ["Name a colour"])
+    assert isinstance(actual, ReplyPrediction)
+    assert actual.reply == "red"
     (written,) = pretune.generate(tmp_path / "run", "Opposite of hot", temperature=0)
     assert (written.text, written.finish) == ("cold", "stop_text")
     talk = Conversation(made, device="cpu")
@@ -124,11 +124,11 @@ def test_a_history_keeps_as_many_messages_as_fit(room: int, system: str | None) 
     begin = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
 
     def written(dropped: int) -> str:
-        said = [
+        messages = [
             f"<|im_start|>{'assistant' if i % 2 else 'user'}\n{text}<|im_end|>\n"
             for i, text in enumerate(texts)
         ]
-        return begin + "".join(said[dropped:]) + "<|im_start|>assistant\n"
+        return begin + "".join(messages[dropped:]) + "<|im_start|>assistant\n"
 
     sizes = {n: len(own.tokenizer.encode_bare([written(n)])[0].ids) for n in range(0, 19, 2)}
     expected = min(n for n, size in sizes.items() if size <= room)
@@ -181,9 +181,9 @@ def test_a_template_that_changes_the_past_is_refused_where_a_reply_is_asked_for(
         "{% for m in messages %}"
         "{{ m.content if m.role == 'user' or loop.last else '...' }}{% endfor %}"
     )
-    said = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
+    messages = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
     with pytest.raises(DataError, match="changes the text before message 4"):
-        layout(fickle).prompt(said)
+        layout(fickle).prompt(messages)
 
 
 def asked_for(template: str, *talks: list[dict[str, str]], **options: Any) -> list[Feature]:
@@ -193,19 +193,23 @@ def asked_for(template: str, *talks: list[dict[str, str]], **options: Any) -> li
     own = tokenizer(marks=True)
     own.settings["chat_template"] = template
     task = Instruct(InstructOptions(**options))
-    found = list(task.features(records, range(len(rows)), own, with_targets=False))
-    assert all(isinstance(one, Feature) for one in found)
-    return found  # type: ignore[return-value]
+    actual = list(task.features(records, range(len(rows)), own, with_targets=False))
+    assert all(isinstance(one, Feature) for one in actual)
+    return actual  # type: ignore[return-value]
 
 
 def test_what_is_asked_for_keeps_the_system_and_whole_messages() -> None:
     system = {"role": "system", "content": "Be kind."}
-    said = [
+    messages = [
         {"role": "assistant" if i % 2 else "user", "content": text}
         for i, text in enumerate(talk(5))
     ]
     (long, short) = asked_for(
-        TEMPLATES["chatml"], [system, *said], [system, *said[:1]], max_length=140, max_new_tokens=20
+        TEMPLATES["chatml"],
+        [system, *messages],
+        [system, *messages[:1]],
+        max_length=140,
+        max_new_tokens=20,
     )
     text = tokenizer(marks=True).decode(long.tokens, skip_special=False)
     assert len(long.tokens) <= 120
@@ -218,13 +222,15 @@ def test_what_is_asked_for_keeps_the_system_and_whole_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "reason"),
     [
         ("{{ raise_exception('no') if messages[0].content == 'bad' else 'a' }}", r"refuses.*: no"),
         ("{{ '\\ud800' if messages[0].content == 'bad' else 'a' }}", r"half a character, \\ud800"),
         ("{{ '' if messages[0].content == 'bad' else 'a' }}", "writes nothing before a reply"),
     ],
 )
-def test_a_record_that_a_template_cannot_write_is_named(template: str, said: str) -> None:
-    with pytest.raises(DataError, match=rf"(?s)^talk\.jsonl, line 2, column 'messages': .*{said}"):
+def test_a_record_that_a_template_cannot_write_is_named(template: str, reason: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"(?s)^talk\.jsonl, line 2, column 'messages': .*{reason}"
+    ):
         asked_for(template, user("good"), user("bad"))

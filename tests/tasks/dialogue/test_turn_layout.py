@@ -36,10 +36,10 @@ def test_every_turn_is_fresh_once_and_a_window_has_what_it_replies_to(
 ) -> None:
     most = turn_limit(lengths, room)
     kept = [min(length, most) for length in lengths]
-    found = list(turn_windows(kept, room))
-    every = [turn for _, fresh, stop in found for turn in range(fresh, stop)]
+    actual = list(turn_windows(kept, room))
+    every = [turn for _, fresh, stop in actual for turn in range(fresh, stop)]
     assert every == list(range(len(kept)))
-    for number, (first, fresh, stop) in enumerate(found):
+    for number, (first, fresh, stop) in enumerate(actual):
         assert sum(kept[first:stop]) <= room
         context = sum(kept[first:fresh])
         assert (context == 0) == (number == 0)
@@ -48,7 +48,7 @@ def test_every_turn_is_fresh_once_and_a_window_has_what_it_replies_to(
             assert sum(kept[first : stop + 1]) > room, "another one had fitted"
     if sum(lengths) <= room:
         assert kept == lengths
-        assert len(found) == 1
+        assert len(actual) == 1
 
 
 TEXTS = st.lists(

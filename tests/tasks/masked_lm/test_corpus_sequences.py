@@ -1,4 +1,4 @@
-"""Sequences and pairs out of a prepared corpus beside those of the same texts, read raw."""
+"""The sequences and pairs of a prepared corpus equal those made of its texts."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_are_those_of_the_texts(
         with pytest.raises(DataError, match="nothing to learn"):
             featurize(ours, documents, tokenizer)
         return
-    found = featurize(ours, documents, tokenizer)
+    actual = featurize(ours, documents, tokenizer)
     # The numbers of words differ; which neighbours have the same does not: the masks tell.
-    assert_same(found, expected, but=("words",))
-    which = np.arange(len(found))
+    assert_same(actual, expected, but=("words",))
+    which = np.arange(len(actual))
     one, two = (
         kind.augment(features.batch(which), 7, 1)
-        for kind, features in ((ours, found), (theirs, expected))
+        for kind, features in ((ours, actual), (theirs, expected))
     )
     assert torch.equal(one.tokens, two.tokens)
     assert torch.equal(one.targets["masked"], two.targets["masked"])
@@ -102,17 +102,17 @@ def test_random_segments_come_from_anywhere(tiny_vocab_folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"mask": "words", "words": "jieba"}, "task.words=jieba cannot be told"),
         ({"next": "nsp"}, "no document has two sentences"),
     ],
 )
 def test_what_cannot_be(
-    tiny_vocab_folder: Path, tmp_path: Path, options: dict[str, Any], said: str
+    tiny_vocab_folder: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     documents = stored(["the film", "the good film"], tiny_vocab_folder, tmp_path / "c")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         featurize(task(**options), documents, load_tokenizer(tiny_vocab_folder))
 
 

@@ -72,7 +72,7 @@ def test_pseudo_perplexity_masks_each_token_in_turn(
     texts = ["the good film", "bad"]
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
-    found = pretune.evaluate(bundle, path)
+    actual = pretune.evaluate(bundle, path)
     mask = bundle.tokenizer.special_id("mask_token")
     losses = []
     for one in bundle.tokenizer.encode(texts):
@@ -82,9 +82,9 @@ def test_pseudo_perplexity_masks_each_token_in_turn(
             with torch.no_grad():
                 scores = theirs(torch.tensor([ids])).logits[0, place].log_softmax(-1)
             losses.append(-float(scores[truth]))
-    assert found.details["tokens"] == len(losses) == 4
-    assert found.metrics["loss"] == pytest.approx(sum(losses) / 4, abs=1e-5)
-    assert found.metrics["pseudo_perplexity"] == pytest.approx(math.exp(sum(losses) / 4), rel=1e-4)
+    assert actual.details["tokens"] == len(losses) == 4
+    assert actual.metrics["loss"] == pytest.approx(sum(losses) / 4, abs=1e-5)
+    assert actual.metrics["pseudo_perplexity"] == pytest.approx(math.exp(sum(losses) / 4), rel=1e-4)
 
 
 def test_top_k(folder: Path) -> None:
@@ -95,14 +95,14 @@ def test_top_k(folder: Path) -> None:
 
 
 def test_a_new_head_has_no_leftovers_of_memory(tiny_folder: Path) -> None:
-    """Torch fills fresh memory with NaN where it is told to be deterministic."""
+    """In deterministic mode torch fills fresh memory with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
-        found = load(tiny_folder, task=MaskLm(MaskLmOptions(max_length=16)))
+        actual = load(tiny_folder, task=MaskLm(MaskLmOptions(max_length=16)))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert found.report is not None
-    assert "bias" in found.report.missing
-    for name, value in found.model.state_dict().items():
+    assert actual.report is not None
+    assert "bias" in actual.report.missing
+    for name, value in actual.model.state_dict().items():
         assert bool(value.isfinite().all()), name
-    assert bool((found.model.get_parameter("bias") == 0).all())
+    assert bool((actual.model.get_parameter("bias") == 0).all())

@@ -94,17 +94,17 @@ class TestFeatures:
     def test_documents_are_cut_into_blocks(self, tiny_folder: Path) -> None:
         """Together the blocks are the document; none holds two documents; all are alike long."""
         texts = ["the good film " * 17, "bad", "", "un " * 23]
-        found = self.features(tiny_folder, texts)
-        assert found.records.tolist() == [0, 0, 0, 1, 3, 3]
-        assert found.lengths.tolist() == [19, 19, 19, 3, 13, 14]
-        assert found.truncated == 0
+        actual = self.features(tiny_folder, texts)
+        assert actual.records.tolist() == [0, 0, 0, 1, 3, 3]
+        assert actual.lengths.tolist() == [19, 19, 19, 3, 13, 14]
+        assert actual.truncated == 0
         bundle = loaded(tiny_folder)
         cls, sep = (bundle.tokenizer.special_id(n) for n in ("cls_token", "sep_token"))
         for record, text in enumerate(texts):
             mine = [
-                found.tokens[found.starts[i] : found.starts[i + 1]]
-                for i in range(len(found))
-                if found.records[i] == record
+                actual.tokens[actual.starts[i] : actual.starts[i + 1]]
+                for i in range(len(actual))
+                if actual.records[i] == record
             ]
             assert all(ids[0] == cls and ids[-1] == sep for ids in mine)
             joined = [int(token) for ids in mine for token in ids[1:-1]]
@@ -114,25 +114,25 @@ class TestFeatures:
         self, tiny_folder: Path, documents: Path
     ) -> None:
         bundle = loaded(tiny_folder, next="sop", mask="words")
-        found = featured(bundle, documents)
-        assert found.segments is not None
+        actual = featured(bundle, documents)
+        assert actual.segments is not None
         cls, sep = (bundle.tokenizer.special_id(n) for n in ("cls_token", "sep_token"))
-        for i in range(len(found)):
-            part = slice(found.starts[i], found.starts[i + 1])
-            ids, segments = found.tokens[part], found.segments[part]
+        for i in range(len(actual)):
+            part = slice(actual.starts[i], actual.starts[i + 1])
+            ids, segments = actual.tokens[part], actual.segments[part]
             ends = np.flatnonzero(ids == sep)
             assert ids[0] == cls
             assert len(ends) == 2
             assert ends[1] == len(ids) - 1
             assert segments.tolist() == [0] * (ends[0] + 1) + [1] * (ends[1] - ends[0])
-            words, tokens = found.targets[WORDS][part], bundle.tokenizer.tokens(ids.tolist())
+            words, tokens = actual.targets[WORDS][part], bundle.tokenizer.tokens(ids.tolist())
             for k in range(1, len(ids)):
                 if tokens[k].startswith("##"):  # after a special token: the rest of a cut word
                     assert words[k - 1] in (words[k], -1)
                 elif words[k] != -1:
                     assert words[k] != words[k - 1]
-        assert found.lengths.max() <= 24
-        assert set(found.targets[PAIR_LABEL].tolist()) == {0, 1}
+        assert actual.lengths.max() <= 24
+        assert set(actual.targets[PAIR_LABEL].tolist()) == {0, 1}
 
     def test_what_cannot_be_guessed_is_left_out(self, tiny_folder: Path) -> None:
         assert len(self.features(tiny_folder, ["☃ ☃", "☃", "  "])) == 0
@@ -171,12 +171,12 @@ def their_loss(
         zip(batch.layout.starts, batch.layout.lengths, strict=True)
     ):
         part = slice(start, start + length)
-        found = theirs(batch.tokens[part][None], token_type_ids=batch.segments[part][None])
+        actual = theirs(batch.tokens[part][None], token_type_ids=batch.segments[part][None])
         labels = batch.targets[MASKED][part]
-        lost = -found.prediction_logits[0].log_softmax(-1)
+        lost = -actual.prediction_logits[0].log_softmax(-1)
         tokens += [lost[k, label] for k, label in enumerate(labels) if label != -1]
         follows.append(
-            -found.seq_relationship_logits[0].log_softmax(-1)[batch.targets[PAIR_LABEL][i]]
+            -actual.seq_relationship_logits[0].log_softmax(-1)[batch.targets[PAIR_LABEL][i]]
         )
     return tokens, follows
 
@@ -214,11 +214,11 @@ class TestLoss:
         some = bundle.model(batch, both=True, select=select)
         parts = batch.layout.lengths
         tokens, segments = batch.tokens.split(parts), batch.segments.split(parts)
-        found = [
+        actual = [
             theirs(t[None], token_type_ids=s[None]) for t, s in zip(tokens, segments, strict=True)
         ]
-        logits = torch.cat([one.prediction_logits[0] for one in found])
-        follows = torch.cat([one.seq_relationship_logits for one in found])
+        logits = torch.cat([one.prediction_logits[0] for one in actual])
+        follows = torch.cat([one.seq_relationship_logits for one in actual])
         torch.testing.assert_close(whole.predictions, logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(whole.seq_relationship_logits, follows, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(some.predictions, logits[masks], atol=1e-5, rtol=1e-5)
@@ -235,15 +235,15 @@ class TestLoss:
     ) -> None:
         """A pair counts once for each of its masked tokens."""
         batch = self.drawn(bundle, featured(bundle, documents), [0, 1, 2, 3, 4])
-        found = bundle.task.loss(bundle.task.forward(bundle.model, batch), batch)
+        actual = bundle.task.loss(bundle.task.forward(bundle.model, batch), batch)
         tokens, follows = their_loss(theirs, batch)
         masks = [int((p != -1).sum()) for p in batch.targets[MASKED].split(batch.layout.lengths)]
         assert len(set(masks)) > 1
         second = sum(n * float(one) for n, one in zip(masks, follows, strict=True))
-        assert found.count == len(tokens) == sum(masks)
-        assert float(found.sum) == pytest.approx(float(sum(tokens)) + second, rel=1e-5)
-        assert float(found.parts["mask_loss"]) == pytest.approx(float(sum(tokens)), rel=1e-5)
-        assert float(found.parts["nsp_loss"]) == pytest.approx(second, rel=1e-5)
+        assert actual.count == len(tokens) == sum(masks)
+        assert float(actual.sum) == pytest.approx(float(sum(tokens)) + second, rel=1e-5)
+        assert float(actual.parts["mask_loss"]) == pytest.approx(float(sum(tokens)), rel=1e-5)
+        assert float(actual.parts["nsp_loss"]) == pytest.approx(second, rel=1e-5)
 
     @torch.no_grad()
     def test_is_berts_where_all_have_equally_many_masks(
@@ -263,15 +263,15 @@ class TestLoss:
             labels=labels.masked_fill(labels == -1, -100),
             next_sentence_label=batch.targets[PAIR_LABEL],
         ).loss
-        found = bundle.task.loss(bundle.task.forward(bundle.model, batch), batch)
-        assert float(found.sum) / found.count == pytest.approx(float(expected), rel=1e-5)
+        actual = bundle.task.loss(bundle.task.forward(bundle.model, batch), batch)
+        assert float(actual.sum) / actual.count == pytest.approx(float(expected), rel=1e-5)
 
     @torch.no_grad()
     def test_metrics(
         self, bundle: Bundle, theirs: transformers.BertForPreTraining, documents: Path
     ) -> None:
         features = featured(bundle, documents)
-        found = evaluate_features(bundle.task, bundle.model, features, batch_tokens=100)
+        actual = evaluate_features(bundle.task, bundle.model, features, batch_tokens=100)
         lost, right, tokens, follows, pairs = 0.0, 0, 0, 0, 0
         for which in batches_by_length(features.lengths, 64):
             batch = bundle.task.augment(features.batch(which), 0, -1)
@@ -287,12 +287,12 @@ class TestLoss:
                     out.seq_relationship_logits.argmax(-1) == batch.targets[PAIR_LABEL][i]
                 )
                 pairs += 1
-        assert found.details == {"tokens": tokens, "pairs": pairs}
+        assert actual.details == {"tokens": tokens, "pairs": pairs}
         assert pairs == len(features)
-        assert found.metrics["perplexity"] == pytest.approx(math.exp(lost / tokens), rel=1e-4)
-        assert found.metrics["mask_loss"] == pytest.approx(lost / tokens, rel=1e-4)
-        assert found.metrics["accuracy"] == pytest.approx(right / tokens)
-        assert found.metrics["nsp_accuracy"] == pytest.approx(follows / pairs)
+        assert actual.metrics["perplexity"] == pytest.approx(math.exp(lost / tokens), rel=1e-4)
+        assert actual.metrics["mask_loss"] == pytest.approx(lost / tokens, rel=1e-4)
+        assert actual.metrics["accuracy"] == pytest.approx(right / tokens)
+        assert actual.metrics["nsp_accuracy"] == pytest.approx(follows / pairs)
 
     @torch.no_grad()
     def test_merged_metrics_are_those_of_all(self, bundle: Bundle, documents: Path) -> None:
@@ -351,9 +351,9 @@ class TestRuns:
         two = one.changed({"output": str(tmp_path / "two")})
         together.train(2, two)
         assert_close(two.output, weights(one.output))
-        found = result_of(two.output)
-        assert found["details"] == result.details
-        assert found["metrics"] == pytest.approx(result.metrics, rel=1e-4)
+        actual = result_of(two.output)
+        assert actual["details"] == result.details
+        assert actual["metrics"] == pytest.approx(result.metrics, rel=1e-4)
 
     def test_each_epoch_has_masks_of_its_own(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
@@ -443,9 +443,9 @@ class TestModels:
         bundle = load(tmp_path)
         assert bundle.task.options.next == "nsp"
         assert not bundle.report.missing
-        found = pretune.evaluate(bundle, Records([{"text": "the good film"}], "x"))
-        assert set(found.metrics) == {"loss", "pseudo_perplexity", "accuracy"}
-        assert found.details == {"tokens": 3}
+        actual = pretune.evaluate(bundle, Records([{"text": "the good film"}], "x"))
+        assert set(actual.metrics) == {"loss", "pseudo_perplexity", "accuracy"}
+        assert actual.details == {"tokens": 3}
 
     def test_only_bert_has_pairs(self, make: Make) -> None:
         with pytest.raises(CheckpointError, match="distilbert"):

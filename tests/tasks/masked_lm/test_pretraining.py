@@ -48,8 +48,8 @@ class TestNovels:
             own["model.train_tokenizer.vocab_size"] = 290
         pretune.train(name, {**SMALL, **own}, quiet=True)
         lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [json.loads(line) for line in lines]
-        losses = [entry["validation/loss"] for entry in found if "validation/loss" in entry]
+        actual = [json.loads(line) for line in lines]
+        losses = [entry["validation/loss"] for entry in actual if "validation/loss" in entry]
         assert losses[-1] < losses[0]
         bundle = load(tmp_path / "run")
         ids = bundle.tokenizer.engine.encode(text).ids
@@ -64,8 +64,8 @@ class TestNovels:
         letters = [chr(0x4E00 + i) for i in range(4500)]
         train_tokenizer(["".join(letters)], "char").save(tmp_path)
         model = Recipe.load("novel-zh").model
-        found = load(model.source, bare=True, tokenizer=tmp_path, config=model.config)
-        assert 5e6 < sum(p.numel() for p in found.model.parameters()) < 10e6
+        actual = load(model.source, bare=True, tokenizer=tmp_path, config=model.config)
+        assert 5e6 < sum(p.numel() for p in actual.model.parameters()) < 10e6
 
     def test_a_tokenizer_that_is_named_comes_first(self, book: Path, tmp_path: Path) -> None:
         folder = tmp_path / "own"
@@ -83,8 +83,8 @@ class TestNovels:
         own = {"data.train": str(tmp_path / "corpus"), "data.validation": None}
         recipe = Recipe.load("novel", own)
         train, _ = read_data(recipe)
-        found = tokenizer_for(recipe, train)
-        assert found.cuts_as(load_tokenizer(folder))  # type: ignore[union-attr]
+        actual = tokenizer_for(recipe, train)
+        assert actual.cuts_as(load_tokenizer(folder))  # type: ignore[union-attr]
 
     def test_one_that_cannot_be_trained(self, book: Path, tmp_path: Path) -> None:
         own = {"data.train": str(book), "output": str(tmp_path / "run")}
@@ -130,9 +130,9 @@ class TestGpt2:
         train_tokenizer([ENGLISH], "bpe", 290).save(tmp_path)
         settings = tmp_path / "tokenizer_config.json"
         settings.write_text('{"model_max_length": 1024}', encoding="utf-8")
-        found = load_tokenizer(tmp_path)
-        assert found.special_id("eos_token") == found.engine.token_to_id("<|endoftext|>")
-        assert found.special_id("cls_token") is None
+        actual = load_tokenizer(tmp_path)
+        assert actual.special_id("eos_token") == actual.engine.token_to_id("<|endoftext|>")
+        assert actual.special_id("cls_token") is None
 
 
 class TestGoingOn:

@@ -21,7 +21,7 @@ from pretune.tokenizers.tokenizer import Tokenizer
 #: Makes a feature of one or two segments, the number of their document, and the label of a pair.
 MakeSequence = Callable[[list[SentenceTokens], int, int | None], Feature]
 #: Called with the number of documents done.
-Progress = Callable[[int], None] | None
+_Progress = Callable[[int], None] | None
 
 #: A pair on disk: where its segments begin in the corpus, its document, their lengths, its label.
 PAIR = np.dtype(
@@ -86,8 +86,8 @@ class CorpusTokens:
         return bool((self.documents.corpus.read(start, stop) == self.unknown).all())
 
 
-def stored_blocks(
-    tokens: CorpusTokens, room: int, make: MakeSequence, digest: str, progress: Progress = None
+def block_features(
+    tokens: CorpusTokens, room: int, make: MakeSequence, digest: str, progress: _Progress = None
 ) -> Features:
     """Cut each document into as few blocks as possible, all equally long.
 
@@ -137,7 +137,7 @@ def stored_blocks(
     return MadeFeatures(lengths, block, digest)
 
 
-def _blocks_with_unknown(tokens: CorpusTokens, firsts: Array, progress: Progress) -> Iterator[int]:
+def _blocks_with_unknown(tokens: CorpusTokens, firsts: Array, progress: _Progress) -> Iterator[int]:
     """The blocks of documents that have an unknown token."""
     for row in range(len(tokens.documents) if tokens.unknown is not None else 0):
         if (tokens.documents.tokens(row) == tokens.unknown).any():
@@ -146,13 +146,13 @@ def _blocks_with_unknown(tokens: CorpusTokens, firsts: Array, progress: Progress
             progress(row)
 
 
-def stored_pairs(
+def pair_features(
     tokens: CorpusTokens,
     maker: PairMaker[TokenRange],
     copies: int,
     make: MakeSequence,
     digest: str,
-    progress: Progress = None,
+    progress: _Progress = None,
 ) -> Features:
     """Make pairs of segments; their places are kept in an unnamed temporary file.
 

@@ -44,9 +44,9 @@ from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import CrossEntropyOptions, perplexity, token_losses, with_perplexity
 from pretune.tasks.masked_lm.corpus_sequences import (
     CorpusTokens,
+    block_features,
     continuation_tokens,
-    stored_blocks,
-    stored_pairs,
+    pair_features,
 )
 from pretune.text.sentence_ends import sentence_spans
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
@@ -354,9 +354,9 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         key = f"mask_lm {options.model_dump_json()} {documents.fingerprint()}"
         digest = hashlib.sha256(key.encode()).hexdigest()
         if options.next == "none":
-            return stored_blocks(tokens, options.max_length - 2, self._one, digest, progress)
+            return block_features(tokens, options.max_length - 2, self._one, digest, progress)
         maker = PairMaker(documents, **self._pair_options)
-        return stored_pairs(tokens, maker, options.dupe, self._one, digest, progress)
+        return pair_features(tokens, maker, options.dupe, self._one, digest, progress)
 
     def _one(self, parts: list[SentenceTokens], row: int, label: int | None) -> Feature:
         (feature,) = self._sequence(parts, row, label)
