@@ -174,6 +174,7 @@ def repeating(history: Array, size: int) -> Array:
     """The tokens that would repeat an n-gram of `size` tokens."""
     if len(history) < size:
         return np.empty(0, dtype=np.int64)
+    # N-grams whose first n - 1 tokens are the last ones of the history.
     ngrams = np.lib.stride_tricks.sliding_window_view(history, size)
     start = history[len(history) - size + 1 :]
     repeats: Array = ngrams[(ngrams[:, :-1] == start).all(1), -1]
@@ -208,6 +209,7 @@ def _nucleus(scores: Tensor, p: float) -> Tensor:
     total = scores.logsumexp(-1, keepdim=True)
     best = scores.topk(min(NUCLEUS_CANDIDATES, scores.shape[-1])).values
     mass = (best - total).exp().cumsum(-1)
+    # A flat distribution: the nucleus is larger than the candidates.
     if best.shape != scores.shape and bool((mass[:, -1] < p).any()):
         best = scores.sort(descending=True).values
         mass = (best - total).exp().cumsum(-1)
@@ -216,6 +218,7 @@ def _nucleus(scores: Tensor, p: float) -> Tensor:
 
 
 def _typical(scores: Tensor, p: float) -> Tensor:
+    # Tokens by how far their information, -log p, is from its mean, the entropy.
     logs = scores.log_softmax(-1)
     chances = logs.exp()
     entropy = -(logs * chances).nansum(-1, keepdim=True)

@@ -47,9 +47,10 @@ class Detokenizer:
         """Add a token and return the text it completes."""
         if self._bytes is not None:
             return self._bytes.decode(self._token_bytes(token))
+        # Other tokenizers decode a window of tokens; what is new in its text is shown.
         self._ids.append(token)
         text = plain_text(self._tokenizer, self._ids)
-        if text.endswith("\ufffd"):
+        if text.endswith("\ufffd"):  # a character that is not complete
             return ""
         new = text[len(self._shown) :]
         if len(self._ids) > 2 * WINDOW:
@@ -117,6 +118,7 @@ class StopText:
             self.found = True
             shown, self._held = self._held[: min(places)], ""
             return shown
+        # Hold back an end that may become a stop text.
         keep = self._unsure()
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]

@@ -190,6 +190,7 @@ class Writer:
     @torch.inference_mode()
     def stream(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[TextChunk]:
         """Generate continuations and yield their text as it comes; several prompts take turns."""
+        # Stop tokens of the request replace the model's own stop tokens and texts.
         stops = self._stop_tokens
         if decoding.stop_tokens is not None:
             stops = frozenset(decoding.stop_tokens)
@@ -306,6 +307,7 @@ def _choose(
     """Choose the next token of each draft: token, log-probability, and whether none is allowed."""
     logits = reader.logits
     scores = penalize(logits, reader.histories, decoding)
+    # With n-grams forbidden, every token may be: such drafts end, whatever is chosen for them.
     exhausted = [False] * len(drafts)
     if decoding.no_repeat_ngram:
         none_left = (scores == NEVER).all(-1)
@@ -316,6 +318,7 @@ def _choose(
     else:
         uniform = [draft.random.random() for draft in drafts]
         chosen = draw(narrow(scores, decoding), uniform)
+    # The log-probability is the model's own, before penalties and filters.
     logprobs: Tensor = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
     return chosen.tolist(), logprobs.tolist(), exhausted
 

@@ -62,6 +62,7 @@ def attention(
     """
     if keys is not queries:
         _check(queries, keys, causal)
+    # FlashAttention knows half precision only.
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _pad_rows(_varlen(q, k, v, queries, keys, causal, dropout_p), len(q))
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -74,6 +75,7 @@ def attention(
 def _grouped(
     q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, causal: bool, dropout_p: float
 ) -> Tensor:
+    # Groups come out sorted by length; `restore` puts their rows back.
     plan = _plan(queries, keys, q.device)
     outputs = [_attend_group(q, k, v, group, causal, dropout_p) for group in plan.groups]
     packed = torch.cat(outputs) if outputs else q[:0]
@@ -211,6 +213,7 @@ def _padded_rows(members: list[int], layout: Layout) -> Tensor | tuple[int, int]
     longest = max(layout.lengths[i] for i in members)
     starts = torch.tensor([layout.starts[i] for i in members])
     lengths = torch.tensor([layout.lengths[i] for i in members])
+    # Equal lengths without gaps: a view of the rows, instead of a copy by index.
     contiguous = bool((starts == starts[0] + longest * torch.arange(len(members))).all())
     if contiguous and bool((lengths == longest).all()):
         return int(starts[0]), int(starts[0]) + longest * len(members)
@@ -276,6 +279,7 @@ def _attend_group(
     else:
         weights = _weights(q, k, forbidden)
         mixed = dropout(weights, dropout_p, training=True) @ v
+    # Back to packed rows, without those of padding.
     mixed = mixed.transpose(1, 2).reshape(-1, mixed.shape[1], mixed.shape[3])
     return mixed if group.valid is None else mixed.index_select(0, group.valid)
 
@@ -295,6 +299,7 @@ def _varlen(
     if dropout_p == 0.0:
         from torch.nn.attention.varlen import varlen_attn
 
+        # How far a query sees to the left and to the right; -1: without limit.
         window = (-1, 0) if causal else (-1, -1)
         mixed = varlen_attn(q, k, v, *sizes, window_size=window)
         assert isinstance(mixed, Tensor)  # noqa: S101 - for the type checker: no aux was asked for

@@ -88,6 +88,7 @@ class Backbone(nn.Module):
                 nn.init.ones_(part.weight)
                 nn.init.zeros_(part.bias)
             else:  # a parameter of the module's own, e.g. the bias of a tied output layer
+                # Unknown parameters are an error: they must not start as they happen to be.
                 for name, parameter in part.named_parameters(recurse=False):
                     if name not in ("bias", "transitions", "start", "end"):  # the last: a Crf's
                         raise TypeError(f"no rule for {type(part).__name__}.{name}")

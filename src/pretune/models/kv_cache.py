@@ -67,6 +67,7 @@ class LayerCache:
         """Store one token of each sequence, `[B, H, D]`; `lengths` includes it."""
         if max(lengths) > self.keys.shape[2]:
             self.resize(_capacity(max(lengths)))
+        # Equal lengths, the usual case, are one slice.
         count, last = len(lengths), lengths[0] - 1
         if min(lengths) == max(lengths):
             self.keys[:, :, last], self.values[:, :, last] = k[:count], v[:count]
@@ -155,6 +156,7 @@ class SourceCache:
         used = sorted(set(self.owners))
         if len(used) == len(self._lengths):
             return
+        # Number the remaining sources anew.
         place = {source: i for i, source in enumerate(used)}
         self.owners = [place[source] for source in self.owners]
         self._lengths = [self._lengths[source] for source in used]
@@ -215,6 +217,7 @@ class KVCache:
         positions = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
         self.stepping, self.new = True, None
+        # Sequences of other lengths see other columns.
         self.visible = None
         if min(self.lengths) != max(self.lengths):
             columns = torch.arange(max(self.lengths), device=device)

@@ -354,6 +354,7 @@ class PostNormLayer(nn.Module):
             cache: for keys and values.
             index: the number of this layer in the cache.
         """
+        # Of the selected rows only: later blocks do not look at other rows.
         attended = self.attention(
             x, layout, select=select, causal=self.causal, cache=cache, layer=index
         )

@@ -187,6 +187,7 @@ class NGram:
         for n, level in enumerate(self.levels, start=2):
             if len(symbols) < n - 1:
                 break
+            # The level says which tokens followed this context, and gives the rest less.
             known = self._find(symbols[len(symbols) - (n - 1) :])
             if known < 0:
                 continue
@@ -323,6 +324,7 @@ def _count(symbols: Ints, position: Ints, order: int, base: int) -> list[_Counte
             return_inverse=True,
             return_counts=True,
         )
+        # An occurrence gives the n-gram without its first token, and whether it begins a text.
         first = places[first]
         counted.append(_Counted(keys, raw, ends[first], position[first] == n - 1))
         ends = np.full_like(symbols, -1)
@@ -368,6 +370,7 @@ def _level(counted: _Counted, counts: Ints, below: Floats, base: int) -> Level:
     """Interpolate one level with the one below it (equation 25)."""
     discounts = _discounts(counts)
     cut = _discounted(counts, discounts)
+    # For each context: what was counted after it, and what the discounts leave of that.
     context = counted.keys // base
     total = np.bincount(context, weights=counts, minlength=len(below))
     kept = np.bincount(context, weights=cut, minlength=len(below))

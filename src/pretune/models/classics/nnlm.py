@@ -112,6 +112,7 @@ def windows(batch: PackedBatch, before: NnlmState) -> Tensor:
     # Counted from the layout, as positions of a later piece of a text do not begin at 0.
     row = torch.arange(batch.num_tokens, device=device)[:, None]
     within = row - batch.cu_seqlens[:-1].long()[sequence][:, None] - back
+    # `within` is the position in the sequence; negative ones are in the state before it.
     here = batch.tokens[(row - back).clamp(min=0)]
     earlier = before.window[sequence[:, None], (within + width).clamp(max=width - 1)]
     return torch.where(within >= 0, here, earlier)
@@ -212,6 +213,7 @@ class NnlmModel(ClassicModel):
         window = windows(batch, before)
         read = window if select is None else window[select.rows]
         x = self.embeddings.embed(read)
+        # Kernels are faster on a padded number of rows.
         padded = F.pad(x, (0, 0, 0, padded_rows(len(x), x.device) - len(x)))
         (layer,) = self.layers
         if self.recompute and self.training and torch.is_grad_enabled():

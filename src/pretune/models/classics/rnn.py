@@ -193,6 +193,7 @@ class RecurrentLayer(nn.Module):
         Returns:
             the output, and h and c after the last step.
         """
+        # In PyTorch's order: the weights of input and state, then their biases.
         parts = [
             *(self.input.weight, self.recurrent.weight),
             *(self.input.bias, self.recurrent.bias),

@@ -111,9 +111,11 @@ def _scan(emissions: Tensor, rows: Tensor, chains: Chains, first: Tensor, steps:
     """
     at = torch.split(emissions[rows], list(chains.counts))
     alphas = [at[0] + first]
+    # Chains that have ended drop out, as the longest come first.
     for step in at[1:]:
         before = alphas[-1][: len(step)]
         alphas.append(torch.logsumexp(before[:, :, None] + steps, 1) + step)
+    # From the order of steps back to the order of words.
     back = torch.empty_like(rows)
     back[rows] = torch.arange(len(rows), device=rows.device)
     return torch.cat(alphas)[back]
@@ -168,6 +170,7 @@ def marginals(emissions: Tensor, lengths: Sequence[int], weights: CrfWeights) ->
         return emissions
     emissions = emissions.float()
     chains = Chains.of(lengths, emissions.device)
+    # Both directions contain the emission of the word itself, which counts once.
     forth = _scan(emissions, chains.rows, chains, weights.start, weights.transitions)
     back = _scan(emissions, chains.backward, chains, weights.end, weights.transitions.t())
     return (forth + back - emissions).softmax(-1)

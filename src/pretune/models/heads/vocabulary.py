@@ -75,6 +75,7 @@ def score_tokens(
         z_loss: weight of the penalty (log Z)^2.
         chunk_bytes: memory that logits may take at a time.
     """
+    # Logits are float32: as many rows at a time as the memory holds.
     rows = max(1, chunk_bytes // (4 * len(table)))
     trains = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden, table, bias)
