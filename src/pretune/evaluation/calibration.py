@@ -42,6 +42,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
         bins: number of bins; bin b holds confidences in (b/bins, (b+1)/bins].
     """
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    # A confidence of 0 belongs to the first bin, though its interval is open there.
     which = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
     known = np.maximum(counts, 1)
@@ -59,6 +60,7 @@ def nll(log_p: Array, truth: Array, temperature: float) -> float:
         truth: `[N]` int64.
         temperature: what `log_p` is divided by.
     """
+    # Subtract the largest logit before exp, so that nothing overflows.
     scaled = log_p / temperature
     top = scaled.max(1, keepdims=True)
     log_z = top[:, 0] + np.log(np.exp(scaled - top).sum(1))
@@ -77,12 +79,14 @@ def fit_temperature(log_p: Array, truth: Array) -> float:
     """
     picked = log_p[np.arange(len(truth)), truth]
 
+    # The derivative of the loss by beta = 1/T: the expected logit minus that of the truth.
     def slope(beta: float) -> float:
         scaled = beta * log_p
         weights = np.exp(scaled - scaled.max(1, keepdims=True))
         expected = (weights * log_p).sum(1) / weights.sum(1)
         return float((expected - picked).mean())
 
+    # The slope rises with beta; 60 halvings reach the precision of a float64.
     low, high = -LOG_TEMPERATURE_LIMIT, LOG_TEMPERATURE_LIMIT
     for _ in range(60):
         middle = (low + high) / 2

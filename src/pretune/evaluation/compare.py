@@ -246,6 +246,7 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
                 f"{names[0]} does '{first.name}', {name} does '{other.name}'",
                 "Compare models of one task.",
             )
+        # Equal labels in another order would mix up the classes of the figures.
         ours, theirs = (task.output_meaning().get("labels") for task in (first, other))
         if ours != theirs:
             raise RunError(
@@ -313,6 +314,7 @@ def _bootstrap(
     step = max(1, _DRAWS // count)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
+        # Offset the draws of each resample, so that a single bincount counts them all.
         which = rng.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
         times = np.bincount(which.ravel(), minlength=rows * count).reshape(rows, count)
         for sums, model in zip(totals, examined, strict=True):
@@ -332,6 +334,7 @@ def _randomization_test(
     moved, count = theirs - ours, len(ours)
     observed = _difference(first, other, ours.sum(0), theirs.sum(0))
     as_large = dict.fromkeys(observed, 1)  # the observed assignment counts too
+    # In blocks of tosses, so that memory stays bounded.
     step = max(1, _DRAWS // count)
     for start in range(0, tosses, step):
         rows = min(step, tosses - start)
@@ -403,6 +406,7 @@ def _comparable_figures(
     figures = [_figures(x) for x in examined]
     if _same_terms(examined):
         return figures, ()
+    # Leave out every metric that follows from the loss.
     of_losses = set().union(*map(_loss_figures, examined))
     left_out = tuple(name for name in figures[0] if name in of_losses)
     figures = [{n: v for n, v in own.items() if n not in of_losses} for own in figures]

@@ -52,6 +52,7 @@ class MetricHistory:
                 step = float(entry.pop("step"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
+            # Keys such as "train/loss"; others, such as "epoch", are no metrics.
             for key, value in entry.items():
                 kind, slash, name = key.partition("/")
                 if slash and kind in ("train", "validation") and isinstance(value, int | float):

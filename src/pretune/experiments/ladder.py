@@ -272,6 +272,7 @@ class Climb:
         self.options, self.quiet, self.say = options, quiet, say
         _refuse_foreign(options.output)
         self.device = choose_device(options.device)
+        # One split for all rungs: the last tenth of the text is held back.
         train, held_out = read_data(Recipe.of({"task": "causal_lm", "data": self._data()}))
         if isinstance(train, StoredDocuments) or isinstance(held_out, StoredDocuments):
             raise DataError(
@@ -281,6 +282,7 @@ class Climb:
         assert held_out is not None  # noqa: S101 - a share of a text is never nothing
         self.train, self.held_out = _texts(train), _texts(held_out)
         self.records = train, held_out
+        # Of a very short text nothing but spaces might be held back.
         characters = sum(map(len, self.train)) + sum(map(len, self.held_out))
         if characters < MIN_CHARACTERS or not any(text.strip() for text in self.held_out):
             raise DataError(
@@ -297,6 +299,7 @@ class Climb:
             Interrupted: a training was stopped; the same call continues it.
         """
         options, results = self.options, []
+        # All rungs share a tokenizer, so that their perplexities can be compared too.
         tokenizer = self._tokenizer()
         chosen = [name for name in RUNGS if name in options.rungs]
         for number, name in enumerate(chosen, start=1):
@@ -351,8 +354,9 @@ class Climb:
         return result
 
     def _settings(self, name: str) -> dict[str, Any]:
-        """Collect everything that a rung depends on: if any of it changes, it is climbed anew."""
+        """Collect everything that a rung depends on: if anything changes, it is climbed anew."""
         options, digest = self.options, hashlib.sha256()
+        # The empty text marks the split, so that the same text split elsewhere differs.
         for text in (*self.train, "", *self.held_out):
             digest.update(text.encode() + b"\0")
         counted = RUNGS[name].start is None
@@ -398,7 +402,7 @@ class Climb:
         )
 
     def _data(self) -> dict[str, Any]:
-        """Write the data section of a recipe, in which a text may be of any length."""
+        """Write the data section of a recipe; a text may be of any length."""
         return {"train": self.options.corpus, "validation": HELD_BACK, "max_chars": sys.maxsize}
 
     def _updates(self, name: str) -> int:
@@ -414,6 +418,7 @@ class Climb:
 
     def _trained(self, name: str, folder: Path, updates: int, *, started: bool) -> RungResult:
         """Train a neural model, or continue its training, and let it write a sample."""
+        # A stopped training continues exactly where it was.
         if started:
             run = resume(folder, quiet=self.quiet)
         else:

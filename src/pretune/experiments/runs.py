@@ -200,6 +200,7 @@ def _note_evaluation(run: RunInfo, step: int, entry: dict[str, Any]) -> None:
 
 def _read_result(run: RunInfo, path: Path) -> None:
     try:
+        # JSON has no NaN: a metric that is not finite is written as null.
         result = json.loads(path.read_text(encoding="utf-8"))
         run.metrics = {
             str(name): math.nan if value is None else float(value)

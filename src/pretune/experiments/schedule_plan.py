@@ -67,6 +67,7 @@ class SchedulePlan:
                 _lengths(recipe), seed=recipe.seed, in_tokens=options.batch_tokens is not None
             )
             total, batches = planned_updates(order, options)
+        # A recipe gives the batch size in examples or in tokens.
         unit = "examples" if options.batch_size is not None else "tokens"
         return cls(Schedule.of(options, total), batches, options.learning_rate, unit)
 
@@ -111,6 +112,7 @@ def _lengths(recipe: Recipe) -> NDArray[Any]:
         records, _ = read_data(recipe)
         task = task_class(recipe.task.name)(recipe.task)
         fit(task, records)
+        # Only the tokenizer of the model is loaded, no weights.
         model, named = recipe.model, tokenizer_for(recipe, records)
         tokenizer = load(model.source, bare=True, tokenizer=named).tokenizer
         add_tokens(tokenizer, model.new_tokens)

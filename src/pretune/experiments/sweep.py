@@ -176,6 +176,7 @@ class Sweep:
                 "a sweep compares metrics of validation data, and the recipe has none",
                 "Give data.validation=FILE, or hold some back: data.validation=0.1",
             )
+        # Which metrics there are may depend on the data, such as on its labels.
         task = kind(self.recipe.task)
         fit(task, records)
         known = ["loss", *AllMetrics.of(task).result()]
@@ -332,6 +333,7 @@ class Sweep:
         sign = 1 if direction == "minimize" else -1
         finished = [trial for trial in trials if trial.metric is not None]
         finished.sort(key=lambda trial: sign * (trial.metric or 0.0))
+        # The file is written only if another trial has become the best.
         best = None
         if finished:
             values = {**finished[0].values, "output": str(self._output / "best")}
@@ -401,6 +403,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
         ) from None
+    # The file stays: removing it would let two processes lock different files of one name.
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

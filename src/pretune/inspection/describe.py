@@ -328,10 +328,12 @@ def _repeats(records: Records, seen: Seen) -> Repeats:
         times = sum(counts.values())
         if times == 1:
             continue
+        # The first row with a text repeats nothing.
         repeats.rows += times - 1
         repeats.groups += 1
         differ = len(_known(counts)) > 1
         repeats.conflicts += differ
+        # Examples with different labels matter most, so they are kept apart.
         examples = conflicting if differ else plain
         if len(examples) < EXAMPLES:
             labels = ", ".join(f"{name} {n}x" for name, n in counts.items() if name)

@@ -137,6 +137,7 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
     model = outline.model
     config = backbone_of(model).config
     positions = None if config.endless else config.size("max_position_embeddings")
+    # Costs are given for a usual length, if the model reads that much.
     if length is None:
         length = USUAL_LENGTH if positions is None else min(USUAL_LENGTH, positions)
     if positions is not None and length > positions:
@@ -162,6 +163,7 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
 
 def components(model: nn.Module) -> dict[str, int]:
     """Count the parameters of embeddings, encoder (or decoder), pooler and head."""
+    # Whatever is not in the backbone is the head.
     backbone = backbone_of(model)
     layers = "decoder" if backbone.causal else "encoder"
     names = {"layers": layers, "final_norm": "final norm"}
@@ -179,6 +181,7 @@ def module_tree(module: nn.Module, name: str = "") -> ModuleTree:
     """Build the tree of the modules that hold parameters."""
     parts: list[ModuleTree] = []
     for child_name, child in module.named_children():
+        # The layers of a stack mostly differ in nothing but their values.
         if isinstance(child, nn.ModuleList):
             parts += _folded(child_name, [module_tree(layer) for layer in child])
         elif _count(child):
@@ -250,6 +253,7 @@ def token_spans(tokenizer: Tokenizer, text: str) -> list[TokenSpan]:
     pieces = tokenizer.tokens(encoded.ids)
     spans = []
     for piece, index, (start, end) in zip(pieces, encoded.ids, encoded.offsets, strict=True):
+        # Special tokens stand for no text.
         if start == end:
             spans.append(TokenSpan(piece, index, None, None, ""))
         else:
@@ -279,6 +283,7 @@ def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
             f"--attention: the text has {count} tokens, a map can be drawn of 1 to {longest}",
             "Give a sentence." if count else "Give some text.",
         )
+    # The backbone gives a list of [heads, T, T] for each layer, with an entry for each sequence.
     backbone = bundle.backbone.eval()
     batch = PackedBatch.of([encoded.ids], [encoded.segments])
     with torch.inference_mode():

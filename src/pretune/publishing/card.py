@@ -171,6 +171,7 @@ def _purpose(facts: CardFacts) -> Iterator[str]:
     )
     if facts.recipe is not None and facts.recipe.description:
         yield f"In the words of its recipe: {for_markdown(facts.recipe.description)}"
+    # With results, the table of the classes lists the labels already.
     shown = facts.labels[:MAX_ROWS]
     if shown and not facts.details.get("per_class"):
         yield "## Labels"
@@ -233,6 +234,7 @@ def _results(facts: CardFacts) -> Iterator[str]:
     if facts.validation is None or not facts.metrics:
         yield "Nothing was measured when this model was published."
         return
+    # What the metrics are from: which checkpoint, on which data, on how many examples.
     count = _measured(facts)
     size = "" if count is None else f" ({count:,} examples)"
     best = facts.result.get("best_step")
@@ -240,6 +242,7 @@ def _results(facts: CardFacts) -> Iterator[str]:
     yield f"Of the best checkpoint{chosen}, on {_source(facts.validation)}{size}:"
     rows = [(facts.metric_title(name), f"{value:.4f}") for name, value in facts.metrics.items()]
     yield Grid(["metric", "value"], rows).markdown()
+    # Of a classifier also each class, and which classes are mistaken for which.
     classes: Mapping[str, Mapping[str, float]] = facts.details.get("per_class") or {}
     if classes:
         names = ("precision", "recall", "f1")
@@ -285,6 +288,7 @@ def _origin(facts: CardFacts) -> Iterator[str]:
     if recipe is None or facts.training is None:
         yield "It was published from a checkpoint alone: how it was trained is not known here."
         return
+    # Whatever the run knows of its training; a damaged result may know less.
     lines = [f"- Data: {_source(facts.training)}."]
     if facts.base is not None:
         lines.append(f"- Started from: {for_markdown(facts.base)}.")

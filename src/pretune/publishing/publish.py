@@ -100,6 +100,7 @@ def push(
         CheckpointError: the model is damaged.
         HubError: the name is wrong, there is no token, or the Hub refused or cannot be reached.
     """
+    # Ask for name and token first: a model takes a while to load.
     check_name(repo)
     token = hub_token()
     with tempfile.TemporaryDirectory(prefix="pretune-push-") as place:
@@ -158,6 +159,7 @@ def stage(
         languages=tuple(languages),
         **_training_facts(trained),
     )
+    # The folder appears only when all of it is written.
     try:
         with atomic_folder(Path(folder)) as place:
             _fill(place, bundle, facts)
@@ -223,7 +225,7 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def _started_in(run: Path, output: str) -> Path:
-    """Return the folder in which a run was started, if the run is where it was written."""
+    """Return the folder where a run was started, if the run is where it was written."""
     inside = Path(os.path.normpath(output)).parts
     parts = run.resolve().parts
     if not Path(output).is_absolute() and parts[-len(inside) :] == inside:
@@ -236,6 +238,7 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
     recipe = trained.recipe
     if recipe is None:
         return {}
+    # Validation data are data of their own, or a share of the training data.
     training = _data_source(trained, recipe.data.train)
     validation = None
     if isinstance(recipe.data.validation, str):
@@ -290,6 +293,7 @@ def shareable(trained: Trained, recipe: Recipe) -> Recipe:
             return [shared(item, key) for item in value]
         if not isinstance(value, str):
             return value
+        # A description may mention a path; any other value may be one.
         if key == "description":
             return _PATH_IN_TEXT.sub(lambda match: _name(match[0]), value)
         if _ABSOLUTE.match(value) or _means_local(trained, key, value):

@@ -1,4 +1,4 @@
-"""Send a folder to the Hugging Face Hub: all of it or nothing, private by default."""
+"""Send a folder to the Hugging Face Hub: everything or nothing, private by default."""
 
 from __future__ import annotations
 
@@ -166,12 +166,14 @@ def _check_existing(existing: ModelInfo, repo: str, *, public: bool) -> None:
     """Refuse a repository with somebody else's files, or one that is unexpectedly public."""
     names = {file.rfilename for file in existing.siblings or ()}
     others = sorted(names - _HARMLESS)
+    # An earlier model of pretune may be replaced; anything else is somebody's work.
     if others and _OURS not in names:
         raise HubError(
             f"{repo}: holds files that are not a model of pretune ({', '.join(others[:4])}"
             f"{', ...' if len(others) > 4 else ''}); nothing is written there",
             "Choose another name, or remove those files on the Hub first.",
         )
+    # Nothing becomes public by accident.
     if not existing.private and not public:
         raise HubError(
             f"{repo}: exists already, and everybody can see it",
@@ -202,6 +204,7 @@ def _explain(error: Exception, repo: str, state: str) -> HubError:
 
     what = f"{repo}: could not be sent to the Hugging Face Hub"
     status = _status(error)
+    # The Hub answered: its status tells what to do. Otherwise nothing was reached.
     if status is not None:
         hint = _HINTS.get(status)
         if hint is None:

@@ -23,31 +23,12 @@ S = TypeVar("S")
 
 #: Fonts for the scripts that matplotlib's own font lacks (Chinese, Japanese, Korean).
 FALLBACK_FONTS = [
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Droid Sans Fallback",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Microsoft YaHei",
-    "SimHei",
-    "Arial Unicode MS",
-    "Noto Serif CJK SC",
-    "Source Han Sans CN",
-    "Source Han Serif SC",
-    "Heiti SC",
-    "STHeiti",
-    "Songti SC",
-    "SimSun",
-    "AR PL UMing CN",
-    "Noto Sans CJK KR",
-    "Malgun Gothic",
-    "Apple SD Gothic Neo",
-    "Unifont",
-]
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC",
+    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC",
+    "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Arial Unicode MS", "Noto Serif CJK SC",
+    "Source Han Sans CN", "Source Han Serif SC", "Heiti SC", "STHeiti", "Songti SC", "SimSun",
+    "AR PL UMing CN", "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", "Unifont",
+]  # fmt: skip
 OWN_FONT = "DejaVu Sans"
 DPI = 150
 #: Prefix of the gid of a text in a figure; the rest is the label that no font here can draw.
@@ -295,6 +276,7 @@ def _chart(
 def _legend(axes: Axes, names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
+    # Patches rather than the bars themselves: a series may have no bar at all.
     patches = [Patch(color=COLOURS[i % len(COLOURS)]) for i in range(len(names))]
     legend = axes.figure.legend(
         patches,

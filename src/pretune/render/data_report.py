@@ -99,6 +99,7 @@ def _grids(facts: Facts) -> Iterator[Grid]:
     if facts.words:
         yield _lengths(facts.words, "words")
         yield _extremes(facts)
+    # Tokens are counted only with a tokenizer.
     if facts.tokens:
         yield _lengths(facts.tokens, "tokens")
         rows = [(f"{limit}", f"{share:.2%}") for limit, share in facts.truncated().items()]

@@ -33,6 +33,7 @@ def runs_view(runs: RunsFound) -> RenderableType:
     """Lay out a line for each run; below, what could not be read."""
     if not runs.runs and not runs.problems:
         return Text(for_terminal(f"no runs in {runs.folder}"))
+    # A run with problems is marked in the table; the problems follow below it.
     problems, rows = list(runs.problems), []
     for run in runs.runs:
         rows.append(
@@ -68,6 +69,7 @@ def short_time(seconds: float) -> str:
 
 def sweep_view(result: SweepResult) -> RenderableType:
     """Lay out the trials of a sweep, best first; below, why others failed."""
+    # All trials of a sweep try the same keys.
     keys = list(result.trials[0].values) if result.trials else []
     rows = []
     for trial in result.trials:
@@ -143,6 +145,7 @@ def ladder_view(ladder: Ladder) -> RenderableType:
         f"held back; tokens: {ladder.level} ({ladder.vocabulary:,}); {ladder.budget} each"
     )
     header = ("model", "parameters", "training, s", "bits/character", "perplexity/token")
+    # Below, each model continues the same text.
     samples = Table.grid(padding=(0, 2))
     for rung in ladder.rungs:
         samples.add_row(Text(rung.name, "dim"), Text(with_line_ends(rung.sample)))

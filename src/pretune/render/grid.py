@@ -79,6 +79,7 @@ class Grid:
     def html(self) -> str:
         """Write the table as HTML."""
         caption = f"<caption>{for_html(self.caption)}</caption>" if self.caption else ""
+        # <bdi> keeps right-to-left text in a cell from reordering its neighbours.
         head = "".join(
             f'<th scope="col"{self._html_class(i)}>{for_html(name)}</th>'
             for i, name in enumerate(self.header)

@@ -121,6 +121,7 @@ def report_sections(facts: ReportFacts) -> list[PageSection]:
         "sorts. Losses are means over the terms of an example, in nats (of scores: squared "
         "errors), without label smoothing, z-loss and weights."
     )
+    # From the whole to the details.
     sections = [
         _metrics_section(examined),
         _training_section(facts.history),
@@ -232,6 +233,7 @@ def calibration_section(examined: Examined, fitted: Examined | None) -> PageSect
             f"the calibration error from {now.ece:.4f} to {after.ece:.4f}."
         )
         parts.append(Paragraph(text))
+    # One picture for both, to see what the temperature changes.
     parts.append(Picture(reliability_chart(series), "reliability diagram", name="calibration"))
     return PageSection("Calibration", parts)
 

@@ -85,6 +85,7 @@ def reliability_chart(series: Mapping[str, Reliability]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color=_GUIDE_COLOUR, linestyle="--", label="as sure as right")
     for colour, (name, bins) in zip(COLOURS, series.items(), strict=False):
+        # An empty bin has neither confidence nor accuracy.
         filled = bins.counts > 0
         points = bins.confidence[filled], bins.accuracy[filled]
         above.plot(*points, color=colour, marker="o", label=f"{name}: ECE {bins.ece:.3f}")

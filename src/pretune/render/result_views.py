@@ -46,6 +46,7 @@ def seeds_view(result: SeedsResult) -> RenderableType:
     names = list(result.runs[0].metrics)
     failed = degenerate_seeds(result)
     rows: list[list[object]] = []
+    # A run that failed is red, as its metrics would mislead.
     for run in result.runs:
         cells = [*(f"{run.metrics[name]:.4f}" for name in names), f"{run.seconds:.1f}"]
         if run.seed in failed:
@@ -79,6 +80,7 @@ def evaluation_view(result: Evaluation) -> RenderableType:
     count = result.details.get("examples", result.count)
     title = f"{count:,} examples in {result.seconds:.1f} s"
     classes: Mapping[str, Mapping[str, float]] = result.details.get("per_class", {})
+    # Without classes, the metrics are the table; with them, they stand in its title.
     if not classes:
         rows = [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         signatures = result.details.get("signatures", {})
@@ -128,6 +130,7 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
     for label, score in ordered[:longest]:
         bar = "█" * round(30 * score)
         text.append(f"  {for_terminal(label):<{width}}  {score:6.1%}  {bar}\n")
+    # A model that writes has a text instead of scores; other answers show all they have.
     if answer.written is not None:
         lines = for_terminal(answer.written).split("\n")
         text.append("".join(f"  {line}\n" for line in lines))
@@ -186,6 +189,7 @@ def comparison_view(compared: Compared, examples: int) -> RenderableType:
         examples: how many examples to show that only one of two models gets right.
     """
     first, *others = compared.names
+    # The metrics of each model by itself, then each other model against the first.
     intervals = [
         (metric, *(_interval(own[metric]) for own in compared.figures))
         for metric in compared.figures[0]
@@ -243,6 +247,7 @@ def _compared_examples(compared: Compared, number: int, title: str, which: list[
     with_truth = any(examples[i].grade.truth for i in which)
     rows = []
     for i in which:
+        # A model without an answer, such as a language model, is judged by its loss alone.
         text = " | ".join(models[0].text(i).values())
         row: list[object] = [places[i], shortened(text, _EXAMPLE_LENGTH)]
         if with_truth:
