@@ -68,7 +68,7 @@ def flat(recipe: Recipe) -> dict[str, str]:
             key, value = prefix + (item.alias or name), getattr(section, name)
             if isinstance(value, BaseModel):
                 yield from walk(value, key + ".")
-            else:
+            elif name in plain:  # left out where it says nothing, such as `task.metrics`
                 yield key, yaml12.inline(plain[name])
 
     return dict(walk(recipe, ""))
