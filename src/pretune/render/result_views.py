@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pretune.evaluation.compare import Compared, Difference, Interval
-from pretune.evaluation.few_shot.result import Cell, FewShotResult, summary
-from pretune.experiments.seeds import degenerate_seeds
 from pretune.render.escaping import for_terminal, one_line, shortened
 from pretune.render.grid import Grid, Styled
 from pretune.tasks.base import Prediction, lower_is_better
-from pretune.training.run_result import RunResult, SeedsResult
-from pretune.training.validation import Evaluation
+
+if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported
+    from pretune.evaluation.compare import Compared, Difference, Interval
+    from pretune.evaluation.few_shot.result import Cell, FewShotResult
+    from pretune.training.run_result import RunResult, SeedsResult
+    from pretune.training.validation import Evaluation
 
 #: A confusion matrix of more classes is wider than a terminal or the page of a model card.
 MAX_CONFUSION_CLASSES = 12
@@ -43,6 +44,8 @@ def run_view(result: RunResult) -> RenderableType:
 
 def seeds_view(result: SeedsResult) -> RenderableType:
     """Lay out each run, then mean ± standard deviation; failed runs are marked and explained."""
+    from pretune.experiments.seeds import degenerate_seeds
+
     names = list(result.runs[0].metrics)
     failed = degenerate_seeds(result)
     rows: list[list[object]] = []
@@ -141,6 +144,8 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
 
 def few_shot_view(result: FewShotResult) -> RenderableType:
     """Lay out a line for each number of shots, the template, and which prompts were shortened."""
+    from pretune.evaluation.few_shot.result import summary
+
     # Over the seeds of each number of shots: accuracy, and the share of each answer.
     summaries = {shots: summary(cells) for shots, cells in result.of_shots().items()}
     answers = list(dict.fromkeys(name for own in summaries.values() for name in own["shares"]))

@@ -1,0 +1,75 @@
+"""What commands import: only what they use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretune.bundle.bundle import save
+from tests.tasks.every_task import CASES
+
+#: Runs a command and prints the names of all modules that are imported then.
+DRIVER = """
+import json, sys
+from pretune.cli.app import main
+try:
+    main()
+except SystemExit:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+#: Rooms and packages that answering a text does without.
+NOT_FOR_ANSWERS = (
+    "pretune.api",
+    "pretune.checkpoints.peft",
+    "pretune.checkpoints.pickle",
+    "pretune.checkpoints.tensorflow",
+    "pretune.evaluation",
+    "pretune.experiments",
+    "pretune.inspection",
+    "pretune.models.classics",
+    "pretune.models.gpt2",
+    "pretune.models.transformer",
+    "pretune.publishing",
+    "pretune.recipe",
+    "pretune.tasks.dialogue",
+    "pretune.tasks.masked_lm",
+    "pretune.tasks.tagging",
+    "pretune.tasks.translation",
+    "pretune.training",
+    *("accelerate", "datasets", "datasketch", "huggingface_hub", "jinja2", "matplotlib", "mlflow"),
+    *("optuna", "pandas", "pyarrow", "sacrebleu", "scipy", "sklearn", "tensorboard"),
+    *("torch._dynamo", "torch._inductor", "transformers", "yaml"),
+)
+
+
+def imported(*arguments: Any) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    modules: list[str] = json.loads(done.stderr.splitlines()[-1])
+    return modules
+
+
+def within(modules: list[str], packages: tuple[str, ...]) -> list[str]:
+    return [name for name in modules if f"{name}.".startswith(tuple(f"{p}." for p in packages))]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help")])
+def test_help(arguments: tuple[str, ...]) -> None:
+    modules = imported(*arguments)
+    assert not within(modules, ("torch", "numpy", "tokenizers", *NOT_FOR_ANSWERS))
+    # The package, what has moved, errors, the application; of a command its module and options.
+    assert len(within(modules, ("pretune",))) <= 7
+
+
+def test_one_text(tiny_folder: Path, tmp_path: Path) -> None:
+    save(CASES["classify"].bundle(tiny_folder, tmp_path), tmp_path)
+    modules = imported("predict", tmp_path, "a good film", "--device", "cpu")
+    assert not within(modules, NOT_FOR_ANSWERS)
+    assert len(within(modules, ("pretune",))) <= 90
