@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from pretune.bundle.bundle import load
+from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
+from pretune.tasks.base import DrawsAnew
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.training.freeze import freeze, train_mode
+from pretune.training.freeze import freeze, reads_once, train_mode
 from pretune.training.optimizer import parameter_groups
 from pretune.training.run import train_recipe
 
@@ -122,6 +124,18 @@ class TestRuns:
             train_recipe(recipe, quiet=True)
             found.append((tmp_path / str(tokens) / "last" / "model.safetensors").read_bytes())
         assert found[0] == found[1]
+
+    def test_what_is_drawn_anew_is_not_read_once(self, tiny_folder: Path) -> None:
+        class Noisy(Classify, DrawsAnew):
+            def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
+                return batch
+
+        features = FeatureSet.of([Feature([2, 5, 3], [0, 0, 0], {"label": 0}, 0)])
+        for kind, once in ((Classify, True), (Noisy, False)):
+            task = kind(ClassifyOptions(max_length=16), ["a", "b"])
+            bundle = load(tiny_folder, task=task)
+            freeze(bundle.model, "backbone")
+            assert reads_once(task, bundle.model, features) is once
 
     def test_reading_once_runs_the_backbone_once(self, toy_recipe: Make, monkeypatch: Any) -> None:
         from pretune.models.bert import BertModel
