@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -373,3 +375,17 @@ class TestMissing:
 def test_public_data_read_without_loss(data_folder, name):
     lines = (data_folder / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert ["\t".join(row.values()) for row in read(data_folder / name).rows] == lines[1:]
+
+
+def test_libraries_of_tables_stay_out_until_a_table_is_read(tmp_path):
+    """Each costs a second of every start."""
+    path = write(tmp_path, "a.jsonl", CONTENTS["a.jsonl"])
+    program = (
+        "import sys\nfrom pretune.data.readers.files import read\n"
+        f"assert len(read({str(path)!r}).rows) == 2\n"
+        "print({'pyarrow', 'datasets', 'torch', 'pandas'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
