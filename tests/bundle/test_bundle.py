@@ -15,8 +15,7 @@ from pretune.data.batch import PackedBatch
 from pretune.data.records import Records
 from pretune.errors import CheckpointError
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.tagging.options import TagOptions
-from pretune.tasks.tagging.tag import Tagger
+from pretune.tasks.tagging.tag import Tagger, TagOptions
 
 
 @pytest.fixture

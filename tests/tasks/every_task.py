@@ -21,8 +21,7 @@ from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
 from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tasks.regression.regress import Regress, RegressOptions
-from pretune.tasks.tagging.options import TagOptions
-from pretune.tasks.tagging.tag import Tagger
+from pretune.tasks.tagging.tag import Tagger, TagOptions
 from pretune.tasks.translation.translate import Translate, TranslateOptions
 from pretune.tokenizers.train import train_tokenizer
 from tests.tasks.questions import question

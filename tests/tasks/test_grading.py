@@ -14,8 +14,8 @@ from pretune.evaluation.examine import examine
 from pretune.tasks.base import Task
 from pretune.tasks.builtin import TASKS
 from pretune.tasks.question_answering.answer import Answerer, AnswerOptions, AnswerPrediction
-from pretune.tasks.tagging.grade import span_mistakes
-from pretune.tasks.tagging.schemes import Span
+from pretune.tasks.tagging.schemes import EntitySpan
+from pretune.tasks.tagging.scoring import span_mistakes
 from tests.tasks.every_task import CASES
 from tests.tasks.questions import CONTEXT, question, records
 
@@ -89,7 +89,7 @@ def test_an_answer_is_right_or_has_mistakes(name: str, tiny_folder: Path, tmp_pa
 
 SPANS = st.sets(
     st.builds(
-        lambda start, length, kind: Span(start, start + length, kind),
+        lambda start, length, kind: EntitySpan(start, start + length, kind),
         st.integers(0, 8),
         st.integers(1, 3),
         st.sampled_from(["PER", "LOC"]),
@@ -99,7 +99,9 @@ SPANS = st.sets(
 
 
 @given(right=SPANS, found=SPANS)
-def test_every_entity_is_right_or_in_one_mistake(right: set[Span], found: set[Span]) -> None:
+def test_every_entity_is_right_or_in_one_mistake(
+    right: set[EntitySpan], found: set[EntitySpan]
+) -> None:
     mistakes = span_mistakes(sorted(right), dict.fromkeys(found, 0.5), str)
     kinds = [mistake.kind for mistake in mistakes]
     both = sum(kind in ("type", "boundary", "boundary and type") for kind in kinds)
@@ -110,27 +112,31 @@ def test_every_entity_is_right_or_in_one_mistake(right: set[Span], found: set[Sp
 @pytest.mark.parametrize(
     ("right", "found", "expected"),
     [
-        ([Span(0, 2, "PER")], [Span(0, 2, "PER")], []),
-        ([Span(0, 2, "PER")], [Span(0, 2, "LOC")], ["type: PER taken for LOC"]),
-        ([Span(0, 2, "PER")], [Span(1, 3, "PER")], ["boundary: PER"]),
-        ([Span(0, 2, "PER")], [Span(1, 3, "LOC")], ["boundary and type: PER taken for LOC"]),
-        ([Span(0, 2, "PER")], [Span(2, 3, "PER")], ["missed: PER", "spurious: PER"]),
+        ([EntitySpan(0, 2, "PER")], [EntitySpan(0, 2, "PER")], []),
+        ([EntitySpan(0, 2, "PER")], [EntitySpan(0, 2, "LOC")], ["type: PER taken for LOC"]),
+        ([EntitySpan(0, 2, "PER")], [EntitySpan(1, 3, "PER")], ["boundary: PER"]),
+        (
+            [EntitySpan(0, 2, "PER")],
+            [EntitySpan(1, 3, "LOC")],
+            ["boundary and type: PER taken for LOC"],
+        ),
+        ([EntitySpan(0, 2, "PER")], [EntitySpan(2, 3, "PER")], ["missed: PER", "spurious: PER"]),
         # The longer overlap is the boundary; what is left over is spurious.
         (
-            [Span(0, 4, "PER")],
-            [Span(0, 1, "PER"), Span(1, 4, "PER")],
+            [EntitySpan(0, 4, "PER")],
+            [EntitySpan(0, 1, "PER"), EntitySpan(1, 4, "PER")],
             ["spurious: PER", "boundary: PER"],
         ),
         # The same place comes before the same type.
         (
-            [Span(0, 2, "PER"), Span(2, 4, "LOC")],
-            [Span(0, 2, "LOC"), Span(2, 3, "PER")],
+            [EntitySpan(0, 2, "PER"), EntitySpan(2, 4, "LOC")],
+            [EntitySpan(0, 2, "LOC"), EntitySpan(2, 3, "PER")],
             ["type: PER taken for LOC", "boundary and type: LOC taken for PER"],
         ),
     ],
 )
 def test_kinds_of_mistakes_of_entities(
-    right: list[Span], found: list[Span], expected: list[str]
+    right: list[EntitySpan], found: list[EntitySpan], expected: list[str]
 ) -> None:
     assert [str(m) for m in span_mistakes(right, dict.fromkeys(found, 0.5), str)] == expected
 

@@ -19,10 +19,16 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.evaluation.examine import examine
 from pretune.tasks.features import featurize
-from pretune.tasks.tagging.features import windows
-from pretune.tasks.tagging.options import TagOptions
-from pretune.tasks.tagging.schemes import LETTERS, Span, find_scheme, malformed, spans, write
-from pretune.tasks.tagging.tag import Tagger, TagPrediction
+from pretune.tasks.tagging.features import word_windows
+from pretune.tasks.tagging.schemes import (
+    LETTERS,
+    EntitySpan,
+    find_scheme,
+    malformed,
+    spans,
+    write_tags,
+)
+from pretune.tasks.tagging.tag import Tagger, TagOptions, TagPrediction
 from pretune.training.validation import evaluate_features
 
 SCHEMES = list(LETTERS)
@@ -30,14 +36,14 @@ LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
 @st.composite
-def entities(draw: st.DrawFn) -> tuple[list[Span], int]:
+def entities(draw: st.DrawFn) -> tuple[list[EntitySpan], int]:
     length = draw(st.integers(0, 12))
     found, at = [], 0
     while at < length:
         at += draw(st.integers(0, 2))
         end = at + draw(st.integers(1, 4))
         if end <= length:
-            found.append(Span(at, end, draw(st.sampled_from(["PER", "LOC", "X-Y.Z"]))))
+            found.append(EntitySpan(at, end, draw(st.sampled_from(["PER", "LOC", "X-Y.Z"]))))
         at = end
     return found, length
 
@@ -45,10 +51,10 @@ def entities(draw: st.DrawFn) -> tuple[list[Span], int]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(given_=entities())
 def test_every_scheme_gives_back_what_was_written(
-    scheme: Any, given_: tuple[list[Span], int]
+    scheme: Any, given_: tuple[list[EntitySpan], int]
 ) -> None:
     found, length = given_
-    tags = write(found, length, scheme)
+    tags = write_tags(found, length, scheme)
     assert len(tags) == length
     assert spans(tags) == found
     assert malformed(tags, scheme) is None
@@ -97,7 +103,7 @@ def test_the_scheme_of_data_is_found(tags: list[str], scheme: str) -> None:
 def test_each_word_counts_once_where_most_is_around_it(
     sizes: list[int], room: int, overlap: int
 ) -> None:
-    found = windows(sizes, room, overlap)
+    found = word_windows(sizes, room, overlap)
     places = np.cumsum([0, *sizes])
     counted = [word for w in found for word in range(w.first, w.stop)]
     assert counted == list(range(len(sizes)))

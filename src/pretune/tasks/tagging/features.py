@@ -1,4 +1,4 @@
-"""Sentences as windows of tokens in which the first piece of each word has its label."""
+"""Words of texts, and windows over sentences that are too long."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from tokenizers import Encoding
 
 from pretune.data.arrays import Array
 from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Targets of a token: which word of its sentence begins there (-1: none that counts in this
-#: window); and its label.
+#: Targets of a token: the word of its sentence that begins there, -1 if none that counts in the
+#: window does; and the label of that word.
 WORD, LABEL = "word", "label"
-#: Targets of a window: whether the words that count in it are the first, the last of the sentence.
+#: Targets of a window: whether the words that count in it begin, and end, the sentence.
 BEGINS, ENDS = "begins", "ends"
 
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-#: What is no punctuation around a word, though Unicode says so.
+#: Punctuation and symbols by Unicode that are parts of words all the same.
 _OF_WORDS = frozenset("_@#$€£")
 _JOINER = "\u200d"
 
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """A character with what is written on it.
+    """A character with its combining marks.
 
     Attributes:
-        start: its first character.
+        start: its first code point.
         end: the one after its last.
-        base: the character that the others are on; empty where there is none.
+        base: the code point that the marks belong to; empty where there are only marks.
     """
 
     start: int
@@ -42,33 +43,34 @@ class _Letter:
 
     @property
     def is_punctuation(self) -> bool:
-        """Whether it is a word of its own at the ends of a word; inside (U.S, AL-AIN) it is not."""
+        """Whether it is split off at the ends of a word; inside (U.S, AL-AIN) it is not."""
         kind = unicodedata.category(self.base)[0] if self.base else ""
         return kind in ("P", "S") and self.base not in _OF_WORDS
 
 
 def _letters(text: str) -> list[_Letter]:
-    """The characters of a text without spaces; marks and formats are with the one before them.
+    """Split a text into characters, without spaces.
 
-    Where there is none before them, they are with the one after. A joiner joins two symbols to one.
+    Marks and format characters belong to the character before them; without one, to the one after.
+    A joiner makes one character of two symbols.
     """
-    found: list[_Letter] = []
+    letters: list[_Letter] = []
     for i, character in enumerate(text):
         if character.isspace():
             continue
         kind = unicodedata.category(character)
         base = "" if kind[0] == "M" or kind == "Cf" else character
-        last = found[-1] if found and found[-1].end == i else None
+        last = letters[-1] if letters and letters[-1].end == i else None
         joined = kind[0] == "S" and text[i - 1 : i] == _JOINER
         if last is not None and (not base or not last.base or joined):
-            found[-1] = _Letter(last.start, i + 1, last.base or base)
+            letters[-1] = _Letter(last.start, i + 1, last.base or base)
         else:
-            found.append(_Letter(i, i + 1, base))
-    return found
+            letters.append(_Letter(i, i + 1, base))
+    return letters
 
 
 def _chunks(letters: Sequence[_Letter]) -> Iterator[Sequence[_Letter]]:
-    """What spaces part; each Chinese character by itself."""
+    """Yield what stands between spaces; each Chinese character by itself."""
     first = 0
     for i in range(1, len(letters) + 1):
         if (
@@ -82,31 +84,32 @@ def _chunks(letters: Sequence[_Letter]) -> Iterator[Sequence[_Letter]]:
 
 
 def split_words(text: str, *, characters: bool = False) -> list[tuple[int, int]]:
-    """The words of a text: the first character of each, and the one after its last.
+    """Return the place of each word of a text: its first character, and the one after its last.
 
     Args:
-        text: any.
+        text: the text.
         characters: whether every character is a word, as in Chinese data; else only Chinese ones.
     """
     letters = _letters(text)
     if characters:
         return [(letter.start, letter.end) for letter in letters]
-    found = []
+    words = []
     for chunk in _chunks(letters):
+        # A word is what remains between punctuation, each mark of which is a word of its own.
         inside = [i for i, letter in enumerate(chunk) if not letter.is_punctuation]
         low, high = (inside[0], inside[-1] + 1) if inside else (len(chunk), len(chunk))
-        found += [(letter.start, letter.end) for letter in chunk[:low]]
+        words += [(letter.start, letter.end) for letter in chunk[:low]]
         if inside:
-            found.append((chunk[low].start, chunk[high - 1].end))
-        found += [(letter.start, letter.end) for letter in chunk[high:]]
-    return found
+            words.append((chunk[low].start, chunk[high - 1].end))
+        words += [(letter.start, letter.end) for letter in chunk[high:]]
+    return words
 
 
 def words_of(records: Records, row: int, *, characters: bool) -> list[str]:
-    """The words of a record: `tokens` as they are, or the words of a text.
+    """Return the words of a record: the list in `tokens`, or the words of the text there.
 
     Raises:
-        DataError: it is neither a text nor a list of texts.
+        DataError: `tokens` is neither a text nor a list of texts; names file and line.
     """
     value = records.rows[row].get("tokens")
     if isinstance(value, str):
@@ -122,14 +125,14 @@ def words_of(records: Records, row: int, *, characters: bool) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Some words of a sentence: those that are read, and of these those that count.
+class WordWindow:
+    """A part of a sentence: the words that are read, and those among them that count.
 
     Attributes:
-        start: the first that is read; and
-        end: the one after the last.
-        first: the first that counts; and
-        stop: the one after the last.
+        start: the first word that is read.
+        end: the word after the last that is read.
+        first: the first word that counts.
+        stop: the word after the last that counts.
     """
 
     start: int
@@ -138,32 +141,35 @@ class Window:
     stop: int
 
 
-def windows(sizes: Sequence[int], room: int, overlap: int) -> list[Window]:
-    """Windows over a sentence; each word counts in the one that shows most around it.
+def word_windows(sizes: Sequence[int], room: int, overlap: int) -> list[WordWindow]:
+    """Divide a sentence into windows; each word counts in the one with the most context around it.
 
-    "Most": the lesser of the tokens before and after it, as BERT's own script for SQuAD has it (its
-    "maximum context"); of two alike the first. A window in which no word counts is left out.
+    The context is the number of tokens before the word or after it, whichever is less (the "maximum
+    context" of BERT's script for SQuAD); of equals the first window counts. A window in which no
+    word counts is left out.
 
     Args:
-        sizes: tokens of each word, at least 1 and at most `room`.
-        room: tokens of a window.
-        overlap: tokens that it shares with the next at the most.
+        sizes: the number of tokens of each word, from 1 to `room`.
+        room: the number of tokens of a window.
+        overlap: the maximum number of tokens that a window shares with the next.
     """
     places = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))])
     count = len(sizes)
+    # The words of each window: as many as fit, from where the overlap with the one before begins.
     read = [(0, int(np.searchsorted(places, room, side="right")) - 1)]
     while read[-1][1] < count:
         start, end = read[-1]
         shared = int(np.searchsorted(places, places[end] - overlap, side="left"))
         start = max(start + 1, min(shared, end))
         end_at = int(np.searchsorted(places, places[start] + room, side="right")) - 1
-        # A long word may not fit behind what would be shared: then less is.
+        # A long word may not fit after the shared tokens: then fewer are shared.
         while end_at <= end:
             start += 1
             end_at = int(np.searchsorted(places, places[start] + room, side="right")) - 1
         read.append((start, end_at))
     if len(read) == 1:
-        return [Window(0, count, 0, count)]
+        return [WordWindow(0, count, 0, count)]
+    # The window of each word.
     best = np.full(count, -1, dtype=np.int64)
     owner = np.zeros(count, dtype=np.int64)
     for number, (start, end) in enumerate(read):
@@ -173,57 +179,40 @@ def windows(sizes: Sequence[int], room: int, overlap: int) -> list[Window]:
         better = context > best[start:end]
         best[start:end][better] = context[better]
         owner[start:end][better] = number
-    found = []
+    windows = []
     for number, (start, end) in enumerate(read):
         own = np.flatnonzero(owner == number)
         if len(own):
-            found.append(Window(start, end, int(own[0]), int(own[-1]) + 1))
-    return found
+            windows.append(WordWindow(start, end, int(own[0]), int(own[-1]) + 1))
+    return windows
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """The words of a sentence in tokens.
-
-    Attributes:
-        ids: `[T]` int32.
-        sizes: of each word, how many tokens it is.
-        cut: whether a word had more than there is room for.
-    """
-
-    ids: Array
-    sizes: list[int]
-    cut: bool
-
-
-def pieces_of(
-    ids: Sequence[int], words: Sequence[int | None], count: int, room: int, unknown: int
-) -> Pieces:
-    """Tokens grouped by word.
+def tokens_by_word(
+    encoding: Encoding, count: int, room: int, unknown: int
+) -> tuple[Array, list[int], bool]:
+    """Group the tokens of a sentence by word.
 
     Args:
-        ids: of a sentence, without special tokens.
-        words: which word each token is of.
-        count: how many words there are.
-        room: the most tokens of a word; what is over it is cut.
-        unknown: stands for a word that the tokenizer leaves nothing of (zero-width characters).
+        encoding: of a sentence without special tokens.
+        count: the number of words.
+        room: the maximum number of tokens of a word; the rest is cut.
+        unknown: the token for a word that has none (zero-width characters).
+
+    Returns:
+        `[T]` int32, the tokens; the number of tokens of each word; and whether a word was cut.
     """
     groups: list[list[int]] = [[] for _ in range(count)]
-    for token, word in zip(ids, words, strict=True):
+    for token, word in zip(encoding.ids, encoding.word_ids, strict=True):
         if word is not None:
             groups[word].append(token)
-    cut = any(len(group) > room for group in groups)
     kept = [group[:room] or [unknown] for group in groups]
-    return Pieces(
-        np.array([token for group in kept for token in group], dtype=np.int32),
-        [len(group) for group in kept],
-        cut,
-    )
+    tokens = np.array([token for group in kept for token in group], dtype=np.int32)
+    return tokens, [len(group) for group in kept], any(len(group) > room for group in groups)
 
 
-def around(tokenizer_example: Any) -> tuple[Array, Array]:
-    """What a tokenizer puts before a single text and after it: `[CLS]` and `[SEP]`."""
-    sources = tokenizer_example.sequence_ids
-    ids = np.array(tokenizer_example.ids, dtype=np.int32)
-    known = [i for i, source in enumerate(sources) if source == 0]
-    return ids[: known[0]], ids[known[-1] + 1 :]
+def special_tokens(tokenizer: Tokenizer) -> tuple[Array, Array]:
+    """Return what the tokenizer puts before a text and after it, such as `[CLS]` and `[SEP]`."""
+    example = tokenizer.engine.encode("a")
+    ids = np.array(example.ids, dtype=np.int32)
+    own = [i for i, source in enumerate(example.sequence_ids) if source == 0]
+    return ids[: own[0]], ids[own[-1] + 1 :]

@@ -1,7 +1,7 @@
-"""How tags spell entities: the schemes, and reading any of them as conlleval does.
+"""Tagging schemes: how tags spell entities, and how any of them are read, as conlleval does.
 
 bio    B-x I-x I-x O     (IOB2: every entity begins with B)
-iob1   I-x I-x I-x O     (B only where an entity touches one of its type)
+iob1   I-x I-x I-x O     (B only after an entity of the same type)
 bioes  B-x I-x E-x S-x   (the last word is E, a single one S); bilou: L, U; bmes: M, E, S
 """
 
@@ -26,7 +26,7 @@ OUTSIDE = "O"
 
 
 @dataclass(frozen=True, order=True)
-class Span:
+class EntitySpan:
     """An entity: its first word, the one after its last, and its type."""
 
     start: int
@@ -35,9 +35,9 @@ class Span:
 
 
 def split_tag(tag: str) -> tuple[str, str]:
-    """The letter of a tag (of bioes, whatever the scheme) and its type; `O` has none.
+    """Split a tag into its letter, translated to bioes, and its type, empty for `O`.
 
-    What is in no scheme is read as `I-` before a type of that name, as transformers does it.
+    A tag of no scheme is read as `I-` with the tag as type, as transformers does.
     """
     if tag == OUTSIDE:
         return OUTSIDE, ""
@@ -52,51 +52,56 @@ def is_tag(tag: str) -> bool:
     return tag == OUTSIDE or (len(tag) > 2 and tag[0] in "BIESMLU" and tag[1] == "-")
 
 
-def spans(tags: Sequence[str]) -> list[Span]:
-    """The entities, as conlleval reads them: every sequence means something.
+def spans(tags: Sequence[str]) -> list[EntitySpan]:
+    """Return the entities that tags spell, as conlleval reads them, well-formed or not.
 
     An entity begins at B and S, after O, E and S, and where the type changes; it ends after E and S
-    and before whatever begins another. (Tjong Kim Sang & Buchholz 2000's script, with S.)
+    and before another begins. (The script of Tjong Kim Sang & Buchholz 2000, extended by S.)
     """
-    found: list[Span] = []
+    entities: list[EntitySpan] = []
     start, last, kind = 0, OUTSIDE, ""
     for i, tag in enumerate([*tags, OUTSIDE]):
         letter, own = split_tag(tag)
         fresh = letter in "BS" or last in "OES" or own != kind
         if last != OUTSIDE and (fresh or letter == OUTSIDE):
-            found.append(Span(start, i, kind))
+            entities.append(EntitySpan(start, i, kind))
         if letter != OUTSIDE and fresh:
             start = i
         last, kind = letter, own
-    return found
+    return entities
 
 
-def write(entities: Iterable[Span], length: int, scheme: Scheme) -> list[str]:
-    """The tags of entities that do not overlap, for so many words."""
+def write_tags(entities: Iterable[EntitySpan], length: int, scheme: Scheme) -> list[str]:
+    """Return the tags of `length` words with entities that do not overlap."""
     tags = [OUTSIDE] * length
     first, inside, end, single = list(LETTERS[scheme])
-    before = Span(-1, -1, "")
-    for one in sorted(entities):
-        letters = [inside] * (one.end - one.start)
+    before = EntitySpan(-1, -1, "")
+    for span in sorted(entities):
+        letters = [inside] * (span.end - span.start)
         letters[0], letters[-1] = first, end
         if len(letters) == 1:
             letters = [single]
-        if scheme == "iob1" and before.end == one.start and before.type == one.type:
+        if scheme == "iob1" and before.end == span.start and before.type == span.type:
             letters[0] = "B"
-        for i, letter in enumerate(letters, start=one.start):
-            tags[i] = f"{letter}-{one.type}"
-        before = one
+        for i, letter in enumerate(letters, start=span.start):
+            tags[i] = f"{letter}-{span.type}"
+        before = span
     return tags
 
 
 def labels_of(types: Iterable[str], scheme: Scheme) -> list[str]:
-    """All tags of a scheme: `O`, then those of each type."""
+    """Return all tags of a scheme: `O`, then the tags of each type."""
     letters = dict.fromkeys("BI" if scheme == "iob1" else LETTERS[scheme])
     return [OUTSIDE, *(f"{letter}-{kind}" for kind in types for letter in letters)]
 
 
+def types_of(labels: Iterable[str]) -> list[str]:
+    """Return the types of entities among labels, in their order."""
+    return list(dict.fromkeys(kind for label in labels if (kind := split_tag(label)[1])))
+
+
 def _by_letters(tags: Iterable[str]) -> Scheme | None:
-    """The scheme that has letters which are among those of some tags; None if all are B and I."""
+    """Return the scheme to which a letter belongs that tags have; None if all are B and I."""
     letters = {tag[0] for tag in tags if is_tag(tag)}
     if letters & set("LU"):
         return "bilou"
@@ -106,7 +111,7 @@ def _by_letters(tags: Iterable[str]) -> Scheme | None:
 
 
 def find_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
-    """The scheme that tags are in: by their letters, and of B and I by where they stand."""
+    """Find the scheme of tags: by their letters, or by where B and I stand."""
     seen: set[str] = set()
     inside_begins = lone_b = False
     for tags in sentences:
@@ -114,19 +119,18 @@ def find_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
         seen.update(tags)
         for tag in tags:
             letter, own = split_tag(tag)
-            if letter == "I" and (last == OUTSIDE or own != kind):
-                inside_begins = True
-            if letter == "B" and (last == OUTSIDE or own != kind):
-                lone_b = True
+            if last == OUTSIDE or own != kind:  # an entity that touches none of its type begins
+                inside_begins |= letter == "I"
+                lone_b |= letter == "B"
             last, kind = letter, own
     return _by_letters(seen) or ("iob1" if inside_begins and not lone_b else "bio")
 
 
 def scheme_of(labels: Sequence[str]) -> Scheme:
-    """The scheme that a model's labels are in.
+    """Return the scheme of a model's labels.
 
-    Where a type has I and no B, or all are bare (PER), it is iob1, in which no B has to be: so are
-    the labels of models whose training data had none, or none for that type.
+    If a type has I and no B, or all labels are bare (PER), it is iob1, which needs no B: such
+    models come from data without a B, or without one for that type.
     """
     split = [split_tag(label) for label in labels if is_tag(label)]
     begun = {kind for letter, kind in split if letter == "B"}
@@ -135,18 +139,19 @@ def scheme_of(labels: Sequence[str]) -> Scheme:
 
 
 def spelled(tag: str, labels: Container[str]) -> str | None:
-    """A tag as a model with these labels has it: there may be no B-PER, but I-PER or PER.
+    """Return a tag as a model with these labels spells it; None if it has no such tag.
 
-    Two entities of one type that touch are one, then. None: it has no such tag.
+    A model without B-PER may have I-PER or PER instead; two entities of a type that touch become
+    one.
     """
     letter, kind = split_tag(tag)
     instead = {"B": "BI", "S": "BI"}.get(letter, "I") if kind else ""
-    spellings = [tag, *(f"{one}-{kind}" for one in instead), *([kind] if kind else [])]
-    return next((one for one in spellings if one in labels), None)
+    spellings = [tag, *(f"{other}-{kind}" for other in instead), *([kind] if kind else [])]
+    return next((label for label in spellings if label in labels), None)
 
 
 def follows(before: str | None, after: str | None, scheme: Scheme) -> bool:
-    """Whether a well-formed sequence may have one tag after another; None: begins or ends."""
+    """Whether `after` may follow `before` in the scheme; None: the start or end of a sentence."""
     last, kind = split_tag(OUTSIDE if before is None else before)
     letter, own = split_tag(OUTSIDE if after is None else after)
     goes_on = kind == own and last in "BI" and letter != OUTSIDE
@@ -154,13 +159,13 @@ def follows(before: str | None, after: str | None, scheme: Scheme) -> bool:
         return letter != "B" or (kind == own and last in "BI")
     if scheme == "bio":
         return letter != "I" or goes_on
-    if last in "BI":  # something has to come, of the same type
+    if last in "BI":  # an entity is not finished yet
         return goes_on and letter in "IE"
     return letter in "OBS"
 
 
 def malformed(tags: Sequence[str], scheme: Scheme) -> int | None:
-    """The first word (0-based) whose tag may not stand there; None where all is well."""
+    """Return the first word, from 0, whose tag the scheme does not allow there; None: all are."""
     for i, (before, after) in enumerate(zip([None, *tags], [*tags, None], strict=True)):
         if not follows(before, after, scheme):
             return min(i, len(tags) - 1)

@@ -1,76 +1,121 @@
-"""Tagging: a tag for each word of a sentence, and with them the names of people, places, ..."""
+"""`tag`: a tag for each word of a sentence, which gives the names of people, places, ..."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pretune.checkpoints.config import CRF
 from pretune.data.arrays import Array
-from pretune.data.batch import (
-    Feature,
-    Features,
-    PackedBatch,
-    Repaired,
-    Skipped,
-)
+from pretune.data.batch import Feature, Features, PackedBatch, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
-from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, usual_length
-from pretune.tasks.grading import EachLoss, Grade
-from pretune.tasks.labels import published_labels, stored_labels
-from pretune.tasks.losses import cross_entropy, sum_by_sequence
-from pretune.tasks.tagging.decode import WindowTags, decode, window_tags
+from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, TaskOptions, usual_length
+from pretune.tasks.grading import Decision, EachLoss, Grade
+from pretune.tasks.labels import label_entries, numbered, published_labels, stored_labels
+from pretune.tasks.losses import CrossEntropyOptions, cross_entropy, sum_by_sequence
+from pretune.tasks.tagging import schemes
 from pretune.tasks.tagging.features import (
     BEGINS,
     ENDS,
     LABEL,
     WORD,
-    around,
-    pieces_of,
+    special_tokens,
     split_words,
-    windows,
+    tokens_by_word,
+    word_windows,
     words_of,
 )
-from pretune.tasks.tagging.grade import tag_grader, types_of
-from pretune.tasks.tagging.metrics import TagMetrics, entity_figures
-from pretune.tasks.tagging.options import TagOptions
-from pretune.tasks.tagging.schemes import (
-    OUTSIDE,
-    Scheme,
-    find_scheme,
-    is_tag,
-    labels_of,
-    malformed,
-    scheme_of,
-    spans,
-    spelled,
-    split_tag,
-    write,
+from pretune.tasks.tagging.schemes import OUTSIDE, EntitySpan, Scheme, spans, split_tag, types_of
+from pretune.tasks.tagging.scoring import (
+    TagMetrics,
+    WindowTags,
+    decode_tags,
+    entity_figures,
+    span_mistakes,
+    window_tags,
 )
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
+class TagOptions(CrossEntropyOptions):
+    """Options of `tag`."""
+
+    name: Literal["tag"] = Field("tag", description="A tag for each word: names, places, ...")
+    max_length: int = Field(
+        256,
+        ge=8,
+        description="The maximum number of tokens of a window; a longer sentence is read in "
+        "several windows.",
+    )
+    overlap: int = Field(
+        64,
+        ge=0,
+        description="The maximum number of tokens that two neighbouring windows share. Each word "
+        "counts in the window that shows the most context around it.",
+    )
+    scheme: Scheme = Field("bio", description="The tagging scheme of the model.")
+    data_scheme: Scheme | Literal["auto"] = Field(
+        "auto", description="The tagging scheme of the data; auto: that of the training data."
+    )
+    labels: list[str] | None = Field(
+        None, description="The names of the data's tags, in order, where they are numbers."
+    )
+    crf: bool = Field(
+        False,
+        description="Put a conditional random field on top: it learns which tag follows which, and "
+        "only well-formed sequences are predicted. transformers does not read it.",
+    )
+    crf_rate: float = Field(
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="The learning rate of the CRF, as a multiple of the model's.",
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout before the last layer. Default: the model's own."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.overlap > self.max_length // 2:
+            raise ValueError(
+                f"overlap must be at most half of max_length: {self.max_length // 2} "
+                f"(it is {self.overlap})"
+            )
+        if self.crf and (self.label_smoothing or self.z_loss):
+            raise ValueError(
+                "label_smoothing and z_loss are not for a crf: its loss has no classes"
+            )
+        return self
+
+    @classmethod
+    def of_length(cls, length: int, scheme: Scheme = "bio", *, crf: bool = False) -> Self:
+        """Return the default options, adapted to windows of `length` tokens."""
+        return cls(max_length=length, overlap=min(64, length // 4), scheme=scheme, crf=crf)
+
+
 @dataclass(frozen=True)
 class Entity:
-    """An entity that was found.
+    """A predicted entity.
 
     Attributes:
-        type: of it.
-        text: of it.
+        type: its type, such as `PER`.
+        text: its text.
         score: the mean probability of its words' tags.
-        start: where it begins in what was given, from 0: which character of a text, or which word
-            of a list of words.
-        end: the one after its last.
+        start: its first character in a given text, or its first word in a given list of words.
+        end: the character, or the word, after its last.
     """
 
     type: str
@@ -87,24 +132,29 @@ class TagPrediction(Prediction):
     entities: tuple[Entity, ...]
     tags: tuple[str, ...] | None = None
 
+    @override
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without what there is not."""
-        found: dict[str, Any] = {"entities": [asdict(entity) for entity in self.entities]}
-        return found if self.tags is None else {**found, "tags": list(self.tags)}
+        entities: dict[str, Any] = {"entities": [asdict(entity) for entity in self.entities]}
+        return entities if self.tags is None else {**entities, "tags": list(self.tags)}
 
+    @override
     def ranked(self) -> list[tuple[str, float]]:
-        """The entities in the order of the text."""
+        """List the entities in the order of the text."""
         return [(f"{e.text}  {e.type}  [{e.start}:{e.end}]", e.score) for e in self.entities]
 
 
 class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
-    """See `TagOptions`; the head is `TokenClassifier`'s (BERT, section 5.3) or `CrfTagger`'s.
+    """A label for the first token of each word (BERT, section 5.3); other tokens have none.
 
-    The first piece of each word has a label, the others have none and are not looked at.
+    Args:
+        options: of the task.
+        labels: the model's tags.
+        characters: whether every character is a word, as in Chinese data.
+        data_scheme: of the tags in the data.
     """
 
     name: ClassVar[str] = "tag"
-    options_type: ClassVar[type[TagOptions]] = TagOptions
+    options_type: ClassVar[type[TaskOptions]] = TagOptions
     best_by: ClassVar[str] = "f1"
 
     def __init__(
@@ -120,55 +170,51 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         self.characters = characters
         self.data_scheme = data_scheme
 
-    @property
-    def head(self) -> str:
-        """With a field or without."""
-        return "token_classification_crf" if self.options.crf else "token_classification"
+    # Preprocessor
 
     @property
+    @override
     def inputs(self) -> dict[str, str]:
-        """`tokens`."""
         return {"tokens": "a text, or the list of its words"}
 
     @property
+    @override
     def targets(self) -> dict[str, str]:
-        """`ner_tags`."""
         return {"ner_tags": "the tag of each word"}
 
     @property
-    def joint(self) -> str:
-        """What stands between words."""
-        return "" if self.characters else " "
-
-    @property
+    @override
     def truncation_note(self) -> str:
-        """Sentences are not, words may be."""
         return "had a word longer than a window, which was cut"
 
+    @override
     def fit(self, records: Records) -> None:
-        """Find the types, the scheme, and whether words are characters.
+        """Collect the types, and find the scheme and whether words are characters.
 
         Raises:
-            DataError: no record has an entity; or tags are not as they should be.
+            DataError: no record has an entity, or its tags cannot be read.
         """
         tags = [self._raw_tags(records, row) for row in range(len(records))]
         given = self.options.data_scheme
-        self.data_scheme = find_scheme(tags) if given == "auto" else given
+        self.data_scheme = schemes.find_scheme(tags) if given == "auto" else given
         words = [w for row in records.rows for w in row["tokens"] if isinstance(w, str)]
         self.characters = sum(len(word) == 1 for word in words) > 0.9 * len(words)
+        # The recipe or the source names the tags in their order; else the order is alphabetical.
         named = self.options.labels or records.categories.get("ner_tags")
-        seen = (tag for own in tags for tag in own)
-        types = dict.fromkeys(split_tag(tag)[1] for tag in (named or sorted(set(seen))))
-        types.pop("", None)
+        types = types_of(named or sorted({tag for own in tags for tag in own}))
         if not types:
             raise DataError(
                 f"{records.origin}, column 'ner_tags': there is no entity, all words are O",
                 "Is it the right column? (data.columns.ner_tags=COLUMN)",
             )
-        self.labels = labels_of(types, self.options.scheme)
+        self.labels = schemes.labels_of(types, self.options.scheme)
 
     def _raw_tags(self, records: Records, row: int) -> list[str]:
-        """The tags of a record as texts."""
+        """Return the tags of a record as they are spelled in the data.
+
+        Raises:
+            DataError: the record has no tag for each word, or one that is in no scheme.
+        """
         value, words = records.rows[row].get("ner_tags"), records.rows[row].get("tokens")
         where = records.where(row, "ner_tags")
         if not isinstance(value, list) or not isinstance(words, list):
@@ -180,103 +226,114 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
             raise DataError(
                 f"{where}: {len(value)} tags for {len(words)} words", "Give each word one tag."
             )
-        names = self.options.labels or records.categories.get("ner_tags")
-        found = []
+        names, tags = self.options.labels or records.categories.get("ner_tags"), []
         for item, tag in enumerate(value):
+            # A number stands for a tag whose name the recipe or the source knows.
             if isinstance(tag, int) and not isinstance(tag, bool) and names is not None:
                 tag = names[tag] if 0 <= tag < len(names) else tag
-            if not isinstance(tag, str) or not is_tag(tag):
+            if not isinstance(tag, str) or not schemes.is_tag(tag):
                 hint = "Tags are O, or B-, I-, E-, S- (L-, U-, M-) and a type, such as B-PER."
                 if isinstance(tag, int):
                     hint = (
-                        "Name the tags in the order of their numbers: task.labels=[O, B-PER, ...]"
+                        "List the tags in the order of their numbers: task.labels=[O, B-PER, ...]"
                     )
                 raise DataError(
                     f"{records.where(row, 'ner_tags', item)}: {tag!r} is no tag of an entity", hint
                 )
-            found.append(tag)
-        return found
+            tags.append(tag)
+        return tags
 
-    def _spelled(self, records: Records, row: int, ids: Mapping[str, int]) -> list[str]:
-        """The tags of a record's words as the model has them."""
-        tags, found = self._raw_tags(records, row), []
-        for item, tag in enumerate(write(spans(tags), len(tags), self.options.scheme)):
-            own = spelled(tag, ids)
+    def _tags(self, records: Records, row: int, ids: Mapping[str, int]) -> list[str]:
+        """Return the tags of a record as the model spells them.
+
+        Raises:
+            DataError: the model has no such tag; names file and line, and the nearest type.
+        """
+        raw, tags = self._raw_tags(records, row), []
+        for item, tag in enumerate(schemes.write_tags(spans(raw), len(raw), self.options.scheme)):
+            own = schemes.spelled(tag, ids)
             if own is None:
                 kinds, kind = types_of(self.labels), split_tag(tag)[1]
-                said = f"unknown type '{kind}'"
-                hint = did_you_mean(kind, kinds)
+                problem, hint = f"unknown type '{kind}'", did_you_mean(kind, kinds)
                 if tag == OUTSIDE or kind in kinds:
-                    said = f"the model has no tag '{tag}'"
+                    problem = f"the model has no tag '{tag}'"
                     hint = f"It has: {', '.join(self.labels)}."
                 raise DataError(
-                    f"{records.where(row, 'ner_tags', item)}: {said}",
-                    f"{hint} Repair the data, or train with data that has it.",
+                    f"{records.where(row, 'ner_tags', item)}: {problem}",
+                    f"{hint} Correct the data, or train with data that contain it.",
                 )
-            found.append(own)
-        return found
+            tags.append(own)
+        return tags
 
-    def _remark(self, records: Records, row: int) -> Repaired | None:
-        """What is wrong with the order of a record's tags."""
+    def _repaired(self, records: Records, row: int) -> Repaired | None:
+        """Report the first tag of a record that its scheme does not allow there."""
         tags = self._raw_tags(records, row)
-        at = malformed(tags, self.data_scheme)
+        at = schemes.malformed(tags, self.data_scheme)
         if at is None:
             return None
         after = f"after {tags[at - 1]}" if at else "at the beginning"
-        return Repaired(
-            row,
-            f"{records.where(row, item=at)}: {tags[at]} {after} is not in {self.data_scheme}; read "
-            "as conlleval does",
-        )
+        problem = f"{tags[at]} {after} is not in {self.data_scheme}"
+        return Repaired(row, f"{records.where(row, item=at)}: {problem}; read as conlleval does")
 
+    @override
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped | Repaired]:
-        """The windows of each sentence; one without words gives nothing to learn or to score."""
-        before, after = around(tokenizer.engine.encode("a"))
+        """Yield the windows of each sentence; one without words is skipped where it has targets."""
+        before, after = special_tokens(tokenizer)
         room = self.options.max_length - len(before) - len(after)
         unknown = tokenizer.special_id("unk_token") or 0
-        ids = {label: i for i, label in enumerate(self.labels)}
+        ids = numbered(self.labels)
         words = [words_of(records, row, characters=self.characters) for row in rows]
-        encoded = tokenizer.encode_words(words)
-        for row, own, encoding in zip(rows, words, encoded, strict=True):
+        for row, own, encoding in zip(rows, words, tokenizer.encode_words(words), strict=True):
             labels = None
             if with_targets:
-                tags = self._spelled(records, row, ids)
+                tags = self._tags(records, row, ids)
                 labels = np.array([ids[tag] for tag in tags], dtype=np.int32)
                 if not own:
                     yield Skipped(row, "no words")
                     continue
-                if (remark := self._remark(records, row)) is not None:
-                    yield remark
-            found = pieces_of(encoding.ids, encoding.word_ids, len(own), room, unknown)
-            starts = np.cumsum([0, *found.sizes])
-            for window in windows(found.sizes, room, self.options.overlap):
+                if (repaired := self._repaired(records, row)) is not None:
+                    yield repaired
+            tokens, sizes, cut = tokens_by_word(encoding, len(own), room, unknown)
+            starts = np.cumsum([0, *sizes])
+            for window in word_windows(sizes, room, self.options.overlap):
                 low, high = starts[window.start], starts[window.end]
-                tokens = np.concatenate([before, found.ids[low:high], after])
+                part = np.concatenate([before, tokens[low:high], after])
+                # The targets stand at the first token of each word that counts in the window.
                 counted = np.arange(window.first, window.stop)
                 places = starts[counted] - low + len(before)
                 targets: dict[str, Any] = {
-                    WORD: np.full(len(tokens), -1, dtype=np.int32),
+                    WORD: np.full(len(part), -1, dtype=np.int32),
                     BEGINS: window.first == 0,
                     ENDS: window.stop == len(own),
                 }
                 targets[WORD][places] = counted
                 if labels is not None:
-                    targets[LABEL] = np.full(len(tokens), -1, dtype=np.int32)
+                    targets[LABEL] = np.full(len(part), -1, dtype=np.int32)
                     targets[LABEL][places] = labels[counted]
-                yield Feature(
-                    cast(Sequence[int], tokens), [0] * len(tokens), targets, row, found.cut
-                )
+                yield Feature(cast(Sequence[int], part), [0] * len(part), targets, row, cut)
 
+    @override
+    def feature_key(self) -> Any:
+        return [*super().feature_key(), self.characters, self.data_scheme]
+
+    # Head
+
+    @property
+    @override
+    def head(self) -> str:
+        return "token_classification_crf" if self.options.crf else "token_classification"
+
+    @override
     def build(self, backbone: Backbone) -> nn.Module:
-        """A linear map on each word's first piece; with `crf` a field on top."""
         options = self.options
         more = {"crf_rate": options.crf_rate} if options.crf else {}
         return build_head(backbone, self.head, len(self.labels), dropout=options.dropout, **more)
 
+    @override
     def forward(self, model: nn.Module, batch: PackedBatch) -> TagScores:
-        """Scores of the words; nothing is computed for the other tokens in the last layer."""
+        """Score the words; the last layer computes nothing for the other tokens."""
         select, targets = batch.where(batch.targets[WORD] >= 0), batch.targets
         if not self.options.crf:
             return TagScores(model(batch, select=select))
@@ -284,13 +341,13 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         if LABEL in targets:
             labels = targets[LABEL][select.rows].long()
             more = {"labels": labels, "begins": targets[BEGINS], "ends": targets[ENDS]}
-        found: TagScores = model(batch, select=select, **more)
-        return found
+        outputs: TagScores = model(batch, select=select, **more)
+        return outputs
 
+    @override
     def loss(self, outputs: TagScores, batch: PackedBatch) -> Loss:
-        """Cross-entropy, or minus the log-likelihood of the field; counted in words."""
-        labels = batch.targets[LABEL]
-        labels = labels[batch.targets[WORD] >= 0].long()
+        """Compute the cross-entropy, or minus the CRF's log-likelihood; counted in words."""
+        labels = batch.targets[LABEL][batch.targets[WORD] >= 0].long()
         if outputs.likelihood is not None:
             return Loss(-outputs.likelihood.sum(), len(labels))
         options = self.options
@@ -299,31 +356,43 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         )
         return Loss(total, len(labels), parts)
 
-    def predict(self, outputs: TagScores, batch: PackedBatch) -> list[WindowTags]:
-        """The scores of each window's words."""
-        return window_tags(outputs, batch.where(batch.targets[WORD] >= 0).layout.lengths)
+    # Answers
 
+    @override
+    def predict(self, outputs: TagScores, batch: PackedBatch) -> list[WindowTags]:
+        return window_tags(outputs, batch)
+
+    @property
+    def separator(self) -> str:
+        """What stands between two words."""
+        return "" if self.characters else " "
+
+    @override
     def combine(self, parts: Sequence[WindowTags], record: Mapping[str, Any]) -> TagPrediction:
-        """The words of all windows in their order, and the entities they make up."""
+        """Read the entities from the words of all windows."""
         given = record["tokens"]
-        ((labels, probabilities),) = decode([parts], self.labels, self.options.scheme)
+        ((labels, probabilities),) = decode_tags([parts], self.labels, self.options.scheme)
         tags = [self.labels[label] for label in labels]
-        sure = probabilities[np.arange(len(labels)), labels]
+        scores = probabilities[np.arange(len(labels)), labels]
+        # Where each word stands in what was given: its characters, or its place in the list.
         if isinstance(given, str):
             places = split_words(given, characters=self.characters)
         else:
             places = [(i, i + 1) for i in range(len(given))]
-        found = []
+        entities = []
         for span in spans(tags):
             start, end = places[span.start][0], places[span.end - 1][1]
             part = given[start:end]
-            text = part if isinstance(part, str) else self.joint.join(part)
-            score = float(sure[span.start : span.end].mean())
-            found.append(Entity(span.type, text, score, start, end))
-        return TagPrediction(tuple(found), None if isinstance(given, str) else tuple(tags))
+            text = part if isinstance(part, str) else self.separator.join(part)
+            score = float(scores[span.start : span.end].mean())
+            entities.append(Entity(span.type, text, score, start, end))
+        return TagPrediction(tuple(entities), None if isinstance(given, str) else tuple(tags))
 
+    # Scorer
+
+    @override
     def each_loss(self, outputs: TagScores, batch: PackedBatch) -> EachLoss:
-        """As `loss`, of each window, counted in words."""
+        """Compute the loss of each window, counted in words."""
         select = batch.where(batch.targets[WORD] >= 0)
         counts = torch.tensor(select.layout.lengths)
         if outputs.likelihood is not None:
@@ -332,45 +401,68 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         each = F.cross_entropy(outputs.logits.detach().float(), labels, reduction="none")
         return EachLoss(sum_by_sequence(each, select.layout), counts)
 
+    @override
     def grader(self, records: Records) -> Callable[[TagPrediction, int], Grade]:
-        """Entities beside those of the data."""
+        """Compare entities.
 
-        ids = {label: i for i, label in enumerate(self.labels)}
+        Counts: for each type how many entities are predicted rightly, are true, and are predicted;
+        then how many tags are right, and how many words there are.
+        """
+        ids, types = numbered(self.labels), numbered(types_of(self.labels))
 
-        def tags_of(row: int) -> list[str]:
-            return self._spelled(records, row, ids)
+        def grade(answer: TagPrediction, row: int) -> Grade:
+            words, tags = records.rows[row]["tokens"], self._tags(records, row, ids)
+            true = spans(tags)
+            predicted = {EntitySpan(e.start, e.end, e.type): e.score for e in answer.entities}
+            counts = np.zeros((3, len(types)))
+            for place, group in enumerate((predicted.keys() & true, true, predicted)):
+                for span in group:
+                    counts[place, types[span.type]] += 1
+            tags_right = sum(a == b for a, b in zip(tags, answer.tags or (), strict=True))
 
-        return tag_grader(records, tags_of, self.labels, self.joint)
+            def text(span: EntitySpan) -> str:
+                return self.separator.join(words[span.start : span.end])
 
+            def shown(group: Iterable[EntitySpan]) -> str:
+                return "; ".join(f"{span.type} {text(span)}" for span in group)
+
+            return Grade(
+                truth=shown(true),
+                answer=shown(predicted),
+                right=set(true) == predicted.keys(),
+                decisions=tuple(Decision(score, span in true) for span, score in predicted.items()),
+                mistakes=tuple(span_mistakes(true, predicted, text)),
+                counts=(*counts.ravel().tolist(), float(tags_right), float(len(words))),
+            )
+
+        return grade
+
+    @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        """Loss; precision, recall and F1 of entities; the share of right tags."""
-        right, guessed, true = np.split(sums[..., 2:-2], 3, axis=-1)
+        entities = entity_figures(*np.split(sums[..., 2:-2], 3, axis=-1))
         accuracy = sums[..., -2] / np.maximum(sums[..., -1], 1)
-        found = entity_figures(right, guessed, true)
-        return {**super().figures(sums), **found, "accuracy": accuracy}
+        return {**super().figures(sums), **entities, "accuracy": accuracy}
 
+    @override
     def metrics(self, features: Features | None = None) -> TagMetrics:
-        """Precision, recall and F1 of entities, as conlleval has them."""
         return TagMetrics(self.labels, self.options.scheme)
 
-    def config_entries(self) -> dict[str, Any]:
-        """`id2label`, `label2id`; and that there is a field."""
-        found: dict[str, Any] = {
-            "id2label": {str(i): label for i, label in enumerate(self.labels)},
-            "label2id": {label: i for i, label in enumerate(self.labels)},
-        }
-        return {**found, CRF: True} if self.options.crf else found
+    # Described
 
+    @override
+    def config_entries(self) -> dict[str, Any]:
+        return {**label_entries(self.labels), **({CRF: True} if self.options.crf else {})}
+
+    @override
     def state(self) -> dict[str, Any]:
-        """The labels, and how the training data were."""
         return {
             "labels": self.labels,
             "characters": self.characters,
             "data_scheme": self.data_scheme,
         }
 
+    @override
     def with_state(self, state: Mapping[str, Any]) -> Self:
-        """With the labels of an earlier training."""
         return type(self)(
             self.options,
             stored_labels(state["labels"]),
@@ -378,21 +470,19 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
             data_scheme=state["data_scheme"],
         )
 
+    @override
     def output_meaning(self) -> dict[str, Any]:
-        """The tags, in the order of the outputs."""
         return {"labels": self.labels}
 
-    def feature_key(self) -> Any:
-        """Features also depend on the word boundaries and on the scheme of the data."""
-        return [*super().feature_key(), self.characters, self.data_scheme]
-
     @classmethod
+    @override
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """A transformers `...ForTokenClassification`, with the labels of its `id2label`."""
         architecture = str((config.get("architectures") or [""])[0])
         if not architecture.endswith("ForTokenClassification"):
             return None
         labels = published_labels(config)
         length = max(8, usual_length(config, 256))
-        options = TagOptions.of_length(length, scheme_of(labels), crf=config.get(CRF) is True)
+        options = TagOptions.of_length(
+            length, schemes.scheme_of(labels), crf=config.get(CRF) is True
+        )
         return cls(options, labels)
