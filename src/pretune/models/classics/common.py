@@ -166,8 +166,13 @@ class ClassicModel(Backbone):
             raise ValueError(
                 f"a state of {state.count} sequences for a batch of {batch.num_sequences}"
             )
-        before = self.initial(batch.num_sequences) if state is None else state
-        return self.run(batch, before, select, output_hidden_states)
+        # Not kept in a variable here: `run` drops the state as soon as it has read it.
+        return self.run(
+            batch,
+            self.initial(batch.num_sequences) if state is None else state,
+            select,
+            output_hidden_states,
+        )
 
     def run(
         self, batch: PackedBatch, before: Any, select: Selection | None, output_hidden_states: bool
