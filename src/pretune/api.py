@@ -52,20 +52,20 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> RunResult:
-    """Train as a recipe says.
+    """Train a model as a recipe says.
 
     Args:
         recipe: a `Recipe`, its values as a mapping, the name of a built-in one, a YAML file, or a
             labelled data file (`.jsonl`, `.csv`, `.tsv`, `.parquet`).
-        overrides: values to change, by their keys: `{"train.epochs": 2}` or `["train.epochs=2"]`.
+        overrides: values to change by their keys: `{"train.epochs": 2}` or `["train.epochs=2"]`.
         overwrite: delete an earlier run in the output folder.
         quiet: show no progress.
 
     Returns:
-        the outcome; `.folder` is what `load` takes, `.metrics` those of the best model.
+        the outcome: `.folder` can be given to `load`, `.metrics` are the best model's.
 
     Raises:
-        PretuneError: bad recipe, data, model or folder; the message says what to do.
+        PretuneError: the recipe, data, model or folder cannot be used; says what to do.
     """
     if isinstance(recipe, Recipe):
         chosen = recipe.changed(overrides)
@@ -79,15 +79,16 @@ def train(
 def resume(
     run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = (), *, quiet: bool = False
 ) -> RunResult:
-    """Go on with a training that was stopped or killed, exactly where its last checkpoint was.
+    """Continue a training that was stopped or killed, exactly from its last checkpoint.
 
     Args:
         run: its folder.
-        overrides: of values that do not change what is learned, such as `train.log_every`.
+        overrides: new values for keys that do not change what is learned, e.g. `train.log_every`.
         quiet: show no progress.
 
     Raises:
-        PretuneError: no run there, other data than then, a checkpoint of another version.
+        PretuneError: there is no run, its data have changed, or its checkpoint is of another
+            version.
     """
     return resume_run(run, overrides, quiet=quiet)
 
@@ -104,27 +105,28 @@ def evaluate(
     max_chars: int | None = None,
     quiet: bool = True,
 ) -> Evaluation:
-    """How well a trained model does on labelled data.
+    """Measure a trained model on labelled data.
 
     Args:
-        model: from `load`, or what `load` takes.
+        model: from `load`, or a run, a folder or a Hub id that `load` takes.
         data: a file, a Hub dataset `owner/name[:config]:split`, a prepared corpus, or records.
-        columns: what the data calls the task's columns; default: as in the training data.
+        columns: the task's names of columns -> the data's; default: as in the training data.
         device: `auto`, `cpu`, `cuda`, ...
         batch_tokens: tokens at a time; changes memory and speed only.
         encoding: of a text file.
         quoting: of a CSV or TSV file: `auto`, `standard` or `none`.
-        max_chars: a longer text is taken for a mistake; default: 100,000 characters, or 100 million
+        max_chars: longer texts are refused as mistakes; default: 100,000 characters, or 100 million
             where the task reads long texts as several sequences (`causal_lm`, `answer`).
-        quiet: do not say what was read, and which records were passed over.
+        quiet: do not report what was read and which records were skipped.
 
     Raises:
-        PretuneError: bad data or model, or nothing in the data can be scored; the message says
-            what to do.
+        PretuneError: the data or the model cannot be used, or no record can be scored; says what to
+            do.
     """
     bundle = model if isinstance(model, Bundle) else load(model)
     task = task_of(bundle)
     target = choose_device(device)
+    # Records, or documents of a prepared corpus.
     records: Data
     if isinstance(data, Records):
         names = column_names(bundle, columns)
@@ -144,6 +146,7 @@ def evaluate(
             quoting=quoting,
             max_chars=max_chars,
         )
+    # Tokenize, then run the model over all of it.
     reporter = Reporter(quiet=quiet)
     features = read_features("data", task, records, bundle, reporter, evaluation=True)
     if len(features) == 0:
@@ -160,17 +163,17 @@ def predict(
     device: str = "auto",
     max_chars: int | None = None,
 ) -> list[Prediction]:
-    """Answers for some inputs, in their order.
+    """Answer inputs, in their order.
 
     Args:
-        model: from `load`, or what `load` takes.
+        model: from `load`, or a run, a folder or a Hub id that `load` takes.
         inputs: texts; for models of pairs, two texts each: `[("a", "b"), ...]`; or mappings with
-            the task's column names. One text by itself works too.
+            the task's column names. A single text works too.
         device: `auto`, `cpu`, `cuda`, ...
-        max_chars: a longer text is taken for a mistake; default: as for `evaluate`.
+        max_chars: longer texts are refused as mistakes; default: as for `evaluate`.
 
     Raises:
-        PretuneError: bad input or model; the message says what to do.
+        PretuneError: the inputs or the model cannot be used; says what to do.
     """
     bundle = model if isinstance(model, Bundle) else load(model)
     predictor = Predictor(bundle, device=device)
@@ -191,20 +194,20 @@ def generate(
     batch_size: int = 16,
     **decoding: Any,
 ) -> list[Generation]:
-    """Let a language model go on from some prompts.
+    """Let a language model continue prompts.
 
     Args:
-        model: from `load`, or what `load` takes.
-        prompts: texts; one by itself works too.
+        model: from `load`, or a run, a folder or a Hub id that `load` takes.
+        prompts: texts; a single text works too.
         device: `auto`, `cpu`, `cuda`, ...
         batch_size: continuations at a time; changes memory and speed only.
-        decoding: how, by the names of `Decoding`: `temperature=0.8, top_k=40, samples=3, ...`
+        decoding: options of `Decoding`: `temperature=0.8, top_k=40, samples=3, ...`
 
     Returns:
-        the continuations of the first prompt, those of the second, ...
+        all continuations, grouped by prompt in the order of the prompts.
 
     Raises:
-        PretuneError: a value that makes no sense, a bad prompt, or a model that cannot generate.
+        PretuneError: an option makes no sense, or a prompt or the model cannot be used.
     """
     known = [item.name for item in fields(Decoding)]
     for name in decoding:
@@ -229,31 +232,32 @@ def prompt(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> FewShotResult:
-    """How well a language model answers from examples in its prompt, untrained.
+    """Measure how well a language model answers from examples in its prompt alone.
 
     Args:
-        model: from `load`, or what `load` takes.
+        model: from `load`, or a run, a folder or a Hub id that `load` takes.
         data: a labelled file, a Hub dataset `owner/name[:config]:split`, or records.
-        train: where the examples are drawn from; default: from `data`, and examples are not
-            evaluated on.
+        train: where the examples are drawn from; default: from `data`, whose examples are then not
+            evaluated.
         device: `auto`, `cpu`, `cuda`, ...
         batch_tokens: tokens at a time; changes memory and speed only.
         encoding: of text files.
         quoting: of CSV and TSV files: `auto`, `standard` or `none`.
-        max_chars: a longer text is taken for a mistake; default: 100,000 characters.
-        progress: called with the number of questions done and of all.
-        options: how to ask, by the names of `FewShotOptions`: `shots=(0, 4), score="pmi", ...`
+        max_chars: longer texts are refused as mistakes; default: 100,000 characters.
+        progress: called with the number of questions done and their total number.
+        options: options of `FewShotOptions`: `shots=(0, 4), score="pmi", ...`
 
     Raises:
-        PretuneError: bad data, template, options or model; the message says what to do.
+        PretuneError: the data, the template, an option or the model cannot be used; says what to
+            do.
     """
     chosen = options_from(options)
 
     def records(source: str | Path | Records) -> Records:
         if isinstance(source, Records):
             return source
-        most = MAX_CHARS if max_chars is None else max_chars
-        return read(source, encoding=encoding, quoting=quoting, max_chars=most)
+        limit = MAX_CHARS if max_chars is None else max_chars
+        return read(source, encoding=encoding, quoting=quoting, max_chars=limit)
 
     return measure(
         model if isinstance(model, Bundle) else load(model),
@@ -277,23 +281,23 @@ def embed(
     batch_tokens: int = 8192,
     max_length: int | None = None,
 ) -> NDArray[np.float32]:
-    """One vector a text.
+    """Turn texts into vectors.
 
     Args:
-        model: from `load`, or what `load` takes; its head, if any, is not used.
-        texts: N of them; one by itself works too.
+        model: from `load`, or a run, a folder or a Hub id that `load` takes; a head is not used.
+        texts: N texts; a single text works too.
         pooling: `mean`, `cls` or `last`; default: `mean` for encoders, `last` for decoders.
         normalize: make every vector of length 1, so that a dot product is a cosine.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `float32`, `bf16` or `auto`.
         batch_tokens: tokens at a time; changes memory and speed only.
-        max_length: tokens of a text; the rest is cut. Default: all that the model can read.
+        max_length: tokens to read of a text; the rest is cut. Default: all the model can read.
 
     Returns:
         `[N, hidden]` float32.
 
     Raises:
-        PretuneError: bad text or model, or a pooling that the model has not.
+        PretuneError: a text or the model cannot be used, or it does not support the pooling.
     """
     embedder = Embedder(
         model if isinstance(model, Bundle) else load(model, bare=True),

@@ -1,4 +1,4 @@
-"""Every example of some data: its loss, the answer, and whether that is right."""
+"""The examples of a data set one by one: each with its loss, its answer and its grade."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from pretune.training.validation import evaluate_features
 
 @dataclass(frozen=True)
 class Example:
-    """One example with what became of it.
+    """One example with its loss and its answer.
 
     Attributes:
-        record: which record (0-based) it is, or a part of.
+        record: the number (0-based) of its record.
         features: the numbers of its sequences.
-        loss: the sum over its terms, in nats (of `regress` in squared units of the score).
-        terms: how many these are.
-        tokens: how long it is, in tokens; of a text in several windows, the sum of theirs.
+        loss: the sum of its terms, in nats (for `regress` in squared units of the score).
+        terms: the number of terms.
+        tokens: its length; for a text in several windows, the sum of their lengths.
         grade: the answer beside the truth.
     """
 
@@ -45,22 +45,22 @@ class Example:
 
     @property
     def mean_loss(self) -> float:
-        """The loss of a term; NaN where there is none."""
+        """The mean loss of a term; NaN without terms."""
         return self.loss / self.terms if self.terms else float("nan")
 
 
 @dataclass(frozen=True)
 class Examined:
-    """All examples of some data.
+    """A data set, examined with one model.
 
     Attributes:
-        bundle: the model that was asked.
-        records: where they come from.
-        features: what the model read.
-        examples: in the order of the data.
-        losses: `[features]` the loss of a term of each.
-        metrics: as `evaluate` gives them.
-        details: as `evaluate` gives them.
+        bundle: the model, its tokenizer and its task.
+        records: the data.
+        features: the sequences that the model read.
+        examples: the examples in the order of the data.
+        losses: `[features]` the mean loss of a term in each sequence.
+        metrics: the figures of `evaluate`.
+        details: the details of `evaluate`.
     """
 
     bundle: Bundle
@@ -73,22 +73,22 @@ class Examined:
 
     @property
     def task(self) -> AnyTask:
-        """What was asked."""
+        """The task of the model."""
         return task_of(self.bundle)
 
     @cached_property
     def sums(self) -> Array:
-        """`[N, 2 + K]` float64, for `Task.figures`."""
+        """`[N, 2 + K]` float64: the numbers of each example that `Task.figures` takes sums of."""
         rows = [(e.loss, e.terms, *e.grade.counts) for e in self.examples]
         return np.array(rows, dtype=np.float64)
 
     def worst_first(self) -> list[int]:
-        """The numbers of the examples, those with the highest loss of a term first."""
+        """Return the numbers of the examples by their mean loss, the highest first."""
         losses = np.nan_to_num([-example.mean_loss for example in self.examples], nan=np.inf)
         return [int(i) for i in np.argsort(losses, kind="stable")]
 
     def places(self) -> tuple[str, list[int]]:
-        """Where each example stands in its file: `line` or `row`, and their numbers (1-based)."""
+        """Return `line` or `row`, and the number (1-based) of each example in its file."""
         records = self.records
         if records.lines is not None:
             lines = records.lines
@@ -97,7 +97,7 @@ class Examined:
         return "row", [numbers[example.record] for example in self.examples]
 
     def text(self, number: int) -> dict[str, str]:
-        """What to show of an example: its columns, or the text of its sequence."""
+        """Return what people see of an example: its columns, or the text of its sequence."""
         example, task = self.examples[number], self.task
         if isinstance(task, ReadsStream):
             begin, end = self.features.starts[example.features[0] :][:2]
@@ -108,7 +108,7 @@ class Examined:
 
 
 def _as_text(value: Any) -> str:
-    """A cell as people read it; of a list its words, characters or texts."""
+    """Return a cell as people read it; a list as its words, characters or texts."""
     if not isinstance(value, list):
         return "" if value is None else str(value)
     texts = [str(item) for item in value]
@@ -126,15 +126,15 @@ def examine(
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
 ) -> Examined:
-    """Ask a model about each of some labelled records.
+    """Run a model over labelled records and keep the result of each.
 
     Args:
-        bundle: with a task.
-        records: with their targets.
+        bundle: a model with a task.
+        records: the data, with their targets.
         device: `auto`, `cpu`, `cuda`, ...
-        precision: as in `precision_context`.
+        precision: `auto`, `float32` or `bf16`.
         batch_tokens: tokens at a time; changes memory and speed only.
-        progress: called with the number of sequences done, and of all.
+        progress: called with the number of sequences done and their total number.
 
     Raises:
         PretuneError: the model has no task, or a record cannot be used.
@@ -146,6 +146,7 @@ def examine(
             f"{records.origin}: no record has anything to ask the model about",
             "Name other data.",
         )
+    # One evaluation gives the figures of all; on the way each batch leaves answers and losses.
     model = bundle.model.to(target).eval()
     parts: dict[int, Any] = {}
     sums, terms = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)
@@ -168,6 +169,7 @@ def examine(
         progress=None if progress is None else lambda done: progress(done, len(features)),
         watch=keep,
     )
+    # Join the sequences of each example, and compare its answer with the truth.
     grade = task.grader(records)
     examples = []
     for record, group in _groups(task, features):
@@ -190,23 +192,24 @@ def examine(
 
 
 def batch_of(task: Head, features: FeatureSet, which: int) -> PackedBatch:
-    """One feature, as it is evaluated."""
+    """Return a batch of one feature, as it is evaluated."""
     return drawn(task, features.batch(np.array([which])), seed=0, epoch=-1)
 
 
 def _one_by_one(bundle: Bundle, features: FeatureSet, batch: PackedBatch) -> EachLoss:
+    """Compute the losses of a batch feature by feature, for tasks that know only whole batches."""
     task = task_of(bundle)
-    found = []
+    losses = []
     for index in batch.index.tolist():
         alone = batch_of(task, features, index).to(batch.tokens.device)
-        one = task.each_loss(task.forward(bundle.model, alone), alone)
-        assert one is not None  # noqa: S101 - as `each_loss` promises
-        found.append(one)
-    return EachLoss(torch.cat([x.sums for x in found]), torch.cat([x.counts for x in found]))
+        loss = task.each_loss(task.forward(bundle.model, alone), alone)
+        assert loss is not None  # noqa: S101 - `each_loss` knows the loss of a single feature
+        losses.append(loss)
+    return EachLoss(torch.cat([x.sums for x in losses]), torch.cat([x.counts for x in losses]))
 
 
 def _groups(task: Preprocessor, features: FeatureSet) -> list[tuple[int, list[int]]]:
-    """The record of each example, and the numbers of its features."""
+    """Return the record of each example with the numbers of its features."""
     records = features.records.tolist()
     if isinstance(task, ReadsStream):
         return [(record, [index]) for index, record in enumerate(records)]

@@ -1,4 +1,4 @@
-"""Which tokens of an example its loss hangs on: gradient x input."""
+"""How much each token of an example contributes to its loss: gradient x input."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pretune.data.batch import PackedBatch
 from pretune.evaluation.examine import Examined, batch_of
 from pretune.inference.predict import task_of
 
-#: An attention map of more tokens than this cannot be read.
-MOST_TOKENS = 64
+#: Attention maps of more tokens cannot be read.
+MAX_MAP_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What an example's loss hangs on.
+    """Attributions and attention of one sequence.
 
     Attributes:
-        tokens: its T tokens.
-        attributions: `[T]` gradient x input, in nats: above 0 where the token raises the loss.
-        attention: `[L, T, T]` each layer's attention, the mean over its heads; None where the model
-            has none, or there are too many tokens to look at.
+        tokens: the T tokens.
+        attributions: `[T]` gradient x input, in nats; above 0 where the token raises the loss.
+        attention: `[L, T, T]` the attention of each layer, averaged over its heads; None without
+            attention, or with too many tokens to look at.
     """
 
     tokens: tuple[str, ...]
@@ -37,13 +37,13 @@ class Explained:
 
 
 def explain(examined: Examined, number: int) -> Explained:
-    """Attributions and attention of one example; of one with several sequences, of the worst.
+    """Explain an example; of several sequences the one with the highest loss.
 
-    A sequence is read by itself, also where the evaluation carried a state to it.
+    The sequence is read by itself, also where the evaluation carried a state to it.
 
     Args:
-        examined: examples with their model.
-        number: of the example.
+        examined: the examples with their model.
+        number: the number of the example.
     """
     bundle, task = examined.bundle, examined.task
     device = next(bundle.model.eval().parameters()).device
@@ -55,28 +55,28 @@ def explain(examined: Examined, number: int) -> Explained:
 
 
 def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Tensor]:
-    """The loss of one sequence, and the dot product of each token's embedding and its gradient.
+    """Compute the loss of one sequence, and for each token embedding · gradient.
 
-    That is how much the loss would change, to first order, if the embedding of the token grew: the
-    derivative by a factor before it, at 1 (Shrikumar et al. 2016, arXiv:1605.01713; Denil et al.
-    2014). The embedding is that of the vocabulary alone, without position and segment. Unlike
-    integrated gradients, the attributions do not add up to any difference of losses.
+    The product is the derivative of the loss by a factor before the token's embedding, at 1
+    (Shrikumar et al. 2016, arXiv:1605.01713; Denil et al. 2014). Only the embedding of the
+    vocabulary counts, not position and segment. Unlike integrated gradients, the attributions do
+    not add up to a difference of losses.
 
     Args:
-        bundle: model and task.
+        bundle: a model with a task.
         batch: one feature.
 
     Returns:
         the loss, and `[T]` float32 attributions.
     """
     task = task_of(bundle)
-    # cuDNN's recurrent layers have a gradient in training mode only.
+    # In evaluation mode cuDNN's recurrent layers have no gradient.
     plain = torch.backends.cudnn.flags(enabled=False)
     embeddings = bundle.backbone.embeddings
     tables = [embeddings.tokens, getattr(embeddings, "targets", None)]
     with torch.enable_grad(), plain, _caught(*tables) as caught:
         loss = task.loss(task.forward(bundle.model, batch), batch)
-        # Of a pair the source, then the target; whatever a search looked up is in no loss.
+        # For a translation the source, then the target; an unused lookup has no gradient.
         gradients = torch.autograd.grad(loss.sum, caught, allow_unused=True)
     parts = [
         (gradient.float() * embedded.detach().float()).sum(-1).cpu()
@@ -85,7 +85,7 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
     ]
     scores = torch.cat(parts)
     if scores.dim() == 2:
-        # Of each place the last n tokens, oldest first (NNLM): a token is in n of these.
+        # An NNLM looks up the last n tokens of each position, oldest first: sum a token's n shares.
         each = [F.pad(scores[n:, -1 - n], (0, n)) for n in range(min(scores.shape))]
         scores = torch.stack(each).sum(0)
     return float(loss.sum.detach()), scores
@@ -93,7 +93,7 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
 
 @contextmanager
 def _caught(*modules: nn.Module | None) -> Iterator[list[Tensor]]:
-    """What modules give, in the order of the calls, as leaves whose gradients can be asked for."""
+    """Collect the outputs of modules, in the order of the calls, as leaves with gradients."""
     caught: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -109,8 +109,9 @@ def _caught(*modules: nn.Module | None) -> Iterator[list[Tensor]]:
 
 
 def _attention(bundle: Bundle, batch: PackedBatch) -> Tensor | None:
+    """Return the maps of `Explained.attention`."""
     layers = bundle.backbone.layers
-    if not len(layers) or batch.num_tokens > MOST_TOKENS or batch.num_sequences > 1:
+    if not len(layers) or batch.num_tokens > MAX_MAP_TOKENS or batch.num_sequences > 1:
         return None
     if not all(hasattr(layer, "attention_maps") for layer in layers):
         return None

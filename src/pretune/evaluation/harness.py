@@ -1,14 +1,14 @@
-"""EleutherAI's lm-evaluation-harness (Gao et al. 2021) with our language models.
+"""Our language models in EleutherAI's lm-evaluation-harness (Gao et al. 2021).
 
     import lm_eval
-    from pretune.infer.harness import HarnessModel
+    from pretune.evaluation.harness import HarnessModel
     lm_eval.simple_evaluate(HarnessModel("runs/novels"), tasks=["lambada_openai"])
 
     python -m pretune.evaluation.harness run --model pretune --model_args pretrained=runs/novels \
         --tasks lambada_openai
 
-Needs the extra `harness`. What is read and scored is what the harness's own `hf` model reads and
-scores; prompts are packed and share what they begin with.
+This needs the extra `harness`. Tokens and scores equal the harness's own `hf` model; prompts are
+packed, and their common beginning is read once.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ except ImportError as error:
         "Install it with: pip install 'pretune[harness]'",
     ) from None
 
-#: As the harness's own models have it, where a task does not say.
+#: Where a task does not say; the default of the harness's own models.
 MAX_NEW_TOKENS = 256
-#: The harness's names of what `Decoding` has under others.
+#: The harness's names of options -> the names in `Decoding`.
 _NAMES = {
     "max_gen_toks": "max_new_tokens",
     "max_tokens": "max_new_tokens",
@@ -46,29 +46,29 @@ _NAMES = {
     "num_beams": "beams",
     "no_repeat_ngram_size": "no_repeat_ngram",
 }
-#: What only matters where tokens are drawn.
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+#: Options that matter only for sampling.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _KNOWN = (
     *("max_new_tokens", "stop", "beams", "no_repeat_ngram", "repetition_penalty"),
-    *("length_penalty", "early_stopping", *_DRAWING),
+    *("length_penalty", "early_stopping", *_SAMPLING),
 )
 
 
 @register_model("pretune")
 class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is not installed
-    """A language model of ours as the harness asks for one.
+    """One of our language models with the interface of the harness.
 
     Args:
-        pretrained: a run, a folder in the Hugging Face layout, a Hub id, or what `load` gave.
+        pretrained: a run, a folder in the Hugging Face layout, a Hub id, or a bundle from `load`.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `auto`, `float32` or `bf16`.
         batch_tokens: tokens at a time for likelihoods; changes memory and speed only.
-        batch_size: texts at a time that are generated; `auto` is 16.
-        max_batch_size: the harness hands it over; it has no effect.
+        batch_size: texts to generate at a time; `auto` is 16.
+        max_batch_size: has no effect; the harness passes it.
         allow_pickle: also read `pytorch_model.bin`.
 
     Raises:
-        PretuneError: no model there, or not a language model.
+        PretuneError: there is no model, or it is not a language model.
     """
 
     def __init__(
@@ -95,78 +95,80 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells apart the requests that the harness keeps."""
+        """The key of the harness's cache of requests."""
         return str(self._name)
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Of each request `(context, continuation)`: the log-likelihood, and whether greedy.
+        """Return for each request `(context, continuation)` the log-likelihood, and whether greedy.
 
-        What is too long for the model loses the beginning of its context, with a warning.
+        A context that is too long for the model loses its beginning, with a warning.
 
         Raises:
             PretuneError: a continuation is longer than the model's context.
         """
         pairs = [self.scorer.pair(*request.args) for request in requests]
-        most = self.scorer.model.context_length
-        fitting = [pair if most is None else _fitting(pair, most) for pair in pairs]
+        limit = self.scorer.model.context_length
+        fitting = [pair if limit is None else _fitting(pair, limit) for pair in pairs]
         cut = sum(pair != kept for pair, kept in zip(pairs, fitting, strict=True))
-        _warn_cut(cut, len(pairs), most)
-        found = [(one.total, one.greedy) for one in self._score(fitting, disable_tqdm)]
-        for request, answer in zip(requests, found, strict=True):
+        _warn_cut(cut, len(pairs), limit)
+        scored = self._score(fitting, disable_tqdm)
+        answers = [(likelihood.total, likelihood.greedy) for likelihood in scored]
+        for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
-        return found
+        return answers
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-likelihood of each text, in windows where it is longer than the context."""
-        most = self.scorer.model.context_length
-        texts = [list(_windows(self.scorer, request.args[0], most)) for request in requests]
+        """Return the log-likelihood of each text, in windows if it is longer than the context."""
+        limit = self.scorer.model.context_length
+        texts = [list(_windows(self.scorer, request.args[0], limit)) for request in requests]
         scored = iter(self._score([pair for text in texts for pair in text], disable_tqdm))
-        found = [sum(next(scored).total for _ in text) for text in texts]
-        for request, total in zip(requests, found, strict=True):
+        totals = [sum(next(scored).total for _ in text) for text in texts]
+        for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return found
+        return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each request `(context, options)`, up to one of its stop texts.
+        """Return the continuation of each request `(context, options)`, up to a stop text.
 
         Raises:
-            PretuneError: an option that we do not have, or that makes no sense.
+            PretuneError: an option is unknown here or makes no sense.
         """
+        # Requests with the same options are generated together.
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(i)
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         with tqdm(total=len(requests), desc="generating", disable=disable_tqdm) as bar:
             for which in groups.values():
                 decoding = decoding_of(requests[which[0]].args[1])
                 prompts = self._prompts([requests[i].args[0] for i in which], decoding)
                 for piece in self._writer.stream(prompts, decoding):
                     if piece.done is not None:
-                        found[which[piece.prompt]] = piece.done.text
+                        texts[which[piece.prompt]] = piece.done.text
                         bar.update()
         for i, request in enumerate(requests):
-            self.cache_hook.add_partial("generate_until", request.args, found[i])
-        return [found[i] for i in range(len(requests))]
+            self.cache_hook.add_partial("generate_until", request.args, texts[i])
+        return [texts[i] for i in range(len(requests))]
 
     def _score(self, pairs: Sequence[Pair], disable_tqdm: bool) -> list[Likelihood]:
         with tqdm(total=len(pairs), desc="likelihoods", disable=disable_tqdm) as bar:
             return self.scorer.score(pairs, progress=lambda done: bar.update(done - bar.n))
 
     def _prompts(self, texts: Sequence[str], decoding: Decoding) -> list[Ids]:
-        """With room for what is generated."""
+        """Tokenize prompts, cut at the beginning so that there is room for the continuations."""
         prompts = [self.scorer.encode(text) for text in texts]
-        most = self.scorer.model.context_length
-        if most is None:
+        limit = self.scorer.model.context_length
+        if limit is None:
             return prompts
-        room = most - decoding.max_new_tokens
+        room = limit - decoding.max_new_tokens
         if room < 1:
             raise PretuneError(
                 f"{decoding.max_new_tokens} tokens to generate leave no room for a prompt in the "
-                f"model's {most}",
+                f"model's {limit}",
                 "Set max_gen_toks in the task's generation_kwargs, or --gen_kwargs.",
             )
         _warn_cut(sum(len(prompt) > room for prompt in prompts), len(prompts), room)
@@ -174,10 +176,10 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
 
 
 def decoding_of(options: Mapping[str, Any]) -> Decoding:
-    """How to generate, from a task's `generation_kwargs`; greedy, where they do not say.
+    """Read a task's `generation_kwargs`; without `do_sample` and a temperature, greedy.
 
     Raises:
-        PretuneError: an option that we do not have, or that makes no sense.
+        PretuneError: an option is unknown here or makes no sense.
     """
     given = {_NAMES.get(name, name): value for name, value in options.items()}
     sample = given.pop("do_sample", None)
@@ -189,8 +191,8 @@ def decoding_of(options: Mapping[str, Any]) -> Decoding:
         )
     stop = given.pop("stop", None) or []
     given["stop"] = [text for text in ([stop] if isinstance(stop, str) else stop) if text]
-    drawing = {name: given.pop(name) for name in _DRAWING if name in given}
-    # As the harness has it: a temperature without do_sample means drawing, neither means greedy.
+    drawing = {name: given.pop(name) for name in _SAMPLING if name in given}
+    # As in the harness: a temperature without do_sample means sampling, neither means greedy.
     drawing.setdefault("temperature", 1.0 if sample else 0.0)
     if given.get("beams", 1) > 1 and not sample:
         drawing = {}
@@ -199,36 +201,36 @@ def decoding_of(options: Mapping[str, Any]) -> Decoding:
     return Decoding(**{"max_new_tokens": MAX_NEW_TOKENS, "top_p": 1.0, **drawing, **given})
 
 
-def _fitting(pair: Pair, most: int) -> Pair:
-    """With the beginning of its context left out where there is no room for it."""
-    room = most + 1 - len(pair.continuation)
+def _fitting(pair: Pair, limit: int) -> Pair:
+    """Cut the beginning of the context so that the pair fits the model."""
+    room = limit + 1 - len(pair.continuation)
     if room < 1:
         raise PretuneError(
-            f"a continuation of {len(pair.continuation)} tokens, but the model reads {most}"
+            f"a continuation of {len(pair.continuation)} tokens, but the model reads {limit}"
         )
     return Pair(pair.context[-room:], pair.continuation)
 
 
-def _warn_cut(count: int, total: int, most: int | None) -> None:
+def _warn_cut(count: int, total: int, limit: int | None) -> None:
     if count:
         warnings.warn(
-            f"{count:,} of {total:,} prompts have more than {most} tokens; their beginning was "
+            f"{count:,} of {total:,} prompts have more than {limit} tokens; their beginning was "
             "left out",
             stacklevel=3,
         )
 
 
-def _windows(scorer: LikelihoodScorer, text: str, most: int | None) -> Iterator[Pair]:
-    """Each token of a text once: windows without overlap, the last one filled up from before.
+def _windows(scorer: LikelihoodScorer, text: str, limit: int | None) -> Iterator[Pair]:
+    """Split a text into windows in which each token is scored once.
 
-    The first token follows the one that stands for a beginning.
+    The first token follows the start token. The last window is filled up with context.
     """
     if not text:
         return
     before, ids = scorer.encode(""), scorer.encode(text)
     whole = ids if ids[: len(before)] == before else before + ids
     count = len(whole) - 1
-    size = count if most is None else most
+    size = count if limit is None else limit
     for start in range(0, count, size):
         end = min(start + size, count)
         first = max(0, min(start, end - size))
@@ -236,7 +238,7 @@ def _windows(scorer: LikelihoodScorer, text: str, most: int | None) -> Iterator[
 
 
 def main() -> None:
-    """The harness's own command line, with the model `pretune`."""
+    """Run the harness's own command line, with the model `pretune` registered."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

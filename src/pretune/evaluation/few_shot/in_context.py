@@ -1,7 +1,7 @@
-"""Asking a language model with examples in its prompt.
+"""In-context learning: asking a language model with examples in its prompt.
 
-Brown et al. 2020, "Language Models are Few-Shot Learners", section 2.4. An answer is chosen by how
-probable the model finds each of the possible ones after the prompt, or by what it writes.
+Brown et al. 2020, "Language Models are Few-Shot Learners", section 2.4. The answer is chosen by the
+likelihood of each possible answer after the prompt, or read from the text that the model writes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCORES = (
     "pmi",
     "generate",
 )
-#: Tokens that are generated beyond those of the longest answer, where it is to be found in a text.
+#: Tokens to generate beyond the length of the longest answer.
 MARGIN = 4
 
 
@@ -41,18 +41,18 @@ class FewShotOptions:
     """How to ask.
 
     Attributes:
-        shots: how many examples before the question; each number is a measurement of its own.
-        seeds: the draws of the examples; each is a measurement of its own (no shots: one).
-        template: how an example is written out; None: a line for each column, and the answer.
+        shots: the numbers of examples before a question; each is measured by itself.
+        seeds: the seeds of the draws of examples; each is measured by itself (no shots: once).
+        template: the text of an example; None: a line for each column, and the answer.
         label: the column of the labels.
-        answers: what stands for each label in a prompt: a map from what the data says, or the
-            labels themselves; None: the labels that occur.
+        answers: the text that stands for each label in a prompt, as a mapping from labels to texts,
+            or the labels themselves; None: the labels that occur.
         score: one of `SCORES`.
         balanced: draw as many examples of each label as possible; False: at random.
         separator: between examples.
-        content_free: what stands in all fields where `calibrated` asks for the model's bias
-            (Zhao et al. 2021, section 5).
-        limit: the most rows to evaluate.
+        content_free: texts for all fields with which `calibrated` measures the model's bias (Zhao
+            et al. 2021, section 5).
+        limit: the maximum number of rows to evaluate.
 
     Raises:
         PretuneError: a value makes no sense.
@@ -86,10 +86,10 @@ class FewShotOptions:
 
 @dataclass(frozen=True)
 class Question:
-    """A row of the data, read.
+    """One row of the data.
 
     Attributes:
-        values: what is filled into the template.
+        values: the texts to fill into the template.
         label: the number of its label.
         where: its place, for errors and predictions.
     """
@@ -101,12 +101,12 @@ class Question:
 
 @dataclass
 class _Prompt:
-    """A question as the model is asked.
+    """A question in the form in which the model reads it.
 
     Attributes:
         question: the row.
-        shots: how many examples are before it.
-        pairs: the prompt with each of the answers, as tokens.
+        shots: the number of examples before it.
+        pairs: the prompt with each possible answer, as tokens.
     """
 
     question: Question
@@ -120,8 +120,8 @@ class FewShot:
 
     Attributes:
         bundle: from `pretune.bundle.bundle.load`.
-        scorer: asks the model.
-        template: how an example is written out.
+        scorer: computes likelihoods.
+        template: the text of an example.
         answers: the possible answers.
         options: how to ask.
         device: of the generator, for the score `generate`.
@@ -141,20 +141,20 @@ class FewShot:
         shots: Sequence[Question],
         progress: Callable[[int], None] | None = None,
     ) -> list[Guess]:
-        """The answers to some questions after the same examples.
+        """Answer questions, each after the same examples.
 
         Raises:
             DataError: a question is too long for the model even without examples.
         """
-        found: dict[int, Guess] = {}
+        chosen: dict[int, Guess] = {}
         groups: dict[int, list[int]] = {}
         prompts = [self._prompt(question, shots) for question in questions]
         for i, prompt in enumerate(prompts):
             groups.setdefault(prompt.shots, []).append(i)
-        # Prompts with as many examples have the same beginning.
+        # Prompts with the same number of examples share their beginning.
         for count, which in groups.items():
             shown = shots[len(shots) - count :]
-            begun = len(found)
+            begun = len(chosen)
 
             def done(pairs: int, begun: int = begun) -> None:
                 if progress is not None:
@@ -162,11 +162,11 @@ class FewShot:
 
             choose = self._written if self.options.score == "generate" else self._scored
             guesses = choose([prompts[i] for i in which], shown, done)
-            found.update(zip(which, guesses, strict=True))
-        return [found[i] for i in range(len(questions))]
+            chosen.update(zip(which, guesses, strict=True))
+        return [chosen[i] for i in range(len(questions))]
 
     def text(self, values: Mapping[str, str], shots: Sequence[Question]) -> str:
-        """A prompt: the examples, and the question up to the answer."""
+        """Return a prompt: the examples, and the question up to the answer."""
         parts = [self.template.example(s.values, self.answers[s.label]) for s in shots]
         return self.options.separator.join([*parts, self.template.question(values)])
 
@@ -175,16 +175,16 @@ class FewShot:
         return [self.scorer.pair(text, answer) for answer in self.answers]
 
     def _prompt(self, question: Question, shots: Sequence[Question]) -> _Prompt:
-        """With as many of the last examples as the model has room for."""
-        most = self.scorer.model.context_length
+        """Put as many of the last examples before a question as the model has room for."""
+        limit = self.scorer.model.context_length
         for dropped in range(len(shots) + 1):
             pairs = self._pairs(question.values, shots[dropped:])
             longest = max(pair.length for pair in pairs)
             longest += MARGIN if self.options.score == "generate" else 0
-            if most is None or longest <= most:
+            if limit is None or longest <= limit:
                 return _Prompt(question, len(shots) - dropped, pairs)
         raise DataError(
-            f"{question.where}: {longest} tokens as a question, but the model reads {most}",
+            f"{question.where}: {longest} tokens as a question, but the model reads {limit}",
             "Shorten that text or the template, or take the row out.",
         )
 
@@ -194,7 +194,7 @@ class FewShot:
         shots: Sequence[Question],
         progress: Callable[[int], None],
     ) -> list[Guess]:
-        """By the likelihood of each answer."""
+        """Choose by the likelihood of each answer, normalised as `options.score` says."""
         pairs = [pair for prompt in prompts for pair in prompt.pairs]
         scores = self._likelihoods(pairs, progress)
         kind = self.options.score
@@ -218,34 +218,34 @@ class FewShot:
     def _likelihoods(
         self, pairs: Sequence[Pair], progress: Callable[[int], None] | None = None
     ) -> Floats:
-        """`[N, answers]`: the log-likelihoods of pairs that come by question."""
-        found = self.scorer.score(pairs, progress=progress)
-        return np.array([one.total for one in found]).reshape(-1, len(self.answers))
+        """Return `[N, answers]` log-likelihoods of pairs that are grouped by question."""
+        scored = self.scorer.score(pairs, progress=progress)
+        return np.array([likelihood.total for likelihood in scored]).reshape(-1, len(self.answers))
 
     def _bias(self, shots: Sequence[Question]) -> Floats:
-        """`[answers]`: log-probability of each answer where there is nothing to judge.
+        """Return `[answers]` log-probabilities of the answers to content-free inputs.
 
-        Zhao et al. 2021, section 5: the mean over content-free inputs, W = diag(p)^-1, b = 0.
+        Zhao et al. 2021, section 5: the mean over such inputs, W = diag(p)^-1, b = 0.
 
         Raises:
-            PretuneError: no room for the examples and such an input.
+            PretuneError: there is no room for the examples and such an input.
         """
         pairs = []
         for text in self.options.content_free:
             pairs += self._pairs(dict.fromkeys(self.template.columns, text), shots)
-        most = self.scorer.model.context_length
-        if most is not None and max(pair.length for pair in pairs) > most:
+        limit = self.scorer.model.context_length
+        if limit is not None and max(pair.length for pair in pairs) > limit:
             raise PretuneError(
-                f"no room in the model's {most} tokens for the examples and a content-free input",
+                f"no room in the model's {limit} tokens for the examples and a content-free input",
                 "Take fewer --shots, or shorter content_free texts.",
             )
         chances = np.exp(_normalized(self._likelihoods(pairs))).mean(0)
         return np.asarray(np.log(chances))
 
     def _unconditional(self) -> Floats:
-        """`[answers]`: their log-likelihood after the end of the template alone.
+        """Return `[answers]` log-likelihoods after the end of the template alone.
 
-        Holtzman et al. 2021, equation 2: the domain premise.
+        This is the domain premise of Holtzman et al. 2021, equation 2.
         """
         if self._premises is None:
             premise = self.template.premise.lstrip()
@@ -259,7 +259,7 @@ class FewShot:
         shots: Sequence[Question],
         progress: Callable[[int], None],
     ) -> list[Guess]:
-        """By what the model writes."""
+        """Choose the answer that the text written by the model begins with."""
         writer = TextGenerator.of(self.bundle, template=None, device=self.device)
         longest = max(len(pair.continuation) for prompt in prompts for pair in prompt.pairs)
         decoding = Decoding(temperature=0, max_new_tokens=longest + MARGIN)
@@ -278,18 +278,18 @@ class FewShot:
 
 
 def find_answer(text: str, answers: Sequence[str]) -> str | None:
-    """The answer a text begins with, whatever its case, as whole words; the longest of several."""
+    """Return the answer that a text begins with, ignoring case; of several the longest."""
     start = text.strip().casefold()
     for answer in sorted(answers, key=len, reverse=True):
         wanted = answer.strip().casefold()
         rest = start.removeprefix(wanted)
         begins = rest != start
-        # In a script without spaces a word has no end to look for.
+        # The answer must end with a word, except in scripts that have no spaces.
         if begins and not (wanted[-1:].isascii() and rest[:1].isalnum()):
             return answer
     return None
 
 
 def _normalized(scores: Floats) -> Floats:
-    """Log-likelihoods as log-probabilities among the answers."""
+    """Turn log-likelihoods into log-probabilities among the answers."""
     return np.asarray(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What came of asking a language model with examples in its prompt."""
+"""Results of asking a language model with examples in its prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from pretune.tasks.classification.classify import ClassificationMetrics
 
-#: The share of what is no answer at all.
+#: The name in `Cell.shares` of texts that are none of the answers.
 NO_ANSWER = "(none)"
 
 
@@ -20,12 +20,12 @@ class Guess:
     """The answer to one question.
 
     Attributes:
-        where: the row.
+        where: the row of the question.
         truth: the right answer.
-        answer: the one that was given; None where a text that was written has none.
-        shots: how many examples were before the question.
-        scores: of each answer; higher is better.
-        text: what the model wrote, where that decides.
+        answer: the chosen answer; None if the written text begins with none of them.
+        shots: the number of examples before the question.
+        scores: the score of each answer; higher is better.
+        text: the written text, where that decides.
     """
 
     where: str
@@ -38,16 +38,16 @@ class Guess:
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement.
+    """One measurement: a number of shots with one draw of examples.
 
     Attributes:
-        shots: examples before each question, where there is room for them.
-        seed: with which they were drawn.
-        accuracy: share of right answers.
-        macro_f1: mean of the F1 of each label that occurs or was answered.
-        shares: of each answer, and of none.
-        shortened: questions before which there was no room for all examples.
-        fewest: the fewest examples before a question.
+        shots: the number of examples before each question, if there is room.
+        seed: the seed of the draw.
+        accuracy: the share of right answers.
+        macro_f1: the mean F1 of the labels that occur or were answered.
+        shares: how often each answer was chosen, as a share; with `NO_ANSWER` if that occurs.
+        shortened: the number of questions without room for all examples.
+        fewest: the smallest number of examples before a question.
         guesses: the answer to each question.
     """
 
@@ -63,14 +63,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """Measurements for numbers of shots and seeds.
+    """All measurements, for each number of shots and each seed.
 
     Attributes:
-        template: how an example was written out.
-        answers: the possible ones.
-        score: how one was chosen.
-        count: how many questions.
-        truth: how often each answer is the right one.
+        template: the text of an example.
+        answers: the possible answers.
+        score: how an answer was chosen.
+        count: the number of questions.
+        truth: how often each answer is right.
         cells: the measurements.
     """
 
@@ -88,17 +88,17 @@ class FewShotResult:
         return answer, self.truth[answer] / self.count
 
     def of_shots(self) -> dict[int, list[Cell]]:
-        """The measurements by number of shots."""
-        found: dict[int, list[Cell]] = {}
+        """Group the measurements by number of shots."""
+        groups: dict[int, list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault(cell.shots, []).append(cell)
-        return found
+            groups.setdefault(cell.shots, []).append(cell)
+        return groups
 
     def to_dict(self, *, predictions: bool = True) -> dict[str, Any]:
-        """JSON-ready.
+        """Return the result JSON-ready.
 
         Args:
-            predictions: with the answer to each question.
+            predictions: whether to include the answer to each question.
         """
         cells = []
         for cell in self.cells:
@@ -112,13 +112,13 @@ class FewShotResult:
             "score": self.score,
             "count": self.count,
             "majority": {"answer": answer, "accuracy": accuracy},
-            "summary": {str(n): summary(found) for n, found in self.of_shots().items()},
+            "summary": {str(n): summary(cells) for n, cells in self.of_shots().items()},
             "cells": cells,
         }
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Means over some measurements; the standard deviation of accuracy, 0 for a single one."""
+    """Average measurements; `sd` is the standard deviation of the accuracy, 0 for a single one."""
     accuracy = [cell.accuracy for cell in cells]
     names = dict.fromkeys(name for cell in cells for name in cell.shares)
     return {
@@ -133,7 +133,7 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def cell_of(shots: int, seed: int, guesses: Sequence[Guess], answers: Sequence[str]) -> Cell:
-    """The figures of one measurement."""
+    """Compute the figures of one measurement."""
     names = [*answers, NO_ANSWER]
     metrics = ClassificationMetrics(names)
     for guess in guesses:

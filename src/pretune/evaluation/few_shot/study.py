@@ -30,29 +30,31 @@ def measure(
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
 ) -> FewShotResult:
-    """How well a language model answers from examples alone.
+    """Measure how well a language model answers from examples alone.
 
     Args:
         bundle: a language model.
-        data: what to evaluate on.
-        train: where the examples are drawn from; None: from `data`, and whatever is an example
-            in any of the measurements is left out of all of them.
+        data: the rows to evaluate on.
+        train: where the examples are drawn from; None: from `data`, and a row that is an example in
+            one measurement is evaluated in none.
         options: how to ask.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `auto`, `float32` or `bf16`.
         batch_tokens: tokens at a time; changes memory and speed only.
-        progress: called with the number of questions done and of all.
+        progress: called with the number of questions done and their total number.
 
     Raises:
-        PretuneError: bad data, template or answers, or not a language model.
+        PretuneError: the data, the template, the answers or the model cannot be used.
     """
     options = options or FewShotOptions()
     scorer = LikelihoodScorer.of(
         bundle, device=device, precision=precision, batch_tokens=batch_tokens
     )
+    # The labels and the columns of the template have to be in all data.
     task = _labels(options, data if train is None else train)
     template = _template(options, [data] if train is None else [data, train])
     asker = FewShot(bundle, scorer, template, task.labels, options, device)
+    # Draw the examples of all measurements first: what is shown in one is asked in none.
     rows = _questions(data, task, template, options.label)
     pool = rows if train is None else _questions(train, task, template, options.label)
     drawn = _draws(options, pool, data if train is None else train)
@@ -63,6 +65,7 @@ def measure(
             f"{data.origin}: all {len(rows)} rows are examples, none is left to evaluate",
             "Draw the examples from another file (--train), or take fewer --shots and --seeds.",
         )
+    # Then ask every question in each measurement.
     cells: list[Cell] = []
     for (count, seed), shots in drawn.items():
         before = len(cells) * len(asked)
@@ -80,20 +83,19 @@ def measure(
 
 
 def draw_shots(labels: Sequence[int], count: int, seed: int, *, balanced: bool = True) -> list[int]:
-    """Which examples, in the order in which they are shown.
+    """Draw examples, in the order in which they are shown.
 
-    A function of its arguments alone. With one seed, fewer shots are some of those of more.
+    The draw depends on the arguments alone. With the same seed, a smaller draw is part of a larger.
 
     Args:
-        labels: of the examples to draw from.
-        count: how many; not more than there are.
+        labels: the label of each example to draw from.
+        count: the number of examples to draw, at most all of them.
         seed: of the draw.
-        balanced: as many of each label as possible (labels that run out leave their place to the
-            others); False: whatever comes.
+        balanced: draw the same number of each label, as far as there are enough; False: at random.
     """
     order = epoch_order(len(labels), seed, 0).tolist()
     if balanced:
-        # The first of each label, in an order of the labels drawn with them, then the second ...
+        # The first of each label, then the second of each, ...; labels come in a random order.
         seen: dict[int, int] = {}
         rank = dict[int, int]()
         for row in order:
@@ -101,18 +103,19 @@ def draw_shots(labels: Sequence[int], count: int, seed: int, *, balanced: bool =
             seen[labels[row]] = rank[row] + 1
         order.sort(key=lambda row: rank[row])  # stable: else as drawn
     chosen = np.array(order[:count], dtype=np.int64)
-    # In taking turns the labels would have a pattern, which a model may go on with.
+    # Labels that take turns would be a pattern for the model to continue: shuffle once more.
     return [int(row) for row in chosen[epoch_order(len(chosen), seed, 1)]]
 
 
 def _draws(
     options: FewShotOptions, pool: Sequence[Question], origin: Records
 ) -> dict[tuple[int, int], list[int]]:
-    """The examples of each measurement, by number of shots and seed."""
-    most = max(options.shots)
-    if most > len(pool):
+    """Draw the examples of each measurement, by number of shots and seed."""
+    largest = max(options.shots)
+    if largest > len(pool):
         raise DataError(
-            f"{origin.origin}: {len(pool)} rows to draw {most} examples from", "Take fewer --shots."
+            f"{origin.origin}: {len(pool)} rows to draw {largest} examples from",
+            "Take fewer --shots.",
         )
     labels = [row.label for row in pool]
     return {
@@ -123,7 +126,7 @@ def _draws(
 
 
 def _labels(options: FewShotOptions, records: Records) -> Classify:
-    """The task that knows the labels."""
+    """Return a classification task that has learned the labels."""
     answers = options.answers
     if answers is not None:
         answers = dict(answers) if isinstance(answers, Mapping) else list(answers)
@@ -138,7 +141,7 @@ def _labels(options: FewShotOptions, records: Records) -> Classify:
 
 
 def _labelled(records: Records, label: str) -> Records:
-    """Records with their labels in the column that `Classify` reads."""
+    """Rename the column of the labels to the one that `Classify` reads."""
     if label not in records.columns:
         raise DataError(
             f"{records.origin}: no column '{label}' for the labels; it has "
@@ -158,19 +161,19 @@ def _template(options: FewShotOptions, sources: Sequence[Records]) -> Template:
 def _questions(records: Records, task: Classify, template: Template, label: str) -> list[Question]:
     labelled = _labelled(records, label)
     ids = {name: i for i, name in enumerate(task.labels)}
-    found = []
+    questions = []
     for row in range(len(records)):
         values = {name: records.text(row, name) for name in template.columns}
         number = task.label_id(labelled, row, ids)
-        found.append(Question(values, number, records.where(row)))
-    return found
+        questions.append(Question(values, number, records.where(row)))
+    return questions
 
 
 def options_from(values: Mapping[str, Any]) -> FewShotOptions:
-    """`FewShotOptions` by name.
+    """Make `FewShotOptions` from values by name.
 
     Raises:
-        PretuneError: there is no such option, or a value makes no sense.
+        PretuneError: an option is unknown, or a value makes no sense.
     """
     known = list(FewShotOptions.__dataclass_fields__)
     for name in values:

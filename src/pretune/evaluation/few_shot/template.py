@@ -1,4 +1,4 @@
-"""How an example is written out for a language model: a text with fields."""
+"""Templates: the text of an example for a language model, with fields for its columns."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _HINT = (
 class Template:
     """A text with the fields `{column}` and, once, `{answer}`.
 
-    What is filled in is never read as a template itself, and nothing but whole columns can be
-    named: a template from elsewhere does no harm.
+    Texts that are filled in are not read as templates, and fields can only name columns: templates
+    of other people do no harm.
 
     Attributes:
-        text: as it was given.
+        text: the template as it was given.
         before: pieces up to the answer: a text, and the column after it (None: the answer).
-        after: what follows the answer, likewise (None: the end).
+        after: pieces after the answer, in the same form (None: the end).
     """
 
     text: str
@@ -39,12 +39,12 @@ class Template:
         """Read a template.
 
         Args:
-            text: of any number of lines.
-            columns: those of the data.
-            label: the one of the labels, which must not be given away.
+            text: the template, of any number of lines.
+            columns: the columns of the data.
+            label: the column of the labels, which the template must not show.
 
         Raises:
-            PretuneError: a single brace, an unknown field, or not one `{answer}`.
+            PretuneError: a brace by itself, an unknown field, or no single `{answer}`.
         """
         pieces: list[tuple[str, str | None]] = []
         known = [ANSWER, *(column for column in columns if column != label)]
@@ -74,10 +74,10 @@ class Template:
 
     @classmethod
     def of_columns(cls, columns: Sequence[str], label: str) -> Self:
-        """The plain one: each column on a line of its own, and the answer.
+        """Make the default template: each column on a line, then the answer.
 
         Raises:
-            PretuneError: there is no column but that of the labels.
+            PretuneError: the only column is the one of the labels.
         """
         shown = [column for column in columns if column != label]
         if not shown:
@@ -91,21 +91,20 @@ class Template:
 
     @property
     def columns(self) -> list[str]:
-        """Those it shows."""
-        found = dict.fromkeys(name for _, name in (*self.before, *self.after) if name)
-        return list(found)
+        """The columns that it shows."""
+        return list(dict.fromkeys(name for _, name in (*self.before, *self.after) if name))
 
     @property
     def premise(self) -> str:
-        """What stands between the last column and the answer."""
+        """The text between the last column and the answer."""
         return self.before[-1][0]
 
     def question(self, values: Mapping[str, str]) -> str:
-        """The text up to the answer."""
+        """Return the text up to the answer."""
         return _filled(self.before, values)
 
     def example(self, values: Mapping[str, str], answer: str) -> str:
-        """The whole text."""
+        """Return the whole text."""
         return self.question(values) + answer + _filled(self.after, values)
 
 
