@@ -89,7 +89,7 @@ def test_what_cannot_be_compared(
     other.mkdir()
     save(CASES["regress"].bundle(tiny_folder, tmp_path), other)
     for arguments, said in (
-        ((two[0],), "nothing to be compared with"),
+        ((two[0],), "one model alone cannot be compared"),
         (two, "no validation data"),
         ((two[0], other, "--data", data), "'classify'"),
         ((two[0], tmp_path / "missing", "--data", data), "missing"),

@@ -58,7 +58,7 @@ def test_it_goes_into_the_run_folder(place: Path, tmp_path: Path) -> None:
     assert page.count(" class=&quot;tokens") == 0
     assert page.count('class="tokens"') == 1
     assert {"training.png", "confusion.png"} <= {p.name for p in (tmp_path / "pictures").iterdir()}
-    refused(run(place / "run"), "report.html: is there already", "--overwrite")
+    refused(run(place / "run"), "report.html: exists already", "--overwrite")
     assert run(place / "run", "--overwrite", "--limit", 3, "--explain", 0).exit_code == 0
     assert "3 examples" in (place / "run" / "report.html").read_text(encoding="utf-8")
 
@@ -139,7 +139,7 @@ def test_mistakes(place: Path, tmp_path: Path, tiny_folder: Path) -> None:
         ((place / "run", data, "--device", "none"), "device 'none' cannot be used"),
     ]:
         refused(run(*arguments, "-o", output), said)
-    refused(run(place / "run", data, "-o", tmp_path / "no" / "a.html"), "there is no such folder")
+    refused(run(place / "run", data, "-o", tmp_path / "no" / "a.html"), "no such folder")
     refused(run(place / "run", data, "-o", tmp_path), "is a folder")
     bare = tmp_path / "bare"
     bare.mkdir()

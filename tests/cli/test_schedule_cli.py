@@ -98,7 +98,7 @@ class TestMistakes:
         [
             ("train.schedule=zigzag", "train.schedule"),
             ("train.warmup=1.5", "train.warmup: below 1 it is a share"),
-            ("train.batch_ramp={start: 64}", "batch_ramp.start is above the whole batch, 32"),
+            ("train.batch_ramp={start: 64}", "batch_ramp.start is above the full batch, 32"),
         ],
     )
     def test_a_wrong_value(self, tmp_path: Path, override: str, said: str) -> None:

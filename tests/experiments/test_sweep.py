@@ -108,7 +108,7 @@ class TestSweep:
         for trial in result.trials:
             fits = trial.values["train.batch_ramp.start"] <= trial.values["train.batch_size"]
             assert trial.state == ("finished" if fits else "failed")
-            assert fits or "batch_ramp.start is above the whole batch" in str(trial.error)
+            assert fits or "batch_ramp.start is above the full batch" in str(trial.error)
         assert {trial.state for trial in result.trials} == {"finished", "failed"}
 
     def test_a_model_that_is_not_there_is_no_failed_trial(self, short: Recipe) -> None:
