@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -108,10 +109,14 @@ def test_whichever_file_it_is_that_does_not_fit(
 
 @MODES
 def test_a_run_that_fills_its_disk_goes_on_when_there_is_room(
-    background: bool, disk: Path, start: Start, recipe_file: RecipeFile, tmp_path: Path
+    background: bool,
+    disk: Path,
+    start: Start,
+    recipe_file: RecipeFile,
+    uninterrupted: Callable[..., Any],
 ) -> None:
-    run, whole = disk / "run", tmp_path / "whole"
-    changes = {"train__background_save": background, "train__max_steps": 60, **SILENT}
+    run = disk / "run"
+    changes = {"train__background_save": background, "train__max_steps": 40, **SILENT}
     running = start("train", recipe_file(run, **changes))
     assert wait_until(lambda: len(steps_of(run)) >= 2, running), running.said()
     ballast = fill(disk)
@@ -128,17 +133,28 @@ def test_a_run_that_fills_its_disk_goes_on_when_there_is_room(
     last = start("train", "--resume", run)
     assert last.wait() == 0, last.said()
     assert f"resumed from {run}/checkpoints/step-{left[-1]:06d}" in last.said()
-    assert start("train", recipe_file(whole, **changes)).wait() == 0
-    assert_alike(outcome(run), outcome(whole))
+    assert_alike(outcome(run), uninterrupted(**changes))
 
 
-@MODES
-@pytest.mark.parametrize("name", ["model.safetensors", TENSORS])
+@pytest.mark.parametrize(
+    ("name", "background"),
+    [
+        ("model.safetensors", False),
+        (TENSORS, True),
+        pytest.param("model.safetensors", True, marks=pytest.mark.slow),
+        pytest.param(TENSORS, False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_that_may_not_be_so_large(
-    name: str, background: bool, start: Start, recipe_file: RecipeFile, tmp_path: Path
+    name: str,
+    background: bool,
+    start: Start,
+    recipe_file: RecipeFile,
+    tmp_path: Path,
+    uninterrupted: Callable[..., Any],
 ) -> None:
     """RLIMIT_FSIZE, as batch systems set it; needs no disk of its own."""
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     changes = {"train__background_save": background, "train__max_steps": 40, **SILENT}
     running = start("train", recipe_file(run, **changes))
     assert wait_until(lambda: len(steps_of(run)) >= 2, running), running.said()
@@ -159,8 +175,7 @@ def test_a_file_that_may_not_be_so_large(
     assert_sound(run)
     last = start("train", "--resume", run)
     assert last.wait() == 0, last.said()
-    assert start("train", recipe_file(whole, **changes)).wait() == 0
-    assert_alike(outcome(run), outcome(whole))
+    assert_alike(outcome(run), uninterrupted(**changes))
 
 
 def test_the_ballast_leaves_what_it_says(disk: Path) -> None:
@@ -223,10 +238,14 @@ class TestLogs:
         assert "Traceback" not in running.said()
 
     def test_resuming_on_a_full_disk_says_so_and_costs_nothing(
-        self, disk: Path, start: Start, recipe_file: RecipeFile, tmp_path: Path
+        self,
+        disk: Path,
+        start: Start,
+        recipe_file: RecipeFile,
+        uninterrupted: Callable[..., Any],
     ) -> None:
-        run, whole = disk / "run", tmp_path / "whole"
-        changes = {"train__max_steps": 30}
+        run = disk / "run"
+        changes: dict[str, Any] = {}
         running = start("train", recipe_file(run, **changes))
         assert wait_until(lambda: len(steps_of(run)) >= 2, running), running.said()
         running.kill()
@@ -242,5 +261,4 @@ class TestLogs:
         ballast.unlink()
         last = start("train", "--resume", run)
         assert last.wait() == 0, last.said()
-        assert start("train", recipe_file(whole, **changes)).wait() == 0
-        assert_alike(outcome(run), outcome(whole))
+        assert_alike(outcome(run), uninterrupted(**changes))

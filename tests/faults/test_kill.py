@@ -117,6 +117,7 @@ def torture(
     start: Start,
     recipe_file: RecipeFile,
     tmp_path: Path,
+    uninterrupted: Callable[..., Any],
     *,
     kills: int,
     inside: int,
@@ -126,8 +127,7 @@ def torture(
 ) -> Killer:
     """A run killed so often, and so often inside a write, and then finished; beside one that
     never was: they must come to the same."""
-    whole = tmp_path / "whole"
-    assert start("train", recipe_file(whole, **changes), "-q").wait() == 0
+    expected = uninterrupted(**changes)
     run = tmp_path / "killed"
     recipe = recipe_file(run, **changes)
     killer = Killer(start, run, random.Random(seed), slack)
@@ -141,7 +141,7 @@ def torture(
         assert not done or not (run / "result.json").exists(), "over before it was killed enough"
     last = start("train", "--resume", run, "-q")
     assert last.wait() == 0, last.said()
-    assert_alike(outcome(run), outcome(whole))
+    assert_alike(outcome(run), expected)
     left = [path.name for path in run.rglob(".*.tmp")]
     assert left == []
     return killer
@@ -149,16 +149,22 @@ def torture(
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_few_times(
-    background: bool, start: Start, recipe_file: RecipeFile, tmp_path: Path
+    background: bool,
+    start: Start,
+    recipe_file: RecipeFile,
+    tmp_path: Path,
+    uninterrupted: Callable[..., Any],
 ) -> None:
     killer = torture(
         start,
         recipe_file,
         tmp_path,
+        uninterrupted,
         kills=5,
         inside=2,
         seed=0,
         slack=2 if background else 1,
+        train__max_steps=40,
         train__background_save=background,
     )
     assert killer.kills >= 5
@@ -175,7 +181,12 @@ def test_a_few_times(
     ],
 )
 def test_many_times(
-    seed: int, changes: dict[str, Any], start: Start, recipe_file: RecipeFile, tmp_path: Path
+    seed: int,
+    changes: dict[str, Any],
+    start: Start,
+    recipe_file: RecipeFile,
+    tmp_path: Path,
+    uninterrupted: Callable[..., Any],
 ) -> None:
     every = changes.get("train__save_every", 1)
     slack = 2 * every if "train__background_save" in changes else every
@@ -183,6 +194,7 @@ def test_many_times(
         start,
         recipe_file,
         tmp_path,
+        uninterrupted,
         kills=30,
         inside=10,
         seed=seed,
@@ -194,10 +206,11 @@ def test_many_times(
     assert killer.inside >= 8
 
 
-def test_an_interpreter_of_its_own(start: Start, recipe_file: RecipeFile, tmp_path: Path) -> None:
+def test_an_interpreter_of_its_own(
+    recipe_file: RecipeFile, tmp_path: Path, uninterrupted: Callable[..., Any]
+) -> None:
     """As a person types it: no forking."""
-    whole, run = tmp_path / "whole", tmp_path / "killed"
-    assert start("train", recipe_file(whole), "-q").wait() == 0
+    expected, run = uninterrupted(), tmp_path / "killed"
     for argv in ([str(recipe_file(run))], ["--resume", str(run)]):
         before = max(_names(run), default=0)
         process = subprocess.Popen([sys.executable, "-m", "pretune", "train", *argv, "-q"])
@@ -215,4 +228,4 @@ def test_an_interpreter_of_its_own(start: Start, recipe_file: RecipeFile, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert f"resumed from {run}/checkpoints/step-" in done.stderr
-    assert_alike(outcome(run), outcome(whole))
+    assert_alike(outcome(run), expected)

@@ -34,15 +34,6 @@ WRITING = "pretune.training.checkpoint:write_manifest"
 READING = "pretune.training.run:read_data"
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    """What the run comes to when nothing stops it; filled by the first test that asks.
-
-    How it is written, in the background or not, is no part of it.
-    """
-    return {}
-
-
 @pytest.fixture
 def begin(start: Start, recipe_file: RecipeFile, tmp_path: Path) -> Callable[..., Running]:
     """Start the run, or go on with it; a call of a function in it takes so long."""
@@ -63,17 +54,14 @@ def begin(start: Start, recipe_file: RecipeFile, tmp_path: Path) -> Callable[...
 
 
 def assert_goes_on(
-    start: Start, recipe_file: RecipeFile, tmp_path: Path, expected: dict[str, Any]
+    start: Start, tmp_path: Path, uninterrupted: Callable[..., dict[str, Any]]
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     assert_sound(run)
     assert not (run / "result.json").exists()
     last = start("train", "--resume", run)
     assert last.wait() == 0, last.said()
-    if not expected:
-        assert start("train", recipe_file(whole, train__max_steps=12)).wait() == 0
-        expected.update(outcome(whole))
-    assert_alike(outcome(run), expected)
+    assert_alike(outcome(run), uninterrupted(train__max_steps=12))
     assert [path.name for path in run.rglob(".*.tmp")] == []
 
 
@@ -84,9 +72,8 @@ def test_the_first_saves_and_the_run_goes_on(
     background: bool,
     begin: Any,
     start: Start,
-    recipe_file: RecipeFile,
     tmp_path: Path,
-    expected: dict[str, Any],
+    uninterrupted: Callable[..., dict[str, Any]],
 ) -> None:
     """While it writes or evaluates for a moment."""
     changes = {"train__background_save": background}
@@ -98,7 +85,7 @@ def test_the_first_saves_and_the_run_goes_on(
     assert f"pretune train --resume {run}" in said
     assert "Traceback" not in said
     assert f"stopped after {max(steps_of(run))} updates" in said
-    assert_goes_on(start, recipe_file, tmp_path, expected)
+    assert_goes_on(start, tmp_path, uninterrupted)
 
 
 @MOMENTS
@@ -108,9 +95,8 @@ def test_the_second_does_not_wait(
     background: bool,
     begin: Any,
     start: Start,
-    recipe_file: RecipeFile,
     tmp_path: Path,
-    expected: dict[str, Any],
+    uninterrupted: Callable[..., dict[str, Any]],
 ) -> None:
     """Not for a checkpoint nor an evaluation that would take for ever; nothing is damaged."""
     changes = {"train__background_save": background}
@@ -123,7 +109,7 @@ def test_the_second_does_not_wait(
     assert "Traceback" not in running.said()
     # One written beside may have come to its end in between, and older ones gone for it.
     assert max(steps_of(tmp_path / "run")) >= max(before)
-    assert_goes_on(start, recipe_file, tmp_path, expected)
+    assert_goes_on(start, tmp_path, uninterrupted)
 
 
 @BOTH
@@ -131,9 +117,8 @@ def test_while_data_are_read_nothing_is_touched(
     number: int,
     begin: Any,
     start: Start,
-    recipe_file: RecipeFile,
     tmp_path: Path,
-    expected: dict[str, Any],
+    uninterrupted: Callable[..., dict[str, Any]],
 ) -> None:
     running, run = begin(READING, 1, FOR_EVER), tmp_path / "run"
     running.kill(number)
@@ -150,4 +135,4 @@ def test_while_data_are_read_nothing_is_touched(
     again.kill(number)
     assert again.wait() == ended
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    assert_goes_on(start, recipe_file, tmp_path, expected)
+    assert_goes_on(start, tmp_path, uninterrupted)

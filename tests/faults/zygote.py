@@ -70,7 +70,13 @@ def forked(
 
 def serve() -> None:
     """Answer until there are no more questions."""
+    # What a training imports in the end: torch._dynamo alone, which every optimizer asks for, takes
+    # as long as all the rest of a run of ours.
+
+    import pretune.cli.app
+    import pretune.cli.train
     import pretune.render.result_views
+    import pretune.tasks.classification.classify
     import pretune.training.run  # noqa: F401
 
     for line in sys.stdin:

@@ -111,7 +111,12 @@ def codes_of(children: list[int]) -> list[int]:
 
 def serve() -> None:
     """Answer until there are no more questions."""
-    import pretune.training.run  # noqa: F401
+    # What a training imports in the end, which takes longer than to train.
+
+    import pretune.tasks.classification.classify
+    import pretune.tasks.masked_lm.mask_lm
+    import pretune.training.run
+    import pretune.training.sharded  # noqa: F401
 
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)
