@@ -29,7 +29,7 @@ from pretune.tasks.question_answering.answer import (
     AnswerOptions,
     AnswerPrediction,
 )
-from pretune.tasks.question_answering.spans import WindowSpans
+from pretune.tasks.question_answering.windows import WindowSpans
 from pretune.training.data import read_features
 from pretune.training.run import resume, train_recipe
 from pretune.training.validation import evaluate_features

@@ -14,7 +14,7 @@ from pretune.errors import CheckpointError, DataError, RecipeError
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.features import featurize
 from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
-from pretune.tasks.question_answering.features import Answer, Frame, right_answers, window_starts
+from pretune.tasks.question_answering.windows import Answer, Frame, right_answers, window_starts
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.data.batch import PackedBatch
-from pretune.tasks.question_answering.spans import (
+from pretune.tasks.question_answering.windows import (
     WindowSpans,
     allowed,
     best_spans,

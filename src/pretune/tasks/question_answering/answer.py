@@ -31,7 +31,8 @@ from pretune.tasks.base import (
 )
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import finite
-from pretune.tasks.question_answering.features import (
+from pretune.tasks.question_answering.scores import NullThreshold, best_null_threshold, comparison
+from pretune.tasks.question_answering.windows import (
     END,
     END_CHAR,
     FIRST_CHAR,
@@ -41,21 +42,14 @@ from pretune.tasks.question_answering.features import (
     Answer,
     Frame,
     Passage,
-    right_answers,
-    tokenize_passages,
-    window_starts,
-)
-from pretune.tasks.question_answering.scores import (
-    NullThreshold,
-    best_null_threshold,
-    comparison,
-)
-from pretune.tasks.question_answering.spans import (
     WindowSpans,
     allowed,
     best_spans,
     merged,
+    right_answers,
     span_loss,
+    tokenize_passages,
+    window_starts,
 )
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -121,10 +115,7 @@ class AnswerOptions(TaskOptions):
         question = min(64, length // 4)
         stride = min(128, (length - question - SPECIAL) // 2)
         return cls(
-            max_length=length,
-            max_question_length=question,
-            doc_stride=stride,
-            no_answer=no_answer,
+            max_length=length, max_question_length=question, doc_stride=stride, no_answer=no_answer
         )
 
 
@@ -177,7 +168,7 @@ class AnswerPrediction(Prediction):
 
     @override
     def top(self, count: int | None) -> Self:
-        """Keep `count` candidates; by default none besides the answer."""
+        """Keep `count` candidates; by default none but the answer."""
         return replace(self, candidates=() if count in (None, 1) else self.candidates[:count])
 
 
@@ -195,6 +186,14 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     options_type: ClassVar[type[TaskOptions]] = AnswerOptions
     head: ClassVar[str] = "question_answering"
     best_by: ClassVar[str] = "f1"
+    inputs: ClassVar[dict[str, str]] = {
+        "question": "a question",
+        "context": "a passage that holds the answer",
+    }
+    targets: ClassVar[dict[str, str]] = {
+        "answers": 'its answers: {"text": [...], "answer_start": [...]}'
+    }
+    shown: ClassVar[tuple[str, ...]] = ("id", "question")  # the passage may be a book
     kept_together: ClassVar[tuple[str, ...]] = ("context",)  # else training would know the passages
 
     def __init__(self, options: AnswerOptions, threshold: float = 0.0) -> None:
@@ -202,16 +201,6 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
         self.threshold = threshold
 
     # Preprocessor
-
-    @property
-    @override
-    def inputs(self) -> dict[str, str]:
-        return {"question": "a question", "context": "a passage that holds the answer"}
-
-    @property
-    @override
-    def targets(self) -> dict[str, str]:
-        return {"answers": 'its answers: {"text": [...], "answer_start": [...]}'}
 
     @property
     @override
@@ -343,11 +332,6 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
         return Loss(sums.sum(), int(known.sum()))
 
     # Answers
-
-    @property
-    @override
-    def shown(self) -> tuple[str, ...]:
-        return ("id", "question")  # the passage may be a book
 
     @override
     def usage(self, run: str) -> str:

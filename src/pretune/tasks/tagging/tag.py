@@ -156,6 +156,9 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
     name: ClassVar[str] = "tag"
     options_type: ClassVar[type[TaskOptions]] = TagOptions
     best_by: ClassVar[str] = "f1"
+    inputs: ClassVar[dict[str, str]] = {"tokens": "a text, or the list of its words"}
+    targets: ClassVar[dict[str, str]] = {"ner_tags": "the tag of each word"}
+    truncation_note: ClassVar[str] = "had a word longer than a window, which was cut"
 
     def __init__(
         self,
@@ -171,21 +174,6 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         self.data_scheme = data_scheme
 
     # Preprocessor
-
-    @property
-    @override
-    def inputs(self) -> dict[str, str]:
-        return {"tokens": "a text, or the list of its words"}
-
-    @property
-    @override
-    def targets(self) -> dict[str, str]:
-        return {"ner_tags": "the tag of each word"}
-
-    @property
-    @override
-    def truncation_note(self) -> str:
-        return "had a word longer than a window, which was cut"
 
     @override
     def fit(self, records: Records) -> None:
@@ -215,6 +203,7 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         Raises:
             DataError: the record has no tag for each word, or one that is in no scheme.
         """
+        # As many tags as words, both as lists.
         value, words = records.rows[row].get("ner_tags"), records.rows[row].get("tokens")
         where = records.where(row, "ner_tags")
         if not isinstance(value, list) or not isinstance(words, list):
@@ -295,6 +284,7 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
                     continue
                 if (repaired := self._repaired(records, row)) is not None:
                     yield repaired
+            # Windows hold whole words, so they are laid over words first and then over tokens.
             tokens, sizes, cut = tokens_by_word(encoding, len(own), room, unknown)
             starts = np.cumsum([0, *sizes])
             for window in word_windows(sizes, room, self.options.overlap):
@@ -403,17 +393,14 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
 
     @override
     def grader(self, records: Records) -> Callable[[TagPrediction, int], Grade]:
-        """Compare entities.
-
-        Counts: for each type how many entities are predicted rightly, are true, and are predicted;
-        then how many tags are right, and how many words there are.
-        """
+        """Compare entities; the counts are three of each type, the right tags, and the words."""
         ids, types = numbered(self.labels), numbered(types_of(self.labels))
 
         def grade(answer: TagPrediction, row: int) -> Grade:
             words, tags = records.rows[row]["tokens"], self._tags(records, row, ids)
             true = spans(tags)
             predicted = {EntitySpan(e.start, e.end, e.type): e.score for e in answer.entities}
+            # For each type: entities predicted rightly, true, and predicted.
             counts = np.zeros((3, len(types)))
             for place, group in enumerate((predicted.keys() & true, true, predicted)):
                 for span in group:
@@ -455,11 +442,8 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
 
     @override
     def state(self) -> dict[str, Any]:
-        return {
-            "labels": self.labels,
-            "characters": self.characters,
-            "data_scheme": self.data_scheme,
-        }
+        own = {"characters": self.characters, "data_scheme": self.data_scheme}
+        return {"labels": self.labels, **own}
 
     @override
     def with_state(self, state: Mapping[str, Any]) -> Self:

@@ -15,18 +15,16 @@ from pretune.bundle.bundle import Bundle
 from pretune.decoding.writer import Generation
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.features import featurize
-from pretune.tasks.translation.scoring import (
+from pretune.tasks.translation.translate import (
     BleuKind,
+    Translate,
+    Translated,
     TranslateMetrics,
+    TranslateOptions,
+    TranslationPrediction,
     bleu_counts,
     bleu_of,
     tokenization_for,
-)
-from pretune.tasks.translation.translate import (
-    Translate,
-    Translated,
-    TranslateOptions,
-    TranslationPrediction,
 )
 from tests.tasks.translations import PAIRS, records, translator
 
