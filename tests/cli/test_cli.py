@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,11 +13,30 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from pretune.cli.app import app
 from pretune.recipe.recipe import Recipe, builtin_recipes
 
 
 def pretune(
+    *arguments: str | Path, cwd: Path, text: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command: in a process of its own if it reads a pipe or an environment, else in this.
+
+    Importing torch takes longer than most commands do.
+    """
+    command = [*map(str, arguments)]
+    if text is not None or environment:
+        return process(*command, cwd=cwd, text=text, **environment)
+    with contextlib.chdir(cwd):
+        done = CliRunner().invoke(app, command, env={"COLUMNS": "100"}, prog_name="pretune")
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+
+def process(
     *arguments: str | Path, cwd: Path, text: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -46,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("place")
     rows = [f"{'the ' * (i % 5)}{w} film\t{w}" for i in range(20) for w in ("good", "bad")]
     (folder / "films.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
-    done = pretune("train", "films.tsv", *small(tiny_folder), "--json", cwd=folder)
+    done = process("train", "films.tsv", *small(tiny_folder), "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "first.json").write_text(done.stdout, encoding="utf-8")
     return folder
@@ -77,7 +97,7 @@ class TestHelp:
     def test_version(self, tmp_path: Path) -> None:
         import pretune as package
 
-        assert pretune("--version", cwd=tmp_path).stdout == f"pretune {package.__version__}\n"
+        assert process("--version", cwd=tmp_path).stdout == f"pretune {package.__version__}\n"
 
 
 class TestTrain:
@@ -131,7 +151,7 @@ class TestEvaluate:
 
 class TestPredict:
     def test_texts(self, place: Path) -> None:
-        done = pretune("predict", "runs/films", "a good film", "bad", cwd=place)
+        done = process("predict", "runs/films", "a good film", "bad", cwd=place)
         assert done.returncode == 0
         first, second = done.stdout.split("bad\n", 1)
         assert first.index("good ") < len(first)
@@ -194,7 +214,7 @@ class TestInitAndRecipes:
 
 class TestMistakes:
     def test_an_unknown_recipe(self, tmp_path: Path) -> None:
-        refused(pretune("train", "mrcp", cwd=tmp_path), "Did you mean 'mrpc'?")
+        refused(process("train", "mrcp", cwd=tmp_path), "Did you mean 'mrpc'?")
 
     def test_a_typo_in_a_recipe(self, tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(
