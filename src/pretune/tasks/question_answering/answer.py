@@ -550,6 +550,7 @@ class AnswerMetrics:
         right = [[answer.text for answer in right_answers(row, "answers")] for row in rows]
         options = self._task.options
         compare = comparison(right, options.match, no_answer=options.no_answer)
+        # The figures are those of the best span; whether it is given depends on the threshold.
         graded = []
         for parts, row, texts in zip(by_record.values(), rows, right, strict=True):
             answer = self._task.combine(parts, row)
@@ -560,12 +561,9 @@ class AnswerMetrics:
 
     def best(self, figure: str) -> NullThreshold:
         """Return the best threshold for `exact` or `f1`."""
-        return best_null_threshold(
-            [getattr(graded, figure) for graded in self.graded],
-            [graded.odds for graded in self.graded],
-            [graded.answered for graded in self.graded],
-            [graded.text for graded in self.graded],
-        )
+        names = (figure, "odds", "answered", "text")
+        columns = ([getattr(graded, name) for graded in self.graded] for name in names)
+        return best_null_threshold(*columns)
 
     def result(self) -> dict[str, float]:
         """Compute the figures in percent, by the names of SQuAD's scripts.
@@ -603,6 +601,5 @@ class AnswerMetrics:
 def _percent(pairs: Sequence[tuple[float, float]], exact: str, f1: str) -> dict[str, float]:
     """Return the means of exact match and F1 in percent, under the given names."""
     count = max(len(pairs), 1)
-    return {
-        name: 100.0 * sum(pair[i] for pair in pairs) / count for i, name in enumerate((exact, f1))
-    }
+    first, second = (100.0 * sum(pair[i] for pair in pairs) / count for i in range(2))
+    return {exact: first, f1: second}

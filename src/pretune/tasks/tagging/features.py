@@ -97,11 +97,11 @@ def split_words(text: str, *, characters: bool = False) -> list[tuple[int, int]]
     for chunk in _chunks(letters):
         # A word is what remains between punctuation, each mark of which is a word of its own.
         inside = [i for i, letter in enumerate(chunk) if not letter.is_punctuation]
-        low, high = (inside[0], inside[-1] + 1) if inside else (len(chunk), len(chunk))
-        words += [(letter.start, letter.end) for letter in chunk[:low]]
+        places = [(letter.start, letter.end) for letter in chunk]
         if inside:
-            words.append((chunk[low].start, chunk[high - 1].end))
-        words += [(letter.start, letter.end) for letter in chunk[high:]]
+            low, high = inside[0], inside[-1]
+            places[low : high + 1] = [(chunk[low].start, chunk[high].end)]
+        words += places
     return words
 
 
@@ -155,18 +155,21 @@ def word_windows(sizes: Sequence[int], room: int, overlap: int) -> list[WordWind
     """
     places = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))])
     count = len(sizes)
+
+    def end_of(start: int) -> int:
+        """Return the word after the last that fits into a window from the word `start`."""
+        return int(np.searchsorted(places, places[start] + room, side="right")) - 1
+
     # The words of each window: as many as fit, from where the overlap with the one before begins.
-    read = [(0, int(np.searchsorted(places, room, side="right")) - 1)]
+    read = [(0, end_of(0))]
     while read[-1][1] < count:
         start, end = read[-1]
         shared = int(np.searchsorted(places, places[end] - overlap, side="left"))
         start = max(start + 1, min(shared, end))
-        end_at = int(np.searchsorted(places, places[start] + room, side="right")) - 1
         # A long word may not fit after the shared tokens: then fewer are shared.
-        while end_at <= end:
+        while end_of(start) <= end:
             start += 1
-            end_at = int(np.searchsorted(places, places[start] + room, side="right")) - 1
-        read.append((start, end_at))
+        read.append((start, end_of(start)))
     if len(read) == 1:
         return [WordWindow(0, count, 0, count)]
     # The window of each word.

@@ -48,7 +48,7 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 
 def is_tag(tag: str) -> bool:
-    """Whether it is a tag of one of the schemes."""
+    """Whether any scheme has such a tag."""
     return tag == OUTSIDE or (len(tag) > 2 and tag[0] in "BIESMLU" and tag[1] == "-")
 
 
@@ -77,10 +77,8 @@ def write_tags(entities: Iterable[EntitySpan], length: int, scheme: Scheme) -> l
     first, inside, end, single = list(LETTERS[scheme])
     before = EntitySpan(-1, -1, "")
     for span in sorted(entities):
-        letters = [inside] * (span.end - span.start)
-        letters[0], letters[-1] = first, end
-        if len(letters) == 1:
-            letters = [single]
+        words = span.end - span.start
+        letters = [first, *[inside] * (words - 2), end] if words > 1 else [single]
         if scheme == "iob1" and before.end == span.start and before.type == span.type:
             letters[0] = "B"
         for i, letter in enumerate(letters, start=span.start):
