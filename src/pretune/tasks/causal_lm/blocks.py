@@ -7,9 +7,7 @@ targets: the token after each.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +25,7 @@ def _end_of(tokenizer: Tokenizer) -> list[int]:
     return [] if tokenizer.end_id is None else [tokenizer.end_id]
 
 
-def _block(ids: Array, known: int, sizes: tuple[int, int], record: int) -> Feature:
+def _block(ids: Array, known: int, sizes: Sequence[int], record: int) -> Feature:
     """A block.
 
     Args:
@@ -38,86 +36,53 @@ def _block(ids: Array, known: int, sizes: tuple[int, int], record: int) -> Featu
     """
     following = ids[1:].astype(np.int64)
     following[:known] = IGNORED
-    chars, size = sizes
-    return Feature(
-        tokens=ids[:-1],  # type: ignore[arg-type]
-        targets={NEXT: following, "chars": chars, "bytes": size},
-        record=record,
-    )
+    targets = {NEXT: following, "chars": sizes[0], "bytes": sizes[1]}
+    return Feature(ids[:-1], targets=targets, record=record)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class TextStream:
-    """Tokens of texts.
+def text_stream(text: str, tokenizer: Tokenizer, row: int) -> Array:
+    """`[4, N]` int64: ids, characters, UTF-8 bytes and record of each token of a text.
 
-    Attributes:
-        ids: `[N]` int32.
-        chars: `[N + 1]` characters before each token, and in all.
-        bytes: `[N + 1]` bytes in UTF-8 before each token, and in all.
-        rows: `[N]` the record of each token.
+    The text is tokenized chunk by chunk, with ends of text around it. Streams of several texts can
+    be concatenated.
     """
-
-    ids: Array
-    chars: Array
-    bytes: Array
-    rows: Array
-
-    @classmethod
-    def of(cls, text: str, tokenizer: Tokenizer, row: int) -> Self:
-        """Tokenize a text, chunk by chunk, and put ends of text around it."""
-        edge = _end_of(tokenizer)
-        ids, ends, base = [np.array(edge)], [np.zeros(len(edge))], 0
-        for chunk in split_text(text):
-            # As in a prepared corpus: a text that spells `<|endoftext|>` does not end there.
-            (encoding,) = tokenizer.encode_bare([chunk], literal=True)
-            ids.append(np.array(encoding.ids))
-            ends.append(base + np.array([after for _, after in encoding.offsets]))
-            base += len(chunk)
-        ids.append(np.array(edge))
-        ends.append(np.full(len(edge), base))
-        tokens = np.concatenate(ids).astype(np.int32)
-        # A token ends where its last character does; several may share one (bytes of an emoji).
-        chars = np.concatenate([[0], *ends]).astype(np.int64)
-        return cls(tokens, chars, _bytes_before(text)[chars], np.full(len(tokens), row))
-
-    @classmethod
-    def joined(cls, texts: list[Self]) -> Self:
-        """Texts one after the other."""
-        chars = np.cumsum([0, *(text.chars[-1] for text in texts)])
-        sizes = np.cumsum([0, *(text.bytes[-1] for text in texts)])
-        return cls(
-            np.concatenate([text.ids for text in texts]),
-            np.concatenate([[0], *(t.chars[1:] + n for t, n in zip(texts, chars, strict=False))]),
-            np.concatenate([[0], *(t.bytes[1:] + n for t, n in zip(texts, sizes, strict=False))]),
-            np.concatenate([text.rows for text in texts]),
-        )
-
-    def blocks(self, size: int, step: int) -> Iterator[Feature]:
-        """Cut the stream into blocks.
-
-        Args:
-            size: the maximum number of tokens of a block.
-            step: how many tokens after the block before a block begins; with less than `size`,
-                only what that block does not predict has a target.
-        """
-        last, done = len(self.ids) - 1, 0
-        for start in range(0, last, step):
-            if done == last:  # overlapping blocks may reach the end early
-                return
-            stop = min(start + size, last)
-            # The targets are the tokens from done + 1 to stop.
-            chars = int(self.chars[stop + 1] - self.chars[done + 1])
-            size_in_bytes = int(self.bytes[stop + 1] - self.bytes[done + 1])
-            ids, row = self.ids[start : stop + 1], int(self.rows[start])
-            yield _block(ids, done - start, (chars, size_in_bytes), row)
-            done = stop
-
-
-def _bytes_before(text: str) -> Array:
-    """`[len(text) + 1]` bytes in UTF-8 before each character, and in all."""
+    edge = np.array(_end_of(tokenizer), dtype=np.int64)
+    parts, base = [np.stack([edge, 0 * edge])], 0
+    for chunk in split_text(text):
+        # As in a prepared corpus: a text that spells `<|endoftext|>` does not end there.
+        (encoding,) = tokenizer.encode_bare([chunk], literal=True)
+        ends = np.array([after for _, after in encoding.offsets], dtype=np.int64)
+        parts.append(np.stack([np.array(encoding.ids, dtype=np.int64), base + ends]))
+        base += len(chunk)
+    ids, ends = np.concatenate([*parts, np.stack([edge, 0 * edge + base])], axis=1)
+    # Bytes in UTF-8 before each character, and in all.
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     each = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-    return np.concatenate([[0], np.cumsum(each)])
+    before = np.concatenate([[0], np.cumsum(each)])
+    # A token ends where its last character does; several may share one (bytes of an emoji).
+    sizes = np.diff(np.stack([ends, before[ends]]), axis=1, prepend=0)
+    return np.stack([ids, *sizes, np.full_like(ids, row)])
+
+
+def stream_blocks(stream: Array, size: int, step: int) -> Iterator[Feature]:
+    """Cut a stream into blocks.
+
+    Args:
+        stream: from `text_stream`.
+        size: the maximum number of tokens of a block.
+        step: how many tokens after the block before a block begins; with less than `size`, only
+            what that block does not predict has a target.
+    """
+    last, done = stream.shape[1] - 1, 0
+    for start in range(0, last, step):
+        if done == last:  # overlapping blocks may reach the end early
+            return
+        stop = min(start + size, last)
+        # The targets are the tokens from done + 1 to stop.
+        sizes = stream[1:3, done + 1 : stop + 1].sum(axis=1).tolist()
+        ids = stream[0, start : stop + 1].astype(np.int32)
+        yield _block(ids, done - start, sizes, int(stream[3, start]))
+        done = stop
 
 
 def stored_blocks(
@@ -130,14 +95,14 @@ def stored_blocks(
     Args:
         documents: tokenized by the same tokenizer.
         tokenizer: of the model.
-        size: as in `TextStream.blocks`.
-        step: as in `TextStream.blocks`.
+        size: as in `stream_blocks`.
+        step: as in `stream_blocks`.
         boundaries: whether blocks end where documents do.
 
     Raises:
         DataError: there is nothing to predict: each document is one token, without an end.
     """
-    stream = CorpusStream.of(documents, tokenizer)
+    stream = CorpusStream(documents, tokenizer)
     # A unit is what is cut by itself: a document, or the whole stream. Every token but its first is
     # predicted once: the first block has up to `size` targets, the others `step` more each.
     targets = np.diff(stream.starts) - 1 if boundaries else stream.starts[-1:] - 1
@@ -168,28 +133,18 @@ def stored_blocks(
     return MadeFeatures(lengths, make, digest, begins=begins)
 
 
-@dataclass(frozen=True)
 class CorpusStream:
     """Tokens on disk: all documents one after the other, each between two ends of text.
 
     Attributes:
-        documents: of a prepared corpus.
-        tokenizer: of the corpus.
         edge: the end of text, or nothing.
         starts: `[D + 1]` int64: where each document begins in the stream, and the stream's length.
     """
 
-    documents: StoredDocuments
-    tokenizer: Tokenizer
-    edge: list[int]
-    starts: Array
-
-    @classmethod
-    def of(cls, documents: StoredDocuments, tokenizer: Tokenizer) -> Self:
-        """The stream of some documents."""
-        edge = _end_of(tokenizer)
-        ends = np.cumsum(documents.lengths() + 2 * len(edge))
-        return cls(documents, tokenizer, edge, np.concatenate([[0], ends]))
+    def __init__(self, documents: StoredDocuments, tokenizer: Tokenizer) -> None:
+        self.documents, self.tokenizer, self.edge = documents, tokenizer, _end_of(tokenizer)
+        ends = np.cumsum(documents.lengths() + 2 * len(self.edge))
+        self.starts = np.concatenate([[0], ends])
 
     def block(self, start: int, done: int, stop: int) -> Feature:
         """The block from `start` to `stop`, with only its targets after `done`."""
@@ -197,7 +152,7 @@ class CorpusStream:
         if done > start:
             _, *sizes = self._read(done, stop + 1)
         row = int(np.searchsorted(self.starts, start, side="right")) - 1
-        return _block(ids, done - start, (sizes[0], sizes[1]), row)
+        return _block(ids, done - start, sizes, row)
 
     def _read(self, start: int, stop: int) -> tuple[Array, int, int]:
         """Some tokens; the characters and bytes of all but the first, which is not predicted."""
@@ -219,10 +174,10 @@ class CorpusStream:
         """`[stop - start]` int32: tokens of a document, counted with its ends of text."""
         edge = len(self.edge)
         first, last = self.documents.bounds(row)
-        inside = min(last, first + max(start - edge, 0)), min(last, first + max(stop - edge, 0))
+        begin, end = (min(last, first + max(place - edge, 0)) for place in (start, stop))
         parts = [
             self.edge * (start < edge),
-            self.documents.corpus.read(*inside) if inside[0] < inside[1] else [],
+            self.documents.corpus.read(begin, end) if begin < end else [],
             self.edge * (stop > edge + last - first),
         ]
         return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])

@@ -29,9 +29,10 @@ from pretune.tasks.base import (
     ReadsStream,
     ReadsWindows,
     Task,
+    published_architecture,
     usual_length,
 )
-from pretune.tasks.causal_lm.blocks import TextStream, stored_blocks
+from pretune.tasks.causal_lm.blocks import stored_blocks, stream_blocks, text_stream
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import (
     IGNORED,
@@ -80,21 +81,15 @@ class CausalLmOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class LmPrediction(Prediction):
-    """How probable a text is to the model.
+    """How probable a text is to the model."""
 
-    Attributes:
-        tokens: how many were predicted.
-        log_probability: the sum over these tokens, in nats.
-        perplexity: exp of the mean negative log-probability; None without tokens.
-    """
-
-    tokens: int
-    log_probability: float
-    perplexity: float | None
+    tokens: int  # how many were predicted
+    log_probability: float  # the sum over these tokens, in nats
+    perplexity: float | None  # exp of the mean negative log-probability; None without tokens
 
     @classmethod
     def of(cls, tokens: int, nats: float) -> Self:
-        """From the number of tokens and their cross-entropy."""
+        """Make it from the number of tokens and their cross-entropy."""
         return cls(tokens, -nats, perplexity(nats, tokens) if tokens else None)
 
 
@@ -120,24 +115,20 @@ class CausalLm(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
         """Blocks of at most `max_length` tokens, with the token that follows each."""
-        return self._blocks(records, rows, tokenizer, self._step(evaluation=not with_targets))
+        texts: Iterable[Array]
+        texts = (text_stream(records.text(row, "text"), tokenizer, row) for row in rows)
+        if not self.options.boundaries:
+            texts = [np.concatenate([*texts], axis=1)]
+        step = self._step(evaluation=not with_targets)
+        for text in texts:
+            yield from stream_blocks(text, self.options.max_length, step)
 
     @override
     def evaluation_features(
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature]:
         """The same blocks; with `stride` they overlap."""
-        return self._blocks(records, rows, tokenizer, self._step(evaluation=True))
-
-    def _blocks(
-        self, records: Records, rows: range, tokenizer: Tokenizer, step: int
-    ) -> Iterable[Feature]:
-        texts: Iterable[TextStream]
-        texts = (TextStream.of(records.text(row, "text"), tokenizer, row) for row in rows)
-        if not self.options.boundaries:
-            texts = [TextStream.joined([*texts])]
-        for text in texts:
-            yield from text.blocks(self.options.max_length, step)
+        return self.features(records, rows, tokenizer, with_targets=False)
 
     def _step(self, *, evaluation: bool) -> int:
         """How many tokens after the block before a block begins."""
@@ -185,16 +176,8 @@ class CausalLm(
         return build_head(backbone, "causal_lm")
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Scores:
+    def forward(self, model: nn.Module, batch: PackedBatch, **state: Any) -> Scores:
         """Score the token that follows each."""
-        return self._scored(model, batch)
-
-    @override
-    def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
-        """Cross-entropy, counted in tokens."""
-        return Loss(outputs.sum, outputs.count, self.options.loss_parts(outputs))
-
-    def _scored(self, model: nn.Module, batch: PackedBatch, **state: Any) -> Scores:
         # Blocks that are trained on do not overlap: all their tokens are predicted.
         select = None if model.training else self._predicted(batch)
         labels = batch.targets[NEXT]
@@ -203,6 +186,11 @@ class CausalLm(
         options = {**self.options.score_options, **state}
         scores: Scores = model(batch, select=select, labels=labels, **options)
         return scores
+
+    @override
+    def loss(self, outputs: Scores, batch: PackedBatch) -> Loss:
+        """Cross-entropy, counted in tokens."""
+        return Loss(outputs.sum, outputs.count, self.options.loss_parts(outputs))
 
     def _predicted(self, batch: PackedBatch) -> Selection | None:
         """The tokens whose next one the block before did not predict; None: all."""
@@ -226,7 +214,7 @@ class CausalLm(
 
     @override
     def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Scores, Any]:
-        scores = self._scored(model, batch, state=state)
+        scores = self.forward(model, batch, state=state)
         return scores, scores.state
 
     # Answers: how probable a text is.
@@ -237,7 +225,6 @@ class CausalLm(
 
     @override
     def predict(self, outputs: Scores, batch: PackedBatch) -> list[LmPrediction]:
-        """How probable each block is."""
         layout = self._layout(batch)
         each = zip(layout.lengths, outputs.each(layout), strict=True)
         return [LmPrediction.of(tokens, nats) for tokens, nats in each]
@@ -268,8 +255,7 @@ class CausalLm(
     @override
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """The task of a `...LMHeadModel` of transformers, or of one of our own classics."""
-        architecture = str((config.get("architectures") or [""])[0])
-        if not architecture.endswith(("LMHeadModel", "ForCausalLM")):
+        if not published_architecture(config).endswith(("LMHeadModel", "ForCausalLM")):
             return None
         return cls(CausalLmOptions(max_length=usual_length(config, 1024, "n_positions")))
 
@@ -278,35 +264,34 @@ class CausalLmMetrics:
     """Streaming figures over all predicted tokens."""
 
     def __init__(self) -> None:
-        self._nats, self._right, self._tokens, self._chars, self._bytes = 0.0, 0, 0, 0, 0
+        self._nats = 0.0
+        # Tokens that were predicted, those predicted right, and their characters and bytes.
+        self._counts = np.zeros(4, dtype=np.int64)
 
     def update(self, outputs: Scores, batch: PackedBatch) -> None:
         """Take in one batch."""
         self._nats += float(outputs.cross_entropy)
-        self._right += outputs.right
-        self._tokens += outputs.count
-        self._chars += int(batch.targets["chars"].sum())
-        self._bytes += int(batch.targets["bytes"].sum())
+        sizes = (int(batch.targets[name].sum()) for name in ("chars", "bytes"))
+        self._counts += (outputs.count, outputs.right, *sizes)
 
     def merge(self, other: Self) -> None:
         """Add another's sums."""
         self._nats += other._nats
-        self._right += other._right
-        self._tokens += other._tokens
-        self._chars += other._chars
-        self._bytes += other._bytes
+        self._counts += other._counts
 
     def result(self) -> dict[str, float]:
         """`perplexity` per token; `bits_per_character` and `bits_per_byte`, which do not depend on
         the tokenizer; `accuracy`: how often the most probable token is the one that follows."""
+        tokens, right, chars, size = self._counts.tolist()
         bits = self._nats / math.log(2)
         return {
-            "perplexity": perplexity(self._nats, self._tokens),
-            "bits_per_character": bits / max(self._chars, 1),
-            "bits_per_byte": bits / max(self._bytes, 1),
-            "accuracy": self._right / max(self._tokens, 1),
+            "perplexity": perplexity(self._nats, tokens),
+            "bits_per_character": bits / max(chars, 1),
+            "bits_per_byte": bits / max(size, 1),
+            "accuracy": right / max(tokens, 1),
         }
 
     def details(self) -> dict[str, Any]:
         """The numbers of predicted tokens, characters and bytes."""
-        return {"tokens": self._tokens, "characters": self._chars, "bytes": self._bytes}
+        tokens, _, chars, size = self._counts.tolist()
+        return {"tokens": tokens, "characters": chars, "bytes": size}

@@ -351,9 +351,7 @@ class InstructOptions(ReplyOptions):
         "(chat_template in its tokenizer_config.json), else alpaca. It is saved there.",
     )
     system: str | None = Field(
-        None,
-        min_length=1,
-        description="The system message of conversations that have none.",
+        None, min_length=1, description="The system message of conversations that have none."
     )
 
 

@@ -6,7 +6,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from tokenizers import models
@@ -35,13 +35,8 @@ _PAIRS_AT_A_TIME = 4096
 def continuation_tokens(documents: StoredDocuments, tokenizer: Tokenizer, words: str) -> Array:
     """`[vocabulary]` bool: whether a token continues the word before it.
 
-    Args:
-        documents: named in errors.
-        tokenizer: of the corpus.
-        words: the option `task.words`.
-
     Raises:
-        DataError: tokens alone do not tell where words begin.
+        DataError: tokens alone do not tell where words (the option `task.words`) begin.
     """
     model = tokenizer.engine.model
     if words != "tokenizer" or not isinstance(model, models.WordPiece):
@@ -60,17 +55,11 @@ def continuation_tokens(documents: StoredDocuments, tokenizer: Tokenizer, words:
 
 @dataclass(frozen=True)
 class CorpusTokens:
-    """The tokens of a corpus, with the numbers of their words.
-
-    Attributes:
-        documents: of the corpus.
-        unknown: the id of the unknown token, the only special token in a corpus; None: none.
-        continues: from `continuation_tokens`; None if words do not matter.
-    """
+    """The tokens of a corpus, with the numbers of their words."""
 
     documents: StoredDocuments
-    unknown: int | None
-    continues: Array | None
+    unknown: int | None  # id of the unknown token, the only special token in a corpus
+    continues: Array | None  # from `continuation_tokens`; None if words do not matter
 
     def read(self, start: int, stop: int) -> SentenceTokens:
         """The tokens between two places of the corpus."""
@@ -91,12 +80,7 @@ def block_features(
 ) -> Features:
     """Cut each document into as few blocks as possible, all equally long.
 
-    Args:
-        tokens: of the corpus.
-        room: the maximum length of a block.
-        make: puts special tokens around a block.
-        digest: identifies the features.
-        progress: called with the number of documents done.
+    A block has at most `room` tokens; `make` puts special tokens around it.
 
     Raises:
         DataError: there are no blocks.
@@ -109,22 +93,25 @@ def block_features(
     # The lengths of all blocks, special tokens included.
     rows = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(firsts[-1]) - firsts[rows]
-    edges = [totals[rows] * (number + more) // counts[rows] for more in (0, 1)]
-    lengths = (edges[1] - edges[0] + 2).astype(np.int32)
-    del rows, number, edges
+    begin, end = (totals[rows] * (number + more) // counts[rows] for more in (0, 1))
+    lengths = (end - begin + 2).astype(np.int32)
+    del rows, number, begin, end
 
     def place(block: int) -> tuple[int, int, int]:
         """The document of a block, and where the block begins and ends in the corpus."""
         row = int(np.searchsorted(firsts, block, side="right")) - 1
         start, stop = documents.bounds(row)
-        count, number = int(counts[row]), block - int(firsts[row])
-        size = stop - start
+        size, count, number = stop - start, int(counts[row]), block - int(firsts[row])
         return row, start + size * number // count, start + size * (number + 1) // count
 
     # Leave out the blocks in which there is nothing to guess.
-    suspects = _blocks_with_unknown(tokens, firsts, progress)
-    empty = [block for block in suspects if tokens.all_unknown(*place(block)[1:])]
-    kept = None
+    kept, empty = None, list[int]()
+    for row in range(len(documents) if tokens.unknown is not None else 0):
+        if (documents.tokens(row) == tokens.unknown).any():
+            own = range(int(firsts[row]), int(firsts[row + 1]))
+            empty += [block for block in own if tokens.all_unknown(*place(block)[1:])]
+        if progress is not None and row % 1024 == 0:
+            progress(row)
     if empty:
         kept = np.delete(np.arange(len(lengths)), empty)
         lengths = lengths[kept]
@@ -137,15 +124,6 @@ def block_features(
     return MadeFeatures(lengths, block, digest)
 
 
-def _blocks_with_unknown(tokens: CorpusTokens, firsts: Array, progress: _Progress) -> Iterator[int]:
-    """The blocks of documents that have an unknown token."""
-    for row in range(len(tokens.documents) if tokens.unknown is not None else 0):
-        if (tokens.documents.tokens(row) == tokens.unknown).any():
-            yield from range(int(firsts[row]), int(firsts[row + 1]))
-        if progress is not None and row % 1024 == 0:
-            progress(row)
-
-
 def pair_features(
     tokens: CorpusTokens,
     maker: PairMaker[TokenRange],
@@ -156,13 +134,7 @@ def pair_features(
 ) -> Features:
     """Make pairs of segments; their places are kept in an unnamed temporary file.
 
-    Args:
-        tokens: of the corpus.
-        maker: of pairs of the corpus's documents.
-        copies: how often each document is split into pairs.
-        make: puts special tokens around a pair.
-        digest: identifies the features.
-        progress: called with the number of documents done.
+    Each document is split into pairs `copies` times; `make` puts special tokens around a pair.
 
     Raises:
         DataError: there are no pairs, or no room for the file.
@@ -171,14 +143,12 @@ def pair_features(
 
     def places() -> Iterator[tuple[int, ...]]:
         for row in range(len(tokens.documents)):
-            for copy in range(copies):
-                for pair in maker.pairs(row, copy):
-                    first, second = pair.first, pair.second
-                    if all(tokens.all_unknown(part.start, part.stop) for part in (first, second)):
-                        continue
-                    lengths.append(len(first) + len(second) + 3)
-                    sizes = (len(first), len(second))
-                    yield (first.start, second.start, row, *sizes, pair.label)
+            for pair in chain.from_iterable(maker.pairs(row, copy) for copy in range(copies)):
+                first, second = pair.first, pair.second
+                if all(tokens.all_unknown(part.start, part.stop) for part in (first, second)):
+                    continue
+                lengths.append(len(first) + len(second) + 3)
+                yield first.start, second.start, row, len(first), len(second), pair.label
             if progress is not None and row % 256 == 0:
                 progress(row)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -38,6 +39,7 @@ from pretune.tasks.base import (
     Task,
     TaskOptions,
     UsesTokenizer,
+    published_architecture,
     usual_length,
 )
 from pretune.tasks.grading import EachLoss
@@ -124,13 +126,6 @@ class MaskLmOptions(CrossEntropyOptions):
             raise ValueError(f"pairs need max_length: {MIN_PAIR_TOKENS} or more")
         return self
 
-    def rule(self) -> MaskRule:
-        """How masks are drawn."""
-        return MaskRule(
-            *(self.mask, self.mask_share, self.as_mask, self.as_random),
-            *(self.span_p, self.span_max),
-        )
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -157,7 +152,6 @@ class MaskPrediction(Prediction):
 
     @override
     def top(self, count: int | None) -> Self:
-        """Keep at most `count` candidates for each gap."""
         return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
 
 
@@ -186,11 +180,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
 
     @property
     def vocabulary(self) -> MaskVocabulary:
-        """The tokens that masks are made of.
-
-        Raises:
-            CheckpointError: the tokenizer has no mask token.
-        """
+        """The tokens that masks are made of; a CheckpointError if the tokenizer has no mask."""
         if self._vocabulary is None:
             self._vocabulary = MaskVocabulary.of(self._bound)
         return self._vocabulary
@@ -231,7 +221,11 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         """
         self.bind(tokenizer)
         if with_targets:
-            yield from self._unmasked(records, rows, tokenizer)
+            special = self.vocabulary.special
+            for parts, row, label in self._segments(records, rows, tokenizer):
+                # Nothing can be masked where all tokens are special.
+                if not all(special[part.ids].all() for part in parts):
+                    yield self._sequence(parts, row, label)
             return
         mask = _required(tokenizer, "mask_token")
         for row, encoded in self._whole_texts(records, rows, tokenizer):
@@ -242,7 +236,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
                     f"{records.where(row, 'text')}: no [MASK]{cut}",
                     "Write [MASK] where a word is missing.",
                 )
-            yield _of_text(encoded, encoded.ids, gaps, row)
+            yield Feature(encoded.ids, encoded.segments, {MASKED: gaps}, row, encoded.truncated)
 
     @override
     def evaluation_features(
@@ -256,13 +250,13 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         special, mask = self.vocabulary.special, self.vocabulary.mask
         # Salazar et al. 2020, section 2.2: the text is read once for each token that can be masked.
         for row, encoded in self._whole_texts(records, rows, tokenizer):
-            for place, token in enumerate(encoded.ids):
+            ids = encoded.ids
+            for place, token in enumerate(ids):
                 if special[token]:
                     continue
-                labels = [NOT_MASKED] * len(encoded.ids)
-                labels[place] = token
-                masked = [*encoded.ids[:place], mask, *encoded.ids[place + 1 :]]
-                yield _of_text(encoded, masked, labels, row)
+                labels = {MASKED: [token if i == place else NOT_MASKED for i in range(len(ids))]}
+                masked = [*ids[:place], mask, *ids[place + 1 :]]
+                yield Feature(masked, encoded.segments, labels, row, encoded.truncated)
 
     def _whole_texts(
         self, records: Records, rows: range, tokenizer: Tokenizer
@@ -272,48 +266,37 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         encoded = tokenizer.encode(texts, max_length=self.options.max_length)
         return zip(rows, encoded, strict=True)
 
-    def _unmasked(self, records: Records, rows: range, tokenizer: Tokenizer) -> Iterable[Feature]:
+    def _segments(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterator[tuple[list[SentenceTokens], int, int | None]]:
+        """The segments of each sequence, its record, and the label of a pair."""
         options = self.options
         segment = segmenter(options.words)
-        # Documents in blocks.
+        # As few blocks as possible, all equally long, so that none is a mere stub.
         if options.next == "none":
             texts = [records.text(row, "text") for row in rows]
             tokens = tokenize_sentences(texts, tokenizer, segment)
             for row, whole in zip(rows, tokens, strict=True):
-                for block in _blocks(whole, options.max_length - 2):
-                    yield from self._sequence([block], row)
+                count = -(-len(whole) // (options.max_length - 2))
+                edges = [len(whole) * i // max(count, 1) for i in range(count + 1)]
+                yield from (([whole[a:b]], row, None) for a, b in pairwise(edges))
             return
         # Pairs of segments; each copy of the data is split into others.
         maker = PairMaker(RecordDocuments(records, tokenizer, segment), **self._pair_options)
-        for row in rows:
-            for copy in range(options.dupe):
-                for pair in maker.pairs(row, copy):
-                    yield from self._sequence([pair.first, pair.second], row, pair.label)
+        for row, copy in product(rows, range(options.dupe)):
+            for pair in maker.pairs(row, copy):
+                yield [pair.first, pair.second], row, pair.label
 
     @property
     def _pair_options(self) -> dict[str, Any]:
         """Options of `PairMaker`; of the maximum length 3 tokens are special."""
         options = self.options
-        return {
-            "kind": options.next,
-            "room": options.max_length - 3,
-            "short": options.short_share,
-        }
+        return {"kind": options.next, "room": options.max_length - 3, "short": options.short_share}
 
-    def _sequence(
-        self, parts: list[SentenceTokens], row: int, label: int | None = None
-    ) -> Iterator[Feature]:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`; nothing if no token can be masked.
-
-        Args:
-            parts: one segment, or two.
-            row: the record.
-            label: of a pair.
-        """
+    def _sequence(self, parts: list[SentenceTokens], row: int, label: int | None) -> Feature:
+        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` of one segment or two."""
         first, end = _required(self._bound, "cls_token"), _required(self._bound, "sep_token")
         ids = np.concatenate([[first], *(x for part in parts for x in (part.ids, [end]))])
-        if self.vocabulary.special[ids].all():
-            return
         # [CLS] belongs to the first segment, each [SEP] to the one before it.
         lengths = [len(part) + 1 for part in parts]
         segments = np.repeat(np.arange(len(parts)), [lengths[0] + 1, *lengths[1:]])
@@ -323,7 +306,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
             between = np.array([-1], dtype=np.int32)
             numbers = (x for part in parts for x in (part.words, between))
             targets[WORDS] = np.concatenate([between, *numbers])
-        yield Feature(ids.tolist(), segments.tolist(), targets, row)
+        return Feature(ids.tolist(), segments.tolist(), targets, row)
 
     @override
     def stored_features(
@@ -354,26 +337,25 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         key = f"mask_lm {options.model_dump_json()} {documents.fingerprint()}"
         digest = hashlib.sha256(key.encode()).hexdigest()
         if options.next == "none":
-            return block_features(tokens, options.max_length - 2, self._one, digest, progress)
+            return block_features(tokens, options.max_length - 2, self._sequence, digest, progress)
         maker = PairMaker(documents, **self._pair_options)
-        return pair_features(tokens, maker, options.dupe, self._one, digest, progress)
-
-    def _one(self, parts: list[SentenceTokens], row: int, label: int | None) -> Feature:
-        (feature,) = self._sequence(parts, row, label)
-        return feature
+        return pair_features(tokens, maker, options.dupe, self._sequence, digest, progress)
 
     @override
     def augment(self, batch: PackedBatch, seed: int, epoch: int) -> PackedBatch:
         """Draw the masks of a batch that has none."""
         if MASKED in batch.targets:
             return batch
-        words = batch.targets.get(WORDS)
+        words, options = batch.targets.get(WORDS), self.options
         drawn = draw_masks(
             batch.tokens.numpy(),
             np.array(batch.layout.lengths, dtype=np.int64),
             batch.index.numpy(),
             None if words is None else words.numpy(),
-            self.options.rule(),
+            MaskRule(
+                *(options.mask, options.mask_share, options.as_mask, options.as_random),
+                *(options.span_p, options.span_max),
+            ),
             self.vocabulary,
             seed=seed,
             epoch=epoch,
@@ -480,7 +462,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
     @override
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
         """The task of a `...ForMaskedLM` or `...ForPreTraining` of transformers."""
-        architecture = str((config.get("architectures") or [""])[0])
+        architecture = published_architecture(config)
         if not architecture.endswith(("ForMaskedLM", "ForPreTraining")):
             return None
         length = usual_length(config, 512)
@@ -491,11 +473,7 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
 
 
 def token_scores(outputs: MaskLmOutputs) -> Scores:
-    """The scores of masked tokens, from one head or from both.
-
-    Raises:
-        ValueError: there are gaps whose token nobody knows.
-    """
+    """The scores of masked tokens; a ValueError where nobody knows the token of a gap."""
     scores = outputs.predictions if isinstance(outputs, PreTrainingOutput) else outputs
     if isinstance(scores, Tensor):
         raise ValueError("gaps whose token nobody knows can be filled, not scored")
@@ -503,11 +481,7 @@ def token_scores(outputs: MaskLmOutputs) -> Scores:
 
 
 def _required(tokenizer: Tokenizer, name: str) -> int:
-    """The id of a special token.
-
-    Raises:
-        CheckpointError: the tokenizer has no such token.
-    """
+    """The id of a special token; a CheckpointError if the tokenizer has none."""
     token = tokenizer.special_id(name)
     if token is None:
         raise CheckpointError(
@@ -515,18 +489,6 @@ def _required(tokenizer: Tokenizer, name: str) -> int:
             "Only models of BERT's kind fill masks.",
         )
     return token
-
-
-def _blocks(whole: SentenceTokens, room: int) -> Iterator[SentenceTokens]:
-    """A document in as few blocks as possible, all equally long, so that none is a mere stub."""
-    count = -(-len(whole) // room)
-    for i in range(count):
-        yield whole[len(whole) * i // count : len(whole) * (i + 1) // count]
-
-
-def _of_text(encoded: Encoded, ids: list[int], labels: list[int], row: int) -> Feature:
-    """The feature of a text, with these tokens and `MASKED` targets."""
-    return Feature(ids, encoded.segments, {MASKED: labels}, row, encoded.truncated)
 
 
 class MaskLmMetrics:
@@ -538,40 +500,36 @@ class MaskLmMetrics:
     """
 
     def __init__(self, perplexity: str = "perplexity", pairs: str = "none") -> None:
-        self._perplexity, self._kind = perplexity, pairs
-        self._nats, self._right, self._count = 0.0, 0, 0
-        self._pairs_right, self._pairs = 0, 0
+        self._perplexity, self._kind, self._nats = perplexity, pairs, 0.0
+        # Tokens and pairs: how many there are, and how many are right.
+        self._tokens, self._pairs = np.zeros((2, 2), dtype=np.int64)
 
     def update(self, outputs: MaskLmOutputs, batch: PackedBatch) -> None:
         """Take in one batch."""
         scores = token_scores(outputs)
         self._nats += float(scores.cross_entropy)
-        self._right += scores.right
-        self._count += scores.count
+        self._tokens += (scores.count, scores.right)
         if isinstance(outputs, PreTrainingOutput):
             labels = batch.targets[PAIR_LABEL]
-            self._pairs_right += int((outputs.seq_relationship_logits.argmax(-1) == labels).sum())
-            self._pairs += len(labels)
+            right = int((outputs.seq_relationship_logits.argmax(-1) == labels).sum())
+            self._pairs += (len(labels), right)
 
     def merge(self, other: Self) -> None:
         """Add another's sums."""
         self._nats += other._nats
-        self._right += other._right
-        self._count += other._count
-        self._pairs_right += other._pairs_right
+        self._tokens += other._tokens
         self._pairs += other._pairs
 
     def result(self) -> dict[str, float]:
         """Exp of the mean negative log-probability; `accuracy`; `nsp_accuracy` (or `sop_`)."""
-        figures = {
-            self._perplexity: perplexity(self._nats, self._count),
-            "accuracy": self._right / max(self._count, 1),
-        }
+        (count, right), (pairs, right_pairs) = self._tokens.tolist(), self._pairs.tolist()
+        value = perplexity(self._nats, count)
+        figures = {self._perplexity: value, "accuracy": right / max(count, 1)}
         if self._kind != "none":
-            figures[f"{self._kind}_accuracy"] = self._pairs_right / max(self._pairs, 1)
+            figures[f"{self._kind}_accuracy"] = right_pairs / max(pairs, 1)
         return figures
 
     def details(self) -> dict[str, Any]:
         """The number of masked tokens, and of pairs."""
-        pairs = {} if self._kind == "none" else {"pairs": self._pairs}
-        return {"tokens": self._count, **pairs}
+        pairs = {} if self._kind == "none" else {"pairs": int(self._pairs[0])}
+        return {"tokens": int(self._tokens[0]), **pairs}
