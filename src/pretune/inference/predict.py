@@ -12,11 +12,7 @@ import torch
 from pretune.bundle.bundle import Bundle
 from pretune.data.readers.conversations import ALPACA, CONVERSATIONS, MESSAGES
 from pretune.data.readers.files import TABLE_SUFFIXES
-from pretune.data.records import (
-    MAX_CHARS,
-    ColumnNames,
-    Records,
-)
+from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
@@ -207,12 +203,7 @@ def read_inputs(
             if target not in names.given:
                 names.pop(target, None)
         return read_for(
-            task,
-            source,
-            columns=names,
-            encoding=encoding,
-            quoting=quoting,
-            with_targets=False,
+            task, source, columns=names, encoding=encoding, quoting=quoting, with_targets=False
         )
     if names.given:
         raise DataError(

@@ -214,11 +214,7 @@ def _for_data(source: str) -> dict[str, Any]:
         task = {"name": "tag"}
     elif {"sentence1", "sentence2"} <= columns:
         task["pair"] = True
-    return {
-        "task": task,
-        "data": {"train": source},
-        "output": f"runs/{Path(source).stem}",
-    }
+    return {"task": task, "data": {"train": source}, "output": f"runs/{Path(source).stem}"}
 
 
 # Overrides

@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pretune.data.records import MAX_CHARS
 
@@ -103,8 +96,7 @@ class DataSection(RecipeSection):
         "separate the documents of a .txt file; for causal_lm the whole file is one text."
     )
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        0.1,
-        description="The same; or a share of the training data to hold back (0.1); or null.",
+        0.1, description="The same; or a share of the training data to hold back (0.1); or null."
     )
     columns: dict[str, str] = Field(
         default_factory=dict,

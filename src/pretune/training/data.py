@@ -117,8 +117,7 @@ def _groups(records: Records, columns: Sequence[str]) -> NDArray[np.int64]:
     # Number the groups in the order of their first records.
     numbers: dict[int, int] = {}
     return np.array(
-        [numbers.setdefault(root(row), len(numbers)) for row in range(len(records))],
-        dtype=np.int64,
+        [numbers.setdefault(root(row), len(numbers)) for row in range(len(records))], dtype=np.int64
     )
 
 
@@ -185,11 +184,7 @@ def examined_records(
     """
     if data is not None:
         return read_for(
-            *(task, data),
-            columns=columns,
-            encoding=encoding,
-            quoting=quoting,
-            max_chars=max_chars,
+            *(task, data), columns=columns, encoding=encoding, quoting=quoting, max_chars=max_chars
         )
     records = held_out(Path(run))
     if records is None:

@@ -38,11 +38,7 @@ def parameter_groups(
             scale = layer_decay ** (top - depths[name]) * rates.get(parameter, 1.0)
             groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "weight_decay": weight_decay if matrices else 0.0,
-            "scale": scale,
-        }
+        {"params": parameters, "weight_decay": weight_decay if matrices else 0.0, "scale": scale}
         for (scale, matrices), parameters in groups.items()
     ]
 

@@ -201,13 +201,7 @@ class _Run:
     """One run, from its data to its result."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        folder: RunFolder,
-        world: World,
-        *,
-        quiet: bool,
-        resumed: bool = False,
+        self, recipe: Recipe, folder: RunFolder, world: World, *, quiet: bool, resumed: bool = False
     ) -> None:
         self.recipe, self.folder, self.world, self.resumed = recipe, folder, world, resumed
         self.device = choose_device(recipe.train.device, world.local_rank)

@@ -16,14 +16,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.added_metrics import AllMetrics
-from pretune.tasks.base import (
-    AnyTask,
-    Calibrated,
-    Loss,
-    drawn,
-    lower_is_better,
-    with_answers,
-)
+from pretune.tasks.base import AnyTask, Calibrated, Loss, drawn, lower_is_better, with_answers
 from pretune.training.distributed import World
 
 
