@@ -32,15 +32,10 @@ class HistoryLayout(Protocol):
 
 @dataclass(frozen=True)
 class ReplyPart:
-    """A piece of a reply.
+    """A piece of a reply."""
 
-    Attributes:
-        text: the new text; may be empty.
-        done: the whole reply in the last piece; None in those before.
-    """
-
-    text: str
-    done: Generation | None = None
+    text: str  # the new text; may be empty
+    done: Generation | None = None  # the whole reply in the last piece; None in those before
 
 
 class Reranker:
@@ -174,11 +169,7 @@ class Conversation:
         self.turns = []
 
     def fit(self, message: str) -> Fitted:
-        """Return the tokens that the model reads to answer a message.
-
-        Raises:
-            DataError: the message is empty or not valid Unicode.
-        """
+        """Return the tokens that the model reads to answer a message."""
         if not message.strip():
             raise DataError("an empty message", "Write something.")
         if (half := SURROGATE.search(message)) is not None:
@@ -227,11 +218,7 @@ class Conversation:
 
 
 def _check_candidates(count: int, decoding: Decoding) -> None:
-    """Check that these decoding settings give a number of different candidates.
-
-    Raises:
-        PretuneError: they do not; says what to change.
-    """
+    """Check that these decoding settings give a number of different candidates."""
     if not 1 <= count <= MAX_CANDIDATES:
         raise PretuneError(f"candidates must be from 1 to {MAX_CANDIDATES:,}, not {count:,}")
     if count > 1 and decoding.beams == 1 and decoding.greedy:

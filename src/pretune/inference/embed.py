@@ -40,16 +40,10 @@ COLUMN = "embedding"
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A text that was found for a query.
+    """A text that was found for a query."""
 
-    Attributes:
-        row: its number (0-based).
-        score: the cosine of its vector and the query's, -1 to 1.
-        text: the text.
-    """
-
-    row: int
-    score: float
+    row: int  # its number (0-based)
+    score: float  # the cosine of its vector and the query's, -1 to 1
     text: str
 
 
@@ -99,15 +93,11 @@ class Embedder:
         self,
         texts: Sequence[str],
         *,
+        # How errors name a row (0-based).
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] | None = None,  # called with the number of texts done
     ) -> Vectors:
         """Embed texts.
-
-        Args:
-            texts: N texts.
-            where: returns how errors name the text of a row (0-based).
-            progress: called with the number of texts done.
 
         Returns:
             `[N, hidden]` float32, in the order of the texts.
@@ -144,17 +134,11 @@ class Embedder:
         texts: Sequence[str],
         *,
         top_k: int = 5,
+        # How errors name a row (0-based).
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] | None = None,  # called with the number of texts done
     ) -> list[Neighbour]:
         """Find the texts nearest to a query by cosine.
-
-        Args:
-            query: a text.
-            texts: where to look.
-            top_k: how many texts to return.
-            where: returns how errors name the text of a row (0-based).
-            progress: called with the number of texts done.
 
         Returns:
             the nearest text first; among equals the earlier text first.
@@ -304,11 +288,7 @@ def read_texts(
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Check that vectors can be written to a file, before any are computed.
-
-    Raises:
-        RunError: the file has another format, its folder is missing, or it exists already.
-    """
+    """Check that vectors can be written to a file, before any are computed."""
     if path.suffix.lower() not in FORMATS:
         raise RunError(
             f"--output {path}: cannot tell the format from the name",
@@ -324,25 +304,13 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
 
 def write_vectors(
     embedder: Embedder,
-    records: Records,
-    texts: list[str],
-    path: Path,
+    records: Records,  # their columns go into a Parquet file too
+    texts: list[str],  # one for each record
+    path: Path,  # appears when it is complete
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,  # called with the number of texts done
 ) -> None:
-    """Embed texts and write the vectors, with only a part of them in memory.
-
-    Args:
-        embedder: computes the vectors.
-        records: where the texts come from; their columns go into a Parquet file too.
-        texts: one for each record.
-        path: `.npy`, float32 `[N, hidden]`, or `.parquet`. The file appears when it is complete.
-        progress: called with the number of texts done.
-
-    Raises:
-        DataError: Parquet cannot hold a column, or a column has the name of the vectors' column.
-        RunError: the file cannot be written.
-    """
+    """Embed texts and write the vectors: `.npy`, float32 `[N, hidden]`, or `.parquet`."""
     write = _write_npy if path.suffix.lower() == ".npy" else _write_parquet
     try:
         with atomic_file(path) as aside:

@@ -18,29 +18,17 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 
 class TextGenerator(Prompted):
-    """A language model that writes continuations.
-
-    Args:
-        model: a `LanguageModel`.
-        tokenizer: of the model.
-        batch_size: continuations at a time; changes memory and speed only.
-        template: a chat template; texts given as prompts are then messages of the user.
-        stop_texts: texts that end a continuation and are not part of it, like `stop_tokens`.
-        options: further arguments of `Prompted`, e.g. `device`.
-
-    Raises:
-        RunError: there is no such device.
-    """
+    """A language model that writes continuations."""
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
-        batch_size: int = 16,
-        template: TemplateLayout | None = None,
-        stop_texts: Sequence[str] = (),
-        **options: Any,
+        batch_size: int = 16,  # continuations at a time; changes memory and speed only
+        template: TemplateLayout | None = None,  # makes texts given as prompts messages of the user
+        stop_texts: Sequence[str] = (),  # end a continuation and are not part of it
+        **options: Any,  # of `Prompted`
     ) -> None:
         super().__init__(model, tokenizer, **options)
         self._template = template
@@ -81,11 +69,7 @@ class TextGenerator(Prompted):
     def generate(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None = None
     ) -> list[Generation]:
-        """Return all continuations, grouped by prompt in the order of the prompts.
-
-        Raises:
-            PretuneError: as `stream`.
-        """
+        """Return all continuations, grouped by prompt in the order of the prompts."""
         return self._writer.write(*self._checked(prompts, decoding))
 
     def stream(

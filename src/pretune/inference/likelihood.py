@@ -28,15 +28,10 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The likelihood of one continuation.
+    """The likelihood of one continuation."""
 
-    Attributes:
-        logprobs: the natural logarithm of each token's probability, given all tokens before it.
-        greedy: whether every token is the most probable one.
-    """
-
-    logprobs: tuple[float, ...]
-    greedy: bool
+    logprobs: tuple[float, ...]  # natural, of each token given all before it
+    greedy: bool  # every token is the most probable one
 
     @property
     def total(self) -> float:
@@ -58,28 +53,17 @@ class Pair:
 
 
 class LikelihoodScorer(Prompted):
-    """A language model that is asked for probabilities.
-
-    Args:
-        model: a `LanguageModel`.
-        tokenizer: of the model.
-        batch_tokens: tokens whose state is held at a time, contexts included; changes memory and
-            speed only.
-        share: whether to read the common beginning of all contexts once; changes speed only.
-        options: further arguments of `Prompted`, e.g. `device`.
-
-    Raises:
-        RunError: there is no such device.
-    """
+    """A language model that is asked for probabilities."""
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
+        # Held at a time, contexts included; changes memory and speed only.
         batch_tokens: int = 8192,
-        share: bool = True,
-        **options: Any,
+        share: bool = True,  # read the common beginning of all contexts once; changes speed only
+        **options: Any,  # of `Prompted`
     ) -> None:
         super().__init__(model, tokenizer, **options)
         self._batch_tokens = batch_tokens
@@ -124,10 +108,6 @@ class LikelihoodScorer(Prompted):
         self, pairs: Sequence[Pair], *, progress: Callable[[int], None] | None = None
     ) -> list[Likelihood]:
         """Compute the likelihoods of continuations, in their order.
-
-        Args:
-            pairs: contexts with continuations.
-            progress: called with the number of pairs done so far.
 
         Raises:
             ValueError: a pair is longer than the model's context.

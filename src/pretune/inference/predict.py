@@ -25,26 +25,17 @@ from pretune.text.decode import TextDecoder, decode_file, encoding_hint, lines_o
 class Predictor:
     """A trained model that answers.
 
-    Args:
-        bundle: from `pretune.bundle.bundle.load`, with a task.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `float32` or `bf16`.
-        batch_tokens: tokens at a time; changes memory and speed only.
-
-    Attributes:
-        cut: the number of texts so far that were too long and were truncated.
-
     Raises:
         RunError: the model was not trained for a task, or there is no such device.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle,  # with a task
         *,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_tokens: int = 8192,
+        device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
+        precision: str = "auto",  # `auto`, `float32` or `bf16`
+        batch_tokens: int = 8192,  # tokens at a time; changes memory and speed only
     ) -> None:
         self.task = task_of(bundle)
         self.bundle = bundle
@@ -97,11 +88,7 @@ class Predictor:
 
 
 def task_of(bundle: Bundle) -> AnyTask:
-    """Return the task that a model was trained for.
-
-    Raises:
-        RunError: the model has no task.
-    """
+    """Return the task that a model was trained for."""
     if bundle.task is None:
         where = bundle.report.source if bundle.report else "this model"
         raise RunError(
@@ -159,16 +146,7 @@ _RELATED = {MESSAGES: (CONVERSATIONS, *ALPACA), "answers": ("id", "is_impossible
 
 
 def column_names(bundle: Bundle, given: Mapping[str, str] | None) -> ColumnNames:
-    """Return the data's names for the columns of a model's task.
-
-    Args:
-        bundle: a model with a task.
-        given: our name -> the data's name; other columns are named as in the training data.
-
-    Raises:
-        DataError: a name is given for a column that the task does not know.
-        RunError: the model has no task.
-    """
+    """Return the data's names for the columns of a model's task."""
     task = task_of(bundle)
     known = [*task.inputs, *task.targets]
     known += [name for column in known for name in _RELATED.get(column, ())]
@@ -179,18 +157,12 @@ def read_inputs(
     bundle: Bundle,
     source: Path,
     *,
+    # Our names of columns -> the data's names, for tables only.
     columns: dict[str, str] | None = None,
-    encoding: str = "utf-8",
-    quoting: str = "auto",
+    encoding: str = "utf-8",  # of text files
+    quoting: str = "auto",  # of CSV and TSV files
 ) -> Records:
     """Read a file to predict on: a table, or plain text with one input a line.
-
-    Args:
-        bundle: a model with a task.
-        source: the file.
-        columns: our names of columns -> the data's names, for tables only.
-        encoding: of text files.
-        quoting: of CSV and TSV files.
 
     Raises:
         DataError: the file is missing, empty or broken, or lacks a column.
@@ -226,11 +198,7 @@ def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
 
 
 def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:
-    """Turn lines into records, except blank ones; a tab separates the texts of a pair.
-
-    Raises:
-        DataError: a line does not have as many texts as the task reads.
-    """
+    """Turn lines into records, except blank ones; a tab separates the texts of a pair."""
     kept = [(number, line) for number, line in lines if line.strip()]
     several = len(task.inputs) > 1
     rows = []
@@ -256,17 +224,11 @@ def stream_lines(
     descriptor: int,
     encoding: str = "utf-8",
     *,
-    chunk_bytes: int = 1 << 20,
+    chunk_bytes: int = 1 << 20,  # to read at a time
+    # Characters in a line; 8 times as many without a line end are an error.
     longest: int = MAX_CHARS,
 ) -> Iterator[list[tuple[int, str]]]:
     """Yield numbered lines from a pipe as soon as they arrive, without a byte order mark.
-
-    Args:
-        descriptor: the file descriptor of the pipe.
-        encoding: of the text.
-        chunk_bytes: the maximum number of bytes to read at a time.
-        longest: the expected maximum of characters in a line; 8 times as many without a line end
-            are an error.
 
     Raises:
         DataError: the text is not in that encoding, or a line has no end; names the line.
@@ -316,11 +278,7 @@ def _not_in(encoding: str, error: UnicodeError, line: int, chunk: bytes) -> Data
 
 
 def decode_line(raw: bytes, number: int) -> str:
-    """Decode a line of standard input, without its carriage return and the first line's UTF-8 mark.
-
-    Raises:
-        DataError: the line is not UTF-8; names the line.
-    """
+    """Decode a line of standard input, without its carriage return and the first line's UTF-8 mark."""
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:

@@ -45,15 +45,7 @@ def language_model(bundle: Bundle) -> LanguageModel:
 
 
 def template_of(bundle: Bundle, *, always: bool = False) -> TemplateLayout | None:
-    """Return the chat template that a model was trained with, or None.
-
-    Args:
-        bundle: the model.
-        always: also take a template that only its tokenizer has.
-
-    Raises:
-        CheckpointError: the template is not valid.
-    """
+    """Return the chat template that a model was trained with, or None."""
     if isinstance(bundle.task, Instruct):
         return bundle.task.layout(bundle.tokenizer)
     return TemplateLayout.of(bundle.tokenizer) if always else None
@@ -100,22 +92,14 @@ def _within(ids: Collection[int | None], vocab_size: int) -> list[int]:
 
 def prompt_tokens(
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int],  # a text, or token ids
     *,
     stops: Collection[int],
-    start: int | None,
-    vocab_size: int,
-    number: int = 1,
+    start: int | None,  # stands for an empty prompt
+    vocab_size: int,  # of the model
+    number: int = 1,  # of the prompt (1-based), for errors
 ) -> list[int]:
     """Return the tokens of a prompt, without the end that a tokenizer adds to every text.
-
-    Args:
-        tokenizer: of the model.
-        prompt: a text, or token ids.
-        stops: the stop tokens.
-        start: the token that stands for an empty prompt.
-        vocab_size: of the model.
-        number: the number of the prompt (1-based), for errors.
 
     Raises:
         DataError: the prompt is empty and the model has no beginning-of-text token, the text is not
@@ -149,40 +133,24 @@ def prompt_tokens(
 
 
 def check_stop_tokens(stops: Collection[int], vocab_size: int) -> None:
-    """Check that the model has these tokens.
-
-    Raises:
-        PretuneError: the model does not have one of them; names it.
-    """
+    """Check that the model has these tokens."""
     for token in stops:
         if not isinstance(token, int) or not 0 <= token < vocab_size:
             raise PretuneError(f"stop_tokens: {token!r} is not one of the model's {vocab_size:,}")
 
 
 class Prompted:
-    """A language model with its tokenizer on a device: what writing and scoring have in common.
-
-    Args:
-        model: a `LanguageModel`.
-        tokenizer: of the model.
-        stop_tokens: tokens that end a text; the tokenizer may add them to every text.
-        start_token: the token that stands for an empty text.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `float32` or `bf16`.
-
-    Raises:
-        RunError: there is no such device.
-    """
+    """A language model with its tokenizer on a device: what writing and scoring have in common."""
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
-        stop_tokens: Collection[int] = (),
-        start_token: int | None = None,
-        device: str = "auto",
-        precision: str = "auto",
+        stop_tokens: Collection[int] = (),  # may be added to every text by the tokenizer
+        start_token: int | None = None,  # stands for an empty text
+        device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
+        precision: str = "auto",  # `auto`, `float32` or `bf16`
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -195,15 +163,7 @@ class Prompted:
 
     @classmethod
     def of(cls, bundle: Bundle, **options: Any) -> Self:
-        """Take model, tokenizer and special tokens from a bundle.
-
-        Args:
-            bundle: from `pretune.bundle.bundle.load`.
-            options: further arguments of the class, e.g. `device`.
-
-        Raises:
-            RunError: the model is not a language model that reads from left to right.
-        """
+        """Take model, tokenizer and special tokens from a bundle."""
         model = language_model(bundle)
         options.setdefault("stop_tokens", stop_tokens_of(bundle))
         options.setdefault("start_token", start_token_of(bundle))

@@ -52,11 +52,7 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Context that puts a model into evaluation mode; each module's own mode returns afterwards.
-
-    Args:
-        model: may be partly in evaluation mode already, where it is frozen.
-    """
+    """Context that puts a model into evaluation mode; each module's own mode returns afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -23,13 +23,7 @@ from pretune.tasks.base import CarriesState, Head
 
 
 def strategy_for(task: Head, model: nn.Module, features: Features) -> Strategy:
-    """The way to run a model over these features.
-
-    Args:
-        task: says whether features continue the ones before them.
-        model: not wrapped for distributed training.
-        features: what is read.
-    """
+    """The way to run a model over these features."""
     if not isinstance(task, CarriesState):
         return Strategy(task)
     follows = task.follows(model, features)
@@ -40,60 +34,30 @@ def strategy_for(task: Head, model: nn.Module, features: Features) -> Strategy:
 
 
 class Strategy:
-    """Runs each batch by itself: nothing is left over from one to the next.
-
-    Args:
-        task: runs the model.
-    """
+    """Runs each batch by itself: nothing is left over from one to the next."""
 
     def __init__(self, task: Head) -> None:
         self.task = task
 
     def order(
         self,
-        lengths: Array,
+        lengths: Array,  # `[N]` tokens of each feature
         seed: int,
         *,
-        batch_size: int | None,
-        batch_tokens: int | None,
-        grows: bool = False,
+        batch_size: int | None,  # examples in a batch
+        batch_tokens: int | None,  # tokens in a batch
+        grows: bool = False,  # whether early batches are smaller
     ) -> DataOrder:
-        """The order to train on features.
-
-        Args:
-            lengths: `[N]` tokens of each feature.
-            seed: of the run.
-            batch_size: examples in a batch, or None.
-            batch_tokens: tokens in a batch, or None.
-            grows: whether early batches are smaller.
-
-        Raises:
-            RunError: this strategy cannot work with such batches.
-        """
+        """The order to train on features."""
         return DataOrder(lengths, seed=seed, in_tokens=batch_tokens is not None)
 
     def batches(self, lengths: Array, batch_tokens: int, processes: int = 1) -> list[list[Array]]:
-        """Batches for evaluation and prediction, shared out over processes.
-
-        Args:
-            lengths: `[N]` tokens of each feature.
-            batch_tokens: tokens at a time.
-            processes: how many share the work.
-
-        Returns:
-            for each process its batches, in running order; none has more than the first.
-        """
+        """The batches of each process, in running order; none has more than the first process."""
         batches = batches_by_length(lengths, batch_tokens)
         return [batches[rank::processes] for rank in range(processes)]
 
     def forward(self, module: nn.Module, batch: PackedBatch, *, keep: bool = True) -> Any:
-        """Run the model on a batch and return the task's outputs.
-
-        Args:
-            module: the model, or what wraps it for distributed training.
-            batch: on the device; its `index` says which features it holds.
-            keep: False for a stand-in, whose state must not be remembered.
-        """
+        """Run the model on a batch; the state after a stand-in (`keep=False`) is not remembered."""
         return self.task.forward(module, batch)
 
     def begin_epoch(self) -> None:
@@ -106,20 +70,11 @@ class Strategy:
         """Drop what was run since the last commit, e.g. because the update was not made."""
 
     def state(self, gather: Callable[[Any], list[Any]]) -> dict[str, Tensor]:
-        """What a resumed run needs to continue, by name.
-
-        Args:
-            gather: collects a value from every process, as `World.gather` does.
-        """
+        """What a resumed run needs to continue, by name."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Continue from what `state` returned.
-
-        Args:
-            tensors: by name.
-            device: where the model is.
-        """
+        """Continue from what `state` returned."""
 
 
 class TruncatedBptt(Strategy):
@@ -131,13 +86,8 @@ class TruncatedBptt(Strategy):
     Mikolov et al. 2010).
 
     States are looked up by the number of the feature they come after. So streams, micro-batches and
-    processes need no bookkeeping: feature i + 1 asks for the state after feature i, and starts
+    processes need no bookkeeping: feature i + 1, if `follows[i + 1]` (`[N]` bool), asks for the state after feature i, and starts
     afresh where there is none, as after a batch that was skipped.
-
-    Args:
-        task: runs the model.
-        model: not wrapped for distributed training.
-        follows: `[N]` bool, whether each feature continues the one before it.
     """
 
     def __init__(self, task: Head, model: StatefulLM, follows: Array) -> None:

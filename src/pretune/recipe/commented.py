@@ -18,15 +18,7 @@ WIDTH = 96
 
 
 def commented_recipe(task: str, values: Mapping[str, Any] | None = None) -> str:
-    """A recipe for a task in YAML: each key with its meaning and its default.
-
-    Args:
-        task: name of the task.
-        values: values that differ from the defaults, by section; `data.train` has no default.
-
-    Raises:
-        RecipeError: no such task.
-    """
+    """A recipe for a task in YAML: each key with its meaning and its default."""
     options = task_class(task).options_type
     given: dict[str, Any] = {"data": {"train": "train.tsv"}, "output": f"runs/{task}"}
     for name, value in (values or {}).items():

@@ -38,14 +38,7 @@ _BRANCHES = ("str", "int", "float", "none", "constrained-float", "constrained-in
 def recipe_error(
     error: ValidationError, recipe: type[BaseModel], values: Mapping[str, Any], origin: str
 ) -> RecipeError:
-    """Turn pydantic's complaints into one error for people that names every wrong key.
-
-    Args:
-        error: from validating `values`.
-        recipe: the class of the recipe.
-        values: what was to become a recipe.
-        origin: where the values came from.
-    """
+    """Turn pydantic's complaints into one error for people that names every wrong key."""
     task = values.get("task")
     name = task.get("name") if isinstance(task, Mapping) else task
     options = task_class(name).options_type if isinstance(name, str) else None

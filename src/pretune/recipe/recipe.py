@@ -96,20 +96,12 @@ class Recipe(RecipeSection):
         return cls.of(_override(values, overrides), origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
-        """Return this recipe with some values changed.
-
-        Raises:
-            RecipeError: an unknown key or a wrong value.
-        """
+        """Return this recipe with some values changed; see `of` for errors."""
         return Recipe.of(_override(self.to_dict(), overrides)) if overrides else self
 
     @classmethod
     def of(cls, values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-        """Check plain values and make a recipe of them.
-
-        Raises:
-            RecipeError: unknown keys or wrong values; all of them are named.
-        """
+        """Check plain values and make a recipe of them; a RecipeError names every wrong one."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -141,12 +133,7 @@ def builtin_recipes() -> dict[str, str]:
 
 
 def named_recipes() -> dict[str, str]:
-    """The YAML texts of the built-in recipes, then of those that installed packages add.
-
-    Raises:
-        PretuneError: a package's recipe cannot be imported.
-        RecipeError: a package's recipe is no text and no file.
-    """
+    """The YAML texts of the built-in recipes, then of those that installed packages add."""
     built_in = builtin_recipes()
     added = {name: _added_text(name) for name in sorted(ADDED_RECIPES) if name not in built_in}
     return built_in | added
@@ -221,11 +208,7 @@ def _for_data(source: str) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is YAML.
-
-    Raises:
-        RecipeError: it has another form.
-    """
+    """Split `key=value`; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(

@@ -110,10 +110,6 @@ _Dumper.yaml_implicit_resolvers = {
 def parse(text: str, origin: str) -> Any:
     """Read a YAML text.
 
-    Args:
-        text: one document.
-        origin: where it came from, for errors.
-
     Raises:
         RecipeError: not YAML, or a key given twice; names the line and column.
     """

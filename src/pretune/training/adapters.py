@@ -19,11 +19,7 @@ from pretune.tasks.builtin import task_class
 
 
 def check_lora(recipe: Recipe) -> None:
-    """Check that a recipe with `train.lora` makes sense.
-
-    Raises:
-        RecipeError: it does not; gives the reason.
-    """
+    """Check that a recipe with `train.lora` makes sense."""
     if preset(recipe.model.source) is not None:
         raise RecipeError(
             "train.lora adds a little to what a model has learned; random weights have nothing",
@@ -57,17 +53,7 @@ def frozen_digest(model: nn.Module) -> str | None:
 
 
 def check_base(then: str | None, now: str | None, checkpoint: Path, source: str) -> None:
-    """Check that a checkpoint's adapter meets the frozen weights it was trained with.
-
-    Args:
-        then: `frozen_digest` when the checkpoint was written; None: not known.
-        now: `frozen_digest` of the model that is to take the adapter.
-        checkpoint: its folder.
-        source: where the model came from.
-
-    Raises:
-        RunError: the frozen weights differ.
-    """
+    """Check that a checkpoint's adapter meets the frozen weights it was trained with."""
     if then is not None and then != now:
         raise RunError(
             f"{checkpoint}: its adapter was trained with other weights than {source} has now",
@@ -77,12 +63,7 @@ def check_base(then: str | None, now: str | None, checkpoint: Path, source: str)
 
 
 def weights_in(path: Path, bundle: Bundle) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint, by parameter name.
-
-    Args:
-        path: the checkpoint.
-        bundle: the model being trained, with its task.
-    """
+    """Read the weights of a checkpoint, by parameter name."""
     task, model = bundle.task, bundle.model
     if task is None or not adapters(model):
         return load(path, task=task).model.state_dict()

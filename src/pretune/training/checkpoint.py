@@ -51,13 +51,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def newest_whole(
     run: Path, at_most: int | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Path | None:
-    """The newest undamaged checkpoint, preferably of at most `at_most` updates.
-
-    Args:
-        run: the run folder.
-        at_most: updates; if there is no checkpoint that old, the oldest is taken.
-        say: called with a remark on each damaged one.
-    """
+    """The newest undamaged checkpoint of at most `at_most` updates, else the oldest undamaged one."""
     fallback = None
     for step, path in reversed(checkpoints(run)):
         damage = find_damage(path)
@@ -107,15 +101,6 @@ class RunCheckpoints(CheckpointStore):
     At no moment is `best` or `last` incomplete, and an old checkpoint is removed only when enough
     newer ones are whole. Together with each checkpoint that is kept, the one that was best at its
     time is kept too, so that a run can continue from any of them.
-
-    Args:
-        run: the run folder.
-        bundle: the model being trained, with its tokenizer and task.
-        keep: how many of the newest to keep, in addition to the best.
-        background: write in a thread; default: for large models and on a GPU.
-        world: the processes that train; only the main one writes.
-        extra: more JSON values to keep with each checkpoint.
-        say: shows a line to the person.
     """
 
     def __init__(
@@ -123,10 +108,10 @@ class RunCheckpoints(CheckpointStore):
         run: Path,
         bundle: Bundle,
         *,
-        keep: int = 1,
-        background: bool | None = None,
-        world: World | None = None,
-        extra: dict[str, Any] | None = None,
+        keep: int = 1,  # of the newest, in addition to the best
+        background: bool | None = None,  # write in a thread; default: large models and GPUs
+        world: World | None = None,  # only its main process writes
+        extra: dict[str, Any] | None = None,  # JSON values to keep with each checkpoint
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.run, self.bundle, self.keep, self.say = run, bundle, keep, say

@@ -147,11 +147,7 @@ def _read(recipe: Recipe, source: str) -> Data:
 
 
 def held_out(run: Path) -> Records | None:
-    """The validation records of a run; None without a run or without such records.
-
-    Raises:
-        PretuneError: its recipe or the data cannot be read.
-    """
+    """The validation records of a run; None without a run or without such records."""
     if not (run / RECIPE).is_file():
         return None
     validation = read_data(RunFolder(run).recipe())[1]
@@ -161,23 +157,14 @@ def held_out(run: Path) -> Records | None:
 def examined_records(
     run: str,
     task: AnyTask,
-    data: str | None,
+    data: str | None,  # a file or a Hub dataset; None: the validation data
     *,
-    columns: Mapping[str, str],
-    encoding: str = "utf-8",
-    quoting: str = "auto",
-    max_chars: int | None = None,
+    columns: Mapping[str, str],  # the task's names of columns -> those in `data`
+    encoding: str = "utf-8",  # of `data`, if it is a text file
+    quoting: str = "auto",  # of `data`, if it is a CSV or TSV file
+    max_chars: int | None = None,  # longer texts in `data` are refused
 ) -> Records:
     """Records to examine a trained model on: labelled data, or its run's validation data.
-
-    Args:
-        run: the run folder.
-        task: of the model.
-        data: a file or a Hub dataset; None: the validation data.
-        columns: the task's column names -> those in `data`.
-        encoding: of `data`, if it is a text file.
-        quoting: of `data`, if it is a CSV or TSV file.
-        max_chars: longer texts in `data` are refused.
 
     Raises:
         PretuneError: there are none, or they cannot be read.
@@ -196,11 +183,7 @@ def examined_records(
 
 
 def fit(task: Preprocessor, data: Data) -> None:
-    """Let a task learn what it must know beforehand; documents have only their text.
-
-    Raises:
-        DataError: the records are not what the task needs.
-    """
+    """Let a task learn what it must know beforehand; documents have only their text."""
     if isinstance(data, Records):
         task.fit(data)
 
@@ -210,9 +193,6 @@ def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
 
     Random weights come without a tokenizer. They take the tokenizer of a prepared corpus, or a new
     one that is trained on the data.
-
-    Raises:
-        DataError: no such tokenizer can be made from the data.
     """
     model = recipe.model
     if model.tokenizer is not None or preset(model.source) is None:
@@ -243,7 +223,7 @@ def tokenizer_for(recipe: Recipe, data: Data) -> str | Path | Tokenizer | None:
 
 
 def read_features(
-    what: str,
+    what: str,  # what people call the data, e.g. `validation`
     task: Preprocessor,
     records: Data,
     bundle: Bundle,
@@ -251,16 +231,7 @@ def read_features(
     *,
     evaluation: bool = False,
 ) -> Features:
-    """Make the features of some data, and report their number and what is wrong with them.
-
-    Args:
-        what: what people call the data, e.g. `validation`.
-        task: decides what a feature is.
-        records: the data.
-        bundle: has the tokenizer.
-        reporter: shows progress and remarks.
-        evaluation: whether the features are for evaluation.
-    """
+    """Make the features of some data, and report their number and what is wrong with them."""
     with reporter.working(f"reading {what}", len(records)) as done:
         features = featurize(
             *(task, records, bundle.tokenizer),

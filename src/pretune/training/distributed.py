@@ -18,17 +18,11 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """The processes that train together, seen from one of them; by default there is only one.
+    """The processes that train together, seen from one of them; by default there is only one."""
 
-    Attributes:
-        rank: number of this process.
-        size: number of processes.
-        local_rank: number of this process on its machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    rank: int = 0  # number of this process
+    size: int = 1  # number of processes
+    local_rank: int = 0  # number of this process on its machine
     _replica: DistributedDataParallel | None = field(default=None, repr=False)
 
     @property
@@ -72,12 +66,7 @@ class World:
 
     @contextmanager
     def syncing(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Context for a micro-batch: processes exchange gradients only after the last one.
-
-        Args:
-            model: as given to `spread`.
-            last: whether this is the last micro-batch of the update.
-        """
+        """Context for a micro-batch: processes exchange gradients only after the last one."""
         quiet: AbstractContextManager[Any] = nullcontext()
         if self._replica is not None and not last:
             quiet = self._replica.no_sync()
@@ -144,11 +133,7 @@ def assign(target: Tensor, value: Tensor) -> None:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights by name into a model, sharded or not.
-
-    Raises:
-        KeyError: a weight is missing.
-    """
+    """Copy weights by name into a model, sharded or not."""
     for name, target in model.state_dict().items():
         assign(target, weights[name])
 

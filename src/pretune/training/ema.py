@@ -46,10 +46,6 @@ class MovingAverage:
     def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Continue from an earlier average.
 
-        Args:
-            tensors: the attribute `tensors` of then.
-            updates: the attribute `updates` of then.
-
         Raises:
             CheckpointError: the averages are of another model; nothing is changed.
         """

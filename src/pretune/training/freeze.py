@@ -103,11 +103,6 @@ def reads_once(task: Head, model: nn.Module, features: Features) -> bool:
     """Whether the backbone gives the head the same input in every epoch, so that it can be kept.
 
     That needs a frozen backbone and a head that reads one vector per feature.
-
-    Args:
-        task: runs the model.
-        model: with its parameters frozen already.
-        features: what is trained on.
     """
     frozen = not any(p.requires_grad for p in model.get_submodule("backbone").parameters())
     usual = type(task).forward is Head.forward and not isinstance(task, DrawsAnew)
@@ -115,26 +110,17 @@ def reads_once(task: Head, model: nn.Module, features: Features) -> bool:
 
 
 class ReadOnce(Strategy):
-    """Reads a frozen backbone once, and runs only the head on the vectors it gave.
-
-    Args:
-        task: runs the model.
-        model: for which `reads_once` holds, on `device`.
-        features: what is trained on.
-        device: where the vectors are kept.
-        precision: of the backbone, as in `precision_context`.
-        progress: called with the number of features read.
-    """
+    """Reads a frozen backbone once, and runs only the head on the vectors it gave."""
 
     def __init__(
         self,
         task: AnyTask,
-        model: nn.Module,
+        model: nn.Module,  # for which `reads_once` holds
         features: Features,
         *,
-        device: torch.device,
-        precision: str,
-        progress: Callable[[int], None] | None = None,
+        device: torch.device,  # where the vectors are kept
+        precision: str,  # of the backbone, as in `precision_context`
+        progress: Callable[[int], None] | None = None,  # called with the number of features read
     ) -> None:
         super().__init__(task)
         assert isinstance(model, PooledHead)  # noqa: S101 - for the type checker

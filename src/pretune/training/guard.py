@@ -19,15 +19,10 @@ MAD_TO_SD = 1.4826
 
 @dataclass(frozen=True)
 class Trouble:
-    """The reason not to make an update.
+    """The reason not to make an update."""
 
-    Attributes:
-        what: a phrase for people.
-        finite: True for a spike, False for NaN or infinity.
-    """
-
-    what: str
-    finite: bool
+    what: str  # a phrase for people
+    finite: bool  # True for a spike, False for NaN or infinity
 
 
 def robust_z(value: float, recent: list[float]) -> float:
@@ -43,11 +38,7 @@ def robust_z(value: float, recent: list[float]) -> float:
 
 
 class Guard:
-    """Judges each update before it is made.
-
-    Args:
-        options: `train.guard`.
-    """
+    """Judges each update before it is made."""
 
     def __init__(self, options: GuardSection) -> None:
         self.options = options
@@ -55,12 +46,7 @@ class Guard:
         self.streak = 0
 
     def judge(self, loss: float, norm: float) -> Trouble | None:
-        """Check an update before it is made; None: it may be made. Counts spikes in a row.
-
-        Args:
-            loss: mean loss of the batch.
-            norm: norm of its mean gradient.
-        """
+        """Check an update by its mean loss and the norm of its mean gradient; None: it may be made."""
         if not math.isfinite(loss):
             return Trouble(f"the loss is {loss}", finite=False)
         if not math.isfinite(norm):
@@ -98,12 +84,7 @@ class Guard:
 def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
     """Name the first module whose output, or the first parameter whose gradient, is not finite.
 
-    Args:
-        model: the model to watch.
-        run: one forward and backward pass, which may leave gradients.
-
-    Returns:
-        a phrase for people, or None if everything is finite this time.
+    Calls `run`, a forward and backward pass, and returns None if all is finite this time.
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):

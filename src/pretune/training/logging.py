@@ -33,25 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One entry of the log: the updates since the last entry.
+    """One entry of the log: the updates since the last entry."""
 
-    Attributes:
-        step: updates done.
-        epoch: passes over the data done, with fractions.
-        loss: mean over the examples (or tokens) of these updates.
-        learning_rate: of the last update.
-        gradient_norm: of the last update's mean gradient, before clipping.
-        tokens_per_second: tokens trained on per second, without the time of evaluation.
-        parts: means of the loss's parts by name.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens_per_second: float
-    parts: Mapping[str, float]
+    step: int  # updates done
+    epoch: float  # passes over the data done, with fractions
+    loss: float  # mean over the examples (or tokens) of these updates
+    learning_rate: float  # of the last update
+    gradient_norm: float  # of the last update's mean gradient, before clipping
+    tokens_per_second: float  # without the time of evaluation
+    parts: Mapping[str, float]  # means of the loss's parts by name
 
     def figures(self) -> dict[str, float]:
         """The figures by their names in the logs."""
@@ -68,13 +58,7 @@ class Sink(Protocol):
     """A log to write figures to."""
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """Keep figures.
-
-        Args:
-            step: updates done.
-            epoch: passes over the data done.
-            figures: by name.
-        """
+        """Keep figures."""
 
     def rewind(self, step: int) -> None:
         """Drop what was written after update `step`: the updates will be made again."""
@@ -87,9 +71,6 @@ class JsonLines(Sink):
     """A log with one JSON object per line, readable during the run and after a crash.
 
     Each line is written at once. What a full disk refuses is kept and written later.
-
-    Args:
-        path: of the file; lines are appended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,11 +110,7 @@ class JsonLines(Sink):
 
 
 class TensorBoard(Sink):
-    """TensorBoard event files.
-
-    Args:
-        folder: for the files.
-    """
+    """TensorBoard event files."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -242,15 +219,7 @@ class Reporter:
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-        """Show a bar for a part of the work.
-
-        Args:
-            what: the work.
-            total: number of items.
-
-        Yields:
-            a function to call with the number of items done; None where no bar can be shown.
-        """
+        """Show a bar; yields a function that takes the number of items done, or None without one."""
         if not self._live or self._bar is not None:
             yield None
             return
@@ -259,24 +228,14 @@ class Reporter:
             yield lambda done: bar.update(task, completed=done)
 
     def begin(self, total: int, done: int = 0) -> None:
-        """Start showing training.
-
-        Args:
-            total: updates of the run.
-            done: updates done before.
-        """
+        """Start showing training."""
         self._started, self._first = time.monotonic(), done
         if self._live:
             self._bar = self._stack.enter_context(_bar(self.console, "[dim]{task.fields[figures]}"))
             self._bar_task = self._bar.add_task("training", total=total, completed=done, figures="")
 
     def step(self, entry: Step, total: int) -> None:
-        """Log an entry, and show it once in a while.
-
-        Args:
-            entry: the figures.
-            total: updates of the run.
-        """
+        """Log an entry, and show it once in a while."""
         self._keep(entry.step, entry.epoch, entry.figures())
         # On a terminal the bar shows it; elsewhere a line every few seconds.
         text = (
@@ -297,15 +256,7 @@ class Reporter:
     def evaluation(
         self, step: int, epoch: float, metrics: Mapping[str, float], seconds: float, note: str
     ) -> None:
-        """Log and show an evaluation.
-
-        Args:
-            step: updates done.
-            epoch: passes over the data done.
-            metrics: by name.
-            seconds: that the evaluation took.
-            note: for people, e.g. that it is the best so far.
-        """
+        """Log and show an evaluation."""
         self._keep(step, epoch, {f"validation/{name}": value for name, value in metrics.items()})
         figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"epoch {epoch:.2f}  validation: {figures}  ({seconds:.1f} s){note}")

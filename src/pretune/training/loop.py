@@ -64,38 +64,25 @@ MAX_NAMED = 8
 class GlobalBatch:
     """The data of one update.
 
-    Attributes:
-        start: where it begins in the order of the data.
-        end: where the next one begins.
-        features: `[B]` the numbers of its features, over all processes.
-        micro_batches: this process's share, one forward and backward pass each. Every process has
-            the same number of them.
-        real: for each micro-batch, False if it is a stand-in: all processes must take part in
-            every pass, so one that has run out of data computes something that counts for nothing.
-        rng_state: of torch's generator before the update, to repeat its dropout.
+    All processes must take part in every pass, so one that has run out of data gets a stand-in.
     """
 
-    start: Cursor
-    end: Cursor
-    features: Array
-    micro_batches: list[PackedBatch]
-    real: list[bool]
+    start: Cursor  # where it begins in the order of the data
+    end: Cursor  # where the next one begins
+    features: Array  # `[B]` numbers, over all processes
+    micro_batches: list[PackedBatch]  # this process's share; every process has the same number
+    real: list[bool]  # for each micro-batch, False if it is a stand-in
+    # Of torch's generator before the update, to repeat its dropout.
     rng_state: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def share_out(
     features: Array, parts: int, rank: int = 0, size: int = 1
 ) -> tuple[list[Array], list[bool]]:
-    """Deal a batch out like cards; a sum over processes and parts is the sum over the batch.
+    """Deal features `[B]` out like cards, in at most `parts` micro-batches for each process.
 
-    Args:
-        features: `[B]` of the whole batch.
-        parts: into how many micro-batches to cut a process's share, at most.
-        rank: which process this is.
-        size: the number of processes.
-
-    Returns:
-        the features of each micro-batch, and which of them are real rather than stand-ins.
+    A sum over processes and parts is the sum over the batch. Returns the features of each
+    micro-batch, and which of them are real rather than stand-ins.
     """
     largest_share = -(-len(features) // size)  # the first process's
     pieces = np.array_split(features[rank::size], min(parts, largest_share))
@@ -106,21 +93,6 @@ def share_out(
 
 class Trainer:
     """Trains a model on features, by the `train:` section of a recipe.
-
-    Args:
-        task: gives the loss and the metrics.
-        model: already on `device`.
-        train: the training features.
-        validation: features to evaluate on once in a while, or None.
-        options: how to train.
-        seed: of the data order.
-        device: where the model is.
-        reporter: shows and logs the figures.
-        store: receives a checkpoint after each evaluation, every `save_every` updates, at the end,
-            and when training is stopped.
-        should_stop: asked in each update.
-        name_record: names a training record for people, by its number.
-        world: the processes that train together.
 
     Raises:
         RunError: nothing to train or to evaluate on, or no such metric as `train.best`.
@@ -134,11 +106,12 @@ class Trainer:
         validation: Features | None = None,
         *,
         options: TrainSection,
-        seed: int = 0,
-        device: torch.device | None = None,
+        seed: int = 0,  # of the data order
+        device: torch.device | None = None,  # where the model is
         reporter: Reporter | None = None,
         store: CheckpointStore | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = lambda: False,  # asked in each update
+        # Names a record for people, by its number.
         name_record: Callable[[int], str] = "record {}".format,
         world: World | None = None,
     ) -> None:
@@ -209,12 +182,7 @@ class Trainer:
         return self.history
 
     def _train_on(self, batches: Iterator[GlobalBatch], tidy: Callable[[], None]) -> None:
-        """Make updates until the end of training, or until the guard had to step in.
-
-        Args:
-            batches: from the cursor on.
-            tidy: frees memory; called after each update.
-        """
+        """Make updates until the end of training, or until the guard had to step in."""
         for batch in batches:
             trouble = self._update(batch)
             if trouble is not None:
@@ -489,11 +457,7 @@ class Trainer:
     def _recover(self, batch: GlobalBatch, trouble: Trouble) -> bool:
         """Stop, skip the batch or roll back, as `train.guard` says; the update was not made.
 
-        Returns:
-            whether the skipped data reaches the end of an epoch, which then has no last update.
-
-        Raises:
-            RunError: the recipe says stop, or this has happened too often.
+        Returns whether the skipped data reaches the end of an epoch, which then has no last update.
         """
         options, rescues = self.options.guard, self.history.rescues
         # What happened, where it came from, and what to do about it.
@@ -531,8 +495,7 @@ class Trainer:
     def _roll_back(self, batch: GlobalBatch) -> tuple[Cursor, str]:
         """Return to a checkpoint from before the trouble, and from now on skip its data.
 
-        Returns:
-            the checkpoint's place in the data, and what was done in words.
+        Returns the checkpoint's place in the data, and what was done in words.
         """
         # A few updates before the refused one count as trouble too (`guard.margin`).
         trouble_start, skips, failed_step = self.begun[0], self.skips, self.history.steps

@@ -34,11 +34,8 @@ _APART = 100
 def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
     """Context that lets the process keep freed memory; afterwards it returns to the system.
 
-    Does nothing where the C library is not glibc.
-
-    Yields:
-        a function to call between updates (and batches of an evaluation), which returns memory to
-        the system when the process holds too much.
+    Does nothing where the C library is not glibc. Yields a function to call between updates (and
+    batches of an evaluation), which returns memory when the process holds too much.
     """
     libc = _glibc() if enabled else None
     if libc is None:
@@ -61,18 +58,12 @@ class Tidy:
 
     It needs what it holds after the first update, which started with nothing to spare. Where later
     updates need more, memory is returned only as often as costs little time.
-
-    Attributes:
-        trim: returns all free memory to the system.
-        held: counts the bytes that the process holds.
-        clock: the time in seconds.
-        limit: the bytes above which memory is returned.
     """
 
-    trim: Callable[[], object]
-    held: Callable[[], int]
-    clock: Callable[[], float] = time.perf_counter
-    limit: float = 0.0
+    trim: Callable[[], object]  # returns all free memory to the system
+    held: Callable[[], int]  # counts the bytes that the process holds
+    clock: Callable[[], float] = time.perf_counter  # the time in seconds
+    limit: float = 0.0  # the bytes above which memory is returned
     _not_before: float = 0.0
 
     def __call__(self) -> None:

@@ -16,11 +16,7 @@ from pretune.recipe.schema import TrainSection
 
 
 def set_modes(model: nn.Module, options: TrainSection, device: torch.device) -> None:
-    """Set activation checkpointing and compilation as a recipe says.
-
-    Raises:
-        RunError: the model is to be compiled where that does not pay.
-    """
+    """Set activation checkpointing and compilation as a recipe says."""
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     backbone.recompute = options.activation_checkpointing

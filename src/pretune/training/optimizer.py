@@ -78,28 +78,18 @@ class Optimizer:
     added to a table of zeros that is kept from step to step and cleared only where it was written;
     allocating and clearing 47 MB for MiniLM's vocabulary would be a tenth of a step. The update is
     still the dense one: rows that were not looked up decay and keep their momentum.
-
-    Args:
-        model: its trainable parameters are updated.
-        weight_decay: of matrices.
-        betas: memory of the gradient and of its square.
-        eps: added to the root.
-        clip: the longest mean gradient (Euclidean norm over all parameters), or None.
-        layer_decay: as in `parameter_groups`.
-        sparse: whether embedding tables may have sparse gradients. False where several processes
-            add up their gradients.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        weight_decay: float,
+        weight_decay: float,  # of matrices
         betas: tuple[float, float],
         eps: float,
-        clip: float | None,
+        clip: float | None,  # longest mean gradient (Euclidean norm over all parameters)
         layer_decay: float = 1.0,
-        sparse: bool = True,
+        sparse: bool = True,  # False where several processes add up their gradients
     ) -> None:
         self.clip = clip
         groups = parameter_groups(model, weight_decay, layer_decay)
@@ -171,13 +161,7 @@ class Optimizer:
         return norm
 
     def step(self, learning_rate: float, count: int, norm: Tensor) -> None:
-        """Update the parameters with the mean gradient, clipped, and drop the gradients.
-
-        Args:
-            learning_rate: of this update.
-            count: divides the sums.
-            norm: from `gradient_norm`.
-        """
+        """Update the parameters with the mean gradient, clipped, and drop the gradients."""
         self._spread_sparse()
         # Clipping as torch.nn.utils.clip_grad_norm_ does it, including its 1e-6.
         divisor = torch.full_like(norm, float(count))

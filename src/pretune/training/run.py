@@ -53,11 +53,6 @@ MAY_CHANGE = (
 def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False) -> RunResult:
     """Train as a recipe says, into its output folder.
 
-    Args:
-        recipe: describes the run.
-        overwrite: delete an earlier run in the output folder.
-        quiet: show no progress.
-
     Raises:
         PretuneError: bad data, model, recipe or folder; says what to do.
         Interrupted: by SIGINT or SIGTERM; the last model is saved.
@@ -74,11 +69,6 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
 
     On the same machine with the same versions the result is the same, bit for bit, as without the
     interruption. A finished run is left as it is.
-
-    Args:
-        path: the run's folder.
-        overrides: of keys that do not change what is learned, such as `train.log_every`.
-        quiet: show no progress.
 
     Raises:
         PretuneError: no run there, or its recipe or data have changed.
@@ -104,12 +94,6 @@ def train_seeds(
     """Train `count` times, with seeds from `recipe.seed` on, into `output/seed-S`.
 
     Runs of this very recipe that exist already count, and are continued if they are unfinished.
-
-    Args:
-        recipe: describes the run.
-        count: number of seeds.
-        overwrite: delete earlier runs in these folders.
-        quiet: show no progress.
 
     Raises:
         PretuneError: as `train_recipe`; a seed or a folder that cannot be used is an error before
@@ -137,16 +121,7 @@ def train_seeds(
 
 
 def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None = None) -> Bundle:
-    """Load the model that a recipe starts from, or that a checkpoint of its run holds.
-
-    Args:
-        recipe: names the model.
-        task: gives the model its head.
-        data: what is trained on; random weights take the tokenizer of a corpus.
-        start: the checkpoint, or None.
-
-    Returns:
-        the model in host memory, with what is not trained frozen.
+    """Load the model that a recipe, or a checkpoint of its run, starts from; frozen as it says.
 
     Raises:
         PretuneError: missing, damaged, or not suitable for the task.
@@ -180,21 +155,13 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
 
 @dataclass
 class _Ingredients:
-    """What a run trains with, read and checked.
-
-    Attributes:
-        bundle: the model with its tokenizer and task.
-        data: the training data.
-        train: the features of the training data.
-        validation: the features to evaluate on, or None.
-        fingerprints: of data and frozen weights, kept with each checkpoint.
-    """
+    """What a run trains with, read and checked."""
 
     bundle: Bundle
     data: Data
     train: Features
     validation: Features | None
-    fingerprints: dict[str, Any]
+    fingerprints: dict[str, Any]  # of data and frozen weights, kept with each checkpoint
 
 
 class _Run:
@@ -339,11 +306,7 @@ def first_loss(task: Head, model: nn.Module, features: Features, device: torch.d
 
 
 def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
-    """Check that a resumed run has the recipe it was started with.
-
-    Raises:
-        RunError: a key differs that changes what is learned.
-    """
+    """Check that a resumed run has the recipe it was started with."""
     differing = [
         line
         for line in RunFolder.differences(earlier.to_dict(), recipe.to_dict())
@@ -359,17 +322,7 @@ def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
 
 
 def _check_unchanged_data(start: Path, now: Mapping[str, Any], recipe: Recipe) -> None:
-    """Check that a resumed run has the data and the frozen weights it was started with.
-
-    Args:
-        start: the checkpoint to continue from.
-        now: the fingerprints of what was read now.
-        recipe: of the run.
-
-    Raises:
-        RunError: other features to train on, or to evaluate on (by which the best is picked), or
-            other weights below a LoRA adapter.
-    """
+    """Check that a resumed run has the data and the frozen weights it was started with."""
     then = read_values(start)
     if then.get("data") != now["data"]:
         wrong = "was trained on other data than data.train gives now"

@@ -43,9 +43,6 @@ class RunFolder:
     metrics.jsonl        the figures of the training, one JSON object per line
     events/              the same for TensorBoard
     result.json          the outcome, once the run is finished
-
-    Args:
-        path: of the folder, which need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,11 +83,7 @@ class RunFolder:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Context that explains a disk that is full or read-only while a run writes.
-
-        Raises:
-            RunError: the disk takes nothing.
-        """
+        """Context that explains a disk that is full or read-only while a run writes."""
         try:
             yield
         except OSError as error:
@@ -103,10 +96,6 @@ class RunFolder:
 
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Check that a new run may be written here; touches nothing.
-
-        Args:
-            recipe: of the new run.
-            overwrite: whether an earlier run may be deleted.
 
         Raises:
             RunError: the folder holds a run already, or files that are not a run's.
@@ -188,11 +177,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
-        """The recipe of the run.
-
-        Raises:
-            RunError: there is no run.
-        """
+        """The recipe of the run."""
         path = self.path / RECIPE
         if not os.path.isfile(path):  # also of a name that no file can have
             raise RunError(
@@ -201,11 +186,7 @@ class RunFolder:
         return Recipe.load(path)
 
     def result(self) -> RunResult | None:
-        """The outcome; None if the run is unfinished.
-
-        Raises:
-            RunError: the file is damaged.
-        """
+        """The outcome; None if the run is unfinished."""
         path = self.path / RESULT
         if not path.is_file():
             return None
@@ -218,11 +199,7 @@ class RunFolder:
             ) from None
 
     def finish(self, result: RunResult) -> None:
-        """Write the outcome.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Write the outcome."""
         text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
         try:
             atomic_text(self.path / RESULT, text + "\n")

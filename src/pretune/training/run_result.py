@@ -64,11 +64,7 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Make a result from what `to_dict` gave; a metric of None becomes NaN.
-
-        Raises:
-            TypeError, AttributeError: the values are something else.
-        """
+        """Make a result from what `to_dict` gave; a metric of None becomes NaN."""
         made = cls(**values)
         metrics = {k: math.nan if v is None else float(v) for k, v in made.metrics.items()}
         return replace(made, metrics=metrics)

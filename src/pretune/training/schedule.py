@@ -33,20 +33,13 @@ class Schedule:
       constant the peak rate replaces), never below `floor`; it does not depend on `total`.
     - `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM): stays, then falls linearly in the
       last `decay` updates, to `floor` at `total`, as in Hägele et al. 2024.
-
-    Attributes:
-        kind: name of the schedule.
-        total: updates of the run.
-        warmup: updates of the rise.
-        decay: updates of the fall of `wsd`, if the rise leaves that many.
-        floor: the lowest factor.
     """
 
     kind: str
     total: int
-    warmup: int = 0
-    decay: int = 0
-    floor: float = 0.0
+    warmup: int = 0  # updates of the rise
+    decay: int = 0  # updates of the fall of `wsd`, if the rise leaves that many
+    floor: float = 0.0  # the lowest factor
 
     @classmethod
     def of(cls, options: TrainSection, total: int) -> Self:
@@ -60,11 +53,7 @@ class Schedule:
         return max(self.warmup, self.total - self.decay) if self.kind == "wsd" else self.warmup
 
     def factor(self, step: int) -> float:
-        """The factor of the peak rate in update `step`, counted from 0.
-
-        Raises:
-            ValueError: no schedule is called `kind`.
-        """
+        """The factor of the peak rate in update `step`, counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         done = min(1.0, max(0, step - self.fall) / max(1, self.total - self.fall))
@@ -83,17 +72,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The batch size of each update: constant, or growing linearly to the full size.
+    """The batch size of each update: constant, or growing linearly to the full size."""
 
-    Attributes:
-        whole: the full size in examples, or in tokens where the recipe gives `batch_tokens`.
-        start: the first batch, in the same unit.
-        updates: updates until the batch is full.
-    """
-
-    whole: int
-    start: int
-    updates: int = 0
+    whole: int  # in examples, or in tokens where the recipe gives `batch_tokens`
+    start: int  # the first batch, in the same unit
+    updates: int = 0  # updates until the batch is full
 
     @classmethod
     def of(cls, options: TrainSection, total: int) -> Self:
@@ -117,10 +100,6 @@ def planned_updates(order: DataOrder, options: TrainSection) -> tuple[int, Batch
 
     A growing batch (`batch_ramp`) may grow over a share of all updates, whose number in turn
     depends on the growth. The share is taken of the updates there would be with full batches.
-
-    Args:
-        order: of the training data.
-        options: how to train.
 
     Raises:
         RunError: too many epochs to count their batches, which differ from epoch to epoch.

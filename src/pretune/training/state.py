@@ -22,17 +22,13 @@ from pretune.training.validation import Evaluation
 
 @dataclass
 class TrainingState:
-    """The part of a checkpoint that is not the model.
+    """The part of a checkpoint that is not the model."""
 
-    Attributes:
-        tensors: optimizer moments, averaged or raw weights, generators.
-        values: JSON-ready: counters, history, the place in the data.
-        shards: a folder with the tensors that were sharded over processes; None if there are none.
-    """
-
+    # Optimizer moments, averaged or raw weights, generators.
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    # JSON-ready: counters, history, the place in the data.
     values: dict[str, Any] = field(default_factory=dict)
-    shards: Path | None = None
+    shards: Path | None = None  # a folder with the tensors that were sharded over processes
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with a prefix, by their names without it."""
@@ -59,16 +55,10 @@ class TrainingState:
 
 @dataclass
 class SavedCheckpoint:
-    """A checkpoint that was read back.
+    """A checkpoint that was read back."""
 
-    Attributes:
-        place: where it lies, for people.
-        weights: of the model, by parameter name.
-        state: everything else.
-    """
-
-    place: str
-    weights: dict[str, Tensor]
+    place: str  # where it lies, for people
+    weights: dict[str, Tensor]  # of the model, by parameter name
     state: TrainingState
 
 
@@ -96,29 +86,19 @@ class NoCheckpoints(CheckpointStore):
 
 @dataclass
 class TrainingHistory:
-    """What has happened in a run so far.
+    """What has happened in a run so far."""
 
-    Attributes:
-        steps: updates done.
-        tokens: trained on, over all epochs.
-        examples: sequences trained on, over all epochs.
-        seconds: spent in training steps, evaluation and saving not counted.
-        evaluations: (step, epoch, metrics) of each.
-        best_step: the update after which the model was best.
-        best: the evaluation of then.
-        rescues: what the guard did, one sentence per recovery.
-        early: whether training ends because nothing got better any more.
-    """
-
-    steps: int = 0
-    tokens: int = 0
-    examples: int = 0
-    seconds: float = 0.0
+    steps: int = 0  # updates done
+    tokens: int = 0  # trained on, over all epochs
+    examples: int = 0  # sequences trained on, over all epochs
+    seconds: float = 0.0  # spent in training steps, evaluation and saving not counted
+    # (step, epoch, metrics) of each.
     evaluations: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
-    best_step: int | None = None
+    best_step: int | None = None  # the update after which the model was best
     best: Evaluation | None = None
+    # What the guard did, one sentence per recovery.
     rescues: list[str] = field(default_factory=list)
-    early: bool = False
+    early: bool = False  # ends because nothing got better any more
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -155,21 +135,13 @@ class TrainingHistory:
 
 @dataclass
 class LogSums:
-    """What was summed up since the last entry of the log.
+    """What was summed up since the last entry of the log."""
 
-    Attributes:
-        sum: of the loss.
-        count: of the loss: examples or tokens.
-        tokens: trained on.
-        seconds: spent in updates.
-        parts: the sums of the loss's parts by name.
-    """
-
-    sum: float = 0.0
-    count: int = 0
+    sum: float = 0.0  # of the loss
+    count: int = 0  # of the loss: examples or tokens
     tokens: int = 0
-    seconds: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0  # spent in updates
+    parts: dict[str, float] = field(default_factory=dict)  # sums of the loss's parts
 
     def add(
         self, loss: float, count: int, parts: Mapping[str, float], tokens: int, seconds: float

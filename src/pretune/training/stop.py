@@ -12,11 +12,7 @@ from typing import Any, Self
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """The training loop ended because somebody asked it to; the last model is saved.
-
-    Args:
-        step: updates done.
-    """
+    """The training loop ended because somebody asked it to; the last model is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after {step} updates")
@@ -24,13 +20,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """The run was stopped from outside; its last model is saved.
-
-    Attributes:
-        folder: the run.
-        steps: updates done.
-        signal: the one that asked for it.
-    """
+    """The run was stopped from outside; its last model is saved."""
 
     def __init__(self, folder: Path, steps: int, signal: int) -> None:
         super().__init__(f"stopped after {steps} updates; the last checkpoint is {folder / 'last'}")
@@ -41,9 +31,6 @@ class StopRequest:
     """A flag that the first SIGINT or SIGTERM sets while the context is entered.
 
     Outside the main thread, where Python allows no signal handlers, it is never set.
-
-    Args:
-        say: shows a line to the person.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

@@ -47,15 +47,7 @@ _SETTINGS = {
 
 
 def trackers(recipe: Recipe, say: Callable[[str], None]) -> tuple[Sink, ...]:
-    """Open the logs that a recipe's `track:` section asks for; nothing is written yet.
-
-    Args:
-        recipe: what is trained.
-        say: shows a line to the person.
-
-    Raises:
-        RunError: MLflow is not installed, or its server does not answer.
-    """
+    """Open the logs that a recipe's `track:` section asks for; nothing is written yet."""
     return () if recipe.track.mlflow is None else (Mlflow(recipe, recipe.track.mlflow, say),)
 
 
@@ -78,11 +70,6 @@ class Mlflow(Sink):
     """A run in MLflow: the recipe as parameters and artifact, the figures and the outcome.
 
     A resumed run continues its run in MLflow.
-
-    Args:
-        recipe: what is trained; its `track:` section names experiment and run.
-        uri: of the server or store.
-        say: shows a line to the person: where the run is, and once if the server goes away.
 
     Raises:
         RunError: MLflow is not installed, or the server does not answer.

@@ -44,13 +44,7 @@ class Evaluation:
 
 
 def better(metric: str, new: float, old: float) -> bool:
-    """Whether one value of a metric beats another; NaN beats nothing, and everything else beats it.
-
-    Args:
-        metric: its name.
-        new: the value that may be better.
-        old: the value to beat.
-    """
+    """Whether one value of a metric beats another; NaN beats nothing, and everything else beats it."""
     if math.isnan(new) or math.isnan(old):
         return not math.isnan(new)
     return new < old if lower_is_better(metric) else new > old
@@ -62,30 +56,18 @@ def evaluate_features(
     model: nn.Module,
     features: Features,
     *,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 8192,  # at a time
     device: torch.device | None = None,
     precision: str = "auto",
-    progress: Callable[[int], None] | None = None,
-    world: World | None = None,
-    calibrate: bool = False,
+    progress: Callable[[int], None] | None = None,  # called with the number of features done
+    world: World | None = None,  # all processes get the whole result
+    calibrate: bool = False,  # choose here what is chosen on validation data
+    # Called with each batch and the model's outputs.
     watch: Callable[[PackedBatch, Any], None] | None = None,
 ) -> Evaluation:
     """Compute loss and metrics over all features; the model's mode is the same afterwards.
 
     Several processes share the batches; each example counts once, whatever their number.
-
-    Args:
-        task: gives loss and metrics.
-        model: already on `device`.
-        features: with targets.
-        batch_tokens: tokens at a time.
-        device: where the model is; default CPU.
-        precision: as in `precision_context`.
-        progress: called with the number of features done.
-        world: the processes that evaluate together; all get the whole result.
-        calibrate: whether the task may choose on these features what is chosen on validation data,
-            such as a threshold.
-        watch: called with each batch and the outputs of the model for it.
     """
     device, world = device or torch.device("cpu"), world or World()
     start = time.perf_counter()
