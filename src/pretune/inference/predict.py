@@ -278,7 +278,7 @@ def _not_in(encoding: str, error: UnicodeError, line: int, chunk: bytes) -> Data
 
 
 def decode_line(raw: bytes, number: int) -> str:
-    """Decode a line of standard input, without its carriage return and the first line's UTF-8 mark."""
+    """Decode a line of standard input, without its carriage return and any byte order mark."""
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:

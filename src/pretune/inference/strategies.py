@@ -86,8 +86,8 @@ class TruncatedBptt(Strategy):
     Mikolov et al. 2010).
 
     States are looked up by the number of the feature they come after. So streams, micro-batches and
-    processes need no bookkeeping: feature i + 1, if `follows[i + 1]` (`[N]` bool), asks for the state after feature i, and starts
-    afresh where there is none, as after a batch that was skipped.
+    processes need no bookkeeping: feature i + 1, if `follows[i + 1]` (`[N]` bool), asks for the
+    state after feature i, and starts afresh where there is none, as after a batch that was skipped.
     """
 
     def __init__(self, task: Head, model: StatefulLM, follows: Array) -> None:

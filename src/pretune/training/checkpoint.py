@@ -51,7 +51,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def newest_whole(
     run: Path, at_most: int | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Path | None:
-    """The newest undamaged checkpoint of at most `at_most` updates, else the oldest undamaged one."""
+    """The newest undamaged checkpoint of at most `at_most` updates, else the oldest of all."""
     fallback = None
     for step, path in reversed(checkpoints(run)):
         damage = find_damage(path)

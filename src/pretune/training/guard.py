@@ -46,7 +46,7 @@ class Guard:
         self.streak = 0
 
     def judge(self, loss: float, norm: float) -> Trouble | None:
-        """Check an update by its mean loss and the norm of its mean gradient; None: it may be made."""
+        """Check an update by its mean loss and gradient norm; None: it may be made."""
         if not math.isfinite(loss):
             return Trouble(f"the loss is {loss}", finite=False)
         if not math.isfinite(norm):

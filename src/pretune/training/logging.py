@@ -219,7 +219,7 @@ class Reporter:
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-        """Show a bar; yields a function that takes the number of items done, or None without one."""
+        """Show a bar; yields a function that takes the number of items done, or None."""
         if not self._live or self._bar is not None:
             yield None
             return

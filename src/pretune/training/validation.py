@@ -44,7 +44,7 @@ class Evaluation:
 
 
 def better(metric: str, new: float, old: float) -> bool:
-    """Whether one value of a metric beats another; NaN beats nothing, and everything else beats it."""
+    """Whether one value of a metric beats another; NaN beats nothing, and all else beats it."""
     if math.isnan(new) or math.isnan(old):
         return not math.isnan(new)
     return new < old if lower_is_better(metric) else new > old
