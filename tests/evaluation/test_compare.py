@@ -185,6 +185,24 @@ def test_models_of_every_task(name: str, tiny_folder: Path, tmp_path: Path) -> N
     assert len(result.rows()) == len(found[0].examples)
 
 
+@pytest.mark.parametrize("weighted", [0, 1, 2])
+def test_a_loss_with_weights_is_not_compared_with_a_plain_one(weighted: int) -> None:
+    """Focal loss and class weights: `evaluate` tells another loss than the examples' mean."""
+    truths, guesses = draws(60, 0.8, 0)
+    models = [classified(guesses, truths) for _ in range(3)]
+    metrics = {**models[weighted].metrics, "loss": 0.25}
+    models[weighted] = replace(models[weighted], metrics=metrics)
+    result = compare(["a", "b", "c"], models, resamples=100)
+    assert result.left_out == ("loss",)
+    assert result.note is not None
+    assert "loss, as not all models define it" in result.note
+    assert all("loss" not in own and "accuracy" in own for own in result.figures)
+    assert "accuracy" in shown(comparison_view(result, 3))
+    # Where all have such a loss, there is none to compare.
+    alike = [replace(model, metrics=metrics) for model in models]
+    assert not compare(["a", "b", "c"], alike, resamples=100).left_out
+
+
 def test_what_cannot_be_compared() -> None:
     truths, guesses = draws(20, 0.7, 7)
     one = classified(guesses, truths)

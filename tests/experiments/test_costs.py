@@ -207,6 +207,7 @@ class TestMemory:
             ("distilbert", "masked_lm"),
             ("gpt2", "causal_lm"),
             ("bert", "token_classification"),
+            ("bert", "token_classification_crf"),
             ("gpt2", "sequence_classification"),
         ):
             with torch.device("meta"):

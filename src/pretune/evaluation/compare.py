@@ -79,10 +79,10 @@ class Compared:
         """A sentence on the metrics that are not compared; None if all are."""
         if not self.left_out:
             return None
-        return (
-            f"Not compared: {', '.join(self.left_out)}, as the models cut the same examples into "
-            "different numbers of tokens or other terms."
-        )
+        why = "the models cut the same examples into different numbers of tokens or other terms"
+        if self.same_terms:
+            why = "not all models define it as here, such as a loss with weights"
+        return f"Not compared: {', '.join(self.left_out)}, as {why}."
 
     @cached_property
     def judged(self) -> bool:
@@ -395,7 +395,8 @@ def _comparable_figures(
 ) -> tuple[list[dict[str, float]], tuple[str, ...]]:
     """Select the metrics that can be compared.
 
-    A loss per token cannot, if the same text is cut into other tokens.
+    A loss per token cannot, if the same text is cut into other tokens, and a metric that only some
+    models have.
 
     Returns:
         the metrics of each model, and the names of those left out.
@@ -405,7 +406,10 @@ def _comparable_figures(
     """
     figures = [_figures(x) for x in examined]
     if _same_terms(examined):
-        return figures, ()
+        # A loss with class weights, for example, is a metric of that model alone.
+        every = dict.fromkeys(name for own in figures for name in own)
+        left_out = tuple(name for name in every if any(name not in own for own in figures))
+        return [{n: v for n, v in own.items() if n not in left_out} for own in figures], left_out
     # Leave out every metric that follows from the loss.
     of_losses = set().union(*map(_loss_figures, examined))
     left_out = tuple(name for name in figures[0] if name in of_losses)

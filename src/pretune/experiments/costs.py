@@ -32,6 +32,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import FAMILIES, build_head
 from pretune.models.heads.language import LanguageModelHead, MaskedLM
 from pretune.models.heads.pooled import PooledHead
+from pretune.models.heads.token import CrfTagger
 
 #: Bytes of a float32.
 FLOAT = 4
@@ -321,6 +322,12 @@ def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
     if hasattr(model, "relationship"):
         output = model(inputs, select=_masked(inputs), both=True)
         return _sum(output.predictions) + _sum(output.seq_relationship_logits)
+    # A CRF scores a label for every token; a trained tagger reads one token of each word.
+    if isinstance(model, CrfTagger):
+        every = Selection(inputs.tokens, inputs.layout)
+        scores = model(inputs, select=every, labels=inputs.tokens)
+        assert scores.likelihood is not None  # noqa: S101 - as labels were given
+        return -scores.likelihood.sum()
     some = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}
     return _sum(model(inputs, **some))
 
