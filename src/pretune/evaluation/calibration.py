@@ -18,19 +18,12 @@ LOG_TEMPERATURE_LIMIT = 5.0
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers in bins of equal width by their confidence.
+    """Answers in bins of equal width by their confidence."""
 
-    Attributes:
-        counts: `[bins]` number of answers.
-        confidence: `[bins]` mean confidence; 0 in an empty bin.
-        accuracy: `[bins]` share of right answers; 0 in an empty bin.
-        ece: expected calibration error (Guo et al. 2017, equation 3).
-    """
-
-    counts: Array
-    confidence: Array
-    accuracy: Array
-    ece: float
+    counts: Array  # `[bins]` number of answers
+    confidence: Array  # `[bins]` mean confidence; 0 in an empty bin
+    accuracy: Array  # `[bins]` share of right answers; 0 in an empty bin
+    ece: float  # expected calibration error (Guo et al. 2017, equation 3).
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> Reliability:

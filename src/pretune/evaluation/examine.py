@@ -25,22 +25,13 @@ from pretune.training.validation import evaluate_features
 
 @dataclass(frozen=True)
 class Example:
-    """One example with its loss and its answer.
+    """One example with its loss and its answer."""
 
-    Attributes:
-        record: the number (0-based) of its record.
-        features: the numbers of its sequences.
-        loss: the sum of its terms, in nats (for `regress` in squared units of the score).
-        terms: the number of terms.
-        tokens: its length; for a text in several windows, the sum of their lengths.
-        grade: the answer beside the truth.
-    """
-
-    record: int
-    features: tuple[int, ...]
-    loss: float
+    record: int  # the number (0-based) of its record
+    features: tuple[int, ...]  # the numbers of its sequences
+    loss: float  # the sum of its terms, in nats (for `regress` in squared units of the score)
     terms: int
-    tokens: int
+    tokens: int  # its length; for a text in several windows, the sum of their lengths
     grade: Grade
 
     @property
@@ -51,24 +42,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Examined:
-    """A data set, examined with one model.
-
-    Attributes:
-        bundle: the model, its tokenizer and its task.
-        records: the data.
-        features: the sequences that the model read.
-        examples: the examples in the order of the data.
-        losses: `[features]` the mean loss of a term in each sequence.
-        metrics: the figures of `evaluate`.
-        details: the details of `evaluate`.
-    """
+    """A data set, examined with one model."""
 
     bundle: Bundle
     records: Records
     features: FeatureSet
     examples: tuple[Example, ...]
-    losses: Array
-    metrics: dict[str, float]
+    losses: Array  # `[features]` the mean loss of a term in each sequence
+    metrics: dict[str, float]  # the figures of `evaluate`
     details: dict[str, Any]
 
     @property

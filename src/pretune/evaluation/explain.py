@@ -25,7 +25,6 @@ class Explained:
     """Attributions and attention of one sequence.
 
     Attributes:
-        tokens: the T tokens.
         attributions: `[T]` gradient x input, in nats; above 0 where the token raises the loss.
         attention: `[L, T, T]` the attention of each layer, averaged over its heads; None without
             attention, or with too many tokens to look at.

@@ -51,19 +51,15 @@ class Flops:
     """Floating-point operations of the forward pass; a multiply-add counts as two.
 
     Attributes:
-        length: tokens of the sequence.
         matrix_parameters: weights of the matrices that every token is multiplied with. A table of
             embeddings does not count, as a lookup computes nothing, unless it is the output layer.
-        attention: operations per token to compare its query with all keys and to mix all values.
-        per_token: operations per token, attention included.
-        per_sequence: operations of all tokens, and of pooler and classifier, which run once.
     """
 
     length: int
     matrix_parameters: int
-    attention: int
-    per_token: int
-    per_sequence: int
+    attention: int  # operations per token to compare its query with all keys and to mix all values
+    per_token: int  # operations per token, attention included
+    per_sequence: int  # operations of all tokens, and of pooler and classifier, which run once
 
     @property
     def training_per_token(self) -> int:
@@ -139,30 +135,22 @@ class Memory:
     """Memory in bytes, in float32 on a CPU, without what Python and PyTorch themselves take.
 
     Attributes:
-        batch: sequences at a time.
-        length: tokens of each sequence.
-        weights: size of the parameters.
-        forward: peak of the activations in inference.
-        gradients: size of the gradients of all parameters.
-        optimizer: size of AdamW's two moments.
         activations: peak of the activations in training, including those kept for the backward
             pass.
         step: peak of activations and gradients together; less than their sum, as gradients come
             while activations go.
-        inference: estimated growth of a process in inference.
-        training: estimated growth of a process in training.
     """
 
     batch: int
     length: int
     weights: int
-    forward: int
+    forward: int  # peak of the activations in inference
     gradients: int
     optimizer: int
     activations: int
     step: int
-    inference: int
-    training: int
+    inference: int  # estimated growth of a process in inference
+    training: int  # estimated growth of a process in training
 
 
 class LiveBytes(TorchDispatchMode):
@@ -170,10 +158,6 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         known: tensors that exist already, which are not counted.
-
-    Attributes:
-        now: bytes at present.
-        peak: largest number of bytes so far.
     """
 
     def __init__(self, known: Iterator[Tensor]) -> None:

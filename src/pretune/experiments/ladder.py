@@ -60,18 +60,10 @@ NOTES = "rungs"
 
 @dataclass(frozen=True)
 class Rung:
-    """A model of the ladder.
+    """A model of the ladder."""
 
-    Attributes:
-        title: name for people, with the year of the idea as a language model.
-        start: the preset that it varies; None for a model that is counted.
-        config: what differs from that preset.
-        block: tokens of each sequence.
-        rate: peak learning rate.
-    """
-
-    title: str
-    start: str | None = None
+    title: str  # name for people, with the year of the idea as a language model
+    start: str | None = None  # the preset that it varies; None for a model that is counted
     config: Mapping[str, Any] | None = None
     block: int = 64
     rate: float = 2e-3
@@ -105,30 +97,19 @@ RUNGS = {
 class LadderOptions:
     """What to climb.
 
-    Attributes:
-        corpus: the text, as `data.train` of a recipe.
-        output: the folder for everything.
-        level: what a token is: `char` or `bpe`.
-        vocab_size: number of tokens with `bpe`.
-        minutes: training time of each rung; give this or `updates`.
-        updates: updates of each rung.
-        rungs: names of the rungs.
-        seed: seed of weights, data order and samples.
-        device: where to train, as `train.device` of a recipe.
-
     Raises:
         RunError: an unknown level or rung, or not exactly one budget.
     """
 
-    corpus: str
+    corpus: str  # the text, as `data.train` of a recipe
     output: Path
-    level: str = "char"
-    vocab_size: int = 1024
-    minutes: float | None = None
+    level: str = "char"  # what a token is: `char` or `bpe`
+    vocab_size: int = 1024  # number of tokens with `bpe`
+    minutes: float | None = None  # training time of each rung; give this or `updates`
     updates: int | None = None
     rungs: Sequence[str] = tuple(RUNGS)
     seed: int = 0
-    device: str = "auto"
+    device: str = "auto"  # where to train, as `train.device` of a recipe
 
     def __post_init__(self) -> None:
         if self.level not in ORDERS:
@@ -153,60 +134,34 @@ class LadderOptions:
 
 @dataclass(frozen=True)
 class RungResult:
-    """The result of a rung.
-
-    Attributes:
-        name: name of the rung.
-        title: its name for people.
-        parameters: numbers that the model learned.
-        seconds: training (or counting) time, without evaluation.
-        updates: updates done; 0 for a model that is counted.
-        tokens: tokens trained on, over all epochs.
-        bits_per_character: of the held-back text.
-        perplexity: per token, of the held-back text.
-        sample: how the model continues `Ladder.prompt`.
-        folder: where the model is.
-    """
+    """The result of a rung."""
 
     name: str
     title: str
-    parameters: int
-    seconds: float
-    updates: int
-    tokens: int
-    bits_per_character: float
-    perplexity: float
-    sample: str
+    parameters: int  # numbers that the model learned
+    seconds: float  # training (or counting) time, without evaluation
+    updates: int  # updates done; 0 for a model that is counted
+    tokens: int  # tokens trained on, over all epochs
+    bits_per_character: float  # of the held-back text
+    perplexity: float  # per token, of the held-back text
+    sample: str  # how the model continues `Ladder.prompt`
     folder: str
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The results of all rungs.
-
-    Attributes:
-        corpus: the text that was read.
-        level: what a token is.
-        budget: the budget of each rung, for people.
-        seed: the seed of all rungs.
-        vocabulary: tokens that the tokenizer knows.
-        characters: characters trained on.
-        held_back: characters measured on.
-        prompt: what the samples continue: the beginning of the held-back text.
-        environment: versions and machine.
-        rungs: the results, from the oldest model to the newest.
-    """
+    """The results of all rungs."""
 
     corpus: str
     level: str
     budget: str
     seed: int
-    vocabulary: int
-    characters: int
-    held_back: int
-    prompt: str
+    vocabulary: int  # tokens that the tokenizer knows
+    characters: int  # characters trained on
+    held_back: int  # characters measured on
+    prompt: str  # what the samples continue: the beginning of the held-back text
     environment: dict[str, str]
-    rungs: tuple[RungResult, ...]
+    rungs: tuple[RungResult, ...]  # the results, from the oldest model to the newest
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -215,17 +170,11 @@ class Ladder:
 
 @dataclass(frozen=True)
 class RungNote:
-    """A note in the folder of a ladder, by which a finished rung is not climbed again.
-
-    Attributes:
-        settings: everything that the rung depends on.
-        updates: how many updates it is given; None before that is known.
-        result: its result; None before it is finished.
-    """
+    """A note in the folder of a ladder, by which a finished rung is not climbed again."""
 
     settings: Mapping[str, Any]
-    updates: int | None = None
-    result: RungResult | None = None
+    updates: int | None = None  # how many updates it is given; None before that is known
+    result: RungResult | None = None  # its result; None before it is finished
 
     def write(self, path: Path) -> None:
         """Write the note.

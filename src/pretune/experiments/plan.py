@@ -64,17 +64,13 @@ class Speed:
     """The speed of this machine, measured by real updates.
 
     Attributes:
-        device: the device that was measured.
-        updates: number of timed updates.
-        training_tokens_per_second: tokens per second of updates.
         evaluation_tokens_per_second: tokens per second of evaluation, which has no backward pass;
             None without validation data.
-        flops_per_second: floating-point operations per second of updates.
     """
 
     device: str
-    updates: int
-    training_tokens_per_second: float
+    updates: int  # number of timed updates
+    training_tokens_per_second: float  # tokens per second of updates
     evaluation_tokens_per_second: float | None
     flops_per_second: float
 
@@ -84,46 +80,28 @@ class RunPlan:
     """What a run will take.
 
     Attributes:
-        examples: training sequences of an epoch; a long record may give several.
-        validation_examples: sequences of an evaluation.
-        tokens_per_epoch: tokens of the training data.
-        truncated: training sequences whose text is cut.
-        updates: number of updates.
-        epochs: passes over the data.
-        evaluations: number of evaluations.
-        tokens: tokens trained on, over all epochs.
-        parameters: parameters of the model.
-        trained: parameters that are trained.
         flops_per_token: operations per token of training, forward and backward, at the mean length.
-        flops: operations of the whole training.
-        memory: memory of the largest batch, in float32 on a CPU.
-        process_bytes: estimated peak of the whole process, evaluation included.
-        checkpoint_bytes: size of the weights of a checkpoint.
-        speed: measured speed; None if nothing was measured.
-        training_seconds: time of all updates; None if nothing was measured.
-        evaluation_seconds: time of all evaluations; None if nothing was measured.
-        reading_seconds: time that reading and tokenizing the data took here.
     """
 
-    examples: int
-    validation_examples: int
+    examples: int  # training sequences of an epoch; a long record may give several
+    validation_examples: int  # sequences of an evaluation
     tokens_per_epoch: int
-    truncated: int
+    truncated: int  # training sequences whose text is cut
     updates: int
     epochs: float
     evaluations: int
-    tokens: int
+    tokens: int  # tokens trained on, over all epochs
     parameters: int
     trained: int
     flops_per_token: int
     flops: int
-    memory: Memory
-    process_bytes: int
-    checkpoint_bytes: int
+    memory: Memory  # memory of the largest batch, in float32 on a CPU
+    process_bytes: int  # estimated peak of the whole process, evaluation included
+    checkpoint_bytes: int  # size of the weights of a checkpoint
     speed: Speed | None
-    training_seconds: float | None
+    training_seconds: float | None  # time of all updates; None if nothing was measured
     evaluation_seconds: float | None
-    reading_seconds: float
+    reading_seconds: float  # time that reading and tokenizing the data took here
 
     @property
     def hours(self) -> float | None:

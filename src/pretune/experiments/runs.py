@@ -33,22 +33,8 @@ class RunInfo:
     """What the folder of a run tells.
 
     Attributes:
-        folder: path of the folder.
         state: finished; running, if it wrote something lately; stopped; damaged, if its recipe or
             its result cannot be read.
-        task: name of the task.
-        model: source of the weights.
-        data: the training data.
-        seed: seed of the run.
-        picked_by: the metric that picks the best model.
-        metrics: metrics of the best model so far, on the validation data.
-        best_step: updates after which the model was best.
-        step: updates done.
-        epoch: passes over the data; None if not known.
-        seconds: training time; None before the run is finished.
-        written: time of the last change, in seconds since 1970.
-        age: seconds since the last change.
-        problems: what could not be read, a sentence each.
     """
 
     folder: str
@@ -57,15 +43,15 @@ class RunInfo:
     model: str | None = None
     data: str | None = None
     seed: int | None = None
-    picked_by: str | None = None
+    picked_by: str | None = None  # the metric that picks the best model
     metrics: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     step: int = 0
-    epoch: float | None = None
-    seconds: float | None = None
-    written: float = 0.0
+    epoch: float | None = None  # passes over the data; None if not known
+    seconds: float | None = None  # training time; None before the run is finished
+    written: float = 0.0  # time of the last change, in seconds since 1970
     age: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
     @property
     def best(self) -> float | None:
@@ -75,17 +61,11 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class RunsFound:
-    """All runs below a folder.
-
-    Attributes:
-        folder: the folder that was searched.
-        runs: the runs, sorted.
-        problems: folders that could not be read, a sentence each.
-    """
+    """All runs below a folder."""
 
     folder: str
-    runs: tuple[RunInfo, ...]
-    problems: tuple[str, ...]
+    runs: tuple[RunInfo, ...]  # the runs, sorted
+    problems: tuple[str, ...]  # folders that could not be read, a sentence each
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""

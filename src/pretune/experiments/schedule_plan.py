@@ -21,36 +21,22 @@ from pretune.training.schedule import BatchSize, Schedule, planned_updates
 
 @dataclass(frozen=True)
 class Point:
-    """An update worth a look.
+    """An update worth a look."""
 
-    Attributes:
-        name: what is special about the update.
-        update: number of the update, counted from 1.
-        learning_rate: learning rate of the update.
-        batch: size of the batch, in examples or tokens.
-    """
-
-    name: str
-    update: int
+    name: str  # what is special about the update
+    update: int  # number of the update, counted from 1
     learning_rate: float
     batch: int
 
 
 @dataclass(frozen=True)
 class SchedulePlan:
-    """The learning rate and the batch size of each update of a run.
-
-    Attributes:
-        schedule: shape of the learning rate.
-        batches: sizes of the batches.
-        peak: highest learning rate.
-        unit: unit of the batch sizes, "examples" or "tokens".
-    """
+    """The learning rate and the batch size of each update of a run."""
 
     schedule: Schedule
     batches: BatchSize
     peak: float
-    unit: str
+    unit: str  # unit of the batch sizes, "examples" or "tokens"
 
     @classmethod
     def of(cls, recipe: Recipe) -> SchedulePlan:

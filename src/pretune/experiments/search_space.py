@@ -23,25 +23,15 @@ _FIXED = ("output", "track")
 
 @dataclass(frozen=True)
 class Space:
-    """The values that one key of the recipe may take.
+    """The values that one key of the recipe may take."""
 
-    Attributes:
-        key: the key as in an override, e.g. `train.learning_rate`.
-        text: the range as it was written.
-        low: lower end of a range, inclusive; None for listed values.
-        high: upper end of a range, inclusive; None for listed values.
-        log: whether values are spread evenly over the logarithm.
-        whole: whether only whole numbers are tried.
-        choices: the listed values as YAML text; empty for a range.
-    """
-
-    key: str
+    key: str  # the key as in an override, e.g. `train.learning_rate`.
     text: str
-    low: float | None = None
-    high: float | None = None
+    low: float | None = None  # lower end of a range, inclusive; None for listed values
+    high: float | None = None  # upper end of a range, inclusive; None for listed values
     log: bool = False
     whole: bool = False
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # the listed values as YAML text; empty for a range
 
     @property
     def corners(self) -> list[Any]:

@@ -46,42 +46,28 @@ class TrialResult:
     """The result of one training of a sweep.
 
     Attributes:
-        number: number of the trial; its run folder is `output/trial-NUMBER`.
         state: finished; failed (it diverged, or the recipe refuses the combination of values);
             stopped (killed or interrupted, to be tried again).
-        values: the values that were tried, by the keys of the recipe.
-        metric: value of the metric; None if the trial did not finish.
-        seconds: wall-clock time; None if it was killed.
-        folder: folder of the run.
-        error: why it failed.
     """
 
-    number: int
+    number: int  # number of the trial; its run folder is `output/trial-NUMBER`
     state: Literal["finished", "failed", "stopped"]
     values: dict[str, Any]
     metric: float | None
-    seconds: float | None
+    seconds: float | None  # wall-clock time; None if it was killed
     folder: str
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The result of a sweep.
-
-    Attributes:
-        output: folder of the sweep.
-        metric: name of the metric, on the validation data.
-        direction: whether the metric is to be maximized or minimized.
-        trials: finished trials, best first, then the others by number.
-        best_recipe: file with the recipe of the best trial; None if no trial finished.
-    """
+    """The result of a sweep."""
 
     output: str
     metric: str
     direction: Literal["maximize", "minimize"]
-    trials: tuple[TrialResult, ...]
-    best_recipe: str | None
+    trials: tuple[TrialResult, ...]  # finished trials, best first, then the others by number
+    best_recipe: str | None  # file with the recipe of the best trial; None if no trial finished
 
     @property
     def done(self) -> int:
@@ -111,21 +97,15 @@ class Sweep:
     """A search for good values of a recipe.
 
     Attributes:
-        recipe: recipe of all trials; its output folder is the folder of the sweep.
-        spaces: the keys to search and their ranges.
         metric: name of the metric; default: the metric that picks the recipe's best checkpoint.
         direction: whether to maximize or minimize; `auto` goes by the name of the metric.
-        study: the SQLite file; default `output/study.db`.
-        seed: seed of the search.
-        quiet: show no progress.
-        say: receives a line of text for each step.
     """
 
-    recipe: Recipe
+    recipe: Recipe  # recipe of all trials; its output folder is the folder of the sweep
     spaces: Sequence[Space]
     metric: str | None = None
     direction: Direction = "auto"
-    study: str | Path | None = None
+    study: str | Path | None = None  # the SQLite file; default `output/study.db`
     seed: int = 0
     quiet: bool = False
     say: Callable[[str], None] = field(default=lambda text: None)

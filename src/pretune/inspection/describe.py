@@ -47,15 +47,12 @@ class Repeats:
     """Texts that occur more than once in a file, whatever their case and spaces.
 
     Attributes:
-        rows: number of rows that repeat an earlier one.
-        groups: number of texts that occur more than once.
-        conflicts: number of these texts with different labels; a missing label is no label.
         examples: places of such texts with their labels, those with different labels first.
     """
 
     rows: int = 0
-    groups: int = 0
-    conflicts: int = 0
+    groups: int = 0  # number of texts that occur more than once
+    conflicts: int = 0  # number of these texts with different labels; a missing label is no label
     examples: list[str] = field(default_factory=list)
 
 
@@ -64,18 +61,13 @@ class Leak:
     """Rows of one file whose text is in an earlier file too.
 
     Attributes:
-        source: the earlier file.
-        target: the later file.
-        rows: rows of the target with a text of the source, whatever its case and spaces.
-        conflicts: rows of these with another label; a missing label is no label.
         near: further rows that are nearly the same; None if they were not searched for.
-        examples: places in both files.
     """
 
     source: str
     target: str
-    rows: int = 0
-    conflicts: int = 0
+    rows: int = 0  # rows of the target with a text of the source, whatever its case and spaces
+    conflicts: int = 0  # rows of these with another label; a missing label is no label
     near: int | None = None
     examples: list[str] = field(default_factory=list)
 
@@ -85,27 +77,15 @@ class Facts:
     """The description of one file.
 
     Attributes:
-        origin: name of the file.
-        rows: number of rows.
-        columns: how often each type of value occurs, by column.
-        text: columns that hold the texts.
-        label: column that holds the labels, if any.
         labels: how often each label occurs, most frequent first.
         words: lengths in words, by label and of `ALL`.
         tokens: lengths in tokens, by label and of `ALL`; empty without a tokenizer.
-        longest: the longest texts, longest first.
-        shortest: the shortest texts that are not empty, shortest first.
-        empty: number of rows without text.
-        empty_places: places of some of them.
-        repeats: texts that occur more than once.
-        scripts: share of each script among the letters.
-        unknown: what becomes [UNK]; None without a tokenizer.
         unknown_places: first places of the most frequent unknown pieces.
     """
 
     origin: str
     rows: int
-    columns: dict[str, Counter[str]]
+    columns: dict[str, Counter[str]]  # how often each type of value occurs, by column
     text: tuple[str, ...]
     label: str | None
     labels: Counter[str] = field(default_factory=Counter)
@@ -113,11 +93,11 @@ class Facts:
     tokens: dict[str, Lengths] = field(default_factory=dict)
     longest: list[TextExample] = field(default_factory=list)
     shortest: list[TextExample] = field(default_factory=list)
-    empty: int = 0
+    empty: int = 0  # number of rows without text
     empty_places: list[str] = field(default_factory=list)
     repeats: Repeats = field(default_factory=Repeats)
     scripts: dict[str, float] = field(default_factory=dict)
-    unknown: UnknownTokens | None = None
+    unknown: UnknownTokens | None = None  # what becomes [UNK]; None without a tokenizer
     unknown_places: dict[str, str] = field(default_factory=dict)
 
     def truncated(self) -> dict[int, float]:

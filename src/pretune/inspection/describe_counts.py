@@ -62,11 +62,7 @@ def _script(code: int) -> str:
 
 @dataclass
 class Lengths:
-    """Counts of text lengths, which give exact quantiles whatever the number of rows.
-
-    Attributes:
-        counts: how often each length occurs.
-    """
+    """Counts of text lengths, which give exact quantiles whatever the number of rows."""
 
     counts: Counter[int] = field(default_factory=Counter)
 
@@ -107,14 +103,11 @@ class UnknownTokens:
     """What becomes [UNK] in the texts of a file.
 
     Attributes:
-        tokens: number of tokens of all texts, special tokens included.
-        lost: number of these that are [UNK].
         pieces: how often each character was lost, or each word whose characters are all known.
-        places: the first row with each of them.
     """
 
-    tokens: int = 0
-    lost: int = 0
+    tokens: int = 0  # number of tokens of all texts, special tokens included
+    lost: int = 0  # number of these that are [UNK]
     pieces: Counter[str] = field(default_factory=Counter)
     places: dict[str, int] = field(default_factory=dict)
 

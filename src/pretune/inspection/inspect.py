@@ -27,22 +27,13 @@ USUAL_LENGTH = 128
 
 @dataclass(frozen=True)
 class ModuleTree:
-    """A module and the modules in it; equal neighbours are folded into one.
+    """A module and the modules in it; equal neighbours are folded into one."""
 
-    Attributes:
-        name: attribute name in the parent; `layers 0-11` for several equal modules.
-        kind: name of the class.
-        count: number of equal modules.
-        parameters: parameters of one of them, its parts included.
-        shapes: shapes of the parameters that it holds itself, by name.
-        parts: the modules in it that hold parameters.
-    """
-
-    name: str
+    name: str  # attribute name in the parent; `layers 0-11` for several equal modules
     kind: str
     count: int
-    parameters: int
-    shapes: dict[str, tuple[int, ...]]
+    parameters: int  # parameters of one of them, its parts included
+    shapes: dict[str, tuple[int, ...]]  # shapes of the parameters that it holds itself, by name
     parts: tuple[ModuleTree, ...]
 
 
@@ -57,63 +48,37 @@ class SpecialToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The vocabulary of a tokenizer.
+    """The vocabulary of a tokenizer."""
 
-    Attributes:
-        size: number of ids, from 0 to size - 1.
-        special: tokens that stand for no text, ordered by id.
-    """
-
-    size: int
-    special: tuple[SpecialToken, ...]
+    size: int  # number of ids, from 0 to size - 1
+    special: tuple[SpecialToken, ...]  # tokens that stand for no text, ordered by id
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """A token of a text, and the characters that it stands for.
-
-    Attributes:
-        piece: the token as the vocabulary has it.
-        id: its id.
-        start: index of the first character; None for a special token.
-        end: index after the last character; None for a special token.
-        text: the characters.
-    """
+    """A token of a text, and the characters that it stands for."""
 
     piece: str
     id: int
-    start: int | None
-    end: int | None
+    start: int | None  # index of the first character; None for a special token
+    end: int | None  # index after the last character; None for a special token
     text: str
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model is made of and what it costs.
+    """What a model is made of and what it costs."""
 
-    Attributes:
-        source: folder of the model, or name of a preset.
-        family: name of the family in `config.json`.
-        task: the task it was trained for, if any.
-        positions: largest number of tokens of a sequence; None if there is no limit.
-        parameters: number of parameters.
-        components: number of parameters by component.
-        tree: the modules.
-        flops: operations of the forward pass.
-        memory: memory for inference and training.
-        vocabulary: the vocabulary; None if the folder has no tokenizer.
-    """
-
-    source: str
+    source: str  # folder of the model, or name of a preset
     family: str
     task: str | None
-    positions: int | None
+    positions: int | None  # largest number of tokens of a sequence; None if there is no limit
     parameters: int
     components: dict[str, int]
     tree: ModuleTree
     flops: Flops
     memory: Memory
-    vocabulary: Vocabulary | None
+    vocabulary: Vocabulary | None  # the vocabulary; None if the folder has no tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; memory in bytes."""

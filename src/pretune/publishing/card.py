@@ -67,19 +67,14 @@ class DataSource:
 
     Attributes:
         shown: a dataset on the Hub as recipes name it, or the name of a local file without folder.
-        kind: id of the dataset; for a local file its format, as `datasets` calls it.
-        on_hub: whether it is a dataset on the Hub.
-        config: configuration of a dataset on the Hub.
-        split: split of a dataset on the Hub.
-        held_back: share of the data that was held back for validation, if it was.
     """
 
     shown: str
-    kind: str
-    on_hub: bool = False
+    kind: str  # id of the dataset; for a local file its format, as `datasets` calls it
+    on_hub: bool = False  # whether it is a dataset on the Hub
     config: str | None = None
     split: str | None = None
-    held_back: float | None = None
+    held_back: float | None = None  # share of the data that was held back for validation, if it was
 
 
 @dataclass(frozen=True)
@@ -87,34 +82,22 @@ class CardFacts:
     """Everything that a card is made of. Nothing in it may tell anything about the machine.
 
     Attributes:
-        repo: `owner/name`.
-        task: the task of the model.
-        architecture: name of its class, in transformers if there is one.
-        parameters: number of parameters.
-        in_transformers: whether transformers opens it too.
-        license: id of the license on the Hub.
-        languages: codes of the languages on the Hub.
-        recipe: the recipe of the run, without local paths.
         base: the model that it was trained from, under a name that everybody may see.
-        base_model: the same model, if it is on the Hub.
-        training: the training data.
-        validation: the data that it was measured on.
-        result: contents of result.json.
     """
 
-    repo: str
+    repo: str  # `owner/name`
     task: AnyTask
-    architecture: str
+    architecture: str  # name of its class, in transformers if there is one
     parameters: int
     in_transformers: bool = True
     license: str | None = None
     languages: tuple[str, ...] = ()
-    recipe: Recipe | None = None
+    recipe: Recipe | None = None  # the recipe of the run, without local paths
     base: str | None = None
-    base_model: str | None = None
+    base_model: str | None = None  # the same model, if it is on the Hub
     training: DataSource | None = None
     validation: DataSource | None = None
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)  # contents of result.json
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -57,13 +57,10 @@ class Trained:
     """A trained model on this machine.
 
     Attributes:
-        folder: folder of the run, or of a checkpoint alone.
-        recipe: recipe of the run; None for a checkpoint alone.
-        result: result of the run; empty for a checkpoint alone.
         start: folder that relative paths of the recipe start from.
     """
 
-    folder: Path
+    folder: Path  # folder of the run, or of a checkpoint alone
     recipe: Recipe | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
     start: Path = field(default_factory=Path.cwd)

@@ -32,19 +32,15 @@ class Grid:
 
     Attributes:
         header: the column names; if all are empty, the terminal shows no header line.
-        rows: cells, as many in each row as there are columns.
-        caption: shown above the table.
         numbers: the columns (0-based) that are aligned to the right; None: all but the first.
-        footer: rows below a rule, such as totals.
-        ruled: whether the terminal draws a line between rows.
     """
 
     header: Sequence[object]
-    rows: Sequence[Sequence[object]]
+    rows: Sequence[Sequence[object]]  # cells, as many in each row as there are columns
     caption: str = ""
     numbers: Sequence[int] | None = None
-    footer: Sequence[Sequence[object]] = ()
-    ruled: bool = False
+    footer: Sequence[Sequence[object]] = ()  # rows below a rule, such as totals
+    ruled: bool = False  # whether the terminal draws a line between rows
 
     @property
     def _right(self) -> Sequence[int]:

@@ -56,19 +56,12 @@ class Code(PagePart):
 
 @dataclass(frozen=True)
 class Picture(PagePart):
-    """A chart.
-
-    Attributes:
-        figure: the chart itself.
-        alt: a description for those who cannot see it.
-        caption: text below it.
-        name: stem of the file name where it is written as a file.
-    """
+    """A chart."""
 
     figure: Figure
-    alt: str
+    alt: str  # a description for those who cannot see it
     caption: str = ""
-    name: str = ""
+    name: str = ""  # stem of the file name where it is written as a file
 
     @override
     def html(self) -> str:

@@ -56,12 +56,8 @@ class ReportFacts:
     """Everything that a report is made of.
 
     Attributes:
-        name: name of the run.
-        examined: all examples with the model's answers.
         recipe: the recipe as YAML; None if the model does not come from a run of pretune.
-        history: the metrics over the training.
         explained: attributions of some examples, by the number of the example.
-        fitted: examples to fit the temperature on; None: `examined` itself.
     """
 
     name: str
@@ -69,7 +65,7 @@ class ReportFacts:
     recipe: str | None = None
     history: MetricHistory = field(default_factory=MetricHistory)
     explained: Mapping[int, Explained] = field(default_factory=dict)
-    fitted: Examined | None = None
+    fitted: Examined | None = None  # examples to fit the temperature on; None: `examined` itself
 
 
 def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:

@@ -44,15 +44,10 @@ class FewShotOptions:
         shots: the numbers of examples before a question; each is measured by itself.
         seeds: the seeds of the draws of examples; each is measured by itself (no shots: once).
         template: the text of an example; None: a line for each column, and the answer.
-        label: the column of the labels.
         answers: the text that stands for each label in a prompt, as a mapping from labels to texts,
             or the labels themselves; None: the labels that occur.
-        score: one of `SCORES`.
-        balanced: draw as many examples of each label as possible; False: at random.
-        separator: between examples.
         content_free: texts for all fields with which `calibrated` measures the model's bias (Zhao
             et al. 2021, section 5).
-        limit: the maximum number of rows to evaluate.
 
     Raises:
         PretuneError: a value makes no sense.
@@ -64,7 +59,7 @@ class FewShotOptions:
     label: str = "label"
     answers: Mapping[str, str] | Sequence[str] | None = None
     score: str = "likelihood"
-    balanced: bool = True
+    balanced: bool = True  # draw as many examples of each label as possible; False: at random
     separator: str = "\n\n"
     content_free: Sequence[str] = ("N/A", "[MASK]", "")
     limit: int | None = None
@@ -86,46 +81,25 @@ class FewShotOptions:
 
 @dataclass(frozen=True)
 class Question:
-    """One row of the data.
+    """One row of the data."""
 
-    Attributes:
-        values: the texts to fill into the template.
-        label: the number of its label.
-        where: its place, for errors and predictions.
-    """
-
-    values: dict[str, str]
-    label: int
+    values: dict[str, str]  # the texts to fill into the template
+    label: int  # the number of its label
     where: str
 
 
 @dataclass
 class _Prompt:
-    """A question in the form in which the model reads it.
-
-    Attributes:
-        question: the row.
-        shots: the number of examples before it.
-        pairs: the prompt with each possible answer, as tokens.
-    """
+    """A question in the form in which the model reads it."""
 
     question: Question
     shots: int
-    pairs: list[Pair]
+    pairs: list[Pair]  # the prompt with each possible answer, as tokens
 
 
 @dataclass
 class FewShot:
-    """A model with a template and the possible answers.
-
-    Attributes:
-        bundle: from `pretune.bundle.bundle.load`.
-        scorer: computes likelihoods.
-        template: the text of an example.
-        answers: the possible answers.
-        options: how to ask.
-        device: of the generator, for the score `generate`.
-    """
+    """A model with a template and the possible answers."""
 
     bundle: Bundle
     scorer: LikelihoodScorer

@@ -20,17 +20,12 @@ class Guess:
     """The answer to one question.
 
     Attributes:
-        where: the row of the question.
-        truth: the right answer.
-        answer: the chosen answer; None if the written text begins with none of them.
-        shots: the number of examples before the question.
         scores: the score of each answer; higher is better.
-        text: the written text, where that decides.
     """
 
-    where: str
+    where: str  # the row of the question
     truth: str
-    answer: str | None
+    answer: str | None  # the chosen answer; None if the written text begins with none of them
     shots: int
     scores: dict[str, float] = field(default_factory=dict)
     text: str | None = None
@@ -41,23 +36,16 @@ class Cell:
     """One measurement: a number of shots with one draw of examples.
 
     Attributes:
-        shots: the number of examples before each question, if there is room.
-        seed: the seed of the draw.
-        accuracy: the share of right answers.
-        macro_f1: the mean F1 of the labels that occur or were answered.
         shares: how often each answer was chosen, as a share; with `NO_ANSWER` if that occurs.
-        shortened: the number of questions without room for all examples.
-        fewest: the smallest number of examples before a question.
-        guesses: the answer to each question.
     """
 
-    shots: int
+    shots: int  # the number of examples before each question, if there is room
     seed: int
     accuracy: float
-    macro_f1: float
+    macro_f1: float  # the mean F1 of the labels that occur or were answered
     shares: dict[str, float]
-    shortened: int
-    fewest: int
+    shortened: int  # the number of questions without room for all examples
+    fewest: int  # the smallest number of examples before a question
     guesses: Sequence[Guess]
 
 

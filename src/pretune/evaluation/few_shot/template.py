@@ -25,7 +25,6 @@ class Template:
     of other people do no harm.
 
     Attributes:
-        text: the template as it was given.
         before: pieces up to the answer: a text, and the column after it (None: the answer).
         after: pieces after the answer, in the same form (None: the end).
     """
