@@ -27,13 +27,7 @@ class Reliability:
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> Reliability:
-    """Bin answers by their confidence.
-
-    Args:
-        confidence: confidence of each answer, between 0 and 1.
-        right: whether each answer is right.
-        bins: number of bins; bin b holds confidences in (b/bins, (b+1)/bins].
-    """
+    """Bin the confidences of answers, 0 to 1; bin b holds those in (b/bins, (b+1)/bins]."""
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     # A confidence of 0 belongs to the first bin, though its interval is open there.
     which = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
@@ -46,12 +40,9 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def nll(log_p: Array, truth: Array, temperature: float) -> float:
-    """Compute the mean negative log-probability of the truth at a temperature.
+    """Return the mean negative log-probability of the truth `[N]` at a temperature.
 
-    Args:
-        log_p: `[N, C]` logits or log-probabilities.
-        truth: `[N]` int64.
-        temperature: what `log_p` is divided by.
+    `log_p` holds `[N, C]` logits or log-probabilities.
     """
     # Subtract the largest logit before exp, so that nothing overflows.
     scaled = log_p / temperature

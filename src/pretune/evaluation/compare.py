@@ -90,16 +90,10 @@ class Compared:
         return any(e.grade.right is not None for x in self.examined for e in x.examples)
 
     def apart(self, other: int) -> tuple[list[int], list[int]]:
-        """Find the examples on which the first model and another differ.
+        """Return the examples that only the first model gets right, and those only `other` does.
 
         Examples with the largest difference of losses come first; losses that cannot be compared
         count as equal. If answers are not right or wrong, the lower loss decides.
-
-        Args:
-            other: number of the other model.
-
-        Returns:
-            the examples that only the first model gets right, and those that only the other does.
         """
         first, second = self.examined[0].examples, self.examined[other].examples
         gains = np.zeros(len(first))
@@ -275,11 +269,7 @@ def _as_set(value: Any) -> str:
 
 
 def _check_chunks(names: Sequence[str], examined: Sequence[Examined]) -> None:
-    """Check that models read the data in the same chunks, so that their examples are pairs.
-
-    Raises:
-        RunError: they do not.
-    """
+    """Check that models read the data in the same chunks, so that their examples are pairs."""
     for name, other in zip(names[1:], examined[1:], strict=True):
         if _chunks(examined[0]) != _chunks(other):
             raise RunError(
@@ -366,16 +356,10 @@ def _adjusted(differences: Sequence[Mapping[str, Difference]]) -> list[dict[str,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for multiple comparisons (Holm 1979).
+    """Adjust p-values for multiple comparisons (Holm 1979); the order of the values stays.
 
     The smallest of n values is multiplied by n, the next by n - 1, the largest by 1. Adjusted
-    values keep their order: no hypothesis is rejected before a more significant one.
-
-    Args:
-        p_values: n p-values.
-
-    Returns:
-        the adjusted values, at most 1, in the same order.
+    values are at most 1, and no hypothesis is rejected before a more significant one.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
@@ -393,16 +377,10 @@ def _same_terms(examined: Sequence[Examined]) -> bool:
 def _comparable_figures(
     names: Sequence[str], examined: Sequence[Examined]
 ) -> tuple[list[dict[str, float]], tuple[str, ...]]:
-    """Select the metrics that can be compared.
+    """Select the metrics of each model that can be compared; return them and the names left out.
 
     A loss per token cannot, if the same text is cut into other tokens, and a metric that only some
-    models have.
-
-    Returns:
-        the metrics of each model, and the names of those left out.
-
-    Raises:
-        RunError: none are left.
+    models have. It is an error if none are left.
     """
     figures = [_figures(x) for x in examined]
     if _same_terms(examined):

@@ -39,10 +39,6 @@ def explain(examined: Examined, number: int) -> Explained:
     """Explain an example; of several sequences the one with the highest loss.
 
     The sequence is read by itself, also where the evaluation carried a state to it.
-
-    Args:
-        examined: the examples with their model.
-        number: the number of the example.
     """
     bundle, task = examined.bundle, examined.task
     device = next(bundle.model.eval().parameters()).device
@@ -54,19 +50,12 @@ def explain(examined: Examined, number: int) -> Explained:
 
 
 def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Tensor]:
-    """Compute the loss of one sequence, and for each token embedding · gradient.
+    """Return the loss of one sequence, and embedding · gradient for each token, `[T]` float32.
 
     The product is the derivative of the loss by a factor before the token's embedding, at 1
     (Shrikumar et al. 2016, arXiv:1605.01713; Denil et al. 2014). Only the embedding of the
     vocabulary counts, not position and segment. Unlike integrated gradients, the attributions do
     not add up to a difference of losses.
-
-    Args:
-        bundle: a model with a task.
-        batch: one feature.
-
-    Returns:
-        the loss, and `[T]` float32 attributions.
     """
     task = task_of(bundle)
     # In evaluation mode cuDNN's recurrent layers have no gradient.

@@ -419,11 +419,7 @@ class Climb:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds anything but a ladder.
-
-    Raises:
-        RunError: it does.
-    """
+    """Refuse a folder that holds anything but a ladder."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file, not a folder", "Choose another: --out FOLDER.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / NOTES).is_dir():
@@ -463,12 +459,9 @@ def token_texts(features: FeatureSet) -> list[list[int]]:
 
 
 def score_ngram(model: NGram, features: FeatureSet) -> tuple[float, float]:
-    """Measure an n-gram model on the tokens that neural models predict too.
+    """Return bits per character and perplexity per token of an n-gram model.
 
-    These are all tokens but the first of each text.
-
-    Returns:
-        bits per character, and perplexity per token.
+    They are of the tokens that neural models predict too: all but the first of each text.
     """
     nats, tokens = 0.0, 0
     for text in token_texts(features):

@@ -262,13 +262,7 @@ class _Rates:
 
 
 def _measure(run: _Start, flops_per_token: int, batches: int) -> Speed:
-    """Time a few updates, and the evaluation of some validation data.
-
-    Args:
-        run: the run; its model is changed by the updates.
-        flops_per_token: operations per token of training.
-        batches: number of batches of an epoch.
-    """
+    """Time a few updates, which change the model, and the evaluation of some validation data."""
     rates = _Rates()
     end = time.perf_counter() + SECONDS
 

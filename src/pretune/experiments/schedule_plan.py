@@ -89,11 +89,7 @@ class SchedulePlan:
 
 
 def _lengths(recipe: Recipe) -> NDArray[Any]:
-    """Return the number of tokens of each training example, by the data and the tokenizer.
-
-    Raises:
-        RunError: they cannot be read, or there is nothing to train on.
-    """
+    """Return the number of tokens of each training example, by the data and the tokenizer."""
     try:
         records, _ = read_data(recipe)
         task = task_class(recipe.task.name)(recipe.task)

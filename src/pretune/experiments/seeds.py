@@ -23,16 +23,10 @@ NORMAL = 1.4826
 
 
 def degenerate_seeds(result: SeedsResult) -> dict[int, str]:
-    """Find the seeds whose run failed.
+    """Return the reason of each seed whose run failed, in the order of the runs.
 
     Only metrics that lie between 0 and 1 (or -1 and 1) and are better when higher are compared, as
     a gap of 0.05 means nothing for others.
-
-    Args:
-        result: the result of at least one run.
-
-    Returns:
-        the reason, by the seed, in the order of the runs.
     """
     failed = {}
     for run in result.runs:
@@ -49,14 +43,7 @@ def seeds_to_dict(result: SeedsResult) -> dict[str, Any]:
 
 
 def only_answer(details: Mapping[str, Any]) -> str | None:
-    """Return the label that a model gave to all examples although the truth has several.
-
-    Args:
-        details: details of an evaluation.
-
-    Returns:
-        the label; None if the model gave several, or there is no confusion matrix.
-    """
+    """Return the label that a model gave to all examples, if the truth has several; else None."""
     confusion: Sequence[Sequence[int]] = details.get("confusion", ())
     guessed = [i for i, column in enumerate(zip(*confusion, strict=True)) if sum(column)]
     true = [row for row in confusion if sum(row)]

@@ -116,9 +116,6 @@ class Sweep:
         A trial fails if it diverges or if the recipe refuses its combination of values. A trial
         that was killed is tried again.
 
-        Args:
-            trials: number of trials, finished or failed.
-
         Raises:
             PretuneError: bad ranges, data or model; another sweep's study; every trial failed.
             SweepStopped: SIGINT or SIGTERM arrived.
@@ -165,11 +162,7 @@ class Sweep:
         return name
 
     def _open(self, metric: str) -> optuna.Study:
-        """Open or create the study.
-
-        Raises:
-            RunError: it belongs to another sweep, or cannot be read or written.
-        """
+        """Open or create the study; refuse one of another sweep, or a file that is none."""
         from sqlalchemy import URL
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -282,11 +275,7 @@ class Sweep:
         self.say(f"trial {trial.number}: {metric} {value:.4f}")
 
     def _value(self, chosen: Mapping[str, Any], metric: str) -> float:
-        """Train with the chosen values and return the metric.
-
-        Raises:
-            PretuneError: the recipe refuses the combination, or the training failed.
-        """
+        """Train with the chosen values and return the metric."""
         result = train_recipe(self.recipe.changed(chosen), quiet=self.quiet)
         value = result.metrics[metric]
         if not math.isfinite(value):
@@ -371,11 +360,7 @@ def _optuna() -> Any:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder of a sweep; the system releases the lock when the process dies.
-
-    Raises:
-        RunError: another sweep holds the lock, or the folder cannot be written.
-    """
+    """Lock the folder of a sweep; the system releases the lock when the process dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("w")

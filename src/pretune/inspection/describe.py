@@ -331,16 +331,7 @@ def _leak(
     before: Seen,
     signatures: Duplicates | None,
 ) -> Leak:
-    """Compare a file with an earlier one.
-
-    Args:
-        records: the file.
-        facts: its description.
-        seen: its texts.
-        source: the earlier file.
-        before: the texts of the earlier file.
-        signatures: signatures of the earlier file, to find texts that are nearly the same.
-    """
+    """Compare a file with an earlier one, by that file's texts `before` and its `signatures`."""
     leak = Leak(source.origin, facts.origin, near=None if signatures is None else 0)
     # The same texts, by their digests.
     for key, (row, counts) in seen.items():

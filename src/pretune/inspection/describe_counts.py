@@ -78,11 +78,7 @@ class Lengths:
         return total / max(self.rows, 1)
 
     def quantile(self, share: float) -> int:
-        """Return the smallest length that at least this share of the rows does not exceed.
-
-        Args:
-            share: between 0 and 1.
-        """
+        """Return the smallest length that at least a share (0 to 1) of the rows does not exceed."""
         needed, ordered = share * self.rows, sorted(self.counts)
         sums = accumulate(self.counts[length] for length in ordered)
         return next((n for n, seen in zip(ordered, sums, strict=True) if seen >= needed), 0)
@@ -118,11 +114,7 @@ class UnknownTokens:
 
 
 class TokenCounter:
-    """Counts the tokens of texts, or of pairs, as a model would read them without truncation.
-
-    Args:
-        tokenizer: tokenizer of the model.
-    """
+    """Counts the tokens of texts, or of pairs, as a model would read them without truncation."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.unknown = UnknownTokens()
@@ -131,12 +123,7 @@ class TokenCounter:
         self._knows = cache(self._known)
 
     def count(self, rows: Sequence[int], texts: Sequence[Sequence[str]]) -> list[int]:
-        """Count the tokens of each record.
-
-        Args:
-            rows: numbers of the records.
-            texts: the texts of each record: a single text, a pair, or more, which are joined.
-        """
+        """Count the tokens of each record: a single text, a pair, or several, which are joined."""
         # A pair has a layout of its own, with a separator.
         inputs: Any = [tuple(parts) if len(parts) == 2 else "\n".join(parts) for parts in texts]
         encodings = self._engine.encode_batch(inputs)

@@ -93,7 +93,7 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
     Args:
         outline: the model without weights, from `pretune.bundle.bundle.outline`.
         batch: sequences at a time, for the memory.
-        length: tokens of a sequence, for memory and FLOPs; default 128, or the positions if fewer.
+        length: tokens of a sequence; default 128, or the positions if fewer.
 
     Raises:
         RunError: the model has fewer positions than `length`.
@@ -227,15 +227,7 @@ def token_spans(tokenizer: Tokenizer, text: str) -> list[TokenSpan]:
 
 
 def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
-    """Compute the attention maps of a text.
-
-    Args:
-        bundle: a model with its weights.
-        text: a text of at most 64 tokens.
-
-    Returns:
-        the T tokens, and `[layers, heads, T, T]` weights: row i shows how token i attends to all
-        tokens, and sums to 1.
+    """Return the T tokens of a text, and `[layers, heads, T, T]` attention: row i sums to 1.
 
     Raises:
         DataError: the text has no tokens, or too many for a picture or for the model.
@@ -257,12 +249,7 @@ def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
 
 
 def chosen(what: str, number: int | None, count: int) -> list[int]:
-    """Return the layers or heads to draw.
-
-    Args:
-        what: `layer` or `head`.
-        number: the one to draw; None: all.
-        count: how many the model has.
+    """Return the layers (or heads: `what`) to draw, all `count` of them if `number` is None.
 
     Raises:
         RunError: the model has no layer or head of this number.

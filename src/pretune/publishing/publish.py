@@ -126,13 +126,7 @@ def stage(
 ) -> tuple[StagedFile, ...]:
     """Write what `push` would send into a new folder; needs neither network nor token.
 
-    Args:
-        run: folder of a finished run, or of a checkpoint.
-        repo: `owner/name`, for the card.
-        folder: a folder that does not exist; it appears only when it is complete.
-        license_id: id of the license on the Hub.
-        languages: codes of the languages on the Hub.
-        allow_pickle: read `pytorch_model.bin` of a checkpoint.
+    The options are those of `push`. `folder` must not exist; it appears only when it is complete.
 
     Returns:
         the files that would be sent.

@@ -104,14 +104,8 @@ def staged_files(folder: Path) -> tuple[StagedFile, ...]:
 def upload(folder: Path, repo: str, *, token: str, public: bool, message: str) -> Published:
     """Put the files of a folder into a model repository, in one commit.
 
-    The repository is created if it does not exist. Other files in it stay.
-
-    Args:
-        folder: all files to send, README.md among them.
-        repo: `owner/name`.
-        token: token from `hub_token`.
-        public: let everybody see a new repository; an existing one keeps its visibility.
-        message: message of the commit.
+    The repository is created if it does not exist; an existing one keeps its visibility and its
+    other files.
 
     Raises:
         HubError: the Hub refused or cannot be reached, or the repository holds something else, or
@@ -193,13 +187,7 @@ def _explained(repo: str, state: str = "") -> Iterator[None]:
 
 
 def _explain(error: Exception, repo: str, state: str) -> HubError:
-    """Make the error for a failed request.
-
-    Args:
-        error: what the Hub's library raised.
-        repo: the repository.
-        state: what is already done, for the end of the message.
-    """
+    """Make the error for a failed request, which ends with what is already done (`state`)."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     what = f"{repo}: could not be sent to the Hugging Face Hub"

@@ -53,12 +53,7 @@ class Box:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure that needs no screen, whatever MPLBACKEND is.
-
-    Args:
-        width: in inches.
-        height: in inches.
-    """
+    """Make an empty figure, sized in inches, that needs no screen, whatever MPLBACKEND is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,13 +72,8 @@ def figure_png(figure: Figure) -> bytes:
 def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
     """Write a figure as a PNG file, which appears only when it is complete.
 
-    Args:
-        figure: the figure.
-        path: the PNG file.
-        option: the command-line option that named the file, for the error.
-
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; it names the command-line `option` with the path.
     """
     try:
         with atomic_file(path) as aside:
@@ -161,14 +151,7 @@ def stand_for(text: Text, label: str) -> None:
 
 
 def label_ticks(axis: Axis, labels: Sequence[str], shown: Sequence[str], **style: Any) -> None:
-    """Put labels at 0, 1, 2, ... of an axis.
-
-    Args:
-        axis: the axis.
-        labels: the labels themselves.
-        shown: what can be drawn of each with the installed fonts (`chart_labels`, `readable`).
-        style: text properties of matplotlib.
-    """
+    """Put labels at 0, 1, 2, ... of an axis; `shown` is what the installed fonts can draw."""
     axis.set_ticks(range(len(labels)), shown, family=font_families(), **style)
     for text, label in zip(axis.get_ticklabels(), labels, strict=True):
         stand_for(text, label)
@@ -186,13 +169,7 @@ def undrawable(labels: Sequence[str]) -> str | None:
 
 
 def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis: str) -> Figure:
-    """Draw horizontal bars, the first label on top; several series get a legend.
-
-    Args:
-        labels: a label for each bar of a series.
-        series: the values by the name of their series.
-        axis: the title of the value axis.
-    """
+    """Draw horizontal bars, the first label on top; several series get a legend."""
 
     def draw(axes: Axes, place: _Place, values: Sequence[float]) -> None:
         bars = axes.barh(place.middles, values, place.thickness, color=place.colour)
@@ -203,13 +180,7 @@ def bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], axis
 
 
 def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: str) -> Figure:
-    """Draw horizontal boxes, the first label on top: quartiles, the median as a line, whiskers.
-
-    Args:
-        labels: a label for each box of a series.
-        series: the boxes by the name of their series.
-        axis: the title of the value axis.
-    """
+    """Draw horizontal boxes, the first label on top: quartiles, the median as a line, whiskers."""
 
     def draw(axes: Axes, place: _Place, boxes: Sequence[Box]) -> None:
         # The statistics that matplotlib would compute itself from raw values.

@@ -62,11 +62,7 @@ def write_charts(description: Description, folder: Path) -> list[Path]:
 
 
 def charts(facts: Facts) -> Iterator[tuple[str, str, Figure]]:
-    """Draw the charts of one file.
-
-    Yields:
-        A short name, a caption, and the figure.
-    """
+    """Draw the charts of one file; yield for each a short name, a caption and the figure."""
     if facts.labels:
         names = [name for name, _ in facts.labels.most_common(MAX_LABELS)]
         counts = {"rows": [float(facts.labels[name]) for name in names]}

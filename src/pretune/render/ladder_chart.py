@@ -43,15 +43,7 @@ def write_ladder(ladder: Ladder, folder: Path) -> None:
 
 
 def draw_ladder(ladder: Ladder, path: Path) -> None:
-    """Draw the bits per character as bars, from the oldest model to the newest.
-
-    Args:
-        ladder: the ladder.
-        path: the PNG file to write.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Draw the bits per character as bars, from the oldest model to the newest."""
     rungs = ladder.rungs
     figure = new_figure(8, 0.55 * len(rungs) + 1.4)
     axes = figure.subplots()

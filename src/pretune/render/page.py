@@ -95,10 +95,7 @@ class PageSection:
 def page(title: str, sections: Sequence[PageSection], script: str = "") -> str:
     """Build a whole HTML page that is safe to open whatever text its sections hold.
 
-    Args:
-        title: the title and main heading.
-        sections: the sections in order; a page with several begins with links to them.
-        script: the only script that the browser may run; it must not contain text from data.
+    Only `script` may run in the browser; it must not contain text from data.
     """
     # The policy names our script by its digest, so that no other can run.
     policy, ending = _POLICY, ""

@@ -87,12 +87,7 @@ def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
 
 
 def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> None:
-    """Write a report.
-
-    Args:
-        facts: what the report is made of.
-        output: the HTML file.
-        png: a folder for the pictures as PNG files.
+    """Write a report as an HTML file, and its pictures as PNG files into the folder `png`.
 
     Raises:
         RunError: a file cannot be written.
@@ -197,9 +192,7 @@ def _score_section(examined: Examined) -> PageSection | None:
 def calibration_section(examined: Examined, fitted: Examined | None) -> PageSection | None:
     """Show whether the model is right as often as it is sure, as it is and with a temperature.
 
-    Args:
-        examined: the examples to judge.
-        fitted: the examples that the temperature is fitted on; None: `examined` itself.
+    The temperature is fitted on `fitted`, or on `examined` itself.
     """
     decisions = _decisions(examined)
     if not decisions:
@@ -273,13 +266,7 @@ def _counts(counts: Counter[str], name: str) -> Grid:
 def _most_confident(
     examined: Examined, mistakes: Sequence[tuple[int, Mistake]], *, with_kind: bool
 ) -> Grid | None:
-    """Tabulate the mistakes with the highest confidence.
-
-    Args:
-        examined: the examples.
-        mistakes: each with the number of its example.
-        with_kind: whether to name the kind of each mistake.
-    """
+    """Tabulate the mistakes, each with the number of its example, the most confident first."""
     place, places = examined.places()
     known = [(m.confidence, n, m) for n, m in mistakes if m.confidence is not None]
     # Mistakes about a part of a text show that part; others the truth and the answer.

@@ -187,12 +187,7 @@ def shortened_prompts(cell: Cell, count: int) -> str:
 
 
 def comparison_view(compared: Compared, examples: int) -> RenderableType:
-    """Lay out a comparison of models: metrics, differences, and examples on which they differ.
-
-    Args:
-        compared: the comparison.
-        examples: how many examples to show that only one of two models gets right.
-    """
+    """Lay out a comparison of models: metrics, differences, and `examples` on which they differ."""
     first, *others = compared.names
     # The metrics of each model by itself, then each other model against the first.
     intervals = [

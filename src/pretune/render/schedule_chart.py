@@ -19,12 +19,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 def schedule_view(plan: SchedulePlan, *, unicode: bool = True) -> Group:
-    """Lay out a schedule as a table and charts for the terminal.
-
-    Args:
-        plan: the schedule.
-        unicode: whether the terminal can show more than ASCII.
-    """
+    """Lay out a schedule as a table and charts for a terminal, in ASCII or Unicode."""
     total = plan.schedule.total
     rows = [
         (point.name, f"{point.update:,}", f"{point.learning_rate:.3e}", f"{point.batch:,}")
@@ -68,11 +63,8 @@ def line_chart(
 ) -> list[str]:
     """Draw a line from 0 to its highest value, as `height` lines of characters, top first.
 
-    Args:
-        values: the values from left to right; those drawn are taken at even distances.
-        width: characters of a line.
-        height: number of lines.
-        unicode: draw in Braille, with 2 by 4 dots a character; else with at most one `*` each.
+    The values drawn are taken at even distances. In Unicode, a Braille character has 2 by 4 dots;
+    else a character has at most one `*`.
     """
     across, down = (2, 4) if unicode else (1, 1)
     columns, rows = width * across, height * down
@@ -93,11 +85,7 @@ def line_chart(
 
 
 def draw_schedule(plan: SchedulePlan, path: Path) -> None:
-    """Draw the learning rate, and the batch size if it changes, over the updates.
-
-    Args:
-        plan: the schedule.
-        path: the PNG file to write.
+    """Draw the learning rate, and the batch size if it changes, over the updates, as a PNG file.
 
     Raises:
         RunError: the file cannot be written.

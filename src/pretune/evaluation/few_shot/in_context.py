@@ -200,9 +200,6 @@ class FewShot:
         """Return `[answers]` log-probabilities of the answers to content-free inputs.
 
         Zhao et al. 2021, section 5: the mean over such inputs, W = diag(p)^-1, b = 0.
-
-        Raises:
-            PretuneError: there is no room for the examples and such an input.
         """
         pairs = []
         for text in self.options.content_free:

@@ -83,11 +83,7 @@ class FewShotResult:
         return groups
 
     def to_dict(self, *, predictions: bool = True) -> dict[str, Any]:
-        """Return the result JSON-ready.
-
-        Args:
-            predictions: whether to include the answer to each question.
-        """
+        """Convert to plain values for JSON, with the answer to each question if `predictions`."""
         cells = []
         for cell in self.cells:
             values = asdict(cell)

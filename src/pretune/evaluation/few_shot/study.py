@@ -83,15 +83,10 @@ def measure(
 
 
 def draw_shots(labels: Sequence[int], count: int, seed: int, *, balanced: bool = True) -> list[int]:
-    """Draw examples, in the order in which they are shown.
+    """Draw at most `count` examples, in the order in which they are shown.
 
     The draw depends on the arguments alone. With the same seed, a smaller draw is part of a larger.
-
-    Args:
-        labels: the label of each example to draw from.
-        count: the number of examples to draw, at most all of them.
-        seed: of the draw.
-        balanced: draw the same number of each label, as far as there are enough; False: at random.
+    If `balanced`, the same number of each label is drawn, as far as there are enough.
     """
     order = epoch_order(len(labels), seed, 0).tolist()
     if balanced:

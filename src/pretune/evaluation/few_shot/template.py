@@ -35,12 +35,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, columns: Sequence[str], label: str) -> Self:
-        """Read a template.
-
-        Args:
-            text: the template, of any number of lines.
-            columns: the columns of the data.
-            label: the column of the labels, which the template must not show.
+        """Read a template; it must not show the column of the labels.
 
         Raises:
             PretuneError: a brace by itself, an unknown field, or no single `{answer}`.
