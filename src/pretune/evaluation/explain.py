@@ -22,17 +22,11 @@ MAX_MAP_TOKENS = 64
 
 @dataclass(frozen=True)
 class Explained:
-    """Attributions and attention of one sequence.
-
-    Attributes:
-        attributions: `[T]` gradient x input, in nats; above 0 where the token raises the loss.
-        attention: `[L, T, T]` the attention of each layer, averaged over its heads; None without
-            attention, or with too many tokens to look at.
-    """
+    """Attributions and attention of one sequence."""
 
     tokens: tuple[str, ...]
-    attributions: tuple[float, ...]
-    attention: Tensor | None = None
+    attributions: tuple[float, ...]  # `[T]` gradient x input, in nats; above 0: raises the loss
+    attention: Tensor | None = None  # `[L, T, T]` mean over heads; None: no attention or too long
 
 
 def explain(examined: Examined, number: int) -> Explained:

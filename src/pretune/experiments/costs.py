@@ -48,15 +48,10 @@ MASKED = 0.15
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of the forward pass; a multiply-add counts as two.
-
-    Attributes:
-        matrix_parameters: weights of the matrices that every token is multiplied with. A table of
-            embeddings does not count, as a lookup computes nothing, unless it is the output layer.
-    """
+    """Floating-point operations of the forward pass; a multiply-add counts as two."""
 
     length: int
-    matrix_parameters: int
+    matrix_parameters: int  # without embeddings that are only looked up
     attention: int  # operations per token to compare its query with all keys and to mix all values
     per_token: int  # operations per token, attention included
     per_sequence: int  # operations of all tokens, and of pooler and classifier, which run once
@@ -132,14 +127,7 @@ def backbone_of(model: nn.Module) -> Backbone:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory in bytes, in float32 on a CPU, without what Python and PyTorch themselves take.
-
-    Attributes:
-        activations: peak of the activations in training, including those kept for the backward
-            pass.
-        step: peak of activations and gradients together; less than their sum, as gradients come
-            while activations go.
-    """
+    """Memory in bytes, in float32 on a CPU, without what Python and PyTorch themselves take."""
 
     batch: int
     length: int
@@ -147,8 +135,8 @@ class Memory:
     forward: int  # peak of the activations in inference
     gradients: int
     optimizer: int
-    activations: int
-    step: int
+    activations: int  # peak in training, with those kept for the backward pass
+    step: int  # peak of activations and gradients, which come while activations go
     inference: int  # estimated growth of a process in inference
     training: int  # estimated growth of a process in training
 

@@ -16,11 +16,7 @@ Curve = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class MetricHistory:
-    """The values of all metrics over the updates of a run.
-
-    Attributes:
-        curves: by `train` or `validation`, then by the name of the metric.
-    """
+    """The values of all metrics over the updates, by `train` or `validation` and by metric."""
 
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
 

@@ -61,27 +61,18 @@ EVALUATION_BATCHES = 8
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of this machine, measured by real updates.
-
-    Attributes:
-        evaluation_tokens_per_second: tokens per second of evaluation, which has no backward pass;
-            None without validation data.
-    """
+    """The speed of this machine, measured by real updates."""
 
     device: str
     updates: int  # number of timed updates
     training_tokens_per_second: float  # tokens per second of updates
-    evaluation_tokens_per_second: float | None
+    evaluation_tokens_per_second: float | None  # None without validation data
     flops_per_second: float
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will take.
-
-    Attributes:
-        flops_per_token: operations per token of training, forward and backward, at the mean length.
-    """
+    """What a run will take."""
 
     examples: int  # training sequences of an epoch; a long record may give several
     validation_examples: int  # sequences of an evaluation
@@ -93,7 +84,7 @@ class RunPlan:
     tokens: int  # tokens trained on, over all epochs
     parameters: int
     trained: int
-    flops_per_token: int
+    flops_per_token: int  # forward and backward, at the mean length
     flops: int
     memory: Memory  # memory of the largest batch, in float32 on a CPU
     process_bytes: int  # estimated peak of the whole process, evaluation included

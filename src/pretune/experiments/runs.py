@@ -30,15 +30,10 @@ _VALIDATION = "validation/"
 
 @dataclass
 class RunInfo:
-    """What the folder of a run tells.
-
-    Attributes:
-        state: finished; running, if it wrote something lately; stopped; damaged, if its recipe or
-            its result cannot be read.
-    """
+    """What the folder of a run tells."""
 
     folder: str
-    state: State = "stopped"
+    state: State = "stopped"  # damaged: recipe or result cannot be read
     task: str | None = None
     model: str | None = None
     data: str | None = None

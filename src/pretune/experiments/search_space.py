@@ -25,7 +25,7 @@ _FIXED = ("output", "track")
 class Space:
     """The values that one key of the recipe may take."""
 
-    key: str  # the key as in an override, e.g. `train.learning_rate`.
+    key: str  # as in an override, e.g. `train.learning_rate`
     text: str
     low: float | None = None  # lower end of a range, inclusive; None for listed values
     high: float | None = None  # upper end of a range, inclusive; None for listed values

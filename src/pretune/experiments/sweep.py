@@ -43,15 +43,10 @@ Direction = Literal["auto", "maximize", "minimize"]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The result of one training of a sweep.
-
-    Attributes:
-        state: finished; failed (it diverged, or the recipe refuses the combination of values);
-            stopped (killed or interrupted, to be tried again).
-    """
+    """The result of one training of a sweep."""
 
     number: int  # number of the trial; its run folder is `output/trial-NUMBER`
-    state: Literal["finished", "failed", "stopped"]
+    state: Literal["finished", "failed", "stopped"]  # stopped: to be tried again
     values: dict[str, Any]
     metric: float | None
     seconds: float | None  # wall-clock time; None if it was killed
@@ -94,17 +89,12 @@ class SweepStopped(Exception):  # noqa: N818 - not an error
 
 @dataclass
 class Sweep:
-    """A search for good values of a recipe.
-
-    Attributes:
-        metric: name of the metric; default: the metric that picks the recipe's best checkpoint.
-        direction: whether to maximize or minimize; `auto` goes by the name of the metric.
-    """
+    """A search for good values of a recipe."""
 
     recipe: Recipe  # recipe of all trials; its output folder is the folder of the sweep
     spaces: Sequence[Space]
-    metric: str | None = None
-    direction: Direction = "auto"
+    metric: str | None = None  # default: the one that picks the best checkpoint
+    direction: Direction = "auto"  # `auto` goes by the name of the metric
     study: str | Path | None = None  # the SQLite file; default `output/study.db`
     seed: int = 0
     quiet: bool = False

@@ -44,53 +44,38 @@ class TextExample:
 
 @dataclass
 class Repeats:
-    """Texts that occur more than once in a file, whatever their case and spaces.
-
-    Attributes:
-        examples: places of such texts with their labels, those with different labels first.
-    """
+    """Texts that occur more than once in a file, whatever their case and spaces."""
 
     rows: int = 0
     groups: int = 0  # number of texts that occur more than once
     conflicts: int = 0  # number of these texts with different labels; a missing label is no label
-    examples: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)  # those with different labels first
 
 
 @dataclass
 class Leak:
-    """Rows of one file whose text is in an earlier file too.
-
-    Attributes:
-        near: further rows that are nearly the same; None if they were not searched for.
-    """
+    """Rows of one file whose text is in an earlier file too."""
 
     source: str
     target: str
     rows: int = 0  # rows of the target with a text of the source, whatever its case and spaces
     conflicts: int = 0  # rows of these with another label; a missing label is no label
-    near: int | None = None
+    near: int | None = None  # further rows that are nearly the same; None: not searched for
     examples: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Facts:
-    """The description of one file.
-
-    Attributes:
-        labels: how often each label occurs, most frequent first.
-        words: lengths in words, by label and of `ALL`.
-        tokens: lengths in tokens, by label and of `ALL`; empty without a tokenizer.
-        unknown_places: first places of the most frequent unknown pieces.
-    """
+    """The description of one file."""
 
     origin: str
     rows: int
     columns: dict[str, Counter[str]]  # how often each type of value occurs, by column
     text: tuple[str, ...]
     label: str | None
-    labels: Counter[str] = field(default_factory=Counter)
-    words: dict[str, Lengths] = field(default_factory=dict)
-    tokens: dict[str, Lengths] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)  # most frequent first
+    words: dict[str, Lengths] = field(default_factory=dict)  # by label and of `ALL`
+    tokens: dict[str, Lengths] = field(default_factory=dict)  # the same; empty without a tokenizer
     longest: list[TextExample] = field(default_factory=list)
     shortest: list[TextExample] = field(default_factory=list)
     empty: int = 0  # number of rows without text
@@ -98,7 +83,7 @@ class Facts:
     repeats: Repeats = field(default_factory=Repeats)
     scripts: dict[str, float] = field(default_factory=dict)
     unknown: UnknownTokens | None = None  # what becomes [UNK]; None without a tokenizer
-    unknown_places: dict[str, str] = field(default_factory=dict)
+    unknown_places: dict[str, str] = field(default_factory=dict)  # first places of frequent ones
 
     def truncated(self) -> dict[int, float]:
         """Return the share of rows that each `max_length` would truncate."""

@@ -96,15 +96,11 @@ class Lengths:
 
 @dataclass
 class UnknownTokens:
-    """What becomes [UNK] in the texts of a file.
-
-    Attributes:
-        pieces: how often each character was lost, or each word whose characters are all known.
-    """
+    """What becomes [UNK] in the texts of a file."""
 
     tokens: int = 0  # number of tokens of all texts, special tokens included
     lost: int = 0  # number of these that are [UNK]
-    pieces: Counter[str] = field(default_factory=Counter)
+    pieces: Counter[str] = field(default_factory=Counter)  # characters, or words of known ones
     places: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -63,13 +63,9 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class DataSource:
-    """Data under a name that everybody may see.
+    """Data under a name that everybody may see."""
 
-    Attributes:
-        shown: a dataset on the Hub as recipes name it, or the name of a local file without folder.
-    """
-
-    shown: str
+    shown: str  # a dataset as recipes name it, or the name of a local file without folder
     kind: str  # id of the dataset; for a local file its format, as `datasets` calls it
     on_hub: bool = False  # whether it is a dataset on the Hub
     config: str | None = None
@@ -79,11 +75,7 @@ class DataSource:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that a card is made of. Nothing in it may tell anything about the machine.
-
-    Attributes:
-        base: the model that it was trained from, under a name that everybody may see.
-    """
+    """Everything that a card is made of. Nothing in it may tell anything about the machine."""
 
     repo: str  # `owner/name`
     task: AnyTask
@@ -93,7 +85,7 @@ class CardFacts:
     license: str | None = None
     languages: tuple[str, ...] = ()
     recipe: Recipe | None = None  # the recipe of the run, without local paths
-    base: str | None = None
+    base: str | None = None  # what it was trained from, under a public name
     base_model: str | None = None  # the same model, if it is on the Hub
     training: DataSource | None = None
     validation: DataSource | None = None

@@ -54,16 +54,12 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model on this machine.
-
-    Attributes:
-        start: folder that relative paths of the recipe start from.
-    """
+    """A trained model on this machine."""
 
     folder: Path  # folder of the run, or of a checkpoint alone
     recipe: Recipe | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
-    start: Path = field(default_factory=Path.cwd)
+    start: Path = field(default_factory=Path.cwd)  # where relative paths of the recipe start
 
     def is_local(self, source: str) -> bool:
         """Tell whether a source named by the recipe is on the disk of this machine."""

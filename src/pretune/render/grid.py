@@ -28,17 +28,12 @@ class Styled:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. Its cells may hold any text: each way of showing it escapes them.
+    """A table. Its cells may hold any text: each way of showing it escapes them."""
 
-    Attributes:
-        header: the column names; if all are empty, the terminal shows no header line.
-        numbers: the columns (0-based) that are aligned to the right; None: all but the first.
-    """
-
-    header: Sequence[object]
+    header: Sequence[object]  # if all are empty, the terminal shows no header line
     rows: Sequence[Sequence[object]]  # cells, as many in each row as there are columns
     caption: str = ""
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int] | None = None  # columns aligned right, from 0; None: all but the first
     footer: Sequence[Sequence[object]] = ()  # rows below a rule, such as totals
     ruled: bool = False  # whether the terminal draws a line between rows
 

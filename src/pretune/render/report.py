@@ -53,18 +53,13 @@ NOTHING = "(none)"
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """Everything that a report is made of.
-
-    Attributes:
-        recipe: the recipe as YAML; None if the model does not come from a run of pretune.
-        explained: attributions of some examples, by the number of the example.
-    """
+    """Everything that a report is made of."""
 
     name: str
     examined: Examined
-    recipe: str | None = None
+    recipe: str | None = None  # as YAML; None for a model that comes from no run
     history: MetricHistory = field(default_factory=MetricHistory)
-    explained: Mapping[int, Explained] = field(default_factory=dict)
+    explained: Mapping[int, Explained] = field(default_factory=dict)  # by number of the example
     fitted: Examined | None = None  # examples to fit the temperature on; None: `examined` itself
 
 

@@ -40,28 +40,19 @@ MARGIN = 4
 class FewShotOptions:
     """How to ask.
 
-    Attributes:
-        shots: the numbers of examples before a question; each is measured by itself.
-        seeds: the seeds of the draws of examples; each is measured by itself (no shots: once).
-        template: the text of an example; None: a line for each column, and the answer.
-        answers: the text that stands for each label in a prompt, as a mapping from labels to texts,
-            or the labels themselves; None: the labels that occur.
-        content_free: texts for all fields with which `calibrated` measures the model's bias (Zhao
-            et al. 2021, section 5).
-
     Raises:
         PretuneError: a value makes no sense.
     """
 
-    shots: Sequence[int] = (0, 1, 5)
-    seeds: Sequence[int] = (0, 1, 2, 3, 4)
-    template: str | None = None
+    shots: Sequence[int] = (0, 1, 5)  # numbers of examples before a question; each is measured
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)  # of the draws of examples; each is measured
+    template: str | None = None  # None: a line for each column, and the answer
     label: str = "label"
-    answers: Mapping[str, str] | Sequence[str] | None = None
-    score: str = "likelihood"
+    answers: Mapping[str, str] | Sequence[str] | None = None  # by label; None: the labels
+    score: str = "likelihood"  # one of `SCORES`
     balanced: bool = True  # draw as many examples of each label as possible; False: at random
     separator: str = "\n\n"
-    content_free: Sequence[str] = ("N/A", "[MASK]", "")
+    content_free: Sequence[str] = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
     limit: int | None = None
 
     def __post_init__(self) -> None:

@@ -17,33 +17,25 @@ NO_ANSWER = "(none)"
 
 @dataclass(frozen=True)
 class Guess:
-    """The answer to one question.
-
-    Attributes:
-        scores: the score of each answer; higher is better.
-    """
+    """The answer to one question."""
 
     where: str  # the row of the question
     truth: str
     answer: str | None  # the chosen answer; None if the written text begins with none of them
     shots: int
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # higher is better
     text: str | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: a number of shots with one draw of examples.
-
-    Attributes:
-        shares: how often each answer was chosen, as a share; with `NO_ANSWER` if that occurs.
-    """
+    """One measurement: a number of shots with one draw of examples."""
 
     shots: int  # the number of examples before each question, if there is room
     seed: int
     accuracy: float
     macro_f1: float  # the mean F1 of the labels that occur or were answered
-    shares: dict[str, float]
+    shares: dict[str, float]  # of each answer; `NO_ANSWER` if it occurs
     shortened: int  # the number of questions without room for all examples
     fewest: int  # the smallest number of examples before a question
     guesses: Sequence[Guess]

@@ -23,15 +23,11 @@ class Template:
 
     Texts that are filled in are not read as templates, and fields can only name columns: templates
     of other people do no harm.
-
-    Attributes:
-        before: pieces up to the answer: a text, and the column after it (None: the answer).
-        after: pieces after the answer, in the same form (None: the end).
     """
 
     text: str
-    before: tuple[tuple[str, str | None], ...]
-    after: tuple[tuple[str, str | None], ...]
+    before: tuple[tuple[str, str | None], ...]  # text, column (None: the answer)
+    after: tuple[tuple[str, str | None], ...]  # the same form (None: the end)
 
     @classmethod
     def parse(cls, text: str, columns: Sequence[str], label: str) -> Self:
