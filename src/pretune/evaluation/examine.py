@@ -124,8 +124,7 @@ def examine(
     features = record_features(task, records, bundle.tokenizer, evaluation=True)
     if not len(features):
         raise DataError(
-            f"{records.origin}: no record has anything to ask the model about",
-            "Name other data.",
+            f"{records.origin}: no record has anything to ask the model about", "Name other data."
         )
     # One evaluation gives the figures of all; on the way each batch leaves answers and losses.
     model = bundle.model.to(target).eval()

@@ -99,12 +99,7 @@ def push(
     with tempfile.TemporaryDirectory(prefix="pretune-push-") as place:
         folder = Path(place) / "model"
         files = stage(
-            run,
-            repo,
-            folder,
-            license_id=license_id,
-            languages=languages,
-            allow_pickle=allow_pickle,
+            run, repo, folder, license_id=license_id, languages=languages, allow_pickle=allow_pickle
         )
         total = sum(file.size for file in files)
         say(f"sending {len(files)} files, {total / 2**20:,.1f} MiB, to {repo}")

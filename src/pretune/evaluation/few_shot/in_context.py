@@ -23,15 +23,7 @@ from pretune.inference.likelihood import LikelihoodScorer, Pair
 Floats = NDArray[np.float64]
 
 #: How an answer is chosen; see docs/prompting.md.
-SCORES = (
-    "likelihood",
-    "mean",
-    "per_character",
-    "per_byte",
-    "calibrated",
-    "pmi",
-    "generate",
-)
+SCORES = ("likelihood", "mean", "per_character", "per_byte", "calibrated", "pmi", "generate")
 #: Tokens to generate beyond the length of the longest answer.
 MARGIN = 4
 
@@ -154,10 +146,7 @@ class FewShot:
         )
 
     def _scored(
-        self,
-        prompts: Sequence[_Prompt],
-        shots: Sequence[Question],
-        progress: Callable[[int], None],
+        self, prompts: Sequence[_Prompt], shots: Sequence[Question], progress: Callable[[int], None]
     ) -> list[Guess]:
         """Choose by the likelihood of each answer, normalised as `options.score` says."""
         pairs = [pair for prompt in prompts for pair in prompt.pairs]
@@ -216,10 +205,7 @@ class FewShot:
         return self._premises
 
     def _written(
-        self,
-        prompts: Sequence[_Prompt],
-        shots: Sequence[Question],
-        progress: Callable[[int], None],
+        self, prompts: Sequence[_Prompt], shots: Sequence[Question], progress: Callable[[int], None]
     ) -> list[Guess]:
         """Choose the answer that the text written by the model begins with."""
         writer = TextGenerator.of(self.bundle, template=None, device=self.device)
