@@ -21,25 +21,13 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from typing_extensions import override
 
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
-from pretune.data.batch import (
-    Feature,
-    Features,
-    PackedBatch,
-    Repaired,
-    Skipped,
-)
+from pretune.data.batch import Feature, Features, PackedBatch, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.models.backbone import Backbone
 from pretune.tasks.grading import EachLoss, Grade

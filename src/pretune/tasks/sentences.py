@@ -28,11 +28,7 @@ from pretune.tasks.labels import label_entries, published_labels
 from pretune.tokenizers.tokenizer import Encoded, Tokenizer
 
 #: The values of transformers' `problem_type`: what a sequence classifier is trained for.
-CLASSES, LABELS, SCORE = (
-    "single_label_classification",
-    "multi_label_classification",
-    "regression",
-)
+CLASSES, LABELS, SCORE = ("single_label_classification", "multi_label_classification", "regression")
 
 
 class SentenceOptions(TaskOptions):
