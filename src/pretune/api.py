@@ -36,7 +36,7 @@ from pretune.publishing.publish import push
 from pretune.publishing.upload import Published
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import Prediction
-from pretune.tasks.reading import adapt_records, read_for
+from pretune.tasks.features import adapt_records, read_for
 from pretune.training.data import Data, read_features
 from pretune.training.logging import Reporter
 from pretune.training.run import resume as resume_run

@@ -18,7 +18,7 @@ from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.predict import Predictor, decode_line, read_inputs, records_of, stream_lines
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.reading import read_for
+from pretune.tasks.features import read_for
 from pretune.training.data import examined_records
 
 

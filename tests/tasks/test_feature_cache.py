@@ -12,11 +12,10 @@ import pytest
 
 from pretune.data.batch import FeatureSet
 from pretune.data.records import Records
-from pretune.tasks import feature_cache
+from pretune.tasks import features
 from pretune.tasks.builtin import TASKS
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.feature_cache import FeatureCache
-from pretune.tasks.features import featurize
+from pretune.tasks.features import FeatureCache, featurize
 from pretune.tasks.multiple_choice.choose import Choose, ChooseOptions
 from pretune.tasks.question_answering.answer import Answerer, AnswerOptions
 from pretune.tokenizers.load import load_tokenizer
@@ -120,7 +119,7 @@ def test_the_key_is_of_all_that_matters(
         key(replace(data, categories={"label": ["a"]})),
     ]
     assert len(set(keys)) == len(keys)
-    monkeypatch.setattr(feature_cache, "_sources", lambda: "of other code")
+    monkeypatch.setattr(features, "_sources", lambda: "of other code")
     assert key() not in keys
     monkeypatch.undo()
     elsewhere = replace(data, origin="other.jsonl", lines=None)
@@ -129,7 +128,7 @@ def test_the_key_is_of_all_that_matters(
 
 def test_the_key_is_of_the_code_of_every_task() -> None:
     files = {Path(inspect.getfile(task)) for task in TASKS.values()}
-    assert files <= set(feature_cache.source_files())
+    assert files <= set(features.source_files())
 
 
 def test_the_key_is_of_the_code_of_a_packages_task(
@@ -140,8 +139,8 @@ def test_the_key_is_of_the_code_of_a_packages_task(
         folder = tmp_path / str(len(hashes))
         folder.mkdir()
         install_plugin(folder, monkeypatch, "pretune-own", code, {})
-        hashes.append(feature_cache.source_of(importlib.import_module("pretune_own").Own))
-    assert len({*hashes, feature_cache.source_of(TASKS["regress"])}) == 3
+        hashes.append(features.source_of(importlib.import_module("pretune_own").Own))
+    assert len({*hashes, features.source_of(TASKS["regress"])}) == 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])

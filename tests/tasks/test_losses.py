@@ -57,7 +57,7 @@ class TestCrossEntropy:
     ) -> None:
         logits, labels = case
         ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-        total, parts = cross_entropy(ours, labels, smoothing, z_loss, IGNORED)
+        total, parts = cross_entropy(ours, labels, smoothing, z_loss)
         expected, plain, penalty = by_hand(theirs, labels, smoothing, z_loss)
         assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5)
         total.backward()
@@ -79,7 +79,7 @@ class TestCrossEntropy:
         expected = torch.nn.functional.cross_entropy(
             logits, labels, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing
         )
-        total, _ = cross_entropy(logits, labels, smoothing, ignore_index=IGNORED)
+        total, _ = cross_entropy(logits, labels, smoothing)
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
 
     @given(cases(), st.sampled_from([0.0, 0.2]), st.sampled_from([0.0, 0.5, 2.0]))
@@ -91,7 +91,7 @@ class TestCrossEntropy:
         weights = [0.5 + 0.25 * i for i in range(logits.shape[1])]
         ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
         how: dict[str, Any] = {"class_weights": weights, "focal_gamma": gamma}
-        total, parts = cross_entropy(ours, labels, smoothing, 1e-2, IGNORED, **how)
+        total, parts = cross_entropy(ours, labels, smoothing, 1e-2, **how)
         expected = theirs.double().sum() * 0
         for row, label in zip(theirs.double(), labels.tolist(), strict=True):
             if label != IGNORED:
@@ -118,7 +118,7 @@ class TestCrossEntropy:
             reduction="sum",
             ignore_index=IGNORED,
         )
-        total, _ = cross_entropy(logits, labels, ignore_index=IGNORED, class_weights=weights)
+        total, _ = cross_entropy(logits, labels, class_weights=weights)
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("gamma", [0.5, 2.0])

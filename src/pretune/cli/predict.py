@@ -163,7 +163,7 @@ def _questions(predictor: Predictor, questions: list[str], passage: str) -> Reco
 
 def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterator[Records]:
     from pretune.inference.predict import lines_to_records, stream_lines
-    from pretune.tasks.reading import longest_text
+    from pretune.tasks.features import longest_text
 
     longest = longest_text(predictor.task) if max_chars is None else max_chars
     # A line holds all the texts of a record.

@@ -37,8 +37,7 @@ from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import AnyTask, drawn, with_answers
 from pretune.tasks.builtin import task_class
-from pretune.tasks.feature_cache import FeatureCache
-from pretune.tasks.features import featurize
+from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
 from pretune.training.freeze import reads_once
 from pretune.training.logging import Reporter

@@ -17,8 +17,7 @@ from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Prediction, Preprocessor, ReadsStream, with_answers
-from pretune.tasks.features import record_features
-from pretune.tasks.reading import longest_text, read_for
+from pretune.tasks.features import longest_text, read_for, record_features
 from pretune.text.decode import TextDecoder, decode_file, encoding_hint, lines_of
 
 

@@ -29,30 +29,20 @@ METRICS: Registry[Callable[[AnyTask, Features | None], Metrics]] = Registry(
 
 @dataclass
 class AllMetrics:
-    """The metrics of a task together with those that its options add.
-
-    Attributes:
-        own: of the task.
-        added: by name.
-    """
+    """The metrics of a task together with those that its options add."""
 
     own: Metrics
     added: dict[str, Metrics]
 
     @classmethod
     def of(cls, task: AnyTask, features: Features | None = None) -> Self:
-        """Begin an evaluation.
-
-        Args:
-            task: whose options name the added metrics.
-            features: as for `Task.metrics`.
+        """Begin an evaluation, as `Task.metrics` does.
 
         Raises:
             RecipeError: no installed package has a metric of that name.
         """
         # All names are looked up before any metric is made.
-        wanted = task.options.metrics
-        kinds = {name: METRICS.find(name, error=RecipeError) for name in wanted}
+        kinds = {name: METRICS.find(name, error=RecipeError) for name in task.options.metrics}
         added = {name: kind(task, features) for name, kind in kinds.items()}
         return cls(task.metrics(features), added)
 

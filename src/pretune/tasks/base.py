@@ -44,7 +44,7 @@ class TaskOptions(BaseModel):
         128, ge=3, description="The maximum number of tokens; longer texts are truncated."
     )
     metrics: list[str] = Field(
-        default=[],
+        [],
         description="Further metrics to compute in every evaluation, by the names that installed "
         "packages give them.",
     )
@@ -52,10 +52,7 @@ class TaskOptions(BaseModel):
     @model_serializer(mode="wrap")
     def _without_empty_metrics(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave `metrics` out where there are none: files are as they were before the option."""
-        values: dict[str, Any] = write(self)
-        if not self.metrics:
-            values.pop("metrics", None)
-        return values
+        return {k: v for k, v in write(self).items() if k != "metrics" or self.metrics}
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,11 @@ class Loss:
 
     The optimizer divides once per update: the sum of all sums by the sum of all counts, over all
     micro-batches and processes. Accumulating uneven batches is then the same as one large batch.
-
-    Attributes:
-        sum: scalar tensor, with its graph.
-        count: the number of terms (examples, tokens, ...) in the sum.
-        parts: further sums over the same terms, by name, for logs.
     """
 
-    sum: Tensor
-    count: int
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    sum: Tensor  # a scalar, with its graph
+    count: int  # terms (examples, tokens, ...) in the sum
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # further sums over them, for logs
 
 
 @dataclass(frozen=True)
@@ -124,15 +116,11 @@ P = TypeVar("P", bound=Prediction)
 
 
 class Preprocessor(ABC):
-    """Turn records into features.
+    """Turn records into features."""
 
-    Class attributes:
-        name: the task's name in recipes.
-        kept_together: columns whose value marks related records: when validation data are split
-            off, records that share a value stay on one side.
-    """
-
+    #: The task's name in recipes.
     name: ClassVar[str]
+    #: Columns that relate records: a split of validation data keeps equal values on one side.
     kept_together: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -167,18 +155,11 @@ class Preprocessor(ABC):
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped | Repaired]:
-        """Tokenize some records; a long text may become several features.
+        """Tokenize some records, in their order; a long text may become several features.
 
-        Args:
-            records: the data set.
-            rows: which of its records.
-            tokenizer: of the model.
-            with_targets: True for training, where a record that is wrong but harmless may be
-                `Skipped`; False for prediction, where each record gives at least one feature.
-
-        Yields:
-            features in the order of the records. A `Repaired` reports a correction, in addition to
-            the features of its record.
+        With targets, for training, a record that is wrong but harmless may be `Skipped`; without,
+        for prediction, each gives at least one feature. A `Repaired` reports a correction, in
+        addition to the features of its record.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -241,12 +222,9 @@ class Answers(ABC, Generic[P]):
         """
 
     def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> P:
-        """Make the answer for a record from the parts of its sequences.
+        """Make the answer for a record from the items that `predict` gave for its sequences.
 
-        Args:
-            parts: the items of `predict` for the record's sequences, in the order of the features.
-                They may come from different batches and processes.
-            record: the record.
+        They are in the order of the features, and may come from different batches and processes.
         """
         answer: P
         (answer,) = parts
@@ -263,25 +241,19 @@ class Answers(ABC, Generic[P]):
 
 
 class Scorer(ABC, Generic[P]):
-    """Compare outputs and answers with the targets.
+    """Compare outputs and answers with the targets."""
 
-    Class attributes:
-        best_by: the metric that decides which checkpoint is best.
-        metric_options: options that change what the figures mean: models are compared only where
-            these are equal.
-    """
-
+    #: The metric that decides which checkpoint is best.
     best_by: ClassVar[str]
+    #: Options that change what the figures mean: models are compared only where these are equal.
     metric_options: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def metrics(self, features: Features | None = None) -> Metrics:
-        """Begin an evaluation.
+        """Begin an evaluation; without features where only the names of the figures are wanted.
 
-        Args:
-            features: the features to evaluate, for figures about whole records: their `records` is
-                the record of each sequence, their `rows` holds the records. None where only the
-                names of the figures are wanted.
+        For figures about whole records the features' `records` is the record of each sequence, and
+        their `rows` holds the records.
         """
 
     @abstractmethod
@@ -289,13 +261,9 @@ class Scorer(ABC, Generic[P]):
         """Compute the loss of each feature; None where only the whole batch's is known."""
 
     def grader(self, records: Records) -> Callable[[P, int], Grade]:
-        """Return a function that compares answers with the truth.
+        """Return a function that compares an answer with the truth in the record of a number.
 
-        Args:
-            records: with their targets.
-
-        Returns:
-            a function of an answer and its record's number; by default its grades say nothing.
+        By default its grades say nothing.
         """
         return lambda answer, row: Grade()
 
@@ -344,13 +312,9 @@ class Described(ABC):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """Return the task that a published checkpoint was trained for.
+        """Return the task that a published checkpoint was trained for, by its `config.json`.
 
-        Args:
-            config: the contents of `config.json`.
-
-        Returns:
-            the task; None where the checkpoint has another one, or the format cannot tell.
+        None where the checkpoint has another task, or the format cannot tell.
 
         Raises:
             CheckpointError: entries that make no sense.
@@ -359,12 +323,9 @@ class Described(ABC):
 
 
 class Task(Preprocessor, Head, Answers[P], Scorer[P], Described, Generic[O, P]):
-    """A job that a model can be trained for; the defaults suit one sequence for each record.
+    """A job that a model can be trained for; the defaults suit one sequence for each record."""
 
-    Class attributes:
-        options_type: the task's section of the recipe.
-    """
-
+    #: The task's section of the recipe.
     options_type: ClassVar[type[TaskOptions]]
 
     def __init__(self, options: O) -> None:
@@ -429,12 +390,9 @@ class AdaptsRecords(ABC):
 
     @abstractmethod
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
-        """Convert records to the format that the task reads.
+        """Convert records, as read from their file, to the format that the task reads.
 
-        Args:
-            records: the records as read from their file.
-            columns: the data's name for each of the task's columns, from the recipe.
-            with_targets: whether the answers are needed.
+        `columns` has the data's name for each of the task's columns, from the recipe.
 
         Raises:
             DataError: a record has none of the formats; names its file and line.
@@ -453,13 +411,9 @@ class ReadsCorpus(ABC):
         evaluation: bool,
         progress: Callable[[int], None] | None,
     ) -> Features:
-        """Make features on demand from tokens that stay on disk.
+        """Make features on demand from tokens that stay on disk, made by the same tokenizer.
 
-        Args:
-            documents: tokenized by the same tokenizer.
-            tokenizer: of the model.
-            evaluation: whether the features are for evaluation rather than training.
-            progress: called with the number of documents done.
+        `progress` is called with the number of documents done.
 
         Raises:
             DataError: the documents give no features, or not with these options.
@@ -490,12 +444,8 @@ class DrawsAnew(ABC):
         """Return the batch as the model reads it in this epoch.
 
         A function of its arguments alone (`batch.index` has the numbers of the features): a resumed
-        run, and one in several processes, draw the same.
-
-        Args:
-            batch: made of features.
-            seed: of the run.
-            epoch: from 0; -1 for evaluation, where the draw is always the same.
+        run, and one in several processes, draw the same. Epochs count from 0; epoch -1 is
+        evaluation, where the draw is always the same.
         """
 
 
@@ -512,15 +462,9 @@ class CarriesState(ABC):
 
     @abstractmethod
     def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
-        """Run the model as `forward` does, from one state to the next.
+        """Run the model as `forward` does, on features that each continue another one.
 
-        Args:
-            model: the model.
-            batch: features that each continue another one.
-            state: the model's state before the batch.
-
-        Returns:
-            the outputs, and the state after the batch.
+        Takes the model's state before the batch; returns the outputs and the state after it.
         """
 
 
@@ -533,15 +477,10 @@ class WritesAnswers(ABC):
 
     @abstractmethod
     def write(self, model: nn.Module, outputs: Any, batch: PackedBatch) -> Any:
-        """Write the answers that a batch asks for.
+        """Return the outputs with the answers that a batch asks for, for `predict` and metrics.
 
-        Args:
-            model: in evaluation mode.
-            outputs: what `forward` returned for the batch.
-            batch: the batch; without targets every sequence asks for an answer.
-
-        Returns:
-            the outputs with the answers, for `predict` and the metrics.
+        Takes a model in evaluation mode and what `forward` returned for the batch; without targets
+        every sequence of the batch asks for an answer.
         """
 
 
@@ -550,11 +489,9 @@ class Calibrated(ABC):
 
     @abstractmethod
     def calibrate(self, metrics: Any) -> None:
-        """Choose by an evaluation on the validation data.
+        """Choose by the task's own metrics after all validation data.
 
-        Args:
-            metrics: of this task, after all validation data; the figures that it computes from here
-                on follow the choice.
+        The figures that these metrics compute from here on follow the choice.
         """
 
     @abstractmethod
@@ -580,12 +517,9 @@ def published_architecture(config: Mapping[str, Any]) -> str:
 def usual_length(
     config: Mapping[str, Any], limit: int, name: str = "max_position_embeddings"
 ) -> int:
-    """Return a `max_length` for a published checkpoint, which does not state one.
+    """Return a `max_length` for a published checkpoint: its number of positions, at most `limit`.
 
-    Args:
-        config: the contents of `config.json`.
-        limit: the largest value to return, also where the number of positions makes no sense.
-        name: the entry with the number of positions.
+    That is also `limit` where the entry `name` of `config.json` makes no sense.
     """
     positions = config.get(name, limit)
     return min(limit, positions) if isinstance(positions, int) and positions > 2 else limit

@@ -53,11 +53,7 @@ def task_class(name: object) -> type[AnyTask]:
 
 
 def saved_task_class(name: object, package: object = None) -> type[AnyTask]:
-    """Return the class of the task that a checkpoint was trained for.
-
-    Args:
-        name: as its `pretune.json` has it.
-        package: the package that provides the task, as its `pretune.json` has it.
+    """Return the class of a task by the name, and the package if any, in a `pretune.json`.
 
     Raises:
         CheckpointError: the package is not installed; says how to install it.

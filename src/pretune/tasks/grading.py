@@ -11,50 +11,32 @@ from torch import Tensor
 class EachLoss:
     """The loss of each example of a batch, as sums and counts.
 
-    Attributes:
-        sums: `[B]` without a graph: what is minimised, but without label smoothing, z-loss and
-            weights, which say nothing about the example.
-        counts: `[B]` the number of terms in each sum.
+    Label smoothing, z-loss and weights are left out: they say nothing about the example.
     """
 
-    sums: Tensor
-    counts: Tensor
+    sums: Tensor  # `[B]`, without a graph
+    counts: Tensor  # `[B]` terms in each sum
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One choice within an answer, with its probability.
+    """One choice within an answer."""
 
-    Attributes:
-        confidence: the probability that the model gave to its choice.
-        right: whether the choice was right.
-        distribution: the probabilities of all possible choices; empty where they are unknown.
-        predicted: the number of the choice in `distribution`, from 0.
-        truth: the number of the right choice.
-    """
-
-    confidence: float
+    confidence: float  # the probability that the model gave to its choice
     right: bool
-    distribution: tuple[float, ...] = ()
-    predicted: int = 0
-    truth: int = 0
+    distribution: tuple[float, ...] = ()  # of all possible choices; empty where unknown
+    predicted: int = 0  # the number of the choice in `distribution`, from 0
+    truth: int = 0  # the number of the right choice
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One error in an answer.
+    """One error in an answer."""
 
-    Attributes:
-        kind: the kind of error, e.g. `boundary` or `missed`; a task has few of them.
-        detail: a finer distinction within the kind, e.g. `PER`.
-        confidence: the model's probability for what it answered; None where unknown.
-        text: the part of the example that the error concerns; empty for all of it.
-    """
-
-    kind: str
-    detail: str = ""
-    confidence: float | None = None
-    text: str = ""
+    kind: str  # e.g. `boundary` or `missed`; a task has few of them
+    detail: str = ""  # a finer distinction within the kind, e.g. `PER`
+    confidence: float | None = None  # the model's probability for its answer; None: unknown
+    text: str = ""  # the part of the example that the error concerns; empty: all of it
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
@@ -62,23 +44,14 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Grade:
-    """An answer compared with the truth.
+    """An answer compared with the truth, both as text."""
 
-    Attributes:
-        truth: the right answer as text; empty where there is nothing to compare.
-        answer: the model's answer as text.
-        right: whether the answer as a whole is right; None where the question makes no sense.
-        decisions: the choices that make up the answer, for calibration.
-        mistakes: the errors in the answer.
-        counts: `[K]` numbers from whose sums over examples `Scorer.figures` computes its figures.
-    """
-
-    truth: str = ""
+    truth: str = ""  # empty where there is nothing to compare
     answer: str = ""
-    right: bool | None = None
-    decisions: tuple[Decision, ...] = ()
+    right: bool | None = None  # as a whole; None where the question makes no sense
+    decisions: tuple[Decision, ...] = ()  # what makes up the answer, for calibration
     mistakes: tuple[Mistake, ...] = ()
-    counts: tuple[float, ...] = ()
+    counts: tuple[float, ...] = ()  # `[K]`, whose sums over examples `Scorer.figures` takes
 
     @property
     def confidence(self) -> float | None:

@@ -34,12 +34,6 @@ def numbered(labels: Iterable[str]) -> dict[str, int]:
 def label_text(records: Records, row: int, column: str, value: Any) -> str:
     """Return a value of the data as a label; of numbered categories, return the name.
 
-    Args:
-        records: the data set, for its categories and for errors.
-        row: the record's place in it.
-        column: the column.
-        value: the value there.
-
     Raises:
         DataError: the value is no label; names file and line.
     """
@@ -58,22 +52,9 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
 
 
 def label_number(
-    records: Records,
-    row: int,
-    column: str,
-    raw: str,
-    given: LabelNames | None,
-    ids: Mapping[str, int],
+    records: Records, row: int, column: str, raw: str, given: LabelNames | None, ids: dict[str, int]
 ) -> int:
-    """Return the number of a label.
-
-    Args:
-        records: the data set, for errors.
-        row: the record's place in it.
-        column: the column.
-        raw: the label as the data spells it.
-        given: the labels of the recipe.
-        ids: the number of each label of the model.
+    """Return the number of a label that the data spell `raw`; the recipe's labels may rename it.
 
     Raises:
         DataError: the model has no such label; names file and line, and the nearest label.
@@ -96,16 +77,12 @@ def choose_labels(
 ) -> list[str]:
     """Choose the labels of a model that is to be trained.
 
-    Args:
-        given: the labels of the recipe, which come first.
-        records: the training data; a source with numbered categories names its labels itself.
-        column: the column with the labels.
-        raw_labels: returns the labels of a record, from which they are collected otherwise.
+    They are those of the recipe, else the names of the column's numbered categories, else all that
+    `raw_labels` returns for the records.
     """
     # Two spellings of the data may stand for the same label.
     if given is not None:
-        values = given.values() if isinstance(given, Mapping) else given
-        return list(dict.fromkeys(values))
+        return list(dict.fromkeys(given.values() if isinstance(given, Mapping) else given))
     if column in records.categories:
         return list(records.categories[column])
     occurring = {raw for row in range(len(records)) for raw in raw_labels(row)}
@@ -128,12 +105,8 @@ def numbers_first(label: str) -> tuple[int, float, str]:
 def finite(value: Any, name: str) -> float:
     """Return a number of a checkpoint's JSON file as a float.
 
-    Args:
-        value: from JSON, whose integers may have any length.
-        name: of the entry, for errors.
-
     Raises:
-        ValueError: the value is no finite number.
+        ValueError: the value is no finite number; names the entry.
     """
     # Python's JSON reader gives integers of any length, and accepts NaN and Infinity.
     number = math.nan
@@ -161,10 +134,7 @@ def stored_labels(value: Any) -> list[str]:
 
 
 def published_labels(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of a head's outputs by `id2label`; default: `LABEL_0`, `LABEL_1`, ...
-
-    Args:
-        config: the contents of `config.json`.
+    """Return a head's outputs by `id2label` of `config.json`; default: `LABEL_0`, `LABEL_1`, ...
 
     Raises:
         CheckpointError: the labels are not numbered 0, 1, 2, ..., a name occurs twice, or their
@@ -197,14 +167,5 @@ def published_labels(config: Mapping[str, Any]) -> list[str]:
     return labels
 
 
-def label_entries(labels: Sequence[str]) -> dict[str, Any]:
-    """Return `id2label` and `label2id` for `config.json`."""
-    return {
-        ID2LABEL: {str(number): label for number, label in enumerate(labels)},
-        "label2id": numbered(labels),
-    }
-
-
 def _repeated(labels: list[str]) -> str | None:
-    """Return a label that occurs more than once, if any."""
     return next((label for label, count in Counter(labels).items() if count > 1), None)

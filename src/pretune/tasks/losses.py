@@ -60,7 +60,6 @@ def cross_entropy(
     labels: Tensor,
     smoothing: float = 0.0,
     z_loss: float = 0.0,
-    ignore_index: int = IGNORED,
     *,
     class_weights: Sequence[float] | None = None,
     focal_gamma: float = 0.0,
@@ -79,10 +78,9 @@ def cross_entropy(
 
     Args:
         logits: `[N, C]` of any floating type.
-        labels: `[N]` int64.
+        labels: `[N]` int64; rows with the label `IGNORED` do not count.
         smoothing: the share of the target that is spread over all classes, in [0, 1).
         z_loss: the weight of the penalty, at least 0.
-        ignore_index: rows with this label do not count.
         class_weights: the weight of a row by its class; None: 1.
         focal_gamma: how strongly rows that are already right are discounted, at least 0.
 
@@ -93,16 +91,15 @@ def cross_entropy(
     # The plain cross-entropy: alone, or shown beside what is minimised.
     logits = logits.float()
     log_p = F.log_softmax(logits, -1)
-    plain = F.nll_loss(log_p, labels, reduction="sum", ignore_index=ignore_index)
+    plain = F.nll_loss(log_p, labels, reduction="sum", ignore_index=IGNORED)
     weighted = class_weights is not None or focal_gamma > 0
     if not (smoothing or z_loss or weighted):
         return plain, {}
     # What is minimised: H with its factors, if rows differ in weight.
-    total, parts, counted = plain, {"cross_entropy": plain.detach()}, labels != ignore_index
+    total, parts, counted = plain, {"cross_entropy": plain.detach()}, labels != IGNORED
     if weighted:
-        kept = log_p[counted]
-        factors = _row_factors(kept, labels[counted], class_weights, focal_gamma)
-        total = (factors * _smoothed(kept, labels[counted], smoothing)).sum()
+        rows = _weighted(log_p[counted], labels[counted], smoothing, class_weights, focal_gamma)
+        total = rows.sum()
     elif smoothing:
         # H summed over the rows, where `plain` already is the sum of -log p.
         uniform = -log_p.mean(-1)[counted].sum()
@@ -115,16 +112,17 @@ def cross_entropy(
     return total, parts
 
 
-def _smoothed(log_p: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Compute `[N]`: H of each row."""
-    own = -log_p.gather(-1, labels[:, None])[:, 0]
-    return (1.0 - smoothing) * own - smoothing * log_p.mean(-1) if smoothing else own
-
-
-def _row_factors(
-    log_p: Tensor, labels: Tensor, class_weights: Sequence[float] | None, focal_gamma: float
+def _weighted(
+    log_p: Tensor,
+    labels: Tensor,
+    smoothing: float,
+    class_weights: Sequence[float] | None,
+    focal_gamma: float,
 ) -> Tensor:
-    """Compute `[N]`: the factor of H in each row."""
+    """Compute `[N]`: H of each row, times its factor."""
+    smoothed = -log_p.gather(-1, labels[:, None])[:, 0]
+    if smoothing:
+        smoothed = (1.0 - smoothing) * smoothed - smoothing * log_p.mean(-1)
     factors = torch.ones_like(log_p[:, 0])
     if class_weights is not None:
         factors = factors.new_tensor(class_weights)[labels]
@@ -134,30 +132,17 @@ def _row_factors(
         # gamma below 1, so x stays above 0.
         wrong = (-torch.expm1(own)).clamp_min(torch.finfo(own.dtype).tiny)
         factors = factors * wrong.pow(focal_gamma)
-    return factors
+    return factors * smoothed
 
 
 def sum_by_sequence(values: Tensor, layout: Layout) -> Tensor:
-    """Add up numbers of tokens over each sequence.
-
-    Args:
-        values: `[R]` numbers, one for each token.
-        layout: the number of these tokens in each sequence.
-
-    Returns:
-        `[B]` float64 sums on the host.
-    """
+    """Add up numbers `[R]` of tokens over the sequences of a layout: `[B]` float64 on the host."""
     parts = torch.split(values.detach().cpu().double(), list(layout.lengths))
     return torch.stack([part.sum() for part in parts])
 
 
 def token_losses(scores: Scores, layout: Layout) -> EachLoss:
-    """Return the cross-entropy of each sequence, counted in tokens.
-
-    Args:
-        scores: of some tokens of a batch.
-        layout: the number of these tokens in each sequence.
-    """
+    """Return the cross-entropy of each sequence of a layout, counted in tokens."""
     return EachLoss(sum_by_sequence(scores.nats, layout), torch.tensor(layout.lengths))
 
 

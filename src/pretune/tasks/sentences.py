@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import Field
@@ -24,8 +24,8 @@ from pretune.tasks.base import (
     published_architecture,
     usual_length,
 )
-from pretune.tasks.labels import label_entries, published_labels
-from pretune.tokenizers.tokenizer import Encoded, Tokenizer
+from pretune.tasks.labels import ID2LABEL, numbered, published_labels
+from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The values of transformers' `problem_type`: what a sequence classifier is trained for.
 CLASSES, LABELS, SCORE = ("single_label_classification", "multi_label_classification", "regression")
@@ -48,17 +48,10 @@ S = TypeVar("S", bound=SentenceOptions)
 
 
 class SentenceTask(Task[S, P], UsesTokenizer):
-    """A task with one output vector for each text or pair.
-
-    Class attributes:
-        problem_type: transformers' name for what the head is trained for.
-
-    Args:
-        options: of the task.
-        labels: the names of the head's outputs.
-    """
+    """A task with one output vector for each text or pair; `labels` name the head's outputs."""
 
     head: ClassVar[str] = "sequence_classification"
+    #: transformers' name for what the head is trained for.
     problem_type: ClassVar[str]
 
     def __init__(self, options: S, labels: Iterable[str] = ()) -> None:
@@ -74,8 +67,29 @@ class SentenceTask(Task[S, P], UsesTokenizer):
 
     @override
     def bind(self, tokenizer: Tokenizer) -> None:
-        if self.options.pair:
-            separate_pairs(tokenizer)
+        """Make the tokenizer put a token between the texts of a pair, if it does not already.
+
+        A decoder's tokenizer joins them: `a b` + `c` would be the same as `a` + `b c`. The token
+        that ends a text comes between them, as the delimiter in GPT's pairs (Radford et al. 2018,
+        section 3.3). The change is saved with the tokenizer.
+
+        Raises:
+            CheckpointError: the tokenizer has no special token for this.
+        """
+        if not self.options.pair or tokenizer.engine.num_special_tokens_to_add(True):
+            return
+        # The second text gets segment 1, as in BERT; backbones without segments do not read it.
+        for name in ("sep_token", "eos_token"):
+            token, number = tokenizer.special.get(name), tokenizer.special_id(name)
+            if token is not None and number is not None:
+                tokenizer.engine.post_processor = TemplateProcessing(
+                    single="$A", pair=["$A", token, "$B:1"], special_tokens=[(token, number)]
+                )
+                return
+        raise CheckpointError(
+            "task.pair: the tokenizer has no special token to put between the two texts",
+            "Use one with a sep_token or an eos_token, such as `pretune tokenizer train` makes.",
+        )
 
     @abstractmethod
     def target_reader(self, records: Records) -> Callable[[int], dict[str, Any]]:
@@ -89,20 +103,8 @@ class SentenceTask(Task[S, P], UsesTokenizer):
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
         targets_of = self.target_reader(records) if with_targets else lambda row: {}
-        for row, text in self._encoded(records, rows, tokenizer):
-            yield Feature(text.ids, text.segments, targets_of(row), row, text.truncated)
-
-    def _encoded(
-        self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterator[tuple[int, Encoded]]:
-        """Yield each row with its tokens: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`.
-
-        A decoder's tokenizer puts nothing around a text: there it is `text` or `a END b`.
-
-        Raises:
-            DataError: a text is missing, or gives no token at all.
-        """
-        # All texts are tokenized at once, in parallel.
+        # All texts are tokenized at once, in parallel, to `[CLS] text [SEP]` or `[CLS] a [SEP] b
+        # [SEP]`. A decoder's tokenizer puts nothing around a text: there it is `text` or `a END b`.
         columns = list(self.inputs)
         first, *second = [[records.text(row, column) for row in rows] for column in columns]
         encoded = tokenizer.encode(first, *second, max_length=self.options.max_length)
@@ -112,7 +114,7 @@ class SentenceTask(Task[S, P], UsesTokenizer):
                     f"{records.where(row, columns[0])}: not a single token in the text",
                     "Remove the record: this model's tokenizer adds nothing to an empty text.",
                 )
-            yield row, text
+            yield Feature(text.ids, text.segments, targets_of(row), row, text.truncated)
 
     @override
     def build(self, backbone: Backbone) -> nn.Module:
@@ -120,7 +122,9 @@ class SentenceTask(Task[S, P], UsesTokenizer):
 
     @override
     def config_entries(self) -> dict[str, Any]:
-        return {**label_entries(self.labels), "problem_type": self.problem_type}
+        names = {str(number): label for number, label in enumerate(self.labels)}
+        numbers = numbered(self.labels)
+        return {ID2LABEL: names, "label2id": numbers, "problem_type": self.problem_type}
 
     @override
     def output_meaning(self) -> dict[str, Any]:
@@ -129,61 +133,18 @@ class SentenceTask(Task[S, P], UsesTokenizer):
     @classmethod
     @override
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        published = published_problem(config)
-        if published is None or published[0] != cls.problem_type:
+        if not published_architecture(config).endswith("ForSequenceClassification"):
+            return None
+        labels, problem = published_labels(config), config.get("problem_type")
+        if problem == SCORE and len(labels) > 1:
+            raise CheckpointError(
+                f"config.json: problem_type is {SCORE}, with {len(labels)} outputs",
+                "Only one score per text is supported.",
+            )
+        # As transformers does: without a problem_type one output is a score, several are classes.
+        if problem not in (CLASSES, LABELS, SCORE):
+            problem = SCORE if len(labels) == 1 else CLASSES
+        if problem != cls.problem_type:
             return None
         options: Any = cls.options_type(name=cls.name, max_length=usual_length(config, 512))
-        return cls(options, published[1])
-
-
-def separate_pairs(tokenizer: Tokenizer) -> None:
-    """Make the tokenizer put a token between the two texts of a pair, if it does not already.
-
-    A decoder's tokenizer joins them: `a b` + `c` would be the same as `a` + `b c`. The token that
-    ends a text comes between them, as the delimiter in GPT's pairs (Radford et al. 2018, section
-    3.3). The change is saved with the tokenizer.
-
-    Raises:
-        CheckpointError: the tokenizer has no special token for this.
-    """
-    if tokenizer.engine.num_special_tokens_to_add(True):
-        return
-    # The second text gets segment 1, as in BERT; backbones without segments do not read it.
-    for name in ("sep_token", "eos_token"):
-        token, number = tokenizer.special.get(name), tokenizer.special_id(name)
-        if token is not None and number is not None:
-            tokenizer.engine.post_processor = TemplateProcessing(
-                single="$A", pair=["$A", token, "$B:1"], special_tokens=[(token, number)]
-            )
-            return
-    raise CheckpointError(
-        "task.pair: the tokenizer has no special token to put between the two texts",
-        "Use one with a sep_token or an eos_token, such as `pretune tokenizer train` makes.",
-    )
-
-
-def published_problem(config: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """Tell what a transformers `...ForSequenceClassification` was trained for.
-
-    As transformers does: by `problem_type`; without it one output is a score, several are classes.
-
-    Args:
-        config: the contents of `config.json`.
-
-    Returns:
-        `CLASSES`, `LABELS` or `SCORE`, and the names of the outputs; None for another architecture.
-
-    Raises:
-        CheckpointError: labels that make no sense.
-    """
-    if not published_architecture(config).endswith("ForSequenceClassification"):
-        return None
-    labels, problem = published_labels(config), config.get("problem_type")
-    if problem == SCORE and len(labels) > 1:
-        raise CheckpointError(
-            f"config.json: problem_type is {SCORE}, with {len(labels)} outputs",
-            "Only one score per text is supported.",
-        )
-    if problem not in (CLASSES, LABELS, SCORE):
-        problem = SCORE if len(labels) == 1 else CLASSES
-    return problem, labels
+        return cls(options, labels)

@@ -20,9 +20,7 @@ from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import AnyTask, Preprocessor, ReadsStream
 from pretune.tasks.builtin import task_class
-from pretune.tasks.feature_cache import FeatureCache
-from pretune.tasks.features import featurize
-from pretune.tasks.reading import read_for
+from pretune.tasks.features import FeatureCache, featurize, read_for
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.logging import Reporter

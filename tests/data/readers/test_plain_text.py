@@ -13,8 +13,8 @@ from pretune.data.readers.files import read
 from pretune.data.readers.plain_text import split_documents
 from pretune.errors import DataError
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
+from pretune.tasks.features import read_for
 from pretune.tasks.masked_lm.mask_lm import MaskLm, MaskLmOptions
-from pretune.tasks.reading import read_for
 
 
 def test_files_of_a_folder_whichever_way_their_names_are_written(tmp_path: Path) -> None:
