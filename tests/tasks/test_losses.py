@@ -14,11 +14,9 @@ from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.models.heads.vocabulary import score_tokens
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.losses import cross_entropy
+from pretune.tasks.losses import IGNORED, cross_entropy
 from pretune.tasks.masked_lm.mask_lm import MASKED, UNKNOWN, MaskLm, MaskLmOptions
 from pretune.training.validation import evaluate_features
-
-IGNORED = -2
 
 
 def by_hand(

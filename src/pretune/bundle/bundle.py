@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.bundle.fresh import check_entries, default_tokenizer, tokenizer_entries
 from pretune.bundle.loadable import (
     check_segments,
     check_sizes,
@@ -27,14 +26,14 @@ from pretune.checkpoints.open import open_weights, tensorflow_names
 from pretune.checkpoints.save import save_model
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.checkpoints.weights import WeightSource, named_dtype
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.backbone import Backbone
 from pretune.models.config import ModelConfig
 from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
 from pretune.models.lora import adapters
 from pretune.models.resize import resize_vocabulary
-from pretune.tasks.base import AnyTask, Calibrated, Described, UsesTokenizer
+from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -44,23 +43,14 @@ ADAPTER = "adapter"
 
 @dataclass
 class Bundle:
-    """A model that can be used: with its tokenizer, and with its task if it has one.
+    """A model that can be used: with its tokenizer, and with its task if it has one."""
 
-    Attributes:
-        model: the backbone, or the backbone with the task's head.
-        tokenizer: of the model.
-        family: of the model.
-        task: what the model was trained for; None for a bare backbone.
-        columns: the data's names of the task's columns.
-        report: which weights were loaded and which are new.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the backbone, or the backbone with the task's head
     tokenizer: Tokenizer
     family: Family
-    task: AnyTask | None
-    columns: dict[str, str] = field(default_factory=dict)
-    report: LoadReport | None = None
+    task: AnyTask | None  # what the model was trained for; None for a bare backbone
+    columns: dict[str, str] = field(default_factory=dict)  # the data's names of the task's columns
+    report: LoadReport | None = None  # which weights were loaded and which are new
 
     @property
     def backbone(self) -> Backbone:
@@ -112,7 +102,7 @@ def load(
     weights_dtype = named_dtype(dtype)
     origin = _Origin.open(source, mapped=mmap, allow_pickle=allow_pickle)
     if not isinstance(tokenizer, Tokenizer):
-        place = tokenizer or origin.folder or default_tokenizer(origin.family, str(source))
+        place = tokenizer or origin.folder or _default_tokenizer(origin.family, str(source))
         tokenizer = find_tokenizer(place)
     sizes = origin.sizes(tokenizer, config, dropout, attention_dropout)
     # A variant of the family may have other names for its parts (see `Family.variant`).
@@ -149,21 +139,13 @@ def load(
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Attributes:
-        name: its folder, or the name of its size; for errors.
-        folder: None for a size.
-        weights: None for a size, and where only an outline is wanted.
-        entries: the contents of `config.json`.
-        family: the family that they name.
-    """
-
-    name: Path
-    folder: Path | None
-    weights: WeightSource | None
-    entries: dict[str, Any]
-    family: Family
+    name: Path  # its folder, or the name of its size; for errors
+    folder: Path | None  # None for a size
+    weights: WeightSource | None  # None for a size, and where only an outline is wanted
+    entries: dict[str, Any]  # the contents of `config.json`
+    family: Family  # as the entries name it
 
     @classmethod
     def open(
@@ -174,14 +156,7 @@ class _Origin:
         allow_pickle: bool = False,
         with_weights: bool = True,
     ) -> _Origin:
-        """Find a source, check that it is undamaged, and read its `config.json`.
-
-        Args:
-            source: as for `load`.
-            mapped: as `mmap` of `load`.
-            allow_pickle: as for `load`.
-            with_weights: whether to open the files with the weights.
-        """
+        """Find a source, check that it is undamaged, and read its `config.json`."""
         # A published size names no folder; its weights will be random.
         entries = preset(str(source))
         if entries is not None:
@@ -203,20 +178,20 @@ class _Origin:
         dropout: float | None,
         attention_dropout: float | None,
     ) -> ModelConfig:
-        """Return the model's configuration.
-
-        Args:
-            tokenizer: of the model; decides the vocabulary of random weights.
-            changes: entries that differ; only random weights can have any size.
-            dropout: as for `load`.
-            attention_dropout: as for `load`.
-        """
+        """Return the model's configuration, with some entries changed."""
         config_class = self.family.backbone.config_class
-        entries = dict(self.entries)
+        entries, names = dict(self.entries), [item.name for item in fields(config_class)]
         # Random weights can have any size, and the vocabulary of any tokenizer.
         if self.folder is None:
-            check_entries(changes or {}, config_class)
-            entries |= {**tokenizer_entries(tokenizer, config_class), **(changes or {})}
+            for name in changes or {}:
+                if name not in names:
+                    raise CheckpointError(
+                        f"model.config: no entry is called '{name}'", did_you_mean(name, names)
+                    )
+            # A family takes the entries that its configuration has.
+            given = _tokenizer_entries(tokenizer, decodes="decoder_start_token_id" in names)
+            entries |= {name: value for name, value in given.items() if name in names}
+            entries |= changes or {}
         elif changes:
             raise CheckpointError(
                 f"{self.name}: the weights of a checkpoint fix its sizes (model.config)",
@@ -231,6 +206,53 @@ class _Origin:
         return (None, {}) if self.folder is None else trained_task(self.folder, self.entries, sizes)
 
 
+def _tokenizer_entries(tokenizer: Tokenizer, decodes: bool) -> dict[str, Any]:
+    """Return the entries of `config.json` that follow from the tokenizer.
+
+    Args:
+        tokenizer: of a model of random weights.
+        decodes: whether the model writes another text than it reads. A target begins with the
+            padding token, as in Marian, or with the end where there is none.
+    """
+    end = tokenizer.special_id("eos_token")
+    size = tokenizer.vocab_size
+    if not decodes:
+        return {"vocab_size": size, "bos_token_id": end, "eos_token_id": end}
+    writer = tokenizer.written
+    end, pad = writer.end_id, writer.special_id("pad_token")
+    if end is None or tokenizer.end_id is None:
+        raise CheckpointError(
+            "the tokenizer has no token for the end of a text",
+            "Use one with an eos_token or a sep_token; wordpiece and bpe have them "
+            "(model.train_tokenizer.kind).",
+        )
+    begin = end if pad is None else pad
+    entries: dict[str, Any] = {
+        "vocab_size": size,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "forced_eos_token_id": end,
+        "pad_token_id": begin,
+        "decoder_start_token_id": begin,
+    }
+    if tokenizer.target is not None:
+        # transformers wants the padding token to be in both tables.
+        entries["vocab_size"] = max(size, writer.vocab_size)
+        entries["decoder_vocab_size"] = writer.vocab_size
+        entries["share_encoder_decoder_embeddings"] = False
+    return entries
+
+
+def _default_tokenizer(family: Family, size: str) -> Path:
+    if family.tokenizer is None:
+        raise CheckpointError(
+            f"{size}: random weights need a tokenizer",
+            "Name a folder that has one (model.tokenizer=FOLDER), or have one trained on the data: "
+            "model.train_tokenizer='{kind: bpe, vocab_size: 8000}'",
+        )
+    return find_source(family.tokenizer)
+
+
 def _head_parts(
     family: Family, trained: AnyTask | None, wanted: AnyTask | None
 ) -> tuple[set[str], set[str]]:
@@ -240,16 +262,14 @@ def _head_parts(
     task also takes over what was chosen on validation data.
     """
     names = set() if wanted is None else head_names(family, wanted)
-    if trained is None or wanted is None or not _same_head(trained, wanted):
+    if trained is None or wanted is None or type(trained) is not type(wanted):
+        return names, set()
+    if trained.output_meaning() != wanted.output_meaning():
         return names, set()
     if trained is not wanted and isinstance(wanted, Calibrated):
         wanted.restore_calibration(trained.state())
     # The wanted task may have one more head than the checkpoint, e.g. for next sentences.
     return set(), names & head_names(family, trained)
-
-
-def _same_head(trained: Described, wanted: Described) -> bool:
-    return type(trained) is type(wanted) and trained.output_meaning() == wanted.output_meaning()
 
 
 def _build(family: Family, sizes: ModelConfig, task: AnyTask | None) -> nn.Module:
@@ -263,28 +283,17 @@ def _build(family: Family, sizes: ModelConfig, task: AnyTask | None) -> nn.Modul
 
 @dataclass(frozen=True)
 class Outline:
-    """A model without its weights.
+    """A model without its weights."""
 
-    Attributes:
-        name: its folder, or the name of its size.
-        folder: None where only a size was named.
-        family: of the model.
-        model: the backbone, or the backbone with the task's head, on the meta device.
-        task: what the model was trained for; None for a bare backbone.
-    """
-
-    name: str
-    folder: Path | None
+    name: str  # its folder, or the name of its size
+    folder: Path | None  # None where only a size was named
     family: Family
-    model: nn.Module
-    task: AnyTask | None
+    model: nn.Module  # the backbone, or the backbone with the task's head, on the meta device
+    task: AnyTask | None  # what the model was trained for; None for a bare backbone
 
 
 def outline(source: str | Path) -> Outline:
     """Build what `load` would load, without weights: quick, and without using memory.
-
-    Args:
-        source: as for `load`.
 
     Raises:
         CheckpointError: nothing there, damaged, or of an unknown kind.
@@ -300,13 +309,8 @@ def outline(source: str | Path) -> Outline:
 def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) -> int:
     """Add tokens to a model in place: to its tokenizer, its embeddings and its output layer.
 
-    Args:
-        bundle: to change.
-        tokens: as they occur in text; known ones are skipped.
-        multiple: pad the embeddings to a multiple of this.
-
-    Returns:
-        the number of new tokens.
+    Tokens are given as they occur in text, and known ones are skipped; the embeddings are padded to
+    a multiple of `multiple`. Returns the number of new tokens.
 
     Raises:
         DataError: a token is empty.

@@ -48,17 +48,7 @@ def head_names(family: Family, task: AnyTask) -> set[str]:
 
 
 def refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
-    """Refuse a checkpoint that lacks weights of the head that its `config.json` promises.
-
-    Args:
-        folder: of the checkpoint, for errors.
-        family: of the model.
-        head: the name of the head.
-        missing: our names of the head's parameters that the file lacks.
-
-    Raises:
-        CheckpointError: some are missing.
-    """
+    """Refuse a checkpoint without some weights of the head that its `config.json` promises."""
     if missing:
         raise CheckpointError(
             f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
@@ -70,17 +60,7 @@ def refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) 
 def check_sizes(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer, task: AnyTask | None
 ) -> None:
-    """See that every token id and every position has a row in the model's tables.
-
-    Args:
-        folder: of the model, for errors.
-        config: the model's sizes.
-        tokenizer: of the model.
-        task: what the model is for; None: nothing.
-
-    Raises:
-        CheckpointError: a table is too small.
-    """
+    """Refuse tables that lack a row for a token id, or for a position that the task needs."""
     vocabulary, positions = config.size("vocab_size"), config.size("max_position_embeddings")
     if tokenizer.vocab_size > vocabulary:
         raise _too_small(folder, "the tokenizer", tokenizer.vocab_size, vocabulary)
@@ -114,16 +94,9 @@ def _too_small(folder: Path, tokenizer: str, tokens: int, rows: int) -> Checkpoi
 def check_segments(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer, task: AnyTask | None
 ) -> None:
-    """See that every segment has a row in the model's table, if it has such a table.
+    """Refuse a table of segments that is too small for a text, or for the task's pairs.
 
-    Args:
-        folder: of the model, for errors.
-        config: the model's sizes.
-        tokenizer: as the task uses it: some tasks add a token between the texts of a pair.
-        task: what the model is for; None: single texts.
-
-    Raises:
-        CheckpointError: the table is too small for a text, or for the pairs that the task reads.
+    The tokenizer is as the task uses it: some tasks add a token between the texts of a pair.
     """
     table: int | None = getattr(config, "type_vocab_size", None)
     if table is None:

@@ -21,15 +21,9 @@ TASK_FILE = "pretune.json"
 def trained_task(
     folder: Path, config: Mapping[str, Any], sizes: ModelConfig
 ) -> tuple[AnyTask | None, dict[str, str]]:
-    """Return the task that a checkpoint was trained for.
+    """Return the task that a checkpoint was trained for, if any, and the data's column names.
 
-    Args:
-        folder: of the checkpoint.
-        config: the contents of its `config.json`, which decide where there is no `pretune.json`.
-        sizes: the same, as the model reads them.
-
-    Returns:
-        the task (None where the checkpoint has none), and the data's names of its columns.
+    Where there is no `pretune.json` its `config.json` decides; `sizes` are as the model reads it.
 
     Raises:
         CheckpointError: the file is damaged, or the package that provides the task is missing.
@@ -56,12 +50,7 @@ def trained_task(
 
 
 def task_entries(task: AnyTask, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return the contents of `pretune.json`.
-
-    Args:
-        task: what the model was trained for.
-        columns: the data's names of the task's columns.
-    """
+    """Return the contents of `pretune.json`; `columns` has the data's names."""
     entries = {
         "options": task.options.model_dump(mode="json"),
         "state": task.state(),

@@ -103,7 +103,8 @@ class Metrics(Protocol):
         """Compute the figures, by name."""
 
     def details(self) -> dict[str, Any]:
-        """Return JSON-ready details, such as a confusion matrix or figures for each class."""
+        """Return JSON-ready details, such as a confusion matrix; by default none."""
+        return {}
 
 
 def lower_is_better(metric: str) -> bool:

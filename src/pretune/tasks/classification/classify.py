@@ -60,17 +60,11 @@ class ClassifyOptions(CrossEntropyOptions, SentenceOptions):
 
 @dataclass(frozen=True)
 class ClassPrediction(Prediction):
-    """The answer of a classifier.
-
-    Attributes:
-        label: the most probable label.
-        score: its probability.
-        scores: the probability of every label, in the model's order.
-    """
+    """The answer of a classifier: the most probable label, with its probability."""
 
     label: str
     score: float
-    scores: dict[str, float]
+    scores: dict[str, float]  # the probability of every label, in the model's order
 
     @override
     def ranked(self) -> list[tuple[str, float]]:
@@ -82,17 +76,13 @@ class ClassPrediction(Prediction):
 
 
 class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
-    """A softmax over the classes.
-
-    Attributes:
-        labels: the classes.
-        weights: how much an example of each class counts in the loss; None: all the same.
-    """
+    """A softmax over the classes."""
 
     name: ClassVar[str] = "classify"
     options_type: ClassVar[type[TaskOptions]] = ClassifyOptions
     best_by: ClassVar[str] = "accuracy"
     problem_type: ClassVar[str] = CLASSES
+    #: How much an example of each class counts in the loss; None: all the same.
     weights: list[float] | None = None
 
     # Preprocessor
@@ -113,11 +103,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
         self.labels = choose_labels(
             self.options.labels, records, "label", lambda row: [self._raw_label(records, row)]
         )
-        self._check_labels(records)
-        self.weights = self._class_weights(records)
-
-    def _check_labels(self, records: Records) -> None:
-        """Refuse a column that cannot be the one with the labels."""
+        # A column that cannot be the one with the labels is refused.
         count = len(self.labels)
         if count < 2:
             number = f"only one label, {self.labels[0]!r}" if self.labels else "no label"
@@ -132,6 +118,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
                 f"{len(records)} records",
                 "That looks like a column of texts: data.columns.label=COLUMN names the right one.",
             )
+        self.weights = self._class_weights(records)
 
     def _class_weights(self, records: Records) -> list[float] | None:
         """Return the weights of `class_weights`; for `auto` scikit-learn's "balanced".
@@ -160,13 +147,8 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
     def _raw_label(self, records: Records, row: int) -> str:
         return label_text(records, row, "label", records.rows[row].get("label"))
 
-    def label_id(self, records: Records, row: int, ids: Mapping[str, int]) -> int:
-        """Return the number of a record's label.
-
-        Args:
-            records: the data set.
-            row: the record's place in it.
-            ids: the number of each label.
+    def label_id(self, records: Records, row: int, ids: dict[str, int]) -> int:
+        """Return the number of a record's label, by the number of each label.
 
         Raises:
             DataError: no label, or an unknown one; names file and line.
@@ -206,9 +188,9 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ClassPrediction]:
         answers = []
         for row in outputs.float().softmax(-1).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
             scores = dict(zip(self.labels, row, strict=True))
-            answers.append(ClassPrediction(self.labels[best], row[best], scores))
+            best = max(scores, key=scores.__getitem__)
+            answers.append(ClassPrediction(best, scores[best], scores))
         return answers
 
     # Scorer
@@ -267,11 +249,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
 
 
 class ClassificationMetrics:
-    """Accuracy, F1 and Matthews correlation from the confusion matrix.
-
-    Args:
-        labels: the classes.
-    """
+    """Accuracy, F1 and Matthews correlation from the confusion matrix."""
 
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels

@@ -51,15 +51,10 @@ def class_table(
     labels: Sequence[str], right: Array, truth: Array, predicted: Array
 ) -> dict[str, dict[str, float]]:
     """Return precision, recall, F1 and support of each class, from counts `[C]`."""
-    columns = {
-        "precision": right / np.maximum(predicted, 1),
-        "recall": right / np.maximum(truth, 1),
-        "f1": f1_scores(right, truth, predicted),
-    }
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(truth, 1)
+    columns = (precision, recall, f1_scores(right, truth, predicted), truth)
+    rows = zip(*(values.tolist() for values in columns), strict=True)
     return {
-        label: {
-            **{name: float(values[i]) for name, values in columns.items()},
-            "support": int(truth[i]),
-        }
-        for i, label in enumerate(labels)
+        label: {"precision": p, "recall": r, "f1": f1, "support": int(support)}
+        for label, (p, r, f1, support) in zip(labels, rows, strict=True)
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -66,15 +68,10 @@ class MultilabelOptions(SentenceOptions):
 
 @dataclass(frozen=True)
 class LabelsPrediction(Prediction):
-    """The labels of a text.
+    """The labels of a text."""
 
-    Attributes:
-        labels: those whose probability reaches their threshold, in the model's order.
-        scores: the probability of every label.
-    """
-
-    labels: list[str]
-    scores: dict[str, float]
+    labels: list[str]  # those whose probability reaches their threshold, in the model's order
+    scores: dict[str, float]  # the probability of every label
 
     @override
     def ranked(self) -> list[tuple[str, float]]:
@@ -82,12 +79,7 @@ class LabelsPrediction(Prediction):
 
 
 class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
-    """A yes or no for each label.
-
-    Attributes:
-        labels: K labels.
-        thresholds: the probability from which each label is predicted.
-    """
+    """A yes or no for each of K labels."""
 
     name: ClassVar[str] = "multilabel"
     options_type: ClassVar[type[TaskOptions]] = MultilabelOptions
@@ -96,6 +88,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
 
     def __init__(self, options: MultilabelOptions, labels: Iterable[str] = ()) -> None:
         super().__init__(options, labels)
+        # The probability from which each label is predicted.
         self.thresholds = [0.5] * len(self.labels)
 
     # Preprocessor
@@ -109,15 +102,9 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
 
     @override
     def fit(self, records: Records) -> None:
-        """Choose the labels.
-
-        Raises:
-            DataError: there are none.
-        """
-        given = self.options.label_columns or self.options.labels
-        self.labels = choose_labels(
-            given, records, "labels", lambda row: self._raw_labels(records, row)
-        )
+        options = self.options
+        given, raw = options.label_columns or options.labels, partial(self._raw_labels, records)
+        self.labels = choose_labels(given, records, "labels", raw)
         if not self.labels:
             raise DataError(
                 f"{records.origin}, column 'labels': no record has a label",
@@ -143,7 +130,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             )
         return [label_text(records, row, "labels", item) for item in value]
 
-    def _flags(self, records: Records, row: int, ids: Mapping[str, int]) -> Array:
+    def _flags(self, records: Records, row: int, ids: dict[str, int]) -> Array:
         """Return `[K]` uint8: 1 for each label that a record has."""
         flags = np.zeros(len(ids), dtype=np.uint8)
         for raw in self._raw_labels(records, row):
@@ -188,6 +175,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         ids = numbered(self.labels)
 
         def grade(answer: LabelsPrediction, row: int) -> Grade:
+            # What each label should be, and what it was predicted to be.
             truth = self._flags(records, row, ids).astype(bool).tolist()
             predicted = [label in answer.labels for label in self.labels]
             # Each label is a decision of its own, between no (0) and yes (1).
@@ -204,9 +192,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             # For each label as in `counts.py`; then whether all labels are right, and 1.
             counts = (*both, *truth, *predicted, not mistakes, True)
             return Grade(
-                truth=", ".join(
-                    label for label, true in zip(self.labels, truth, strict=True) if true
-                ),
+                truth=", ".join(itertools.compress(self.labels, truth)),
                 answer=", ".join(answer.labels),
                 right=not mistakes,
                 decisions=tuple(decisions),
@@ -259,11 +245,7 @@ def _thresholds(state: Mapping[str, Any]) -> list[float]:
 
 
 def _flag(records: Records, row: int, column: str) -> bool:
-    """Return whether a column says yes.
-
-    Raises:
-        DataError: it has neither 0 nor 1; names file and line.
-    """
+    """Return whether a column says yes."""
     value = records.rows[row].get(column)
     known = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
     flag = known.get(str(value).strip().lower())
@@ -276,13 +258,9 @@ def _flag(records: Records, row: int, column: str) -> bool:
 
 
 class MultilabelMetrics:
-    """Micro and macro F1, and exact match.
+    """Micro and macro F1, and exact match, for K labels.
 
     Thresholds are chosen from all probabilities at once, so all are kept: 5 bytes a decision.
-
-    Args:
-        labels: K labels.
-        thresholds: the probability from which each label is predicted.
     """
 
     def __init__(self, labels: list[str], thresholds: list[float]) -> None:
@@ -303,8 +281,8 @@ class MultilabelMetrics:
     def _all(self) -> tuple[Array, Array]:
         """Return all probabilities `[N, K]`, in float64 as the thresholds are, and the truth."""
         none = np.empty((0, len(self.labels)))
-        scores = np.concatenate([none, *self._scores])
-        return scores, np.concatenate([none.astype(bool), *self._truth])
+        truth = np.concatenate([none.astype(bool), *self._truth])
+        return np.concatenate([none, *self._scores]), truth
 
     def best_thresholds(self) -> list[float]:
         """Return for each label the threshold with the best F1 so far."""
@@ -333,13 +311,9 @@ class MultilabelMetrics:
 
 
 def best_threshold(scores: Array, truth: Array) -> float:
-    """Return the threshold with the best F1, where all scores from it on count as a yes.
+    """Return the threshold on probabilities `[N]` with the best F1, by the truth `[N]`, bool.
 
     That is 0.5 where no other is better, or nothing is true; else the middle between two scores.
-
-    Args:
-        scores: `[N]` probabilities.
-        truth: `[N]` bool.
     """
     if not truth.any():
         return 0.5

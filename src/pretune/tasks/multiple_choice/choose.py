@@ -22,6 +22,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
     Loss,
+    Metrics,
     Prediction,
     Task,
     TaskOptions,
@@ -31,9 +32,6 @@ from pretune.tasks.base import (
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tokenizers.tokenizer import Tokenizer
 
-#: Separates the choices where a record has them as one text.
-SEPARATOR = "|"
-
 
 class ChooseOptions(TaskOptions):
     """Options of `choose`."""
@@ -42,7 +40,7 @@ class ChooseOptions(TaskOptions):
         "choose", description="Which of several choices fits a context?"
     )
     choices: list[str] = Field(
-        default=["choices"],
+        ["choices"],
         min_length=1,
         description="The columns with the choices: one that has a list, or one per choice, e.g. "
         "[ending0, ending1, ending2, ending3].",
@@ -59,17 +57,11 @@ class ChooseOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class ChoicePrediction(Prediction):
-    """The answer for one example.
+    """The answer for one example."""
 
-    Attributes:
-        choice: the number of the most probable choice, from 0.
-        score: its probability.
-        scores: the probability of each choice, in order.
-    """
-
-    choice: int
-    score: float
-    scores: list[float]
+    choice: int  # the number of the most probable choice, from 0
+    score: float  # its probability
+    scores: list[float]  # the probability of each choice, in order
 
     @override
     def ranked(self) -> list[tuple[str, float]]:
@@ -115,7 +107,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         values: Any = [records.rows[row].get(column) for column in columns]
         if len(columns) == 1:
             (values,) = values
-            values = values.split(SEPARATOR) if isinstance(values, str) else values
+            values = values.split("|") if isinstance(values, str) else values
         while isinstance(values, list) and values and is_missing(values[-1]):
             values = values[:-1]
         place = records.where(row, columns[0] if len(columns) == 1 else None)
@@ -135,11 +127,7 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         return values
 
     def _label(self, records: Records, row: int, count: int) -> int:
-        """Return the number of the right choice.
-
-        Raises:
-            DataError: not the number of a choice; names file and line.
-        """
+        """Return the number of the right one of `count` choices."""
         # Tables give numbers as text or as floats; 1.5 is refused, and so is true.
         value: Any = records.rows[row].get("label")
         try:
@@ -201,13 +189,9 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
     @override
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ChoicePrediction]:
         assert batch.choices is not None  # noqa: S101 - features have them
-        answers = []
         rows = by_example(outputs, batch).softmax(-1).tolist()
-        for count, row in zip(batch.choices, rows, strict=True):
-            scores = row[:count]
-            best = max(range(count), key=scores.__getitem__)
-            answers.append(ChoicePrediction(best, scores[best], scores))
-        return answers
+        each = [row[:count] for count, row in zip(batch.choices, rows, strict=True)]
+        return [ChoicePrediction(row.index(max(row)), max(row), row) for row in each]
 
     # Scorer
 
@@ -263,27 +247,23 @@ def by_example(outputs: Tensor, batch: PackedBatch) -> Tensor:
     return pad_sequence(list(scores), batch_first=True, padding_value=-torch.inf)
 
 
-class ChoiceMetrics:
+class ChoiceMetrics(Metrics):
     """Accuracy."""
 
     def __init__(self) -> None:
         self._right = self._count = 0
 
+    @override
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Add one batch of scores `[S, 1]`."""
         labels = batch.targets["label"]
         self._right += int((by_example(outputs, batch).argmax(-1) == labels).sum())
         self._count += len(labels)
 
+    @override
     def merge(self, other: Self) -> None:
-        """Add the counts of another evaluation."""
         self._right += other._right
         self._count += other._count
 
+    @override
     def result(self) -> dict[str, float]:
-        """Compute the accuracy."""
         return {"accuracy": self._right / max(self._count, 1)}
-
-    def details(self) -> dict[str, Any]:
-        """Return nothing: the figure says everything."""
-        return {}

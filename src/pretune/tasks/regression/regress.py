@@ -17,7 +17,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tasks.base import Loss, Prediction, TaskOptions
+from pretune.tasks.base import Loss, Metrics, Prediction, TaskOptions
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.sentences import SCORE, SentenceOptions, SentenceTask
 
@@ -35,11 +35,7 @@ class RegressOptions(SentenceOptions):
 
 @dataclass(frozen=True)
 class ScorePrediction(Prediction):
-    """The score of a text.
-
-    Attributes:
-        score: in the unit of the training data.
-    """
+    """The score of a text, in the unit of the training data."""
 
     score: float
 
@@ -90,11 +86,6 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
             )
 
     def _score(self, records: Records, row: int) -> float:
-        """Return the score of a record.
-
-        Raises:
-            DataError: no score, or no finite number; names file and line.
-        """
         # Text is read as a number; true and false are none, though Python would convert them.
         value: Any = records.rows[row].get("score")
         try:
@@ -155,9 +146,8 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
         # Where one side does not vary, the correlation is undefined, and 0 here.
         defined = (variance_x > ROUNDING * xx) & (variance_y > ROUNDING * yy)
         covariance = np.where(defined, xy - x * y, 0.0)
-        deviation_x = np.sqrt(np.where(defined, variance_x, 1.0))
-        deviation_y = np.sqrt(np.where(defined, variance_y, 1.0))
-        pearson = np.clip(covariance / (deviation_x * deviation_y), -1.0, 1.0)
+        deviations = [np.sqrt(np.where(defined, v, 1.0)) for v in (variance_x, variance_y)]
+        pearson = np.clip(covariance / (deviations[0] * deviations[1]), -1.0, 1.0)
         return {**loss, "mse": loss["loss"], "mae": error, "pearson": pearson}
 
     @override
@@ -165,7 +155,7 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
         return RegressionMetrics()
 
 
-class RegressionMetrics:
+class RegressionMetrics(Metrics):
     """Pearson's and Spearman's correlation, mean squared and mean absolute error.
 
     Ranks need all scores at once, so all are kept: 16 bytes an example. They are sorted before
@@ -175,17 +165,17 @@ class RegressionMetrics:
     def __init__(self) -> None:
         self._pairs: list[Array] = []
 
+    @override
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Add one batch of outputs `[B, 1]`."""
         predicted, truth = outputs[:, 0].cpu().double(), batch.targets["score"].cpu().double()
         self._pairs.append(np.stack([predicted.numpy(), truth.numpy()]))
 
+    @override
     def merge(self, other: Self) -> None:
-        """Add the scores of another evaluation."""
         self._pairs += other._pairs
 
+    @override
     def result(self) -> dict[str, float]:
-        """Compute the figures; a correlation with what does not vary is 0."""
         predicted, truth = np.concatenate([np.empty((2, 0)), *self._pairs], 1)
         if len(predicted) == 0:
             return dict.fromkeys(("pearson", "spearman", "mse", "mae"), 0.0)
@@ -198,10 +188,6 @@ class RegressionMetrics:
             "mse": float(np.square(predicted - truth).mean()),
             "mae": float(np.abs(predicted - truth).mean()),
         }
-
-    def details(self) -> dict[str, Any]:
-        """Return nothing: the figures say everything."""
-        return {}
 
 
 def pearson_correlation(first: Array, second: Array) -> float:
@@ -220,7 +206,5 @@ def ranks(values: Array) -> Array:
     """Return `[N]` ranks from 1; equal values share the mean of their ranks."""
     # Equal values share the ranks from ends - counts + 1 to ends.
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    means: Array = ends - (counts - 1) / 2
-    mean_ranks: Array = means[which]
-    return mean_ranks
+    means: Array = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(means[which])
