@@ -207,17 +207,11 @@ class _Origin:
 
 
 def _tokenizer_entries(tokenizer: Tokenizer, decodes: bool) -> dict[str, Any]:
-    """Return the entries of `config.json` that follow from the tokenizer.
-
-    Args:
-        tokenizer: of a model of random weights.
-        decodes: whether the model writes another text than it reads. A target begins with the
-            padding token, as in Marian, or with the end where there is none.
-    """
-    end = tokenizer.special_id("eos_token")
-    size = tokenizer.vocab_size
+    """Return what `config.json` says of the tokenizer; a model may decode another text."""
+    size, end = tokenizer.vocab_size, tokenizer.special_id("eos_token")
     if not decodes:
         return {"vocab_size": size, "bos_token_id": end, "eos_token_id": end}
+    # A target begins with the padding token, as in Marian, or with the end where there is none.
     writer = tokenizer.written
     end, pad = writer.end_id, writer.special_id("pad_token")
     if end is None or tokenizer.end_id is None:

@@ -65,5 +65,5 @@ class AllMetrics:
         return figures
 
     def details(self) -> dict[str, Any]:
-        """Return the task's details, and those of each added metric under its name."""
+        """Return the task's details, and each added metric's under its name."""
         return {**{name: m.details() for name, m in self.added.items()}, **self.own.details()}

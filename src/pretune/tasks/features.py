@@ -1,6 +1,6 @@
 """From files to features: read for a task, then tokenized or taken from a cache on disk.
 
-A corpus gives its features on demand. Those of records are cached, by a hash of everything that
+A corpus gives its features on demand. Features of records are cached, by a hash of everything that
 they depend on:
 
     $PRETUNE_CACHE/features/HASH.safetensors

@@ -77,8 +77,8 @@ def choose_labels(
 ) -> list[str]:
     """Choose the labels of a model that is to be trained.
 
-    They are those of the recipe, else the names of the column's numbered categories, else all that
-    `raw_labels` returns for the records.
+    The recipe gives them, else the column's numbered categories, else what `raw_labels` returns for
+    the records.
     """
     # Two spellings of the data may stand for the same label.
     if given is not None:
@@ -165,6 +165,12 @@ def published_labels(config: Mapping[str, Any]) -> list[str]:
             "Give each output of the head its own name.",
         )
     return labels
+
+
+def label_entries(labels: Sequence[str]) -> dict[str, Any]:
+    """Return `id2label` and `label2id` for `config.json`."""
+    names = {str(number): label for number, label in enumerate(labels)}
+    return {ID2LABEL: names, "label2id": numbered(labels)}
 
 
 def _repeated(labels: list[str]) -> str | None:

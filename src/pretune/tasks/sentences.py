@@ -24,7 +24,7 @@ from pretune.tasks.base import (
     published_architecture,
     usual_length,
 )
-from pretune.tasks.labels import ID2LABEL, numbered, published_labels
+from pretune.tasks.labels import label_entries, published_labels
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The values of transformers' `problem_type`: what a sequence classifier is trained for.
@@ -122,9 +122,7 @@ class SentenceTask(Task[S, P], UsesTokenizer):
 
     @override
     def config_entries(self) -> dict[str, Any]:
-        names = {str(number): label for number, label in enumerate(self.labels)}
-        numbers = numbered(self.labels)
-        return {ID2LABEL: names, "label2id": numbers, "problem_type": self.problem_type}
+        return {**label_entries(self.labels), "problem_type": self.problem_type}
 
     @override
     def output_meaning(self) -> dict[str, Any]:
