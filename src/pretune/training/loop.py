@@ -44,7 +44,6 @@ from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
     CheckpointStore,
     LogSums,
-    NoCheckpoints,
     SavedCheckpoint,
     TrainingHistory,
     TrainingState,
@@ -125,11 +124,15 @@ class Trainer:
         self.reporter = reporter or Reporter(quiet=True)
         self.world = world or World()
         self.name_record = name_record
-        self.store = store or NoCheckpoints()
+        self.store = store or CheckpointStore()
         self._should_stop = should_stop
         self._best_by = options.best or task.best_by
-        if validation is not None:
-            self._check_metric()
+        known = ["loss", *AllMetrics.of(task).result()] if validation is not None else []
+        if known and self._best_by not in known:
+            raise RunError(
+                f"train.best: no metric is called '{self._best_by}'",
+                did_you_mean(self._best_by, known),
+            )
 
         # What is computed: the order of the data, the number of updates, the rate of each.
         self.strategy = strategy_for(task, model, train)
@@ -194,10 +197,12 @@ class Trainer:
                 return
             tidy()
             # Once in a while: evaluate and save, or only save.
-            done = self.history.steps == self.total
-            if self._eval_due(epoch_ended=self.cursor.epoch > batch.start.epoch) or done:
+            step, every = self.history.steps, self.options.eval_every
+            done = step == self.total
+            epoch_ended = self.cursor.epoch > batch.start.epoch
+            if done or (epoch_ended if every == "epoch" else step % every == 0):
                 self._evaluate_and_save(tidy)
-            elif self._save_due():
+            elif self.options.save_every is not None and step % self.options.save_every == 0:
                 self._save(best=False)
             if done or self.history.early:
                 return
@@ -236,7 +241,7 @@ class Trainer:
         return prefetched(make, places(), self.options.workers)
 
     def _past_skips(self, place: Cursor) -> Cursor:
-        """The place itself, or where its data ends if the guard passes over it."""
+        # Where the data ends that the guard passes over, if it is at this place.
         while place in self.skips:
             place = self.skips[place]
         return place
@@ -342,14 +347,6 @@ class Trainer:
 
     # Once in a while: evaluate and save
 
-    def _eval_due(self, *, epoch_ended: bool) -> bool:
-        every = self.options.eval_every
-        return epoch_ended if every == "epoch" else self.history.steps % every == 0
-
-    def _save_due(self) -> bool:
-        every = self.options.save_every
-        return every is not None and self.history.steps % every == 0
-
     def _evaluate_and_save(self, tidy: Callable[[], None]) -> None:
         """Evaluate on the validation data, if there is any, and save the model."""
         is_best = self.validation is not None and self._evaluate(self.validation, tidy)
@@ -393,14 +390,6 @@ class Trainer:
         with self._averaged():
             self.store.save(self.history.steps, state, best=best)
         self._saved_at = self.history.steps
-
-    def _check_metric(self) -> None:
-        known = ["loss", *AllMetrics.of(self.task).result()]
-        if self._best_by not in known:
-            raise RunError(
-                f"train.best: no metric is called '{self._best_by}'",
-                did_you_mean(self._best_by, known),
-            )
 
     # The state of the run, to and from a checkpoint
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
 from pretune.data.batch import Features
@@ -18,7 +17,7 @@ from pretune.errors import RunError
 from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
-from pretune.tasks.base import AnyTask, Head, drawn
+from pretune.tasks.base import AnyTask, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
@@ -32,7 +31,7 @@ from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
 from pretune.training.stop import Interrupted, Stopped, StopRequest
-from pretune.training.tracking import trackers
+from pretune.training.tracking import Mlflow
 
 #: What a resumed run may change: what is kept, what is shown and how fast it goes, but not what is
 #: learned.
@@ -153,17 +152,6 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
     return bundle
 
 
-@dataclass
-class _Ingredients:
-    """What a run trains with, read and checked."""
-
-    bundle: Bundle
-    data: Data
-    train: Features
-    validation: Features | None
-    fingerprints: dict[str, Any]  # of data and frozen weights, kept with each checkpoint
-
-
 class _Run:
     """One run, from its data to its result."""
 
@@ -173,6 +161,7 @@ class _Run:
         self.recipe, self.folder, self.world, self.resumed = recipe, folder, world, resumed
         self.device = choose_device(recipe.train.device, world.local_rank)
         self.reporter = Reporter(quiet=quiet or not world.main)
+        self._say = self.reporter.say
         self.task = task_class(recipe.task.name)(recipe.task)
 
     def go(self) -> RunResult:
@@ -180,15 +169,15 @@ class _Run:
         with self.folder.filling(), self.reporter, ExitStack() as stack:
             # Everything is read and checked before the folder is touched.
             start = newest_whole(self.folder.path, say=self._say) if self.resumed else None
-            ingredients = self._gather(start)
+            self._gather(start)
             if start is not None:
-                _check_unchanged_data(start, ingredients.fingerprints, self.recipe)
-            self._open_folder(ingredients.bundle, stack)
+                _check_unchanged_data(start, self.fingerprints, self.recipe)
+            self._open_folder(stack)
             stop = stack.enter_context(StopRequest(self._say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
             # From the checkpoint on, if there is one.
-            store = self._store(ingredients)
-            trainer = self._trainer(ingredients, store, stop)
+            store = self._store()
+            trainer = self._trainer(store, stop)
             if start is not None:
                 trainer.restore(store.read(start))
             if self.resumed:
@@ -202,36 +191,35 @@ class _Run:
                 self.folder.finish(result)
         return result
 
-    def _say(self, text: str) -> None:
-        self.reporter.say(text)
-
-    def _gather(self, start: Path | None) -> _Ingredients:
+    def _gather(self, start: Path | None) -> None:
         """Read the data, load the model and make the features."""
-        data, validation_data = read_data(self.recipe)
-        fit(self.task, data)
+        task, reporter = self.task, self.reporter
+        self.data, held_back = read_data(self.recipe)
+        fit(task, self.data)
         seed_everything(self.recipe.seed)
-        bundle = starting_model(self.recipe, self.task, data, start)
-        train = read_features("train", self.task, data, bundle, self.reporter)
-        validation = None
-        if validation_data is not None:
-            validation = read_features(
-                "validation", self.task, validation_data, bundle, self.reporter, evaluation=True
+        self.bundle = bundle = starting_model(self.recipe, task, self.data, start)
+        self.train = read_features("train", task, self.data, bundle, reporter)
+        self.validation: Features | None = None
+        if held_back is not None:
+            self.validation = read_features(
+                "validation", task, held_back, bundle, reporter, evaluation=True
             )
-        fingerprints = {
-            "data": train.fingerprint(),
-            "validation": None if validation is None else validation.fingerprint(),
+        # Of data and frozen weights; kept with each checkpoint.
+        self.fingerprints = {
+            "data": self.train.fingerprint(),
+            "validation": None if self.validation is None else self.validation.fingerprint(),
             "base": frozen_digest(bundle.model),
         }
-        return _Ingredients(bundle, data, train, validation, fingerprints)
 
-    def _open_folder(self, bundle: Bundle, stack: ExitStack) -> None:
+    def _open_folder(self, stack: ExitStack) -> None:
         """Lock and create the run folder, and open the logs in it; only the main process does."""
         if self.world.main:
-            self.reporter.add(*trackers(self.recipe, self._say))
+            if self.recipe.track.mlflow is not None:
+                self.reporter.add(Mlflow(self.recipe, self.recipe.track.mlflow, self._say))
             if not self.resumed:
                 stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
-                self._say(str(bundle.report))
+                self._say(str(self.bundle.report))
             path = self.folder.path
             try:
                 self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
@@ -243,45 +231,45 @@ class _Run:
                 ) from None
         self.world.wait()
 
-    def _store(self, ingredients: _Ingredients) -> RunCheckpoints:
+    def _store(self) -> RunCheckpoints:
         options = self.recipe.train
         # The newest checkpoint may be from within the trouble that a rollback must undo.
         least = 2 if options.guard.action == "rollback" else 1
         return RunCheckpoints(
             self.folder.path,
-            ingredients.bundle,
+            self.bundle,
             keep=max(options.keep, least),
             background=options.background_save,
             world=self.world,
-            extra=ingredients.fingerprints,
+            extra=self.fingerprints,
             say=self._say,
         )
 
-    def _trainer(
-        self, ingredients: _Ingredients, store: RunCheckpoints, stop: StopRequest
-    ) -> Trainer:
+    def _trainer(self, store: RunCheckpoints, stop: StopRequest) -> Trainer:
         """Put the model on its device, spread it over the processes, and make its trainer."""
-        model, train = ingredients.bundle.model.to(self.device), ingredients.train
+        model = self.bundle.model.to(self.device)
         set_modes(model, self.recipe.train, self.device)
         if self.world.size > 1:
-            self.world.spread(
-                model,
-                self.recipe.train.parallel,
-                lambda: first_loss(self.task, model, train, self.device),
-            )
+            first = drawn(self.task, self.train.batch(np.array([0])), seed=0, epoch=0)
+            first = first.to(self.device)
+
+            def trial() -> Tensor:
+                return self.task.loss(self.task.forward(model, first), first).sum
+
+            self.world.spread(model, self.recipe.train.parallel, trial)
             seed_process(self.recipe.seed, self.world)
         return Trainer(
             self.task,
             model,
-            train,
-            ingredients.validation,
+            self.train,
+            self.validation,
             options=self.recipe.train,
             seed=self.recipe.seed,
             device=self.device,
             reporter=self.reporter,
             store=store,
             should_stop=stop,
-            name_record=ingredients.data.where,
+            name_record=self.data.where,
             world=self.world,
         )
 
@@ -297,12 +285,6 @@ class _Run:
             raise
         store.flush()
         return history
-
-
-def first_loss(task: Head, model: nn.Module, features: Features, device: torch.device) -> Tensor:
-    """The sum of the loss of the first feature, with its graph."""
-    batch = drawn(task, features.batch(np.array([0])), seed=0, epoch=0).to(device)
-    return task.loss(task.forward(model, batch), batch).sum
 
 
 def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:

@@ -19,13 +19,8 @@ from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training.run_result import RunResult
 
-RECIPE, RESULT, METRICS, EVENTS, CHECKPOINTS = (
-    "recipe.yaml",
-    "result.json",
-    "metrics.jsonl",
-    "events",
-    "checkpoints",
-)
+RECIPE, RESULT, METRICS = "recipe.yaml", "result.json", "metrics.jsonl"
+EVENTS, CHECKPOINTS = "events", "checkpoints"
 #: Locked by the process that trains, whose number it holds.
 RUN_LOCK = ".lock"
 #: What a run writes in addition to its recipe; links stand before what they point at.

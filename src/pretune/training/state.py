@@ -9,12 +9,11 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from pretune.training.distributed import World, assign
 from pretune.training.validation import Evaluation
@@ -32,11 +31,8 @@ class TrainingState:
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with a prefix, by their names without it."""
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
+        named = self.tensors.items()
+        return {k.removeprefix(prefix): tensor for k, tensor in named if k.startswith(prefix)}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the values of these names into tensors, sharded or not.
@@ -62,25 +58,14 @@ class SavedCheckpoint:
     state: TrainingState
 
 
-class CheckpointStore(Protocol):
-    """Where checkpoints are written to and read back from."""
+class CheckpointStore:
+    """Where checkpoints are written to and read back from; this one, in memory, keeps none."""
 
     def save(self, step: int, state: TrainingState, *, best: bool) -> None:
         """Keep the model as it is now, with the state of the run."""
 
     def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
         """The newest checkpoint that is whole, preferably of at most `at_most` updates."""
-
-
-class NoCheckpoints(CheckpointStore):
-    """A checkpoint store that keeps nothing: for training in memory."""
-
-    @override
-    def save(self, step: int, state: TrainingState, *, best: bool) -> None:
-        pass
-
-    @override
-    def newest(self, at_most: int | None = None) -> SavedCheckpoint | None:
         return None
 
 
@@ -168,11 +153,8 @@ def generators() -> TrainingState:
     if torch.cuda.is_available():
         for i, state in enumerate(torch.cuda.get_rng_state_all()):
             tensors[f"generator.cuda.{i}"] = state
-    values = {
-        "numpy": [kind, int(place), int(has_gauss), float(gauss)],
-        "python": [version, pending],
-    }
-    return TrainingState(tensors, values)
+    numpy = [kind, int(place), int(has_gauss), float(gauss)]
+    return TrainingState(tensors, {"numpy": numpy, "python": [version, pending]})
 
 
 def restore_generators(state: TrainingState) -> None:

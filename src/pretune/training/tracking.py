@@ -26,6 +26,8 @@ from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training.logging import Sink
 from pretune.training.run_folder import EVENTS, RECIPE, RESULT
+from pretune.training.run_result import environment
+from pretune.training.stop import Interrupted
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -44,11 +46,6 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-def trackers(recipe: Recipe, say: Callable[[str], None]) -> tuple[Sink, ...]:
-    """Open the logs that a recipe's `track:` section asks for; nothing is written yet."""
-    return () if recipe.track.mlflow is None else (Mlflow(recipe, recipe.track.mlflow, say),)
 
 
 def flat(recipe: Recipe) -> dict[str, str]:
@@ -91,15 +88,8 @@ class Mlflow(Sink):
 
     @override
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        some = [
-            Metric(_NO_NAME.sub("_", name), value, now, step)
-            for name, value in {"epoch": epoch, **figures}.items()
-        ]
         with self._lock:
-            self._pending += some
+            self._pending += _metrics({"epoch": epoch, **figures}, step)
         self._wake.set()
 
     @override
@@ -173,8 +163,6 @@ class Mlflow(Sink):
     def _new_run(self) -> str:
         from mlflow.entities import Param
 
-        from pretune.training.run_result import environment
-
         name = self._recipe.track.name or self._recipe.output
         machine = environment(choose_device(self._recipe.train.device))
         tags = {f"pretune.{key}": value for key, value in machine.items()}
@@ -187,8 +175,6 @@ class Mlflow(Sink):
         return run
 
     def _finish(self, error: BaseException | None) -> None:
-        from pretune.training.stop import Interrupted
-
         run = self._run or self._begin()
         status = "FINISHED"
         if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
@@ -202,8 +188,6 @@ class Mlflow(Sink):
 
     def _outcome(self, run: str) -> None:
         """Send the figures of the best model and of the whole run."""
-        from mlflow.entities import Metric
-
         text = (self._folder / RESULT).read_text(encoding="utf-8")
         result = json.loads(text)
         figures = {
@@ -212,11 +196,16 @@ class Mlflow(Sink):
         for name in ("best_step", "steps", "examples", "tokens", "seconds", "peak_memory_mb"):
             if result.get(name) is not None:
                 figures[f"run/{name}"] = result[name]
-        now = int(time.time() * 1000)
         step = int(result.get("best_step") or result["steps"])
-        some = [Metric(_NO_NAME.sub("_", key), value, now, step) for key, value in figures.items()]
-        self._client.log_batch(run, metrics=some)
+        self._client.log_batch(run, metrics=_metrics(figures, step))
         self._client.log_text(run, text, RESULT)
+
+
+def _metrics(figures: Mapping[str, float], step: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(_NO_NAME.sub("_", name), value, now, step) for name, value in figures.items()]
 
 
 def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
