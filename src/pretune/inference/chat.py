@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from pretune.bundle.bundle import Bundle
 from pretune.data.readers.conversations import MESSAGES
@@ -15,19 +15,12 @@ from pretune.inference.generate import TextGenerator
 from pretune.inference.likelihood import LikelihoodScorer, Pair
 from pretune.inference.prompts import template_of
 from pretune.tasks.dialogue.dialogue import TURNS, Chat, ChatOptions, Instruct
-from pretune.tasks.dialogue.layouts import Fitted, TurnLayout
+from pretune.tasks.dialogue.layouts import ConversationLayout, Fitted, TurnLayout
 from pretune.tasks.dialogue.replies import ReplyOptions
 from pretune.text.decode import SURROGATE
 
 #: The maximum number of replies that a reranker chooses from.
 MAX_CANDIDATES = 10_000
-
-
-class HistoryLayout(Protocol):
-    """Lays out the turns of a conversation as a model was trained to read them."""
-
-    def history(self, texts: Sequence[str], room: int) -> Fitted:
-        """Return the tokens, at most `room`, from which a reply to the last turn continues."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class Conversation:
     ) -> None:
         template = None if isinstance(bundle.task, Chat) else template_of(bundle, always=True)
         self._writer = TextGenerator.of(bundle, template=template, **options)
-        self._layout: HistoryLayout = template or TurnLayout.of(bundle.tokenizer)
+        self._layout: ConversationLayout = template or TurnLayout.of(bundle.tokenizer)
         trained = None if bundle.task is None else bundle.task.options
         if isinstance(trained, ChatOptions) and trained.reverse:
             raise PretuneError(

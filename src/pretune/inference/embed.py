@@ -120,11 +120,7 @@ class Embedder:
         """Embed texts and yield a part at a time: the row of its first text, and its vectors."""
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
             part = texts[start : start + TEXTS_AT_A_TIME]
-
-            def place(row: int, start: int = start) -> str:
-                return where(start + row)
-
-            yield start, self._embed_part(part, place)
+            yield start, self._embed_part(part, lambda row, start=start: where(start + row))
             if progress is not None:
                 progress(start + len(part))
 
@@ -312,41 +308,30 @@ def write_vectors(
 ) -> None:
     """Embed texts and write the vectors: `.npy`, float32 `[N, hidden]`, or `.parquet`."""
     write = _write_npy if path.suffix.lower() == ".npy" else _write_parquet
+    chunks = embedder.chunks(texts, where=records.where, progress=progress)
     try:
         with atomic_file(path) as aside:
-            write(embedder, records, texts, aside, progress)
+            write(aside, records, embedder.size, (vectors for _, vectors in chunks))
     except OSError as error:
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error})", "Choose another --output."
         ) from None
 
 
-def _write_npy(
-    embedder: Embedder,
-    records: Records,
-    texts: list[str],
-    path: Path,
-    progress: Callable[[int], None] | None,
-) -> None:
+def _write_npy(path: Path, records: Records, size: int, parts: Iterator[Vectors]) -> None:
     # The header first, since the number of rows is known; then the rows part by part.
     with path.open("wb") as handle:
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
             "fortran_order": False,
-            "shape": (len(texts), embedder.size),
+            "shape": (len(records), size),
         }
         np.lib.format.write_array_header_1_0(handle, header)
-        for _, vectors in embedder.chunks(texts, where=records.where, progress=progress):
+        for vectors in parts:
             handle.write(vectors.tobytes())
 
 
-def _write_parquet(
-    embedder: Embedder,
-    records: Records,
-    texts: list[str],
-    path: Path,
-    progress: Callable[[int], None] | None,
-) -> None:
+def _write_parquet(path: Path, records: Records, size: int, parts: Iterator[Vectors]) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -356,20 +341,18 @@ def _write_parquet(
         )
     try:
         # Types are found from whole columns, not from a part: a first part may be all empty.
-        columns = {
-            name: pyarrow.array([row.get(name) for row in records.rows]) for name in records.columns
-        }
-        table = pyarrow.table(columns)
+        names, rows = records.columns, records.rows
+        table = pyarrow.table({n: pyarrow.array([row.get(n) for row in rows]) for n in names})
     except pyarrow.ArrowException as error:
         raise DataError(
             f"{records.origin}: has a column that Parquet cannot hold ({error})",
             "Give its values one type, or write a .npy.",
         ) from None
-    kind = pyarrow.list_(pyarrow.float32(), embedder.size)
-    schema = table.schema.append(pyarrow.field(COLUMN, kind))
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for start, vectors in embedder.chunks(texts, where=records.where, progress=progress):
-            flat = pyarrow.array(vectors.reshape(-1))
-            column = pyarrow.FixedSizeListArray.from_arrays(flat, embedder.size)
-            rows = table.slice(start, len(vectors)).append_column(schema.field(COLUMN), column)
-            writer.write_table(rows)
+    # Then the vectors part by part, each beside its rows.
+    field = pyarrow.field(COLUMN, pyarrow.list_(pyarrow.float32(), size))
+    with pyarrow.parquet.ParquetWriter(path, table.schema.append(field)) as writer:
+        start = 0
+        for vectors in parts:
+            column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), size)
+            writer.write_table(table.slice(start, len(vectors)).append_column(field, column))
+            start += len(vectors)

@@ -170,9 +170,8 @@ def read_inputs(
     names = column_names(bundle, columns)
     # A table, or a Hub dataset; its targets are not needed, and not renamed unless that is asked.
     if source.suffix.lower() in TABLE_SUFFIXES or not source.is_file():
-        for target in task.targets:
-            if target not in names.given:
-                names.pop(target, None)
+        for target in {*task.targets} - {*names.given}:
+            names.pop(target, None)
         return read_for(
             task, source, columns=names, encoding=encoding, quoting=quoting, with_targets=False
         )
@@ -199,10 +198,9 @@ def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
 def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:
     """Turn lines into records, except blank ones; a tab separates the texts of a pair."""
     kept = [(number, line) for number, line in lines if line.strip()]
-    several = len(task.inputs) > 1
     rows = []
     for number, line in kept:
-        fields = line.split("\t") if several else [line]
+        fields = line.split("\t") if len(task.inputs) > 1 else [line]
         if len(fields) != len(task.inputs):
             raise DataError(
                 f"{origin}, line {number}: {_texts(len(fields))}, but the model reads "
@@ -210,13 +208,8 @@ def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: st
                 "Separate them by one tab.",
             )
         rows.append(dict(zip(task.inputs, fields, strict=True)))
-    return Records(
-        rows,
-        origin,
-        [number for number, _ in kept],
-        tuple(task.inputs),
-        max_chars=longest_text(task),
-    )
+    numbers = [number for number, _ in kept]
+    return Records(rows, origin, numbers, tuple(task.inputs), max_chars=longest_text(task))
 
 
 def stream_lines(

@@ -14,6 +14,7 @@ from pretune.models.families import build_head
 from pretune.models.language_model import LanguageModel
 from pretune.tasks.dialogue.dialogue import Instruct
 from pretune.tasks.dialogue.layouts import TemplateLayout
+from pretune.text.decode import SURROGATE
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
@@ -27,8 +28,8 @@ def language_model(bundle: Bundle) -> LanguageModel:
     if bundle.task is None and bundle.backbone.causal:
         # A checkpoint of a language model without a task of ours: its output layer is its table.
         model = build_head(bundle.backbone, "causal_lm")
+    where = bundle.report.source if bundle.report else "this model"
     if getattr(model, "opening", None) is not None:
-        where = bundle.report.source if bundle.report else "this model"
         raise RunError(
             f"{where}: a {bundle.family.model_type} model translates; it does not go on from a "
             "prompt",
@@ -36,7 +37,6 @@ def language_model(bundle: Bundle) -> LanguageModel:
         )
     if hasattr(model, "start") and hasattr(model, "step"):
         return cast(LanguageModel, model)
-    where = bundle.report.source if bundle.report else "this model"
     trained = "" if bundle.task is None else f", trained for the task {bundle.task.name},"
     raise RunError(
         f"{where}: a {bundle.family.model_type} model{trained} cannot generate text",
@@ -78,58 +78,13 @@ def stop_tokens_of(bundle: Bundle) -> frozenset[int]:
 def start_token_of(bundle: Bundle) -> int | None:
     """Return the token that stands for an empty prompt, if the model has one."""
     config = bundle.backbone.config
-    candidates = [
-        token_named(bundle.tokenizer, "bos_token"),
-        getattr(config, "bos_token_id", None),
-        token_named(bundle.tokenizer, "eos_token"),
-    ]
+    bos, eos = (token_named(bundle.tokenizer, name) for name in ("bos_token", "eos_token"))
+    candidates = [bos, getattr(config, "bos_token_id", None), eos]
     return next(iter(_within(candidates, bundle.tokenizer.vocab_size)), None)
 
 
 def _within(ids: Collection[int | None], vocab_size: int) -> list[int]:
     return [i for i in ids if isinstance(i, int) and 0 <= i < vocab_size]
-
-
-def prompt_tokens(
-    tokenizer: Tokenizer,
-    prompt: str | Sequence[int],  # a text, or token ids
-    *,
-    stops: Collection[int],
-    start: int | None,  # stands for an empty prompt
-    vocab_size: int,  # of the model
-    number: int = 1,  # of the prompt (1-based), for errors
-) -> list[int]:
-    """Return the tokens of a prompt, without the end that a tokenizer adds to every text.
-
-    Raises:
-        DataError: the prompt is empty and the model has no beginning-of-text token, the text is not
-            valid Unicode, or the model does not have a token id.
-    """
-    if not isinstance(prompt, str):
-        ids = list(prompt)
-        wrong = [i for i in ids if not 0 <= i < vocab_size]
-        if wrong:
-            raise DataError(
-                f"prompt {number}: token {wrong[0]} is not one of the model's {vocab_size:,}"
-            )
-    else:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"prompt {number}: not valid Unicode", "Give it in UTF-8.") from None
-        (encoded,) = tokenizer.encode([prompt])
-        ids, offsets = encoded.ids, encoded.offsets
-        # Only what the tokenizer added is at (0, 0): a [SEP] that a person typed stays.
-        while len(ids) > 1 and ids[-1] in stops and offsets[len(ids) - 1] == (0, 0):
-            ids = ids[:-1]
-    if not ids and start is not None:
-        ids = [start]
-    if not ids:
-        raise DataError(
-            f"prompt {number}: empty, and the model has no beginning-of-text token",
-            "Give it a first word.",
-        )
-    return ids
 
 
 def check_stop_tokens(stops: Collection[int], vocab_size: int) -> None:
@@ -170,12 +125,36 @@ class Prompted:
         return cls(model, bundle.tokenizer, **options)
 
     def prompt(self, given: str | Sequence[int], number: int = 1) -> list[int]:
-        """Return the tokens of a prompt; see `prompt_tokens`."""
-        return prompt_tokens(
-            self.tokenizer,
-            given,
-            stops=self._stop_tokens,
-            start=self._start_token,
-            vocab_size=self.model.vocab_size,
-            number=number,
-        )
+        """Return the tokens of a prompt, without the end that a tokenizer adds to every text.
+
+        Args:
+            given: a text, or token ids.
+            number: the number of the prompt (1-based), for errors.
+
+        Raises:
+            DataError: the prompt is empty and the model has no beginning-of-text token, the text is
+                not valid Unicode, or the model does not have a token id.
+        """
+        if not isinstance(given, str):
+            ids, size = list(given), self.model.vocab_size
+            wrong = next((i for i in ids if not 0 <= i < size), None)
+            if wrong is not None:
+                raise DataError(
+                    f"prompt {number}: token {wrong} is not one of the model's {size:,}"
+                )
+        else:
+            if SURROGATE.search(given) is not None:
+                raise DataError(f"prompt {number}: not valid Unicode", "Give it in UTF-8.")
+            (encoded,) = self.tokenizer.encode([given])
+            ids, offsets = encoded.ids, encoded.offsets
+            # Only what the tokenizer added is at (0, 0): a [SEP] that a person typed stays.
+            while len(ids) > 1 and ids[-1] in self._stop_tokens and offsets[len(ids) - 1] == (0, 0):
+                ids = ids[:-1]
+        if not ids and self._start_token is not None:
+            ids = [self._start_token]
+        if not ids:
+            raise DataError(
+                f"prompt {number}: empty, and the model has no beginning-of-text token",
+                "Give it a first word.",
+            )
+        return ids
