@@ -1,5 +1,4 @@
-"""The public functions: `load`, `train`, `resume`, `evaluate`, `predict`, `generate`, `prompt`,
-`embed`, `push`.
+"""The public functions: `train`, `resume`, `evaluate`, `predict`, `generate`, `prompt`, `embed`.
 
 import pretune
 run = pretune.train("train.tsv", {"train.epochs": 2})
@@ -32,8 +31,6 @@ from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, column_names, task_of
 from pretune.inference.runtime import choose_device
-from pretune.publishing.publish import push
-from pretune.publishing.upload import Published
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import Prediction
 from pretune.tasks.features import adapt_records, read_for
@@ -138,17 +135,12 @@ def evaluate(
             )
         records = StoredDocuments.open(data)
     else:
+        names = column_names(bundle, columns)
         records = read_for(
-            task,
-            data,
-            columns=column_names(bundle, columns),
-            encoding=encoding,
-            quoting=quoting,
-            max_chars=max_chars,
+            task, data, columns=names, encoding=encoding, quoting=quoting, max_chars=max_chars
         )
     # Tokenize, then run the model over all of it.
-    reporter = Reporter(quiet=quiet)
-    features = read_features("data", task, records, bundle, reporter, evaluation=True)
+    features = read_features("data", task, records, bundle, Reporter(quiet=quiet), evaluation=True)
     if len(features) == 0:
         why = f": {features.skipped[0].why}" if features.skipped else ""
         raise DataError(f"{records.origin}: nothing to evaluate on{why}", "Name other data.")
@@ -311,22 +303,4 @@ def embed(
     return embedder.embed([texts] if isinstance(texts, str) else texts)
 
 
-__all__ = [
-    "Bundle",
-    "Evaluation",
-    "FewShotResult",
-    "Generation",
-    "Prediction",
-    "Published",
-    "Recipe",
-    "RunResult",
-    "embed",
-    "evaluate",
-    "generate",
-    "load",
-    "predict",
-    "prompt",
-    "push",
-    "resume",
-    "train",
-]
+__all__ = ["embed", "evaluate", "generate", "load", "predict", "prompt", "resume", "train"]

@@ -28,6 +28,7 @@ from pretune.models.classics.nnlm import NnlmConfig
 from pretune.models.classics.rnn import RnnConfig
 from pretune.models.families import FAMILIES
 from pretune.models.resize import resize_vocabulary
+from pretune.recipe.schema import TrainSection
 from pretune.tokenizers.load import load_tokenizer
 from pretune.training.freeze import freeze
 from pretune.training.optimizer import Optimizer
@@ -247,7 +248,7 @@ def test_a_part_can_be_frozen_and_the_rest_trained(kind, what):
     freeze(model, what)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = Optimizer(model, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8, clip=None)
+    optimizer = Optimizer(model, TrainSection(weight_decay=0.0, beta2=0.99, clip=None))
     model(PackedBatch.of(IDS)).square().sum().backward()
     optimizer.step(0.1, 10, optimizer.gradient_norm())
     moved = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pretune.recipe.schema import TrainSection
 from pretune.training.optimizer import Optimizer, parameter_groups
 
 
@@ -15,7 +16,7 @@ def make_model() -> nn.Module:
 
 
 def optimizer_of(model: nn.Module, clip: float | None) -> Optimizer:
-    return Optimizer(model, weight_decay=0.1, betas=(0.9, 0.99), eps=1e-8, clip=clip)
+    return Optimizer(model, TrainSection(weight_decay=0.1, beta2=0.99, clip=clip))
 
 
 def test_only_matrices_decay() -> None:

@@ -120,7 +120,7 @@ class Embedder:
         """Embed texts and yield a part at a time: the row of its first text, and its vectors."""
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
             part = texts[start : start + TEXTS_AT_A_TIME]
-            yield start, self._embed_part(part, lambda row, start=start: where(start + row))
+            yield start, self._embed_part(part, where, start)
             if progress is not None:
                 progress(start + len(part))
 
@@ -150,8 +150,10 @@ class Embedder:
         return [Neighbour(row, score, texts[row]) for score, row in best]
 
     @torch.inference_mode()
-    def _embed_part(self, texts: Sequence[str], where: Callable[[int], str]) -> Vectors:
-        features = FeatureSet.of(self._features(texts, where))
+    def _embed_part(
+        self, texts: Sequence[str], where: Callable[[int], str], start: int = 0
+    ) -> Vectors:
+        features = FeatureSet.of(self._features(texts, where, start))
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         for which in batches_by_length(features.lengths, self._batch_tokens):
             batch = features.batch(which).to(self._device)
@@ -163,12 +165,15 @@ class Embedder:
             vectors[batch.index.numpy()] = pooled.cpu().numpy()
         return vectors
 
-    def _features(self, texts: Sequence[str], where: Callable[[int], str]) -> Iterator[Feature]:
+    def _features(
+        self, texts: Sequence[str], where: Callable[[int], str], start: int
+    ) -> Iterator[Feature]:
         encoded = self._tokenizer.encode(texts, max_length=self.max_length)
         for row, text in enumerate(encoded):
             if not text.ids:
                 raise DataError(
-                    f"{where(row)}: a text without tokens", "Remove it, or give it some text."
+                    f"{where(start + row)}: a text without tokens",
+                    "Remove it, or give it some text.",
                 )
             yield Feature(text.ids, None, {}, row, text.truncated)
 

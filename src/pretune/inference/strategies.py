@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
 from pretune.errors import RunError
 from pretune.models.language_model import RecurrentState, StatefulLM
+from pretune.recipe.schema import TrainSection
 from pretune.tasks.base import CarriesState, Head
 
 
@@ -39,17 +41,9 @@ class Strategy:
     def __init__(self, task: Head) -> None:
         self.task = task
 
-    def order(
-        self,
-        lengths: Array,  # `[N]` tokens of each feature
-        seed: int,
-        *,
-        batch_size: int | None,  # examples in a batch
-        batch_tokens: int | None,  # tokens in a batch
-        grows: bool = False,  # whether early batches are smaller
-    ) -> DataOrder:
-        """The order to train on features."""
-        return DataOrder(lengths, seed=seed, in_tokens=batch_tokens is not None)
+    def order(self, lengths: Array, seed: int, options: TrainSection) -> DataOrder:
+        """The order to train on features of these lengths `[N]`, in tokens."""
+        return DataOrder(lengths, seed=seed, in_tokens=options.batch_tokens is not None)
 
     def batches(self, lengths: Array, batch_tokens: int, processes: int = 1) -> list[list[Array]]:
         """The batches of each process, in running order; none has more than the first process."""
@@ -100,23 +94,15 @@ class TruncatedBptt(Strategy):
         self._pending: list[tuple[list[int], RecurrentState]] = []
 
     @override
-    def order(
-        self,
-        lengths: Array,
-        seed: int,
-        *,
-        batch_size: int | None,
-        batch_tokens: int | None,
-        grows: bool = False,
-    ) -> DataOrder:
-        if grows:
+    def order(self, lengths: Array, seed: int, options: TrainSection) -> DataOrder:
+        if options.batch_ramp is not None:
             raise RunError(
                 "train.batch_ramp: the state of each stream carries over from batch to batch, so "
                 "all batches need the same streams",
                 "Leave it out, or read each block by itself: task.carry_state=false.",
             )
         # As many streams as a batch has examples.
-        streams = batch_size or (batch_tokens or 0) // int(lengths.max())
+        streams = options.batch_size or (options.batch_tokens or 0) // int(lengths.max())
         return StreamOrder(lengths, self._follows, seed=seed, streams=max(1, streams))
 
     @override
@@ -124,10 +110,7 @@ class TruncatedBptt(Strategy):
         # Every text is read from its beginning by one process, so that figures depend neither on
         # how texts were cut into blocks nor on how much is read at a time.
         groups = batches_in_turn(lengths, self._follows, batch_tokens)
-        return [
-            [batch for group in groups[rank::processes] for batch in group]
-            for rank in range(processes)
-        ]
+        return [list(chain.from_iterable(groups[rank::processes])) for rank in range(processes)]
 
     @override
     def forward(self, module: nn.Module, batch: PackedBatch, *, keep: bool = True) -> Any:

@@ -169,7 +169,7 @@ def examined_records(
     """
     if data is not None:
         return read_for(
-            *(task, data), columns=columns, encoding=encoding, quoting=quoting, max_chars=max_chars
+            task, data, columns=columns, encoding=encoding, quoting=quoting, max_chars=max_chars
         )
     records = held_out(Path(run))
     if records is None:

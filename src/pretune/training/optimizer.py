@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -80,39 +79,18 @@ class Optimizer:
     still the dense one: rows that were not looked up decay and keep their momentum.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        weight_decay: float,  # of matrices
-        betas: tuple[float, float],
-        eps: float,
-        clip: float | None,  # longest mean gradient (Euclidean norm over all parameters)
-        layer_decay: float = 1.0,
-        sparse: bool = True,  # False where several processes add up their gradients
-    ) -> None:
-        self.clip = clip
-        groups = parameter_groups(model, weight_decay, layer_decay)
+    def __init__(self, model: nn.Module, options: TrainSection, *, sparse: bool = True) -> None:
+        self.clip = options.clip
+        groups = parameter_groups(model, options.weight_decay, options.layer_decay)
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._sharded = is_sharded(model)
         known = all(p.device.type in ("cpu", "cuda") for p in self._names)
         self._fused = known and not self._sharded
-        self.adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=self._fused)
+        betas = options.beta1, options.beta2
+        self.adamw = torch.optim.AdamW(groups, betas=betas, eps=options.eps, fused=self._fused)
+        # Where several processes add up their gradients, they are dense.
         self._tables = _want_sparse_gradients(model) if sparse else {}
         self._touched: dict[nn.Parameter, Tensor] = {}
-
-    @classmethod
-    def of(cls, model: nn.Module, options: TrainSection, *, sparse: bool = True) -> Self:
-        """Make the optimizer that the `train:` section of a recipe describes."""
-        return cls(
-            model,
-            weight_decay=options.weight_decay,
-            betas=(options.beta1, options.beta2),
-            eps=options.eps,
-            clip=options.clip,
-            layer_decay=options.layer_decay,
-            sparse=sparse,
-        )
 
     def state(self) -> dict[str, Tensor]:
         """The moments by `optimizer.KIND.PARAMETER`; empty before the first step."""
