@@ -175,9 +175,6 @@ class Conversation:
 
         If the caller stops early, the text so far is the reply; if there is no text yet, the
         message is dropped, too. With a reranker the reply comes in one piece.
-
-        Raises:
-            DataError: the message is empty or not valid Unicode.
         """
         ids = self.fit(message).ids
         # A seed for each turn: the same message is not answered with the same reply every time.

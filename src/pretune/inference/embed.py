@@ -50,18 +50,6 @@ class Neighbour:
 class Embedder:
     """A model that turns texts into vectors.
 
-    Args:
-        bundle: from `pretune.bundle.bundle.load`; a head is not used.
-        pooling: `mean` of the last hidden states of all tokens (special tokens included, as in
-            sentence-transformers), `cls` for the first token alone, or `last` for the last token
-            alone. Default: `mean` for encoders, `last` for decoders.
-        normalize: make every vector of length 1, so that a dot product is a cosine.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `float32`; `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits.
-        batch_tokens: tokens at a time; changes memory and speed only.
-        max_length: tokens of a text, special tokens included; longer texts are truncated. Default:
-            the number of the model's positions.
-
     Raises:
         RunError: the model does not support this pooling or this `max_length`, or there is no such
             device.
@@ -69,14 +57,15 @@ class Embedder:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle,  # a head is not used
         *,
-        pooling: str | None = None,
-        normalize: bool = True,
-        device: str = "auto",
+        pooling: str | None = None,  # of `POOLINGS`
+        normalize: bool = True,  # make every vector of length 1
+        device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
+        # `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits.
         precision: str = "float32",
-        batch_tokens: int = 8192,
-        max_length: int | None = None,
+        batch_tokens: int = 8192,  # at a time; changes memory and speed only
+        max_length: int | None = None,  # special tokens included; default: all positions
     ) -> None:
         backbone = bundle.backbone
         self.pooling = _pooling(bundle, backbone, pooling)
@@ -134,11 +123,7 @@ class Embedder:
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
         progress: Callable[[int], None] | None = None,  # called with the number of texts done
     ) -> list[Neighbour]:
-        """Find the texts nearest to a query by cosine.
-
-        Returns:
-            the nearest text first; among equals the earlier text first.
-        """
+        """Find the texts nearest to a query by cosine; among equals the earlier one comes first."""
         wanted = _unit(self._embed_part([query], lambda _: "the query"))[0]
         best: list[tuple[float, int]] = []
         for start, vectors in self.chunks(texts, where=where, progress=progress):
@@ -179,7 +164,11 @@ class Embedder:
 
 
 def pool(model: Backbone, batch: PackedBatch, pooling: str) -> Tensor:
-    """Return one vector for each sequence, `[B, hidden]`, computed from its own tokens alone."""
+    """Return one vector for each sequence, `[B, hidden]`, computed from its own tokens alone.
+
+    `mean` takes the last hidden states of all tokens (special tokens included, as in
+    sentence-transformers), `cls` the first token's, `last` the last token's.
+    """
     if pooling == "mean":
         hidden = model(batch).last_hidden_state
         lengths = torch.tensor(batch.layout.lengths, device=hidden.device)
@@ -246,16 +235,8 @@ def read_texts(
     """Read the texts to embed.
 
     A `.txt` file has one text a line. Blank lines are left out and counted, since the rows of the
-    vectors then differ from the numbers of the lines.
-
-    Args:
-        source: a file or a Hub dataset.
-        column: the column with the texts; default: guessed.
-        encoding: of a text file.
-        quoting: of a CSV or TSV file.
-
-    Returns:
-        the records, the text of each, and the number of blank lines.
+    vectors then differ from the numbers of the lines. Without `column` it is guessed. Returns the
+    records, the text of each, and the number of blank lines.
 
     Raises:
         DataError: the source cannot be read, has no such column or several columns with text, or a

@@ -77,10 +77,6 @@ class TextGenerator(Prompted):
     ) -> Iterator[TextChunk]:
         """Yield continuations piece by piece while they are written, several at a time.
 
-        Args:
-            prompts: texts, or token ids.
-            decoding: how to choose tokens; default: `Decoding()`.
-
         Raises:
             PretuneError: a prompt or a stop token cannot be used; names it.
         """

@@ -70,11 +70,7 @@ class LikelihoodScorer(Prompted):
         self._share = share
 
     def encode(self, text: str) -> Ids:
-        """Return the tokens of an unfinished text; for an empty text, the start token.
-
-        Raises:
-            DataError: the text is not valid Unicode, or empty and the model has no start token.
-        """
+        """Return the tokens of an unfinished text; for an empty text, the start token."""
         return tuple(self.prompt(text))
 
     def pair(self, context: str, continuation: str) -> Pair:

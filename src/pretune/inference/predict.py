@@ -22,11 +22,7 @@ from pretune.text.decode import TextDecoder, decode_file, encoding_hint, lines_o
 
 
 class Predictor:
-    """A trained model that answers.
-
-    Raises:
-        RunError: the model was not trained for a task, or there is no such device.
-    """
+    """A trained model that answers."""
 
     def __init__(
         self,
@@ -53,10 +49,6 @@ class Predictor:
         self, records: Records, *, progress: Callable[[int, int], None] | None = None
     ) -> list[Prediction]:
         """Answer records, in their order.
-
-        Args:
-            records: the records, which need no targets.
-            progress: called with the number of sequences done and their total number.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -184,11 +176,7 @@ def read_inputs(
 
 
 def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
-    """Return the numbered lines of a text file with one input a line.
-
-    Raises:
-        DataError: the file cannot be read, is not in that encoding, or has no text.
-    """
+    """Return the numbered lines of a text file with one input a line."""
     lines = lines_of(decode_file(source, encoding))
     if not any(line.strip() for line in lines):
         raise DataError(f"{source}: no text in it", "Give a file with one input a line.")

@@ -19,11 +19,7 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 
 def language_model(bundle: Bundle) -> LanguageModel:
-    """Return a bundle's model if it can generate text.
-
-    Raises:
-        RunError: the model does not read from left to right, or was trained for something else.
-    """
+    """Return a bundle's model if it can generate text."""
     model = bundle.model
     if bundle.task is None and bundle.backbone.causal:
         # A checkpoint of a language model without a task of ours: its output layer is its table.

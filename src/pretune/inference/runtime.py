@@ -39,12 +39,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Context for forward passes: bf16 autocast, or nothing.
-
-    Args:
-        device: where the model is.
-        precision: `bf16`, `float32`, or `auto`: bf16 on CUDA, float32 elsewhere.
-    """
+    """Context for forward passes: bf16 autocast for `bf16`, and for `auto` on CUDA; else none."""
     if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
@@ -45,19 +44,14 @@ def _fields(
             yield from _fields(kind, given.get(key, {}), options, indent + "  ")
             yield ""
             continue
-        yield from _comment(item, indent)
+        yield from textwrap.wrap(
+            item.description or "",
+            WIDTH,
+            initial_indent=f"{indent}# ",
+            subsequent_indent=f"{indent}# ",
+            break_on_hyphens=False,
+        )
         value = given[key] if key in given else item.get_default(call_default_factory=True)
         yield f"{indent}{key}: {yaml12.inline(value)}"
         if not indent:
             yield ""
-
-
-def _comment(item: FieldInfo, indent: str) -> list[str]:
-    start = f"{indent}# "
-    return textwrap.wrap(
-        item.description or "",
-        WIDTH,
-        initial_indent=start,
-        subsequent_indent=start,
-        break_on_hyphens=False,
-    )

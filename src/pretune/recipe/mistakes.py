@@ -45,7 +45,8 @@ def recipe_error(
     known = _known_keys(recipe, options)
     problems: dict[str, str] = {}
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"] if not _is_branch(str(part)))
+        place = map(str, item["loc"])
+        key = ".".join(part for part in place if "[" not in part and part not in _BRANCHES)
         if error.title != recipe.__name__:  # the task's options are validated by themselves
             key = f"task.{key}" if key else "task"
         if item["type"] == "extra_forbidden":
@@ -76,21 +77,14 @@ def _known_keys(recipe: type[BaseModel], options: type[BaseModel] | None) -> tup
             key = prefix + (item.alias or name)
             kind = options if key == "task" else item.annotation
             # A section, perhaps with None as the alternative.
-            sections = [
-                k
-                for k in (kind, *get_args(kind))
-                if isinstance(k, type) and issubclass(k, BaseModel)
-            ]
+            kinds = (k for k in (kind, *get_args(kind)) if isinstance(k, type))
+            sections = [k for k in kinds if issubclass(k, BaseModel)]
             for section in sections:
                 yield from walk(section, key + ".")
             if not sections:
                 yield key
 
     return tuple(walk(recipe, ""))
-
-
-def _is_branch(part: str) -> bool:
-    return "[" in part or part in _BRANCHES
 
 
 def _right_key(key: str, known: Sequence[str]) -> str:

@@ -124,12 +124,8 @@ class Recipe(RecipeSection):
 def builtin_recipes() -> dict[str, str]:
     """The YAML texts of the built-in recipes by name."""
     folder = resources.files("pretune.recipe") / "builtin"
-    texts = {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    }
-    return dict(sorted(texts.items()))
+    files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {name: files[name].read_text(encoding="utf-8") for name in sorted(files)}
 
 
 def named_recipes() -> dict[str, str]:
@@ -220,11 +216,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _override(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
-        pairs = [(str(key), value) for key, value in overrides.items()]
+        pairs = [*overrides.items()]
     else:
         pairs = [parse_override(text) for text in overrides]
     for key, value in pairs:
-        _set(values, key, value)
+        _set(values, str(key), value)
     return values
 
 

@@ -128,20 +128,15 @@ def parse(text: str, origin: str) -> Any:
 
 def dump(value: Any) -> str:
     """Block-style YAML, keys in the order given."""
-    text: str = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
-    )
-    return text
+    return _dump(value, default_flow_style=False)
 
 
 def inline(value: Any) -> str:
     """A value in YAML on one line, as it stands after `key: `."""
-    text: str = yaml.dump(
-        value,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=True,
-        width=10**9,
-    )
+    text = _dump(value, default_flow_style=True, width=10**9)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _dump(value: Any, **style: Any) -> str:
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    return text

@@ -72,11 +72,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> TrainingState:
-    """Read the state in a checkpoint that is whole.
-
-    Raises:
-        CheckpointError: it holds only a model, or cannot be read.
-    """
+    """Read the state in a checkpoint that is whole."""
     values, shards = read_values(path), path / SHARDS
     with _readable(path):
         return TrainingState(load_file(path / TENSORS), values, shards if shards.is_dir() else None)
@@ -130,11 +126,6 @@ class RunCheckpoints(CheckpointStore):
         """Keep the model as it is now, with the state of the run.
 
         With `background`, this returns as soon as a copy is made; one write runs at a time.
-
-        Args:
-            step: updates done.
-            state: of the run.
-            best: whether the model is the best so far.
 
         Raises:
             RunError: this checkpoint or the one before cannot be written; earlier ones are intact.
@@ -196,11 +187,7 @@ class RunCheckpoints(CheckpointStore):
             raise self._unwritten(target, error) from None
 
     def flush(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-            RunError: something could not be written.
-        """
+        """Wait until everything is written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -233,10 +220,6 @@ class RunCheckpoints(CheckpointStore):
         """Read a whole checkpoint to continue from, and let `last` and `best` fit it.
 
         They may not: a process can be killed between writing a checkpoint and pointing at it.
-
-        Raises:
-            CheckpointError: it holds only a model, or cannot be read.
-            RunError: the links cannot be written.
         """
         state, weights = read_state(path), weights_in(path, self.bundle)
         if self.world.main:

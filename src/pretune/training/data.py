@@ -33,11 +33,7 @@ SHOWN = 3
 
 
 def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
-    """Read the training and the validation data of a recipe.
-
-    Returns:
-        records with the columns that the task knows, or documents where the recipe names a folder
-        that `pretune prepare` made.
+    """Read the training and the validation data of a recipe: records, or a corpus's documents.
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
@@ -162,11 +158,7 @@ def examined_records(
     quoting: str = "auto",  # of `data`, if it is a CSV or TSV file
     max_chars: int | None = None,  # longer texts in `data` are refused
 ) -> Records:
-    """Records to examine a trained model on: labelled data, or its run's validation data.
-
-    Raises:
-        PretuneError: there are none, or they cannot be read.
-    """
+    """Records to examine a trained model on: labelled data, or its run's validation data."""
     if data is not None:
         return read_for(
             task, data, columns=columns, encoding=encoding, quoting=quoting, max_chars=max_chars

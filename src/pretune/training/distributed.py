@@ -34,13 +34,9 @@ class World:
         """Let all processes train a model together; it must be the same in all of them.
 
         Gradients are *summed* over the processes, because a loss is a sum: the optimizer divides by
-        the count of the whole batch.
-
-        Args:
-            model: on this process's device.
-            parallel: "ddp": each process keeps the whole model; "fsdp": a shard of every tensor.
-            trial: computes some loss. DDP searches the graph in every update only if this loss does
-                not reach all parameters.
+        the count of the whole batch. With "ddp" each process keeps the whole model, with "fsdp" a
+        shard of every tensor. DDP searches the graph in every update only if the loss that `trial`
+        computes does not reach all parameters.
         """
         if self.size == 1:
             return

@@ -20,10 +20,6 @@ class MovingAverage:
     `d = min(decay, (1 + t) / (10 + t))`: early averages forget the random start sooner, as
     TensorFlow's `ExponentialMovingAverage` documents it for `num_updates`. The averages have the
     weights' dtype and device; a weight that several modules share is averaged once.
-
-    Args:
-        model: its trainable parameters are averaged, starting from their present values.
-        decay: how much of the average is kept in an update, at least 0 and below 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

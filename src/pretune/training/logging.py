@@ -148,10 +148,7 @@ def _ignore_full_disk(args: threading.ExceptHookArgs) -> None:
 class Reporter:
     """Shows progress on the terminal, or as plain lines without one, and writes figures to logs.
 
-    Args:
-        sinks: the logs.
-        console: for progress; standard error by default, so that results can be piped.
-        quiet: show nothing.
+    What is shown goes to standard error by default, so that results can be piped.
     """
 
     #: The least seconds between two lines of progress without a terminal.

@@ -279,11 +279,7 @@ class Trainer:
         return None
 
     def gradients(self, batch: GlobalBatch) -> tuple[float, int, dict[str, float]]:
-        """Add up the gradients of the sum of the loss, over all micro-batches and processes.
-
-        Returns:
-            that sum, its count, and the sums of the loss's parts by name.
-        """
+        """Add up the gradients of the sum of the loss; returns that sum, its count, its parts."""
         sums: list[Tensor] = []
         count = 0
         parts: dict[str, float] = {}

@@ -90,11 +90,7 @@ class RunFolder:
             ) from None
 
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
-        """Check that a new run may be written here; touches nothing.
-
-        Raises:
-            RunError: the folder holds a run already, or files that are not a run's.
-        """
+        """Check that a new run may be written here; touches nothing."""
         self._overwrite = overwrite
         if self.path.exists() and not self.path.is_dir():
             raise RunError(
@@ -113,11 +109,7 @@ class RunFolder:
             )
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder for a new run, and delete an earlier run in it.
-
-        Raises:
-            RunError: it cannot be written, or by now holds what `check` refuses.
-        """
+        """Make the folder for a new run, and delete an earlier run in it."""
         self.check(recipe, overwrite=self._overwrite)
         try:
             make_folder(self.path)

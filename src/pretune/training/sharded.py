@@ -33,11 +33,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill tensors, sharded or not, in place.
-
-    Raises:
-        CheckpointError: some are missing, or have another shape.
-    """
+    """Fill tensors, sharded or not, in place."""
     alone = not dist.is_initialized()
     try:
         with _quiet():

@@ -35,11 +35,7 @@ class TrainingState:
         return {k.removeprefix(prefix): tensor for k, tensor in named if k.startswith(prefix)}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the values of these names into tensors, sharded or not.
-
-        Raises:
-            CheckpointError: some are missing, or have another shape.
-        """
+        """Copy the values of these names into tensors, sharded or not."""
         if self.shards is not None:
             from pretune.training.sharded import read_shards  # slow to import
 

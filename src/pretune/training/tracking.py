@@ -67,9 +67,6 @@ class Mlflow(Sink):
     """A run in MLflow: the recipe as parameters and artifact, the figures and the outcome.
 
     A resumed run continues its run in MLflow.
-
-    Raises:
-        RunError: MLflow is not installed, or the server does not answer.
     """
 
     def __init__(self, recipe: Recipe, uri: str, say: Callable[[str], None]) -> None:
