@@ -19,8 +19,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.tasks.dialogue.dialogue import Chat, ChatOptions
 from pretune.tasks.dialogue.layouts import TurnLayout
-from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction
-from pretune.tasks.dialogue.scoring import distinct
+from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction, distinct
 from pretune.tasks.features import featurize
 from pretune.tasks.losses import IGNORED, NEXT
 from pretune.training.validation import evaluate_features

@@ -25,8 +25,13 @@ from pretune.errors import DataError
 from pretune.inference.chat import Conversation
 from pretune.inference.generate import TextGenerator
 from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
-from pretune.tasks.dialogue.replies import ASKED, ReplyPrediction
-from pretune.tasks.dialogue.scoring import WrittenReply, agreement, rouge_l
+from pretune.tasks.dialogue.replies import (
+    ASKED,
+    ReplyPrediction,
+    WrittenReply,
+    agreement,
+    rouge_l,
+)
 from pretune.tasks.features import featurize
 from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tokenizers.added_tokens import add_tokens

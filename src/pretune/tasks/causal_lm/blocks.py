@@ -26,13 +26,10 @@ def _end_of(tokenizer: Tokenizer) -> list[int]:
 
 
 def _block(ids: Array, known: int, sizes: Sequence[int], record: int) -> Feature:
-    """A block.
+    """A block: the tokens to read, and one more, which is only predicted.
 
-    Args:
-        ids: the tokens to read, and one more, which is only predicted.
-        known: targets at the beginning that the block before had already.
-        sizes: characters and bytes of the other targets.
-        record: the record.
+    The block before had the first `known` targets already; the others have `sizes` characters and
+    bytes.
     """
     following = ids[1:].astype(np.int64)
     following[:known] = IGNORED
@@ -65,13 +62,10 @@ def text_stream(text: str, tokenizer: Tokenizer, row: int) -> Array:
 
 
 def stream_blocks(stream: Array, size: int, step: int) -> Iterator[Feature]:
-    """Cut a stream into blocks.
+    """Cut a stream (see `text_stream`) into blocks of at most `size` tokens.
 
-    Args:
-        stream: from `text_stream`.
-        size: the maximum number of tokens of a block.
-        step: how many tokens after the block before a block begins; with less than `size`, only
-            what that block does not predict has a target.
+    A block begins `step` tokens after the one before. With less than `size`, only what that block
+    does not predict has a target.
     """
     last, done = stream.shape[1] - 1, 0
     for start in range(0, last, step):
@@ -90,14 +84,8 @@ def stored_blocks(
 ) -> MadeFeatures:
     """Make the blocks of a prepared corpus on demand, equal to the blocks of its texts.
 
-    Without boundaries all documents are one stream, while records are joined 1,024 at a time.
-
-    Args:
-        documents: tokenized by the same tokenizer.
-        tokenizer: of the model.
-        size: as in `stream_blocks`.
-        step: as in `stream_blocks`.
-        boundaries: whether blocks end where documents do.
+    With `boundaries` blocks end where documents do. Without, all documents are one stream, while
+    records are joined 1,024 at a time.
 
     Raises:
         DataError: there is nothing to predict: each document is one token, without an end.
@@ -148,27 +136,18 @@ class CorpusStream:
 
     def block(self, start: int, done: int, stop: int) -> Feature:
         """The block from `start` to `stop`, with only its targets after `done`."""
-        ids, *sizes = self._read(start, stop + 1)
-        if done > start:
-            _, *sizes = self._read(done, stop + 1)
-        row = int(np.searchsorted(self.starts, start, side="right")) - 1
-        return _block(ids, done - start, sizes, row)
-
-    def _read(self, start: int, stop: int) -> tuple[Array, int, int]:
-        """Some tokens; the characters and bytes of all but the first, which is not predicted."""
-        ids: list[Array] = []
-        chars, size, begin = 0, 0, start
+        ids, sizes, begin = list[Array](), np.zeros(2, dtype=np.int64), start
         first = row = int(np.searchsorted(self.starts, start, side="right")) - 1
-        # Document by document.
-        while begin < stop:
-            here, end = int(self.starts[row]), min(stop, int(self.starts[row + 1]))
+        # Document by document, up to the last target.
+        while begin <= stop:
+            here, end = int(self.starts[row]), min(stop + 1, int(self.starts[row + 1]))
             ids.append(self._tokens(row, begin - here, end - here))
-            # Sizes are differences of running sums; the very first token is left out.
-            before = self._size(row, begin - here + (row == first))
-            after = self._size(row, end - here)
-            chars, size = chars + after[0] - before[0], size + after[1] - before[1]
+            # Sizes are differences of running sums, from the first target on.
+            if end > done + 1:
+                before = self._size(row, max(begin, done + 1) - here)
+                sizes += np.subtract(self._size(row, end - here), before)
             begin, row = end, row + 1
-        return np.concatenate(ids), chars, size
+        return _block(np.concatenate(ids), done - start, sizes.tolist(), first)
 
     def _tokens(self, row: int, start: int, stop: int) -> Array:
         """`[stop - start]` int32: tokens of a document, counted with its ends of text."""
@@ -195,16 +174,13 @@ class CorpusStream:
         whole = self.documents.size(row)
         if edge or tokens == 1 or done == 0:
             return whole[0] * done // tokens, whole[1] * done // tokens
-        own = self._size_of(int(self.documents.corpus.read(first, first + 1)[0]))
+        # The unknown token counts as one character.
+        token = int(self.documents.corpus.read(first, first + 1)[0])
+        unknown = token == self.tokenizer.special_id("unk_token")
+        text = "?" if unknown else self.tokenizer.decode([token], skip_special=False)
+        own = len(text), len(text.encode("utf-8"))
         chars, size = (
             min(begin, total) + max(total - begin, 0) * (done - 1) // (tokens - 1)
             for begin, total in zip(own, whole, strict=True)
         )
         return chars, size
-
-    def _size_of(self, token: int) -> tuple[int, int]:
-        """Characters and bytes of a token; the unknown token counts as one character."""
-        if token == self.tokenizer.special_id("unk_token"):
-            return 1, 1
-        text = self.tokenizer.decode([token], skip_special=False)
-        return len(text), len(text.encode("utf-8"))

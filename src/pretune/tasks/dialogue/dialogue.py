@@ -6,6 +6,7 @@ differ in the layout, the plain one or a chat template, and in the columns of th
 
 from __future__ import annotations
 
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing_extensions import override
 from pretune.data.batch import Feature, Features, PackedBatch, Skipped
 from pretune.data.readers.conversations import MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
+from pretune.decoding.writer import Prompt, Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
@@ -27,18 +29,22 @@ from pretune.tasks.dialogue.layouts import ConversationLayout, Excerpt, Template
 from pretune.tasks.dialogue.replies import (
     ASKED,
     TURN,
+    ReplyMetrics,
     ReplyOptions,
     ReplyOutputs,
     ReplyPrediction,
-    write_replies,
+    WrittenReply,
+    agreement,
+    diversity,
 )
-from pretune.tasks.dialogue.scoring import ReplyMetrics, WrittenReply, agreement, diversity
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import IGNORED, NEXT, token_losses
 from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
 from pretune.tokenizers.tokenizer import Tokenizer
 
 TURNS = "turns"
+#: Replies that are written side by side.
+REPLIES_AT_A_TIME = 128
 
 R = TypeVar("R", bound=ReplyOptions)
 
@@ -47,14 +53,11 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
     """Replies to conversations; a subclass says how those are read and laid out.
 
     The target of each token is the next one where that is learned, and `IGNORED` elsewhere.
-
-    Class attributes:
-        column: the column of the data that holds a conversation.
     """
 
     head: ClassVar[str] = "causal_lm"
     best_by: ClassVar[str] = "loss"
-    column: ClassVar[str]
+    column: ClassVar[str]  # the column of the data that holds a conversation
 
     def __init__(self, options: R) -> None:
         super().__init__(options)
@@ -102,9 +105,8 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         for row in rows:
             messages = self.unanswered(self.messages(records, row))
             with self._naming(records, row):
-                fitted = layout.fitted(messages, self.options.room)
-            cut = bool(fitted.dropped or fitted.cut)
-            yield Feature(tokens=fitted.ids, record=row, truncated=cut)
+                read = layout.fitted(messages, self.options.room)
+            yield Feature(read.ids, record=row, truncated=bool(read.dropped or read.cut))
 
     @override
     def evaluation_features(
@@ -121,7 +123,8 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         conversations, parts = [self.messages(records, row) for row in rows], []
         for row, messages in zip(rows, conversations, strict=True):
             with self._naming(records, row):
-                parts.append(layout.parts(messages) if _has_reply(messages) else [])
+                replied = any(message["role"] == "assistant" for message in messages[1:])
+                parts.append(layout.parts(messages) if replied else [])
         for row, spans in zip(rows, layout.encode(parts), strict=True):
             if not spans:
                 yield Skipped(row, "no reply in it")
@@ -129,10 +132,8 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
             # Which reply, if any, an evaluation asks for: the last one.
             sampled = evaluation and self.options.is_sample(row, len(records))
             asked = spans[-1].turn if sampled else None
-            features = [
-                _feature(excerpt, row, asked, evaluation=evaluation)
-                for excerpt in layout.excerpts(spans, size)
-            ]
+            excerpts = layout.excerpts(spans, size)
+            features = [_feature(part, row, asked, evaluation=evaluation) for part in excerpts]
             if all(label == IGNORED for feature in features for label in feature.targets[NEXT]):
                 yield Skipped(row, f"no reply within the first {size} tokens (task.max_length)")
             else:
@@ -159,10 +160,10 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         if labels is None:
             return ReplyOutputs(None, None)
         select = batch.where(labels != IGNORED)
-        scores = model(
-            batch, select=select, labels=labels[select.rows], **self.options.score_options
+        options = self.options.score_options
+        return ReplyOutputs(
+            model(batch, select=select, labels=labels[select.rows], **options), select
         )
-        return ReplyOutputs(scores, select)
 
     @override
     def loss(self, outputs: ReplyOutputs, batch: PackedBatch) -> Loss:
@@ -173,26 +174,42 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
     # Answers: replies, written after the forward pass.
 
     @override
-    def write(self, model: nn.Module, outputs: ReplyOutputs, batch: PackedBatch) -> ReplyOutputs:
-        if NEXT in batch.targets and ASKED not in batch.targets:
+    def write(self, model: Any, outputs: ReplyOutputs, batch: PackedBatch) -> ReplyOutputs:
+        asked, tokenizer = batch.targets.get(ASKED), self._tokenizer
+        if NEXT in batch.targets and asked is None:
             return outputs  # as in training: no replies are asked for
-        assert self._tokenizer is not None  # noqa: S101 - bound
-        written = write_replies(
-            *(model, batch, batch.targets.get(ASKED)),
-            options=self.options,
-            tokenizer=self._tokenizer,
-            ends=self.layout(self._tokenizer).ends(),
+        assert tokenizer is not None  # noqa: S101 - bound
+        # After how many tokens of each sequence its reply begins.
+        lengths: Sequence[int] = batch.layout.lengths if asked is None else asked.tolist()
+        places = [i for i, length in enumerate(lengths) if length]
+        if not places:
+            return outputs
+        # What ends a reply: the tokenizer's own end tokens, and what the layout adds.
+        ends = self.layout(tokenizer).ends()
+        special = [tokenizer.special_id(name) for name in ("eos_token", "sep_token", "cls_token")]
+        writer = Writer(
+            model,
+            tokenizer,
+            device=batch.tokens.device,
+            batch_size=REPLIES_AT_A_TIME,
+            stop_tokens=[*(token for token in special if token is not None), *ends.tokens],
+            stop_texts=ends.texts,
         )
-        return replace(outputs, written=written)
+        tokens, starts = batch.tokens.tolist(), batch.layout.starts
+        histories = [tokens[starts[i] : starts[i] + lengths[i]] for i in places]
+        # Random numbers differ from prompt to prompt, but not with the batch a prompt is in.
+        prompts = [Prompt((), ids, salt=zlib.crc32(str(ids).encode())) for ids in histories]
+        written = writer.write(prompts, self.options.decoding)
+        return replace(outputs, written=dict(zip(places, written, strict=True)))
 
     @override
     def predict(self, outputs: ReplyOutputs, batch: PackedBatch) -> list[ReplyPrediction | None]:
         """The reply to each sequence; None where none was asked for."""
-        written = [outputs.written.get(i) for i in range(batch.num_sequences)]
-        return [
-            None if w is None else ReplyPrediction(w.text.strip(), w.logprob, len(w.tokens))
-            for w in written
-        ]
+        replies = {
+            place: ReplyPrediction(written.text.strip(), written.logprob, len(written.tokens))
+            for place, written in outputs.written.items()
+        }
+        return [replies.get(place) for place in range(batch.num_sequences)]
 
     @override
     def combine(
@@ -210,29 +227,20 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         return token_losses(scores, select.layout)
 
 
-def _has_reply(messages: Sequence[Message]) -> bool:
-    """Whether a message of the assistant follows another message."""
-    return any(message["role"] == "assistant" for message in messages[1:])
-
-
 def _feature(excerpt: Excerpt, row: int, asked: int | None, *, evaluation: bool) -> Feature:
-    """A sequence with its targets.
-
-    Args:
-        excerpt: of the conversation of a record.
-        row: the record.
-        asked: the number of the reply to be written, if it begins in this excerpt.
-        evaluation: whether the targets of an evaluation are needed.
-    """
-    spans = excerpt.spans
-    ids = [token for span in spans for token in span.ids]
-    labels = [token if span.learned else IGNORED for span in spans for token in span.ids]
+    """A sequence with its targets; `asked` is the number of the reply that is to be written."""
+    spans, truncated = excerpt
+    tokens = [(token, span.turn, span.learned) for span in spans for token in span.ids]
     # The last token is not read, as nothing follows it; the first one is not predicted.
-    targets: dict[str, Any] = {NEXT: labels[1:]}
+    read = [token for token, _, _ in tokens[:-1]]
+    labels = [token if learned else IGNORED for token, _, learned in tokens[1:]]
+    targets: dict[str, Any] = {NEXT: labels}
     if evaluation:
-        targets[TURN] = [span.turn for span in spans for _ in span.ids][1:]
-        targets[ASKED] = 0 if asked is None else excerpt.prompt_length(asked)
-    return Feature(tokens=ids[:-1], targets=targets, record=row, truncated=excerpt.truncated)
+        targets[TURN] = [turn for _, turn, _ in tokens[1:]]
+        # The reply begins after these tokens; 0 if none of it is in this excerpt.
+        own = (i for i, (_, turn, learned) in enumerate(tokens) if learned and turn == asked)
+        targets[ASKED] = next(own, 0)
+    return Feature(read, targets=targets, record=row, truncated=truncated)
 
 
 class ChatOptions(ReplyOptions):
@@ -284,9 +292,26 @@ class Chat(Dialogue[ChatOptions], ReadsWindows):
 
     @override
     def messages(self, records: Records, row: int) -> list[Message]:
-        turns = self._in_order(turns_of(records, row))
+        # A single text is one turn.
+        value = records.rows[row].get(TURNS)
+        value = [value] if isinstance(value, str) else value
+        hint = 'A dialogue is {"turns": ["...", "...", ...]}.'
+        turns = records.items(value, row, TURNS, "texts", hint)
+        for item, text in enumerate(turns):
+            where = records.where(row, TURNS, item)
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{where}: expected a text, found {describe_value(text)}",
+                    "Messages with roles are read by the task instruct."
+                    if isinstance(text, dict)
+                    else "Each turn is one text.",
+                )
+            if not text.strip():
+                raise DataError(f"{where}: an empty turn", "Write its text, or remove the turn.")
+            records.checked(text, row, TURNS, item)
         # What is not learned is the user's.
         first = "assistant" if self.options.learn == "all" else "user"
+        turns = self._in_order(turns)
         return [{"role": "assistant" if i else first, "content": t} for i, t in enumerate(turns)]
 
     def _in_order(self, turns: list[str]) -> list[str]:
@@ -309,32 +334,6 @@ class Chat(Dialogue[ChatOptions], ReadsWindows):
         layout = TurnLayout.of(self._tokenizer)
         begin = layout.begin[0] if layout.begin else layout.end
         return {"bos_token_id": begin, "eos_token_id": layout.end}
-
-
-def turns_of(records: Records, row: int) -> list[str]:
-    """The turns of a record; a single text is one turn.
-
-    Raises:
-        DataError: it is not a list of texts, or has an empty turn; names file, line and item.
-    """
-    value = records.rows[row].get(TURNS)
-    if isinstance(value, str):
-        value = [value]
-    hint = 'A dialogue is {"turns": ["...", "...", ...]}.'
-    turns = records.items(value, row, TURNS, "texts", hint)
-    for item, text in enumerate(turns):
-        where = records.where(row, TURNS, item)
-        if not isinstance(text, str):
-            raise DataError(
-                f"{where}: expected a text, found {describe_value(text)}",
-                "Messages with roles are read by the task instruct."
-                if isinstance(text, dict)
-                else "Each turn is one text.",
-            )
-        if not text.strip():
-            raise DataError(f"{where}: an empty turn", "Write its text, or remove the turn.")
-        records.checked(text, row, TURNS, item)
-    return turns
 
 
 class InstructOptions(ReplyOptions):

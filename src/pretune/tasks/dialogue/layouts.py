@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, cycle
 from typing import ClassVar, Self
 
 from typing_extensions import override
@@ -32,81 +32,41 @@ TextPart = tuple[str, int, bool]
 
 @dataclass(frozen=True)
 class MessageTokens:
-    """Consecutive tokens of one message.
-
-    Attributes:
-        ids: the tokens.
-        turn: the number of the message in its conversation, from 0.
-        learned: whether the model is trained to predict them.
-    """
+    """Consecutive tokens of one message."""
 
     ids: Sequence[int]
-    turn: int = 0
-    learned: bool = False
+    turn: int = 0  # the number of the message in its conversation, from 0
+    learned: bool = False  # whether the model is trained to predict them
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """The part of a conversation that a model reads as one sequence.
-
-    Attributes:
-        spans: its tokens, in order.
-        truncated: whether tokens of messages that are new in this excerpt were cut away.
-    """
-
-    spans: Sequence[MessageTokens]
-    truncated: bool
-
-    def prompt_length(self, turn: int) -> int:
-        """Tokens before the reply of that number; 0 if none of the reply is in this excerpt."""
-        before = 0
-        for span in self.spans:
-            if span.ids and span.learned and span.turn == turn:
-                return before
-            before += len(span.ids)
-        return 0
+#: The part of a conversation that a model reads as one sequence, and whether tokens of messages
+#: that are new in it were cut away.
+Excerpt = tuple[Sequence[MessageTokens], bool]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A history shortened to what a model can read.
-
-    Attributes:
-        ids: its tokens.
-        dropped: how many messages were left out at the beginning.
-        cut: how many tokens were cut from the beginning of the last message; -1 if it was too long
-            to count them.
-    """
+    """A history shortened to what a model can read."""
 
     ids: list[int]
-    dropped: int = 0
-    cut: int = 0
+    dropped: int = 0  # how many messages were left out at the beginning
+    cut: int = 0  # tokens cut from the beginning of the last message; -1: too many to count
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What ends a reply in addition to the tokenizer's own end tokens.
+    """What ends a reply in addition to the tokenizer's own end tokens."""
 
-    Attributes:
-        tokens: each of them ends a reply.
-        texts: end a reply where no single token stands for its end.
-    """
-
-    tokens: frozenset[int] = frozenset()
-    texts: tuple[str, ...] = ()
+    tokens: frozenset[int] = frozenset()  # each of them ends a reply
+    texts: tuple[str, ...] = ()  # end a reply where no single token stands for its end
 
 
 @dataclass(frozen=True)
 class ConversationLayout(ABC):
-    """Turns conversations into tokens.
-
-    Attributes:
-        tokenizer: of the model.
-    """
+    """Turns conversations into tokens."""
 
     tokenizer: Tokenizer
-    #: Whether names of special tokens in a message are read as text.
-    literal: ClassVar[bool]
+    literal: ClassVar[bool]  # whether names of special tokens in a message are read as text
 
     @abstractmethod
     def parts(self, messages: Sequence[Message]) -> list[TextPart]:
@@ -129,19 +89,13 @@ class ConversationLayout(ABC):
     def excerpts(self, spans: Sequence[MessageTokens], size: int) -> Iterator[Excerpt]:
         """Divide a conversation into sequences that a model can be trained on.
 
-        Args:
-            spans: of the whole conversation, from `encode`.
-            size: the maximum number of tokens that the model reads. An excerpt has one token more,
-                which is predicted but not read.
+        The model reads at most `size` tokens of an excerpt, which has one more: it is only
+        predicted.
         """
 
     @abstractmethod
     def fitted(self, messages: Sequence[Message], room: int) -> Fitted:
-        """Shorten a conversation to what the model reads before it replies to the last message.
-
-        Args:
-            messages: oldest first.
-            room: the maximum number of tokens.
+        """Shorten a conversation to `room` tokens, which the model reads before it replies.
 
         Raises:
             DataError: the layout cannot show these messages.
@@ -149,10 +103,9 @@ class ConversationLayout(ABC):
 
     def history(self, texts: Sequence[str], room: int) -> Fitted:
         """`fitted` for the texts of the user and the model in turn, the user's first."""
-        roles = ("user", "assistant")
-        return self.fitted(
-            [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)], room
-        )
+        roles = cycle(("user", "assistant"))
+        talk = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        return self.fitted(talk, room)
 
     @abstractmethod
     def ends(self) -> Ends:
@@ -167,15 +120,11 @@ class TurnLayout(ConversationLayout):
     `turn <|endoftext|> turn <|endoftext|>` (Zhang et al. 2020, "DialoGPT", section 2.2).
 
     Names of special tokens are read as text: nobody can end a turn and speak for the other.
-
-    Attributes:
-        begin: the tokens before the first turn.
-        end: the token that ends each turn.
     """
 
     literal: ClassVar[bool] = True
-    begin: tuple[int, ...]
-    end: int
+    begin: tuple[int, ...]  # the tokens before the first turn
+    end: int  # the token that ends each turn
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
@@ -222,7 +171,7 @@ class TurnLayout(ConversationLayout):
                     # that end is not learned, as nobody stopped speaking there.
                     read.append(MessageTokens(span.ids[: limit - 1], span.turn, learned))
                     read.append(MessageTokens((self.end,), span.turn))
-            yield Excerpt(read, any(len(span.ids) > limit for span in spans[fresh:stop]))
+            yield read, any(len(span.ids) > limit for span in spans[fresh:stop])
 
     def turns(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each turn, its end included."""
@@ -263,14 +212,10 @@ def turn_limit(lengths: Sequence[int], room: int) -> int:
 
 
 def turn_windows(lengths: Sequence[int], room: int) -> Iterator[tuple[int, int, int]]:
-    """Divide a dialogue into windows of whole turns.
+    """Divide a dialogue into windows of whole turns, at most `room` tokens each.
 
     Each turn is fresh in one window. Every window but the first begins with turns before its fresh
-    ones as context: at least one, and at most half a window.
-
-    Args:
-        lengths: tokens of each turn; none above `turn_limit`.
-        room: the maximum number of tokens of a window.
+    ones as context: at least one, and at most half a window. No turn is above `turn_limit`.
 
     Yields:
         numbers of turns: the first of a window, the first fresh one, and the one after the last.
@@ -299,15 +244,11 @@ class TemplateLayout(ConversationLayout):
 
     Each part of a conversation is tokenized by itself, in training as in use. So a model is asked
     with the tokens it was trained on, whatever characters meet at the edges of parts.
-
-    Attributes:
-        template: the template.
-        system: the system message of conversations that have none of their own.
     """
 
     literal: ClassVar[bool] = False
     template: ChatTemplate
-    system: str | None = None
+    system: str | None = None  # the system message of conversations that have none of their own
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, system: str | None = None) -> Self | None:
@@ -320,7 +261,6 @@ class TemplateLayout(ConversationLayout):
         return None if template is None else cls(tokenizer, template, system)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation with its system message."""
         if not self.system or (messages and messages[0]["role"] == "system"):
             return [*messages]
         return [{"role": "system", "content": self.system}, *messages]
@@ -337,7 +277,7 @@ class TemplateLayout(ConversationLayout):
         for span in spans:
             read.append(replace(span, ids=span.ids[:left]))
             left -= len(read[-1].ids)
-        yield Excerpt(read, sum(len(span.ids) for span in spans) > size + 1)
+        yield read, sum(len(span.ids) for span in spans) > size + 1
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens after which the model replies to the last message, the user's.
@@ -361,10 +301,7 @@ class TemplateLayout(ConversationLayout):
         Raises:
             DataError: the template refuses a message of the user and a reply.
         """
-        exchange = [
-            {"role": "user", "content": _PLACEHOLDER},
-            {"role": "assistant", "content": _PLACEHOLDER},
-        ]
+        exchange = [{"role": role, "content": _PLACEHOLDER} for role in ("user", "assistant")]
         # A template that ignores `add_generation_prompt` opens the reply in this part, too.
         *_, (reply, _, _) = self.parts(exchange)
         _, _, after = reply.partition(_PLACEHOLDER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -221,11 +221,9 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         """
         self.bind(tokenizer)
         if with_targets:
-            special = self.vocabulary.special
-            for parts, row, label in self._segments(records, rows, tokenizer):
-                # Nothing can be masked where all tokens are special.
-                if not all(special[part.ids].all() for part in parts):
-                    yield self._sequence(parts, row, label)
+            made = (self._sequence(*own) for own in self._segments(records, rows, tokenizer))
+            # Where all tokens are special none can be masked.
+            yield from (f for f in made if not self.vocabulary.special[f.tokens].all())
             return
         mask = _required(tokenizer, "mask_token")
         for row, encoded in self._whole_texts(records, rows, tokenizer):
@@ -418,16 +416,13 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         # The likeliest tokens of all gaps of the batch, which lie end to end.
         logits = outputs.float()
         scores, ids = logits.softmax(-1).topk(min(self.options.top_k, logits.shape[-1]))
-        gaps = [
+        gaps = (
             tuple(map(Candidate, self._bound.tokens(row), row_scores))
             for row, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+        )
         # Give each sequence its own.
-        answers, start = [], 0
-        for count in batch.where(batch.targets[MASKED] != NOT_MASKED).layout.lengths:
-            answers.append(MaskPrediction(tuple(gaps[start : start + count])))
-            start += count
-        return answers
+        counts = batch.where(batch.targets[MASKED] != NOT_MASKED).layout.lengths
+        return [MaskPrediction(tuple(islice(gaps, count))) for count in counts]
 
     @override
     def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:
@@ -494,9 +489,7 @@ def _required(tokenizer: Tokenizer, name: str) -> int:
 class MaskLmMetrics:
     """Streaming figures over all masked tokens that are known, and over all pairs.
 
-    Args:
-        perplexity: the name of exp of the mean loss.
-        pairs: `nsp` or `sop`, or `none`.
+    `perplexity` is the name of exp of the mean loss, `pairs` is `nsp`, `sop` or `none`.
     """
 
     def __init__(self, perplexity: str = "perplexity", pairs: str = "none") -> None:
