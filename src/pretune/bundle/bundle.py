@@ -43,14 +43,23 @@ ADAPTER = "adapter"
 
 @dataclass
 class Bundle:
-    """A model that can be used: with its tokenizer, and with its task if it has one."""
+    """A model that can be used: with its tokenizer, and with its task if it has one.
 
-    model: nn.Module  # the backbone, or the backbone with the task's head
+    Attributes:
+        model: the backbone, or the backbone with the task's head.
+        tokenizer: of the model.
+        family: of the model.
+        task: what the model was trained for; None for a bare backbone.
+        columns: the data's names of the task's columns.
+        report: which weights were loaded and which are new.
+    """
+
+    model: nn.Module
     tokenizer: Tokenizer
     family: Family
-    task: AnyTask | None  # what the model was trained for; None for a bare backbone
-    columns: dict[str, str] = field(default_factory=dict)  # the data's names of the task's columns
-    report: LoadReport | None = None  # which weights were loaded and which are new
+    task: AnyTask | None
+    columns: dict[str, str] = field(default_factory=dict)
+    report: LoadReport | None = None
 
     @property
     def backbone(self) -> Backbone:

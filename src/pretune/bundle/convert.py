@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,14 @@ from pretune.models.family import Family
 from pretune.tasks.base import published_architecture
 from pretune.tokenizers.load import load_tokenizer
 
-#: Entries of `config.json` that say what a head's outputs mean, which are kept.
-OUTPUT_ENTRIES = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
-
 
 def convert(
     source: str | Path, target: Path, *, dtype: str = "float32", allow_pickle: bool = False
 ) -> LoadReport:
-    """Read a checkpoint with its head, and write it as safetensors.
+    """Read a checkpoint with its head, and write it as safetensors into a new folder.
 
-    A model trained by pretune keeps its task; the copy gives the same answers, up to `dtype`.
-
-    Args:
-        source: what `pretune.load` takes.
-        target: a folder that does not exist yet.
-        dtype: the type to write, as for `pretune.load`.
-        allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
+    A model trained by pretune keeps its task; the copy gives the same answers, up to `dtype`. All
+    but `target` is as for `pretune.load`.
 
     Raises:
         CheckpointError: nothing there, damaged, of an unknown kind, or without the weights of its
@@ -60,16 +53,11 @@ def convert(
     family, head = head_of(config, folder)
     sizes = family.backbone.config_class.from_dict(config)
     # What its outputs mean is kept; a file may give their number alone.
-    kept = {name: config[name] for name in OUTPUT_ENTRIES if config.get(name) is not None}
+    meaning = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
+    kept = {name: config[name] for name in meaning if config.get(name) is not None}
     labels = len(kept.get("id2label", ())) or config.get("num_labels") or 2
-    model, report = load_into(
-        lambda: family.build(sizes, head, labels),
-        weights,
-        folder,
-        family,
-        head,
-        dtype=weights_dtype,
-    )
+    build = partial(family.build, sizes, head, labels)
+    model, report = load_into(build, weights, folder, family, head, dtype=weights_dtype)
     refuse_headless(folder, family, head, head_parameters(family, head) & set(report.missing))
     # Nothing is written before everything has been read.
     tokenizer = load_tokenizer(folder)

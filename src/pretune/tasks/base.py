@@ -156,11 +156,18 @@ class Preprocessor(ABC):
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped | Repaired]:
-        """Tokenize some records, in their order; a long text may become several features.
+        """Tokenize some records; a long text may become several features.
 
-        With targets, for training, a record that is wrong but harmless may be `Skipped`; without,
-        for prediction, each gives at least one feature. A `Repaired` reports a correction, in
-        addition to the features of its record.
+        Args:
+            records: the data set.
+            rows: which of its records.
+            tokenizer: of the model.
+            with_targets: True for training, where a record that is wrong but harmless may be
+                `Skipped`; False for prediction, where each record gives at least one feature.
+
+        Yields:
+            features in the order of the records. A `Repaired` reports a correction, in addition to
+            the features of its record.
 
         Raises:
             DataError: a record cannot be used; names its file, line and column.
@@ -223,9 +230,12 @@ class Answers(ABC, Generic[P]):
         """
 
     def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> P:
-        """Make the answer for a record from the items that `predict` gave for its sequences.
+        """Make the answer for a record from the parts of its sequences.
 
-        They are in the order of the features, and may come from different batches and processes.
+        Args:
+            parts: the items of `predict` for the record's sequences, in the order of the features.
+                They may come from different batches and processes.
+            record: the record.
         """
         answer: P
         (answer,) = parts
@@ -251,10 +261,12 @@ class Scorer(ABC, Generic[P]):
 
     @abstractmethod
     def metrics(self, features: Features | None = None) -> Metrics:
-        """Begin an evaluation; without features where only the names of the figures are wanted.
+        """Begin an evaluation.
 
-        For figures about whole records the features' `records` is the record of each sequence, and
-        their `rows` holds the records.
+        Args:
+            features: the features to evaluate, for figures about whole records: their `records` is
+                the record of each sequence, their `rows` holds the records. None where only the
+                names of the figures are wanted.
         """
 
     @abstractmethod
@@ -262,9 +274,13 @@ class Scorer(ABC, Generic[P]):
         """Compute the loss of each feature; None where only the whole batch's is known."""
 
     def grader(self, records: Records) -> Callable[[P, int], Grade]:
-        """Return a function that compares an answer with the truth in the record of a number.
+        """Return a function that compares answers with the truth.
 
-        By default its grades say nothing.
+        Args:
+            records: with their targets.
+
+        Returns:
+            a function of an answer and its record's number; by default its grades say nothing.
         """
         return lambda answer, row: Grade()
 
@@ -313,9 +329,13 @@ class Described(ABC):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """Return the task that a published checkpoint was trained for, by its `config.json`.
+        """Return the task that a published checkpoint was trained for.
 
-        None where the checkpoint has another task, or the format cannot tell.
+        Args:
+            config: the contents of `config.json`.
+
+        Returns:
+            the task; None where the checkpoint has another one, or the format cannot tell.
 
         Raises:
             CheckpointError: entries that make no sense.
@@ -391,9 +411,12 @@ class AdaptsRecords(ABC):
 
     @abstractmethod
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
-        """Convert records, as read from their file, to the format that the task reads.
+        """Convert records to the format that the task reads.
 
-        `columns` has the data's name for each of the task's columns, from the recipe.
+        Args:
+            records: the records as read from their file.
+            columns: the data's name for each of the task's columns, from the recipe.
+            with_targets: whether the answers are needed.
 
         Raises:
             DataError: a record has none of the formats; names its file and line.
@@ -412,9 +435,13 @@ class ReadsCorpus(ABC):
         evaluation: bool,
         progress: Callable[[int], None] | None,
     ) -> Features:
-        """Make features on demand from tokens that stay on disk, made by the same tokenizer.
+        """Make features on demand from tokens that stay on disk.
 
-        `progress` is called with the number of documents done.
+        Args:
+            documents: tokenized by the same tokenizer.
+            tokenizer: of the model.
+            evaluation: whether the features are for evaluation rather than training.
+            progress: called with the number of documents done.
 
         Raises:
             DataError: the documents give no features, or not with these options.
@@ -445,8 +472,12 @@ class DrawsAnew(ABC):
         """Return the batch as the model reads it in this epoch.
 
         A function of its arguments alone (`batch.index` has the numbers of the features): a resumed
-        run, and one in several processes, draw the same. Epochs count from 0; epoch -1 is
-        evaluation, where the draw is always the same.
+        run, and one in several processes, draw the same.
+
+        Args:
+            batch: made of features.
+            seed: of the run.
+            epoch: from 0; -1 for evaluation, where the draw is always the same.
         """
 
 
@@ -463,9 +494,15 @@ class CarriesState(ABC):
 
     @abstractmethod
     def carry(self, model: nn.Module, batch: PackedBatch, state: Any) -> tuple[Any, Any]:
-        """Run the model as `forward` does, on features that each continue another one.
+        """Run the model as `forward` does, from one state to the next.
 
-        Takes the model's state before the batch; returns the outputs and the state after it.
+        Args:
+            model: the model.
+            batch: features that each continue another one.
+            state: the model's state before the batch.
+
+        Returns:
+            the outputs, and the state after the batch.
         """
 
 
@@ -478,10 +515,15 @@ class WritesAnswers(ABC):
 
     @abstractmethod
     def write(self, model: nn.Module, outputs: Any, batch: PackedBatch) -> Any:
-        """Return the outputs with the answers that a batch asks for, for `predict` and metrics.
+        """Write the answers that a batch asks for.
 
-        Takes a model in evaluation mode and what `forward` returned for the batch; without targets
-        every sequence of the batch asks for an answer.
+        Args:
+            model: in evaluation mode.
+            outputs: what `forward` returned for the batch.
+            batch: the batch; without targets every sequence asks for an answer.
+
+        Returns:
+            the outputs with the answers, for `predict` and the metrics.
         """
 
 
@@ -490,9 +532,11 @@ class Calibrated(ABC):
 
     @abstractmethod
     def calibrate(self, metrics: Any) -> None:
-        """Choose by the task's own metrics after all validation data.
+        """Choose by an evaluation on the validation data.
 
-        The figures that these metrics compute from here on follow the choice.
+        Args:
+            metrics: of this task, after all validation data; the figures that it computes from here
+                on follow the choice.
         """
 
     @abstractmethod

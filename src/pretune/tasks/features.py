@@ -61,17 +61,10 @@ def read_for(
 ) -> Records:
     """Read a file, a folder or a Hub dataset for a task, under the task's column names.
 
-    Blank lines separate the documents of a `.txt` file, except for a task that reads one running
-    text, such as a novel: there the whole file is one record.
-
-    Args:
-        task: that will use the records.
-        source: a file, a folder or a Hub dataset.
-        columns: the task's column names -> the data's.
-        encoding: of text files.
-        quoting: of CSV and TSV files.
-        max_chars: longer texts are refused as mistakes; None: `longest_text(task)`.
-        with_targets: whether answers are needed.
+    `columns` maps these to the data's. Texts of more than `max_chars` characters (by default
+    `longest_text(task)`) are refused as mistakes. Blank lines separate the documents of a `.txt`
+    file, except for a task that reads one running text, such as a novel: there the whole file is
+    one record.
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
@@ -115,19 +108,10 @@ def featurize(
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
 ) -> Features:
-    """Make the features of a data set, in parallel.
+    """Make the features of records, which they have as `rows`, or of a prepared corpus, on demand.
 
-    Args:
-        task: decides what a feature is.
-        records: the data set, or a prepared corpus, whose features are made on demand.
-        tokenizer: of the model.
-        with_targets: False for prediction, where records have no labels.
-        evaluation: whether the features are for evaluation rather than training.
-        progress: called with the number of records done.
-        cache: where features of an earlier run may be, and where new ones are kept.
-
-    Returns:
-        the features; made of records, they have these as `rows`.
+    Targets are left out for prediction, where records have no labels. `progress` is called with the
+    number of records done; `cache` may have the features of an earlier run, and keeps new ones.
 
     Raises:
         DataError: a record cannot be used (names its file, line and column); a corpus was made with
