@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.render.escaping import fenced, for_markdown, one_line
+from pretune.render.escaping import fenced, for_html, for_markdown, for_terminal, one_line
 from pretune.render.grid import Grid
 
 
@@ -48,6 +49,36 @@ def test_every_row_of_a_table_has_as_many_cells(cells: list[str]) -> None:
 )
 def test_examples(text: str, shown: str) -> None:
     assert for_markdown(text) == shown
+
+
+class _Reader(HTMLParser):
+    """What a browser makes of a page: its tags with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, list[tuple[str, str | None]]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@given(st.text(max_size=40) | st.text(alphabet="<>&\"'/= a;\x1b", max_size=40))
+def test_a_page_shows_the_text_itself_wherever_it_stands(text: str) -> None:
+    shown = for_html(text)
+    page = _Reader(f"<p title=\"{shown}\" lang='{shown}'>{shown}</p>")
+    assert page.tags == [("p", [("title", for_terminal(text)), ("lang", for_terminal(text))])]
+    assert page.text == for_terminal(text)
+
+
+def test_a_terminal_gets_no_control_characters() -> None:
+    assert for_terminal("a\x1b[2Jb\x07\r\x9b\ud800") == "a\ufffd[2Jb\ufffd\ufffd\ufffd\ufffd"
+    assert for_terminal("a\n\tb 好 👩‍💻") == "a\n\tb 好 👩‍💻"
 
 
 @given(st.text(alphabet="`\na", max_size=30))

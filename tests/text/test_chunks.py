@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
@@ -32,6 +34,17 @@ def test_pieces_give_the_tokens_of_the_whole(tiny_vocab_folder: Path, text: str)
 
 def test_long_texts_are_cut() -> None:
     assert len(list(split_text("a film\nto see\ntwice\nor so\n", 5))) > 2
+
+
+@pytest.mark.parametrize("length", range(1, 8))
+def test_no_word_of_gpt2s_pre_tokenizer_is_cut(length: int) -> None:
+    """All texts of a letter, a space and a line end: a word takes the space before it along."""
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for characters in itertools.product("a \n", repeat=length):
+        text = "".join(characters)
+        cut = list(split_text(text, 1))
+        found = [word for piece in cut for word, _ in splitter.pre_tokenize_str(piece)]
+        assert found == [word for word, _ in splitter.pre_tokenize_str(text)]
 
 
 @given(st.text(alphabet="ab \n\t.", max_size=200), st.integers(1, 20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -67,6 +68,18 @@ class TestTruncation:
         encoded = tiny.encode([" ".join(first)], [" ".join(second)], max_length=max_length)[0]
         a, b = cut_slowly(first, second, max_length - 3)
         assert tiny.tokens(encoded.ids) == ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
+
+    def test_pairs_of_all_lengths_are_cut_longest_first(self, tiny):
+        lengths = list(itertools.product(range(8), range(8)))
+        texts = [
+            [["a", "b", "c", "d", "e", "f", "g"][:count] for count in pair] for pair in lengths
+        ]
+        firsts, seconds = ([" ".join(pair[i]) for pair in texts] for i in (0, 1))
+        for max_length in range(3, 16):
+            found = tiny.encode(firsts, seconds, max_length=max_length)
+            for (first, second), encoded in zip(texts, found, strict=True):
+                a, b = cut_slowly(first, second, max_length - 3)
+                assert tiny.tokens(encoded.ids) == ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
 
     @given(first=WORDS, second=WORDS, max_length=st.integers(3, 28))
     def test_pair_is_cut_as_by_transformers(self, tiny, theirs, first, second, max_length):

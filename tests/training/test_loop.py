@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -428,6 +430,28 @@ def test_the_log_has_means_and_rates(make_trainer: Callable[..., Trainer]) -> No
     assert figures["train/loss"] == pytest.approx(float(loss), abs=1e-5)
     assert figures["train/learning_rate"] == pytest.approx(1e-12 * 4 / 5)
     assert epoch == pytest.approx(2 / 6)
+
+
+def test_tokens_per_second_by_a_clock_that_is_known(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every update takes a quarter of a second; the tokens are those of its examples."""
+    recorder, ticks = Recorder(), itertools.count(step=0.25)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    trainer = make_trainer(
+        validation=False,
+        max_steps=5,
+        log_every=3,
+        more={"reporter": Reporter((recorder,), quiet=True)},
+    )
+    trainer.fit()
+    tokens = [int(trainer.train.lengths[rows].sum()) for rows in epoch_rows(trainer, 0)]
+    assert [figures["train/tokens_per_second"] for _, _, figures in recorder.entries] == [
+        sum(tokens[:3]) / 0.75,
+        sum(tokens[3:5]) / 0.5,
+    ]
+    assert len(set(tokens[:5])) > 1
+    assert trainer.history.tokens == sum(tokens[:5])
 
 
 def test_bf16_on_the_cpu_learns_too(make_trainer: Callable[..., Trainer]) -> None:
