@@ -71,9 +71,7 @@ class TestTruncation:
 
     def test_pairs_of_all_lengths_are_cut_longest_first(self, tiny):
         lengths = list(itertools.product(range(8), range(8)))
-        texts = [
-            [["a", "b", "c", "d", "e", "f", "g"][:count] for count in pair] for pair in lengths
-        ]
+        texts = [[list("abcdefg")[:count] for count in pair] for pair in lengths]
         firsts, seconds = ([" ".join(pair[i]) for pair in texts] for i in (0, 1))
         for max_length in range(3, 16):
             found = tiny.encode(firsts, seconds, max_length=max_length)
