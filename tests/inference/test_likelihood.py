@@ -112,6 +112,15 @@ def test_what_is_most_probable_is_known_to_be(bpe: Checkpoint) -> None:
     best, wrong = tuple(ids[2:]), (*ids[2:7], (ids[7] + 1) % 300)
     found = scorer(bpe).score([Pair((5, 6), best), Pair((5, 6), wrong), Pair((5, 6), best[:1])])
     assert [one.greedy for one in found] == [True, False, True]
+    # After a first token that is not the best, the best ones are no greedy text either.
+    other = (best[0] + 1) % 300
+    (ids,) = bpe.theirs.generate(
+        torch.tensor([[5, 6, other]]), do_sample=False, max_new_tokens=3, eos_token_id=None
+    ).tolist()
+    first, rest = scorer(bpe).score(
+        [Pair((5, 6), tuple(ids[2:])), Pair((5, 6, other), tuple(ids[3:]))]
+    )
+    assert (first.greedy, rest.greedy) == (False, True)
 
 
 def test_reading_the_common_beginning_once_changes_nothing(bpe: Checkpoint, model: Any) -> None:

@@ -164,6 +164,14 @@ class TestOverrides:
         assert recipe.changed(["seed=3"]).seed == 3
         assert recipe.seed == 0
 
+    def test_do_not_change_the_values_they_are_given(self, small: Path) -> None:
+        """A section that is given as a whole stays the caller's own, whatever is set in it."""
+        columns = {"text": "body"}
+        overrides = {"data.columns": columns, "data.columns.label": "kind"}
+        recipe = Recipe.load(small, overrides)
+        assert recipe.data.columns == {"text": "body", "label": "kind"}
+        assert columns == {"text": "body"}
+
     @pytest.mark.parametrize("text", ["epochs", "=3", ""])
     def test_without_a_key_and_a_value_are_errors(self, small: Path, text: str) -> None:
         with pytest.raises(RecipeError, match="not an override"):
