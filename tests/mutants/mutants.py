@@ -260,7 +260,7 @@ MUTANTS = (
     ),
     Mutant(
         "answer-may-reach-past-its-passage",
-        "tasks/question_answering/spans.py",
+        "tasks/question_answering/windows.py",
         "(tokens[:, None] + further < stop[which][:, None])",
         "(tokens[:, None] + further <= stop[which][:, None])",
         ("tasks/question_answering/test_answer_spans.py",),
@@ -274,10 +274,10 @@ MUTANTS = (
     ),
     Mutant(
         "bleu-smoothing-does-not-halve-again",
-        "tasks/translation/scoring.py",
+        "tasks/translation/translate.py",
         "halvings = np.cumsum((right == 0) & (total > 0), -1)",
         "halvings = (right == 0) & (total > 0)",
-        ("tasks/translation/test_translate_scoring.py",),
+        ("tasks/translation/test_translate_metrics.py",),
     ),
     # bundle
     Mutant(
