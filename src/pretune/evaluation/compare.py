@@ -37,37 +37,23 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """The metric of a model minus the metric of the first model.
+    """The metric of a model minus the metric of the first model."""
 
-    Attributes:
-        p: probability of a difference at least as large by chance alone; with more than two
-            models adjusted by Holm's method over all models, for each metric.
-    """
-
+    # Probability of a difference as large by chance, adjusted by Holm's method for each metric.
     p: float
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison of models on the same data.
-
-    Attributes:
-        names: names of the models; the others are compared with the first.
-        examined: the examples with the answers of each model.
-        level: confidence level of the intervals, e.g. 0.95.
-        resamples: number of resamples that the intervals are from.
-        figures: the metrics of each model, by name.
-        differences: the differences of each model but the first, by name of the metric.
-        left_out: metrics that cannot be compared.
-    """
+    """A comparison of models, all but the first with the first, on the same data."""
 
     names: tuple[str, ...]
-    examined: tuple[Examined, ...]
-    level: float
+    examined: tuple[Examined, ...]  # the examples with the answers of each model
+    level: float  # confidence level of the intervals, e.g. 0.95
     resamples: int
-    figures: tuple[Mapping[str, Interval], ...]
-    differences: tuple[Mapping[str, Difference], ...]
-    left_out: tuple[str, ...] = ()
+    figures: tuple[Mapping[str, Interval], ...]  # of each model, by metric
+    differences: tuple[Mapping[str, Difference], ...]  # of each model but the first
+    left_out: tuple[str, ...] = ()  # metrics that cannot be compared
 
     @cached_property
     def same_terms(self) -> bool:
@@ -225,11 +211,9 @@ def compare(
 
 
 def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
-    """Check that models can be compared.
+    """Check that models can be compared: at least two, of one task, with equal labels and options.
 
-    Raises:
-        RunError: there is only one model, or they differ in their task, their labels, or the
-            options that decide how metrics are computed.
+    Raises a RunError if not. Only options that decide how metrics are computed matter.
     """
     if len(tasks) < 2:
         raise RunError("one model alone cannot be compared", "Name two or more.")

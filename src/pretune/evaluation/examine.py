@@ -109,16 +109,8 @@ def examine(
 ) -> Examined:
     """Run a model over labelled records and keep the result of each.
 
-    Args:
-        bundle: a model with a task.
-        records: the data, with their targets.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `float32` or `bf16`.
-        batch_tokens: tokens at a time; changes memory and speed only.
-        progress: called with the number of sequences done and their total number.
-
-    Raises:
-        PretuneError: the model has no task, or a record cannot be used.
+    `progress` is called with the number of sequences done and their total number. A model without
+    a task, or a record that cannot be used, raises a PretuneError.
     """
     task, target = task_of(bundle), choose_device(device)
     features = record_features(task, records, bundle.tokenizer, evaluation=True)

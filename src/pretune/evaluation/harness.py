@@ -103,10 +103,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
     ) -> list[tuple[float, bool]]:
         """Return for each request `(context, continuation)` the log-likelihood, and whether greedy.
 
-        A context that is too long for the model loses its beginning, with a warning.
-
-        Raises:
-            PretuneError: a continuation is longer than the model's context.
+        A context that is too long for the model loses its beginning, with a warning; a continuation
+        that is too long raises a PretuneError.
         """
         pairs = [self.scorer.pair(*request.args) for request in requests]
         limit = self.scorer.model.context_length
@@ -132,11 +130,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return the continuation of each request `(context, options)`, up to a stop text.
-
-        Raises:
-            PretuneError: an option is unknown here or makes no sense.
-        """
+        """Return the continuation of each request `(context, options)`, up to a stop text."""
         # Requests with the same options are generated together.
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -178,8 +172,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # LM is Any where the harness is 
 def decoding_of(options: Mapping[str, Any]) -> Decoding:
     """Read a task's `generation_kwargs`; without `do_sample` and a temperature, greedy.
 
-    Raises:
-        PretuneError: an option is unknown here or makes no sense.
+    Raises a PretuneError for an option that is unknown here or makes no sense.
     """
     given = {_NAMES.get(name, name): value for name, value in options.items()}
     sample = given.pop("do_sample", None)

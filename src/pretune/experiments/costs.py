@@ -144,8 +144,7 @@ class Memory:
 class LiveBytes(TorchDispatchMode):
     """Adds up, while entered, the bytes of the tensors that operations make and that still exist.
 
-    Args:
-        known: tensors that exist already, which are not counted.
+    The tensors in `known`, which exist already, are not counted.
     """
 
     def __init__(self, known: Iterator[Tensor]) -> None:

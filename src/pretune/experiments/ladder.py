@@ -95,11 +95,7 @@ RUNGS = {
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """What to climb.
-
-    Raises:
-        RunError: an unknown level or rung, or not exactly one budget.
-    """
+    """What to climb; raises RunError for an unknown level or rung, or not exactly one budget."""
 
     corpus: str  # the text, as `data.train` of a recipe
     output: Path
@@ -177,11 +173,7 @@ class RungNote:
     result: RungResult | None = None  # its result; None before it is finished
 
     def write(self, path: Path) -> None:
-        """Write the note.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Write the note; raises RunError if that fails."""
         try:
             make_folder(path.parent)
             atomic_text(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
@@ -201,11 +193,6 @@ class RungNote:
 
 class Climb:
     """Trains the rungs of a ladder one after the other, keeping what is finished.
-
-    Args:
-        options: what to climb.
-        quiet: show no progress of the trainings.
-        say: receives a line of text for each step.
 
     Raises:
         PretuneError: the text cannot be read or is too short, or the folder holds something else.

@@ -125,14 +125,9 @@ class _Start:
 
 
 def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
-    """Work out what training a recipe takes. Nothing is written, and no output folder is needed.
+    """Work out what training a recipe takes; `measure` times a few updates.
 
-    Args:
-        recipe: what would be trained.
-        measure: time a few updates.
-
-    Raises:
-        PretuneError: bad data or model, as in training.
+    Nothing is written. Bad data or a bad model raise a PretuneError, as in training.
     """
     start = time.perf_counter()
     run = _prepare(recipe)
@@ -185,11 +180,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
 
 
 def measure_speed(recipe: Recipe) -> Speed:
-    """Time a few updates of a recipe; evaluation is not timed and FLOPs are not counted.
-
-    Raises:
-        PretuneError: bad data or model, as in training.
-    """
+    """Time a few updates of a recipe; evaluation is not timed and FLOPs are not counted."""
     run = _prepare(recipe)
     run.validation = None
     return _measure(run, 0, len(_first_epoch(run.trainer())))

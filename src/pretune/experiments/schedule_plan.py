@@ -42,8 +42,7 @@ class SchedulePlan:
     def of(cls, recipe: Recipe) -> SchedulePlan:
         """Plan the schedule of a recipe: over `max_steps` updates, or as many as its data makes.
 
-        Raises:
-            RunError: the data or the tokenizer cannot be read, or there is nothing to train on.
+        Data or a tokenizer that cannot be read, or nothing to train on, raise a RunError.
         """
         options = recipe.train
         if options.max_steps is not None:

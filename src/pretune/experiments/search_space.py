@@ -48,14 +48,10 @@ class Space:
 
 
 def parse_space(given: str) -> Space:
-    """Read `KEY=RANGE`.
+    """Read `KEY=RANGE`; raises a RecipeError for another form or an empty range.
 
-    Args:
-        given: text with a RANGE such as `log:1e-5..1e-3`, `0..0.2`, `1..5` or `8,16,32`. A range
-            has whole numbers only if both ends are written without a point or an exponent.
-
-    Raises:
-        RecipeError: the text has another form, or the range is empty.
+    A RANGE is written `log:1e-5..1e-3`, `0..0.2`, `1..5` or `8,16,32`. It has whole numbers only
+    if both ends are written without a point or an exponent.
     """
     key, equals, text = (part.strip() for part in given.partition("="))
     if not equals or not key or not text:
@@ -110,8 +106,7 @@ def _listed(key: str, text: str) -> Space:
 def check_spaces(recipe: Recipe, spaces: list[Space]) -> None:
     """Check that a recipe knows every key and takes every end and every listed value.
 
-    Raises:
-        RecipeError: it does not; for a wrong key, the hint names the nearest known one.
+    Raises a RecipeError if not; for a wrong key, its hint names the nearest known one.
     """
     if not spaces:
         raise RecipeError(

@@ -75,12 +75,7 @@ class SweepResult:
 
 
 class SweepStopped(Exception):  # noqa: N818 - not an error
-    """Raised when a signal stops the sweep; finished trials are kept.
-
-    Attributes:
-        result: the result so far.
-        signal: number of the signal.
-    """
+    """Raised when a signal stops the sweep; finished trials are kept, in `result`."""
 
     def __init__(self, result: SweepResult, signal: int) -> None:
         super().__init__(f"stopped after {result.done} trials")

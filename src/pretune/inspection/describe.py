@@ -6,6 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from pretune.corpus.dedupe import Duplicates, digest, signature
@@ -257,16 +258,13 @@ def _note(
             facts.tokens.setdefault(group, Lengths()).counts[tokens] += 1
     beginning = text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
     example = TextExample(words, place(records, row), beginning)
-    facts.longest = heapq.nlargest(EXAMPLES, [*facts.longest, example], key=_words_of)
-    facts.shortest = heapq.nsmallest(EXAMPLES, [*facts.shortest, example], key=_words_of)
+    by_words = attrgetter("words")
+    facts.longest = heapq.nlargest(EXAMPLES, [*facts.longest, example], key=by_words)
+    facts.shortest = heapq.nsmallest(EXAMPLES, [*facts.shortest, example], key=by_words)
     # Remember the text by its digest, with the labels it occurs with.
     _, counts = seen.setdefault(text_key(text), (row, {}))
     name = " ".join(labels)
     counts[name] = counts.get(name, 0) + 1
-
-
-def _words_of(example: TextExample) -> int:
-    return example.words
 
 
 def place(records: Records, row: int) -> str:

@@ -19,26 +19,19 @@ _WORD = re.compile(f"[{_HAN}]|[^\\W{_HAN}]+(?:['’][^\\W{_HAN}]+)*")
 #: Unknown pieces of text that are counted one by one, so that memory is bounded.
 _MAX_UNKNOWN = 10_000
 
-#: Blocks of the Unicode standard: first and last character, and the script.
-_BLOCKS = (
-    (0x0041, 0x024F, "Latin"),
-    (0x1E00, 0x1EFF, "Latin"),
-    (0xFF21, 0xFF5A, "Latin"),
-    (0x0370, 0x03FF, "Greek"),
-    (0x0400, 0x052F, "Cyrillic"),
-    (0x0590, 0x05FF, "Hebrew"),
-    (0x0600, 0x077F, "Arabic"),
-    (0x0900, 0x097F, "Devanagari"),
-    (0x0E00, 0x0E7F, "Thai"),
-    (0x3040, 0x30FF, "Kana"),
-    (0x31F0, 0x31FF, "Kana"),
-    (0x3400, 0x4DBF, "CJK"),
-    (0x4E00, 0x9FFF, "CJK"),
-    (0xF900, 0xFAFF, "CJK"),
-    (0x20000, 0x3FFFF, "CJK"),
-    (0x1100, 0x11FF, "Hangul"),
-    (0xAC00, 0xD7AF, "Hangul"),
-)
+#: First and last characters of the blocks of each script in the Unicode standard.
+_BLOCKS = {
+    "Latin": ((0x0041, 0x024F), (0x1E00, 0x1EFF), (0xFF21, 0xFF5A)),
+    "Greek": ((0x0370, 0x03FF),),
+    "Cyrillic": ((0x0400, 0x052F),),
+    "Hebrew": ((0x0590, 0x05FF),),
+    "Arabic": ((0x0600, 0x077F),),
+    "Devanagari": ((0x0900, 0x097F),),
+    "Thai": ((0x0E00, 0x0E7F),),
+    "Kana": ((0x3040, 0x30FF), (0x31F0, 0x31FF)),
+    "CJK": ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)),
+    "Hangul": ((0x1100, 0x11FF), (0xAC00, 0xD7AF)),
+}
 
 
 def count_words(text: str) -> int:
@@ -57,7 +50,8 @@ def script_shares(characters: Mapping[str, int]) -> dict[str, float]:
 
 
 def _script(code: int) -> str:
-    return next((name for first, last, name in _BLOCKS if first <= code <= last), "other")
+    blocks = ((name, first, last) for name, own in _BLOCKS.items() for first, last in own)
+    return next((name for name, first, last in blocks if first <= code <= last), "other")
 
 
 @dataclass

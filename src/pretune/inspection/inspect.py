@@ -93,11 +93,8 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
     Args:
         outline: the model without weights, from `pretune.bundle.bundle.outline`.
         batch: sequences at a time, for the memory.
-        length: tokens of a sequence; default 128, or the positions if fewer.
-
-    Raises:
-        RunError: the model has fewer positions than `length`.
-        CheckpointError: the tokenizer is damaged.
+        length: tokens of a sequence; default 128, or the positions if fewer. A RunError is raised
+            if the model has fewer positions than this.
     """
     model = outline.model
     config = backbone_of(model).config
@@ -168,11 +165,7 @@ def _folded(name: str, parts: list[ModuleTree]) -> Iterable[ModuleTree]:
 
 
 def folder_tokenizer(outline: Outline) -> Tokenizer | None:
-    """Load the tokenizer in a model's folder; None if there is none.
-
-    Raises:
-        CheckpointError: the tokenizer is damaged.
-    """
+    """Load the tokenizer in a model's folder, if any; raises CheckpointError if it is damaged."""
     folder = outline.folder
     if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -180,11 +173,7 @@ def folder_tokenizer(outline: Outline) -> Tokenizer | None:
 
 
 def needed_tokenizer(outline: Outline) -> Tokenizer:
-    """Load the tokenizer in a model's folder.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
+    """Load the tokenizer in a model's folder; raises CheckpointError if none, or if damaged."""
     tokenizer = folder_tokenizer(outline)
     if tokenizer is None:
         raise CheckpointError(
@@ -249,11 +238,7 @@ def attention_of(bundle: Bundle, text: str) -> tuple[list[str], Tensor]:
 
 
 def chosen(what: str, number: int | None, count: int) -> list[int]:
-    """Return the layers (or heads: `what`) to draw, all `count` of them if `number` is None.
-
-    Raises:
-        RunError: the model has no layer or head of this number.
-    """
+    """Return the layers (or heads: `what`) to draw, all `count` of them if `number` is None."""
     if number is None:
         return list(range(count))
     if not 0 <= number < count:

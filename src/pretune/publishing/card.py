@@ -44,20 +44,12 @@ PIPELINES = {
 }
 
 #: Names of metrics on the Hub, by our names.
-_METRICS = {
-    "accuracy": "accuracy",
-    "f1": "f1",
+_SAME = ("accuracy", "f1", "mse", "mae", "precision", "recall", "exact_match", "perplexity", "chrf")
+_METRICS = {name: name for name in _SAME} | {
     "mcc": "matthews_correlation",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
-    "mse": "mse",
-    "mae": "mae",
-    "precision": "precision",
-    "recall": "recall",
-    "exact_match": "exact_match",
-    "perplexity": "perplexity",
     "bleu": "sacrebleu",
-    "chrf": "chrf",
 }
 
 

@@ -42,14 +42,8 @@ _WORDS = ("task.labels", "data.columns", "model.new_tokens")
 #: Keys of a recipe whose values name data.
 _DATA = {"data.train", "data.validation"}
 #: Formats of local files, as `datasets` calls them.
-_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-}
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_FORMATS |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
 
 
 @dataclass(frozen=True)
@@ -166,8 +160,7 @@ def _fill(place: Path, bundle: Bundle, facts: CardFacts) -> None:
 def find_trained(run: str | Path) -> Trained:
     """Find the run or the checkpoint in a folder.
 
-    Raises:
-        RunError: there is none, or it is not finished; the hint says what to push instead.
+    Raises a RunError if there is none or it is not finished; its hint says what to push instead.
     """
     path = Path(os.path.expanduser(run))
     if not os.path.isdir(path):

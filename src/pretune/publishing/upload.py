@@ -61,11 +61,7 @@ class Published:
 
 
 def check_name(repo: str) -> None:
-    """Check that the Hub accepts a name.
-
-    Raises:
-        HubError: it does not; the message says why.
-    """
+    """Check that the Hub accepts a name; a HubError says why not."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -79,11 +75,7 @@ def check_name(repo: str) -> None:
 
 
 def hub_token() -> str:
-    """Return the token to write with.
-
-    Raises:
-        HubError: nobody is logged in; the hint says how to log in.
-    """
+    """Return the token to write with; if nobody is logged in, a HubError says how to."""
     from huggingface_hub import get_token
 
     try:

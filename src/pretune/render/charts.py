@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pretune.checkpoints.atomic_io import atomic_file, make_folder
 from pretune.errors import not_writable
@@ -41,8 +40,7 @@ WIDTH, LABEL_HEIGHT, BAR_HEIGHT, MARGINS = 7.0, 0.12, 0.2, 0.8
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A box of `box_chart`: the quartiles of some values, and the range that its whiskers span."""
 
     low: float
@@ -70,11 +68,7 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
-    """Write a figure as a PNG file, which appears only when it is complete.
-
-    Raises:
-        RunError: the file cannot be written; it names the command-line `option` with the path.
-    """
+    """Write a figure as a whole PNG file or none; raises RunError if that fails."""
     try:
         with atomic_file(path) as aside:
             figure.savefig(aside, format="png")
@@ -83,11 +77,7 @@ def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
 
 
 def write_pngs(figures: Mapping[str, Figure], folder: Path, option: str = "--png") -> list[Path]:
-    """Write each figure as `NAME.png` into a folder, which is made if need be.
-
-    Raises:
-        RunError: one cannot be written.
-    """
+    """Write each figure as `NAME.png` into a new or old folder; raises RunError if that fails."""
     try:
         make_folder(folder)
     except OSError as error:
@@ -184,16 +174,8 @@ def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: 
 
     def draw(axes: Axes, place: _Place, boxes: Sequence[Box]) -> None:
         # The statistics that matplotlib would compute itself from raw values.
-        stats = [
-            {
-                "whislo": box.low,
-                "q1": box.first_quartile,
-                "med": box.median,
-                "q3": box.third_quartile,
-                "whishi": box.high,
-            }
-            for box in boxes
-        ]
+        names = ("whislo", "q1", "med", "q3", "whishi")
+        stats = [dict(zip(names, box, strict=True)) for box in boxes]
         axes.bxp(
             stats,
             positions=place.middles,
@@ -209,8 +191,7 @@ def box_chart(labels: Sequence[str], series: Mapping[str, Sequence[Box]], axis: 
     return _chart(labels, series, axis, draw)
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where the bars of a series lie beside the labels, their thickness and their colour."""
 
     middles: list[float]

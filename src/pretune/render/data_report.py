@@ -48,11 +48,7 @@ def description_page(description: Description, title: str = "Data") -> str:
 
 
 def write_charts(description: Description, folder: Path) -> list[Path]:
-    """Write the charts of a description as PNG files into a folder, which is made if need be.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Write the charts of a description as PNG files; raises RunError if that fails."""
     figures = {
         f"{number}-{Path(facts.origin).stem}-{name}".replace(":", "-"): figure
         for number, facts in enumerate(description.files, start=1)
@@ -165,16 +161,12 @@ def _unknown_tokens(facts: Facts) -> Grid:
     unknown = facts.unknown
     assert unknown is not None  # noqa: S101 - for the type checker
     share = unknown.lost / max(unknown.tokens, 1)
-    rows = [
-        (one_line(piece), _code_points(piece), f"{unknown.pieces[piece]:,}", place)
-        for piece, place in facts.unknown_places.items()
-    ]
+    rows = []
+    for piece, place in facts.unknown_places.items():
+        codes = " ".join(f"U+{ord(character):04X}" for character in piece[:4])
+        rows.append((one_line(piece), codes, f"{unknown.pieces[piece]:,}", place))
     caption = f"[UNK]: {unknown.lost:,} of {unknown.tokens:,} tokens ({share:.3%})"
     return Grid(("becomes [UNK]", "code", "times", "first in"), rows, caption, numbers=(2,))
-
-
-def _code_points(piece: str) -> str:
-    return " ".join(f"U+{ord(character):04X}" for character in piece[:4])
 
 
 def _leaks(leaks: Sequence[Leak]) -> Grid:

@@ -33,19 +33,16 @@ def shortened(text: str, longest: int) -> str:
 
 def for_terminal(text: object) -> str:
     """Replace the control characters of a text, except line ends and tabs, by U+FFFD."""
-    return "".join(map(_printable, str(text)))
+    lost = {"Cc", "Cs"}
+    return "".join(
+        "\ufffd" if unicodedata.category(c) in lost and c not in "\n\t" else c for c in str(text)
+    )
 
 
 def for_html(text: object) -> str:
     """Escape a text for HTML, in element content and in quoted attributes."""
     # Control characters and unpaired surrogates cannot be written in HTML (HTML, 13.2.3.5).
     return html.escape(for_terminal(text), quote=True)
-
-
-def _printable(character: str) -> str:
-    if character in "\n\t":
-        return character
-    return "\ufffd" if unicodedata.category(character) in {"Cc", "Cs"} else character
 
 
 def for_markdown(text: object) -> str:

@@ -28,11 +28,7 @@ def ladder_csv(ladder: Ladder) -> str:
 
 
 def write_ladder(ladder: Ladder, folder: Path) -> None:
-    """Write `ladder.json`, `ladder.csv` and `ladder.png`.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Write `ladder.json`, `ladder.csv` and `ladder.png`; raises RunError if that fails."""
     text = json.dumps(ladder.to_dict(), ensure_ascii=False, indent=2) + "\n"
     for name, content in (("ladder.json", text), ("ladder.csv", ladder_csv(ladder))):
         try:

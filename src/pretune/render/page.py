@@ -34,24 +34,14 @@ class PagePart(Protocol):
 
 @dataclass(frozen=True)
 class Paragraph(PagePart):
-    """A paragraph of plain text."""
+    """Plain text; with the tag `pre`, its lines and spaces are kept."""
 
     text: str
+    tag: str = "p"
 
     @override
     def html(self) -> str:
-        return f"<p>{for_html(self.text)}</p>"
-
-
-@dataclass(frozen=True)
-class Code(PagePart):
-    """Preformatted text, whose lines and spaces are kept."""
-
-    text: str
-
-    @override
-    def html(self) -> str:
-        return f"<pre>{for_html(self.text)}</pre>"
+        return f"<{self.tag}>{for_html(self.text)}</{self.tag}>"
 
 
 @dataclass(frozen=True)

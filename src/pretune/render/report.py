@@ -31,7 +31,7 @@ from pretune.render.charts import bar_chart, write_pngs
 from pretune.render.escaping import for_html, shortened
 from pretune.render.example_table import SCRIPT, ExampleTable
 from pretune.render.grid import Grid
-from pretune.render.page import Code, Folded, PagePart, PageSection, Paragraph, Picture, page
+from pretune.render.page import Folded, PagePart, PageSection, Paragraph, Picture, page
 from pretune.render.report_charts import (
     confusion_chart,
     history_chart,
@@ -64,11 +64,7 @@ class ReportFacts:
 
 
 def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
-    """Check before the work starts that its results can be written.
-
-    Raises:
-        RunError: a path cannot be written, or exists already.
-    """
+    """Check before the work starts that its results can be written; raises RunError if not."""
     if output.is_dir():
         raise RunError(f"{output}: is a folder", "Name a file: --output report.html")
     if output.exists() and not overwrite:
@@ -82,11 +78,7 @@ def check_writable(output: Path, png: Path | None, *, overwrite: bool) -> None:
 
 
 def write_report(facts: ReportFacts, output: Path, png: Path | None = None) -> None:
-    """Write a report as an HTML file, and its pictures as PNG files into the folder `png`.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Write a report as HTML, its pictures into the folder `png`; raises RunError if that fails."""
     sections = report_sections(facts)
     text = page(f"{facts.name}: report", sections, SCRIPT)
     if png is not None:
@@ -118,7 +110,7 @@ def report_sections(facts: ReportFacts) -> list[PageSection]:
         _length_section(examined),
         PageSection("Every example", [Paragraph(losses), ExampleTable(examined)]),
         _explained_section(examined, facts.explained),
-        None if facts.recipe is None else PageSection("Recipe", [Code(facts.recipe)]),
+        None if facts.recipe is None else PageSection("Recipe", [Paragraph(facts.recipe, "pre")]),
     ]
     return [section for section in sections if section is not None]
 

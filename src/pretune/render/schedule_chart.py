@@ -85,11 +85,7 @@ def line_chart(
 
 
 def draw_schedule(plan: SchedulePlan, path: Path) -> None:
-    """Draw the learning rate, and the batch size if it changes, over the updates, as a PNG file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Draw the rate and, if it changes, the batch size; raises RunError if that fails."""
     total = plan.schedule.total
     steps = _sampled(total, min(POINTS, total)) if total > 1 else [0]
     # Corners of the curve are drawn at their exact place.

@@ -100,8 +100,7 @@ class FewShot:
     ) -> list[Guess]:
         """Answer questions, each after the same examples.
 
-        Raises:
-            DataError: a question is too long for the model even without examples.
+        Raises a DataError if a question is too long for the model even without examples.
         """
         chosen: dict[int, Guess] = {}
         groups: dict[int, list[int]] = {}

@@ -32,19 +32,9 @@ def measure(
 ) -> FewShotResult:
     """Measure how well a language model answers from examples alone.
 
-    Args:
-        bundle: a language model.
-        data: the rows to evaluate on.
-        train: where the examples are drawn from; None: from `data`, and a row that is an example in
-            one measurement is evaluated in none.
-        options: how to ask.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `float32` or `bf16`.
-        batch_tokens: tokens at a time; changes memory and speed only.
-        progress: called with the number of questions done and their total number.
-
-    Raises:
-        PretuneError: the data, the template, the answers or the model cannot be used.
+    The examples come from `train`; without, from `data`, and a row that is an example in one
+    measurement is evaluated in none. `progress` is called with the number of questions done and
+    their total number. Data, template, answers or a model that cannot be used raise a PretuneError.
     """
     options = options or FewShotOptions()
     scorer = LikelihoodScorer.of(
@@ -165,11 +155,7 @@ def _questions(records: Records, task: Classify, template: Template, label: str)
 
 
 def options_from(values: Mapping[str, Any]) -> FewShotOptions:
-    """Make `FewShotOptions` from values by name.
-
-    Raises:
-        PretuneError: an option is unknown, or a value makes no sense.
-    """
+    """Make `FewShotOptions` by name; raises PretuneError if one is unknown or makes no sense."""
     known = list(FewShotOptions.__dataclass_fields__)
     for name in values:
         if name not in known:

@@ -64,11 +64,7 @@ class Template:
 
     @classmethod
     def of_columns(cls, columns: Sequence[str], label: str) -> Self:
-        """Make the default template: each column on a line, then the answer.
-
-        Raises:
-            PretuneError: the only column is the one of the labels.
-        """
+        """Make the default template: each column on a line, then the answer."""
         shown = [column for column in columns if column != label]
         if not shown:
             raise PretuneError("the data has no column but that of the labels", "Give it a text.")
