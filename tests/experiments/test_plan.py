@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pretune.bundle.bundle import outline
 from pretune.errors import DataError
 from pretune.experiments.plan import RunPlan, plan_run
+from pretune.inspection.inspect import inspect_model
 from pretune.recipe.recipe import Recipe
 from pretune.render.experiment_views import plan_view
 from pretune.training.run import train_recipe
@@ -172,6 +174,26 @@ class TestMeasuring:
     def test_bad_data_is_an_error(self, make: Make) -> None:
         with pytest.raises(DataError):
             plan_run(make(data__train="nowhere.tsv"))
+
+
+def test_a_tagger_with_a_crf(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its head takes a choice of tokens, in the plan and in the inspection of what was trained."""
+    (tmp_path / "a.conll").write_text("the O\nfilm B-A\n\nfilm B-A\n\n" * 8, encoding="utf-8")
+    recipe = Recipe.of(
+        {
+            "task": {"name": "tag", "crf": True, "max_length": 16, "overlap": 4},
+            "model": {"from": str(tiny_folder)},
+            "data": {"train": str(tmp_path / "a.conll"), "validation": 0.25},
+            "train": {"epochs": 1, "batch_size": 4, "device": "cpu"},
+            "output": str(tmp_path / "run"),
+        }
+    )
+    plan = plan_run(recipe)
+    assert plan.updates == train_recipe(recipe, quiet=True).steps
+    assert plan.memory.activations > plan.memory.forward > 0
+    assert plan.hours is not None
+    inspected = inspect_model(outline(tmp_path / "run"), batch=2, length=8)
+    assert inspected.memory.step > 0
 
 
 def test_is_shown(make: Make) -> None:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from pretune.render.charts import bar_chart
 from pretune.render.grid import Grid
-from pretune.render.page import Code, Folded, PageSection, Paragraph, Picture, page
+from pretune.render.page import Folded, PageSection, Paragraph, Picture, page
 
 NASTY = "<script>alert('x')</script> & \"quoted\" \x00\ud83d <img src=http://a/b onerror=x>"
 
@@ -31,7 +31,7 @@ class Reader(HTMLParser):
 def everything(text: str) -> str:
     parts = [
         Paragraph(text),
-        Code(text),
+        Paragraph(text, "pre"),
         Grid([text, "n"], [[text, 3]], caption=text, numbers=[1]),
         Picture(bar_chart([text, "b"], {text: [1, 2], "c": [2, 1]}, "n"), alt=text, caption=text),
         Folded(text, Paragraph("p")),

@@ -23,7 +23,7 @@ class Reliability:
     counts: Array  # `[bins]` number of answers
     confidence: Array  # `[bins]` mean confidence; 0 in an empty bin
     accuracy: Array  # `[bins]` share of right answers; 0 in an empty bin
-    ece: float  # expected calibration error (Guo et al. 2017, equation 3).
+    ece: float  # expected calibration error (Guo et al. 2017, equation 3)
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> Reliability:

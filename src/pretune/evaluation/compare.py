@@ -48,12 +48,12 @@ class Compared:
     """A comparison of models, all but the first with the first, on the same data."""
 
     names: tuple[str, ...]
-    examined: tuple[Examined, ...]  # the examples with the answers of each model
+    examined: tuple[Examined, ...]
     level: float  # confidence level of the intervals, e.g. 0.95
     resamples: int
     figures: tuple[Mapping[str, Interval], ...]  # of each model, by metric
     differences: tuple[Mapping[str, Difference], ...]  # of each model but the first
-    left_out: tuple[str, ...] = ()  # metrics that cannot be compared
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def same_terms(self) -> bool:

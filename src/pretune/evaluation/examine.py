@@ -27,11 +27,11 @@ from pretune.training.validation import evaluate_features
 class Example:
     """One example with its loss and its answer."""
 
-    record: int  # the number (0-based) of its record
-    features: tuple[int, ...]  # the numbers of its sequences
-    loss: float  # the sum of its terms, in nats (for `regress` in squared units of the score)
+    record: int
+    features: tuple[int, ...]
+    loss: float  # sum of its terms, in nats (for `regress` in squared units of the score)
     terms: int
-    tokens: int  # its length; for a text in several windows, the sum of their lengths
+    tokens: int  # for a text in several windows, of all of them
     grade: Grade
 
     @property
@@ -48,8 +48,8 @@ class Examined:
     records: Records
     features: FeatureSet
     examples: tuple[Example, ...]
-    losses: Array  # `[features]` the mean loss of a term in each sequence
-    metrics: dict[str, float]  # the figures of `evaluate`
+    losses: Array  # `[features]` mean loss of a term in each sequence
+    metrics: dict[str, float]  # as `evaluate` gives them
     details: dict[str, Any]
 
     @property
@@ -118,15 +118,17 @@ def examine(
         raise DataError(
             f"{records.origin}: no record has anything to ask the model about", "Name other data."
         )
-    # One evaluation gives the figures of all; on the way each batch leaves answers and losses.
+    # By feature: its answer, the sum of its losses, the number of their terms.
     model = bundle.model.to(target).eval()
     parts: dict[int, Any] = {}
     sums, terms = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)
 
+    # One evaluation gives the figures of all; on the way each batch leaves answers and losses.
     def keep(batch: PackedBatch, outputs: Any) -> None:
         index = batch.index.numpy()
         parts.update(zip(index.tolist(), task.predict(outputs, batch), strict=True))
         each = task.each_loss(outputs, batch)
+        # Some tasks have only the loss of a whole batch.
         if each is None:
             with precision_context(target, precision):
                 each = _one_by_one(bundle, features, batch)

@@ -32,7 +32,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import FAMILIES, build_head
 from pretune.models.heads.language import LanguageModelHead, MaskedLM
 from pretune.models.heads.pooled import PooledHead
-from pretune.models.heads.token import CrfTagger
+from pretune.models.heads.token import CrfTagger, TagScores
 
 #: Bytes of a float32.
 FLOAT = 4
@@ -53,7 +53,7 @@ class Flops:
     length: int
     matrix_parameters: int  # without embeddings that are only looked up
     attention: int  # operations per token to compare its query with all keys and to mix all values
-    per_token: int  # operations per token, attention included
+    per_token: int
     per_sequence: int  # operations of all tokens, and of pooler and classifier, which run once
 
     @property
@@ -296,7 +296,7 @@ def _loss(model: nn.Module, inputs: PackedBatch) -> Tensor:
     # A CRF scores a label for every token; a trained tagger reads one token of each word.
     if isinstance(model, CrfTagger):
         every = Selection(inputs.tokens, inputs.layout)
-        scores = model(inputs, select=every, labels=inputs.tokens)
+        scores: TagScores = model(inputs, select=every, labels=inputs.tokens)
         assert scores.likelihood is not None  # noqa: S101 - as labels were given
         return -scores.likelihood.sum()
     some = {"select": _masked(inputs)} if isinstance(model, MaskedLM) else {}

@@ -62,7 +62,7 @@ NOTES = "rungs"
 class Rung:
     """A model of the ladder."""
 
-    title: str  # name for people, with the year of the idea as a language model
+    title: str  # for people, with the year of the idea as a language model
     start: str | None = None  # the preset that it varies; None for a model that is counted
     config: Mapping[str, Any] | None = None
     block: int = 64
@@ -100,7 +100,7 @@ class LadderOptions:
     corpus: str  # the text, as `data.train` of a recipe
     output: Path
     level: str = "char"  # what a token is: `char` or `bpe`
-    vocab_size: int = 1024  # number of tokens with `bpe`
+    vocab_size: int = 1024
     minutes: float | None = None  # training time of each rung; give this or `updates`
     updates: int | None = None
     rungs: Sequence[str] = tuple(RUNGS)
@@ -134,7 +134,7 @@ class RungResult:
 
     name: str
     title: str
-    parameters: int  # numbers that the model learned
+    parameters: int
     seconds: float  # training (or counting) time, without evaluation
     updates: int  # updates done; 0 for a model that is counted
     tokens: int  # tokens trained on, over all epochs
@@ -152,12 +152,12 @@ class Ladder:
     level: str
     budget: str
     seed: int
-    vocabulary: int  # tokens that the tokenizer knows
-    characters: int  # characters trained on
+    vocabulary: int
+    characters: int
     held_back: int  # characters measured on
-    prompt: str  # what the samples continue: the beginning of the held-back text
+    prompt: str  # beginning of the held-back text, which the samples continue
     environment: dict[str, str]
-    rungs: tuple[RungResult, ...]  # the results, from the oldest model to the newest
+    rungs: tuple[RungResult, ...]  # oldest model first
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -169,8 +169,8 @@ class RungNote:
     """A note in the folder of a ladder, by which a finished rung is not climbed again."""
 
     settings: Mapping[str, Any]
-    updates: int | None = None  # how many updates it is given; None before that is known
-    result: RungResult | None = None  # its result; None before it is finished
+    updates: int | None = None  # None before that is known
+    result: RungResult | None = None  # None before it is finished
 
     def write(self, path: Path) -> None:
         """Write the note; raises RunError if that fails."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.data.batch import Features
@@ -40,7 +41,7 @@ from pretune.tasks.builtin import task_class
 from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
 from pretune.training.freeze import reads_once
-from pretune.training.logging import Reporter
+from pretune.training.logging import Reporter, Sink
 from pretune.training.loop import Trainer
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
@@ -63,8 +64,8 @@ class Speed:
     """The speed of this machine, measured by real updates."""
 
     device: str
-    updates: int  # number of timed updates
-    training_tokens_per_second: float  # tokens per second of updates
+    updates: int
+    training_tokens_per_second: float
     evaluation_tokens_per_second: float | None  # None without validation data
     flops_per_second: float
 
@@ -74,7 +75,7 @@ class RunPlan:
     """What a run will take."""
 
     examples: int  # training sequences of an epoch; a long record may give several
-    validation_examples: int  # sequences of an evaluation
+    validation_examples: int
     tokens_per_epoch: int
     truncated: int  # training sequences whose text is cut
     updates: int
@@ -85,13 +86,13 @@ class RunPlan:
     trained: int
     flops_per_token: int  # forward and backward, at the mean length
     flops: int
-    memory: Memory  # memory of the largest batch, in float32 on a CPU
+    memory: Memory  # of the largest batch, in float32 on a CPU
     process_bytes: int  # estimated peak of the whole process, evaluation included
-    checkpoint_bytes: int  # size of the weights of a checkpoint
+    checkpoint_bytes: int
     speed: Speed | None
-    training_seconds: float | None  # time of all updates; None if nothing was measured
+    training_seconds: float | None  # of all updates; None if nothing was measured
     evaluation_seconds: float | None
-    reading_seconds: float  # time that reading and tokenizing the data took here
+    reading_seconds: float  # of reading and tokenizing the data
 
     @property
     def hours(self) -> float | None:
@@ -226,20 +227,15 @@ def _backward_share(model: nn.Module) -> float:
     return (len(trained) - trained.index(True)) / len(trained) if any(trained) else 0.0
 
 
-class _Rates:
+class _Rates(Sink):
     """A log that keeps the tokens per second of each update."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
 
+    @override
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         self.values.append(figures["train/tokens_per_second"])
-
-    def rewind(self, step: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def _measure(run: _Start, flops_per_token: int, batches: int) -> Speed:

@@ -38,13 +38,13 @@ class RunInfo:
     model: str | None = None
     data: str | None = None
     seed: int | None = None
-    picked_by: str | None = None  # the metric that picks the best model
+    picked_by: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     step: int = 0
     epoch: float | None = None  # passes over the data; None if not known
-    seconds: float | None = None  # training time; None before the run is finished
-    written: float = 0.0  # time of the last change, in seconds since 1970
+    seconds: float | None = None  # None before the run is finished
+    written: float = 0.0  # last change, in seconds since 1970
     age: float = 0.0
     problems: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
@@ -59,7 +59,7 @@ class RunsFound:
     """All runs below a folder."""
 
     folder: str
-    runs: tuple[RunInfo, ...]  # the runs, sorted
+    runs: tuple[RunInfo, ...]
     problems: tuple[str, ...]  # folders that could not be read, a sentence each
 
     def to_dict(self) -> dict[str, Any]:

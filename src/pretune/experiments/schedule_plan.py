@@ -23,8 +23,8 @@ from pretune.training.schedule import BatchSize, Schedule, planned_updates
 class Point:
     """An update worth a look."""
 
-    name: str  # what is special about the update
-    update: int  # number of the update, counted from 1
+    name: str
+    update: int  # counted from 1
     learning_rate: float
     batch: int
 
@@ -36,7 +36,7 @@ class SchedulePlan:
     schedule: Schedule
     batches: BatchSize
     peak: float
-    unit: str  # unit of the batch sizes, "examples" or "tokens"
+    unit: str  # of the batch sizes, "examples" or "tokens"
 
     @classmethod
     def of(cls, recipe: Recipe) -> SchedulePlan:

@@ -45,7 +45,7 @@ Direction = Literal["auto", "maximize", "minimize"]
 class TrialResult:
     """The result of one training of a sweep."""
 
-    number: int  # number of the trial; its run folder is `output/trial-NUMBER`
+    number: int  # its run folder is `output/trial-NUMBER`
     state: Literal["finished", "failed", "stopped"]  # stopped: to be tried again
     values: dict[str, Any]
     metric: float | None
@@ -61,8 +61,8 @@ class SweepResult:
     output: str
     metric: str
     direction: Literal["maximize", "minimize"]
-    trials: tuple[TrialResult, ...]  # finished trials, best first, then the others by number
-    best_recipe: str | None  # file with the recipe of the best trial; None if no trial finished
+    trials: tuple[TrialResult, ...]  # finished ones, best first, then the others by number
+    best_recipe: str | None  # a file; None if no trial finished
 
     @property
     def done(self) -> int:
@@ -86,7 +86,7 @@ class SweepStopped(Exception):  # noqa: N818 - not an error
 class Sweep:
     """A search for good values of a recipe."""
 
-    recipe: Recipe  # recipe of all trials; its output folder is the folder of the sweep
+    recipe: Recipe  # its output folder is the folder of the sweep
     spaces: Sequence[Space]
     metric: str | None = None  # default: the one that picks the best checkpoint
     direction: Direction = "auto"  # `auto` goes by the name of the metric

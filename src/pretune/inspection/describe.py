@@ -48,8 +48,8 @@ class Repeats:
     """Texts that occur more than once in a file, whatever their case and spaces."""
 
     rows: int = 0
-    groups: int = 0  # number of texts that occur more than once
-    conflicts: int = 0  # number of these texts with different labels; a missing label is no label
+    groups: int = 0  # texts that occur more than once
+    conflicts: int = 0  # texts with different labels; a missing label is no label
     examples: list[str] = field(default_factory=list)  # those with different labels first
 
 
@@ -79,7 +79,7 @@ class Facts:
     tokens: dict[str, Lengths] = field(default_factory=dict)  # the same; empty without a tokenizer
     longest: list[TextExample] = field(default_factory=list)
     shortest: list[TextExample] = field(default_factory=list)
-    empty: int = 0  # number of rows without text
+    empty: int = 0
     empty_places: list[str] = field(default_factory=list)
     repeats: Repeats = field(default_factory=Repeats)
     scripts: dict[str, float] = field(default_factory=dict)

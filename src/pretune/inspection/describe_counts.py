@@ -92,8 +92,8 @@ class Lengths:
 class UnknownTokens:
     """What becomes [UNK] in the texts of a file."""
 
-    tokens: int = 0  # number of tokens of all texts, special tokens included
-    lost: int = 0  # number of these that are [UNK]
+    tokens: int = 0  # of all texts, special tokens included
+    lost: int = 0  # tokens that are [UNK]
     pieces: Counter[str] = field(default_factory=Counter)  # characters, or words of known ones
     places: dict[str, int] = field(default_factory=dict)
 

@@ -32,8 +32,8 @@ class ModuleTree:
     name: str  # attribute name in the parent; `layers 0-11` for several equal modules
     kind: str
     count: int
-    parameters: int  # parameters of one of them, its parts included
-    shapes: dict[str, tuple[int, ...]]  # shapes of the parameters that it holds itself, by name
+    parameters: int  # of one of them, its parts included
+    shapes: dict[str, tuple[int, ...]]  # of the parameters that it holds itself, by name
     parts: tuple[ModuleTree, ...]
 
 
@@ -50,7 +50,7 @@ class SpecialToken:
 class Vocabulary:
     """The vocabulary of a tokenizer."""
 
-    size: int  # number of ids, from 0 to size - 1
+    size: int  # ids go from 0 to size - 1
     special: tuple[SpecialToken, ...]  # tokens that stand for no text, ordered by id
 
 
@@ -72,13 +72,13 @@ class Inspection:
     source: str  # folder of the model, or name of a preset
     family: str
     task: str | None
-    positions: int | None  # largest number of tokens of a sequence; None if there is no limit
+    positions: int | None  # most tokens of a sequence; None if there is no limit
     parameters: int
     components: dict[str, int]
     tree: ModuleTree
     flops: Flops
     memory: Memory
-    vocabulary: Vocabulary | None  # the vocabulary; None if the folder has no tokenizer
+    vocabulary: Vocabulary | None  # None if the folder has no tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; memory in bytes."""

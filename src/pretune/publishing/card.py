@@ -59,10 +59,10 @@ class DataSource:
 
     shown: str  # a dataset as recipes name it, or the name of a local file without folder
     kind: str  # id of the dataset; for a local file its format, as `datasets` calls it
-    on_hub: bool = False  # whether it is a dataset on the Hub
+    on_hub: bool = False
     config: str | None = None
     split: str | None = None
-    held_back: float | None = None  # share of the data that was held back for validation, if it was
+    held_back: float | None = None  # share of the data that was held back for validation
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class CardFacts:
 
     repo: str  # `owner/name`
     task: AnyTask
-    architecture: str  # name of its class, in transformers if there is one
+    architecture: str  # class name, in transformers if there is one
     parameters: int
     in_transformers: bool = True
     license: str | None = None
     languages: tuple[str, ...] = ()
-    recipe: Recipe | None = None  # the recipe of the run, without local paths
+    recipe: Recipe | None = None  # without local paths
     base: str | None = None  # what it was trained from, under a public name
     base_model: str | None = None  # the same model, if it is on the Hub
     training: DataSource | None = None

@@ -50,7 +50,7 @@ _FORMATS |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
 class Trained:
     """A trained model on this machine."""
 
-    folder: Path  # folder of the run, or of a checkpoint alone
+    folder: Path  # of the run, or of a checkpoint alone
     recipe: Recipe | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
     start: Path = field(default_factory=Path.cwd)  # where relative paths of the recipe start

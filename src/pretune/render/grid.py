@@ -31,10 +31,10 @@ class Grid:
     """A table. Its cells may hold any text: each way of showing it escapes them."""
 
     header: Sequence[object]  # if all are empty, the terminal shows no header line
-    rows: Sequence[Sequence[object]]  # cells, as many in each row as there are columns
+    rows: Sequence[Sequence[object]]
     caption: str = ""
     numbers: Sequence[int] | None = None  # columns aligned right, from 0; None: all but the first
-    footer: Sequence[Sequence[object]] = ()  # rows below a rule, such as totals
+    footer: Sequence[Sequence[object]] = ()
     ruled: bool = False  # whether the terminal draws a line between rows
 
     @property

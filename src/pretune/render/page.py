@@ -49,7 +49,7 @@ class Picture(PagePart):
     """A chart."""
 
     figure: Figure
-    alt: str  # a description for those who cannot see it
+    alt: str
     caption: str = ""
     name: str = ""  # stem of the file name where it is written as a file
 

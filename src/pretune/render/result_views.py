@@ -158,6 +158,7 @@ def few_shot_view(result: FewShotResult) -> RenderableType:
         metrics = (f"{own['accuracy']:.4f}", spread, f"{own['macro_f1']:.4f}")
         rows.append((shots, own["seeds"], *metrics, *shares))
     header = ("shots", "seeds", "accuracy", "± sd", "macro F1", *(f"% {name}" for name in answers))
+    # Below the table: what guessing would reach, and what the prompts lost.
     answer, share = result.majority
     return Group(
         Text(for_terminal(result.template), "dim"),

@@ -36,7 +36,7 @@ class FewShotOptions:
         PretuneError: a value makes no sense.
     """
 
-    shots: Sequence[int] = (0, 1, 5)  # numbers of examples before a question; each is measured
+    shots: Sequence[int] = (0, 1, 5)  # examples before a question; each number is measured
     seeds: Sequence[int] = (0, 1, 2, 3, 4)  # of the draws of examples; each is measured
     template: str | None = None  # None: a line for each column, and the answer
     label: str = "label"
@@ -66,8 +66,8 @@ class FewShotOptions:
 class Question:
     """One row of the data."""
 
-    values: dict[str, str]  # the texts to fill into the template
-    label: int  # the number of its label
+    values: dict[str, str]  # fill the template
+    label: int
     where: str
 
 
@@ -77,7 +77,7 @@ class _Prompt:
 
     question: Question
     shots: int
-    pairs: list[Pair]  # the prompt with each possible answer, as tokens
+    pairs: list[Pair]  # with each possible answer
 
 
 @dataclass

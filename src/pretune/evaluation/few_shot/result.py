@@ -19,9 +19,9 @@ NO_ANSWER = "(none)"
 class Guess:
     """The answer to one question."""
 
-    where: str  # the row of the question
+    where: str
     truth: str
-    answer: str | None  # the chosen answer; None if the written text begins with none of them
+    answer: str | None  # None if the written text begins with no answer
     shots: int
     scores: dict[str, float] = field(default_factory=dict)  # higher is better
     text: str | None = None
@@ -31,13 +31,13 @@ class Guess:
 class Cell:
     """One measurement: a number of shots with one draw of examples."""
 
-    shots: int  # the number of examples before each question, if there is room
+    shots: int  # examples before each question, if there is room
     seed: int
     accuracy: float
-    macro_f1: float  # the mean F1 of the labels that occur or were answered
+    macro_f1: float  # mean F1 of the labels that occur or were answered
     shares: dict[str, float]  # of each answer; `NO_ANSWER` if it occurs
-    shortened: int  # the number of questions without room for all examples
-    fewest: int  # the smallest number of examples before a question
+    shortened: int  # questions without room for all examples
+    fewest: int  # fewest examples before a question
     guesses: Sequence[Guess]
 
 
