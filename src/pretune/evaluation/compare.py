@@ -45,7 +45,7 @@ class Difference(Interval):
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison of models, all but the first with the first, on the same data."""
+    """A comparison of several models with the first of them, on the same data."""
 
     names: tuple[str, ...]
     examined: tuple[Examined, ...]

@@ -159,6 +159,7 @@ def examine(
                 grade=grade(answer, record),
             )
         )
+    # By feature, the mean over its terms.
     losses = sums / np.maximum(terms, 1)
     return Examined(
         bundle, records, features, tuple(examples), losses, whole.metrics, whole.details

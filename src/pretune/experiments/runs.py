@@ -33,7 +33,8 @@ class RunInfo:
     """What the folder of a run tells."""
 
     folder: str
-    state: State = "stopped"  # damaged: recipe or result cannot be read
+    # Running: it wrote something lately; damaged: its recipe or its result cannot be read.
+    state: State = "stopped"
     task: str | None = None
     model: str | None = None
     data: str | None = None

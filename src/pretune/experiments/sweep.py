@@ -46,7 +46,8 @@ class TrialResult:
     """The result of one training of a sweep."""
 
     number: int  # its run folder is `output/trial-NUMBER`
-    state: Literal["finished", "failed", "stopped"]  # stopped: to be tried again
+    # Failed: it diverged, or the recipe refuses the values; stopped: to be tried again.
+    state: Literal["finished", "failed", "stopped"]
     values: dict[str, Any]
     metric: float | None
     seconds: float | None  # wall-clock time; None if it was killed

@@ -94,7 +94,7 @@ class UnknownTokens:
 
     tokens: int = 0  # of all texts, special tokens included
     lost: int = 0  # tokens that are [UNK]
-    pieces: Counter[str] = field(default_factory=Counter)  # characters, or words of known ones
+    pieces: Counter[str] = field(default_factory=Counter)  # unknown characters, and whole words
     places: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
-    """Write a figure as a whole PNG file or none; raises RunError if that fails."""
+    """Write a figure as a PNG file, all of it or nothing; raises RunError on failure."""
     try:
         with atomic_file(path) as aside:
             figure.savefig(aside, format="png")
@@ -77,7 +77,7 @@ def write_png(figure: Figure, path: Path, option: str = "--output") -> None:
 
 
 def write_pngs(figures: Mapping[str, Figure], folder: Path, option: str = "--png") -> list[Path]:
-    """Write each figure as `NAME.png` into a new or old folder; raises RunError if that fails."""
+    """Write figures as `NAME.png` into a folder, made if need be; raises RunError on failure."""
     try:
         make_folder(folder)
     except OSError as error:

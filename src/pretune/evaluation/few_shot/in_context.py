@@ -40,11 +40,13 @@ class FewShotOptions:
     seeds: Sequence[int] = (0, 1, 2, 3, 4)  # of the draws of examples; each is measured
     template: str | None = None  # None: a line for each column, and the answer
     label: str = "label"
-    answers: Mapping[str, str] | Sequence[str] | None = None  # by label; None: the labels
+    # The text for each label in a prompt, or only the labels; None: the labels that occur.
+    answers: Mapping[str, str] | Sequence[str] | None = None
     score: str = "likelihood"  # one of `SCORES`
     balanced: bool = True  # draw as many examples of each label as possible; False: at random
     separator: str = "\n\n"
-    content_free: Sequence[str] = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
+    # Texts by which `calibrated` measures the bias of a model (Zhao et al. 2021, section 5).
+    content_free: Sequence[str] = ("N/A", "[MASK]", "")
     limit: int | None = None
 
     def __post_init__(self) -> None:
