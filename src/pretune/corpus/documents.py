@@ -31,19 +31,12 @@ _SKIP = "Or leave such documents out with --errors skip."
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """One file, or one split of a Hub dataset.
+    """One file, or one split of a Hub dataset."""
 
-    Attributes:
-        name: as it is named in messages.
-        kind: "text", "json", "parquet" or "hub".
-        size: bytes of the file on the disk; 0 for a Hub dataset.
-        modified: when the file was last changed, in nanoseconds; 0 for a Hub dataset.
-    """
-
-    name: str
-    kind: str
-    size: int = 0
-    modified: int = 0
+    name: str  # as it is named in messages
+    kind: str  # "text", "json", "parquet" or "hub"
+    size: int = 0  # bytes of the file on the disk; 0 for a Hub dataset
+    modified: int = 0  # when the file was last changed, in nanoseconds; 0 for a Hub dataset
 
     @property
     def path(self) -> str:
@@ -130,49 +123,34 @@ def _file(name: str) -> CorpusSource:
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How documents are read.
+    """How documents are read."""
 
-    Attributes:
-        documents: what a document of a text file is: "blank-line" (blank lines separate documents),
-            "line" (each line is a document) or "file".
-        field: the field with the text, in JSON lines, Parquet and Hub datasets.
-        encoding: of text files and JSON lines.
-        errors: "stop" raises an error at the first document that cannot be read, "skip" leaves such
-            documents out.
-        max_chars: a longer document is cut into several, at the end of a line or a word where its
-            second half has such a place.
-    """
-
+    # What a document of a text file is: "blank-line" (blank lines separate documents), "line" (each
+    # line is a document) or "file".
     documents: str = "blank-line"
-    field: str = "text"
-    encoding: str = "utf-8"
+    field: str = "text"  # the field with the text, in JSON lines, Parquet and Hub datasets
+    encoding: str = "utf-8"  # of text files and JSON lines
+    # "stop" raises an error at the first document that cannot be read, "skip" leaves such documents
+    # out.
     errors: str = "stop"
+    # A longer document is cut into several, at the end of a line or a word where its second half
+    # has such a place.
     max_chars: int = 1_000_000
 
 
 class Document(NamedTuple):
-    """A document as it was read.
+    """A document as it was read."""
 
-    Attributes:
-        text: empty where it could not be read.
-        problem: why it could not be read: "encoding", "JSON" or "field"; else None.
-        cut: whether it is the second or a later part of a document that was too long.
-    """
-
-    text: str
-    problem: str | None = None
-    cut: bool = False
+    text: str  # empty where it could not be read
+    problem: str | None = None  # why it could not be read: "encoding", "JSON" or "field"; else None
+    cut: bool = False  # whether it is the second or a later part of a document that was too long
 
 
 @dataclass
 class Meter:
-    """How far the reading has come.
+    """How far the reading has come."""
 
-    Attributes:
-        done: bytes read, of all sources.
-    """
-
-    done: int = 0
+    done: int = 0  # bytes read, of all sources
     _before: int = field(default=0, repr=False)
 
     def at(self, position: int) -> None:
@@ -208,17 +186,11 @@ def read_documents(
 
 
 class Line(NamedTuple):
-    """A line of a file, or a part of a line that is too long.
+    """A line of a file, or a part of a line that is too long."""
 
-    Attributes:
-        number: 1-based.
-        text: with its line feed.
-        first: whether the line begins here.
-    """
-
-    number: int
-    text: str
-    first: bool
+    number: int  # 1-based
+    text: str  # with its line feed
+    first: bool  # whether the line begins here
 
 
 def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:

@@ -36,24 +36,16 @@ _SINGLE_BREAK = re.compile(r"(?<=[^\n])\n(?=[^\n])")
 
 @dataclass(frozen=True)
 class Cleaning:
-    """The steps that clean a text, in this order.
+    """The steps that clean a text, in this order."""
 
-    Attributes:
-        nfc: normalize to Unicode's NFC, so that é is one character however it was typed.
-        control: remove control characters, and turn other line breaks into line feeds.
-        spaces: collapse every run of spaces and tabs into one space, and strip lines.
-        join_lines: join lines that were wrapped at a column: a single line break becomes a space,
-            or nothing between Chinese characters and their punctuation; blank lines stay.
-        repeated_lines: drop a line that occurred in the document before.
-        min_chars: drop a document with fewer characters.
-    """
-
-    nfc: bool = True
-    control: bool = True
-    spaces: bool = True
+    nfc: bool = True  # normalize to Unicode's NFC, so that é is one character however it was typed
+    control: bool = True  # remove control characters, and turn other line breaks into line feeds
+    spaces: bool = True  # collapse every run of spaces and tabs into one space, and strip lines
+    # Join lines that were wrapped at a column: a single line break becomes a space, or nothing
+    # between Chinese characters and their punctuation; blank lines stay.
     join_lines: bool = False
-    repeated_lines: bool = False
-    min_chars: int = 1
+    repeated_lines: bool = False  # drop a line that occurred in the document before
+    min_chars: int = 1  # drop a document with fewer characters
 
 
 def clean(text: str, options: Cleaning) -> tuple[str, list[str]]:
@@ -111,44 +103,27 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Everything an encoder depends on.
+    """Everything an encoder depends on."""
 
-    Attributes:
-        tokenizer: the text of `tokenizer.json`.
-        dtype: of the tokens, "uint16" or "uint32".
-        cleaning: how texts are cleaned first.
-        signatures: whether near-duplicates are looked for, which needs signatures.
-    """
-
-    tokenizer: str
-    dtype: str
-    cleaning: Cleaning
-    signatures: bool = False
+    tokenizer: str  # the text of `tokenizer.json`
+    dtype: str  # of the tokens, "uint16" or "uint32"
+    cleaning: Cleaning  # how texts are cleaned first
+    signatures: bool = False  # whether near-duplicates are looked for, which needs signatures
 
 
 class EncodedDocument(NamedTuple):
-    """A document after cleaning and tokenizing.
+    """A document after cleaning and tokenizing."""
 
-    Attributes:
-        dropped: why it is left out: "empty", "short" or "no tokens"; else None.
-        changed: the cleaning steps that changed it.
-        digest: the same for equal texts.
-        signature: for near-duplicates, where they are looked for.
-        tokens: `[T]`, without special tokens.
-        sentences: `[S]` int64: the token at which each sentence begins; the first is 0, and each
-            sentence has a token.
-        characters: of the cleaned text.
-        bytes: of the cleaned text in UTF-8.
-    """
-
-    dropped: str | None
-    changed: list[str]
-    digest: bytes = b""
-    signature: Signature | None = None
-    tokens: Array = np.zeros(0, dtype=np.uint16)
+    dropped: str | None  # why it is left out: "empty", "short" or "no tokens"; else None
+    changed: list[str]  # the cleaning steps that changed it
+    digest: bytes = b""  # the same for equal texts
+    signature: Signature | None = None  # for near-duplicates, where they are looked for
+    tokens: Array = np.zeros(0, dtype=np.uint16)  # `[T]`, without special tokens
+    # `[S]` int64: the token at which each sentence begins; the first is 0, and each sentence has a
+    # token.
     sentences: Array = np.zeros(0, dtype=np.int64)
-    characters: int = 0
-    bytes: int = 0
+    characters: int = 0  # of the cleaned text
+    bytes: int = 0  # of the cleaned text in UTF-8
 
 
 class Encoder:

@@ -22,25 +22,17 @@ Handle = TypeVar("Handle")
 
 @dataclass
 class DocumentBatch:
-    """Documents that are encoded together.
+    """Documents that are encoded together."""
 
-    Attributes:
-        texts: of the documents.
-        characters: in all texts.
-        read: documents read, including those that could not be.
-        cut: documents that are later parts of a document that was too long.
-        problems: the number of documents that could not be read, by reason.
-        after: where the next batch begins: the source, and the documents before it in that source.
-        position: bytes read.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    characters: int = 0
-    read: int = 0
-    cut: int = 0
+    texts: list[str] = field(default_factory=list)  # of the documents
+    characters: int = 0  # in all texts
+    read: int = 0  # documents read, including those that could not be
+    cut: int = 0  # documents that are later parts of a document that was too long
+    # The number of documents that could not be read, by reason.
     problems: dict[str, int] = field(default_factory=dict)
+    # Where the next batch begins: the source, and the documents before it in that source.
     after: tuple[int, int] = (0, 0)
-    position: int = 0
+    position: int = 0  # bytes read
 
 
 Results = Generator[tuple[DocumentBatch, list[EncodedDocument]], None, None]

@@ -47,24 +47,16 @@ _OTHER = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the content of a corpus depends on, apart from its sources and its tokenizer.
+    """What the content of a corpus depends on, apart from its sources and its tokenizer."""
 
-    Attributes:
-        reading: how documents are read.
-        cleaning: how their texts are cleaned.
-        keep_duplicates: keep documents that are equal to an earlier document.
-        near_duplicates: drop a document if the Jaccard similarity of its shingles and an earlier
-            document's is estimated at this or more, over 0 and at most 1; None keeps all.
-        validation: the share of documents that are held back, from 0 to under 1.
-        shard_tokens: tokens of a full shard.
-    """
-
-    reading: ReadingOptions = field(default_factory=ReadingOptions)
-    cleaning: Cleaning = field(default_factory=Cleaning)
-    keep_duplicates: bool = False
+    reading: ReadingOptions = field(default_factory=ReadingOptions)  # how documents are read
+    cleaning: Cleaning = field(default_factory=Cleaning)  # how their texts are cleaned
+    keep_duplicates: bool = False  # keep documents that are equal to an earlier document
+    # Drop a document if the Jaccard similarity of its shingles and an earlier document's is
+    # estimated at this or more, over 0 and at most 1; None keeps all.
     near_duplicates: float | None = None
-    validation: float = 0.0
-    shard_tokens: int = 100_000_000
+    validation: float = 0.0  # the share of documents that are held back, from 0 to under 1
+    shard_tokens: int = 100_000_000  # tokens of a full shard
 
     def check(self) -> None:
         """Check what the types do not express.
@@ -87,36 +79,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class CorpusProgress:
-    """How far a preparation has come.
+    """How far a preparation has come."""
 
-    Attributes:
-        done: bytes read from the sources.
-        size: bytes of all sources; Hub datasets count as 0.
-        documents: documents kept.
-        tokens: in the documents kept.
-    """
-
-    done: int
-    size: int
-    documents: int
-    tokens: int
+    done: int  # bytes read from the sources
+    size: int  # bytes of all sources; Hub datasets count as 0
+    documents: int  # documents kept
+    tokens: int  # in the documents kept
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared corpus.
+    """A prepared corpus."""
 
-    Attributes:
-        folder: the corpus.
-        train: its manifest.
-        validation: the manifest of the documents held back; None where none were asked for.
-        found: whether the corpus was there already.
-    """
-
-    folder: str
-    train: Mapping[str, Any]
+    folder: str  # the corpus
+    train: Mapping[str, Any]  # its manifest
+    # The manifest of the documents held back; None where none were asked for.
     validation: Mapping[str, Any] | None
-    found: bool = False
+    found: bool = False  # whether the corpus was there already
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

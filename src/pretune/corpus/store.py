@@ -419,15 +419,10 @@ def is_corpus(path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class TokenRange:
-    """The place of some tokens of a corpus, counted through all its shards.
+    """The place of some tokens of a corpus, counted through all its shards."""
 
-    Attributes:
-        start: the first token.
-        stop: one past the last.
-    """
-
-    start: int
-    stop: int
+    start: int  # the first token
+    stop: int  # one past the last
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -461,15 +456,10 @@ class StoredSentences:
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """Documents of a corpus as training reads them; their tokens stay on the disk.
+    """Documents of a corpus as training reads them; their tokens stay on the disk."""
 
-    Attributes:
-        corpus: the corpus.
-        rows: `[D]` int64: the numbers of the documents there.
-    """
-
-    corpus: Corpus
-    rows: Array
+    corpus: Corpus  # the corpus
+    rows: Array  # `[D]` int64: the numbers of the documents there
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:

@@ -25,15 +25,11 @@ from pretune.data.arrays import Array, ranges
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sequences of a packed batch begin and end.
+    """Where the sequences of a packed batch begin and end."""
 
-    Attributes:
-        lengths: tokens of each sequence, on the host, so that planning never waits for a GPU.
-        cu_seqlens: `[B + 1]` int32, on the batch's device: where each sequence begins, and T.
-    """
-
+    # Tokens of each sequence, on the host, so that planning never waits for a GPU.
     lengths: tuple[int, ...]
-    cu_seqlens: Tensor
+    cu_seqlens: Tensor  # `[B + 1]` int32, on the batch's device: where each sequence begins, and T
     # Plans derived from the lengths (see models/attention.py) live as long as the layout: every
     # layer of a model asks for the same plan.
     plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -62,15 +58,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some tokens of a packed batch: those whose last hidden state is needed.
+    """Some tokens of a packed batch: those whose last hidden state is needed."""
 
-    Attributes:
-        rows: `[R]` int64: their rows in the batch, ascending.
-        layout: how many of them belong to each sequence.
-    """
-
-    rows: Tensor
-    layout: Layout
+    rows: Tensor  # `[R]` int64: their rows in the batch, ascending
+    layout: Layout  # how many of them belong to each sequence
 
 
 @dataclass(frozen=True)
@@ -199,80 +190,51 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One training example: mostly one sequence, with its targets.
+    """One training example: mostly one sequence, with its targets."""
 
-    Attributes:
-        tokens: token ids.
-        segments: segment id of each token, or None.
-        targets: named values: a number, a table `[1, K]` of K numbers, or a list with a number for
-            each token.
-        record: the number (0-based) of its record; long records may give several features.
-        truncated: whether text was cut to make it fit.
-        choices: the lengths in tokens of its sequences, where it has several, such as the answers
-            to choose from, or a source and its target. `tokens` holds them end to end, and they
-            always stay in one batch.
-    """
-
-    tokens: Sequence[int]
-    segments: Sequence[int] | None = None
+    tokens: Sequence[int]  # token ids
+    segments: Sequence[int] | None = None  # segment id of each token, or None
+    # Named values: a number, a table `[1, K]` of K numbers, or a list with a number for each token.
     targets: Mapping[str, Any] = field(default_factory=dict)
-    record: int = 0
-    truncated: bool = False
+    record: int = 0  # the number (0-based) of its record; long records may give several features
+    truncated: bool = False  # whether text was cut to make it fit
+    # The lengths in tokens of its sequences, where it has several, such as the answers to choose
+    # from, or a source and its target. `tokens` holds them end to end, and they always stay in one
+    # batch.
     choices: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that nothing can be learned from.
+    """A record that nothing can be learned from."""
 
-    Attributes:
-        record: its number (0-based).
-        why: the reason in a few words, for people.
-    """
-
-    record: int
-    why: str
+    record: int  # its number (0-based)
+    why: str  # the reason in a few words, for people
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """A record that was wrong and is used after a repair.
+    """A record that was wrong and is used after a repair."""
 
-    Attributes:
-        record: its number (0-based).
-        why: what was wrong and how it was repaired, in a few words, for people.
-    """
-
-    record: int
-    why: str
+    record: int  # its number (0-based)
+    why: str  # what was wrong and how it was repaired, in a few words, for people
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Many features in a handful of flat arrays: 4 bytes a token, no Python object per feature.
+    """Many features in a handful of flat arrays: 4 bytes a token, no Python object per feature."""
 
-    Attributes:
-        tokens: all token ids, end to end, int32.
-        starts: `[N + 1]` int64: where each feature begins, and the number of tokens.
-        segments: one byte a token, or None.
-        targets: arrays by name: `[N]`, `[N, K]`, or as long as `tokens`.
-        records: `[N]`: the number of each feature's record.
-        truncated: number of features whose text was cut.
-        skipped: wrong records that gave no feature.
-        repaired: wrong records that were repaired and gave features.
-        rows: the records themselves, where they are needed beside the features.
-        choices: the lengths of each feature's sequences, where features have several.
-    """
-
-    tokens: Array
-    starts: Array
-    segments: Array | None
-    targets: dict[str, Array]
-    records: Array
-    truncated: int = 0
-    skipped: tuple[Skipped, ...] = ()
-    repaired: tuple[Repaired, ...] = ()
+    tokens: Array  # all token ids, end to end, int32
+    starts: Array  # `[N + 1]` int64: where each feature begins, and the number of tokens
+    segments: Array | None  # one byte a token, or None
+    targets: dict[str, Array]  # arrays by name: `[N]`, `[N, K]`, or as long as `tokens`
+    records: Array  # `[N]`: the number of each feature's record
+    truncated: int = 0  # number of features whose text was cut
+    skipped: tuple[Skipped, ...] = ()  # wrong records that gave no feature
+    repaired: tuple[Repaired, ...] = ()  # wrong records that were repaired and gave features
+    # The records themselves, where they are needed beside the features.
     rows: Sequence[Mapping[str, Any]] = ()
+    # The lengths of each feature's sequences, where features have several.
     choices: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
@@ -454,27 +416,18 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class MadeFeatures:
-    """Features that are made each time they are needed, and kept nowhere.
+    """Features that are made each time they are needed, and kept nowhere."""
 
-    Attributes:
-        lengths: `[N]` tokens of each feature.
-        make: makes a feature from its number; the same one each time, in any thread.
-        digest: a SHA-256 of what the features are made from, and how.
-        truncated: number of features whose text was cut.
-        begins: `[N]` bool: whether a feature is the first of its record; None: each is.
-        skipped: records that nothing can be learned from.
-        choices: None: each feature is one sequence.
-        repaired: records that were repaired.
-    """
-
-    lengths: Array
+    lengths: Array  # `[N]` tokens of each feature
+    # Makes a feature from its number; the same one each time, in any thread.
     make: Callable[[int], Feature]
-    digest: str
-    truncated: int = 0
+    digest: str  # a SHA-256 of what the features are made from, and how
+    truncated: int = 0  # number of features whose text was cut
+    # `[N]` bool: whether a feature is the first of its record; None: each is.
     begins: Array | None = None
-    skipped: tuple[Skipped, ...] = ()
-    choices: None = None
-    repaired: tuple[Repaired, ...] = ()
+    skipped: tuple[Skipped, ...] = ()  # records that nothing can be learned from
+    choices: None = None  # None: each feature is one sequence
+    repaired: tuple[Repaired, ...] = ()  # records that were repaired
 
     def __len__(self) -> int:
         return len(self.lengths)

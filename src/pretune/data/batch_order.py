@@ -16,15 +16,10 @@ from pretune.data.arrays import Array, ranges
 
 
 class Cursor(NamedTuple):
-    """A place in the data; places compare by their order in training.
+    """A place in the data; places compare by their order in training."""
 
-    Attributes:
-        epoch: 0-based.
-        offset: number of examples of that epoch before this place.
-    """
-
-    epoch: int = 0
-    offset: int = 0
+    epoch: int = 0  # 0-based
+    offset: int = 0  # number of examples of that epoch before this place
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Array:

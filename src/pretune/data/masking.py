@@ -54,24 +54,17 @@ class RandomStreams:
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How masks are drawn.
+    """How masks are drawn."""
 
-    Attributes:
-        unit: what is masked: tokens, whole words, or spans of whole words (SpanBERT, Joshi et al.
-            2020, section 3.1).
-        share: the share of the tokens (or words) that are masked, to be predicted.
-        as_mask: the share of the masked tokens that become the mask token.
-        as_random: the share of the masked tokens that become a random token; the rest are kept.
-        span_p: parameter of the geometric distribution of a span's length in words.
-        span_max: the longest span, in words.
-    """
-
+    # What is masked: tokens, whole words, or spans of whole words (SpanBERT, Joshi et al. 2020,
+    # section 3.1).
     unit: Literal["tokens", "words", "spans"] = "tokens"
-    share: float = 0.15
-    as_mask: float = 0.8
+    share: float = 0.15  # the share of the tokens (or words) that are masked, to be predicted
+    as_mask: float = 0.8  # the share of the masked tokens that become the mask token
+    # The share of the masked tokens that become a random token; the rest are kept.
     as_random: float = 0.1
-    span_p: float = 0.2
-    span_max: int = 10
+    span_p: float = 0.2  # parameter of the geometric distribution of a span's length in words
+    span_max: int = 10  # the longest span, in words
 
     def span_lengths(self) -> Array:
         """`[span_max]`: probabilities of the lengths 1, 2, ...: geometric, truncated, normalized.
@@ -85,17 +78,11 @@ class MaskRule:
 
 @dataclass(frozen=True)
 class MaskVocabulary:
-    """What masking needs to know about a tokenizer.
+    """What masking needs to know about a tokenizer."""
 
-    Attributes:
-        mask: the id of the mask token.
-        special: `[vocabulary]` bool: ids that are never masked.
-        ordinary: `[n]` int64: all other ids, which may replace a masked token.
-    """
-
-    mask: int
-    special: Array
-    ordinary: Array
+    mask: int  # the id of the mask token
+    special: Array  # `[vocabulary]` bool: ids that are never masked
+    ordinary: Array  # `[n]` int64: all other ids, which may replace a masked token
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> MaskVocabulary:
@@ -123,17 +110,12 @@ class MaskVocabulary:
 
 @dataclass(frozen=True)
 class Masked:
-    """A batch with its masks.
+    """A batch with its masks."""
 
-    Attributes:
-        tokens: `[T]` int64: the input of the model.
-        labels: `[T]` int64: the tokens to predict; `NOT_MASKED` elsewhere.
-        groups: `[T]` int64: the same number for the tokens of one masked word (or span);
-            `NOT_MASKED` elsewhere.
-    """
-
-    tokens: Array
-    labels: Array
+    tokens: Array  # `[T]` int64: the input of the model
+    labels: Array  # `[T]` int64: the tokens to predict; `NOT_MASKED` elsewhere
+    # `[T]` int64: the same number for the tokens of one masked word (or span); `NOT_MASKED`
+    # elsewhere.
     groups: Array
 
 
@@ -214,19 +196,12 @@ def _how_many(units: Array, share: float, rounding: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Units:
-    """The tokens or words of a batch that may be masked, in order.
+    """The tokens or words of a batch that may be masked, in order."""
 
-    Attributes:
-        starts: `[U]` the first token of each unit.
-        ends: `[U]` one past its last token.
-        sequence: `[U]` the number of its sequence.
-        counts: `[B]` number of units of each sequence.
-    """
-
-    starts: Array
-    ends: Array
-    sequence: Array
-    counts: Array
+    starts: Array  # `[U]` the first token of each unit
+    ends: Array  # `[U]` one past its last token
+    sequence: Array  # `[U]` the number of its sequence
+    counts: Array  # `[B]` number of units of each sequence
 
     @classmethod
     def of(cls, special: Array, sequence: Array, words: Array | None, size: int) -> _Units:

@@ -26,15 +26,10 @@ KEPT = 256
 
 @dataclass(frozen=True)
 class SentenceTokens:
-    """The tokens of a text, or of a part, without special tokens.
+    """The tokens of a text, or of a part, without special tokens."""
 
-    Attributes:
-        ids: `[n]` int32.
-        words: `[n]` int32: the number of each token's word in the text.
-    """
-
-    ids: Array
-    words: Array
+    ids: Array  # `[n]` int32
+    words: Array  # `[n]` int32: the number of each token's word in the text
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -166,17 +161,12 @@ class DocumentSource(Protocol[P_co]):
 
 @dataclass(frozen=True)
 class SegmentPair(Generic[P]):
-    """Two segments and the label of their relation.
+    """Two segments and the label of their relation."""
 
-    Attributes:
-        first: the segment with id 0.
-        second: the segment with id 1.
-        label: for nsp, 0 if the second follows the first, 1 if it is from another document; for
-            sop, 0 if they are in order, 1 if they are swapped. transformers uses the same numbers.
-    """
-
-    first: P
-    second: P
+    first: P  # the segment with id 0
+    second: P  # the segment with id 1
+    # For nsp, 0 if the second follows the first, 1 if it is from another document; for sop, 0 if
+    # they are in order, 1 if they are swapped. transformers uses the same numbers.
     label: int
 
 

@@ -221,17 +221,11 @@ def _chunks(file: str, on_bytes: OnBytes | None) -> Iterator[bytes]:
 
 
 class Problem(NamedTuple):
-    """Why a record has no text that can be used.
+    """Why a record has no text that can be used."""
 
-    Attributes:
-        kind: "JSON", "field" or "encoding".
-        message: what is wrong and where.
-        hint: the way out.
-    """
-
-    kind: str
-    message: str
-    hint: str
+    kind: str  # "JSON", "field" or "encoding"
+    message: str  # what is wrong and where
+    hint: str  # the way out
 
 
 def json_field(line: str, place: str, field: str) -> str | Problem:

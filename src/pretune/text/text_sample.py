@@ -44,17 +44,11 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class TextSample:
-    """The texts kept from a stream.
+    """The texts kept from a stream."""
 
-    Attributes:
-        texts: the texts kept, in order.
-        seen: bytes (UTF-8) of the whole stream.
-        whole: whether the stream was kept as a whole.
-    """
-
-    texts: Texts
-    seen: int
-    whole: bool
+    texts: Texts  # the texts kept, in order
+    seen: int  # bytes (UTF-8) of the whole stream
+    whole: bool  # whether the stream was kept as a whole
 
     def split(self) -> tuple[Texts, Texts]:
         """Split into texts to train on and a twentieth or less to measure on.

@@ -20,25 +20,16 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFigures:
-    """Figures of a tokenizer on a text.
+    """Figures of a tokenizer on a text."""
 
-    Attributes:
-        vocab_size: number of entries, with special tokens.
-        unknown: the share of the tokens that are [UNK], 0 to 1.
-        characters_per_token: the higher, the shorter are sequences.
-        bytes_per_token: in bytes of UTF-8, comparable between languages.
-        longest: the longest entries, as text.
-        first: the first entries that training made, in order: the most frequent pairs.
-        examples: lines of the text and their tokens.
-    """
-
-    vocab_size: int
-    unknown: float
-    characters_per_token: float
-    bytes_per_token: float
-    longest: tuple[str, ...]
+    vocab_size: int  # number of entries, with special tokens
+    unknown: float  # the share of the tokens that are [UNK], 0 to 1
+    characters_per_token: float  # the higher, the shorter are sequences
+    bytes_per_token: float  # in bytes of UTF-8, comparable between languages
+    longest: tuple[str, ...]  # the longest entries, as text
+    # The first entries that training made, in order: the most frequent pairs.
     first: tuple[str, ...]
-    examples: tuple[tuple[str, tuple[str, ...]], ...]
+    examples: tuple[tuple[str, tuple[str, ...]], ...]  # lines of the text and their tokens
 
 
 def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFigures:

@@ -32,20 +32,15 @@ TARGET_KEY = "target_tokenizer_file"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One encoded text or pair.
+    """One encoded text or pair."""
 
-    Attributes:
-        ids: token ids, with special tokens.
-        segments: for each token, 0 for the first text and its special tokens, 1 for the second
-            (BERT's `token_type_ids`).
-        offsets: the (start, end) characters of each token in its text; (0, 0) for special tokens.
-        truncated: whether tokens were cut to fit the maximum length.
-    """
-
-    ids: list[int]
+    ids: list[int]  # token ids, with special tokens
+    # For each token, 0 for the first text and its special tokens, 1 for the second (BERT's
+    # `token_type_ids`).
     segments: list[int]
+    # The (start, end) characters of each token in its text; (0, 0) for special tokens.
     offsets: list[tuple[int, int]]
-    truncated: bool
+    truncated: bool  # whether tokens were cut to fit the maximum length
 
 
 @dataclass(slots=True)
