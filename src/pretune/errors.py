@@ -75,13 +75,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def not_writable(path: object, option: str, error: OSError) -> RunError:
-    """Make the error for a file or folder that cannot be written.
-
-    Args:
-        path: the file or folder.
-        option: the command-line option that named it, such as `--output`.
-        error: what the system raised.
-    """
+    """The error for a file or folder that cannot be written, named by an option like `--output`."""
     return RunError(
         f"{path}: cannot be written ({error.strerror or error})", f"Choose another {option}."
     )

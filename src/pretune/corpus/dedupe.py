@@ -66,9 +66,6 @@ def signature(text: str) -> Signature:
 
     The share of equal values of two signatures estimates the Jaccard similarity of the two sets
     (Broder 1997).
-
-    Raises:
-        PretuneError: datasketch is not installed.
     """
     # A copy shares the hash functions: drawing them anew would take longer than using them.
     minhash = _empty_minhash().copy()
@@ -127,9 +124,7 @@ class Duplicates:
     def reason(self, key: bytes, values: Signature | None) -> str | None:
         """Why a document is dropped: "duplicate" or "near-duplicate"; if None, it is kept.
 
-        Args:
-            key: the digest of the document.
-            values: its signature, where near-duplicates are looked for.
+        It has a signature where near-duplicates are looked for.
         """
         if self.exact and key in self._keys:
             return "duplicate"

@@ -274,11 +274,7 @@ class _DocumentBuilder:
             self.parts, self.length, self.cut = [whole[place:]], len(whole) - place, True
 
     def finish(self, bad: bool = False) -> Iterator[Document]:
-        """End the document: yield its remaining text, unless that is blank.
-
-        Args:
-            bad: whether it has bytes that are not valid, so that its text is not used.
-        """
+        """End the document: yield its remaining text, unless that is blank or has bad bytes."""
         text = "".join(self.parts).strip("\n")
         if bad:
             yield Document("", "encoding")

@@ -49,11 +49,7 @@ class Cleaning:
 
 
 def clean(text: str, options: Cleaning) -> tuple[str, list[str]]:
-    """Clean the text of a document.
-
-    Returns:
-        the text, and the names of the steps that changed it.
-    """
+    """The cleaned text of a document, and the names of the steps that changed it."""
     changed = []
     for name, step in _STEPS.items():
         if getattr(options, name):
@@ -136,11 +132,7 @@ class Encoder:
         self.engine.encode_special_tokens = True
 
     def __call__(self, texts: Sequence[str]) -> list[EncodedDocument]:
-        """Clean and tokenize documents, each on its own.
-
-        Raises:
-            PretuneError: datasketch is needed and not installed.
-        """
+        """Clean and tokenize documents, each on its own."""
         # Tokenize only what is long enough, in one call: the engine has threads of its own.
         cleaned = [clean(text, self.settings.cleaning) for text in texts]
         dropped = [self._too_short(text) for text, _ in cleaned]

@@ -43,13 +43,7 @@ def encode_batches(
 ) -> Results:
     """Encode batches; the results come in the order of the batches.
 
-    At any time at most two batches a worker are being encoded.
-
-    Args:
-        engine: "processes" or "ray".
-        settings: of the encoders.
-        batches: of documents.
-        workers: batches encoded at a time; 1 process means this one.
+    At any time at most two batches a worker are being encoded. One process means this process.
 
     Raises:
         PretuneError: there is no such engine, it is not installed, or a worker died.

@@ -59,11 +59,7 @@ class Settings:
     shard_tokens: int = 100_000_000  # tokens of a full shard
 
     def check(self) -> None:
-        """Check what the types do not express.
-
-        Raises:
-            DataError: a value is out of range.
-        """
+        """Raise a DataError if a value is out of range, which types do not express."""
         near = self.near_duplicates
         for wrong, message in (
             (not 0 <= self.validation < 1, "validation: from 0 to under 1"),
@@ -180,11 +176,7 @@ class _Preparation:
         }
 
     def is_ready(self) -> bool:
-        """Whether the corpus is there already.
-
-        Raises:
-            DataError: the folder holds something else.
-        """
+        """Whether the corpus is there already; a folder with anything else is a DataError."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
         manifest = Corpus.open(self.output).manifest
@@ -312,11 +304,7 @@ class _Preparation:
             writer.forget()
 
     def _check_left(self) -> None:
-        """Check that there is a document to train on.
-
-        Raises:
-            DataError: all were dropped or held back; says why.
-        """
+        """Raise a DataError if all documents were dropped or held back, and say why."""
         train = self.writers["train"]
         if train.shards or train.open.documents:
             return
@@ -361,10 +349,7 @@ def _batches(
 ) -> Iterator[DocumentBatch]:
     """Read documents in batches; where batches end has no influence on the result.
 
-    Args:
-        sources: of the corpus.
-        reading: how documents are read.
-        after: the source to begin with, and how many of its documents to pass over.
+    Begins with the source `after[0]`, and passes over its first `after[1]` documents.
     """
     meter = Meter()
     batch = DocumentBatch()

@@ -116,11 +116,7 @@ class Corpus:
         return corpus
 
     def check_tokens(self, vocab_size: int) -> None:
-        """Check that a vocabulary has all tokens. The first time, all tokens are read for it.
-
-        Raises:
-            DataError: a token is outside of the vocabulary; names the file.
-        """
+        """Raise a DataError unless a vocabulary has all tokens, which are read the first time."""
         for shard, highest in zip(self._shards, self._highest, strict=True):
             if highest >= vocab_size:
                 raise DataError(
@@ -368,15 +364,10 @@ def _check_digest(value: object) -> None:
 
 
 def check_starts(path: Path, starts: Array, tokens: int) -> None:
-    """Check where the documents or the sentences of a shard begin: from 0 on, each with tokens.
-
-    Args:
-        path: of the file with the starts, named in errors.
-        starts: `[N]` int64, N > 0.
-        tokens: number of tokens of the shard.
+    """Check where documents or sentences of a shard begin: `[N]`, rising from 0 to below `tokens`.
 
     Raises:
-        DataError: the starts do not rise from 0 to below `tokens`.
+        DataError: they do not; names the file with the starts.
     """
     # Each part overlaps the one before by a value, as the starts have to rise between parts too.
     edges = [*range(0, len(starts), _CHUNK), len(starts)]
@@ -388,15 +379,10 @@ def check_starts(path: Path, starts: Array, tokens: int) -> None:
 
 
 def check_documents(path: Path, documents: Array, sentences: Array) -> None:
-    """Check that every document begins with a sentence.
-
-    Args:
-        path: of the file with the sentences, named in errors.
-        documents: `[D]` int64 starts of the documents, which `check_starts` has accepted.
-        sentences: `[S]` int64 starts of the sentences, which `check_starts` has accepted.
+    """Check that every document begins with a sentence; `check_starts` has accepted both.
 
     Raises:
-        DataError: a document begins inside a sentence.
+        DataError: a document begins inside a sentence; names the file with the sentences.
     """
     places = np.minimum(np.searchsorted(sentences, documents), len(sentences) - 1)
     if (sentences[places] != documents).any():

@@ -38,12 +38,7 @@ _SIGNATURE_BYTES = 4 * PERMUTATIONS
 class Journal:
     """The folder of an unfinished corpus, and the note of how far the work has come.
 
-    Attributes:
-        folder: the folder.
-        out: the folder in it that becomes the corpus.
-
-    Raises:
-        DataError: the output has no parent folder where this one could be.
+    In it, the folder `out` becomes the corpus.
     """
 
     def __init__(self, output: Path) -> None:
@@ -94,11 +89,8 @@ class Journal:
     def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """The noted state of the work on this very corpus; None where nothing is done yet.
 
-        Args:
-            identity: what the content of the corpus depends on.
-
         Raises:
-            DataError: the work was on other settings or sources, or the journal cannot be read.
+            DataError: the work was on a corpus of another identity, or the journal cannot be read.
         """
         if not self.path.exists():
             self.clear()
@@ -135,10 +127,7 @@ class Journal:
 class KeptDocuments:
     """The digests and signatures of kept documents on the disk, to know them after a kill.
 
-    Args:
-        folder: of the journal.
-        duplicates: learns the documents that were kept before.
-        count: number of documents that were kept before.
+    `duplicates` learns the `count` documents that were kept before.
     """
 
     def __init__(self, folder: Path, duplicates: Duplicates, count: int) -> None:
@@ -320,11 +309,7 @@ def _sync_handles(handles: list[Any]) -> None:
 
 
 def _cut_file(path: Path, size: int) -> None:
-    """Cut a file back to an earlier size.
-
-    Raises:
-        DataError: it is shorter than that.
-    """
+    """Cut a file back to an earlier size; a shorter one is a DataError."""
     actual = path.stat().st_size if path.exists() else 0
     if actual < size:
         raise DataError(

@@ -332,9 +332,7 @@ class FeatureSet:
     def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
         """Pack some features, shortest first: neighbours of similar length make attention cheap.
 
-        Args:
-            which: `[B]` numbers of features.
-            sort: False keeps the given order.
+        `which` holds their numbers `[B]`; without `sort` they keep that order.
         """
         # A stable sort: features of equal length keep their order.
         lengths = self.lengths[which]
@@ -402,10 +400,7 @@ class Features(Protocol):
         """Tokens of each sequence of some features; a feature may have several sequences."""
 
     def batch(self, which: Array, *, sort: bool = True) -> PackedBatch:
-        """Pack some features, shortest first, or in the given order.
-
-        Several threads may call it at once.
-        """
+        """Pack some features, shortest first, or in the given order; any thread may call it."""
 
     def record(self, index: int) -> int:
         """The number of a feature's record."""

@@ -47,9 +47,6 @@ class DataOrder:
         seed: of the run.
         in_tokens: whether the size of a batch is in tokens rather than in examples.
         shuffle: False keeps the order of the data in all epochs.
-
-    Raises:
-        ValueError: there are no examples.
     """
 
     def __init__(
@@ -94,11 +91,11 @@ class DataOrder:
         return Cursor(cursor.epoch, end) if end < len(self) else Cursor(cursor.epoch + 1, 0)
 
     def updates(self, epochs: float, size: Callable[[int], int], ramp: int = 0) -> int:
-        """Number of updates in `epochs` passes over the data.
+        """Number of updates in `epochs` passes over the data, of which the last may be a part.
 
         Args:
-            epochs: may have a fraction: a part of the last epoch.
-            size: the size of the batch of an update, by the number of the update (0-based).
+            epochs: number of passes, perhaps with a fraction.
+            size: from the number of an update (0-based) to the size of its batch.
             ramp: from this update on all batches have the same size.
         """
         # Whole epochs, update by update until the size no longer changes.
@@ -147,9 +144,6 @@ class StreamOrder(DataOrder):
         follows: `[N]` bool: whether an example goes on where the example before it ended.
         seed: of the run.
         streams: B, or N where that is less.
-
-    Raises:
-        ValueError: there are no examples, or no streams.
     """
 
     def __init__(self, lengths: Array, follows: Array, *, seed: int, streams: int) -> None:

@@ -59,15 +59,10 @@ def _message_texts(messages: Sequence[Any]) -> list[str] | None:
 def text_columns(
     records: Records, wanted: Sequence[str] | None = None, label: str | None = None
 ) -> tuple[str, ...]:
-    """The columns that hold the texts.
-
-    Args:
-        records: to look at.
-        wanted: columns that a person named.
-        label: the column that holds the labels.
+    """The columns that hold the texts: those a person `wanted`, or a guess.
 
     Raises:
-        DataError: a named column is missing, or none looks like text.
+        DataError: a wanted column is missing, or none looks like text.
     """
     # Named columns, or a usual set of names.
     for name in wanted or ():
@@ -92,14 +87,10 @@ def text_columns(
 
 
 def label_column(records: Records, wanted: str | None = None) -> str | None:
-    """The column that holds the labels, or None.
-
-    Args:
-        records: to look at.
-        wanted: the column that a person named.
+    """The column that holds the labels: the column a person `wanted`, a usual one, or None.
 
     Raises:
-        DataError: the named column is missing.
+        DataError: the wanted column is missing.
     """
     if wanted is not None:
         check_column(records, wanted)

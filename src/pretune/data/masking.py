@@ -28,12 +28,8 @@ class RandomStreams:
     """Random numbers by address: a stream of Philox 4x64 for each (seed, epoch, index).
 
     The generator is a function of a key and a counter, so any stream is reached at once (Salmon et
-    al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
-
-    Args:
-        seed: any integer.
-        epoch: any integer.
-        purpose: `MASK_STREAM` or `PAIR_STREAM`.
+    al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The purpose is `MASK_STREAM` or
+    `PAIR_STREAM`.
     """
 
     def __init__(self, seed: int, epoch: int, purpose: int) -> None:
@@ -185,10 +181,7 @@ def draw_masks(
 def _how_many(units: Array, share: float, rounding: Array) -> Array:
     """How many of `units` to choose: `share` of them on average, at least one where there is one.
 
-    Args:
-        units: number of units.
-        share: of them.
-        rounding: random numbers in [0, 1) that decide whether a fraction is rounded up.
+    Random numbers in [0, 1) decide whether a fraction is rounded up.
     """
     count: Array = np.floor(share * units + rounding).astype(np.int64)
     return np.minimum(np.maximum(count, 1), units)
@@ -272,10 +265,7 @@ Segmenter = Callable[[str], Sequence[str]]
 
 
 def segmenter(kind: Literal["tokenizer", "jieba"]) -> Segmenter | None:
-    """The function that finds words where the tokenizer does not, as in Chinese.
-
-    Args:
-        kind: "tokenizer" leaves words to the tokenizer and gives None; "jieba" finds Chinese words.
+    """The function that finds words where the tokenizer does not, as in Chinese; or None.
 
     Raises:
         RunError: the extra `zh` is not installed.
@@ -297,12 +287,8 @@ def word_numbers(encoding: Encoding, text: str, segment: Segmenter | None = None
 
     The tokenizer splits the text into words: for WordPiece, a piece with `##` continues the word
     before it. A segmenter joins tokens in one of its words, such as the characters of a Chinese
-    word (Cui et al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT").
-
-    Args:
-        encoding: of the text, without special tokens.
-        text: the text.
-        segment: finds the words to join, or None.
+    word (Cui et al. 2021, "Pre-Training with Whole Word Masking for Chinese BERT"). The encoding
+    has no special tokens.
     """
     own = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
     if len(own) == 0:

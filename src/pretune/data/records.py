@@ -97,10 +97,7 @@ class Records:
     def where(self, row: int, column: str | None = None, item: int | None = None) -> str:
         """The place of a value, to name in an error: `train.tsv, line 7, column 'label'`.
 
-        Args:
-            row: the number of the record (0-based).
-            column: its column.
-            item: the number of the item (0-based) in the list there.
+        `row` and `item`, a place in the list there, are 0-based.
         """
         of_item = "" if item is None or self.line_items else f", item {item + 1}"
         if self.lines is not None:
@@ -185,15 +182,8 @@ class Records:
     def items(self, value: Any, row: int, column: str, what: str, hint: str) -> list[Any]:
         """The items of a value of that column, which has to be a list with at least one item.
 
-        Args:
-            value: the cell.
-            row: its record (0-based), for the error.
-            column: its column, for the error.
-            what: the items that were expected, for the error.
-            hint: the way out, for the error.
-
         Raises:
-            DataError: it is not such a list.
+            DataError: it is not such a list; says `what` items were expected, and gives the hint.
         """
         if isinstance(value, list | tuple) and value:
             return list(value)

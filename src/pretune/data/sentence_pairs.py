@@ -52,12 +52,8 @@ def tokenize_sentences(
 ) -> list[SentenceTokens]:
     """Tokenize texts in parallel, whole and without special tokens.
 
-    The name of a special token in a text is text, as in a prepared corpus.
-
-    Args:
-        texts: to tokenize.
-        tokenizer: of the model.
-        segment: finds words that the tokenizer does not, as in Chinese.
+    The name of a special token in a text is text, as in a prepared corpus. A segmenter finds words
+    that the tokenizer does not, as in Chinese.
     """
     encodings = tokenizer.encode_bare(texts, literal=True)
     return [
@@ -95,13 +91,7 @@ class LazySentences:
 
 
 class RecordDocuments:
-    """Records as documents, from their column `text`.
-
-    Args:
-        records: the documents.
-        tokenizer: of the model.
-        segment: finds words that the tokenizer does not, as in Chinese.
-    """
+    """Records as documents, from their column `text`."""
 
     def __init__(
         self, records: Records, tokenizer: Tokenizer, segment: Segmenter | None = None
@@ -194,12 +184,8 @@ class PairMaker(Generic[P]):
     def pairs(self, row: int, copy: int = 0) -> Iterator[SegmentPair[P]]:
         """Make the pairs of a document (Devlin et al. 2019, appendix A.2).
 
-        A last sentence that is left alone makes no pair, because nothing follows it. Both labels
-        are therefore equally likely, whatever the documents are like.
-
-        Args:
-            row: the number of the document.
-            copy: each copy splits the document in another way.
+        A last sentence that is left alone makes no pair, because nothing follows it. Both labels are
+        therefore equally likely, whatever the documents are like. Each `copy` splits in another way.
 
         Raises:
             DataError: `nsp`, and no other document has any text.

@@ -14,11 +14,8 @@ def split_text(text: str, size: int = CHUNK_CHARS) -> Iterator[str]:
     """Split a long text into chunks that together give the tokens of the whole.
 
     Each chunk ends with a single line end between two characters that are not spaces. Every
-    pre-tokenizer cuts there, so no token crosses the cut, and none depends on what follows.
-
-    Args:
-        text: of any length.
-        size: the least characters of a chunk; it has more where there is no such line end.
+    pre-tokenizer cuts there, so no token crosses the cut, and none depends on what follows. A chunk
+    has more than `size` characters where there is no such line end before.
     """
     start = 0
     while len(text) - start > size:

@@ -50,11 +50,7 @@ class TextDecoder(codecs.IncrementalDecoder):
     """Decodes incrementally, and drops a byte order mark before the first character.
 
     Python's own decoders drop it for some encodings only: not for `utf-16-le`, which Windows writes
-    with one.
-
-    Args:
-        encoding: of the text.
-        errors: name of the handler for bytes that are not valid in it.
+    with one. `errors` names the handler for bytes that are not valid.
 
     Raises:
         DataError: there is no such text encoding.
@@ -66,11 +62,7 @@ class TextDecoder(codecs.IncrementalDecoder):
         self._started = False
 
     def decode(self, input: Any, final: bool = False) -> str:  # noqa: A002
-        """Decode the next bytes.
-
-        Raises:
-            UnicodeError: they are not valid in the encoding.
-        """
+        """Decode the next bytes; those not valid in the encoding are a UnicodeError."""
         text = self._decoder.decode(input, final)
         if self._started:
             return text
@@ -93,9 +85,7 @@ def lines_of(text: str) -> list[str]:
 def encoding_hint(start: bytes, option: str = "--encoding ") -> str:
     """The way out for bytes that are not valid in the expected encoding.
 
-    Args:
-        start: the beginning of the file, or the whole file.
-        option: of the command or recipe, to which the name of an encoding is appended.
+    `start` is the beginning of the file. The name of an encoding is appended to `option`.
     """
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return f"It looks like UTF-16: {option}utf-16"
@@ -231,10 +221,7 @@ class Problem(NamedTuple):
 def json_field(line: str, place: str, field: str) -> str | Problem:
     """The text in a field of a JSON object, such as a line of JSONL; or why there is none.
 
-    Args:
-        line: the JSON of the object.
-        place: where the object is, for messages.
-        field: the name of the field.
+    `place` is where the object is, for messages.
     """
     try:
         record: Any = json.loads(line)

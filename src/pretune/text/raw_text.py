@@ -64,13 +64,10 @@ def is_text_file(name: str) -> bool:
 
 
 def files_in_folder(folder: str, belongs: Callable[[str], bool] = is_text_file) -> list[str]:
-    """The files in a folder and in the folders below it, sorted by path.
+    """The files that belong in a folder and in the folders below it, sorted by path.
 
-    Hidden files, hidden folders, and a README or LICENSE are left out.
-
-    Args:
-        folder: to look in.
-        belongs: whether a file is wanted, by its name in small letters.
+    Hidden files, hidden folders, and a README or LICENSE are left out. `belongs` is asked with the
+    name in small letters.
     """
     paths = []
     for parent, folders, names in os.walk(folder):

@@ -43,14 +43,9 @@ _LONGEST_WORD = 24
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Find the sentences of a text.
+    """Find the sentences of a text: their (start, end) characters, in order.
 
-    Args:
-        text: of any length.
-
-    Returns:
-        the (start, end) characters of each sentence, in order. Between sentences there is only
-        white space, and none is empty or begins or ends with white space.
+    Between sentences there is only white space, and none is empty or begins or ends with it.
     """
     spans: list[tuple[int, int]] = []
     start = 0

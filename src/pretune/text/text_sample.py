@@ -66,13 +66,9 @@ class TextSample:
 
 
 def take_sample(texts: Iterable[str], limit: int) -> TextSample:
-    """Read a stream to its end, and keep a part that is spread evenly over it.
+    """Read a stream to its end, and keep at most `limit` bytes (UTF-8), spread evenly over it.
 
-    The same stream gives the same sample.
-
-    Args:
-        texts: the stream; empty texts are passed over.
-        limit: the most bytes (UTF-8) to keep.
+    The same stream gives the same sample. Empty texts are passed over.
     """
     kept: list[tuple[int, int, bytes]] = []  # a heap, with the next batch to drop on top
     held = seen = 0

@@ -23,10 +23,10 @@ _AGAIN = "Copy the folder again, with all of its files."
 def add_listed(
     engine: RustTokenizer, folder: Path, ids: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Add the tokens that the files of a folder list, in the order of their ids.
+    """Add the tokens that the files of a folder list, in the order of their ids, in place.
 
     Args:
-        engine: with the vocabulary; changed in place.
+        engine: with the vocabulary.
         folder: of the files, named in errors.
         ids: the content of `ADDED_FILE`.
         settings: the content of the other files about tokens.
@@ -104,15 +104,9 @@ def _has_ideograph(token: str) -> bool:
 
 
 def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
-    """Add whole tokens that are never split, in place; tokens already there are passed over.
+    """Add whole tokens that are never split, in place, and return the number of new ones.
 
-    Args:
-        tokenizer: to change.
-        tokens: as they occur in text. They are matched after normalization, so an uncased tokenizer
-            matches them in any case.
-
-    Returns:
-        the number of new tokens.
+    They are matched after normalization, so an uncased tokenizer matches them in any case.
 
     Raises:
         DataError: a token is empty or only white space.

@@ -115,11 +115,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The template of a tokenizer, or None.
-
-        Raises:
-            CheckpointError: it is not valid Jinja.
-        """
+        """The template of a tokenizer, or None."""
         text = tokenizer.settings.get("chat_template")
         if isinstance(text, list):  # several templates, each with a name
             named = (entry for entry in text if isinstance(entry, dict))

@@ -17,10 +17,7 @@ def bert_normalizer(
 ) -> normalizers.BertNormalizer:
     """BERT's normalizer: removes control characters, and puts spaces around ideographs.
 
-    Args:
-        lowercase: whether the model is uncased.
-        chinese: False leaves ideographs as they are.
-        strip_accents: whether accents are removed; None: in uncased models.
+    Without `chinese` ideographs stay as they are. By default uncased models lose their accents.
     """
     return normalizers.BertNormalizer(
         clean_text=True,
@@ -33,12 +30,7 @@ def bert_normalizer(
 def wordpiece_engine(
     vocabulary: Mapping[str, int], normalizer: normalizers.BertNormalizer
 ) -> RustTokenizer:
-    """BERT's tokenizer (Devlin et al. 2019, section 3).
-
-    Args:
-        vocabulary: token -> id, with [UNK], [CLS] and [SEP].
-        normalizer: see `bert_normalizer`.
-    """
+    """BERT's tokenizer (Devlin et al. 2019, section 3); needs [UNK], [CLS] and [SEP]."""
     engine = RustTokenizer(
         models.WordPiece(
             dict(vocabulary),
@@ -62,10 +54,8 @@ def byte_level_engine(
 ) -> RustTokenizer:
     """GPT-2's tokenizer (Radford et al. 2019, section 2.2): takes any text, and gives it back.
 
-    Args:
-        vocabulary: token -> id.
-        merges: the pairs of tokens that are merged, the most frequent pair first.
-        prefix_space: whether a space is put before a text, as before a word inside a text.
+    The most frequent pair is the first of `merges`. With `prefix_space` a space is put before a
+    text, as before a word inside a text.
     """
     engine = RustTokenizer(models.BPE(dict(vocabulary), list(merges)))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -77,9 +67,7 @@ def byte_level_engine(
 def character_engine(vocabulary: Mapping[str, int], unknown: str | None) -> RustTokenizer:
     """A tokenizer with one token a character.
 
-    Args:
-        vocabulary: character -> id.
-        unknown: the token for all other characters; None: a text with others is refused.
+    `unknown` is the token for all other characters; None: a text with others is refused.
     """
     if unknown is None:
         # BPE would drop unknown characters silently; a vocabulary of words refuses them.

@@ -119,16 +119,10 @@ class Tokenizer:
     def encode_bare(
         self, texts: Sequence[str], *, offsets: bool = True, literal: bool = False
     ) -> list[Encoding]:
-        """Encode texts in parallel, without special tokens and without a limit.
+        """Encode texts in parallel, without special tokens and without a limit; see `encode`.
 
-        Args:
-            texts: the texts.
-            offsets: whether the characters of each token are needed; it is faster without.
-            literal: read the name of a special token in a text, such as `[SEP]`, as text. Otherwise
-                a stranger's text could end its turn and begin another speaker's.
-
-        Raises:
-            DataError: see `encode`.
+        Without `offsets` it is faster. `literal` reads the name of a special token in a text, such
+        as `[SEP]`, as text: else a stranger's text could end its turn and begin another speaker's.
         """
         encode = self.engine.encode_batch if offsets else self.engine.encode_batch_fast
         with self._reading(literal):
@@ -225,9 +219,7 @@ def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
 def _kept(sources: list[int | None], max_length: int) -> list[int]:
     """The tokens that stay: all special tokens, and the first tokens of both texts.
 
-    Args:
-        sources: for each token the text it is from, 0 or 1, or None for a special token.
-        max_length: the number of tokens that may stay.
+    `sources` has for each token the text it is from, 0 or 1, or None for a special token.
     """
     special = sources.count(None)
     room = max_length - special
@@ -254,12 +246,7 @@ def _kept(sources: list[int | None], max_length: int) -> list[int]:
 
 
 def segments_of(tokenizer: Tokenizer, *, pair: bool) -> int:
-    """Return how many segments (BERT's token types) the tokenizer gives to the tokens of texts.
-
-    Args:
-        tokenizer: of the model.
-        pair: whether two texts are read together.
-    """
+    """The number of segments (BERT's token types) that texts get, or pairs of texts."""
     # A token of the vocabulary: some vocabularies have no letter of any fixed example.
     engine = tokenizer.engine
     known = (name for name in tokenizer.special.values() if engine.token_to_id(name) is not None)

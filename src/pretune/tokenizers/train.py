@@ -141,11 +141,7 @@ def check_options(
     alphabet_size: int | None = None,
     unknown: bool = True,
 ) -> None:
-    """Check options of `train_tokenizer` before any text is read.
-
-    Raises:
-        DataError: they exclude each other.
-    """
+    """Raise a DataError if options of `train_tokenizer` exclude each other."""
     if kind not in TOKENIZER_KINDS:
         raise DataError(
             f"no kind of tokenizer is called '{kind}'", did_you_mean(kind, TOKENIZER_KINDS)
@@ -226,7 +222,7 @@ def _learn_words(
     first: list[str],
     min_frequency: int,
 ) -> dict[str, int]:
-    """Train a WordPiece vocabulary.
+    """Train a WordPiece vocabulary: token -> id.
 
     Args:
         texts: to learn from.
@@ -235,9 +231,6 @@ def _learn_words(
         size: the most entries; 0 learns the alphabet alone.
         first: entries with the first ids.
         min_frequency: a pair that occurs less often is not merged.
-
-    Returns:
-        token -> id.
     """
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,

@@ -95,11 +95,7 @@ def _message(value: Any, records: Records, row: int, column: str, item: int) -> 
 
 
 def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
-    """Check the order of roles: at most one system message, then user and assistant in turn.
-
-    Raises:
-        DataError: this role may not come next.
-    """
+    """Raise a DataError unless a system message, if any, comes first, and then roles in turn."""
     last = before[-1]["role"] if before else None
     allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}
     expected = allowed.get(last, ("user",))

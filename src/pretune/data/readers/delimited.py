@@ -20,13 +20,8 @@ def read_table(path: Path, encoding: str, delimiter: str, *, quoted: bool) -> Re
     """Read a table whose first line names the columns.
 
     One column may lack a name, and is left out: numbers before all other columns (the index that
-    pandas writes), or nothing after all others (a delimiter at the end of each line).
-
-    Args:
-        path: of the file.
-        encoding: of the file.
-        delimiter: between fields.
-        quoted: whether double quotes hold fields together.
+    pandas writes), or nothing after all others (a delimiter at the end of each line). If `quoted`,
+    double quotes hold fields together.
 
     Raises:
         DataError: a header with empty or repeated names, a row with another number of fields than

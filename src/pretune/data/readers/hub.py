@@ -58,8 +58,7 @@ def hub_table(source: str) -> Any:
 def category_names(features: Any) -> dict[str, list[str]]:
     """The names of the categories, for each column of categories or of lists of categories.
 
-    Args:
-        features: `Features.to_dict()` of `datasets`, which its Parquet files hold too.
+    `features` is `Features.to_dict()` of `datasets`, which its Parquet files hold too.
     """
     names_of = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():

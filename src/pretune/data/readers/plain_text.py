@@ -30,10 +30,7 @@ def is_plain(path: Path) -> bool:
 def read_plain(path: Path, encoding: str = "utf-8", text_unit: TextUnit = "blank-line") -> Records:
     """Read records with the column `text`, from the files of a folder in the order of their names.
 
-    Args:
-        path: a file or a folder, for which `is_plain` holds.
-        encoding: of the files.
-        text_unit: what one record is. Documents keep the line breaks inside them.
+    Documents keep the line breaks inside them.
 
     Raises:
         DataError: a file is blank, or not in that encoding.
@@ -54,11 +51,7 @@ def read_plain(path: Path, encoding: str = "utf-8", text_unit: TextUnit = "blank
 
 
 def split_documents(text: str) -> list[tuple[int, str]]:
-    """Split a text at its blank lines.
-
-    Returns:
-        the line (1-based) at which each document begins, and the document.
-    """
+    """Split a text at blank lines: the line (1-based) where each document begins, and its text."""
     documents: list[tuple[int, str]] = []
     lines: list[str] = []
     for number, line in enumerate([*lines_of(text), ""], start=1):
