@@ -194,7 +194,6 @@ class Line(NamedTuple):
 
 
 def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> Iterator[Line]:
-    """The lines of a text file, those over `longest` characters in parts."""
     # `first` is false inside a line of which a part was yielded already.
     number, first, held = 0, True, ""
     for chunk in decoded(source.name, encoding, meter.advance, marks=True):
@@ -214,7 +213,6 @@ def _lines(source: CorpusSource, encoding: str, longest: int, meter: Meter) -> I
 
 
 def _unreadable(options: ReadingOptions, kind: str, message: str, hint: str) -> Document:
-    """A document that cannot be read: an error, or an empty document that is counted."""
     if options.errors == "skip":
         return Document("", kind)
     raise DataError(message, hint)
@@ -255,8 +253,6 @@ def _encoding_hint(source: CorpusSource) -> str:
 
 
 class _DocumentBuilder:
-    """Collects the text of one document, and releases what exceeds the longest document."""
-
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.parts: list[str] = []
@@ -284,7 +280,6 @@ class _DocumentBuilder:
 
 
 def _cut_place(text: str, longest: int) -> int:
-    """Where to cut a text: after a line, after a word, or else anywhere."""
     for mark in ("\n", " "):
         place = text.rfind(mark, longest // 2, longest)
         if place >= 0:

@@ -132,7 +132,6 @@ class Encoder:
         self.engine.encode_special_tokens = True
 
     def __call__(self, texts: Sequence[str]) -> list[EncodedDocument]:
-        """Clean and tokenize documents, each on its own."""
         # Tokenize only what is long enough, in one call: the engine has threads of its own.
         cleaned = [clean(text, self.settings.cleaning) for text in texts]
         dropped = [self._too_short(text) for text, _ in cleaned]

@@ -101,7 +101,6 @@ _worker: list[Encoder] = []
 
 
 def _start(settings: EncoderSettings) -> None:
-    """Make this process a worker."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()

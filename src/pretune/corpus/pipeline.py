@@ -150,8 +150,6 @@ def prepare(
 
 
 class _Preparation:
-    """One preparation, from its first document or from where the last one was killed."""
-
     def __init__(
         self,
         sources: list[CorpusSource],
@@ -270,7 +268,6 @@ class _Preparation:
     def _take(
         self, batch: DocumentBatch, documents: list[EncodedDocument], duplicates: Duplicates
     ) -> None:
-        """Write the documents of a batch, except duplicates, and count them."""
         # Dropped while reading, while encoding, or as duplicates: all are counted by reason.
         self.counts["read"] += batch.read
         self.counts["cut"] += batch.cut
@@ -322,7 +319,6 @@ class _Preparation:
         )
 
     def _finish(self) -> None:
-        """Close the shards, write tokenizer and manifest of each split, and publish the corpus."""
         for split, writer in self.writers.items():
             writer.finish()
             folder = self._folder(split, self.journal.out)

@@ -63,8 +63,6 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The maps of one shard."""
-
     path: Path  # of the tokens
     before: int  # tokens of the shards before
     tokens: Array  # [T] uint16 or uint32
@@ -130,7 +128,6 @@ class Corpus:
         return [highest_token(shard.path, shard.tokens.dtype) for shard in self._shards]
 
     def __len__(self) -> int:
-        """Number of documents."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __reduce__(self) -> Any:

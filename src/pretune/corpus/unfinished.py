@@ -298,7 +298,6 @@ class ShardWriter:
 
 
 def _shard_name(number: int) -> str:
-    """The name of a shard (0-based), without the endings of its files."""
     return f"shard-{number:05}"
 
 

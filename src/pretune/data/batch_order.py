@@ -114,7 +114,6 @@ class DataOrder:
         return done + math.ceil((epochs - whole) * self._in_epoch(whole, done, size))
 
     def _in_epoch(self, epoch: int, done: int, size: Callable[[int], int]) -> int:
-        """Number of batches in an epoch that begins after `done` updates."""
         at, count = Cursor(epoch), 0
         while at.epoch == epoch:
             at = self._after(at, size(done + count))
@@ -170,7 +169,6 @@ class StreamOrder(DataOrder):
 
 
 def _texts(follows: Array) -> tuple[Array, Array]:
-    """The first example of each text, and its number of examples."""
     starts = np.flatnonzero(~np.append(False, follows[1:]))
     return starts, np.diff(np.append(starts, len(follows)))
 

@@ -185,7 +185,7 @@ class PairMaker(Generic[P]):
         """Make the pairs of a document (Devlin et al. 2019, appendix A.2).
 
         A last sentence that is left alone makes no pair, because nothing follows it. Both labels are
-        therefore equally likely, whatever the documents are like. Each `copy` splits in another way.
+        therefore equally likely, whatever the documents are like. Copies split in different ways.
 
         Raises:
             DataError: `nsp`, and no other document has any text.

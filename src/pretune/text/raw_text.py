@@ -168,7 +168,6 @@ def iter_texts(
 
 
 def _record_texts(file: str, chunks: Iterable[str], field: str) -> Iterator[str]:
-    """The field of each record of JSONL."""
     parts: list[str] = []
     held = 0
     number = 1

@@ -33,7 +33,6 @@ class Texts:
                 yield text.decode()
 
     def __len__(self) -> int:
-        """Number of texts."""
         return sum(batch.count(_BETWEEN) + 1 for batch in self.batches)
 
     @property

@@ -102,7 +102,6 @@ def _entries(tokenizer: Tokenizer) -> list[str]:
 
 
 def _length(tokenizer: Tokenizer) -> Callable[[str], int]:
-    """The function that counts the whole characters of an entry."""
     if not _is_byte_level(tokenizer):
         return lambda token: len(token.removeprefix("##"))
     return lambda token: len(_bytes(token).decode(errors="ignore"))

@@ -61,7 +61,6 @@ def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Toke
 
 
 def _load(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
-    """Load the tokenizer from the most complete of the files that are there."""
     # A file is named: it decides.
     if path.is_file():
         if path.suffix == ".json":
@@ -106,7 +105,6 @@ def _read_text(path: Path) -> str:
 
 
 def _with_special_map(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings together with the older file about special tokens."""
     return {**_read_json(folder / "special_tokens_map.json"), **settings}
 
 
@@ -161,7 +159,6 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
-    """A setting that is true or false, or None where it is not set."""
     value = settings.get(name)
     if value is None or isinstance(value, bool):
         return value
@@ -192,7 +189,6 @@ def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | Non
 
 
 def _from_merges(folder: Path, settings: dict[str, Any]) -> Tokenizer:
-    """GPT-2's two files: byte-level BPE."""
     path = folder / "vocab.json"
     vocabulary = _read_json(path)
     # RoBERTa has files of the same names and layout, but its texts begin with <s>. Where no setting

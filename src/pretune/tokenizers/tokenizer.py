@@ -130,7 +130,6 @@ class Tokenizer:
 
     @contextmanager
     def _reading(self, literal: bool) -> Iterator[None]:
-        """Set for a while whether the names of special tokens in texts are read as text."""
         before = self.engine.encode_special_tokens
         self.engine.encode_special_tokens = before or literal
         try:
@@ -182,7 +181,6 @@ class Tokenizer:
 
 
 def _cutting(engine: RustTokenizer) -> dict[str, Any]:
-    """The parts of `tokenizer.json` that determine the tokens of a text."""
     parts = json.loads(engine.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
 

@@ -163,7 +163,6 @@ def check_options(
 
 
 def _check_size(size: int, smallest: int, alphabet: int, kind: str) -> None:
-    """Check that the alphabet and the special tokens fit into the vocabulary."""
     if size >= smallest:
         return
     where = ", alone and inside words" if kind == "wordpiece" else ""
@@ -249,7 +248,6 @@ def _learn_words(
 
 
 def _cut_after(pre_tokenizer: Any, length: int) -> pre_tokenizers.Sequence:
-    """Split words longer than `length` into several."""
     runs = pre_tokenizers.Split(Regex(f".{{{length}}}"), "isolated")
     return pre_tokenizers.Sequence([pre_tokenizer, runs])
 

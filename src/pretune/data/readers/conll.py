@@ -73,7 +73,6 @@ def read_conll(path: Path, encoding: str = "utf-8") -> Records:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The line (1-based) at which each sentence begins, and its lines."""
     start, lines = 0, list[str]()
     for number, raw in enumerate([*text.split("\n"), ""], start=1):
         line = raw.rstrip(" \t\r").lstrip(" ")

@@ -73,7 +73,6 @@ def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict
 
 
 def _message(value: Any, records: Records, row: int, column: str, item: int) -> tuple[str, str]:
-    """The role, under our name, and the content of a message."""
     where = records.where(row, column, item)
     names = (
         ("from", "value") if isinstance(value, dict) and "from" in value else ("role", "content")
@@ -95,7 +94,6 @@ def _message(value: Any, records: Records, row: int, column: str, item: int) -> 
 
 
 def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
-    """Raise a DataError unless a system message, if any, comes first, and then roles in turn."""
     last = before[-1]["role"] if before else None
     allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}
     expected = allowed.get(last, ("user",))
@@ -128,5 +126,4 @@ def _from_alpaca(records: Records, row: int, *, replies: bool) -> list[dict[str,
 
 
 def _given(records: Records, row: int, column: str) -> bool:
-    """Whether a cell holds anything; the number 0 counts."""
     return not is_missing(records.rows[row].get(column))

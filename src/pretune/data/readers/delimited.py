@@ -73,7 +73,6 @@ def _bad_header(path: Path, number: int, header: tuple[str, ...]) -> DataError:
 def _fields(
     path: Path, text: str, delimiter: str, *, quoted: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of each line that is not blank."""
     if not quoted:
         for number, line in enumerate(lines_of(text), start=1):
             if line:

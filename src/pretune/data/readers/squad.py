@@ -77,7 +77,6 @@ def _answers(path: Path, place: str, item: Mapping[str, Any]) -> dict[str, list[
 
 
 def _part(path: Path, place: str, parent: Any, name: str, kind: type) -> Any:
-    """A member of a JSON object, which has to be of this type."""
     value = parent.get(name) if isinstance(parent, Mapping) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         named = f" (id {parent['id']})" if isinstance(parent, Mapping) and "id" in parent else ""
