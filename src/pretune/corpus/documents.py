@@ -90,7 +90,7 @@ def _find(given: str) -> list[CorpusSource]:
     if os.path.isfile(given):
         return [_file(given)]
     if os.path.isdir(given):
-        names = files_in_folder(given, _belongs)
+        names = files_in_folder(given, lambda name: name.endswith(PARQUET) or is_text_file(name))
         if not names:
             raise DataError(
                 f"{given}: no corpus in this folder",
@@ -109,10 +109,6 @@ def _find(given: str) -> list[CorpusSource]:
         f"{given}: no such file or folder.{similar_file(given)}",
         "Check the path; a Hub dataset is owner/name:split or owner/name:config:split.",
     )
-
-
-def _belongs(name: str) -> bool:
-    return name.endswith(PARQUET) or is_text_file(name)
 
 
 def _file(name: str) -> CorpusSource:
@@ -176,12 +172,8 @@ def read_documents(
         DataError: the file cannot be read, or a document cannot and such are not skipped; names
             file and line.
     """
-    if source.kind == "text":
-        yield from _text_documents(source, options, meter)
-    elif source.kind == "json":
-        yield from _json_documents(source, options, meter)
-    else:
-        yield from _table_documents(source, options, meter)
+    readers = {"text": _text_documents, "json": _json_documents}
+    yield from readers.get(source.kind, _table_documents)(source, options, meter)
     meter.next_file(source.size)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,21 +60,9 @@ def clean(text: str, options: Cleaning) -> tuple[str, list[str]]:
     return text, changed
 
 
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _control(text: str) -> str:
-    return _CONTROL.sub("", _LINE_BREAK.sub("\n", text))
-
-
 def _spaces(text: str) -> str:
     lines = _SPACES.sub(" ", text).split("\n")
     return "\n".join(line.strip(" ") for line in lines).strip("\n")
-
-
-def _join_lines(text: str) -> str:
-    return _SINGLE_BREAK.sub(" ", _BETWEEN_WIDE.sub("", text))
 
 
 def _repeated_lines(text: str) -> str:
@@ -88,11 +76,11 @@ def _repeated_lines(text: str) -> str:
     return "\n".join(kept)
 
 
-_STEPS = {
-    "nfc": _nfc,
-    "control": _control,
+_STEPS: dict[str, Callable[[str], str]] = {
+    "nfc": lambda text: unicodedata.normalize("NFC", text),
+    "control": lambda text: _CONTROL.sub("", _LINE_BREAK.sub("\n", text)),
     "spaces": _spaces,
-    "join_lines": _join_lines,
+    "join_lines": lambda text: _SINGLE_BREAK.sub(" ", _BETWEEN_WIDE.sub("", text)),
     "repeated_lines": _repeated_lines,
 }
 
@@ -132,6 +120,7 @@ class Encoder:
         self.engine.encode_special_tokens = True
 
     def __call__(self, texts: Sequence[str]) -> list[EncodedDocument]:
+        """Clean and tokenize documents, each on its own."""
         # Tokenize only what is long enough, in one call: the engine has threads of its own.
         cleaned = [clean(text, self.settings.cleaning) for text in texts]
         dropped = [self._too_short(text) for text, _ in cleaned]

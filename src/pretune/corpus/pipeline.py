@@ -303,7 +303,7 @@ class _Preparation:
     def _check_left(self) -> None:
         """Raise a DataError if all documents were dropped or held back, and say why."""
         train = self.writers["train"]
-        if train.shards or train.open.documents:
+        if train.shards or train.open["documents"]:
             return
         self.journal.clear()
         if self.counts["documents"]:

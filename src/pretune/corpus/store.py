@@ -70,13 +70,32 @@ class _Shard:
     sentences: Array  # [S] int64
 
     def check(self) -> None:
-        """Check where documents and sentences begin."""
-        stem = self.path.name.removesuffix(TOKENS)
-        documents, sentences = (self.path.with_name(stem + end) for end in (DOCUMENTS, SENTENCES))
-        starts = self.documents[:, 0]
-        check_starts(documents, starts, len(self.tokens))
-        check_starts(sentences, self.sentences, len(self.tokens))
-        check_documents(sentences, starts, self.sentences)
+        """Check where documents and sentences begin; a DataError names the file that is damaged."""
+        stem, total = self.path.name.removesuffix(TOKENS), len(self.tokens)
+        paths = [self.path.with_name(stem + end) for end in (DOCUMENTS, SENTENCES)]
+        begins = self.documents[:, 0]
+        for path, starts in zip(paths, (begins, self.sentences), strict=True):
+            # Each part overlaps the one before by a value, as starts have to rise between parts
+            # too.
+            edges = pairwise([*range(0, len(starts), _CHUNK), len(starts)])
+            parts = (starts[max(first - 1, 0) : stop] for first, stop in edges)
+            rise = all((np.diff(part) > 0).all() for part in parts)
+            if starts[0] != 0 or not rise or starts[-1] >= total:
+                message = f"{path}: damaged (its positions do not rise from 0 to {total:,})"
+                raise DataError(message, AGAIN)
+        # Every document begins with a sentence.
+        places = np.minimum(np.searchsorted(self.sentences, begins), len(self.sentences) - 1)
+        if (self.sentences[places] != begins).any():
+            raise DataError(f"{paths[1]}: damaged (a document begins inside a sentence)", AGAIN)
+
+    @cached_property
+    def highest(self) -> int:
+        """The highest token. The file is read, not mapped, so that it fills no memory."""
+        highest = 0
+        with self.path.open("rb") as handle:
+            while len(chunk := np.fromfile(handle, self.tokens.dtype, _CHUNK)):
+                highest = max(highest, int(chunk.max()))
+        return highest
 
 
 @dataclass(frozen=True)
@@ -115,17 +134,13 @@ class Corpus:
 
     def check_tokens(self, vocab_size: int) -> None:
         """Raise a DataError unless a vocabulary has all tokens, which are read the first time."""
-        for shard, highest in zip(self._shards, self._highest, strict=True):
-            if highest >= vocab_size:
+        for shard in self._shards:
+            if shard.highest >= vocab_size:
                 raise DataError(
-                    f"{shard.path}: damaged (the token {highest:,}, of a vocabulary of "
+                    f"{shard.path}: damaged (the token {shard.highest:,}, of a vocabulary of "
                     f"{vocab_size:,})",
                     AGAIN,
                 )
-
-    @cached_property
-    def _highest(self) -> list[int]:
-        return [highest_token(shard.path, shard.tokens.dtype) for shard in self._shards]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -358,41 +373,6 @@ def _check_count(name: str, value: object, least: int = 0) -> None:
 def _check_digest(value: object) -> None:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
         raise ValueError(f"SHA-256 {value!r}")
-
-
-def check_starts(path: Path, starts: Array, tokens: int) -> None:
-    """Check where documents or sentences of a shard begin: `[N]`, rising from 0 to below `tokens`.
-
-    Raises:
-        DataError: they do not; names the file with the starts.
-    """
-    # Each part overlaps the one before by a value, as the starts have to rise between parts too.
-    edges = [*range(0, len(starts), _CHUNK), len(starts)]
-    rise = all(
-        (np.diff(starts[max(first - 1, 0) : stop]) > 0).all() for first, stop in pairwise(edges)
-    )
-    if starts[0] != 0 or not rise or starts[-1] >= tokens:
-        raise DataError(f"{path}: damaged (its positions do not rise from 0 to {tokens:,})", AGAIN)
-
-
-def check_documents(path: Path, documents: Array, sentences: Array) -> None:
-    """Check that every document begins with a sentence; `check_starts` has accepted both.
-
-    Raises:
-        DataError: a document begins inside a sentence; names the file with the sentences.
-    """
-    places = np.minimum(np.searchsorted(sentences, documents), len(sentences) - 1)
-    if (sentences[places] != documents).any():
-        raise DataError(f"{path}: damaged (a document begins inside a sentence)", AGAIN)
-
-
-def highest_token(path: Path, dtype: np.dtype[Any]) -> int:
-    """The highest token of a shard. The file is read, not mapped, so that it fills no memory."""
-    highest = 0
-    with path.open("rb") as handle:
-        while len(chunk := np.fromfile(handle, dtype, _CHUNK)):
-            highest = max(highest, int(chunk.max()))
-    return highest
 
 
 def is_corpus(path: str | Path) -> bool:

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +21,7 @@ from pretune.checkpoints.atomic_io import atomic_text, sync_path
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, Signature
 from pretune.corpus.encode import EncodedDocument
 from pretune.corpus.store import (
+    COUNTS,
     DOCUMENT_COLUMNS,
     DOCUMENTS,
     SENTENCES,
@@ -167,17 +167,6 @@ class KeptDocuments:
             handle.close()
 
 
-@dataclass
-class Counts:
-    """What a shard holds."""
-
-    documents: int = 0
-    sentences: int = 0
-    tokens: int = 0
-    characters: int = 0
-    bytes: int = 0
-
-
 class ShardWriter:
     """Writes documents into shards of bounded size.
 
@@ -202,7 +191,8 @@ class ShardWriter:
     ) -> None:
         self.folder, self.aside, self.dtype, self.limit = folder, aside, stored_dtype(dtype), limit
         self.shards: list[dict[str, Any]] = list(state["shards"]) if state else []
-        self.open = Counts(**state["open"]) if state else Counts()
+        # What the open shard holds.
+        self.open: dict[str, int] = dict(state["open"]) if state else dict.fromkeys(COUNTS, 0)
         folder.mkdir(parents=True, exist_ok=True)
         aside.mkdir(parents=True, exist_ok=True)
         self._cut_back()
@@ -211,27 +201,25 @@ class ShardWriter:
     def add(self, document: EncodedDocument) -> None:
         """Append a document, to the next shard if this one has no room for it."""
         length = len(document.tokens)
-        if self.open.tokens and self.open.tokens + length > self.limit:
+        if self.open["tokens"] and self.open["tokens"] + length > self.limit:
             self.close_shard()
         # Positions count from the beginning of the shard.
-        row = [self.open.tokens, document.characters, document.bytes]
-        starts = document.sentences + self.open.tokens
+        row = [self.open["tokens"], document.characters, document.bytes]
+        starts = document.sentences + self.open["tokens"]
         tokens, documents, sentences = self._handles
         tokens.write(document.tokens.astype(self.dtype, copy=False).tobytes())
         documents.write(np.array(row, dtype="<i8").tobytes())
         sentences.write(starts.astype("<i8", copy=False).tobytes())
-        self.open.documents += 1
-        self.open.sentences += len(starts)
-        self.open.tokens += length
-        self.open.characters += document.characters
-        self.open.bytes += document.bytes
+        added = (1, len(starts), length, document.characters, document.bytes)
+        for name, count in zip(COUNTS, added, strict=True):
+            self.open[name] += count
 
     def sync(self) -> dict[str, Any]:
         """Flush everything to the disk; return the state to come back to, for JSON."""
         _sync_handles(self._handles)
         for folder in (self.folder, self.aside):
             sync_path(folder)
-        return {"shards": self.shards, "open": asdict(self.open)}
+        return {"shards": self.shards, "open": self.open}
 
     def forget(self) -> None:
         """Remove the files that only states before the last `sync` would need."""
@@ -253,13 +241,13 @@ class ShardWriter:
             SENTENCES: _save(self.folder / (name + SENTENCES), np.memmap(sentences, "<i8", "r")),
         }
         entries = {end: file_entry(path) for end, path in files.items()}
-        self.shards.append({"name": name, **asdict(self.open), "files": entries})
-        self.open = Counts()
+        self.shards.append({"name": name, **self.open, "files": entries})
+        self.open = dict.fromkeys(COUNTS, 0)
         self._handles = self._append()
 
     def finish(self) -> None:
         """Finish the last shard."""
-        if self.open.documents:
+        if self.open["documents"]:
             self.close_shard()
         self.close()
         self._paths()[0].unlink()  # the file of the next shard, which is empty
@@ -285,9 +273,9 @@ class ShardWriter:
         """Bring the files to the state: cut the open shard, remove everything later."""
         tokens, documents, sentences = self._paths()
         keep = {
-            tokens: self.open.tokens * self.dtype.itemsize,
-            documents: self.open.documents * DOCUMENT_COLUMNS * 8,
-            sentences: self.open.sentences * 8,
+            tokens: self.open["tokens"] * self.dtype.itemsize,
+            documents: self.open["documents"] * DOCUMENT_COLUMNS * 8,
+            sentences: self.open["sentences"] * 8,
         }
         finished = {s["name"] + end for s in self.shards for end in s["files"]}
         for path in [*self.folder.iterdir(), *self.aside.iterdir()]:

@@ -184,8 +184,8 @@ class PairMaker(Generic[P]):
     def pairs(self, row: int, copy: int = 0) -> Iterator[SegmentPair[P]]:
         """Make the pairs of a document (Devlin et al. 2019, appendix A.2).
 
-        A last sentence that is left alone makes no pair, because nothing follows it. Both labels are
-        therefore equally likely, whatever the documents are like. Copies split in different ways.
+        A last sentence that is left alone makes no pair, because nothing follows it. Both labels
+        are therefore equally likely, whatever the documents are. Each `copy` splits differently.
 
         Raises:
             DataError: `nsp`, and no other document has any text.
