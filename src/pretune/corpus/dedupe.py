@@ -105,9 +105,6 @@ class Duplicates:
         exact: look for documents equal to a kept document. Takes about 100 bytes a document.
         near: look for documents with at least this estimated similarity to a kept document; None:
             do not look. Takes about 5 kB a document.
-
-    Raises:
-        PretuneError: datasketch is needed and not installed.
     """
 
     def __init__(self, *, exact: bool, near: float | None) -> None:

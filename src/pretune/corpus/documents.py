@@ -45,12 +45,7 @@ class CorpusSource:
 
     def to_dict(self) -> dict[str, Any]:
         """Its entry in the manifest of a corpus."""
-        return {
-            "name": self.name,
-            "path": self.path,
-            "size": self.size,
-            "modified": self.modified,
-        }
+        return {"name": self.name, "path": self.path, "size": self.size, "modified": self.modified}
 
     def matches(self, entry: Mapping[str, Any]) -> bool:
         """Whether an entry of a manifest is of this source as it is now.

@@ -157,17 +157,15 @@ class Encoder:
 
 
 def first_tokens(offsets: Array, starts: Sequence[int]) -> Array:
-    """The tokens at which sentences begin.
+    """`[S]` int64, ascending from 0: the tokens at which sentences begin.
 
     A token belongs to the sentence of its last character, because in a byte-level vocabulary a
-    token begins with the space before its word. Tokens of space after a sentence belong to it.
+    token begins with the space before its word. Tokens of space after a sentence belong to it. A
+    sentence without a token of its own is left out.
 
     Args:
         offsets: `[T, 2]` the characters (start, end) of each token, T > 0.
         starts: the characters where sentences begin, ascending.
-
-    Returns:
-        `[S]` int64, ascending from 0. A sentence without a token of its own is left out.
     """
     # A token without characters, as some normalizers make, stays with the token before it.
     last = np.maximum.accumulate(np.where(offsets[:, 1] > offsets[:, 0], offsets[:, 1] - 1, 0))

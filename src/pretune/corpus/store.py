@@ -164,10 +164,7 @@ class Corpus:
         return shard.before + start, shard.before + stop
 
     def sentence_bounds(self, index: int) -> Array:
-        """`[sentences + 1]`: the first token of each sentence of a document, and one past the last.
-
-        Counted through all shards, as in `bounds`.
-        """
+        """`[sentences + 1]`: the first token of each sentence of a document, and the end; see `bounds`."""
         shard, start, stop, _ = self._find(index)
         first, last = np.searchsorted(shard.sentences, [start, stop])
         return np.append(shard.sentences[first:last], stop) + shard.before
@@ -426,11 +423,7 @@ class StoredDocuments:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """All documents of a corpus.
-
-        Raises:
-            DataError: not a corpus, empty or damaged; names the file.
-        """
+        """All documents of a corpus; one that is missing, empty or damaged is a DataError."""
         corpus = Corpus.open(folder)
         if not len(corpus):
             raise DataError(f"{folder}: no documents in it", "Prepare it with more text.")
@@ -488,12 +481,7 @@ class StoredDocuments:
         return load_tokenizer(self.corpus.tokenizer_folder)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Compare a model's tokenizer with the tokenizer that made the corpus.
-
-        Raises:
-            DataError: they cut texts differently, or number the tokens differently; or the corpus
-                has tokens that neither of them has.
-        """
+        """Raise a DataError unless a model's tokenizer cuts and numbers tokens as the corpus's."""
         if not tokenizer.cuts_as(self.tokenizer):
             raise DataError(
                 f"{self.origin}: was made with another tokenizer than the model's "

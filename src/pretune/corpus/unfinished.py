@@ -50,11 +50,7 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing this corpus; the lock ends with this process.
-
-        Raises:
-            DataError: another process holds the lock, or the folder cannot be written.
-        """
+        """Keep other processes from writing this corpus; the lock ends with this process."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = (self.folder / "lock").open("w")
@@ -132,22 +128,16 @@ class KeptDocuments:
 
     def __init__(self, folder: Path, duplicates: Duplicates, count: int) -> None:
         self.count = count
-        self._keys = folder / "digests.bin"
-        self._values = folder / "signatures.bin"
         near = duplicates.near is not None
-        _cut_file(self._keys, count * DIGEST_BYTES)
-        _cut_file(self._values, count * _SIGNATURE_BYTES if near else 0)
-        if count:
-            self._remember(duplicates)
-        self._handles = [path.open("ab") for path in (self._keys, self._values)]
-
-    def _remember(self, duplicates: Duplicates) -> None:
-        near = duplicates.near is not None
-        with self._keys.open("rb") as keys, self._values.open("rb") as values:
-            for _ in range(self.count):
-                key = keys.read(DIGEST_BYTES)
-                raw = values.read(_SIGNATURE_BYTES) if near else b""
-                duplicates.remember(key, np.frombuffer(raw, "<u4") if near else None)
+        paths = folder / "digests.bin", folder / "signatures.bin"
+        for path, size in zip(paths, (DIGEST_BYTES, _SIGNATURE_BYTES if near else 0), strict=True):
+            _cut_file(path, count * size)
+        keys, values = self._handles = [path.open("a+b") for path in paths]
+        keys.seek(0)
+        values.seek(0)
+        for _ in range(count):
+            key, raw = keys.read(DIGEST_BYTES), values.read(_SIGNATURE_BYTES)
+            duplicates.remember(key, np.frombuffer(raw, "<u4") if near else None)
 
     def add(self, key: bytes, values: Signature | None) -> None:
         """Append a kept document."""
@@ -168,17 +158,11 @@ class KeptDocuments:
 
 
 class ShardWriter:
-    """Writes documents into shards of bounded size.
+    """Writes documents into shards of at most `limit` tokens; a longer document has its own.
 
-    Tokens go straight into their file. Positions go into raw files aside, which become `.npy` when
-    the shard is full, because only then their number is known.
-
-    Args:
-        folder: of the shards.
-        aside: folder of the raw files, on the same disk.
-        dtype: of the tokens.
-        limit: tokens of a full shard. A document with more is a shard of its own.
-        state: a result of `sync`, to go on from; what was written after it is removed.
+    Tokens go straight into their file. Positions go into raw files `aside`, on the same disk, which
+    become `.npy` when the shard is full, because only then their number is known. A `state` is a
+    result of `sync`, to go on from; what was written after it is removed.
     """
 
     def __init__(

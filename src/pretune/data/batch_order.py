@@ -43,7 +43,7 @@ class DataOrder:
     """The examples in a new order for each epoch, to be cut into batches.
 
     Args:
-        lengths: `[N]` tokens of each example, N > 0.
+        lengths: `[N]` tokens of each example, N > 0 (else ValueError).
         seed: of the run.
         in_tokens: whether the size of a batch is in tokens rather than in examples.
         shuffle: False keeps the order of the data in all epochs.
@@ -64,15 +64,8 @@ class DataOrder:
     def take(self, cursor: Cursor, size: int) -> tuple[Array, Cursor]:
         """The batch that begins at a place, and the place where the next batch begins.
 
-        No batch goes beyond its epoch, so the last batch of an epoch may be smaller.
-
-        Args:
-            cursor: a place with an offset below N.
-            size: number of examples; or the most tokens, where an example longer than that is a
-                batch of its own.
-
-        Raises:
-            ValueError: `size` is not positive.
+        No batch goes beyond its epoch, so the last batch of an epoch may be smaller. `size` is the
+        number of examples, or the most tokens, where a longer example is a batch of its own.
         """
         after = self._after(cursor, size)
         end = after.offset if after.epoch == cursor.epoch else len(self)
@@ -174,11 +167,7 @@ def _texts(follows: Array) -> tuple[Array, Array]:
 
 
 def batches_by_length(lengths: Array, batch_tokens: int) -> list[Array]:
-    """Batches for evaluation and prediction: longest first, so that memory is allocated once.
-
-    Raises:
-        ValueError: `batch_tokens` is not positive.
-    """
+    """Batches for evaluation and prediction: longest first, so that memory is allocated once."""
     if batch_tokens < 1:
         raise ValueError("batch_tokens must be positive")
     if len(lengths) == 0:
@@ -203,9 +192,6 @@ def batches_in_turn(lengths: Array, follows: Array, batch_tokens: int) -> list[l
     Returns:
         groups of texts, those with the most examples first; batch t of a group has example t of
         each text that has one.
-
-    Raises:
-        ValueError: `batch_tokens` is not positive.
     """
     if batch_tokens < 1:
         raise ValueError("batch_tokens must be positive")

@@ -87,11 +87,7 @@ def text_columns(
 
 
 def label_column(records: Records, wanted: str | None = None) -> str | None:
-    """The column that holds the labels: the column a person `wanted`, a usual one, or None.
-
-    Raises:
-        DataError: the wanted column is missing.
-    """
+    """The column of the labels: as a person `wanted` (else a DataError), a usual one, or None."""
     if wanted is not None:
         check_column(records, wanted)
         return wanted
@@ -99,11 +95,7 @@ def label_column(records: Records, wanted: str | None = None) -> str | None:
 
 
 def check_column(records: Records, name: str) -> None:
-    """Check that a column is there.
-
-    Raises:
-        DataError: it is not; names the columns that are.
-    """
+    """Raise a DataError that names the columns there are, unless this one is among them."""
     if name not in records.columns:
         raise DataError(
             f"{records.origin}: no column '{name}'; it has "

@@ -82,11 +82,7 @@ class MaskVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> MaskVocabulary:
-        """Make it for a tokenizer.
-
-        Raises:
-            CheckpointError: the tokenizer has no mask token, or only special tokens.
-        """
+        """Make it; a tokenizer without a mask token or ordinary tokens is a CheckpointError."""
         mask = tokenizer.special_id("mask_token")
         if mask is None:
             raise CheckpointError(
@@ -230,14 +226,8 @@ def draw_spans(
     """Draw spans of whole words that do not overlap, `count` words in all.
 
     A span begins at a word that is not masked yet, each equally likely, and has a drawn number of
-    words, but ends before a special token, another span or the end of the budget.
-
-    Args:
-        starts: `[U]` the first token of each word.
-        ends: `[U]` one past its last token.
-        count: number of words to mask.
-        rule: with the distribution of lengths.
-        stream: of random numbers.
+    words, but ends before a special token, another span or the end of the budget. `starts` and
+    `ends` `[U]` are the first token of each word and one past its last.
 
     Returns:
         (first token, one past the last) of each span, in the order they were drawn.
@@ -265,11 +255,7 @@ Segmenter = Callable[[str], Sequence[str]]
 
 
 def segmenter(kind: Literal["tokenizer", "jieba"]) -> Segmenter | None:
-    """The function that finds words where the tokenizer does not, as in Chinese; or None.
-
-    Raises:
-        RunError: the extra `zh` is not installed.
-    """
+    """The function that finds words where the tokenizer does not, as in Chinese; or None."""
     if kind == "tokenizer":
         return None
     try:

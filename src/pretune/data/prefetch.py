@@ -15,13 +15,9 @@ R = TypeVar("R")
 def prefetched(make: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R]:
     """Yield `make(item)` for each item, in order, whatever the number of workers.
 
-    Closing the iterator early throws away what was made ahead.
-
-    Args:
-        make: must not depend on earlier results.
-        items: taken only as needed, by the caller's thread; may be endless.
-        workers: number of threads; each keeps two results ready. With 0, results are made on
-            demand.
+    Items are taken only as needed, by the caller's thread, and may be endless. Each worker keeps
+    two results ready; with 0 workers results are made on demand. Closing the iterator early throws
+    away what was made ahead.
     """
     if workers == 0:
         yield from map(make, items)

@@ -41,9 +41,6 @@ class ColumnNames(dict[str, str]):
         given: the names that a person gave for these very data, which must have all of them.
         known: the columns of the task.
 
-    Attributes:
-        given: the argument.
-
     Raises:
         DataError: a name is given for a column that the task does not have.
     """
@@ -64,31 +61,24 @@ class ColumnNames(dict[str, str]):
 
 @dataclass(frozen=True)
 class Records:
-    """Rows with a memory of where they came from.
+    """Rows with a memory of where they came from."""
 
-    Attributes:
-        rows: one dict a record.
-        origin: the file or the Hub dataset.
-        lines: the line (1-based) of each row in the file, or None where rows have no lines.
-        columns: the names of all columns.
-        categories: the names of the categories, in order, for each column that the source itself
-            declares as categories.
-        max_chars: a longer text is refused as a mistake.
-        numbers: the number (1-based) of each row in the source, where only some rows were taken.
-        line_items: whether each item of a list is on a line of its own, the first on the row's.
-        renamed: our names of columns -> the names in the source, where they were renamed.
-        text_unit: what a record of plain text is: "blank-line" or "file"; None for other sources.
-    """
-
-    rows: Sequence[Record]
-    origin: str
+    rows: Sequence[Record]  # one dict a record
+    origin: str  # the file or the Hub dataset
+    # The line (1-based) of each row in the file, or None where rows have no lines.
     lines: Sequence[int] | None = None
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # the names of all columns
+    # The names of the categories, in order, for each column that the source itself declares as
+    # categories.
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    max_chars: int = MAX_CHARS
+    max_chars: int = MAX_CHARS  # a longer text is refused as a mistake
+    # The number (1-based) of each row in the source, where only some rows were taken.
     numbers: Sequence[int] | None = None
+    # Whether each item of a list is on a line of its own, the first on the row's.
     line_items: bool = False
+    # Our names of columns -> the names in the source, where they were renamed.
     renamed: Mapping[str, str] = field(default_factory=dict)
+    # What a record of plain text is: "blank-line" or "file"; None for other sources.
     text_unit: str | None = None
 
     def __len__(self) -> int:
@@ -193,11 +183,7 @@ class Records:
         )
 
     def checked(self, text: str, row: int, column: str, item: int | None = None) -> str:
-        """Return a text of that column, or of an item of the list there, if it can be used.
-
-        Raises:
-            DataError: over `max_chars` characters, or not valid Unicode.
-        """
+        """Return a text of that column, or of an item there, if it can be used; else a DataError."""
         where = self.where(row, column, item)
         if len(text) > self.max_chars:
             raise DataError(

@@ -32,11 +32,7 @@ OnBytes = Callable[[int], None]
 
 
 def check_encoding(encoding: str) -> str:
-    """Python's own name of a text encoding.
-
-    Raises:
-        DataError: there is no such text encoding.
-    """
+    """Python's own name of a text encoding; an unknown name is a DataError."""
     try:
         "".encode(encoding)  # refuses codecs that are not text encodings, such as hex
         return codecs.lookup(encoding).name
@@ -51,9 +47,6 @@ class TextDecoder(codecs.IncrementalDecoder):
 
     Python's own decoders drop it for some encodings only: not for `utf-16-le`, which Windows writes
     with one. `errors` names the handler for bytes that are not valid.
-
-    Raises:
-        DataError: there is no such text encoding.
     """
 
     def __init__(self, encoding: str, errors: str = "strict") -> None:
@@ -158,12 +151,7 @@ def decoded(
 
 
 def decode_file(path: Path, encoding: str = "utf-8") -> str:
-    """The whole text of a data file that a recipe names, without a byte order mark.
-
-    Raises:
-        DataError: the file cannot be read, or is not in that encoding; names the line, and the
-            encoding it looks like.
-    """
+    """The whole text of a data file, without a byte order mark; errors as in `decoded`."""
     return "".join(decoded(str(path), encoding, option="data.encoding="))
 
 

@@ -42,11 +42,7 @@ _CUT = re.compile(r".+(?=[ \t\n]\S)", re.DOTALL)
 
 
 def text_kind(path: str) -> Literal["text", "json"]:
-    """How a file is read, by its name: as plain text or as JSON lines; `.gz` may follow.
-
-    Raises:
-        DataError: it is neither.
-    """
+    """How a file is read, by its name (`.gz` may follow); anything but text is a DataError."""
     name = path.lower().removesuffix(".gz")
     if name.endswith(_TABLES):
         raise DataError(

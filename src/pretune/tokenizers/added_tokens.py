@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,7 @@ def _token(entry: object) -> AddedToken | None:
     return AddedToken(_content(entry), **{"normalized": not flags.get("special", False), **flags})
 
 
-def _has_ideograph(token: str) -> bool:
-    """Whether BERT's normalizer would put spaces inside a token, which must be matched before."""
-    return any("\u3400" <= character <= "\u9fff" for character in token)
+_IDEOGRAPH = re.compile("[\u3400-\u9fff]")
 
 
 def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
@@ -116,9 +115,8 @@ def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
             raise DataError(f"new token {token!r}: is empty", "Give every new token some letters.")
     known = tokenizer.engine.get_vocab(with_added_tokens=True)
     fresh = [token for token in dict.fromkeys(tokens) if token not in known]
+    # BERT's normalizer would put spaces around an ideograph, so such tokens are matched before it.
+    normal = {token: _IDEOGRAPH.search(token) is None for token in fresh}
     return tokenizer.engine.add_tokens(
-        [
-            AddedToken(token, single_word=False, normalized=not _has_ideograph(token))
-            for token in fresh
-        ]
+        [AddedToken(token, single_word=False, normalized=normal[token]) for token in fresh]
     )

@@ -75,9 +75,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     kept = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
     environment.globals.clear()
     environment.globals.update(
-        kept,
-        raise_exception=_refuse,
-        strftime_now=lambda how: datetime.now().strftime(how),
+        kept, raise_exception=_refuse, strftime_now=lambda how: datetime.now().strftime(how)
     )
     environment.filters["tojson"] = _to_json
     return environment
@@ -87,15 +85,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class ChatTemplate:
     """A template, and the special tokens that it may name.
 
-    Attributes:
-        text: the source in Jinja.
-        special: the special tokens by name, e.g. `{"eos_token": "<|endoftext|>"}`.
-
     Raises:
         CheckpointError: the source is not valid Jinja.
     """
 
-    text: str
+    text: str  # the source in Jinja
+    # The special tokens by name, e.g. `{"eos_token": "<|endoftext|>"}`.
     special: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,11 +118,7 @@ class ChatTemplate:
         return cls(text, dict(tokenizer.special)) if isinstance(text, str) else None
 
     def render(self, messages: Sequence[Message], *, asked: bool = False) -> str:
-        """Render messages as one text.
-
-        Args:
-            messages: oldest first.
-            asked: whether the text ends where a reply begins (`add_generation_prompt`).
+        """Render messages, oldest first, as one text; if `asked`, it ends where a reply begins.
 
         Raises:
             DataError: the template refuses these messages, fails on them, or writes half a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +46,26 @@ def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFi
             size += len(text.encode())
             tokens += len(encoding.ids)
             unknown += 0 if unknown_id is None else encoding.ids.count(unknown_id)
-    entries = _entries(tokenizer)
-    show = _readable if _is_byte_level(tokenizer) else str
-    divisor = max(tokens, 1)
+    # Entries are shown as text, and compared by their whole characters.
+    byte_level = tokenizer.settings.get("tokenizer_class") == "GPT2Tokenizer"
+    show = _readable if byte_level else str
+    entries, divisor = _entries(tokenizer), max(tokens, 1)
+
+    def length(entry: str) -> int:
+        whole = _bytes(entry).decode(errors="ignore") if byte_level else entry.removeprefix("##")
+        return len(whole)
+
+    def tokens_of(line: str) -> tuple[str, ...]:
+        return tuple(map(show, tokenizer.tokens(tokenizer.encode([line])[0].ids)))
+
     return TokenizerFigures(
         vocab_size=tokenizer.vocab_size,
         unknown=unknown / divisor,
         characters_per_token=characters / divisor,
         bytes_per_token=size / divisor,
-        longest=tuple(map(show, sorted(entries, key=_length(tokenizer), reverse=True)[:_SHOWN])),
+        longest=tuple(map(show, sorted(entries, key=length, reverse=True)[:_SHOWN])),
         first=tuple(map(show, entries[:_SHOWN])),
-        examples=tuple((line, _tokens_of(tokenizer, line)) for line in lines[:_EXAMPLES]),
+        examples=tuple((line, tokens_of(line)) for line in lines[:_EXAMPLES]),
     )
 
 
@@ -80,15 +89,6 @@ def _example_lines(texts: list[str]) -> list[str]:
     return lines[:: max(1, len(lines) // _EXAMPLES)]
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    return tokenizer.settings.get("tokenizer_class") == "GPT2Tokenizer"
-
-
-def _tokens_of(tokenizer: Tokenizer, text: str) -> tuple[str, ...]:
-    tokens = tokenizer.tokens(tokenizer.encode([text])[0].ids)
-    return tuple(map(_readable, tokens)) if _is_byte_level(tokenizer) else tuple(tokens)
-
-
 def _entries(tokenizer: Tokenizer) -> list[str]:
     """The entries of more than one symbol, by id, without special tokens."""
     model: dict[str, Any] = json.loads(tokenizer.engine.to_str())["model"]
@@ -99,12 +99,6 @@ def _entries(tokenizer: Tokenizer) -> list[str]:
         if len(bare) > 1 and token not in special:
             entries.append(token)
     return entries
-
-
-def _length(tokenizer: Tokenizer) -> Callable[[str], int]:
-    if not _is_byte_level(tokenizer):
-        return lambda token: len(token.removeprefix("##"))
-    return lambda token: len(_bytes(token).decode(errors="ignore"))
 
 
 def _byte_table() -> dict[str, int]:

@@ -143,21 +143,6 @@ def _with_listed_tokens(
     return Tokenizer(engine, special, {**defaults, **settings})
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    lines = _read_text(path).split("\n")
-    if lines and lines[-1] == "":
-        lines.pop()
-    vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
-    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocabulary]
-    if missing:
-        raise CheckpointError(
-            f"{path}: not a BERT vocabulary: no line {' or '.join(missing)}",
-            "A WordPiece vocab.txt has one token a line, among them [PAD], [UNK], [CLS], [SEP] and "
-            "[MASK].",
-        )
-    return vocabulary
-
-
 def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
     value = settings.get(name)
     if value is None or isinstance(value, bool):
@@ -169,7 +154,16 @@ def _flag(path: Path, settings: dict[str, Any], name: str) -> bool | None:
 
 
 def _from_vocabulary(path: Path, settings: dict[str, Any], lowercase: bool | None) -> Tokenizer:
-    vocabulary = _read_vocabulary(path)
+    lines = _read_text(path).removesuffix("\n").split("\n")
+    vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocabulary]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a BERT vocabulary: no line {' or '.join(missing)}",
+            "A WordPiece vocab.txt has one token a line, among them [PAD], [UNK], [CLS], [SEP] and "
+            "[MASK].",
+        )
+    # Whether it is uncased: as asked, as the settings say, or as the words of the vocabulary are.
     if lowercase is None:
         lowercase = _flag(path, settings, "do_lower_case")
     if lowercase is None:

@@ -45,19 +45,15 @@ class Encoded:
 
 @dataclass(slots=True)
 class Tokenizer:
-    """A tokenizer with its special tokens and the settings it was published with.
+    """A tokenizer with its special tokens and the settings it was published with."""
 
-    Attributes:
-        engine: the Rust tokenizer; never pads or truncates by itself.
-        special: the special tokens by their Hugging Face names, e.g. `{"cls_token": "[CLS]"}`.
-        settings: the content of `tokenizer_config.json`; written back by `save`.
-        target: the tokenizer for the texts that a translator writes, saved as `TARGET_FILE`; None
-            where they have the same vocabulary as the texts it reads.
-    """
-
-    engine: RustTokenizer
+    engine: RustTokenizer  # the Rust tokenizer; never pads or truncates by itself
+    # The special tokens by their Hugging Face names, e.g. `{"cls_token": "[CLS]"}`.
     special: dict[str, str]
+    # The content of `tokenizer_config.json`; written back by `save`.
     settings: dict[str, Any] = field(default_factory=dict)
+    # The tokenizer for the texts that a translator writes, saved as `TARGET_FILE`; None where they
+    # have the same vocabulary as the texts it reads.
     target: Tokenizer | None = None
 
     def __post_init__(self) -> None:
@@ -142,9 +138,6 @@ class Tokenizer:
         """Encode sentences that are split into words, in parallel, without special tokens.
 
         `word_ids` of a result give the word of each token; a word may have no token.
-
-        Raises:
-            DataError: see `encode`.
         """
         words = [list(sentence) for sentence in sentences]
         with _explained():

@@ -300,8 +300,5 @@ def _characters(
     unknown = "[UNK]" if "[UNK]" in special else None
     engine = character_engine({token: i for i, token in enumerate(tokens)}, unknown)
     engine.add_special_tokens(special)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return Tokenizer(engine, special_tokens(engine, {}), settings)

@@ -55,11 +55,7 @@ def with_messages(records: Records, *, replies: bool) -> Records:
 
 
 def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict[str, str]]:
-    """The messages of a record; a plain text counts as one message of the user's.
-
-    Raises:
-        DataError: as for `with_messages`.
-    """
+    """The messages of a record (errors as in `with_messages`); a plain text is a user's message."""
     value = records.rows[row].get(column)
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]

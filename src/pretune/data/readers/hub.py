@@ -19,22 +19,14 @@ HUB_DATASET = re.compile(
 
 
 def read_hub(source: str) -> Records:
-    """Read a split of a dataset on the Hub, named as `HUB_DATASET` matches.
-
-    Raises:
-        DataError: it could not be loaded.
-    """
+    """Read a split of a dataset on the Hub, named as `HUB_DATASET` matches."""
     table = hub_table(source)
     categories = category_names(table.features.to_dict())
     return Records(table.to_list(), source, None, tuple(table.column_names), categories)
 
 
 def hub_table(source: str) -> Any:
-    """Load a split as `datasets` maps it into memory (`HF_ENDPOINT`, `HF_HUB_OFFLINE`).
-
-    Raises:
-        DataError: it could not be loaded.
-    """
+    """Load a split as `datasets` maps it into memory (`HF_ENDPOINT`, `HF_HUB_OFFLINE`)."""
     import datasets
 
     match = HUB_DATASET.fullmatch(source)
