@@ -164,7 +164,7 @@ class Corpus:
         return shard.before + start, shard.before + stop
 
     def sentence_bounds(self, index: int) -> Array:
-        """`[sentences + 1]`: the first token of each sentence of a document, and the end; see `bounds`."""
+        """`[sentences + 1]`: where each sentence of a document begins, and the end; as `bounds`."""
         shard, start, stop, _ = self._find(index)
         first, last = np.searchsorted(shard.sentences, [start, stop])
         return np.append(shard.sentences[first:last], stop) + shard.before

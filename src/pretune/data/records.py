@@ -183,7 +183,7 @@ class Records:
         )
 
     def checked(self, text: str, row: int, column: str, item: int | None = None) -> str:
-        """Return a text of that column, or of an item there, if it can be used; else a DataError."""
+        """Return a text of that column, or of an item there; a DataError if it cannot be used."""
         where = self.where(row, column, item)
         if len(text) > self.max_chars:
             raise DataError(

@@ -16,7 +16,7 @@ from pretune.checkpoints.atomic_io import atomic_folder
 from pretune.checkpoints.source import EMBEDDED, HUB_ID
 from pretune.data.readers.files import TABLE_SUFFIXES
 from pretune.data.readers.hub import HUB_DATASET
-from pretune.data.readers.parallel import parallel_files
+from pretune.data.readers.plain_text import parallel_files
 from pretune.errors import RunError
 from pretune.inference.predict import task_of
 from pretune.publishing.card import CardFacts, DataSource, model_card

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from pretune.data.readers.conll import CONLL_SUFFIXES, looks_like_conll, read_conll
 from pretune.data.readers.delimited import read_table
-from pretune.data.readers.hub import HUB_DATASET, read_hub
+from pretune.data.readers.hub import HUB_DATASET, read_hub, read_parquet
 from pretune.data.readers.json_files import read_json
-from pretune.data.readers.parallel import parallel_files, read_parallel
-from pretune.data.readers.parquet import read_parquet
-from pretune.data.readers.plain_text import TextUnit, is_plain, read_plain
+from pretune.data.readers.plain_text import (
+    TextUnit,
+    is_plain,
+    parallel_files,
+    read_parallel,
+    read_plain,
+)
 from pretune.data.records import MAX_CHARS, Records
 from pretune.errors import DataError, did_you_mean, similar_file
 
