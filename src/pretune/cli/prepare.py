@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -148,7 +149,7 @@ def prepare(
         )
     out = to_stdout()
     if as_json:
-        out.print_json(data=made.to_dict())
+        out.print_json(data=asdict(made))
         return
     out.print(corpus_view(made))
     what = "is there already: " if made.found else "wrote "

@@ -93,10 +93,6 @@ class Prepared:
     validation: Mapping[str, Any] | None
     found: bool = False  # whether the corpus was there already
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def prepare(
     sources: Sequence[str | Path],

@@ -84,12 +84,9 @@ class DataOrder:
         return Cursor(cursor.epoch, end) if end < len(self) else Cursor(cursor.epoch + 1, 0)
 
     def updates(self, epochs: float, size: Callable[[int], int], ramp: int = 0) -> int:
-        """Number of updates in `epochs` passes over the data, of which the last may be a part.
+        """Number of updates in `epochs` passes over the data; a fraction is a part of the last one.
 
-        Args:
-            epochs: number of passes, perhaps with a fraction.
-            size: from the number of an update (0-based) to the size of its batch.
-            ramp: from this update on all batches have the same size.
+        `size` gives the size of the batch of an update (0-based), the same from update `ramp` on.
         """
         # Whole epochs, update by update until the size no longer changes.
         whole = math.floor(epochs)

@@ -211,14 +211,14 @@ def json_field(line: str, place: str, field: str) -> str | Problem:
 
     `place` is where the object is, for messages.
     """
+    hint = 'Each line is one object: {"text": "..."}.'
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        hint = 'Each line is one object: {"text": "..."}.'
         return Problem("JSON", f"{place}: not valid JSON ({error})", hint)
     if not isinstance(record, dict):
         message = f"{place}: expected an object, found {type(record).__name__}"
-        return Problem("JSON", message, 'Each line is one object: {"text": "..."}.')
+        return Problem("JSON", message, hint)
     if field not in record:
         hint = f"{did_you_mean(field, record)} Say which one it is with --field NAME."
         return Problem("field", f"{place}: no field '{field}'", hint)

@@ -24,13 +24,9 @@ _AGAIN = "Copy the folder again, with all of its files."
 def add_listed(
     engine: RustTokenizer, folder: Path, ids: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Add the tokens that the files of a folder list, in the order of their ids, in place.
+    """Add the tokens that the files of a folder list to an engine, in the order of their ids.
 
-    Args:
-        engine: with the vocabulary.
-        folder: of the files, named in errors.
-        ids: the content of `ADDED_FILE`.
-        settings: the content of the other files about tokens.
+    `ids` are the content of `ADDED_FILE`, `settings` that of the other files about tokens.
 
     Raises:
         CheckpointError: a file is malformed, or the ids do not continue the vocabulary.

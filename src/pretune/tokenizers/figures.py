@@ -34,6 +34,7 @@ class TokenizerFigures:
 
 def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFigures:
     """Encode texts, without special tokens around them, and count."""
+    # Counts over all texts, and some lines of the first ones as examples.
     characters = size = tokens = unknown = 0
     unknown_id = tokenizer.special_id("unk_token")
     lines: list[str] = []

@@ -221,15 +221,9 @@ def _learn_words(
     first: list[str],
     min_frequency: int,
 ) -> dict[str, int]:
-    """Train a WordPiece vocabulary: token -> id.
+    """Train a WordPiece vocabulary, token -> id, with the characters `kept` (None: all).
 
-    Args:
-        texts: to learn from.
-        normalizer: of the tokenizer.
-        kept: the characters of the alphabet; None: all.
-        size: the most entries; 0 learns the alphabet alone.
-        first: entries with the first ids.
-        min_frequency: a pair that occurs less often is not merged.
+    The entries `first` have the first ids. A `size` of 0 learns the alphabet alone.
     """
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,

@@ -23,10 +23,6 @@ def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
     object for all questions of a paragraph), `question`, `answers` (`{"text": [...],
     "answer_start": [...]}`) and, where the file has it, `is_impossible`.
 
-    Args:
-        path: named in errors.
-        text: the content of the file.
-
     Raises:
         DataError: a part is missing or of the wrong type; names the place in the nested JSON.
     """
