@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -69,17 +68,12 @@ def signature(text: str) -> Signature:
     """
     # A copy shares the hash functions: drawing them anew would take longer than using them.
     minhash = _empty_minhash().copy()
-    for batch in _batched(shingles(text)):
-        minhash.update_batch(batch)
+    # All shingles of a long document at once would take `PERMUTATIONS` numbers each.
+    encoded = [shingle.encode("utf-8") for shingle in shingles(text)]
+    for start in range(0, len(encoded), 4096):
+        minhash.update_batch(encoded[start : start + 4096])
     values: Signature = minhash.hashvalues
     return values
-
-
-def _batched(texts: set[str], size: int = 4096) -> Iterator[list[bytes]]:
-    # All shingles of a long document at once would take `PERMUTATIONS` numbers each.
-    encoded = [text.encode("utf-8") for text in texts]
-    for start in range(0, len(encoded), size):
-        yield encoded[start : start + size]
 
 
 @cache

@@ -100,27 +100,19 @@ class _Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus. Its files are mapped, not read: only what is looked at takes memory.
+    """A prepared corpus. Its files are mapped, not read: only what is looked at takes memory."""
 
-    Attributes:
-        folder: of the corpus.
-        manifest: the content of its `corpus.json`.
-    """
-
-    folder: Path
-    manifest: Mapping[str, Any]
+    folder: Path  # of the corpus
+    manifest: Mapping[str, Any]  # the content of its `corpus.json`
     _shards: list[_Shard] = field(repr=False)
     _ends: Array = field(repr=False)  # [shards] documents in each shard and those before it
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> Corpus:
-        """Open a corpus.
+        """Open a corpus that `prepare` made, or its `validation` folder.
 
-        Args:
-            folder: as `prepare` made it, or its `validation` folder.
-            verify: read every byte, compare the SHA-256, and look for tokens outside of the
-                vocabulary. Otherwise sizes are compared, and the starts of documents and sentences
-                are checked.
+        To `verify` is to read every byte, compare the SHA-256, and look for tokens outside of the
+        vocabulary. Otherwise sizes and the starts of documents and sentences are checked.
 
         Raises:
             DataError: not a corpus, or damaged; names the file.

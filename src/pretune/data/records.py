@@ -111,12 +111,9 @@ class Records:
         return self.take(range(count))
 
     def mapped(self, mapping: Mapping[str, str], needed: Sequence[str]) -> Records:
-        """Rename columns to the names that a task uses.
+        """Rename columns to the names that a task uses; columns not named keep theirs.
 
-        Args:
-            mapping: the task's name -> the name in this source; columns not named keep theirs. The
-                columns that a `ColumnNames` was `given` must be there.
-            needed: the names that must be there afterwards.
+        The `needed` names must be there afterwards, and all that a `ColumnNames` was `given`.
 
         Raises:
             DataError: a column is missing; names the columns there are and how to map one.

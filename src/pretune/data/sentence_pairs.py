@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
@@ -96,17 +96,15 @@ class RecordDocuments:
     def __init__(
         self, records: Records, tokenizer: Tokenizer, segment: Segmenter | None = None
     ) -> None:
+        def read(row: int) -> LazySentences:
+            encode = partial(tokenize_sentences, tokenizer=tokenizer, segment=segment)
+            return LazySentences(records.text(row, "text"), encode)
+
         self.origin, self._records = records.origin, records
-        self._encode: Callable[[Sequence[str]], list[SentenceTokens]] = lambda texts: (
-            tokenize_sentences(texts, tokenizer, segment)
-        )
-        self.document = lru_cache(KEPT)(self._read)
+        self.document = lru_cache(KEPT)(read)
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def _read(self, row: int) -> LazySentences:
-        return LazySentences(self._records.text(row, "text"), self._encode)
 
 
 class TokenRun(Protocol):

@@ -26,7 +26,7 @@ def add_listed(
 ) -> None:
     """Add the tokens that the files of a folder list to an engine, in the order of their ids.
 
-    `ids` are the content of `ADDED_FILE`, `settings` that of the other files about tokens.
+    `ids` are the content of `ADDED_FILE`, `settings` the content of the other files about tokens.
 
     Raises:
         CheckpointError: a file is malformed, or the ids do not continue the vocabulary.

@@ -46,6 +46,7 @@ def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFi
             characters += len(text)
             size += len(text.encode())
             tokens += len(encoding.ids)
+            # A vocabulary without [UNK] knows everything.
             unknown += 0 if unknown_id is None else encoding.ids.count(unknown_id)
     # Entries are shown as text, and compared by their whole characters.
     byte_level = tokenizer.settings.get("tokenizer_class") == "GPT2Tokenizer"

@@ -14,18 +14,19 @@ from pretune.tokenizers.added_tokens import ADDED_FILE, add_listed
 from pretune.tokenizers.engines import bert_normalizer, byte_level_engine, wordpiece_engine
 from pretune.tokenizers.tokenizer import SPECIAL_NAMES, TARGET_FILE, TARGET_KEY, Tokenizer
 
-BERT_SPECIAL = {
+END_OF_TEXT = "<|endoftext|>"
+_GPT2 = "GPT2Tokenizer"
+#: Special tokens of a vocabulary that has them, where no file names any: the published GPT-2 has
+#: `tokenizer.json`, but no file that names its end of text.
+_USUAL = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
     "pad_token": "[PAD]",
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
 }
-END_OF_TEXT = "<|endoftext|>"
-_GPT2 = "GPT2Tokenizer"
-#: Special tokens of a vocabulary that has them, where no file names any: the published GPT-2 has
-#: `tokenizer.json`, but no file that names its end of text.
-_USUAL = {**BERT_SPECIAL, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
 
 
 def load_tokenizer(source: str | Path, *, lowercase: bool | None = None) -> Tokenizer:
