@@ -149,8 +149,8 @@ class ChatTemplate:
     ) -> list[tuple[str, int, bool]]:
         """Cut the text of messages into what the model reads and what it writes.
 
-        Messages after the last reply are left out; if `asked`, all are kept, and the text ends where
-        a reply to the last message begins.
+        Messages after the last reply are left out; if `asked`, all are kept, and the text ends
+        where a reply to the last message begins.
 
         Returns:
             the parts of the text, in order: the text, the number of the reply (0-based message) it
