@@ -125,9 +125,9 @@ class StreamOrder(DataOrder):
     """The order for models whose state is carried from batch to batch.
 
     In each epoch the texts are laid end to end in a new order, and cut into `streams` of nearly
-    equal numbers of examples. A batch has the next example of every stream, always in the order of
-    the streams; the last batch of an epoch lacks the streams that have ended. `follows`, `[N]` bool,
-    is whether an example goes on where the example before it ended.
+    equal numbers of examples. A batch has the next example of every stream, always in their order;
+    the last batch of an epoch lacks the streams that have ended. `follows` (`[N]` bool) tells
+    whether an example goes on where the example before it ended.
     """
 
     def __init__(self, lengths: Array, follows: Array, *, seed: int, streams: int) -> None:
