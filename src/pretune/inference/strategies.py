@@ -20,7 +20,6 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
 from pretune.errors import RunError
 from pretune.models.language_model import RecurrentState, StatefulLM
-from pretune.recipe.schema import TrainSection
 from pretune.tasks.base import CarriesState, Head
 
 
@@ -41,9 +40,17 @@ class Strategy:
     def __init__(self, task: Head) -> None:
         self.task = task
 
-    def order(self, lengths: Array, seed: int, options: TrainSection) -> DataOrder:
+    def order(
+        self,
+        lengths: Array,
+        seed: int,
+        *,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        grows: bool,
+    ) -> DataOrder:
         """The order to train on features of these lengths `[N]`, in tokens."""
-        return DataOrder(lengths, seed=seed, in_tokens=options.batch_tokens is not None)
+        return DataOrder(lengths, seed=seed, in_tokens=batch_tokens is not None)
 
     def batches(self, lengths: Array, batch_tokens: int, processes: int = 1) -> list[list[Array]]:
         """The batches of each process, in running order; none has more than the first process."""
@@ -94,15 +101,23 @@ class TruncatedBptt(Strategy):
         self._pending: list[tuple[list[int], RecurrentState]] = []
 
     @override
-    def order(self, lengths: Array, seed: int, options: TrainSection) -> DataOrder:
-        if options.batch_ramp is not None:
+    def order(
+        self,
+        lengths: Array,
+        seed: int,
+        *,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        grows: bool,
+    ) -> DataOrder:
+        if grows:
             raise RunError(
                 "train.batch_ramp: the state of each stream carries over from batch to batch, so "
                 "all batches need the same streams",
                 "Leave it out, or read each block by itself: task.carry_state=false.",
             )
         # As many streams as a batch has examples.
-        streams = options.batch_size or (options.batch_tokens or 0) // int(lengths.max())
+        streams = batch_size or (batch_tokens or 0) // int(lengths.max())
         return StreamOrder(lengths, self._follows, seed=seed, streams=max(1, streams))
 
     @override

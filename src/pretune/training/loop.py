@@ -136,7 +136,13 @@ class Trainer:
 
         # What is computed: the order of the data, the number of updates, the rate of each.
         self.strategy = strategy_for(task, model, train)
-        self.order = self.strategy.order(train.lengths, seed, options)
+        self.order = self.strategy.order(
+            train.lengths,
+            seed,
+            batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
+            grows=options.batch_ramp is not None,
+        )
         self.total, self.sizes = planned_updates(self.order, options)
         self.schedule = Schedule.of(options, self.total)
         self.optimizer = Optimizer(model, options, sparse=self.world.size == 1)
