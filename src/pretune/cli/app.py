@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import typer
+from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
@@ -46,107 +47,63 @@ class Listed(NamedTuple):
     summary: str
 
 
-#: Every command, in the order of `pretune --help`. A test compares the summaries with the commands.
+#: The summary of every command, by its panel in `pretune --help` and in that order. A test
+#: compares the summaries with the commands.
+_SUMMARIES = {
+    "Data": {
+        "describe": (
+            "Look at data: labels, lengths, duplicates, leaks between splits, unknown tokens."
+        ),
+        "tokenizer": "Train a tokenizer on raw text: WordPiece, byte-level BPE or characters.",
+        "prepare": "Clean and tokenize raw text into shards that pre-training reads.",
+    },
+    "Train": {
+        "init": "Write a recipe to start from, with every key, its meaning and its default.",
+        "recipes": "List the recipes that have a name, built-in or installed, or print one.",
+        "plan": "Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.",
+        "plot-schedule": "Plot the learning rate and the batch size of a run before it starts.",
+        "train": "Train or fine-tune a model as a recipe says.",
+        "sweep": "Search for good values of a recipe in many training runs.",
+        "ladder": (
+            "Train n-gram, NNLM, RNN, LSTM, GRU and GPT models on one text with the same budget."
+        ),
+    },
+    "Use": {
+        "predict": (
+            "Ask a trained model. Without TEXT and --file, it reads lines from standard input."
+        ),
+        "generate": (
+            "Let a language model continue a prompt. Without --prompt and --file, it reads "
+            "standard input."
+        ),
+        "chat": (
+            "Talk to a model that was trained on dialogues. Through a pipe, each line is a message."
+        ),
+        "prompt": "Measure how well a language model answers from examples in its prompt alone.",
+        "embed": "Turn each text of a file into a vector, or find the texts nearest to a query.",
+    },
+    "Look inside": {
+        "evaluate": "Measure a trained model on labelled data.",
+        "compare": "Compare trained models on the same data: is one better, or was it luck?",
+        "report": (
+            "Write one page about a trained model: its training, its mistakes, every example."
+        ),
+        "inspect": "Show a model's modules and costs, the tokens of a text, or an attention map.",
+        "runs": "List the runs below a folder: what was trained, how far, and how good it is.",
+    },
+    "Share": {
+        "convert": "Convert a checkpoint to config.json, model.safetensors and tokenizer.json.",
+        "push": (
+            "Publish a trained model on the Hugging Face Hub, with a model card and its recipe."
+        ),
+    },
+}
+#: The commands whose module has another name.
+_MODULES = {"init": "recipes", "plot-schedule": "schedule"}
 COMMANDS = {
-    "describe": Listed(
-        "Data",
-        "describe",
-        "Look at data: labels, lengths, duplicates, leaks between splits, unknown tokens.",
-    ),
-    "tokenizer": Listed(
-        "Data",
-        "tokenizer",
-        "Train a tokenizer on raw text: WordPiece, byte-level BPE or characters.",
-    ),
-    "prepare": Listed(
-        "Data",
-        "prepare",
-        "Clean and tokenize raw text into shards that pre-training reads.",
-    ),
-    "init": Listed(
-        "Train",
-        "recipes",
-        "Write a recipe to start from, with every key, its meaning and its default.",
-    ),
-    "recipes": Listed(
-        "Train",
-        "recipes",
-        "List the recipes that have a name, built-in or installed, or print one.",
-    ),
-    "plan": Listed(
-        "Train",
-        "plan",
-        "Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.",
-    ),
-    "plot-schedule": Listed(
-        "Train",
-        "schedule",
-        "Plot the learning rate and the batch size of a run before it starts.",
-    ),
-    "train": Listed("Train", "train", "Train or fine-tune a model as a recipe says."),
-    "sweep": Listed("Train", "sweep", "Search for good values of a recipe in many training runs."),
-    "ladder": Listed(
-        "Train",
-        "ladder",
-        "Train n-gram, NNLM, RNN, LSTM, GRU and GPT models on one text with the same budget.",
-    ),
-    "predict": Listed(
-        "Use",
-        "predict",
-        "Ask a trained model. Without TEXT and --file, it reads lines from standard input.",
-    ),
-    "generate": Listed(
-        "Use",
-        "generate",
-        "Let a language model continue a prompt. Without --prompt and --file, it "
-        "reads standard input.",
-    ),
-    "chat": Listed(
-        "Use",
-        "chat",
-        "Talk to a model that was trained on dialogues. Through a pipe, each line is a message.",
-    ),
-    "prompt": Listed(
-        "Use",
-        "prompt",
-        "Measure how well a language model answers from examples in its prompt alone.",
-    ),
-    "embed": Listed(
-        "Use",
-        "embed",
-        "Turn each text of a file into a vector, or find the texts nearest to a query.",
-    ),
-    "evaluate": Listed("Look inside", "evaluate", "Measure a trained model on labelled data."),
-    "compare": Listed(
-        "Look inside",
-        "compare",
-        "Compare trained models on the same data: is one better, or was it luck?",
-    ),
-    "report": Listed(
-        "Look inside",
-        "report",
-        "Write one page about a trained model: its training, its mistakes, every example.",
-    ),
-    "inspect": Listed(
-        "Look inside",
-        "inspect",
-        "Show a model's modules and costs, the tokens of a text, or an attention map.",
-    ),
-    "runs": Listed(
-        "Look inside",
-        "runs",
-        "List the runs below a folder: what was trained, how far, and how good it is.",
-    ),
-    "convert": Listed(
-        "Share",
-        "convert",
-        "Convert a checkpoint to config.json, model.safetensors and tokenizer.json.",
-    ),
-    "push": Listed(
-        "Share",
-        "push",
-        "Publish a trained model on the Hugging Face Hub, with a model card and its recipe.",
-    ),
+    name: Listed(group, _MODULES.get(name, name), summary)
+    for group, commands in _SUMMARIES.items()
+    for name, summary in commands.items()
 }
 
 
@@ -231,7 +188,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -249,6 +206,18 @@ def to_stderr(*, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=quiet)
+
+
+def print_result(result: dict[str, Any], *views: Any, as_json: bool) -> None:
+    """Print a result: as JSON, or as views, of which the terminal itself wraps lines of text."""
+    from rich.text import Text
+
+    out = to_stdout()
+    if as_json:
+        out.print_json(data=result)
+        return
+    for view in views:
+        out.print(view, soft_wrap=isinstance(view, str | Text))
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -11,19 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
+from pretune.cli import options
 from pretune.cli.app import command, print_live, to_stderr
-from pretune.cli.options import (
-    REPETITION_PENALTY,
-    SAMPLING_SEED,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    DeviceOption,
-    PickleOption,
-    RunArgument,
-)
 from pretune.errors import PretuneError, did_you_mean
 
 if TYPE_CHECKING:
@@ -64,28 +55,28 @@ CHAT_COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
     "pretune chat runs/chat-zh < messages.txt",
 )
 def chat(
-    run: RunArgument,
+    run: options.Run,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Maximum number of tokens of a reply. Default: as trained.")
+        int | None, Option(help="Maximum number of tokens of a reply. Default: as trained.")
     ] = None,
-    temperature: Annotated[float | None, TEMPERATURE] = None,
-    top_k: Annotated[int | None, TOP_K] = None,
-    top_p: Annotated[float | None, TOP_P] = None,
-    repetition_penalty: Annotated[float | None, REPETITION_PENALTY] = None,
-    seed: Annotated[int | None, SAMPLING_SEED] = None,
+    temperature: Annotated[float | None, options.TEMPERATURE] = None,
+    top_k: Annotated[int | None, options.TOP_K] = None,
+    top_p: Annotated[float | None, options.TOP_P] = None,
+    repetition_penalty: Annotated[float | None, options.REPETITION_PENALTY] = None,
+    seed: Annotated[int | None, options.SAMPLING_SEED] = None,
     mmi: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="RUN",
             help="A model trained on dialogues backwards (recipe chat-zh-mmi), which picks the "
             "most fitting of several replies.",
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many replies --mmi picks from.")
+        int, Option(min=1, max=10_000, help="How many replies --mmi picks from.")
     ] = 8,
-    device: DeviceOption = "auto",
-    allow_pickle: PickleOption = False,
+    device: options.Device = "auto",
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Talk to a model that was trained on dialogues. Through a pipe, each line is a message.
 

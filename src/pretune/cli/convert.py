@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from pretune.cli import options
 from pretune.cli.app import command
-from pretune.cli.options import PickleOption
 
 
 @command(
@@ -18,12 +18,12 @@ from pretune.cli.options import PickleOption
     "pretune convert runs/tickets small --dtype bfloat16   (half the size)",
 )
 def convert(
-    source: Annotated[str, typer.Argument(help="A model folder, a run folder or a Hub id.")],
-    folder: Annotated[Path, typer.Argument(help="The folder to write; must not exist yet.")],
+    source: Annotated[str, Argument(help="A model folder, a run folder or a Hub id.")],
+    folder: Annotated[Path, Argument(help="The folder to write; must not exist yet.")],
     dtype: Annotated[
-        str, typer.Option(help="float32, float16, bfloat16, or auto: as it is stored.")
+        str, Option(help="float32, float16, bfloat16, or auto: as it is stored.")
     ] = "float32",
-    allow_pickle: PickleOption = False,
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Convert a checkpoint to config.json, model.safetensors and tokenizer.json."""
     from pretune.bundle.convert import convert as convert_checkpoint

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from pretune.cli import options
 from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
-from pretune.cli.options import EncodingOption, JsonOption, QuietOption, QuotingOption
 from pretune.errors import PretuneError, not_writable
 
 
@@ -20,40 +20,39 @@ from pretune.errors import PretuneError, not_writable
     "pretune describe reviews.jsonl --text title --text body --label stars --png charts",
 )
 def describe(
-    data: Annotated[list[str], typer.Argument(help="Data files, or Hub datasets.")],
+    data: Annotated[list[str], Argument(help="Data files, or Hub datasets.")],
     validation: Annotated[
         list[str] | None,
-        typer.Option(help="Another file; its texts that occur in the files before are leaks."),
+        Option(help="Another file; its texts that occur in the files before are leaks."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Look at the columns that this task reads, e.g. causal_lm.")
+        str | None, Option(help="Look at the columns that this task reads, e.g. causal_lm.")
     ] = None,
     text: Annotated[
-        list[str] | None,
-        typer.Option(help="A column with text; may be repeated. Default: guessed."),
+        list[str] | None, Option(help="A column with text; may be repeated. Default: guessed.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="The column with the labels.")] = None,
+    label: Annotated[str | None, Option(help="The column with the labels.")] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Count tokens too, with this tokenizer: a folder (tokenizer.json; vocab.txt; "
             "vocab.json and merges.txt), a model, a run, minilm, or a Hub id."
         ),
     ] = None,
     near: Annotated[
         float,
-        typer.Option(
+        Option(
             min=0.0,
             max=1.0,
             help="Similarity from which texts are near-duplicates; 0: do not look for them.",
         ),
     ] = 0.8,
-    html: Annotated[Path | None, typer.Option(help="Write everything to one HTML file.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the charts to this folder.")] = None,
-    encoding: EncodingOption = "utf-8",
-    quoting: QuotingOption = "auto",
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    html: Annotated[Path | None, Option(help="Write everything to one HTML file.")] = None,
+    png: Annotated[Path | None, Option(help="Write the charts to this folder.")] = None,
+    encoding: options.Encoding = "utf-8",
+    quoting: options.Quoting = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Look at data: labels, lengths, duplicates, leaks between splits, unknown tokens."""
     from pretune.checkpoints.atomic_io import atomic_text

@@ -7,19 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from pretune.cli import options
 from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
-from pretune.cli.options import (
-    BatchTokensOption,
-    DeviceOption,
-    EncodingOption,
-    JsonOption,
-    PickleOption,
-    QuietOption,
-    QuotingOption,
-    RunArgument,
-)
 from pretune.errors import PretuneError
 
 
@@ -30,48 +21,45 @@ from pretune.errors import PretuneError
     "pretune embed minilm faq.jsonl --query 'How do I return a parcel?' --top-k 3",
 )
 def embed(
-    run: RunArgument,
+    run: options.Run,
     data: Annotated[
-        str, typer.Argument(help="A table, a .txt file with one text a line, or a Hub dataset.")
+        str, Argument(help="A table, a .txt file with one text a line, or a Hub dataset.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="A .npy file (float32, one row a text), or .parquet (with the columns)."),
+        Option(help="A .npy file (float32, one row a text), or .parquet (with the columns)."),
     ] = None,
     query: Annotated[
-        str | None,
-        typer.Option(help="Show the texts nearest to this one instead of writing vectors."),
+        str | None, Option(help="Show the texts nearest to this one instead of writing vectors.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many texts to show.")] = 5,
+    top_k: Annotated[int, Option(min=1, help="How many texts to show.")] = 5,
     pooling: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="How to pool: mean, cls or last. Default: mean for encoders, last for decoders."
         ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize/--no-normalize", help="Make every vector of length 1.")
+        bool, Option("--normalize/--no-normalize", help="Make every vector of length 1.")
     ] = True,
     column: Annotated[
-        str | None, typer.Option(help="The column with the texts. Default: guessed.")
+        str | None, Option(help="The column with the texts. Default: guessed.")
     ] = None,
-    batch_tokens: BatchTokensOption = 8192,
+    batch_tokens: options.BatchTokens = 8192,
     max_length: Annotated[
         int | None,
-        typer.Option(
-            help="Tokens to read of a text; the rest is cut. Default: all the model can read."
-        ),
+        Option(help="Tokens to read of a text; the rest is cut. Default: all the model can read."),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="float32, or bf16 or auto, which round to 3 digits.")
+        str, Option(help="float32, or bf16 or auto, which round to 3 digits.")
     ] = "float32",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
-    encoding: EncodingOption = "utf-8",
-    quoting: QuotingOption = "auto",
-    device: DeviceOption = "auto",
-    allow_pickle: PickleOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    overwrite: Annotated[bool, Option(help="Replace an existing file.")] = False,
+    encoding: options.Encoding = "utf-8",
+    quoting: options.Quoting = "auto",
+    device: options.Device = "auto",
+    allow_pickle: options.AllowPickle = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Turn each text of a file into a vector, or find the texts nearest to a query."""
     from pretune.bundle.bundle import load

@@ -8,20 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
+from pretune.cli import options
 from pretune.cli.app import command, print_live
-from pretune.cli.options import (
-    REPETITION_PENALTY,
-    SAMPLING_SEED,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    DeviceOption,
-    EncodingOption,
-    PickleOption,
-    RunArgument,
-)
 from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
@@ -38,68 +28,63 @@ if TYPE_CHECKING:
     "echo 'Once upon a time' | pretune generate runs/novels --samples 3 --seed 1",
 )
 def generate(
-    run: RunArgument,
+    run: options.Run,
     prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="The text to continue; may be repeated."),
+        list[str] | None, Option("--prompt", help="The text to continue; may be repeated.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="Plain text with one prompt a line.")] = None,
-    samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
+    file: Annotated[Path | None, Option(help="Plain text with one prompt a line.")] = None,
+    samples: Annotated[int, Option(help="Continuations of each prompt.")] = 1,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Maximum number of tokens of a continuation.")
+        int, Option(help="Maximum number of tokens of a continuation.")
     ] = 128,
-    temperature: Annotated[float, TEMPERATURE] = 1.0,
-    top_k: Annotated[int, TOP_K] = 0,
-    top_p: Annotated[float, TOP_P] = 0.95,
+    temperature: Annotated[float, options.TEMPERATURE] = 1.0,
+    top_k: Annotated[int, options.TOP_K] = 0,
+    top_p: Annotated[float, options.TOP_P] = 0.95,
     min_p: Annotated[
         float,
-        typer.Option(
+        Option(
             help="Sample only from tokens with at least this fraction of the highest probability."
         ),
     ] = 0.0,
     typical_p: Annotated[
         float,
-        typer.Option(
+        Option(
             help="Sample from the most typical tokens that together have this probability; 1: "
             "from all."
         ),
     ] = 1.0,
-    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
+    repetition_penalty: Annotated[float, options.REPETITION_PENALTY] = 1.0,
     no_repeat_ngram: Annotated[
-        int, typer.Option(help="Never write the same n tokens in a row twice; 0: allowed.")
+        int, Option(help="Never write the same n tokens in a row twice; 0: allowed.")
     ] = 0,
-    beams: Annotated[
-        int, typer.Option(help="Beam search with this many beams; 1: sample instead.")
-    ] = 1,
+    beams: Annotated[int, Option(help="Beam search with this many beams; 1: sample instead.")] = 1,
     length_penalty: Annotated[
-        float, typer.Option(help="For beam search: above 0 favours longer texts.")
+        float, Option(help="For beam search: above 0 favours longer texts.")
     ] = 1.0,
     stop: Annotated[
-        list[str] | None,
-        typer.Option(help="End before this text; may be repeated. \\n is a new line."),
+        list[str] | None, Option(help="End before this text; may be repeated. \\n is a new line.")
     ] = None,
-    seed: Annotated[int, SAMPLING_SEED] = 0,
+    seed: Annotated[int, options.SAMPLING_SEED] = 0,
     stream: Annotated[
         bool | None,
-        typer.Option("--stream/--no-stream", help="Show text as it comes. Default: on a terminal."),
+        Option("--stream/--no-stream", help="Show text as it comes. Default: on a terminal."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Continuations at a time; changes memory and speed only.")
+        int, Option(min=1, help="Continuations at a time; changes memory and speed only.")
     ] = 16,
-    encoding: EncodingOption = "utf-8",
+    encoding: options.Encoding = "utf-8",
     template: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--template/--no-template",
             help="Lay out prompts as messages by the chat template. Default: if the model was "
             "trained with one (task instruct).",
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    allow_pickle: PickleOption = False,
+    device: options.Device = "auto",
+    allow_pickle: options.AllowPickle = False,
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print JSON lines with tokens and log-probabilities."),
+        bool, Option("--json", help="Print JSON lines with tokens and log-probabilities.")
     ] = False,
 ) -> None:
     """Let a language model continue a prompt. Without --prompt and --file, it reads standard input.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+from pretune.cli import options
 from pretune.cli.app import command, to_stdout
-from pretune.cli.options import JsonOption, PickleOption
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -26,35 +26,34 @@ if TYPE_CHECKING:
 )
 def inspect(
     source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="A model folder, a run folder, a Hub id, or minilm."),
+        str, Argument(metavar="SOURCE", help="A model folder, a run folder, a Hub id, or minilm.")
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch, for the memory.")] = 32,
+    batch: Annotated[int, Option(min=1, help="Sequences in a batch, for the memory.")] = 32,
     length: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1,
             help="Tokens of a sequence, for memory and FLOPs. Default: 128, or all positions.",
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Show the tokens of this text.")
+        str | None, Option(metavar="TEXT", help="Show the tokens of this text.")
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Draw the attention between the tokens of this text."),
+        Option(metavar="TEXT", help="Draw the attention between the tokens of this text."),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture for --attention.")
-    ] = Path("attention.png"),
+    output: Annotated[Path, Option("--output", "-o", help="The picture for --attention.")] = Path(
+        "attention.png"
+    ),
     layer: Annotated[
-        int | None, typer.Option(help="Draw this layer only, counted from 0. Default: all.")
+        int | None, Option(help="Draw this layer only, counted from 0. Default: all.")
     ] = None,
     head: Annotated[
-        int | None, typer.Option(help="Draw this head only, counted from 0. Default: all.")
+        int | None, Option(help="Draw this head only, counted from 0. Default: all.")
     ] = None,
-    allow_pickle: PickleOption = False,
-    as_json: JsonOption = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show a model's modules and costs, the tokens of a text, or an attention map.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from pretune.cli.app import STOPPED_BY, command, fail, to_stderr, to_stdout
-from pretune.cli.options import DeviceOption, JsonOption, QuietOption
+from pretune.cli import options
+from pretune.cli.app import STOPPED_BY, command, fail, print_result, to_stderr
 from pretune.errors import PretuneError
 
 
@@ -20,40 +20,38 @@ from pretune.errors import PretuneError
 def ladder(
     corpus: Annotated[
         str,
-        typer.Argument(
-            metavar="CORPUS",
-            help="A .txt file, a folder of them, or a table with the column text.",
+        Argument(
+            metavar="CORPUS", help="A .txt file, a folder of them, or a table with the column text."
         ),
     ],
     minutes: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=10**6, help="Training time of each model. Default: 1."),
+        float | None, Option(min=0.01, max=10**6, help="Training time of each model. Default: 1.")
     ] = None,
     updates: Annotated[
         int | None,
-        typer.Option(min=1, help="Updates of 2,048 tokens for each model, instead of minutes."),
+        Option(min=1, help="Updates of 2,048 tokens for each model, instead of minutes."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The folder to write. Default: runs/ladder-NAME."),
+        Option(metavar="FOLDER", help="The folder to write. Default: runs/ladder-NAME."),
     ] = None,
     level: Annotated[
-        str, typer.Option(help="What a token is: char, or bpe (pieces of words, on bytes).")
+        str, Option(help="What a token is: char, or bpe (pieces of words, on bytes).")
     ] = "char",
     vocab_size: Annotated[
-        int, typer.Option(min=257, max=10**7, help="Size of the vocabulary with --level bpe.")
+        int, Option(min=257, max=10**7, help="Size of the vocabulary with --level bpe.")
     ] = 1024,
     rungs: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAMES",
             help="Models to train, of ngram,nnlm,rnn,lstm,gru,gpt. Default: all of them.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and samples.")] = 0,
-    device: DeviceOption = "auto",
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    seed: Annotated[int, Option(min=0, help="Seed of weights, order and samples.")] = 0,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train n-gram, NNLM, RNN, LSTM, GRU and GPT models on one text with the same budget.
 
@@ -63,7 +61,6 @@ def ladder(
     After an interruption the same command continues; finished models are kept unless an option
     changed.
     """
-
     from pretune.experiments.ladder import RUNGS, Climb, LadderOptions
     from pretune.render.experiment_views import ladder_view
     from pretune.render.ladder_chart import write_ladder
@@ -71,7 +68,7 @@ def ladder(
 
     if minutes is not None and updates is not None:
         raise PretuneError("--minutes or --updates, not both", "Leave one of them out.")
-    options = LadderOptions(
+    settings = LadderOptions(
         corpus=corpus,
         output=out or Path("runs") / f"ladder-{Path(corpus).stem}",
         level=level,
@@ -84,18 +81,12 @@ def ladder(
     )
     # Train every rung that is not there yet.
     log = to_stderr(quiet=quiet)
-    climb = Climb(options, quiet=quiet, say=lambda text: log.print(text, soft_wrap=True))
+    climb = Climb(settings, quiet=quiet, say=lambda text: log.print(text, soft_wrap=True))
     try:
         result = climb.run()
     except Interrupted as stopped:
         fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
     # Write the files, then show the table.
-    write_ladder(result, options.output)
-    console = to_stdout()
-    if as_json:
-        console.print_json(data=result.to_dict())
-        return
-    console.print(ladder_view(result))
-    console.print(
-        f"wrote ladder.json, ladder.csv and ladder.png to {options.output}", soft_wrap=True
-    )
+    write_ladder(result, settings.output)
+    last = f"wrote ladder.json, ladder.csv and ladder.png to {settings.output}"
+    print_result(result.to_dict(), ladder_view(result), last, as_json=as_json)

@@ -2,78 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pretune.errors import PretuneError
 
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run folder, a model folder or a Hub id.")
-]
-RecipeArgument = Annotated[
+if TYPE_CHECKING:
+    from pretune.bundle.bundle import Bundle
+    from pretune.data.records import Records
+
+Run = Annotated[str, Argument(metavar="RUN", help="A run folder, a model folder or a Hub id.")]
+Recipe = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="RECIPE_OR_FILE",
         help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
     ),
 ]
-OverridesArgument = Annotated[
+Overrides = Annotated[
+    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change.")
+]
+Columns = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change."),
+    Option("--column", help="The data's name for a column, e.g. --column text=body."),
 ]
-ColumnOption = Annotated[
-    list[str] | None,
-    typer.Option("--column", help="The data's name for a column, e.g. --column text=body."),
+Encoding = Annotated[str, Option(help="Encoding of text files, e.g. gb18030.")]
+Quoting = Annotated[
+    str, Option(help="Quoting in CSV and TSV files: auto, standard (double quotes) or none.")
 ]
-EncodingOption = Annotated[str, typer.Option(help="Encoding of text files, e.g. gb18030.")]
-QuotingOption = Annotated[
-    str, typer.Option(help="Quoting in CSV and TSV files: auto, standard (double quotes) or none.")
-]
-MaxCharsOption = Annotated[
+MaxChars = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         help="Refuse longer texts as a mistake. Default: 100,000 characters, or 100 million where "
         "the model reads a text in several windows.",
     ),
 ]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Use only this many records, from the first on.")
-]
-TaskSetOption = Annotated[
+Limit = Annotated[int | None, Option(min=1, help="Use only this many records, from the first on.")]
+TaskSet = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change an option of the task, e.g. --set beams=1."
-    ),
+    Option("--set", metavar="KEY=VALUE", help="Change an option of the task, e.g. --set beams=1."),
 ]
-DeviceOption = Annotated[
-    str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")
-]
-BatchTokensOption = Annotated[
-    int, typer.Option(min=1, help="Tokens at a time; changes memory and speed only.")
-]
-PickleOption = Annotated[
+Device = Annotated[str, Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")]
+BatchTokens = Annotated[int, Option(min=1, help="Tokens at a time; changes memory and speed only.")]
+AllowPickle = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--allow-pickle",
         help="Also read pytorch_model.bin, with torch's restricted unpickler. Only for files from "
         "people you trust.",
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Show no progress.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 # How text is generated: `generate` has defaults of its own, `chat` takes those of the model's task.
-TEMPERATURE = typer.Option(
-    help="Above 1 more varied, below 1 safer; 0: always the most probable token."
-)
-TOP_K = typer.Option(help="Sample from the k most probable tokens only; 0: from all.")
-TOP_P = typer.Option(
+TEMPERATURE = Option(help="Above 1 more varied, below 1 safer; 0: always the most probable token.")
+TOP_K = Option(help="Sample from the k most probable tokens only; 0: from all.")
+TOP_P = Option(
     help="Sample from the most probable tokens that together have this probability; 1: from all."
 )
-REPETITION_PENALTY = typer.Option(help="Above 1: tokens of the text so far become less probable.")
-SAMPLING_SEED = typer.Option(help="Seed of the sampling: the same seed gives the same text.")
+REPETITION_PENALTY = Option(help="Above 1: tokens of the text so far become less probable.")
+SAMPLING_SEED = Option(help="Seed of the sampling: the same seed gives the same text.")
 
 #: The parameters that say how data are to be read.
 _ABOUT_DATA = ("columns", "encoding", "quoting", "max_chars")
@@ -105,6 +97,18 @@ def option_pairs(given: list[str] | None) -> dict[str, Any]:
     from pretune.recipe.recipe import parse_override
 
     return dict(parse_override(text) for text in given)
+
+
+def records_to_examine(
+    context: typer.Context, run: str, bundle: Bundle, data: str | None
+) -> Records:
+    """Read the data that a command names, as its options say, or the validation data of a run."""
+    from pretune.inference.predict import column_names, task_of
+    from pretune.training.data import examined_records
+
+    given = {name: context.params[name] for name in _ABOUT_DATA}
+    given["columns"] = column_names(bundle, column_pairs(given["columns"]))
+    return examined_records(run, task_of(bundle), data, **given)
 
 
 def only_with_data(context: typer.Context, data: str | None, called: str) -> None:

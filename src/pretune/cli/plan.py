@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from pretune.cli.app import command, to_stdout
-from pretune.cli.options import JsonOption, OverridesArgument, RecipeArgument
+from pretune.cli import options
+from pretune.cli.app import command, print_result
 
 
 @command(
-    "plan",
-    "pretune plan tickets.tsv",
-    "pretune plan mrpc model.from=minilm train.epochs=5 --json",
+    "plan", "pretune plan tickets.tsv", "pretune plan mrpc model.from=minilm train.epochs=5 --json"
 )
 def plan(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
     measure: Annotated[
-        bool,
-        typer.Option(help="Time a few updates on a copy of the model to estimate the hours."),
+        bool, Option(help="Time a few updates on a copy of the model to estimate the hours.")
     ] = True,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.
 
@@ -33,8 +30,4 @@ def plan(
     from pretune.render.experiment_views import plan_view
 
     planned = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=planned.to_dict())
-        return
-    out.print(plan_view(planned))
+    print_result(planned.to_dict(), plan_view(planned), as_json=as_json)

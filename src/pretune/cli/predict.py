@@ -9,22 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+from pretune.cli import options
 from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
-from pretune.cli.options import (
-    ColumnOption,
-    DeviceOption,
-    EncodingOption,
-    JsonOption,
-    MaxCharsOption,
-    PickleOption,
-    QuotingOption,
-    RunArgument,
-    TaskSetOption,
-    column_pairs,
-    option_pairs,
-)
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -45,37 +33,34 @@ ROWS_AT_A_TIME = 4096
     "tail -f messages.txt | pretune predict runs/tickets --json",
 )
 def predict(
-    run: RunArgument,
+    run: options.Run,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="The texts; for pairs: first, second, first, ..."),
+        Argument(metavar="[TEXT]...", help="The texts; for pairs: first, second, first, ..."),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="A table with the task's columns, or plain text with one input a line."),
+        Option(help="A table with the task's columns, or plain text with one input a line."),
     ] = None,
     questions: Annotated[
         list[str] | None,
-        typer.Option("--question", help="A question about the passage; may be repeated."),
+        Option("--question", help="A question about the passage; may be repeated."),
     ] = None,
-    context: Annotated[
-        str | None, typer.Option(help="The passage that the questions are about.")
-    ] = None,
+    context: Annotated[str | None, Option(help="The passage that the questions are about.")] = None,
     context_file: Annotated[
-        Path | None, typer.Option(help="A text file of any length with the passage.")
+        Path | None, Option(help="A text file of any length with the passage.")
     ] = None,
     top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of answers to show, with their probabilities."),
+        int | None, Option(min=1, help="Number of answers to show, with their probabilities.")
     ] = None,
-    columns: ColumnOption = None,
-    encoding: EncodingOption = "utf-8",
-    quoting: QuotingOption = "auto",
-    max_chars: MaxCharsOption = None,
-    device: DeviceOption = "auto",
-    options: TaskSetOption = None,
-    allow_pickle: PickleOption = False,
-    as_json: JsonOption = False,
+    columns: options.Columns = None,
+    encoding: options.Encoding = "utf-8",
+    quoting: options.Quoting = "auto",
+    max_chars: options.MaxChars = None,
+    device: options.Device = "auto",
+    task_options: options.TaskSet = None,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask a trained model. Without TEXT and --file, it reads lines from standard input.
 
@@ -93,7 +78,7 @@ def predict(
     from pretune.bundle.bundle import load
     from pretune.inference.predict import Predictor, read_inputs
 
-    bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
+    bundle = load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle)
     predictor = Predictor(bundle, device=device)
     # The inputs come in batches, so that answers appear before the end of a long file or pipe.
     if texts:
@@ -105,7 +90,7 @@ def predict(
         records = read_inputs(
             predictor.bundle,
             file,
-            columns=column_pairs(columns),
+            columns=options.column_pairs(columns),
             encoding=encoding,
             quoting=quoting,
         )

@@ -9,10 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from pretune.cli.app import command, to_stderr, to_stdout
-from pretune.cli.options import EncodingOption, JsonOption, QuietOption
+from pretune.cli import options
+from pretune.cli.app import command, print_result, to_stderr
 
 if TYPE_CHECKING:
     from pretune.corpus.pipeline import CorpusProgress
@@ -50,71 +50,66 @@ class Engine(StrEnum):
 def prepare(
     corpus: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="CORPUS...",
             help="Files (text, .jsonl, .parquet; .gz too), folders, globs, Hub datasets "
             "(owner/name[:config]:split).",
         ),
     ],
     tokenizer: Annotated[
-        str,
-        typer.Option(metavar="FOLDER", help="A folder with tokenizer.json, minilm, or a Hub id."),
+        str, Option(metavar="FOLDER", help="A folder with tokenizer.json, minilm, or a Hub id.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    output: Annotated[Path, Option("--output", "-o", help="The folder to write.")],
     documents: Annotated[
         DocumentUnit,
-        typer.Option(
+        Option(
             help="What is one document of a text file: what stands between blank lines, a line, "
             "or the file."
         ),
     ] = DocumentUnit.BLANK_LINE,
     field: Annotated[
-        str, typer.Option(help="The field with the text in JSON lines, Parquet and Hub datasets.")
+        str, Option(help="The field with the text in JSON lines, Parquet and Hub datasets.")
     ] = "text",
-    encoding: EncodingOption = "utf-8",
+    encoding: options.Encoding = "utf-8",
     errors: Annotated[
-        OnError, typer.Option(help="At a document that cannot be read: stop, or leave it out.")
+        OnError, Option(help="At a document that cannot be read: stop, or leave it out.")
     ] = OnError.STOP,
-    max_chars: Annotated[
-        int, typer.Option(min=1, help="Cut longer documents into several.")
-    ] = 1_000_000,
-    nfc: Annotated[bool, typer.Option(help="Normalize to Unicode's form C.")] = True,
-    control: Annotated[bool, typer.Option(help="Remove control characters.")] = True,
-    spaces: Annotated[bool, typer.Option(help="Collapse spaces within lines.")] = True,
+    max_chars: Annotated[int, Option(min=1, help="Cut longer documents into several.")] = 1_000_000,
+    nfc: Annotated[bool, Option(help="Normalize to Unicode's form C.")] = True,
+    control: Annotated[bool, Option(help="Remove control characters.")] = True,
+    spaces: Annotated[bool, Option(help="Collapse spaces within lines.")] = True,
     join_lines: Annotated[
-        bool, typer.Option("--join-lines", help="Join lines that were wrapped at a column.")
+        bool, Option("--join-lines", help="Join lines that were wrapped at a column.")
     ] = False,
     drop_repeated_lines: Annotated[
-        bool,
-        typer.Option("--drop-repeated-lines", help="Drop lines that a document repeats."),
+        bool, Option("--drop-repeated-lines", help="Drop lines that a document repeats.")
     ] = False,
-    min_chars: Annotated[int, typer.Option(min=0, help="Drop shorter documents.")] = 1,
+    min_chars: Annotated[int, Option(min=0, help="Drop shorter documents.")] = 1,
     keep_duplicates: Annotated[
-        bool,
-        typer.Option("--keep-duplicates", help="Keep documents that are equal to an earlier one."),
+        bool, Option("--keep-duplicates", help="Keep documents that are equal to an earlier one.")
     ] = False,
     near_duplicates: Annotated[
         float | None,
-        typer.Option(
+        Option(
             min=0, max=1, help="Drop documents at least this similar to an earlier one, e.g. 0.8."
         ),
     ] = None,
     validation: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of documents to hold back, e.g. 0.01.")
+        float, Option(min=0, max=1, help="Share of documents to hold back, e.g. 0.01.")
     ] = 0.0,
     shard_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens of a shard.")
+        int, Option(min=1, help="Maximum number of tokens of a shard.")
     ] = 100_000_000,
-    engine: Annotated[Engine, typer.Option(help="Where to tokenize.")] = Engine.PROCESSES,
+    engine: Annotated[Engine, Option(help="Where to tokenize.")] = Engine.PROCESSES,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that work in parallel. Default: one for each core."),
+        Option(min=1, help="Processes that work in parallel. Default: one for each core."),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an unfinished corpus and begin anew.")
+        bool, Option("--restart", help="Discard an unfinished corpus and begin anew.")
     ] = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Clean and tokenize raw text into shards that pre-training reads.
 
@@ -147,13 +142,8 @@ def prepare(
             restart=restart,
             on_progress=show,
         )
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=asdict(made))
-        return
-    out.print(corpus_view(made))
-    what = "is there already: " if made.found else "wrote "
-    out.print(f"{what}{made.folder}", soft_wrap=True)
+    last = f"{'is there already: ' if made.found else 'wrote '}{made.folder}"
+    print_result(asdict(made), corpus_view(made), last, as_json=as_json)
 
 
 @contextmanager

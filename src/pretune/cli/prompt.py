@@ -6,21 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from pretune.cli.app import command, progress_bar, to_stdout
-from pretune.cli.options import (
-    BatchTokensOption,
-    DeviceOption,
-    EncodingOption,
-    JsonOption,
-    LimitOption,
-    MaxCharsOption,
-    PickleOption,
-    QuietOption,
-    QuotingOption,
-    RunArgument,
-)
+from pretune.cli import options
+from pretune.cli.app import command, print_result, progress_bar
 from pretune.errors import PretuneError
 
 
@@ -31,57 +20,52 @@ from pretune.errors import PretuneError
     "pretune prompt runs/novels sms.tsv --score calibrated --limit 200 --output results.json",
 )
 def prompt(
-    run: RunArgument,
-    data: Annotated[str, typer.Argument(help="A labelled file, or a Hub dataset.")],
+    run: options.Run,
+    data: Annotated[str, Argument(help="A labelled file, or a Hub dataset.")],
     shots: Annotated[
-        str, typer.Option(help="Examples before each question; several numbers with commas.")
+        str, Option(help="Examples before each question; several numbers with commas.")
     ] = "0,1,5",
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the examples.")] = 5,
+    seeds: Annotated[int, Option(min=1, help="Draws of the examples.")] = 5,
     train: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Where examples are drawn from. Default: DATA, without evaluating on those drawn."
         ),
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="A file or a text with {column} for the data and {answer}, \\n for a new line. "
             "Default: each column on a line, and the answer."
         ),
     ] = None,
-    label: Annotated[str, typer.Option(help="The column of the labels.")] = "label",
+    label: Annotated[str, Option(help="The column of the labels.")] = "label",
     answers: Annotated[
         str | None,
-        typer.Option(
-            help="What stands for each label, e.g. 0=negative,1=positive. Default: the labels."
-        ),
+        Option(help="What stands for each label, e.g. 0=negative,1=positive. Default: the labels."),
     ] = None,
     score: Annotated[
         str,
-        typer.Option(
+        Option(
             help="How an answer is chosen: likelihood, mean (per token), per_character, per_byte, "
             "calibrated, pmi, generate."
         ),
     ] = "likelihood",
     balanced: Annotated[
-        bool,
-        typer.Option(
-            "--balanced/--random", help="Draw as many examples of each label as possible."
-        ),
+        bool, Option("--balanced/--random", help="Draw as many examples of each label as possible.")
     ] = True,
-    limit: LimitOption = None,
+    limit: options.Limit = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write all figures and predictions to this JSON file.")
+        Path | None, Option(help="Write all figures and predictions to this JSON file.")
     ] = None,
-    batch_tokens: BatchTokensOption = 8192,
-    encoding: EncodingOption = "utf-8",
-    quoting: QuotingOption = "auto",
-    max_chars: MaxCharsOption = None,
-    device: DeviceOption = "auto",
-    allow_pickle: PickleOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    batch_tokens: options.BatchTokens = 8192,
+    encoding: options.Encoding = "utf-8",
+    quoting: options.Quoting = "auto",
+    max_chars: options.MaxChars = None,
+    device: options.Device = "auto",
+    allow_pickle: options.AllowPickle = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure how well a language model answers from examples in its prompt alone."""
     from pretune import api
@@ -114,11 +98,7 @@ def prompt(
     if output is not None:
         text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
         atomic_text(output, text + "\n")
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=result.to_dict(predictions=False))
-        return
-    out.print(few_shot_view(result))
+    print_result(result.to_dict(predictions=False), few_shot_view(result), as_json=as_json)
 
 
 def _numbers(text: str) -> list[int]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from pretune.cli.app import command, to_stdout
 from pretune.errors import RecipeError, did_you_mean
@@ -14,10 +14,9 @@ from pretune.errors import RecipeError, did_you_mean
 
 @command("init", "pretune init classify > my-recipe.yaml")
 def init(
-    task: Annotated[str, typer.Argument(help="The task, e.g. classify.")],
+    task: Annotated[str, Argument(help="The task, e.g. classify.")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write to this file instead of the terminal."),
+        Path | None, Option("--output", "-o", help="Write to this file instead of the terminal.")
     ] = None,
 ) -> None:
     """Write a recipe to start from, with every key, its meaning and its default."""
@@ -39,9 +38,7 @@ def init(
 
 
 @command("recipes", "pretune recipes", "pretune recipes mrpc > my-recipe.yaml")
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="The recipe to print.")] = None,
-) -> None:
+def recipes(name: Annotated[str | None, Argument(help="The recipe to print.")] = None) -> None:
     """List the recipes that have a name, built-in or installed, or print one."""
     from rich.table import Table
 

@@ -6,22 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
+from pretune.cli import options
 from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
-from pretune.cli.options import (
-    ColumnOption,
-    DeviceOption,
-    EncodingOption,
-    LimitOption,
-    MaxCharsOption,
-    PickleOption,
-    QuotingOption,
-    RunArgument,
-    TaskSetOption,
-    column_pairs,
-    only_with_data,
-    option_pairs,
-)
 from pretune.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -40,42 +28,38 @@ if TYPE_CHECKING:
 )
 def report(
     context: typer.Context,
-    run: RunArgument,
+    run: options.Run,
     data: Annotated[
         str | None,
-        typer.Argument(help="A labelled file, or a Hub dataset. Default: the validation data."),
+        Argument(help="A labelled file, or a Hub dataset. Default: the validation data."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="The page to write. Default: report.html in the run folder."
-        ),
+        Option("--output", "-o", help="The page to write. Default: report.html in the run folder."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing page.")
-    ] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing page.")] = False,
     png: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the pictures to this folder too.")
+        Path | None, Option(metavar="FOLDER", help="Write the pictures to this folder too.")
     ] = None,
-    limit: LimitOption = None,
+    limit: options.Limit = None,
     explain: Annotated[
-        int, typer.Option(min=0, help="Number of examples to explain, the worst first.")
+        int, Option(min=0, help="Number of examples to explain, the worst first.")
     ] = 5,
     examples: Annotated[
         list[int] | None,
-        typer.Option(
+        Option(
             "--example",
             metavar="LINE",
             help="Explain the example at this line of the data too; may be repeated.",
         ),
     ] = None,
-    columns: ColumnOption = None,
-    encoding: EncodingOption = "utf-8",
-    quoting: QuotingOption = "auto",
-    max_chars: MaxCharsOption = None,
-    device: DeviceOption = "auto",
-    options: TaskSetOption = None,
-    allow_pickle: PickleOption = False,
+    columns: options.Columns = None,
+    encoding: options.Encoding = "utf-8",
+    quoting: options.Quoting = "auto",
+    max_chars: options.MaxChars = None,
+    device: options.Device = "auto",
+    task_options: options.TaskSet = None,
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Write one page about a trained model: its training, its mistakes, every example.
 
@@ -85,28 +69,19 @@ def report(
     from pretune.evaluation.examine import examine
     from pretune.evaluation.explain import explain as explain_one
     from pretune.experiments.history import MetricHistory
-    from pretune.inference.predict import column_names, task_of
     from pretune.render.charts import undrawable
     from pretune.render.report import ReportFacts, check_writable, write_report
-    from pretune.training.data import examined_records
     from pretune.training.run_folder import METRICS, RECIPE, RunFolder
 
     # Mistakes in the command line are reported before the model is loaded.
-    only_with_data(context, data, "DATA")
+    options.only_with_data(context, data, "DATA")
     place, notes = Path(run), to_stderr()
     is_run = (place / RECIPE).is_file()
     output = output or (place if is_run else Path()) / "report.html"
     check_writable(output, png, overwrite=overwrite)
-    bundle = load(run, options=option_pairs(options), allow_pickle=allow_pickle)
+    bundle = load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle)
     recipe = RunFolder(place).recipe() if is_run else None
-    names = column_names(bundle, column_pairs(columns))
-    records = examined_records(
-        *(run, task_of(bundle), data),
-        columns=names,
-        encoding=encoding,
-        quoting=quoting,
-        max_chars=max_chars,
-    )
+    records = options.records_to_examine(context, run, bundle, data)
     # Every example: its loss, the answer, and whether that is right.
     with progress_bar("examining") as bar:
         examined = examine(bundle, records.head(limit), device=device, progress=bar)
@@ -139,8 +114,7 @@ def report(
         notes.print(note, soft_wrap=True)
     size = output.stat().st_size / 1e6
     to_stdout().print(
-        f"wrote {output} ({len(examined.examples):,} examples, {size:.1f} MB)",
-        soft_wrap=True,
+        f"wrote {output} ({len(examined.examples):,} examples, {size:.1f} MB)", soft_wrap=True
     )
 
 
@@ -172,8 +146,5 @@ def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examin
         with progress_bar("examining the validation data") as bar:
             return examine(bundle, records, device=device, progress=bar)
     except DataError as error:
-        notes.print(
-            f"The temperature is fitted on DATA itself: {error.message}",
-            soft_wrap=True,
-        )
+        notes.print(f"The temperature is fitted on DATA itself: {error.message}", soft_wrap=True)
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from pretune.cli.app import command, to_stdout
-from pretune.cli.options import JsonOption
+from pretune.cli import options
+from pretune.cli.app import command, print_result
 
 
 @command(
@@ -19,24 +19,20 @@ from pretune.cli.options import JsonOption
 )
 def runs(
     folder: Annotated[
-        Path, typer.Argument(help="Where to look; folders below it are searched as well.")
+        Path, Argument(help="Where to look; folders below it are searched as well.")
     ] = Path("runs"),
     sort: Annotated[
         str,
-        typer.Option(
+        Option(
             help="time (newest first), metric (each run by the metric that picks its best model), "
             "or the name of a metric."
         ),
     ] = "time",
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the runs below a folder: what was trained, how far, and how good it is."""
     from pretune.experiments.runs import find_runs
     from pretune.render.experiment_views import runs_view
 
     listed = find_runs(folder, sort)
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=listed.to_dict())
-        return
-    out.print(runs_view(listed))
+    print_result(listed.to_dict(), runs_view(listed), as_json=as_json)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from pretune.cli.app import command, to_stdout
-from pretune.cli.options import JsonOption, OverridesArgument, RecipeArgument
+from pretune.cli import options
+from pretune.cli.app import command, print_result, to_stdout
 
 
 @command(
@@ -17,18 +17,18 @@ from pretune.cli.options import JsonOption, OverridesArgument, RecipeArgument
     "pretune plot-schedule my-recipe.yaml train.schedule=wsd train.warmup=0.01 --png schedule.png",
 )
 def plot_schedule(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
     updates: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1,
             help="Number of updates of the run. Default: train.max_steps, or counted in the "
             "training data.",
         ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the plot to this file.")] = None,
-    as_json: JsonOption = False,
+    png: Annotated[Path | None, Option(help="Write the plot to this file.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Plot the learning rate and the batch size of a run before it starts."""
     from pretune.experiments.schedule_plan import SchedulePlan
@@ -41,10 +41,6 @@ def plot_schedule(
     plan = SchedulePlan.of(chosen)
     if png is not None:
         draw_schedule(plan, png)
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=plan.to_dict())
-        return
-    out.print(schedule_view(plan, unicode=out.encoding.lower().startswith("utf")))
-    if png is not None:
-        out.print(f"wrote {png}", soft_wrap=True)
+    view = schedule_view(plan, unicode=to_stdout().encoding.lower().startswith("utf"))
+    written = [] if png is None else [f"wrote {png}"]
+    print_result(plan.to_dict(), view, *written, as_json=as_json)

@@ -6,10 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from pretune.cli.app import STOPPED_BY, command, fail, to_stderr, to_stdout
-from pretune.cli.options import JsonOption, OverridesArgument, QuietOption, RecipeArgument
+from pretune.cli import options
+from pretune.cli.app import STOPPED_BY, command, fail, print_result, to_stderr
 
 
 class Direction(StrEnum):
@@ -28,30 +28,30 @@ class Direction(StrEnum):
     "--metric f1",
 )
 def sweep(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    trials: Annotated[int, typer.Option(min=1, help="Training runs in total.")] = 20,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    trials: Annotated[int, Option(min=1, help="Training runs in total.")] = 20,
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="KEY=RANGE",
             help="Values of a key to try: log:1e-5..1e-3, 0..0.2, 1..5, or 8,16,32. May be "
             "repeated.",
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What to compare. Default: what picks the best checkpoint.")
+        str | None, Option(help="What to compare. Default: what picks the best checkpoint.")
     ] = None,
     direction: Annotated[
-        Direction, typer.Option(help="What is better; auto: less loss, more of anything else.")
+        Direction, Option(help="What is better; auto: less loss, more of anything else.")
     ] = Direction.AUTO,
     study: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.db", help="Optuna's study. Default: study.db in the output."),
+        Option(metavar="FILE.db", help="Optuna's study. Default: study.db in the output."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    seed: Annotated[int, Option(min=0, help="Seed of the search.")] = 0,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Search for good values of a recipe in many training runs.
 
@@ -75,18 +75,11 @@ def sweep(
         quiet=quiet,
         say=lambda text: log.print(text, soft_wrap=True),
     )
-    out = to_stdout()
     try:
         result = search.run(trials)
     except SweepStopped as stopped:
         # What was tried so far is worth seeing, too.
-        if as_json:
-            out.print_json(data=stopped.result.to_dict())
-        else:
-            out.print(sweep_view(stopped.result))
+        print_result(stopped.result.to_dict(), sweep_view(stopped.result), as_json=as_json)
         fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
-    if as_json:
-        out.print_json(data=result.to_dict())
-        return
-    out.print(sweep_view(result))
-    out.print(f"repeat the best: pretune train {result.best_recipe}", soft_wrap=True)
+    last = f"repeat the best: pretune train {result.best_recipe}"
+    print_result(result.to_dict(), sweep_view(result), last, as_json=as_json)

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from pretune.cli.app import command, to_stderr, to_stdout
-from pretune.cli.options import EncodingOption, JsonOption
+from pretune.cli import options
+from pretune.cli.app import command, print_result, to_stderr
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -46,19 +46,19 @@ MAX_SAMPLE_MB = 2047
 def tokenizer(
     corpus: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="CORPUS...",
             help="Text files, folders, patterns in quotes, or - for standard input. .jsonl has "
             "one record a line; .gz is unpacked.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    output: Annotated[Path, Option("--output", "-o", help="The folder to write.")],
     kind: Annotated[
-        str, typer.Option(help="wordpiece (BERT), bpe (GPT-2, on bytes) or char.")
+        str, Option(help="wordpiece (BERT), bpe (GPT-2, on bytes) or char.")
     ] = "wordpiece",
     vocab_size: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1,
             help="Maximum number of entries. Default: 30522 for wordpiece, 50257 for bpe, all "
             "characters for char.",
@@ -66,45 +66,41 @@ def tokenizer(
     ] = None,
     lowercase: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--lowercase/--cased",
             help="wordpiece: whether to drop case and accents. Default: drop them.",
         ),
     ] = None,
     special: Annotated[
-        list[str] | None,
-        typer.Option(help="An additional special token; may be repeated."),
+        list[str] | None, Option(help="An additional special token; may be repeated.")
     ] = None,
     min_frequency: Annotated[
-        int, typer.Option(min=1, help="Do not merge pairs that occur less often.")
+        int, Option(min=1, help="Do not merge pairs that occur less often.")
     ] = 2,
     alphabet_size: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Keep this many characters; rarer ones become [UNK]. Default: all."
-        ),
+        Option(min=1, help="Keep this many characters; rarer ones become [UNK]. Default: all."),
     ] = None,
     unknown: Annotated[
-        bool,
-        typer.Option("--unk/--no-unk", help="char: whether [UNK] stands for other characters."),
+        bool, Option("--unk/--no-unk", help="char: whether [UNK] stands for other characters.")
     ] = True,
     sample_mb: Annotated[
         int,
-        typer.Option(
+        Option(
             min=1,
             max=MAX_SAMPLE_MB,
             help="Maximum MiB of text to train on, taken evenly from the corpus and held in "
             "memory.",
         ),
     ] = 1024,
-    encoding: EncodingOption = "utf-8",
+    encoding: options.Encoding = "utf-8",
     field: Annotated[
-        str | None, typer.Option(help="The field with the text in JSONL records. Default: text.")
+        str | None, Option(help="The field with the text in JSONL records. Default: text.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing tokenizer.")
+        bool, Option("--overwrite", help="Replace an existing tokenizer.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train a tokenizer on raw text: WordPiece, byte-level BPE or characters.
 
@@ -114,26 +110,16 @@ def tokenizer(
     from pretune.tokenizers.train import DEFAULT_SIZES, check_options, save_trained
 
     # Options and the output folder are checked before hours of work.
-    options: dict[str, Any] = {
-        "lowercase": lowercase,
-        "special": special or (),
-        "alphabet_size": alphabet_size,
-        "unknown": unknown,
-    }
-    check_options(kind, **options)
+    training: dict[str, Any] = {"lowercase": lowercase, "special": special or ()}
+    training |= {"alphabet_size": alphabet_size, "unknown": unknown}
+    check_options(kind, **training)
     output = output.resolve()
     _check_output(output, overwrite)
-    options |= {"vocab_size": vocab_size, "min_frequency": min_frequency}
-    trained, facts, figures = _train(corpus, encoding, field, sample_mb << 20, kind, options)
+    training |= {"vocab_size": vocab_size, "min_frequency": min_frequency}
+    trained, facts, figures = _train(corpus, encoding, field, sample_mb << 20, kind, training)
     _write(trained, output, save_trained)
     facts |= {"asked_for": vocab_size or DEFAULT_SIZES.get(kind), "folder": str(output)}
-    out = to_stdout()
-    if as_json:
-        out.print_json(data={**facts, **asdict(figures)})
-        return
-    for part in _view(facts, figures):
-        # Lines of text are left to the terminal to wrap; a table fits itself to the width.
-        out.print(part, soft_wrap=not hasattr(part, "columns"))
+    print_result({**facts, **asdict(figures)}, *_view(facts, figures), as_json=as_json)
 
 
 def _train(
@@ -142,7 +128,7 @@ def _train(
     field: str | None,
     max_bytes: int,
     kind: str,
-    options: dict[str, Any],
+    training: dict[str, Any],
 ) -> tuple[Tokenizer, dict[str, Any], TokenizerFigures]:
     """Train a tokenizer.
 
@@ -171,7 +157,7 @@ def _train(
             kind,  # type: ignore[arg-type]
             characters_of=rest if held_out else (),
             progress=_stages(bar, len(sample.texts)),
-            **options,
+            **training,
         )
         figures = measure_tokenizer(trained, rest)
     facts = {
@@ -236,13 +222,7 @@ def _volume(files: list[str]) -> int | None:
 
 
 def _bar() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     console = to_stderr()
     return Progress(

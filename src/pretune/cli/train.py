@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from pretune.cli.app import STOPPED_BY, command, fail, to_stdout
-from pretune.cli.options import JsonOption, OverridesArgument, QuietOption
+from pretune.cli import options
+from pretune.cli.app import STOPPED_BY, command, fail, print_result
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="RECIPE_OR_FILE",
             help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
         ),
     ] = None,
-    overrides: OverridesArgument = None,
+    overrides: options.Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Continue a stopped or killed run, exactly where it was."),
+        Option(metavar="RUN", help="Continue a stopped or killed run, exactly where it was."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Train with this many seeds and show the mean ± sd.")
+        int, Option(min=1, help="Train with this many seeds and show the mean ± sd.")
     ] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")
+        bool, Option("--overwrite", help="Delete an earlier run in the output folder.")
     ] = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train or fine-tune a model as a recipe says.
 
@@ -88,8 +88,7 @@ def train(
     from pretune.experiments.seeds import seeds_to_dict
     from pretune.render.result_views import seeds_view
 
-    out = to_stdout()
-    out.print_json(data=seeds_to_dict(several)) if as_json else out.print(seeds_view(several))
+    print_result(seeds_to_dict(several), seeds_view(several), as_json=as_json)
 
 
 def _show_result(result: RunResult, *, as_json: bool) -> None:
@@ -99,17 +98,14 @@ def _show_result(result: RunResult, *, as_json: bool) -> None:
 
     if not environment_world().main:
         return
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=result.to_dict())
-        return
-    out.print(run_view(result))
-    for line in (
+    print_result(
+        result.to_dict(),
+        run_view(result),
         f"ask it:      {_usage(result.folder)}",
         f"evaluate it: pretune evaluate {result.folder} DATA",
         f"look at it:  pretune report {result.folder}",
-    ):
-        out.print(line, soft_wrap=True)
+        as_json=as_json,
+    )
 
 
 def _usage(run: str | Path, checkpoint: str = "") -> str:
