@@ -34,13 +34,7 @@ STOPPED_BY = 128
 
 
 class Listed(NamedTuple):
-    """A command as `pretune --help` lists it.
-
-    Attributes:
-        group: the panel it stands in.
-        module: the module in `pretune.cli` that defines it.
-        summary: the first paragraph of its help.
-    """
+    """A command as `pretune --help` lists it: its panel, its module here, its first paragraph."""
 
     group: str
     module: str
@@ -99,7 +93,7 @@ _SUMMARIES = {
     },
 }
 #: The commands whose module has another name.
-_MODULES = {"init": "recipes", "plot-schedule": "schedule"}
+_MODULES = {"init": "recipes", "plan": "recipes", "plot-schedule": "recipes"}
 COMMANDS = {
     name: Listed(group, _MODULES.get(name, name), summary)
     for group, commands in _SUMMARIES.items()
@@ -163,12 +157,7 @@ _functions = typer.Typer(rich_markup_mode="rich")
 
 
 def command(name: str, *examples: str) -> Callable[[Function], Function]:
-    """Make a function the command of that name, which must be in `COMMANDS`.
-
-    Args:
-        name: what the user types.
-        examples: command lines that its help shows.
-    """
+    """Make a function the command of that name in `COMMANDS`, with examples for its help."""
     epilog = "\n\n".join(["Examples:", *examples])
     return _functions.command(name, epilog=epilog, rich_help_panel=COMMANDS[name].group)
 
@@ -240,12 +229,7 @@ def print_live(text: str) -> None:
 def progress_bar(
     what: str, total: int | None = None, *, shown: bool = True
 ) -> Iterator[Callable[..., None] | None]:
-    """A progress bar on standard error, if that is a terminal.
-
-    Args:
-        what: the work, printed before the bar.
-        total: how much there is to do, if that is known now.
-        shown: False for no bar at all.
+    """Show a progress bar on standard error, if that is a terminal, after the name of the work.
 
     Yields:
         a function `(done, total)`, or `(done)` where the total is known; None if there is no bar.

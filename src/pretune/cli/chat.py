@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Option
 
 from pretune.cli import options
@@ -26,17 +27,15 @@ PROMPT = "> "
 #: Bytes read of a line through a pipe; no message is longer.
 LONGEST_LINE = 64 << 20
 #: What `/set` changes.
-SETTINGS = (
+SETTINGS: tuple[str, ...] = (
     "max_new_tokens",
     "temperature",
     "top_k",
     "top_p",
     "min_p",
     "typical_p",
-    "repetition_penalty",
-    "no_repeat_ngram",
-    "seed",
 )
+SETTINGS += ("repetition_penalty", "no_repeat_ngram", "seed")
 HELP = """\
 /reset             forget the conversation
 /save FILE.jsonl   add the conversation to a file, as training reads it
@@ -55,6 +54,7 @@ CHAT_COMMANDS = ("/help", "/reset", "/save", "/set", "/settings", "/quit")
     "pretune chat runs/chat-zh < messages.txt",
 )
 def chat(
+    context: typer.Context,
     run: options.Run,
     max_new_tokens: Annotated[
         int | None, Option(help="Maximum number of tokens of a reply. Default: as trained.")
@@ -91,18 +91,11 @@ def chat(
     reranker = None
     if mmi is not None:
         reranker = Reranker(load(mmi, allow_pickle=allow_pickle), device=device)
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
+    given = {name: value for name, value in context.params.items() if name in SETTINGS}
     chosen = {name: value for name, value in given.items() if value is not None}
     conversation = Conversation(
         bundle,
-        replace(usual_decoding(bundle), **chosen),  # type: ignore[arg-type]
+        replace(usual_decoding(bundle), **chosen),
         reranker=reranker,
         candidates=candidates,
         device=device,
@@ -177,11 +170,7 @@ def _answer(message: str, conversation: Conversation, notes: Console) -> None:
 
 
 def _command(line: str, conversation: Conversation, notes: Console) -> bool:
-    """Execute a line that begins with a slash.
-
-    Returns:
-        False to leave.
-    """
+    """Execute a line that begins with a slash; return False to leave."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if name == "/quit":
@@ -190,10 +179,9 @@ def _command(line: str, conversation: Conversation, notes: Console) -> bool:
         conversation.reset()
         notes.print("(forgotten)", style="dim")
     elif name == "/save":
-        append_conversation(
-            conversation.record if conversation.turns else None, Path(rest or "chat.jsonl")
-        )
-        notes.print(f"(saved in {rest or 'chat.jsonl'})", style="dim")
+        file = rest or "chat.jsonl"
+        append_conversation(conversation.record if conversation.turns else None, Path(file))
+        notes.print(f"(saved in {file})", style="dim")
     elif name == "/set":
         _set(rest, conversation)
     elif name == "/settings":
@@ -217,11 +205,7 @@ def _set(text: str, conversation: Conversation) -> None:
 
 
 def append_conversation(record: Mapping[str, Any] | None, path: Path) -> None:
-    """Append a conversation to a file of conversations, one a line.
-
-    Args:
-        record: the conversation as training reads it; None if it is empty.
-        path: a `.jsonl` file; if its last line has no line end, it gets one.
+    """Append a conversation, as training reads it, to a `.jsonl` file of conversations.
 
     Raises:
         PretuneError: the conversation is empty, the file is of another kind or cannot be written.

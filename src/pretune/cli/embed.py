@@ -97,10 +97,8 @@ def embed(
         if as_json:
             out.print_json(data={**shape, "pooling": embedder.pooling})
         else:
-            shown = (
-                f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
-            )
-            out.print(shown, soft_wrap=True)
+            shown = f"{len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
+            out.print(f"{output}: {shown}", soft_wrap=True)
         return
     for item in nearest:
         place = records.where(item.row)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from typer import Argument
-
 from pretune.cli import options
 from pretune.cli.app import command, print_result
 
@@ -18,7 +14,7 @@ from pretune.cli.app import command, print_result
 )
 def evaluate(
     run: options.Run,
-    data: Annotated[str, Argument(help="A labelled file, or a Hub dataset.")],
+    data: options.LabelledData,
     columns: options.Columns = None,
     encoding: options.Encoding = "utf-8",
     quoting: options.Quoting = "auto",

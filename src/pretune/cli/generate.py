@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
 from typer import Option
 
 from pretune.cli import options
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     "echo 'Once upon a time' | pretune generate runs/novels --samples 3 --seed 1",
 )
 def generate(
+    context: typer.Context,
     run: options.Run,
     prompts: Annotated[
         list[str] | None, Option("--prompt", help="The text to continue; may be repeated.")
@@ -96,21 +99,10 @@ def generate(
     from pretune.inference.generate import TextGenerator
 
     # Settings and prompts are checked before the model is loaded.
-    decoding = Decoding(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram=no_repeat_ngram,
-        beams=beams,
-        length_penalty=length_penalty,
-        samples=samples,
-        stop=[text.replace("\\n", "\n") for text in stop or ()],
-        seed=seed,
-    )
+    names = {field.name for field in fields(Decoding)} & context.params.keys()
+    settings = {name: context.params[name] for name in names}
+    settings["stop"] = [text.replace("\\n", "\n") for text in stop or ()]
+    decoding = Decoding(**settings)
     given = _prompts(prompts, file, encoding)
     bundle = load(run, allow_pickle=allow_pickle)
     layout = {} if template is None else {"template": _template(bundle) if template else None}
@@ -172,19 +164,15 @@ def _in_order(pieces: Iterator[TextChunk], samples: int) -> Iterator[Generation]
 
 
 def _show(pieces: Iterator[TextChunk], prompts: list[str], samples: int, live: bool) -> None:
-    """Print prompts with their continuations, one after the other.
+    """Print prompts with their `samples` continuations, one after the other.
 
-    Args:
-        pieces: of all continuations, which are written in turn.
-        prompts: the texts that are continued.
-        samples: continuations of each prompt.
-        live: print a continuation while it is being written; False: when it is whole.
+    The pieces of all continuations come mixed. With `live` a continuation is printed while it is
+    being written, else when it is whole.
     """
     total = len(prompts) * samples
     texts: dict[int, str] = {}
     ended: set[int] = set()
-    current = 0
-    opened = False
+    current, opened = 0, False
     for piece in pieces:
         number = piece.prompt * samples + piece.sample
         texts[number] = texts.get(number, "") + piece.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,8 @@ Recipe = Annotated[
         help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
     ),
 ]
+LabelledData = Annotated[str, Argument(help="A labelled file, or a Hub dataset.")]
+OutputFolder = Annotated[Path, Option("--output", "-o", help="The folder to write.")]
 Overrides = Annotated[
     list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Values of the recipe to change.")
 ]
@@ -112,12 +115,7 @@ def records_to_examine(
 
 
 def only_with_data(context: typer.Context, data: str | None, called: str) -> None:
-    """Refuse options that say how to read data where the command names no data.
-
-    Args:
-        context: of the command.
-        data: the data that the command names, if any.
-        called: the argument or option that names them.
+    """Refuse options that say how to read data where no data are named by the option `called`.
 
     Raises:
         PretuneError: such an option is given without data.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
@@ -59,7 +58,7 @@ def prepare(
     tokenizer: Annotated[
         str, Option(metavar="FOLDER", help="A folder with tokenizer.json, minilm, or a Hub id.")
     ],
-    output: Annotated[Path, Option("--output", "-o", help="The folder to write.")],
+    output: options.OutputFolder,
     documents: Annotated[
         DocumentUnit,
         Option(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Option
 
 from pretune.cli import options
 from pretune.cli.app import command, print_result, progress_bar
@@ -21,7 +21,7 @@ from pretune.errors import PretuneError
 )
 def prompt(
     run: options.Run,
-    data: Annotated[str, Argument(help="A labelled file, or a Hub dataset.")],
+    data: options.LabelledData,
     shots: Annotated[
         str, Option(help="Examples before each question; several numbers with commas.")
     ] = "0,1,5",

@@ -1,4 +1,4 @@
-"""`pretune init` and `pretune recipes`."""
+"""`pretune init`, `recipes`, `plan` and `plot-schedule`: a recipe before it is trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from pretune.cli.app import command, to_stdout
+from pretune.cli import options
+from pretune.cli.app import command, print_result, to_stdout
 from pretune.errors import RecipeError, did_you_mean
 
 
@@ -54,3 +55,61 @@ def recipes(name: Annotated[str | None, Argument(help="The recipe to print.")] =
     for key in known:
         table.add_row(key, Recipe.load(key).description)
     to_stdout().print(table)
+
+
+@command(
+    "plan", "pretune plan tickets.tsv", "pretune plan mrpc model.from=minilm train.epochs=5 --json"
+)
+def plan(
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    measure: Annotated[
+        bool, Option(help="Time a few updates on a copy of the model to estimate the hours.")
+    ] = True,
+    as_json: options.AsJson = False,
+) -> None:
+    """Estimate what a training run takes: data, updates, FLOPs, memory, disk, hours.
+
+    Nothing is written. Data and model are read, so a planned run will find both.
+    """
+    from pretune.experiments.plan import plan_run
+    from pretune.recipe.recipe import Recipe
+    from pretune.render.experiment_views import plan_view
+
+    planned = plan_run(Recipe.load(recipe, overrides or []), measure=measure)
+    print_result(planned.to_dict(), plan_view(planned), as_json=as_json)
+
+
+@command(
+    "plot-schedule",
+    "pretune plot-schedule mrpc --updates 345",
+    "pretune plot-schedule my-recipe.yaml train.schedule=wsd train.warmup=0.01 --png schedule.png",
+)
+def plot_schedule(
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    updates: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Number of updates of the run. Default: train.max_steps, or counted in the "
+            "training data.",
+        ),
+    ] = None,
+    png: Annotated[Path | None, Option(help="Write the plot to this file.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Plot the learning rate and the batch size of a run before it starts."""
+    from pretune.experiments.schedule_plan import SchedulePlan
+    from pretune.recipe.recipe import Recipe
+    from pretune.render.schedule_chart import draw_schedule, schedule_view
+
+    chosen = Recipe.load(recipe, overrides or [])
+    if updates is not None:
+        chosen = chosen.changed({"train.max_steps": updates})
+    plan = SchedulePlan.of(chosen)
+    if png is not None:
+        draw_schedule(plan, png)
+    view = schedule_view(plan, unicode=to_stdout().encoding.lower().startswith("utf"))
+    written = [] if png is None else [f"wrote {png}"]
+    print_result(plan.to_dict(), view, *written, as_json=as_json)

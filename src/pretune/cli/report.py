@@ -107,10 +107,8 @@ def report(
         fitted=fitted,
     )
     write_report(facts, output, png)
-    if (
-        png is not None
-        and (note := undrawable(facts.examined.details.get("labels", []))) is not None
-    ):
+    note = None if png is None else undrawable(examined.details.get("labels", []))
+    if note is not None:
         notes.print(note, soft_wrap=True)
     size = output.stat().st_size / 1e6
     to_stdout().print(
@@ -119,11 +117,7 @@ def report(
 
 
 def _numbers(examined: Examined, places: list[int]) -> list[int]:
-    """The numbers of the examples at some lines (or rows) of the data.
-
-    Raises:
-        RunError: no example begins at one of them.
-    """
+    """The numbers of the examples that begin at some lines (or rows) of the data."""
     kind, known = examined.places()
     for place in places:
         if place not in known:

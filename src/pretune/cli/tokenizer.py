@@ -24,15 +24,8 @@ if TYPE_CHECKING:
     from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The files in a tokenizer's folder. A folder with other files in it is never replaced.
-TOKENIZER_FILES = {
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-}
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+TOKENIZER_FILES |= {"added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"}
 #: MiB of text that the trainers of the tokenizers library can take.
 MAX_SAMPLE_MB = 2047
 
@@ -52,7 +45,7 @@ def tokenizer(
             "one record a line; .gz is unpacked.",
         ),
     ],
-    output: Annotated[Path, Option("--output", "-o", help="The folder to write.")],
+    output: options.OutputFolder,
     kind: Annotated[
         str, Option(help="wordpiece (BERT), bpe (GPT-2, on bytes) or char.")
     ] = "wordpiece",
@@ -107,7 +100,7 @@ def tokenizer(
     The folder opens in pretune and, with AutoTokenizer, in transformers. The same corpus gives the
     same vocabulary.
     """
-    from pretune.tokenizers.train import DEFAULT_SIZES, check_options, save_trained
+    from pretune.tokenizers.train import DEFAULT_SIZES, check_options
 
     # Options and the output folder are checked before hours of work.
     training: dict[str, Any] = {"lowercase": lowercase, "special": special or ()}
@@ -117,7 +110,7 @@ def tokenizer(
     _check_output(output, overwrite)
     training |= {"vocab_size": vocab_size, "min_frequency": min_frequency}
     trained, facts, figures = _train(corpus, encoding, field, sample_mb << 20, kind, training)
-    _write(trained, output, save_trained)
+    _write(trained, output)
     facts |= {"asked_for": vocab_size or DEFAULT_SIZES.get(kind), "folder": str(output)}
     print_result({**facts, **asdict(figures)}, *_view(facts, figures), as_json=as_json)
 
@@ -130,11 +123,7 @@ def _train(
     kind: str,
     training: dict[str, Any],
 ) -> tuple[Tokenizer, dict[str, Any], TokenizerFigures]:
-    """Train a tokenizer.
-
-    Returns:
-        the tokenizer; facts about its corpus, JSON-ready; its figures on text held out.
-    """
+    """Return a tokenizer; facts about its corpus, JSON-ready; its figures on text held out."""
     from pretune.text.raw_text import find_files, iter_texts
     from pretune.text.text_sample import take_sample
     from pretune.tokenizers.figures import measure_tokenizer
@@ -172,11 +161,7 @@ def _train(
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    """Refuse a folder that must not be replaced.
-
-    Raises:
-        PretuneError: it exists and may not be overwritten, or holds more than a tokenizer.
-    """
+    """Refuse a folder that may not be overwritten, or that holds more than a tokenizer."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -195,18 +180,19 @@ def _check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _write(trained: Tokenizer, output: Path, save: Callable[[Tokenizer, Path], None]) -> None:
+def _write(trained: Tokenizer, output: Path) -> None:
     from pretune.checkpoints.atomic_io import atomic_folder
+    from pretune.tokenizers.train import save_trained
 
     try:
         if not output.exists():
             with atomic_folder(output) as folder:
-                save(trained, folder)
+                save_trained(trained, folder)
             return
         # A folder cannot be renamed over one that is not empty: the old one makes way.
         new, old = (output.with_name(f".{output.name}.{os.getpid()}.{w}") for w in ("new", "old"))
         with atomic_folder(new) as folder:
-            save(trained, folder)
+            save_trained(trained, folder)
         os.rename(output, old)
         os.rename(new, output)
         shutil.rmtree(old, ignore_errors=True)
@@ -263,11 +249,8 @@ def _view(facts: dict[str, Any], figures: TokenizerFigures) -> Iterator[Table | 
         "bold",
     )
     if facts["asked_for"] is not None and figures.vocab_size < facts["asked_for"]:
-        more = (
-            "no more characters"
-            if facts["kind"] == "char"
-            else "no other pair that is frequent enough"
-        )
+        pairs = "no other pair that is frequent enough"
+        more = "no more characters" if facts["kind"] == "char" else pairs
         yield Text(f"fewer than the {facts['asked_for']:,} asked for: the text has {more}")
     # How well it does: few unknown tokens and many characters a token are good.
     table = Table(
