@@ -31,26 +31,9 @@ from pretune.tasks.base import (
 )
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import finite
+from pretune.tasks.question_answering import windows
 from pretune.tasks.question_answering.scores import NullThreshold, best_null_threshold, comparison
-from pretune.tasks.question_answering.windows import (
-    END,
-    END_CHAR,
-    FIRST_CHAR,
-    PASSAGE,
-    PASSAGE_END,
-    START,
-    Answer,
-    Frame,
-    Passage,
-    WindowSpans,
-    allowed,
-    best_spans,
-    merged,
-    right_answers,
-    span_loss,
-    tokenize_passages,
-    window_starts,
-)
+from pretune.tasks.question_answering.windows import Answer, Frame, Passage, WindowSpans
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The special tokens of `[CLS] question [SEP] passage [SEP]`.
@@ -228,20 +211,16 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     ) -> Iterator[Feature | Skipped]:
         """Yield the windows of records, in order.
 
-        Args:
-            records: the data set.
-            rows: which of its records.
-            tokenizer: of the model.
-            learn: add `START` and `END` of the first right answer whose place is right.
-            offsets: add `FIRST_CHAR` and `END_CHAR`, from which the texts of answers are read.
-                Windows with both are for evaluation: no record is skipped.
+        `learn` adds `START` and `END` of the first right answer whose place is right; `offsets`
+        adds `FIRST_CHAR` and `END_CHAR`, from which the texts of answers are read. Windows with
+        both are for evaluation: no record is skipped.
         """
         frame = Frame.of(tokenizer)
         # Many questions are about the same passage, which is tokenized once.
         numbers: dict[str, int] = {}
         which = [numbers.setdefault(records.text(row, "context"), len(numbers)) for row in rows]
         asked = [records.text(row, "question") for row in rows]
-        passages = tokenize_passages(list(numbers), tokenizer)
+        passages = windows.tokenize_passages(list(numbers), tokenizer)
         questions = tokenizer.encode_bare(asked, offsets=False)
         for row, number, question in zip(rows, which, questions, strict=True):
             passage = passages[number]
@@ -265,7 +244,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
             DataError: the answers are none, or there is none and `no_answer` is not set.
         """
         where = records.where(row, "answers")
-        answers = right_answers(records.rows[row], where)
+        answers = windows.right_answers(records.rows[row], where)
         if not answers:
             if not self.options.no_answer:
                 raise DataError(
@@ -300,19 +279,22 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
         question = question[: self.options.max_question_length]
         head = np.concatenate([frame.before, question, frame.between])
         room = self.options.max_length - len(head) - len(frame.after)
-        for start in window_starts(len(passage.ids), room, self.options.doc_stride):
+        for start in windows.window_starts(len(passage.ids), room, self.options.doc_stride):
             part = slice(start, start + room)
             ids = passage.ids[part]
             low, high = len(head), len(head) + len(ids)
-            targets: dict[str, Any] = {PASSAGE: low, PASSAGE_END: high}
+            targets: dict[str, Any] = {windows.PASSAGE: low, windows.PASSAGE_END: high}
             if span is not None:
                 # A window without the whole answer points to its first token, `[CLS]`; an answer
                 # whose place is unknown stays -1.
                 inside = start <= span[0] <= span[1] < start + len(ids)
-                for name, token in zip((START, END), span, strict=True):
+                for name, token in zip((windows.START, windows.END), span, strict=True):
                     targets[name] = token + low - start if inside else min(span[0], 0)
             if offsets:
-                for name, column in ((FIRST_CHAR, passage.first), (END_CHAR, passage.end)):
+                for name, column in (
+                    (windows.FIRST_CHAR, passage.first),
+                    (windows.END_CHAR, passage.end),
+                ):
                     targets[name] = np.zeros(high + len(frame.after), dtype=np.int32)
                     targets[name][low:high] = column[part]
             parts = (frame.before, question, frame.between, ids, frame.after)
@@ -328,7 +310,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     @override
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Compute the mean of the cross-entropies of start and end, counted in windows."""
-        sums, known = span_loss(outputs, batch, allowed(batch))
+        sums, known = windows.span_loss(outputs, batch, windows.allowed(batch))
         return Loss(sums.sum(), int(known.sum()))
 
     # Answers
@@ -341,12 +323,14 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[WindowSpans]:
         """Return the best spans of each window."""
         options = self.options
-        return best_spans(outputs, batch, longest=options.max_answer_length, count=options.n_best)
+        return windows.best_spans(
+            outputs, batch, longest=options.max_answer_length, count=options.n_best
+        )
 
     @override
     def combine(self, parts: Sequence[WindowSpans], record: Mapping[str, Any]) -> AnswerPrediction:
         """Return the best span of all windows of a passage, or none by the threshold."""
-        best, context = merged(parts, self.options.n_best), str(record["context"])
+        best, context = windows.merged(parts, self.options.n_best), str(record["context"])
         # A softmax over the best spans and, where that is possible, no answer.
         scores = best.scores.tolist()
         logits = [*scores, best.null] if self.options.no_answer else scores
@@ -371,28 +355,26 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     @override
     def each_loss(self, outputs: Tensor, batch: PackedBatch) -> EachLoss:
         """Compute the loss of each window; windows whose answer has no place count 0."""
-        sums, known = span_loss(outputs.detach(), batch, allowed(batch))
+        sums, known = windows.span_loss(outputs.detach(), batch, windows.allowed(batch))
         return EachLoss(sums, known.long())
 
     @override
     def grader(self, records: Records) -> Callable[[AnswerPrediction, int], Grade]:
         """Compare by exact match and F1; the counts are these two and 1."""
-        right = [
-            right_answers(records.rows[row], records.where(row, "answers"))
-            for row in range(len(records))
-        ]
+        places = (records.where(row, "answers") for row in range(len(records)))
+        right = [*map(windows.right_answers, records.rows, places)]
         texts = [[answer.text for answer in answers] for answers in right]
         compare = comparison(texts, self.options.match, no_answer=self.options.no_answer)
 
         def grade(answer: AnswerPrediction, row: int) -> Grade:
             exact, f1 = compare(texts[row], answer.answer)
-            mistake = () if exact else (_mistake(answer, right[row], records.rows[row]),)
+            mistakes = () if exact else (_mistake(answer, right[row], records.rows[row]),)
             return Grade(
                 truth=" / ".join(dict.fromkeys(texts[row])) or NO_ANSWER,
                 answer=answer.answer or NO_ANSWER,
                 right=exact == 1.0,
                 decisions=(Decision(answer.score, exact == 1.0),),
-                mistakes=mistake,
+                mistakes=mistakes,
                 counts=(exact, f1, 1.0),
             )
 
@@ -486,14 +468,9 @@ def _mistake(
 
 @dataclass(frozen=True)
 class GradedSpan:
-    """The best span of a record, compared with the right answers.
+    """The best span of a record, compared with the right answers: exact match and F1, 0 to 1.
 
-    Attributes:
-        text: of the span.
-        odds: the score of no answer minus that of the span.
-        answered: whether there is a right answer.
-        exact: 1 if the span is a right answer, else 0.
-        f1: from 0 to 1.
+    `odds` is the score of no answer minus that of the span; `answered`: there is a right answer.
     """
 
     text: str
@@ -512,9 +489,7 @@ class GradedSpan:
 class AnswerMetrics:
     """Exact match and F1 of whole records; keeps the best spans of their windows.
 
-    Args:
-        task: reads the outputs, combines windows and has the threshold.
-        features: the windows with their records; None where only names are wanted.
+    `features` are the windows with their records; None where only names are wanted.
     """
 
     def __init__(self, task: Answerer, features: FeatureSet | None) -> None:
@@ -547,7 +522,7 @@ class AnswerMetrics:
             record = int(self._features.records[index])
             by_record.setdefault(record, []).append(self._parts[index])
         rows = [self._features.rows[record] for record in by_record]
-        right = [[answer.text for answer in right_answers(row, "answers")] for row in rows]
+        right = [[answer.text for answer in windows.right_answers(row, "answers")] for row in rows]
         options = self._task.options
         compare = comparison(right, options.match, no_answer=options.no_answer)
         # The figures are those of the best span; whether it is given depends on the threshold.
@@ -590,11 +565,8 @@ class AnswerMetrics:
         details: dict[str, Any] = {"examples": len(self.graded)}
         if self._task.options.no_answer:
             answered = sum(graded.answered for graded in self.graded)
-            details |= {
-                "with_answer": answered,
-                "without_answer": len(self.graded) - answered,
-                "threshold": self._task.threshold,
-            }
+            details |= {"with_answer": answered, "without_answer": len(self.graded) - answered}
+            details["threshold"] = self._task.threshold
         return details
 
 

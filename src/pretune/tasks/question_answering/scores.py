@@ -101,13 +101,7 @@ def is_chinese(right: Sequence[Sequence[str]]) -> bool:
 
 
 def comparison(right: Sequence[Sequence[str]], match: str, *, no_answer: bool) -> Compare:
-    """Choose how answers are compared with the right ones.
-
-    Args:
-        right: the right answers of each record.
-        match: see `AnswerOptions`.
-        no_answer: whether a record may have no answer.
-    """
+    """Choose how answers are compared with the right ones of all records, as `match` says."""
     if no_answer:
         return squad_v2
     if match == "characters" or (match == "auto" and is_chinese(right)):
@@ -141,13 +135,8 @@ def best_null_threshold(
     """Find the threshold with the highest sum of scores.
 
     Answers of equal odds are given or withheld together. (SQuAD 2.0's script adds them one at a
-    time, so its best figure may be one that no threshold gives.)
-
-    Args:
-        scores: of each answer, if it is given.
-        odds: the score of no answer minus that of the best span, for each answer.
-        answered: whether there is a right answer.
-        given: the answers; an empty one is no answer whatever the threshold.
+    time, so its best figure may be one that no threshold gives.) The scores hold for answers that are
+    given; an empty answer is none whatever the threshold.
     """
     # Where no answer is given at all, the records without a right answer are right.
     now = best = float(len(answered) - sum(answered))

@@ -70,13 +70,9 @@ def _is_list(value: Any, kind: type) -> bool:
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens that the tokenizer puts around two texts.
+    """The special tokens before, between and after two texts: `[CLS]`, `[SEP]`, `[SEP]`.
 
-    Attributes:
-        before: token ids before the first text: `[CLS]`.
-        between: token ids between the texts: `[SEP]`.
-        after: token ids after the second text: `[SEP]`.
-        segments: `[5]` of `before`, the first text, `between`, the second text, `after`.
+    `segments` is `[5]`: of `before`, the first text, `between`, the second text, `after`.
     """
 
     before: Array
@@ -109,12 +105,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage in tokens.
+    """A passage in N tokens, all `[N]` int32.
 
-    Attributes:
-        ids: `[N]` int32.
-        first: `[N]` int32, the first character of each token.
-        end: `[N]` int32, the character after the last of each token.
+    `first` has the first character of each token, `end` the one after its last.
     """
 
     ids: Array
@@ -219,13 +212,8 @@ def best_spans(
 ) -> list[WindowSpans]:
     """Find the best of all spans of each window.
 
-    (BERT's own script compares only spans of the 20 best starts and the 20 best ends.)
-
-    Args:
-        logits: `[T, 2]` of starts and ends.
-        batch: with the places of the passages and of their characters.
-        longest: the maximum number of tokens of a span.
-        count: K, the maximum number of spans of a window.
+    The logits `[T, 2]` are of starts and ends; a span has at most `longest` tokens, a window
+    at most `count` spans. (BERT's own script compares only spans of the 20 best starts and ends.)
     """
     start, end = logits.detach().float().unbind(1)
     which, tokens = sequence_of(batch), torch.arange(len(start), device=start.device)
@@ -251,16 +239,12 @@ def best_spans(
 
 
 def merged(parts: Sequence[WindowSpans], count: int) -> WindowSpans:
-    """Merge the best spans of the windows of a passage.
+    """Merge the best spans of the windows of a passage; keep at most `count`.
 
     A span that several windows contain counts once, with its best score. There is no answer only if
     no window has one: the lowest score of no answer counts, as in BERT's own script. (That script
     also reads each word only in the window with its "maximum context". Here the scores decide, as
     in transformers' example.)
-
-    Args:
-        parts: the best spans of each window.
-        count: the maximum number of spans to keep.
     """
     scores = np.concatenate([part.scores for part in parts])
     chars = np.concatenate([part.chars for part in parts])

@@ -29,12 +29,9 @@ _JOINER = "\u200d"
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """A character with its combining marks.
+    """A character with its combining marks, from one place of a text to another.
 
-    Attributes:
-        start: its first code point.
-        end: the one after its last.
-        base: the code point that the marks belong to; empty where there are only marks.
+    `base` is the code point that the marks belong to; empty where there are only marks.
     """
 
     start: int
@@ -86,9 +83,7 @@ def _chunks(letters: Sequence[_Letter]) -> Iterator[Sequence[_Letter]]:
 def split_words(text: str, *, characters: bool = False) -> list[tuple[int, int]]:
     """Return the place of each word of a text: its first character, and the one after its last.
 
-    Args:
-        text: the text.
-        characters: whether every character is a word, as in Chinese data; else only Chinese ones.
+    With `characters` every character is a word, as in Chinese data; else only Chinese ones.
     """
     letters = _letters(text)
     if characters:
@@ -126,13 +121,9 @@ def words_of(records: Records, row: int, *, characters: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class WordWindow:
-    """A part of a sentence: the words that are read, and those among them that count.
+    """A part of a sentence: words `start` to `end` are read, `first` to `stop` of them count.
 
-    Attributes:
-        start: the first word that is read.
-        end: the word after the last that is read.
-        first: the first word that counts.
-        stop: the word after the last that counts.
+    `end` and `stop` are the words after the last.
     """
 
     start: int
@@ -193,13 +184,9 @@ def word_windows(sizes: Sequence[int], room: int, overlap: int) -> list[WordWind
 def tokens_by_word(
     encoding: Encoding, count: int, room: int, unknown: int
 ) -> tuple[Array, list[int], bool]:
-    """Group the tokens of a sentence by word.
+    """Group the tokens of a sentence by its `count` words, each cut to `room` tokens.
 
-    Args:
-        encoding: of a sentence without special tokens.
-        count: the number of words.
-        room: the maximum number of tokens of a word; the rest is cut.
-        unknown: the token for a word that has none (zero-width characters).
+    A word without a token (zero-width characters) gets the token `unknown`.
 
     Returns:
         `[T]` int32, the tokens; the number of tokens of each word; and whether a word was cut.

@@ -14,13 +14,7 @@ from typing import Literal
 Scheme = Literal["bio", "iob1", "bioes", "bilou", "bmes"]
 
 #: The letters for the first of several words, those inside, the last one, and a single word.
-LETTERS: dict[str, str] = {
-    "bio": "BIIB",
-    "iob1": "IIII",
-    "bioes": "BIES",
-    "bilou": "BILU",
-    "bmes": "BMES",
-}
+LETTERS = {"bio": "BIIB", "iob1": "IIII", "bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
 _COMMON = {"M": "I", "L": "E", "U": "S"}
 OUTSIDE = "O"
 

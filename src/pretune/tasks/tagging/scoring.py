@@ -22,11 +22,9 @@ from pretune.tasks.tagging.schemes import EntitySpan, Scheme, follows, spans
 
 @dataclass(frozen=True)
 class WindowTags:
-    """The outputs for the words that count in a window.
+    """The outputs for the words that count in a window: logits `[W, labels]` float32.
 
-    Attributes:
-        logits: `[W, labels]` float32.
-        field: the weights of the model's CRF, the same for all windows; None without a CRF.
+    `field` has the weights of the model's CRF, the same for all windows; None without a CRF.
     """
 
     logits: Array
@@ -45,16 +43,11 @@ def window_tags(outputs: TagScores, batch: PackedBatch) -> list[WindowTags]:
 def decode_tags(
     sentences: Sequence[Sequence[WindowTags]], labels: Sequence[str], scheme: Scheme
 ) -> list[tuple[Array, Array]]:
-    """Choose the label of every word; compute the probabilities of all labels.
+    """Choose the label of every word from the windows of its sentence, which are in order.
 
     Without a CRF, each word gets its most probable label. With a CRF, a sentence gets the best
     sequence among those that are well-formed in the scheme, across its windows; the probabilities
     are the marginals of the CRF, for which all sequences count.
-
-    Args:
-        sentences: the windows of each sentence, in order.
-        labels: of the model.
-        scheme: of the labels.
 
     Returns:
         for each sentence `[W]` int64, the labels, and `[W, labels]` float32, the probabilities.
@@ -83,10 +76,6 @@ class TagMetrics:
     An entity is right if its type and both its ends are (Tjong Kim Sang & De Meulder 2003, section
     2.3). Tags that are not well-formed are read as the script of that shared task reads them; see
     `spans`.
-
-    Args:
-        labels: of the model.
-        scheme: of the labels.
     """
 
     def __init__(self, labels: Sequence[str], scheme: Scheme) -> None:
@@ -102,9 +91,7 @@ class TagMetrics:
         """Add one batch."""
         truth = iter(batch.targets[LABEL][batch.targets[WORD] >= 0].tolist())
         begins, ends = (batch.targets[name].tolist() for name in (BEGINS, ENDS))
-        windows = window_tags(outputs, batch)
-        whole = []
-        numbers = batch.index.tolist()
+        windows, numbers, whole = window_tags(outputs, batch), batch.index.tolist(), []
         for index, part, first, last in zip(numbers, windows, begins, ends, strict=True):
             own = [next(truth) for _ in range(len(part.logits))]
             if first and last:
@@ -197,12 +184,7 @@ def span_mistakes(
 
     A wrong entity is paired with a missing one that it overlaps: first those of the same place
     (`type`), then those of the same type (`boundary`), then all others (`boundary and type`),
-    longest overlap first. The rest is `spurious` or `missed`.
-
-    Args:
-        right: the true entities.
-        predicted: the predicted entities with their scores.
-        text: returns the text of an entity.
+    longest overlap first. The rest is `spurious` or `missed`. Predicted entities have scores.
     """
     missing, wrong = set(right) - predicted.keys(), predicted.keys() - set(right)
     # All overlapping pairs, in the order in which they are taken.

@@ -25,7 +25,7 @@ from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, TaskOptions
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.labels import label_entries, numbered, published_labels, stored_labels
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy, sum_by_sequence
-from pretune.tasks.tagging import schemes
+from pretune.tasks.tagging import schemes, scoring
 from pretune.tasks.tagging.features import (
     BEGINS,
     ENDS,
@@ -38,14 +38,6 @@ from pretune.tasks.tagging.features import (
     words_of,
 )
 from pretune.tasks.tagging.schemes import OUTSIDE, EntitySpan, Scheme, spans, split_tag, types_of
-from pretune.tasks.tagging.scoring import (
-    TagMetrics,
-    WindowTags,
-    decode_tags,
-    entity_figures,
-    span_mistakes,
-    window_tags,
-)
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
@@ -108,14 +100,10 @@ class TagOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class Entity:
-    """A predicted entity.
+    """A predicted entity; its score is the mean probability of its words' tags.
 
-    Attributes:
-        type: its type, such as `PER`.
-        text: its text.
-        score: the mean probability of its words' tags.
-        start: its first character in a given text, or its first word in a given list of words.
-        end: the character, or the word, after its last.
+    `start` and `end` are its first character in a given text and the one after its last; in a given
+    list of words they are words.
     """
 
     type: str
@@ -145,12 +133,7 @@ class TagPrediction(Prediction):
 
 class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
     """A label for the first token of each word (BERT, section 5.3); other tokens have none.
-
-    Args:
-        options: of the task.
-        labels: the model's tags.
-        characters: whether every character is a word, as in Chinese data.
-        data_scheme: of the tags in the data.
+    In some data, such as Chinese ones, every character is a word (`characters`).
     """
 
     name: ClassVar[str] = "tag"
@@ -223,12 +206,10 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
             if not isinstance(tag, str) or not schemes.is_tag(tag):
                 hint = "Tags are O, or B-, I-, E-, S- (L-, U-, M-) and a type, such as B-PER."
                 if isinstance(tag, int):
-                    hint = (
-                        "List the tags in the order of their numbers: task.labels=[O, B-PER, ...]"
-                    )
-                raise DataError(
-                    f"{records.where(row, 'ner_tags', item)}: {tag!r} is no tag of an entity", hint
-                )
+                    order = "List the tags in the order of their numbers"
+                    hint = f"{order}: task.labels=[O, B-PER, ...]"
+                place = records.where(row, "ner_tags", item)
+                raise DataError(f"{place}: {tag!r} is no tag of an entity", hint)
             tags.append(tag)
         return tags
 
@@ -349,8 +330,8 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
     # Answers
 
     @override
-    def predict(self, outputs: TagScores, batch: PackedBatch) -> list[WindowTags]:
-        return window_tags(outputs, batch)
+    def predict(self, outputs: TagScores, batch: PackedBatch) -> list[scoring.WindowTags]:
+        return scoring.window_tags(outputs, batch)
 
     @property
     def separator(self) -> str:
@@ -358,10 +339,12 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         return "" if self.characters else " "
 
     @override
-    def combine(self, parts: Sequence[WindowTags], record: Mapping[str, Any]) -> TagPrediction:
+    def combine(
+        self, parts: Sequence[scoring.WindowTags], record: Mapping[str, Any]
+    ) -> TagPrediction:
         """Read the entities from the words of all windows."""
         given = record["tokens"]
-        ((labels, probabilities),) = decode_tags([parts], self.labels, self.options.scheme)
+        ((labels, probabilities),) = scoring.decode_tags([parts], self.labels, self.options.scheme)
         tags = [self.labels[label] for label in labels]
         scores = probabilities[np.arange(len(labels)), labels]
         # Where each word stands in what was given: its characters, or its place in the list.
@@ -418,7 +401,7 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
                 answer=shown(predicted),
                 right=set(true) == predicted.keys(),
                 decisions=tuple(Decision(score, span in true) for span, score in predicted.items()),
-                mistakes=tuple(span_mistakes(true, predicted, text)),
+                mistakes=tuple(scoring.span_mistakes(true, predicted, text)),
                 counts=(*counts.ravel().tolist(), float(tags_right), float(len(words))),
             )
 
@@ -426,13 +409,13 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        entities = entity_figures(*np.split(sums[..., 2:-2], 3, axis=-1))
+        entities = scoring.entity_figures(*np.split(sums[..., 2:-2], 3, axis=-1))
         accuracy = sums[..., -2] / np.maximum(sums[..., -1], 1)
         return {**super().figures(sums), **entities, "accuracy": accuracy}
 
     @override
-    def metrics(self, features: Features | None = None) -> TagMetrics:
-        return TagMetrics(self.labels, self.options.scheme)
+    def metrics(self, features: Features | None = None) -> scoring.TagMetrics:
+        return scoring.TagMetrics(self.labels, self.options.scheme)
 
     # Described
 

@@ -127,11 +127,9 @@ class TranslationPrediction(Prediction):
 
 @dataclass(frozen=True)
 class Translated:
-    """Outputs of the model.
+    """Outputs of the model: the scores of the targets, if any; then the translations it writes.
 
-    Attributes:
-        scores: of the targets, where there are any.
-        written: the translations of each source, best first; empty after a forward pass.
+    Each source may have several, best first; a forward pass alone writes none.
     """
 
     scores: Scores | None
@@ -398,12 +396,7 @@ def tokenization_for(references: Sequence[str]) -> Tokenization:
 
 @dataclass(frozen=True)
 class BleuKind:
-    """A variant of BLEU.
-
-    Attributes:
-        tokenization: sacrebleu's tokenizer; None: chosen by the references.
-        lowercase: whether case is ignored.
-    """
+    """A variant of BLEU; without a tokenization, one is chosen by the references."""
 
     tokenization: Tokenization | None = None
     lowercase: bool = False
@@ -442,12 +435,7 @@ def bleu_of(sums: Array) -> Array:
 
 
 class TranslateMetrics:
-    """Compare all translations with their references as they stand in the data.
-
-    Args:
-        features: of pairs, whose records have `source` and `target`.
-        kind: of BLEU.
-    """
+    """Compare all translations with their references as they stand in the data."""
 
     def __init__(self, features: Features | None, kind: BleuKind) -> None:
         self._features = features if isinstance(features, FeatureSet) else None
