@@ -93,7 +93,9 @@ _SUMMARIES = {
     },
 }
 #: The commands whose module has another name.
-_MODULES = {"init": "recipes", "plan": "recipes", "plot-schedule": "recipes"}
+_MODULES = dict.fromkeys(("init", "plan", "plot-schedule"), "recipes")
+_MODULES |= dict.fromkeys(("sweep", "ladder", "runs"), "experiments")
+_MODULES |= dict.fromkeys(("evaluate", "compare"), "measure")
 COMMANDS = {
     name: Listed(group, _MODULES.get(name, name), summary)
     for group, commands in _SUMMARIES.items()

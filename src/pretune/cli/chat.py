@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,9 +89,11 @@ def chat(
 
     # The replies are written as the model's task has it, except for what is given here.
     bundle = load(run, allow_pickle=allow_pickle)
+    # A second model, which predicts the message from the reply, may choose among replies.
     reranker = None
     if mmi is not None:
         reranker = Reranker(load(mmi, allow_pickle=allow_pickle), device=device)
+    # Of the settings, those that were given on the command line.
     given = {name: value for name, value in context.params.items() if name in SETTINGS}
     chosen = {name: value for name, value in given.items() if value is not None}
     conversation = Conversation(
@@ -100,6 +103,7 @@ def chat(
         candidates=candidates,
         device=device,
     )
+    # A person is told how to leave; a pipe just ends.
     notes = to_stderr()
     if sys.stdin.isatty():
         notes.print("/help shows the commands, Ctrl-D leaves.", style="dim")
@@ -118,7 +122,11 @@ def chat(
 def _messages(notes: Console) -> Iterator[str]:
     """Yield the lines that a person types, or those of a pipe."""
     if not sys.stdin.isatty():
-        yield from _piped()
+        from pretune.inference.predict import decode_line
+
+        lines = iter(partial(sys.stdin.buffer.readline, LONGEST_LINE), b"")
+        for number, raw in enumerate(lines, start=1):
+            yield decode_line(raw, number).rstrip("\r\n")
         return
     import readline  # noqa: F401 - gives `input` its keys and its history
 
@@ -137,19 +145,11 @@ def _messages(notes: Console) -> Iterator[str]:
         yield line
 
 
-def _piped() -> Iterator[str]:
-    from pretune.inference.predict import decode_line
-
-    number = 0
-    while raw := sys.stdin.buffer.readline(LONGEST_LINE):
-        number += 1
-        yield decode_line(raw, number).rstrip("\r\n")
-
-
 def _answer(message: str, conversation: Conversation, notes: Console) -> None:
     """Print the reply while it is being written; Ctrl-C ends the reply alone."""
     shown = False
     try:
+        # A message that is longer than the model's window loses its beginning.
         fitted = conversation.fit(message)
         if fitted.cut:
             left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens of it"
@@ -219,6 +219,7 @@ def append_conversation(record: Mapping[str, Any] | None, path: Path) -> None:
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
     try:
         with path.open("ab+") as file:
+            # A line that somebody left without its end is ended first.
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.app import command, print_result, progress_bar, to_stderr
 from pretune.errors import PretuneError, not_writable
 
 
@@ -62,10 +62,12 @@ def describe(
     from pretune.render.charts import undrawable
     from pretune.render.data_report import description_page, description_view, write_charts
 
+    # Places that cannot be written are refused before hours of reading.
     if html is not None and not html.resolve().parent.is_dir():
         raise PretuneError(f"--html {html}: no such folder", "Make it first.")
     if png is not None and png.exists() and not png.is_dir():
         raise PretuneError(f"--png {png}: is a file", "Give the name of a folder.")
+    # Read all data, then look at them together: leaks are texts that two files have.
     sources = [*data, *(validation or [])]
     files = [read(source, encoding=encoding, quoting=quoting) for source in sources]
     # Near-duplicates are looked for between files, if the extra for that is installed.
@@ -80,11 +82,8 @@ def describe(
             near=near if looks_near else None,
             progress=bar,
         )
-    out = to_stdout()
-    if as_json:
-        out.print_json(data=description.to_dict())
-    else:
-        out.print(description_view(description))
+    print_result(description.to_dict(), description_view(description), as_json=as_json)
+    # The page and the charts, if they are asked for.
     notes = to_stderr()
     if html is not None:
         try:
@@ -95,9 +94,9 @@ def describe(
     if png is not None:
         for path in write_charts(description, png):
             notes.print(f"written: {path}", soft_wrap=True)
+    # Labels that the font of the charts does not have.
     labels = [name for facts in description.files for name in facts.labels]
-    warning = undrawable(labels) if png else None
-    if warning:
+    if png is not None and (warning := undrawable(labels)) is not None:
         notes.print(warning, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.app import command, print_result, progress_bar, to_stderr, to_stdout
 from pretune.errors import PretuneError
 
 
@@ -71,6 +71,7 @@ def embed(
     if output is not None:
         check_output(output, overwrite=overwrite)
     records, texts, blank = read_texts(data, column=column, encoding=encoding, quoting=quoting)
+    # Blank lines have no vector, so the vectors have other numbers than the lines.
     if blank:
         note = f"blank lines left out: {blank:,}; the vectors are of the other lines, in order"
         to_stderr().print(note, soft_wrap=True)
@@ -84,7 +85,6 @@ def embed(
         batch_tokens=batch_tokens,
         max_length=max_length,
     )
-    out = to_stdout()
     with progress_bar("embedding", len(texts), shown=not quiet) as bar:
         if output is not None:
             write_vectors(embedder, records, texts, output, progress=bar)
@@ -92,13 +92,11 @@ def embed(
             nearest = embedder.search(
                 query or "", texts, top_k=top_k, where=records.where, progress=bar
             )
+    # Say what was written, or list the nearest texts.
     if output is not None:
         shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
-        if as_json:
-            out.print_json(data={**shape, "pooling": embedder.pooling})
-        else:
-            shown = f"{len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
-            out.print(f"{output}: {shown}", soft_wrap=True)
+        line = f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
+        print_result({**shape, "pooling": embedder.pooling}, line, as_json=as_json)
         return
     for item in nearest:
         place = records.where(item.row)
@@ -106,4 +104,4 @@ def embed(
             print(json.dumps({**asdict(item), "where": place}, ensure_ascii=False))
         else:
             line = f"{item.score:.4f}  {place}\n        {item.text}"
-            out.print(line, soft_wrap=True)
+            to_stdout().print(line, soft_wrap=True)

@@ -104,6 +104,7 @@ def generate(
     settings["stop"] = [text.replace("\\n", "\n") for text in stop or ()]
     decoding = Decoding(**settings)
     given = _prompts(prompts, file, encoding)
+    # By default the model's task says whether prompts are messages.
     bundle = load(run, allow_pickle=allow_pickle)
     layout = {} if template is None else {"template": _template(bundle) if template else None}
     writer = TextGenerator.of(bundle, device=device, batch_size=batch_size, **layout)
@@ -134,6 +135,7 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
         raise PretuneError("give either --prompt or --file, not both")
     if prompts:
         return prompts
+    # Lines of a file, or of a pipe; a terminal would wait without saying for what.
     if file is not None:
         from pretune.text.decode import decode_file, lines_of
 
@@ -158,6 +160,7 @@ def _in_order(pieces: Iterator[TextChunk], samples: int) -> Iterator[Generation]
     for piece in pieces:
         if piece.done is not None:
             waiting[piece.prompt * samples + piece.sample] = piece.done
+        # One that ended may have been what several others waited for.
         while following in waiting:
             yield waiting.pop(following)
             following += 1

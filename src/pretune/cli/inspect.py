@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, to_stdout
+from pretune.cli.app import command, print_result
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pretune.bundle.bundle import Bundle
 
 
@@ -62,46 +61,26 @@ def inspect(
     """
     if attention is None and (layer is not None or head is not None):
         raise PretuneError("--layer and --head choose what --attention draws", "Add it.")
-    out = to_stdout()
+    from pretune.bundle.bundle import load, outline
+    from pretune.inspection.inspect import inspect_model, needed_tokenizer, token_spans
+    from pretune.render.model_views import inspection_view, tokens_view
+
+    # Of a text: its tokens, and the attention between them.
     shown: dict[str, Any] = {}
+    views: list[Any] = []
     if tokens is not None:
-        shown["tokens"] = _tokens(source, tokens, None if as_json else out)
+        pieces = token_spans(needed_tokenizer(outline(source)), tokens)
+        shown["tokens"] = [asdict(piece) for piece in pieces]
+        views.append(tokens_view(pieces))
     if attention is not None:
-        from pretune.bundle.bundle import load
-
-        shown["attention"] = _attention(
-            load(source, allow_pickle=allow_pickle), attention, output, layer, head
-        )
-        if not as_json:
-            out.print(f"wrote {output}", soft_wrap=True)
+        bundle = load(source, allow_pickle=allow_pickle)
+        shown["attention"] = _attention(bundle, attention, output, layer, head)
+        views.append(f"wrote {output}")
+    # Without a text, the model itself is shown.
     if not shown:
-        shown = _model(source, batch, length, None if as_json else out)
-    if as_json:
-        out.print_json(data=shown)
-
-
-def _model(source: str, batch: int, length: int | None, out: Console | None) -> dict[str, Any]:
-    from pretune.bundle.bundle import outline
-    from pretune.inspection.inspect import inspect_model
-    from pretune.render.model_views import inspection_view
-
-    inspection = inspect_model(outline(source), batch, length)
-    if out is not None:
-        out.print(inspection_view(inspection))
-    return inspection.to_dict()
-
-
-def _tokens(source: str, text: str, out: Console | None) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
-    from pretune.bundle.bundle import outline
-    from pretune.inspection.inspect import needed_tokenizer, token_spans
-    from pretune.render.model_views import tokens_view
-
-    pieces = token_spans(needed_tokenizer(outline(source)), text)
-    if out is not None:
-        out.print(tokens_view(pieces))
-    return [asdict(piece) for piece in pieces]
+        inspection = inspect_model(outline(source), batch, length)
+        shown, views = inspection.to_dict(), [inspection_view(inspection)]
+    print_result(shown, *views, as_json=as_json)
 
 
 def _attention(

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from pretune.data.records import Records
 
 Run = Annotated[str, Argument(metavar="RUN", help="A run folder, a model folder or a Hub id.")]
-Recipe = Annotated[
-    str,
-    Argument(
-        metavar="RECIPE_OR_FILE",
-        help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
-    ),
-]
+RECIPE = Argument(
+    metavar="RECIPE_OR_FILE",
+    help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
+)
+Recipe = Annotated[str, RECIPE]
 LabelledData = Annotated[str, Argument(help="A labelled file, or a Hub dataset.")]
 OutputFolder = Annotated[Path, Option("--output", "-o", help="The folder to write.")]
 Overrides = Annotated[
@@ -75,11 +73,7 @@ _ABOUT_DATA = ("columns", "encoding", "quoting", "max_chars")
 
 
 def column_pairs(given: list[str] | None) -> dict[str, str]:
-    """Parse the values of `--column`: our name of a column -> the data's name.
-
-    Raises:
-        PretuneError: a value does not have the form name=column.
-    """
+    """Parse the values of `--column`, name=column: our name of a column -> the data's name."""
     pairs = {}
     for text in given or []:
         ours, equals, theirs = text.partition("=")
@@ -90,11 +84,7 @@ def column_pairs(given: list[str] | None) -> dict[str, str]:
 
 
 def option_pairs(given: list[str] | None) -> dict[str, Any]:
-    """Parse the values of `--set`, which are YAML as in a recipe.
-
-    Raises:
-        PretuneError: a value does not have the form key=value.
-    """
+    """Parse the values of `--set`, key=value, which are YAML as in a recipe."""
     if not given:
         return {}
     from pretune.recipe.recipe import parse_override
@@ -115,11 +105,7 @@ def records_to_examine(
 
 
 def only_with_data(context: typer.Context, data: str | None, called: str) -> None:
-    """Refuse options that say how to read data where no data are named by the option `called`.
-
-    Raises:
-        PretuneError: such an option is given without data.
-    """
+    """Refuse options that say how to read data where no data are named by the option `called`."""
     for parameter in context.command.params if data is None else ():
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in _ABOUT_DATA and source is not None and source.name == "COMMANDLINE":

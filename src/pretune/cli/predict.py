@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -18,7 +18,6 @@ from pretune.errors import PretuneError
 if TYPE_CHECKING:
     from pretune.data.records import Records
     from pretune.inference.predict import Predictor
-    from pretune.tasks.base import Prediction
 
 #: Rows of a file that are predicted before any answer is printed.
 ROWS_AT_A_TIME = 4096
@@ -77,6 +76,7 @@ def predict(
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
     from pretune.bundle.bundle import load
     from pretune.inference.predict import Predictor, read_inputs
+    from pretune.render.result_views import answer_view
 
     bundle = load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle)
     predictor = Predictor(bundle, device=device)
@@ -87,30 +87,32 @@ def predict(
         passage = _passage(context, context_file, encoding)
         batches = [_questions(predictor, questions or [], passage)]
     elif file is not None:
-        records = read_inputs(
-            predictor.bundle,
-            file,
-            columns=options.column_pairs(columns),
-            encoding=encoding,
-            quoting=quoting,
-        )
+        names = options.column_pairs(columns)
+        records = read_inputs(bundle, file, columns=names, encoding=encoding, quoting=quoting)
         starts = range(0, len(records), ROWS_AT_A_TIME)
         batches = (records.take(range(i, min(i + ROWS_AT_A_TIME, len(records)))) for i in starts)
     else:
         batches = _piped(predictor, encoding, max_chars)
-    show = _print_json if as_json else _print_answer
+    out = to_stdout()
     for batch in batches:
+        # The limit on texts is the model's own, unless the person gives another.
         if max_chars is not None:
             batch = replace(batch, max_chars=max_chars)
         with progress_bar("reading", shown=asked or file is not None) as bar:
             answers = predictor.predict(batch, progress=bar)
+        # Each answer is printed beside what it answers.
         for row, answer in zip(batch.rows, answers, strict=True):
             inputs = {name: row[name] for name in predictor.task.shown if name in row}
-            show(inputs, answer.top(top_k))
+            shown = answer.top(top_k)
+            if as_json:
+                print(json.dumps({**inputs, **shown.to_dict()}, ensure_ascii=False))
+            else:
+                out.print(answer_view(inputs, shown), soft_wrap=True)
         sys.stdout.flush()
+    # Say how many inputs were longer than the model reads.
     if predictor.cut:
-        notes = to_stderr()
-        notes.print(f"{predictor.cut:,} {predictor.task.truncation_note}", soft_wrap=True)
+        note = f"{predictor.cut:,} {predictor.task.truncation_note}"
+        to_stderr().print(note, soft_wrap=True)
 
 
 def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
@@ -142,6 +144,7 @@ def _questions(predictor: Predictor, questions: list[str], passage: str) -> Reco
         )
     if not questions:
         raise PretuneError("there is a passage, but no question", "Ask with --question 'TEXT'.")
+    # A passage is as long as it is: the limit on texts is for mistakes in files.
     records = predictor.records([{"question": q, "context": passage} for q in questions], "input")
     return replace(records, max_chars=max(records.max_chars, len(passage)))
 
@@ -157,13 +160,3 @@ def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterat
         records = lines_to_records(predictor.task, lines, "input")
         if len(records):
             yield records
-
-
-def _print_json(inputs: dict[str, Any], answer: Prediction) -> None:
-    print(json.dumps({**inputs, **answer.to_dict()}, ensure_ascii=False))
-
-
-def _print_answer(inputs: dict[str, Any], answer: Prediction) -> None:
-    from pretune.render.result_views import answer_view
-
-    to_stdout().print(answer_view(inputs, answer), soft_wrap=True)

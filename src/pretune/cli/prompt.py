@@ -72,8 +72,10 @@ def prompt(
     from pretune.checkpoints.atomic_io import atomic_text
     from pretune.render.result_views import few_shot_view
 
+    # The file is written at the end, so whether it can be is checked first.
     if output is not None and not output.resolve().parent.is_dir():
         raise PretuneError(f"--output {output}: no such folder", "Make it first.")
+    # Ask with each number of examples, and with each draw of them.
     with progress_bar("asking", shown=not quiet) as bar:
         result = api.prompt(
             api.load(run, allow_pickle=allow_pickle),
@@ -132,6 +134,7 @@ def _template(given: str | None, encoding: str) -> str | None:
 
     if given is None:
         return None
+    # On a command line, \n is easier to type than a new line.
     if "{" in given:
         return given.replace("\\n", "\n")
     path = Path(given)

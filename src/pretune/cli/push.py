@@ -49,6 +49,7 @@ def push(
 
     about: dict[str, Any] = {"license_id": license_id, "languages": languages or ()}
     about["allow_pickle"] = allow_pickle
+    # The same files are made either way; a dry run leaves them in a folder to look at.
     if dry_run is not None:
         files = publish.stage(run, repo, dry_run, **about)
         shown = {"folder": dry_run, "files": [vars(file) for file in files]}

@@ -107,6 +107,7 @@ def plot_schedule(
     chosen = Recipe.load(recipe, overrides or [])
     if updates is not None:
         chosen = chosen.changed({"train.max_steps": updates})
+    # Counting the updates in the data is the slow way; with --updates no data are needed.
     plan = SchedulePlan.of(chosen)
     if png is not None:
         draw_schedule(plan, png)

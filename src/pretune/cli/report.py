@@ -75,6 +75,7 @@ def report(
 
     # Mistakes in the command line are reported before the model is loaded.
     options.only_with_data(context, data, "DATA")
+    # A model that is no run has no folder for the page, and no history for it.
     place, notes = Path(run), to_stderr()
     is_run = (place / RECIPE).is_file()
     output = output or (place if is_run else Path()) / "report.html"

@@ -132,7 +132,9 @@ def _train(
     files = find_files(corpus)
     with _bar() as bar:
         # Read the corpus once and keep an even sample.
-        reading = bar.add_task("reading", total=_volume(files))
+        on_disk = all(map(os.path.isfile, files))
+        volume = sum(map(os.path.getsize, files)) if on_disk else None
+        reading = bar.add_task("reading", total=volume)
         pieces = iter_texts(
             files, encoding=encoding, field=field, on_bytes=lambda n: bar.advance(reading, n)
         )
@@ -200,13 +202,6 @@ def _write(trained: Tokenizer, output: Path) -> None:
         raise PretuneError(f"{output}: cannot be written ({error.strerror})") from None
 
 
-def _volume(files: list[str]) -> int | None:
-    """Total size in bytes; None if a source is not a file on the disk."""
-    if not all(os.path.isfile(file) for file in files):
-        return None
-    return sum(os.path.getsize(file) for file in files)
-
-
 def _bar() -> Progress:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -241,6 +236,7 @@ def _view(facts: dict[str, Any], figures: TokenizerFigures) -> Iterator[Table | 
     from rich.table import Column, Table
     from rich.text import Text
 
+    # Where it comes from.
     read, used = facts["bytes"], facts["bytes_of_sample"]
     yield Text(
         f"{facts['kind']} tokenizer with {figures.vocab_size:,} entries, from {_mib(read)} of text "
@@ -248,6 +244,7 @@ def _view(facts: dict[str, Any], figures: TokenizerFigures) -> Iterator[Table | 
         + (f" (an even sample of {_mib(used)})" if used < read else ""),
         "bold",
     )
+    # A small corpus may not have enough pairs for the size that was asked for.
     if facts["asked_for"] is not None and figures.vocab_size < facts["asked_for"]:
         pairs = "no other pair that is frequent enough"
         more = "no more characters" if facts["kind"] == "char" else pairs

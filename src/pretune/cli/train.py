@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
 from pretune.cli import options
 from pretune.cli.app import STOPPED_BY, command, fail, print_result
@@ -24,13 +24,7 @@ if TYPE_CHECKING:
     "torchrun --nproc-per-node 2 -m pretune train my-recipe.yaml",
 )
 def train(
-    recipe: Annotated[
-        str | None,
-        Argument(
-            metavar="RECIPE_OR_FILE",
-            help="A built-in recipe (see `pretune recipes`), a YAML file, or a labelled data file.",
-        ),
-    ] = None,
+    recipe: Annotated[str | None, options.RECIPE] = None,
     overrides: options.Overrides = None,
     resume: Annotated[
         str | None,
@@ -59,6 +53,7 @@ def train(
     # With --resume the first argument is no recipe but the first override.
     changes = [*([recipe] if resume is not None and recipe is not None else []), *(overrides or [])]
     try:
+        # Go on with a run that was stopped.
         if resume is not None:
             if seeds > 1 or overwrite:
                 raise PretuneError("--resume continues one run: no --seeds, no --overwrite")
@@ -70,6 +65,7 @@ def train(
             )
         from pretune.recipe.recipe import Recipe
 
+        # Or begin: once, or with several seeds.
         chosen = Recipe.load(recipe, changes)
         if seeds == 1:
             result = train_recipe(chosen, overwrite=overwrite, quiet=quiet)

@@ -135,8 +135,8 @@ def best_null_threshold(
     """Find the threshold with the highest sum of scores.
 
     Answers of equal odds are given or withheld together. (SQuAD 2.0's script adds them one at a
-    time, so its best figure may be one that no threshold gives.) The scores hold for answers that are
-    given; an empty answer is none whatever the threshold.
+    time, so its best figure may be one that no threshold gives.) The scores are for answers that
+    are given; an empty answer is none whatever the threshold.
     """
     # Where no answer is given at all, the records without a right answer are right.
     now = best = float(len(answered) - sum(answered))

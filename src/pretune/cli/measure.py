@@ -1,4 +1,4 @@
-"""`pretune compare`."""
+"""`pretune evaluate` and `pretune compare`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,43 @@ from typer import Argument, Option
 
 from pretune.cli import options
 from pretune.cli.app import command, print_result, progress_bar
+
+
+@command(
+    "evaluate",
+    "pretune evaluate runs/tickets test.tsv",
+    "pretune evaluate runs/translate test.de,test.en --set beams=1",
+    "pretune evaluate runs/chat-zh dialogues.jsonl --set samples=500",
+)
+def evaluate(
+    run: options.Run,
+    data: options.LabelledData,
+    columns: options.Columns = None,
+    encoding: options.Encoding = "utf-8",
+    quoting: options.Quoting = "auto",
+    max_chars: options.MaxChars = None,
+    device: options.Device = "auto",
+    task_options: options.TaskSet = None,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure a trained model on labelled data."""
+    from pretune import api
+    from pretune.render.result_views import confusion_view, evaluation_view, samples_view
+
+    result = api.evaluate(
+        api.load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle),
+        data,
+        columns=options.column_pairs(columns),
+        device=device,
+        encoding=encoding,
+        quoting=quoting,
+        max_chars=max_chars,
+        quiet=False,
+    )
+    more = (confusion_view(result.details), samples_view(result.details))
+    views = (evaluation_view(result), *(view for view in more if view is not None))
+    print_result(result.to_dict(), *views, as_json=as_json)
 
 
 @command(
@@ -73,6 +110,7 @@ def compare(
     options.only_with_data(context, data, "--data")
     if output is not None:
         check_writable(output, None, overwrite=overwrite)
+    # All models must do the same job, else there is nothing to compare.
     values = options.option_pairs(task_options)
     bundles = [load(run, options=values, allow_pickle=allow_pickle) for run in runs]
     comparison.check_tasks(runs, [task_of(bundle) for bundle in bundles])
@@ -87,6 +125,7 @@ def compare(
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) for row in result.rows())
         atomic_text(output, "".join(line + "\n" for line in lines))
+    # The file has every answer, what is printed only the figures and some examples.
     written = [] if output is None else [f"wrote {output}"]
     views = (comparison_view(result, examples), *written)
     print_result(result.to_dict(), *views, as_json=as_json)
