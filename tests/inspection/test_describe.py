@@ -34,6 +34,15 @@ def test_lengths_are_those_of_the_sorted_list(values: list[int], share: float) -
     assert lengths.share_over(20) == pytest.approx(np.mean(np.array(values) > 20))
 
 
+def test_a_quantile_is_reached_by_exactly_its_share() -> None:
+    """Random shares hardly ever fall on the border of two values."""
+    lengths = Lengths(Counter([9, 3, 7, 5]))
+    shares = (0.0, 0.25, 0.26, 0.5, 0.51, 0.75, 1.0)
+    assert [lengths.quantile(share) for share in shares] == [3, 3, 5, 5, 7, 7, 9]
+    assert lengths.to_dict() == {"mean": 6.0, "median": 5, "p95": 9, "max": 9, "min": 3}
+    assert Lengths().quantile(0.5) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("it's a film", 3), ("中国电影", 4), ("中国 film 好", 4), ("...", 0), ("Привет, мир", 2)],
