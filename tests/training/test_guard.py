@@ -70,7 +70,7 @@ class TestGuard:
         trouble = self.watching().judge(4.0, 1.0)
         assert trouble is not None
         assert trouble.finite
-        assert "the loss jumped to 4, where 1 was usual" in trouble.what
+        assert "the loss jumped to 4 from a usual 1 (" in trouble.what
 
     def test_waits_for_several_in_a_row_if_told(self) -> None:
         guard = self.watching(patience=2)
@@ -281,7 +281,7 @@ class TestNotFinite:
         trainer, _ = self.of(toy_recipe, gradient_only=True)
         with pytest.raises(RunError, match="the gradient is nan in update 1") as caught:
             trainer.fit()
-        assert "the first gradient to be so is that of classifier.bias" in str(caught.value)
+        assert "the first gradient that is not finite is that of classifier.bias" in str(caught.value)
 
     def test_names_the_first_module(self, toy_recipe: Make) -> None:
         recipe = toy_recipe(data__validation=None)
