@@ -281,7 +281,9 @@ class TestNotFinite:
         trainer, _ = self.of(toy_recipe, gradient_only=True)
         with pytest.raises(RunError, match="the gradient is nan in update 1") as caught:
             trainer.fit()
-        assert "the first gradient that is not finite is that of classifier.bias" in str(caught.value)
+        assert "the first gradient that is not finite is that of classifier.bias" in str(
+            caught.value
+        )
 
     def test_names_the_first_module(self, toy_recipe: Make) -> None:
         recipe = toy_recipe(data__validation=None)
