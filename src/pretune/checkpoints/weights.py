@@ -20,11 +20,7 @@ from typing_extensions import override
 from pretune.errors import CheckpointError, did_you_mean
 
 #: The types a model can have, by their names in config.json.
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: The types that can be read, by safetensors' names.
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,

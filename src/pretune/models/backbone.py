@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,18 +15,14 @@ from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.models.config import ModelConfig
 from pretune.models.kv_cache import KVCache
 from pretune.models.language_model import SequenceState
-from pretune.models.layers import Embedding, ModelOutput, PostNormLayer, PreNormLayer
+from pretune.models.layers import Embedding, ModelOutput, TransformerLayer
 from pretune.models.ops import padded_rows
 
 
 class Embeddings(nn.Module):
-    """Turns a packed batch into its first hidden states.
+    """Turns a packed batch into its first hidden states."""
 
-    Attributes:
-        tokens: the table of the vocabulary.
-    """
-
-    tokens: Embedding
+    tokens: Embedding  # the table of the vocabulary
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Embed the tokens of a batch, `[T, hidden]`."""
@@ -58,7 +55,7 @@ class Backbone(nn.Module):
         self,
         config: ModelConfig,
         embeddings: Embeddings,
-        layers: list[PostNormLayer] | list[PreNormLayer],
+        layers: Sequence[nn.Module],
         final_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -132,7 +129,7 @@ class Backbone(nn.Module):
 
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
-            assert isinstance(layer, PostNormLayer | PreNormLayer)  # noqa: S101 - for mypy
+            assert isinstance(layer, TransformerLayer)  # noqa: S101 - for mypy
             if output_attentions:
                 attentions.append(layer.attention_maps(x, batch.layout))
             last = i == len(self.layers) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +156,6 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         layout: Layout,
-        *,
         select: Selection | None = None,
         causal: bool = False,
         cache: KVCache | None = None,
@@ -163,24 +163,20 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Map `[T, hidden]` to `[T, hidden]`, or to `[R, hidden]` for the selected queries.
 
-        Args:
-            x: hidden states.
-            layout: their sequences.
-            select: the queries to compute; default: all.
-            causal: whether a token sees only those before it.
-            cache: to store keys and values in; after its first pass, queries see all it holds.
-            layer: the number of this layer in the cache.
+        The arguments are as for `TransformerLayer`. After the first pass of `cache`, queries see
+        all that it holds.
         """
         dropout = self.dropout if self.training else 0.0
         queries = layout if select is None else select.layout
         # Queries only for the selected rows, keys and values for all.
         if select is None:
-            q, k, v = self._heads(self.qkv(x), 3)
+            q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         else:
             size = x.shape[1]
             weight, bias = self.qkv.weight, self.qkv.bias
-            (q,) = self._heads(ops.linear(x[select.rows], weight[:size], bias[:size]), 1)
-            k, v = self._heads(ops.linear(x, weight[size:], bias[size:]), 2)
+            rows = ops.linear(x[select.rows], weight[:size], bias[:size])
+            (q,) = heads_of(rows, 1, self.num_heads)
+            k, v = heads_of(ops.linear(x, weight[size:], bias[size:]), 2, self.num_heads)
         # Attend to the cache in later passes, else to the batch itself.
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
@@ -195,11 +191,8 @@ class SelfAttention(nn.Module):
 
     def maps(self, x: Tensor, layout: Layout, *, causal: bool = False) -> list[Tensor]:
         """The attention weights of each sequence, `[H, length, length]`, without dropout."""
-        q, k, _ = self._heads(self.qkv(x), 3)
+        q, k, _ = heads_of(self.qkv(x), 3, self.num_heads)
         return attention_maps(q, k, layout, layout, causal=causal)
-
-    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        return heads_of(projected, parts, self.num_heads)
 
 
 def heads_of(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
@@ -210,15 +203,10 @@ def heads_of(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """The encoder's last hidden states, which a decoder attends to.
+    """The encoder's last hidden states, which a decoder attends to."""
 
-    Attributes:
-        hidden: `[Ts, hidden]`; rows past `layout.total` are padding.
-        layout: of the sources, one for each target.
-    """
-
-    hidden: Tensor
-    layout: Layout
+    hidden: Tensor  # [Ts, hidden]; rows past `layout.total` are padding
+    layout: Layout  # of the sources, one for each target
 
 
 class CrossAttention(nn.Module):
@@ -240,19 +228,10 @@ class CrossAttention(nn.Module):
         x: Tensor,
         layout: Layout,
         source: EncoderOutput | None,
-        *,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """Map `[T, hidden]` to `[T, hidden]`.
-
-        Args:
-            x: hidden states of the targets.
-            layout: of the targets.
-            source: what the targets attend to; None if the cache has its keys and values.
-            cache: to store those keys and values in.
-            layer: the number of this layer in the cache.
-        """
+        """Map the targets' `[T, hidden]` to `[T, hidden]`, as in `TransformerLayer`."""
         (q,) = heads_of(self.query(x), 1, self.num_heads)
         if source is None:
             if cache is None or cache.source is None:
@@ -290,12 +269,8 @@ class FeedForward(nn.Module):
         return down
 
 
-class PostNormLayer(nn.Module):
-    """A layer of the original Transformer and BERT: LayerNorm after each sum.
-
-    x = LayerNorm(x + Dropout(SelfAttention(x)))
-    x = LayerNorm(x + Dropout(CrossAttention(x, source)))    with `cross`
-    x = LayerNorm(x + Dropout(FeedForward(x)))
+class TransformerLayer(nn.Module):
+    """Self-attention, attention to a source with `cross`, and a feed-forward block.
 
     Args:
         hidden_size: width of the residual stream.
@@ -309,6 +284,13 @@ class PostNormLayer(nn.Module):
         causal: whether a token sees only those before it.
         cross: whether the layer also attends to a source.
     """
+
+    norm_first: ClassVar[bool]
+
+    attention: SelfAttention
+    attention_norm: nn.LayerNorm
+    feed_forward: FeedForward
+    feed_forward_norm: nn.LayerNorm
 
     def __init__(
         self,
@@ -325,12 +307,20 @@ class PostNormLayer(nn.Module):
         cross: bool = False,
     ) -> None:
         super().__init__()
+
+        def add(name: str, block: nn.Module) -> None:
+            parts = [(name, block), (f"{name}_norm", nn.LayerNorm(hidden_size, eps=eps))]
+            # In the order they run: an optimizer's saved state goes by the order of parameters.
+            for key, part in reversed(parts) if self.norm_first else parts:
+                self.add_module(key, part)
+
         self.causal = causal
-        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.cross, self.cross_norm = _cross(cross, hidden_size, num_heads, attention_dropout, eps)
-        self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
-        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
+        add("attention", SelfAttention(hidden_size, num_heads, attention_dropout))
+        self.cross: CrossAttention | None = None
+        if cross:
+            self.cross = CrossAttention(hidden_size, num_heads, attention_dropout)
+            self.cross_norm = nn.LayerNorm(hidden_size, eps=eps)
+        add("feed_forward", FeedForward(hidden_size, intermediate_size, activation))
         self.dropout_attended = Dropout(dropout if dropout_attended is None else dropout_attended)
         self.dropout = Dropout(dropout)
 
@@ -356,86 +346,39 @@ class PostNormLayer(nn.Module):
         """
         # Of the selected rows only: later blocks do not look at other rows.
         attended = self.attention(
-            x, layout, select=select, causal=self.causal, cache=cache, layer=index
+            self._before(self.attention_norm, x),
+            *(layout, select, self.causal, cache, index),
         )
         kept = x if select is None else x[select.rows]
-        x = self.attention_norm(kept + self.dropout_attended(attended))
-        if self.cross is not None and self.cross_norm is not None:
+        x = self._after(self.attention_norm, kept + self.dropout_attended(attended))
+        # Each target looks at its source.
+        if self.cross is not None:
             rows = layout if select is None else select.layout
-            seen = self.cross(x, rows, source, cache=cache, layer=index)
-            x = self.cross_norm(x + self.dropout_attended(seen))
-        normed: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            seen = self.cross(self._before(self.cross_norm, x), rows, source, cache, index)
+            x = self._after(self.cross_norm, x + self.dropout_attended(seen))
+        added = self.feed_forward(self._before(self.feed_forward_norm, x))
+        return self._after(self.feed_forward_norm, x + self.dropout(added))
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        normed: Tensor = norm(x) if self.norm_first else x
+        return normed
+
+    def _after(self, norm: nn.Module, x: Tensor) -> Tensor:
+        normed: Tensor = x if self.norm_first else norm(x)
         return normed
 
     def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """The attention weights of each sequence, `[H, length, length]`."""
-        return self.attention.maps(x, layout, causal=self.causal)
+        return self.attention.maps(self._before(self.attention_norm, x), layout, causal=self.causal)
 
 
-class PreNormLayer(nn.Module):
-    """A layer of GPT-2: LayerNorm at the input of each block.
+class PostNormLayer(TransformerLayer):
+    """A layer of the original Transformer and BERT: x = LayerNorm(x + Dropout(Block(x)))."""
 
-    x = x + Dropout(SelfAttention(LayerNorm(x)))
-    x = x + Dropout(CrossAttention(LayerNorm(x), source))    with `cross`
-    x = x + Dropout(FeedForward(LayerNorm(x)))
-
-    The arguments are those of `PostNormLayer`.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        intermediate_size: int,
-        activation: str,
-        *,
-        dropout: float,
-        attention_dropout: float,
-        eps: float,
-        causal: bool = False,
-        cross: bool = False,
-    ) -> None:
-        super().__init__()
-        self.causal = causal
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
-        self.cross, self.cross_norm = _cross(cross, hidden_size, num_heads, attention_dropout, eps)
-        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
-        self.dropout = Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        *,
-        select: Selection | None = None,
-        source: EncoderOutput | None = None,
-        cache: KVCache | None = None,
-        index: int = 0,
-    ) -> Tensor:
-        """See `PostNormLayer.forward`."""
-        normed = self.attention_norm(x)
-        attended = self.attention(
-            normed, layout, select=select, causal=self.causal, cache=cache, layer=index
-        )
-        x = (x if select is None else x[select.rows]) + self.dropout(attended)
-        if self.cross is not None and self.cross_norm is not None:
-            rows = layout if select is None else select.layout
-            seen = self.cross(self.cross_norm(x), rows, source, cache=cache, layer=index)
-            x = x + self.dropout(seen)
-        added: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return added
-
-    def attention_maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
-        """The attention weights of each sequence, `[H, length, length]`."""
-        return self.attention.maps(self.attention_norm(x), layout, causal=self.causal)
+    norm_first = False
 
 
-def _cross(
-    wanted: bool, hidden_size: int, num_heads: int, dropout: float, eps: float
-) -> tuple[CrossAttention | None, nn.LayerNorm | None]:
-    """Attention to a source and its LayerNorm, if the layer has them."""
-    if not wanted:
-        return None, None
-    return CrossAttention(hidden_size, num_heads, dropout), nn.LayerNorm(hidden_size, eps=eps)
+class PreNormLayer(TransformerLayer):
+    """A layer of GPT-2: x = x + Dropout(Block(LayerNorm(x)))."""
+
+    norm_first = True

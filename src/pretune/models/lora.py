@@ -87,11 +87,7 @@ class LearnedRows(nn.Module):
 
 
 def add_lora(
-    model: nn.Module,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str],
-    new_tokens: range = range(0),
+    model: nn.Module, rank: int, alpha: float, targets: Sequence[str], new_tokens: range = range(0)
 ) -> None:
     """Add trained low-rank matrices to every layer, in place, and freeze everything else.
 

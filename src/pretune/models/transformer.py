@@ -214,7 +214,7 @@ class TransformerModel(Backbone):
             nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS) if config.normalize_before else None
             for _ in range(2)
         ]
-        super().__init__(config, TransformerEmbeddings(config), [*encoder, *decoder], norms[1])  # type: ignore[arg-type]
+        super().__init__(config, TransformerEmbeddings(config), [*encoder, *decoder], norms[1])
         self.source_norm = norms[0]
         self.init_weights()
 
@@ -298,11 +298,7 @@ class TransformerModel(Backbone):
         return EncoderOutput(x if self.source_norm is None else self.source_norm(x), batch.layout)
 
     def decode(
-        self,
-        batch: PackedBatch,
-        source: EncoderOutput | None,
-        *,
-        state: KVCache | None = None,
+        self, batch: PackedBatch, source: EncoderOutput | None, *, state: KVCache | None = None
     ) -> Tensor:
         """Run the decoder: its last hidden states, `[T, hidden]`.
 

@@ -55,9 +55,7 @@ class CrfWeights:
             return weight.masked_fill(~allowed.to(weight.device), -torch.inf)
 
         return CrfWeights(
-            masked(self.transitions, follows),
-            masked(self.start, starts),
-            masked(self.end, ends),
+            masked(self.transitions, follows), masked(self.start, starts), masked(self.end, ends)
         )
 
 

@@ -66,11 +66,7 @@ class CrfTagger(TokenClassifier):
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        labels: int,
-        dropout: float | None = None,
-        crf_rate: float = 1.0,
+        self, backbone: Backbone, labels: int, dropout: float | None = None, crf_rate: float = 1.0
     ) -> None:
         super().__init__(backbone, labels, dropout)
         self.crf = Crf(labels, crf_rate)
