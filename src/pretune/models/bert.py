@@ -20,8 +20,8 @@ from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import MAX_SIZES, ModelConfig, brief
 from pretune.models.family import Family, HeadLayout, rules
 from pretune.models.heads.language import MaskedLM, PreTrainingOutput
-from pretune.models.heads.pooled import PooledHead
-from pretune.models.heads.token import CRF_RULES, CrfTagger, TokenClassifier
+from pretune.models.heads.pooled import PooledHead, choosing
+from pretune.models.heads.token import token_heads
 from pretune.models.layers import Dropout, Embedding, Linear, PostNormLayer, sinusoidal_positions
 
 #: Values of `position_embedding_type` in config.json; transformers calls learned ones "absolute".
@@ -29,10 +29,9 @@ POSITION_TYPES = ("absolute", "sinusoidal")
 
 
 @dataclass(frozen=True)
-class BertConfig(ModelConfig):
-    """The sizes of a BERT, under the names of `config.json`; the defaults are BERT-base's."""
+class EncoderConfig(ModelConfig):
+    """The sizes that BERT and ELECTRA have, under the names of `config.json`."""
 
-    model_type: ClassVar[str] = "bert"
     dropout_names: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob",)
     attention_dropout_name: ClassVar[str] = "attention_probs_dropout_prob"
     activation_name: ClassVar[str] = "hidden_act"
@@ -50,11 +49,35 @@ class BertConfig(ModelConfig):
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
-    position_embedding_type: str = "absolute"
 
     def __post_init__(self) -> None:
         self.check_common()
         self.check("pad_token_id", int, -1, MAX_SIZES["vocab_size"])
+
+    def layers(self) -> list[PostNormLayer]:
+        """Make the layers, with fresh weights."""
+        return [
+            PostNormLayer(
+                *(self.hidden_size, self.num_attention_heads, self.intermediate_size),
+                self.hidden_act,
+                dropout=self.hidden_dropout_prob,
+                attention_dropout=self.attention_probs_dropout_prob,
+                eps=self.layer_norm_eps,
+            )
+            for _ in range(self.num_hidden_layers)
+        ]
+
+
+@dataclass(frozen=True)
+class BertConfig(EncoderConfig):
+    """The sizes of a BERT; the defaults are BERT-base's."""
+
+    model_type: ClassVar[str] = "bert"
+
+    position_embedding_type: str = "absolute"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.position_embedding_type not in POSITION_TYPES:
             raise CheckpointError(
                 "config: position_embedding_type "
@@ -85,31 +108,26 @@ class BertConfig(ModelConfig):
 class BertEmbeddings(Embeddings):
     """LayerNorm(token + position + segment), then dropout."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: EncoderConfig, size: int, *, sinusoidal: bool = False) -> None:
         super().__init__()
-        size = config.hidden_size
         self.tokens = Embedding(config.vocab_size, size)
         self.segments = Embedding(config.type_vocab_size, size)
         self.positions: Embedding | None = None
-        if config.position_embedding_type == "absolute":
-            self.positions = Embedding(config.max_position_embeddings, size)
-        else:
+        if sinusoidal:
             table = sinusoidal_positions(config.max_position_embeddings, size)
             self.register_buffer("sinusoids", table, persistent=False)
+        else:
+            self.positions = Embedding(config.max_position_embeddings, size)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     @override
     def forward(self, batch: PackedBatch) -> Tensor:
-        x = self.tokens(batch.tokens)
-        if self.positions is not None:
-            x = x + self.positions(batch.positions)
-        else:
-            x = x + self.get_buffer("sinusoids")[batch.positions]
-        if batch.segments is not None:
-            x = x + self.segments(batch.segments)
-        else:
-            x = x + self.segments.weight[0]
+        x, places = self.tokens(batch.tokens), batch.positions
+        table = self.positions
+        x = x + (self.get_buffer("sinusoids")[places] if table is None else table(places))
+        first = self.segments.weight[0]
+        x = x + (first if batch.segments is None else self.segments(batch.segments))
         embedded: Tensor = self.dropout(self.norm(x))
         return embedded
 
@@ -121,19 +139,10 @@ class BertModel(Backbone):
     config: BertConfig
 
     def __init__(self, config: BertConfig, *, pooler: bool = True) -> None:
-        layers = [
-            PostNormLayer(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.hidden_act,
-                dropout=config.hidden_dropout_prob,
-                attention_dropout=config.attention_probs_dropout_prob,
-                eps=config.layer_norm_eps,
-            )
-            for _ in range(config.num_hidden_layers)
-        ]
-        super().__init__(config, BertEmbeddings(config), layers)
+        layers = config.layers()
+        sinusoidal = config.position_embedding_type == "sinusoidal"
+        embeddings = BertEmbeddings(config, config.hidden_size, sinusoidal=sinusoidal)
+        super().__init__(config, embeddings, layers)
         self.pooler = Linear(config.hidden_size, config.hidden_size) if pooler else None
         self.init_weights()
 
@@ -197,9 +206,7 @@ class BertPreTraining(MaskedLM):
         *,
         both: bool = False,
         select: Selection | None = None,
-        labels: Tensor | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
+        **scoring: Any,
     ) -> Any:
         """Run the masked-token head alone, or both heads on one pass.
 
@@ -207,17 +214,13 @@ class BertPreTraining(MaskedLM):
             batch: texts, or for `both` pairs of texts.
             both: run both heads.
             select: the tokens to predict, none of them the first of its sequence; default: all.
-            labels: as for `MaskedLM`.
-            smoothing: as for `MaskedLM`.
-            z_loss: as for `MaskedLM`.
+            scoring: `labels`, `smoothing` and `z_loss`, as for `MaskedLM`.
 
         Returns:
             what `MaskedLM` returns, or for `both` a `PreTrainingOutput`.
         """
         if not both:
-            return super().forward(
-                batch, select=select, labels=labels, smoothing=smoothing, z_loss=z_loss
-            )
+            return super().forward(batch, select=select, **scoring)
         if select is None:
             output = self.backbone(batch)
             hidden, pooled = output.last_hidden_state, output.pooler_output
@@ -232,12 +235,8 @@ class BertPreTraining(MaskedLM):
             first, others = places[: batch.num_sequences], places[batch.num_sequences :]
             hidden = selected[others]
             pooled = self.backbone.pool(selected[first], batch, batch.first)
-        predictions = self.decode(hidden, labels, smoothing, z_loss)
+        predictions = self.decode(hidden, **scoring)
         return PreTrainingOutput(predictions, self.relationship(pooled))
-
-
-def _chooser(backbone: BertModel, labels: int, dropout: float | None = None) -> BertClassifier:
-    return BertClassifier(backbone, 1, dropout)
 
 
 def _masked_lm(backbone: BertModel, labels: int) -> MaskedLM:
@@ -256,49 +255,38 @@ _TIED = {
     "cls.predictions.decoder.bias": "bias",
 }
 
+_LAYER = "encoder.layer.{i}"
+#: Names of the embeddings and the layers.
+ENCODER_RULES = rules(
+    ("embeddings.tokens.weight", "embeddings.word_embeddings.weight"),
+    ("embeddings.segments.weight", "embeddings.token_type_embeddings.weight"),
+    ("embeddings.positions.weight", "embeddings.position_embeddings.weight"),
+    ("embeddings.norm", "embeddings.LayerNorm"),
+    (
+        "layers.{i}.attention.qkv",
+        tuple(f"{_LAYER}.attention.self.{part}" for part in ("query", "key", "value")),
+    ),
+    ("layers.{i}.attention.output", f"{_LAYER}.attention.output.dense"),
+    ("layers.{i}.attention_norm", f"{_LAYER}.attention.output.LayerNorm"),
+    ("layers.{i}.feed_forward.up", f"{_LAYER}.intermediate.dense"),
+    ("layers.{i}.feed_forward.down", f"{_LAYER}.output.dense"),
+    ("layers.{i}.feed_forward_norm", f"{_LAYER}.output.LayerNorm"),
+)
+
 FAMILY = Family(
     model_type="bert",
     prefix="bert.",
     backbone=BertModel,
-    rules=rules(
-        ("embeddings.tokens.weight", "embeddings.word_embeddings.weight"),
-        ("embeddings.segments.weight", "embeddings.token_type_embeddings.weight"),
-        ("embeddings.positions.weight", "embeddings.position_embeddings.weight"),
-        ("embeddings.norm", "embeddings.LayerNorm"),
-        (
-            "layers.{i}.attention.qkv",
-            (
-                "encoder.layer.{i}.attention.self.query",
-                "encoder.layer.{i}.attention.self.key",
-                "encoder.layer.{i}.attention.self.value",
-            ),
-        ),
-        ("layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
-        ("layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
-        ("layers.{i}.feed_forward.up", "encoder.layer.{i}.intermediate.dense"),
-        ("layers.{i}.feed_forward.down", "encoder.layer.{i}.output.dense"),
-        ("layers.{i}.feed_forward_norm", "encoder.layer.{i}.output.LayerNorm"),
-        ("pooler", "pooler.dense"),
-    ),
+    rules=(*ENCODER_RULES, *rules(("pooler", "pooler.dense"))),
     heads={
         "backbone": HeadLayout("BertModel"),
         "sequence_classification": HeadLayout(
             "BertForSequenceClassification", BertClassifier, _CLASSIFIER, pooled="classifier"
         ),
         "multiple_choice": HeadLayout(
-            "BertForMultipleChoice", _chooser, _CLASSIFIER, pooled="classifier"
+            "BertForMultipleChoice", choosing(BertClassifier), _CLASSIFIER, pooled="classifier"
         ),
-        "token_classification_crf": HeadLayout(
-            "BertForTokenClassification", CrfTagger, (*_CLASSIFIER, *CRF_RULES)
-        ),
-        "token_classification": HeadLayout(
-            "BertForTokenClassification", TokenClassifier, _CLASSIFIER
-        ),
-        "question_answering": HeadLayout(
-            "BertForQuestionAnswering",
-            lambda backbone, labels: TokenClassifier(backbone, 2, 0.0),
-            rules(("classifier", "qa_outputs")),
-        ),
+        **token_heads("Bert"),
         "masked_lm": HeadLayout("BertForMaskedLM", _masked_lm, _MASKED_LM, _TIED),
         "pretraining": HeadLayout(
             "BertForPreTraining",

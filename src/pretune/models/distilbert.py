@@ -14,8 +14,8 @@ from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import MAX_SIZES, ModelConfig
 from pretune.models.family import Family, HeadLayout, rules
 from pretune.models.heads.language import MaskedLM
-from pretune.models.heads.pooled import PooledHead
-from pretune.models.heads.token import CRF_RULES, CrfTagger, TokenClassifier
+from pretune.models.heads.pooled import PooledHead, choosing
+from pretune.models.heads.token import token_heads
 from pretune.models.layers import Dropout, Embedding, Linear, PostNormLayer, sinusoidal_positions
 
 #: Of every LayerNorm. transformers has it in its code rather than in `config.json`.
@@ -89,10 +89,7 @@ class DistilBertModel(Backbone):
     def __init__(self, config: DistilBertConfig) -> None:
         layers = [
             PostNormLayer(
-                config.dim,
-                config.n_heads,
-                config.hidden_dim,
-                config.activation,
+                *(config.dim, config.n_heads, config.hidden_dim, config.activation),
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
                 eps=LAYER_NORM_EPS,
@@ -129,24 +126,13 @@ class DistilBertClassifier(PooledHead):
         backbone.init_weights(self.classifier)
 
     @override
-    def read(self, batch: PackedBatch) -> Tensor:
-        first: Tensor = self.backbone(batch, select=batch.first).last_hidden_state
-        return first
-
-    @override
     def answer(self, pooled: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.dropout(F.relu(self.dense(pooled))))
         return logits
 
 
-def _chooser(
-    backbone: DistilBertModel, labels: int, dropout: float | None = None
-) -> DistilBertClassifier:
-    return DistilBertClassifier(backbone, 1, dropout)
-
-
 _DENSE_CLASSIFIER = rules(("dense", "pre_classifier"), ("classifier", "classifier"))
-_CLASSIFIER = rules(("classifier", "classifier"))
+_LAYER = "transformer.layer.{i}"
 
 FAMILY = Family(
     model_type="distilbert",
@@ -158,35 +144,23 @@ FAMILY = Family(
         ("embeddings.norm", "embeddings.LayerNorm"),
         (
             "layers.{i}.attention.qkv",
-            (
-                "transformer.layer.{i}.attention.q_lin",
-                "transformer.layer.{i}.attention.k_lin",
-                "transformer.layer.{i}.attention.v_lin",
-            ),
+            tuple(f"{_LAYER}.attention.{part}_lin" for part in "qkv"),
         ),
-        ("layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
-        ("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
-        ("layers.{i}.feed_forward.up", "transformer.layer.{i}.ffn.lin1"),
-        ("layers.{i}.feed_forward.down", "transformer.layer.{i}.ffn.lin2"),
-        ("layers.{i}.feed_forward_norm", "transformer.layer.{i}.output_layer_norm"),
+        ("layers.{i}.attention.output", f"{_LAYER}.attention.out_lin"),
+        ("layers.{i}.attention_norm", f"{_LAYER}.sa_layer_norm"),
+        ("layers.{i}.feed_forward.up", f"{_LAYER}.ffn.lin1"),
+        ("layers.{i}.feed_forward.down", f"{_LAYER}.ffn.lin2"),
+        ("layers.{i}.feed_forward_norm", f"{_LAYER}.output_layer_norm"),
     ),
     heads={
         "backbone": HeadLayout("DistilBertModel"),
         "sequence_classification": HeadLayout(
             "DistilBertForSequenceClassification", DistilBertClassifier, _DENSE_CLASSIFIER
         ),
-        "multiple_choice": HeadLayout("DistilBertForMultipleChoice", _chooser, _DENSE_CLASSIFIER),
-        "token_classification_crf": HeadLayout(
-            "DistilBertForTokenClassification", CrfTagger, (*_CLASSIFIER, *CRF_RULES)
+        "multiple_choice": HeadLayout(
+            "DistilBertForMultipleChoice", choosing(DistilBertClassifier), _DENSE_CLASSIFIER
         ),
-        "token_classification": HeadLayout(
-            "DistilBertForTokenClassification", TokenClassifier, _CLASSIFIER
-        ),
-        "question_answering": HeadLayout(
-            "DistilBertForQuestionAnswering",
-            lambda backbone, labels: TokenClassifier(backbone, 2, backbone.config.qa_dropout),
-            rules(("classifier", "qa_outputs")),
-        ),
+        **token_heads("DistilBert", lambda config: float(config.qa_dropout)),
         "masked_lm": HeadLayout(
             "DistilBertForMaskedLM",
             lambda backbone, labels: MaskedLM(backbone, backbone.config.activation, LAYER_NORM_EPS),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
-from pretune.models.family import rules
+from pretune.models.family import HeadLayout, rules
 from pretune.models.heads.crf import Crf, CrfWeights, log_likelihood
 from pretune.models.layers import Dropout, Linear
 
@@ -42,17 +44,11 @@ class TokenClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class TagScores:
-    """What a tagger computes for the words of a batch.
+    """What a tagger computes for the words of a batch."""
 
-    Attributes:
-        logits: `[W, labels]`; with a CRF, its emissions.
-        likelihood: `[B]`: log p of the labels of each sequence, if labels were given.
-        field: the weights of the CRF, without a graph.
-    """
-
-    logits: Tensor
-    likelihood: Tensor | None = None
-    field: CrfWeights | None = None
+    logits: Tensor  # [W, labels]; with a CRF, its emissions
+    likelihood: Tensor | None = None  # [B]: log p of the labels of each sequence, if given
+    field: CrfWeights | None = None  # the weights of the CRF, without a graph
 
 
 class CrfTagger(TokenClassifier):
@@ -95,3 +91,24 @@ class CrfTagger(TokenClassifier):
             lengths = select.layout.lengths
             likelihood = log_likelihood(logits, labels, lengths, self.crf.weights, begins, ends)
         return TagScores(logits, likelihood, self.crf.weights.detached())
+
+
+def token_heads(
+    name: str, answer_dropout: Callable[[Any], float] = lambda config: 0.0
+) -> dict[str, HeadLayout]:
+    """The heads for tokens that every encoder has, as transformers stores them.
+
+    Args:
+        name: first part of the names of transformers' classes.
+        answer_dropout: the dropout before the ends of an answer, by the backbone's config.
+    """
+    tokens, linear = f"{name}ForTokenClassification", rules(("classifier", "classifier"))
+    return {
+        "token_classification_crf": HeadLayout(tokens, CrfTagger, (*linear, *CRF_RULES)),
+        "token_classification": HeadLayout(tokens, TokenClassifier, linear),
+        "question_answering": HeadLayout(
+            f"{name}ForQuestionAnswering",
+            lambda backbone, labels: TokenClassifier(backbone, 2, answer_dropout(backbone.config)),
+            rules(("classifier", "qa_outputs")),
+        ),
+    }
