@@ -25,25 +25,16 @@ from pretune.models.family import Family
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded, and what was not.
+    """What was loaded, and what was not."""
 
-    Attributes:
-        source: the folder.
-        loaded: number of tensors in the file that went into the model.
-        missing: our names of parameters that the file lacks and that got fresh weights.
-        unexpected: names in the file that have no place in this model.
-        converted: number of tensors that were converted to the model's type.
-        dtype: the type of the model.
-        random: whether no weights were loaded: all were initialised at random.
-    """
-
-    source: str
-    loaded: int
+    source: str  # the folder
+    loaded: int  # number of tensors in the file that went into the model
+    #: Our names of parameters that the file lacks and that got fresh weights.
     missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    converted: int = 0
-    dtype: str = "float32"
-    random: bool = False
+    unexpected: tuple[str, ...] = ()  # names in the file that have no place in this model
+    converted: int = 0  # number of tensors that were converted to the model's type
+    dtype: str = "float32"  # the type of the model
+    random: bool = False  # whether no weights were loaded: all were initialised at random
 
     def __str__(self) -> str:
         if self.random:

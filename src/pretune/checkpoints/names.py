@@ -10,15 +10,10 @@ from pretune.models.family import Family, HeadLayout, Rule
 
 @dataclass(frozen=True)
 class PublishedNames:
-    """Where one of our tensors is in a published file.
+    """Where one of our tensors is in a published file."""
 
-    Attributes:
-        parts: the published tensors that are concatenated into ours.
-        transposed: whether they are stored transposed.
-    """
-
-    parts: tuple[str, ...]
-    transposed: bool = False
+    parts: tuple[str, ...]  # the published tensors that are concatenated into ours
+    transposed: bool = False  # whether they are stored transposed
 
 
 def expand(

@@ -31,13 +31,9 @@ SAFETENSORS_DTYPES = {
 
 
 class WeightSource(Protocol):
-    """Named tensors, with the names and the orientation of the Hugging Face layout.
+    """Named tensors, with the names and the orientation of the Hugging Face layout."""
 
-    Attributes:
-        converted: number of tensors that were read into another type than the stored one.
-    """
-
-    converted: int
+    converted: int  # number of tensors that were read into another type than the stored one
 
     @property
     def names(self) -> set[str]:

@@ -13,17 +13,11 @@ from pretune.data.arrays import Array
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best next tokens of R hypotheses, which may belong to several searches.
+    """The best next tokens of R hypotheses, which may belong to several searches."""
 
-    Attributes:
-        scores: `[R, C]`, best first.
-        tokens: `[R, C]` token ids.
-        logprobs: `[R, C]` log-probabilities of the model.
-    """
-
-    scores: Array
-    tokens: Array
-    logprobs: Array
+    scores: Array  # `[R, C]`, best first
+    tokens: Array  # `[R, C]` token ids
+    logprobs: Array  # `[R, C]` log-probabilities of the model
 
     @classmethod
     def of(cls, scores: Tensor, logprobs: Tensor, count: int) -> Candidates:
@@ -45,18 +39,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A continuation in a search.
+    """A continuation in a search."""
 
-    Attributes:
-        tokens: its tokens, including a stop token.
-        logprobs: the model's log-probability of each token.
-        score: the sum of log-probabilities; once finished, divided by length**length_penalty.
-        stopped: why it ended: `stop_token`, `stop_text`, `length` or `exhausted`; None: it is live.
-    """
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()  # its tokens, including a stop token
+    logprobs: tuple[float, ...] = ()  # the model's log-probability of each token
+    #: The sum of log-probabilities; once finished, divided by length**length_penalty.
     score: float = 0.0
+    #: Why it ended: `stop_token`, `stop_text`, `length` or `exhausted`; None: it is live.
     stopped: str | None = None
 
 
@@ -70,9 +59,6 @@ class BeamSearch:
             live hypothesis can beat the worst finished one at its present length.
         stop_count: number of stop tokens.
         ending: says why a hypothesis with these tokens ends; None: it does not.
-
-    Attributes:
-        candidates: tokens to look at in each step.
     """
 
     def __init__(
@@ -90,7 +76,7 @@ class BeamSearch:
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping
         # Enough to fill the beams even if the best tokens of every beam are all stop tokens.
-        self.candidates = max(2, 1 + stop_count) * beams
+        self.candidates = max(2, 1 + stop_count) * beams  # tokens to look at in each step
         self._ending = ending
 
     def advance(self, best: Candidates) -> list[int]:

@@ -63,34 +63,21 @@ class Generation:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of the text of a continuation.
+    """A piece of the text of a continuation."""
 
-    Attributes:
-        prompt: the number of the prompt, from 0.
-        sample: the number of the continuation, from 0.
-        text: the new text; may be empty.
-        done: the whole continuation, with its last chunk; None before.
-    """
-
-    prompt: int
-    sample: int
-    text: str
-    done: Generation | None = None
+    prompt: int  # the number of the prompt, from 0
+    sample: int  # the number of the continuation, from 0
+    text: str  # the new text; may be empty
+    done: Generation | None = None  # the whole continuation, with its last chunk; None before
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to continue.
+    """What to continue."""
 
-    Attributes:
-        given: the prompt as it was given.
-        ids: its tokens.
-        salt: prompts with different salts draw from independent random generators.
-    """
-
-    given: str | tuple[int, ...]
-    ids: list[int]
-    salt: int = 0
+    given: str | tuple[int, ...]  # the prompt as it was given
+    ids: list[int]  # its tokens
+    salt: int = 0  # prompts with different salts draw from independent random generators
 
 
 @dataclass

@@ -22,15 +22,10 @@ SMALL_BLOCK = 16
 
 @dataclass(frozen=True)
 class NewTokens:
-    """Where several new tokens of each sequence go.
+    """Where several new tokens of each sequence go."""
 
-    Attributes:
-        rows: `[T]`: the sequence of each token.
-        columns: `[T]`: its position in the sequence.
-    """
-
-    rows: Tensor
-    columns: Tensor
+    rows: Tensor  # `[T]`: the sequence of each token
+    columns: Tensor  # `[T]`: its position in the sequence
 
     @classmethod
     def of(cls, before: Sequence[int], more: Sequence[int], device: torch.device) -> NewTokens:
@@ -106,13 +101,10 @@ class SourceCache:
 
     Sequences may share a source, as the hypotheses of a beam do. It is kept once, and reordering
     the sequences moves no data.
-
-    Attributes:
-        owners: for each sequence, the number of its source.
     """
 
     def __init__(self, num_layers: int, count: int) -> None:
-        self.owners = list(range(count))
+        self.owners = list(range(count))  # for each sequence, the number of its source
         self._lengths = [0] * count
         self._layers = [LayerCache() for _ in range(num_layers)]
         self._visible: Tensor | None = None
@@ -189,21 +181,17 @@ class KVCache:
     token each) or `lengthen` (several).
 
     Attributes:
-        lengths: number of tokens read of each sequence, on the host.
-        source: keys and values of the sources, for a decoder that attends to some.
-        layers: a `LayerCache` for each layer.
         visible: during a step, `[B, 1, 1, longest]` True where a sequence has a key; None if all
             have the same length.
-        stepping: whether the current pass appends one token to each sequence.
         new: where the current pass writes several tokens to each sequence; else None.
     """
 
     def __init__(self, num_layers: int, source: SourceCache | None = None) -> None:
-        self.lengths: list[int] = []
-        self.source = source
-        self.layers = [LayerCache() for _ in range(num_layers)]
+        self.lengths: list[int] = []  # number of tokens read of each sequence, on the host
+        self.source = source  # keys and values of the sources, for a decoder that attends to some
+        self.layers = [LayerCache() for _ in range(num_layers)]  # a `LayerCache` for each layer
         self.visible: Tensor | None = None
-        self.stepping = False
+        self.stepping = False  # whether the current pass appends one token to each sequence
         self.new: NewTokens | None = None
 
     @property

@@ -51,13 +51,10 @@ class ModelOutput:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` for `[rows, in]`, by the fastest matrix product of this machine.
+    """`nn.Linear` for `[rows, in]`, by the fastest matrix product of this machine."""
 
-    Attributes:
-        keep_bf16: whether outputs may stay in bf16 where products are in bf16, because they go
-            through an activation into another product.
-    """
-
+    #: Whether outputs may stay in bf16 where products are in bf16, because they go through an
+    #: activation into another product.
     keep_bf16 = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name

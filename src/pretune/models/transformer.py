@@ -326,12 +326,9 @@ class Translator(LanguageModelHead):
     """The next token of each target, as transformers' `MarianMTModel`.
 
     A `LanguageModel` whose prompts are sources, and which writes another text.
-
-    Class attributes:
-        context_length: None: sinusoids continue without end.
     """
 
-    context_length = None
+    context_length = None  # sinusoids continue without end
     backbone: TransformerModel
 
     def __init__(self, backbone: TransformerModel) -> None:

@@ -207,20 +207,16 @@ class TensorFlowCheckpoint(WeightSource):
     Args:
         prefix: the common start of its files, e.g. `folder/bert_model.ckpt`.
 
-    Attributes:
-        converted: number of tensors that were read into another type than the stored one.
-        ignored: number of entries that only training needs.
-
     Raises:
         CheckpointError: missing, damaged, or two tensors for one name; names the file.
     """
 
     def __init__(self, prefix: Path) -> None:
         self._bundle = TensorBundle(prefix)
-        self.converted = 0
+        self.converted = 0  # number of tensors that were read into another type than the stored one
         entries = self._bundle.entries
         stored = {name for name in entries if IGNORED.isdisjoint(name.split("/"))}
-        self.ignored = len(entries) - len(stored)
+        self.ignored = len(entries) - len(stored)  # number of entries that only training needs
         known = _row_of(stored)
         self._rows: dict[str, NameRow] = {}
         for name in sorted(stored):

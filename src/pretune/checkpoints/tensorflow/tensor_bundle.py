@@ -237,25 +237,15 @@ def _table(raw: bytes) -> dict[bytes, bytes]:
 
 @dataclass(frozen=True)
 class BundleEntry:
-    """Where a tensor is stored.
+    """Where a tensor is stored."""
 
-    Attributes:
-        dtype: TensorFlow's number for the type.
-        shape: of the whole tensor.
-        shard: the number of the data file.
-        offset: the place in that file.
-        size: in bytes.
-        crc: masked checksum of the bytes.
-        sliced: whether the tensor is stored in several entries (a partitioned variable).
-    """
-
-    dtype: int
-    shape: tuple[int, ...]
-    shard: int
-    offset: int
-    size: int
-    crc: int
-    sliced: bool
+    dtype: int  # TensorFlow's number for the type
+    shape: tuple[int, ...]  # of the whole tensor
+    shard: int  # the number of the data file
+    offset: int  # the place in that file
+    size: int  # in bytes
+    crc: int  # masked checksum of the bytes
+    sliced: bool  # whether the tensor is stored in several entries (a partitioned variable)
 
     @property
     def count(self) -> int:

@@ -45,12 +45,9 @@ class MutableState:
 
 @dataclass(frozen=True)
 class ClassicOutput(ModelOutput):
-    """A `ModelOutput` with the state after it.
+    """A `ModelOutput` with the state after it."""
 
-    Attributes:
-        state: after the last token of each sequence, in the order of the batch.
-    """
-
+    #: After the last token of each sequence, in the order of the batch.
     state: RecurrentState | None = None
 
 
@@ -185,14 +182,10 @@ class ClassicLM(LanguageModelHead):
     """The next token, by a linear map with a bias; a `LanguageModel` and a `StatefulLM`.
 
     The matrix is the head's own, or the table of embeddings.
-
-    Class attributes:
-        context_length: None: a text may continue without end.
-        opening: None: generated text continues the prompt.
     """
 
-    context_length = None
-    opening = None
+    context_length = None  # a text may continue without end
+    opening = None  # generated text continues the prompt
     backbone: ClassicModel
 
     def __init__(self, backbone: ClassicModel) -> None:

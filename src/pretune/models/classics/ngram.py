@@ -27,32 +27,23 @@ FALLBACK = (0.5, 1.0, 1.5)
 
 @dataclass(frozen=True)
 class Level:
-    """All n-grams of one length.
+    """All n-grams of one length."""
 
-    Attributes:
-        keys: `[M]` ascending: the index, in the level below, of the n-gram's first n - 1 tokens,
-            times the number of symbols, plus its last token.
-        probability: `[M]`: p(last token | the tokens before it), interpolated over all levels.
-        backoff: `[C]`, for each n-gram of the level below: the share of the probability after it
-            that goes to the context one token shorter; 1 if no token ever followed.
-        discounts: D1, D2, D3+.
-    """
-
+    #: `[M]` ascending: the index, in the level below, of the n-gram's first n - 1 tokens, times
+    #: the number of symbols, plus its last token.
     keys: Ints
-    probability: Floats
+    probability: Floats  # `[M]`: p(last token | the tokens before it), interpolated over all levels
+    #: `[C]`, for each n-gram of the level below: the share of the probability after it that
+    #: goes to the context one token shorter; 1 if no token ever followed.
     backoff: Floats
-    discounts: tuple[float, float, float]
+    discounts: tuple[float, float, float]  # D1, D2, D3+
 
 
 @dataclass(frozen=True)
 class NGramState:
-    """The last tokens of each sequence.
+    """The last tokens of each sequence."""
 
-    Attributes:
-        window: `[B, n - 1]`, oldest first.
-    """
-
-    window: Ints
+    window: Ints  # `[B, n - 1]`, oldest first
 
     @property
     def count(self) -> int:
@@ -82,14 +73,10 @@ class NGram:
         unigrams: `[V]`: probabilities without any context.
         levels: the 2-grams up to the n-grams.
         discounts: of the unigrams.
-
-    Class attributes:
-        context_length: None: a text may continue without end.
-        opening: None: generated text continues the prompt.
     """
 
-    context_length = None
-    opening = None
+    context_length = None  # a text may continue without end
+    opening = None  # generated text continues the prompt
 
     def __init__(
         self,
@@ -297,19 +284,12 @@ def _lookup(keys: Ints, wanted: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The n-grams of one length.
+    """The n-grams of one length."""
 
-    Attributes:
-        keys: as in `Level`.
-        raw: how often each occurs.
-        link: the index, in the level below, of the n-gram without its first token.
-        begins: whether it begins a text.
-    """
-
-    keys: Ints
-    raw: Ints
-    link: Ints
-    begins: NDArray[np.bool_]
+    keys: Ints  # as in `Level`
+    raw: Ints  # how often each occurs
+    link: Ints  # the index, in the level below, of the n-gram without its first token
+    begins: NDArray[np.bool_]  # whether it begins a text
 
 
 def _count(symbols: Ints, position: Ints, order: int, base: int) -> list[_Counted]:

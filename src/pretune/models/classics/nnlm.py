@@ -72,13 +72,9 @@ class NnlmConfig(ClassicConfig):
 
 @dataclass(frozen=True)
 class NnlmState:
-    """The last tokens of each sequence.
+    """The last tokens of each sequence."""
 
-    Attributes:
-        window: `[B, n - 1]` int64 token ids, oldest first; -1 before the beginning.
-    """
-
-    window: Tensor
+    window: Tensor  # `[B, n - 1]` int64 token ids, oldest first; -1 before the beginning
 
     @property
     def count(self) -> int:

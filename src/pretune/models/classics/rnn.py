@@ -74,15 +74,10 @@ class RnnConfig(ClassicConfig):
 
 @dataclass(frozen=True)
 class RnnState:
-    """The hidden state of each sequence.
+    """The hidden state of each sequence."""
 
-    Attributes:
-        hidden: `[L, B, hidden]`: h of each layer.
-        cell: `[L, B, hidden]`: c of each layer, for LSTMs.
-    """
-
-    hidden: Tensor
-    cell: Tensor | None = None
+    hidden: Tensor  # `[L, B, hidden]`: h of each layer
+    cell: Tensor | None = None  # `[L, B, hidden]`: c of each layer, for LSTMs
 
     @property
     def count(self) -> int:
@@ -108,21 +103,13 @@ class RnnState:
 
 @dataclass(frozen=True)
 class TimeMajor:
-    """The rows of a packed batch step by step, the longest sequence first.
+    """The rows of a packed batch step by step, the longest sequence first."""
 
-    Attributes:
-        order: `[B]`: the sequences, sorted by length.
-        place: `[B]`: the place of each sequence in `order`.
-        rows: `[T]`: for each row of the sorted batch, its row in the packed batch.
-        back: `[T]`: for each row of the packed batch, its row in the sorted batch.
-        batch_sizes: `[longest]` int64 on the host: the number of sequences that have a step t.
-    """
-
-    order: Tensor
-    place: Tensor
-    rows: Tensor
-    back: Tensor
-    batch_sizes: Tensor
+    order: Tensor  # `[B]`: the sequences, sorted by length
+    place: Tensor  # `[B]`: the place of each sequence in `order`
+    rows: Tensor  # `[T]`: for each row of the sorted batch, its row in the packed batch
+    back: Tensor  # `[T]`: for each row of the packed batch, its row in the sorted batch
+    batch_sizes: Tensor  # `[longest]` int64 on the host: the number of sequences that have a step t
 
     @classmethod
     def of(cls, layout: Layout) -> TimeMajor:

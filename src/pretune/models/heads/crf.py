@@ -20,17 +20,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CrfWeights:
-    """The scores of a chain of L kinds of labels, apart from its emissions.
+    """The scores of a chain of L kinds of labels, apart from its emissions."""
 
-    Attributes:
-        transitions: `[L, L]`, from the label of the row to the label of the column.
-        start: `[L]`.
-        end: `[L]`.
-    """
-
-    transitions: Tensor
-    start: Tensor
-    end: Tensor
+    transitions: Tensor  # `[L, L]`, from the label of the row to the label of the column
+    start: Tensor  # `[L]`
+    end: Tensor  # `[L]`
 
     def detached(self) -> CrfWeights:
         """The same weights, cut from the graph."""
@@ -61,21 +55,13 @@ class CrfWeights:
 
 @dataclass(frozen=True)
 class Chains:
-    """The words of packed chains, ordered by step.
+    """The words of packed chains, ordered by step."""
 
-    Attributes:
-        order: `[C]`: the numbers of the chains that have words, longest first.
-        counts: number of chains that have a word at each step.
-        rows: `[W]` int64: the word at each place of the new order.
-        backward: `[W]` int64: the same with every chain read from its end.
-        last: `[C]` int64: the last word of each chain, in the order of `order`.
-    """
-
-    order: Tensor
-    counts: tuple[int, ...]
-    rows: Tensor
-    backward: Tensor
-    last: Tensor
+    order: Tensor  # `[C]`: the numbers of the chains that have words, longest first
+    counts: tuple[int, ...]  # number of chains that have a word at each step
+    rows: Tensor  # `[W]` int64: the word at each place of the new order
+    backward: Tensor  # `[W]` int64: the same with every chain read from its end
+    last: Tensor  # `[C]` int64: the last word of each chain, in the order of `order`
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Self:

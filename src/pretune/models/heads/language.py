@@ -17,13 +17,9 @@ from pretune.models.layers import ACTIVATIONS, Linear
 
 
 class LanguageModelHead(nn.Module):
-    """A head whose outputs are the tokens of a vocabulary.
+    """A head whose outputs are the tokens of a vocabulary."""
 
-    Attributes:
-        ties_output: whether the output layer is the table of token embeddings.
-    """
-
-    ties_output: bool = True
+    ties_output: bool = True  # whether the output layer is the table of token embeddings
     backbone: Backbone
 
     def forward(
@@ -136,12 +132,9 @@ class CausalLM(LanguageModelHead):
     """The next token, by the tied output layer without a bias.
 
     A `LanguageModel`: it generates with `start` and `step`, and keeps keys and values in between.
-
-    Class attributes:
-        opening: None: generated text continues the prompt.
     """
 
-    opening = None
+    opening = None  # generated text continues the prompt
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
