@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ from typing_extensions import override
 
 from pretune.checkpoints.weights import (
     SAFETENSORS_DTYPES,
+    StoredTensor,
     WeightSource,
     copy_checked,
     modern,
     no_floats,
-    rename_all,
     twice,
     type_name,
 )
 from pretune.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class _Entry(StoredTensor):
+    tensor: Tensor
 
 
 class Pickled(WeightSource):
@@ -31,9 +37,7 @@ class Pickled(WeightSource):
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._where: dict[str, tuple[Path, str]] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self.converted = 0
+        super().__init__()
         for path in files:
             try:
                 # Files of torch before 1.6 are not archives and cannot be mapped.
@@ -51,57 +55,24 @@ class Pickled(WeightSource):
                     raise CheckpointError(
                         f"{path}: '{stored}' is not a plain tensor", "Get another copy."
                     )
-                name = modern(str(stored))
-                if name in self._tensors and not _same(self._tensors[name], tensor):
-                    raise twice(path, self._where[name][1], str(stored))
-                self._where[name] = (path, str(stored))
-                self._tensors[name] = tensor.detach()
-
-    @property
-    @override
-    def names(self) -> set[str]:
-        return set(self._where)
-
-    @override
-    def shape(self, name: str) -> list[int]:
-        return list(self._tensors[name].shape)
-
-    @override
-    def dtype(self, name: str) -> torch.dtype | None:
-        dtype = self._tensors[name].dtype
-        return dtype if dtype in SAFETENSORS_DTYPES.values() else None
-
-    @override
-    def file_of(self, name: str) -> Path:
-        return self._where[name][0]
-
-    @override
-    def stored(self, name: str) -> str:
-        return self._where[name][1]
-
-    @override
-    def rename(self, names: dict[str, str]) -> None:
-        for table in (self._where, self._tensors):
-            rename_all(table, names)
+                kind = tensor.dtype if tensor.dtype in SAFETENSORS_DTYPES.values() else None
+                entry = _Entry(path, str(stored), list(tensor.shape), kind, tensor.detach())
+                before = self.entries.get(modern(entry.stored))
+                if before is not None and not _same(before.tensor, tensor):
+                    raise twice(path, before.stored, entry.stored)
+                self.entries[modern(entry.stored)] = entry
 
     @override
     def same(self, first: str, second: str) -> bool:
-        return _same(self._tensors[first], self._tensors[second])
-
-    @override
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        # Always a copy: in a pickle, two tensors may share memory.
-        out = torch.empty(self._tensors[name].shape, dtype=dtype)
-        self.read_into(name, out)
-        return out
+        return _same(self.entries[first].tensor, self.entries[second].tensor)
 
     @override
     def read_into(self, name: str, out: Tensor) -> None:
-        tensor, (path, stored) = self._tensors[name], self._where[name]
-        if self.dtype(name) is None:
-            raise no_floats(path, stored, type_name(tensor.dtype))
-        self.converted += out.dtype != tensor.dtype
-        copy_checked(tensor, out, path, stored)
+        entry: _Entry = self.entries[name]
+        if entry.dtype is None:
+            raise no_floats(entry.path, entry.stored, type_name(entry.tensor.dtype))
+        self.converted += out.dtype != entry.dtype
+        copy_checked(entry.tensor, out, entry.path, entry.stored)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

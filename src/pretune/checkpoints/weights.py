@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,32 +30,55 @@ SAFETENSORS_DTYPES = {
 }
 
 
-class WeightSource(Protocol):
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: what is known without reading its values."""
+
+    path: Path  # the file that holds it
+    stored: str  # its name in the file
+    shape: list[int]  # in the Hugging Face layout
+    dtype: torch.dtype | None  # None if it does not hold floats
+
+
+class WeightSource:
     """Named tensors, with the names and the orientation of the Hugging Face layout."""
 
-    converted: int  # number of tensors that were read into another type than the stored one
+    def __init__(self) -> None:
+        self.entries: dict[str, Any] = {}  # a `StoredTensor` for each name
+        self.converted = 0  # number of tensors that were read into another type than the stored one
 
     @property
     def names(self) -> set[str]:
         """All names."""
+        return set(self.entries)
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor; reads no values."""
+        return list(self.entries[name].shape)
 
     def dtype(self, name: str) -> torch.dtype | None:
         """The stored type of a tensor; None if it does not hold floats."""
+        dtype: torch.dtype | None = self.entries[name].dtype
+        return dtype
 
     def stored(self, name: str) -> str:
         """The name of a tensor in the file itself."""
+        return str(self.entries[name].stored)
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
+        return Path(self.entries[name].path)
 
     def rename(self, names: dict[str, str]) -> None:
         """Rename tensors: old name -> new name."""
+        # All at once, as a new name may be the old name of another tensor.
+        moved = {new: self.entries.pop(old) for old, new in names.items()}
+        self.entries.update(moved)
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors have the same type, shape and values."""
+        a, b = ((self.dtype(name), self.shape(name)) for name in (first, second))
+        return a == b and torch.equal(self.read(first), self.read(second))
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """Read a tensor into memory of its own, or as a private map of the file.
@@ -63,6 +86,9 @@ class WeightSource(Protocol):
         Raises:
             CheckpointError: damaged, not floats, or not finite; names file and tensor.
         """
+        out = torch.empty(self.shape(name), dtype=dtype)
+        self.read_into(name, out)
+        return out
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Copy a tensor into another of the same shape and any type and strides.
@@ -70,6 +96,7 @@ class WeightSource(Protocol):
         Raises:
             CheckpointError: as for `read`.
         """
+        raise NotImplementedError
 
 
 def named_dtype(name: str) -> torch.dtype | None:
@@ -175,13 +202,8 @@ def no_floats(path: Path, stored: str, kind: str) -> CheckpointError:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A tensor of a safetensors file."""
-
-    path: Path
-    stored: str
-    kind: str  # the name of its type
-    shape: list[int]
+class _Entry(StoredTensor):
+    kind: str  # safetensors' name of its type
     start: int  # its first byte
     size: int  # in bytes
 
@@ -200,58 +222,31 @@ class Safetensors(WeightSource):
     """
 
     def __init__(self, files: list[Path], *, mapped: bool = False) -> None:
-        self._entries: dict[str, _Entry] = {}
+        super().__init__()
         self._mapped = mapped
         self._maps: dict[Path, mmap.mmap] = {}
-        self.converted = 0
         for path in files:
             for entry in _entries(path):
-                before = self._entries.setdefault(modern(entry.stored), entry)
+                before = self.entries.setdefault(modern(entry.stored), entry)
                 if before is not entry and not _same_bytes(before, entry):
                     raise twice(path, before.stored, entry.stored)
 
-    @property
-    @override
-    def names(self) -> set[str]:
-        return set(self._entries)
-
-    @override
-    def shape(self, name: str) -> list[int]:
-        return self._entries[name].shape
-
-    @override
-    def dtype(self, name: str) -> torch.dtype | None:
-        return SAFETENSORS_DTYPES.get(self._entries[name].kind)
-
-    @override
-    def file_of(self, name: str) -> Path:
-        return self._entries[name].path
-
-    @override
-    def stored(self, name: str) -> str:
-        return self._entries[name].stored
-
-    @override
-    def rename(self, names: dict[str, str]) -> None:
-        rename_all(self._entries, names)
-
     @override
     def same(self, first: str, second: str) -> bool:
-        return _same_bytes(self._entries[first], self._entries[second])
+        return _same_bytes(self.entries[first], self.entries[second])
 
     @override
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        entry = self._entries[name]
-        if self._mapped and self.dtype(name) == dtype and entry.start % dtype.itemsize == 0:
+        entry: _Entry = self.entries[name]
+        if self._mapped and entry.dtype == dtype and entry.start % dtype.itemsize == 0:
             return checked(self._window(entry, dtype), entry.path, entry.stored)
-        out = torch.empty(entry.shape, dtype=dtype)
-        self.read_into(name, out)
-        return out
+        return super().read(name, dtype)
 
     @override
     def read_into(self, name: str, out: Tensor) -> None:
         # Straight into the tensor if it has the file's type and order.
-        entry, kind = self._entries[name], self.dtype(name)
+        entry: _Entry = self.entries[name]
+        kind = entry.dtype
         if kind is None:
             raise no_floats(entry.path, entry.stored, entry.kind)
         straight = out.dtype == kind and out.is_contiguous()
@@ -294,7 +289,9 @@ def _entries(path: Path) -> Iterable[_Entry]:
     header.pop("__metadata__", None)
     for stored, item in header.items():
         start, end = item["data_offsets"]
-        yield _Entry(path, stored, item["dtype"], item["shape"], 8 + size + start, end - start)
+        kind, place = item["dtype"], (8 + size + start, end - start)
+        dtype = SAFETENSORS_DTYPES.get(kind)
+        yield _Entry(path, stored, item["shape"], dtype, kind, *place)
 
 
 def _same_bytes(a: _Entry, b: _Entry) -> bool:
@@ -328,12 +325,6 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: damaged or not a safetensors file ({error})", "Copy the file again."
     )
-
-
-def rename_all(table: dict[str, Any], names: dict[str, str]) -> None:
-    """Rename keys all at once, as a new name may be the old name of another."""
-    moved = {new: table.pop(old) for old, new in names.items()}
-    table.update(moved)
 
 
 def modern(name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pretune.checkpoints.tensorflow.tensor_bundle import TensorBundle
-from pretune.checkpoints.weights import WeightSource, copy_checked
+from pretune.checkpoints.weights import StoredTensor, WeightSource, copy_checked
 from pretune.errors import CheckpointError
 
 
@@ -199,6 +199,11 @@ def _turned(shape: tuple[int, ...], layout: Orientation) -> list[int]:
     return list(shape)
 
 
+@dataclass(frozen=True)
+class _Entry(StoredTensor):
+    layout: Orientation
+
+
 class TensorFlowCheckpoint(WeightSource):
     """A BERT of Google's, from TensorFlow 1 or 2, under Hugging Face names.
 
@@ -212,96 +217,52 @@ class TensorFlowCheckpoint(WeightSource):
     """
 
     def __init__(self, prefix: Path) -> None:
+        super().__init__()
         self._bundle = TensorBundle(prefix)
-        self.converted = 0  # number of tensors that were read into another type than the stored one
         entries = self._bundle.entries
         stored = {name for name in entries if IGNORED.isdisjoint(name.split("/"))}
         self.ignored = len(entries) - len(stored)  # number of entries that only training needs
         known = _row_of(stored)
-        self._rows: dict[str, NameRow] = {}
         for name in sorted(stored):
-            row = known.get(name, NameRow(name, name))
-            if row.ours in self._rows:
+            row, entry = known.get(name, NameRow(name, name)), entries[name]
+            if row.ours in self.entries:
                 raise CheckpointError(
-                    f"{self._bundle.index}: '{name}' and '{self._rows[row.ours].theirs}' are both "
+                    f"{self._bundle.index}: '{name}' and '{self.stored(row.ours)}' are both "
                     f"{row.ours}",
                     "Is it a BERT? Models with factorised embeddings, for example, cannot be read.",
                 )
-            self._check_size(name)
-            self._rows[row.ours] = row
-
-    @property
-    @override
-    def names(self) -> set[str]:
-        return set(self._rows)
-
-    @override
-    def shape(self, name: str) -> list[int]:
-        row = self._rows[name]
-        return _turned(self._bundle.entries[row.theirs].shape, row.layout)
-
-    @override
-    def dtype(self, name: str) -> torch.dtype | None:
-        entry = self._bundle.entries[self._rows[name].theirs]
-        return None if entry.sliced else _FLOATS.get(entry.dtype)
-
-    @override
-    def stored(self, name: str) -> str:
-        return self._rows[name].theirs
-
-    @override
-    def file_of(self, name: str) -> Path:
-        return self._bundle.file_of(self._rows[name].theirs)
-
-    @override
-    def rename(self, names: dict[str, str]) -> None:
-        for old, new in names.items():
-            self._rows[new] = self._rows.pop(old)
-
-    @override
-    def same(self, first: str, second: str) -> bool:
-        a, b = ((self.dtype(name), self.shape(name)) for name in (first, second))
-        return a == b and torch.equal(self.read(first), self.read(second))
-
-    @override
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        out = torch.empty(self.shape(name), dtype=dtype)
-        self.read_into(name, out)
-        return out
+            # A tensor has the number of bytes that its shape needs.
+            kind = None if entry.sliced else _FLOATS.get(entry.dtype)
+            if kind is not None and entry.size != entry.count * kind.itemsize:
+                raise CheckpointError(
+                    f"{self._bundle.index}: damaged: '{name}' of shape {list(entry.shape)} has "
+                    f"{entry.size:,} bytes",
+                    "Copy it again.",
+                )
+            shape = _turned(entry.shape, row.layout)
+            self.entries[row.ours] = _Entry(
+                self._bundle.file_of(name), name, shape, kind, row.layout
+            )
 
     @override
     def read_into(self, name: str, out: Tensor) -> None:
-        row = self._rows[name]
-        entry, path = self._bundle.entries[row.theirs], self.file_of(name)
-        kind = self.dtype(name)
-        if kind is None:
-            other = _OTHERS.get(entry.dtype, f"TensorFlow's type {entry.dtype}")
-            what = "is in several pieces" if entry.sliced else f"holds {other}, not floats"
+        entry: _Entry = self.entries[name]
+        if entry.dtype is None:
+            place = self._bundle.entries[entry.stored]
+            other = _OTHERS.get(place.dtype, f"TensorFlow's type {place.dtype}")
+            what = "is in several pieces" if place.sliced else f"holds {other}, not floats"
             raise CheckpointError(
-                f"{self._bundle.index if entry.sliced else path}: '{row.theirs}' {what}",
+                f"{self._bundle.index if place.sliced else entry.path}: '{entry.stored}' {what}",
                 "Get the checkpoint as it was published.",
             )
         # Turn the tensor into the orientation of the Hugging Face layout.
-        tensor = torch.from_numpy(self._bundle.read(row.theirs)).view(kind)
-        shape = self.shape(name)
-        if row.layout in (Orientation.FROM_FIRST, Orientation.TO_LAST):
-            tensor = tensor.reshape(shape[::-1]).t()
+        tensor = torch.from_numpy(self._bundle.read(entry.stored)).view(entry.dtype)
+        if entry.layout in (Orientation.FROM_FIRST, Orientation.TO_LAST):
+            tensor = tensor.reshape(entry.shape[::-1]).t()
         else:
-            tensor = tensor.reshape(shape)
-        self.converted += out.dtype != kind
-        copy_checked(tensor, out, path, row.theirs)
-
-    def _check_size(self, name: str) -> None:
-        """Check that a tensor has the number of bytes that its shape needs."""
-        entry = self._bundle.entries[name]
-        if entry.sliced or entry.dtype not in _FLOATS:
-            return
-        if entry.size != entry.count * _FLOATS[entry.dtype].itemsize:
-            raise CheckpointError(
-                f"{self._bundle.index}: damaged: '{name}' of shape {list(entry.shape)} has "
-                f"{entry.size:,} bytes",
-                "Copy it again.",
-            )
+            tensor = tensor.reshape(entry.shape)
+        self.converted += out.dtype != entry.dtype
+        copy_checked(tensor, out, entry.path, entry.stored)
 
 
 def find_tensorflow(folder: Path) -> Path | None:
