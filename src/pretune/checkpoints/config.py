@@ -70,11 +70,7 @@ def read_config(
 
 
 def read_bert_config(folder: Path) -> dict[str, Any]:
-    """Read `bert_config.json` and add the `model_type` that Google leaves out.
-
-    Raises:
-        CheckpointError: missing, or not a JSON object.
-    """
+    """Read `bert_config.json` and add the `model_type` that Google leaves out."""
     path = folder / "bert_config.json"
     if not path.is_file():
         raise CheckpointError(

@@ -152,10 +152,7 @@ def _match(
         if names is None or not weights.names.issuperset(names.parts):
             missing.append(ours)
             continue
-        wanted = [
-            tensor.shape[0] // len(names.parts),
-            *tensor.shape[1:],
-        ]  # the parts have one shape
+        wanted = [tensor.shape[0] // len(names.parts), *tensor.shape[1:]]  # all parts alike
         if names.transposed:
             wanted.reverse()
         for name in names.parts:

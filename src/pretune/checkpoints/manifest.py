@@ -27,11 +27,8 @@ def write_manifest(folder: Path) -> None:
 def find_damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> str | None:
     """Compare a folder with its manifest, and describe the first damage: a sentence, or None.
 
-    No file outside the folder is touched, whatever the manifest says.
-
-    Args:
-        folder: the folder; it is damaged if it has no manifest.
-        wanted: which files to check, by name; default: all.
+    No file outside the folder is touched, whatever the manifest says. A folder without one is
+    damaged. `wanted` picks the files to check by name.
     """
     path = folder / MANIFEST
     try:

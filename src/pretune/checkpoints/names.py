@@ -21,10 +21,7 @@ def expand(
 ) -> dict[str, PublishedNames]:
     """Apply rules to every layer and to weights and biases: our full names to published ones.
 
-    Args:
-        rules: of a backbone or a head.
-        stacks: the number of layers in each stack; see `Backbone.stacks`.
-        prefix: put before every published name.
+    `stacks` has the number of layers in each stack; `prefix` goes before every published name.
     """
     table: dict[str, PublishedNames] = {}
     for rule in rules:

@@ -21,11 +21,7 @@ _TABLES = {"keys": np.int64, "probability": np.float64, "backoff": np.float64}
 
 
 def save_ngram(model: NGram, folder: Path) -> None:
-    """Write a model into an existing folder.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a model into an existing folder."""
     config = {
         "model_type": "ngram",
         "order": model.order,
@@ -69,11 +65,7 @@ def load_ngram(folder: str | Path) -> NGram:
 
 
 def _model(config: dict[str, Any], tables: dict[str, NDArray[Any]]) -> NGram:
-    """Build a model, and check that no table points beyond another.
-
-    Raises:
-        KeyError, TypeError, ValueError, OverflowError: something is missing or malformed.
-    """
+    """Build a model, and check that no table points beyond another."""
     order, vocabulary = int(config["order"]), int(config["vocab_size"])
     first, *discounts = [(float(a), float(b), float(c)) for a, b, c in config["discounts"]]
     unigrams = _table(tables, "unigrams", np.float64, vocabulary)

@@ -55,11 +55,7 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
 
 
 def tensorflow_names(folder: Path) -> set[str]:
-    """The names of the tensors in Google's checkpoint; none if there is no such checkpoint.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """The names of the tensors in Google's checkpoint; none if there is no such checkpoint."""
     from pretune.checkpoints.tensorflow.google_bert import TensorFlowCheckpoint, find_tensorflow
 
     prefix = find_tensorflow(folder)

@@ -43,14 +43,9 @@ def _named(
 
 
 def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base: str) -> None:
-    """Write the adapters that `add_lora` put into a model, as peft does.
+    """Write the adapters that `add_lora` put into a model into a new folder, as peft does.
 
-    Args:
-        model: with adapters.
-        folder: to create.
-        family: gives the published names.
-        head: the head of the model.
-        base: the model that was adapted, for `base_model_name_or_path`.
+    `base` is the model that was adapted, for `base_model_name_or_path`.
     """
     named = _named(model, family, head, adapters(model))
     first = named[0][1]
@@ -120,11 +115,7 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
 
 
 def _fill(own: Tensor, tensors: dict[str, Tensor], name: str, path: Path) -> None:
-    """Move a tensor of a file into a parameter.
-
-    Raises:
-        CheckpointError: it is missing, or has another shape.
-    """
+    """Move a tensor of a file, which must exist with the right shape, into a parameter."""
     value = tensors.pop(f"{_PREFIX}{name}", None)
     if value is None or value.shape != own.shape:
         raise CheckpointError(

@@ -28,12 +28,8 @@ def save_model(
 ) -> None:
     """Write `config.json` and `model.safetensors` in the model's type, with adapters merged.
 
-    Args:
-        model: a backbone, or a model that holds one as `backbone`.
-        folder: exists.
-        family: gives the published names.
-        head: which of the family's heads the model has.
-        extra: more entries of `config.json`, e.g. `id2label`.
+    The model is a backbone, or holds one as `backbone`; the folder exists; `extra` has more entries
+    of `config.json`, e.g. `id2label`.
     """
     backbone = model if head == "backbone" else model.get_submodule("backbone")
     config = {

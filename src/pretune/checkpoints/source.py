@@ -19,19 +19,10 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?"
 
 #: Files to fetch from the Hub: never code, never a pickle.
 _PATTERNS = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "target_tokenizer.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "pretune.json",
+    *("config.json", "pretune.json", "*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "target_tokenizer.json"),
+    *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
 ]
 
 #: Further files to fetch, if pickles are allowed and there are no other weights.
@@ -80,10 +71,7 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
 
 
 def find_tokenizer(source: str | Path) -> Tokenizer:
-    """Find and load a tokenizer.
-
-    Args:
-        source: anything that `load_tokenizer` or `find_source` takes.
+    """Find and load a tokenizer from anything that `load_tokenizer` or `find_source` takes.
 
     Raises:
         CheckpointError: there is no tokenizer.

@@ -100,11 +100,7 @@ class WeightSource:
 
 
 def named_dtype(name: str) -> torch.dtype | None:
-    """Look up a type by name; None for `auto`.
-
-    Raises:
-        CheckpointError: a model cannot have this type.
-    """
+    """Look up a type by name; None for `auto`. Others are a `CheckpointError`."""
     if name != "auto" and name not in DTYPES:
         raise CheckpointError(
             f"dtype '{name}': not a type that a model can have",
@@ -158,11 +154,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def checked(tensor: Tensor, path: Path, stored: str) -> Tensor:
-    """Return the tensor if all its values are finite.
-
-    Raises:
-        CheckpointError: a value is not finite; names file and tensor.
-    """
+    """Return the tensor; a `CheckpointError` names file and tensor if a value is not finite."""
     if not _finite(tensor):
         count = int((~tensor.isfinite()).sum())
         raise CheckpointError(

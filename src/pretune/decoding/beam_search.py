@@ -21,12 +21,10 @@ class Candidates:
 
     @classmethod
     def of(cls, scores: Tensor, logprobs: Tensor, count: int) -> Candidates:
-        """Pick the best tokens of each hypothesis.
+        """Pick the C (`count`) best tokens of each hypothesis.
 
-        Args:
-            scores: `[R, V]` log-probabilities after penalties, which the search maximises.
-            logprobs: `[R, V]` log-probabilities of the model.
-            count: C, at most V.
+        `scores`, `[R, V]`, are log-probabilities after penalties, which the search maximises;
+        `logprobs`, `[R, V]`, are the model's own.
         """
         best = scores.topk(min(count, scores.shape[1]))
         own = best.values if logprobs is scores else logprobs.gather(1, best.indices)
@@ -72,21 +70,16 @@ class BeamSearch:
         self.live = [Hypothesis()]
         self.finished: list[Hypothesis] = []
         self.done = False
-        self._beams = beams
-        self._length_penalty = length_penalty
-        self._early_stopping = early_stopping
+        self._beams, self._ending = beams, ending
+        self._length_penalty, self._early_stopping = length_penalty, early_stopping
         # Enough to fill the beams even if the best tokens of every beam are all stop tokens.
         self.candidates = max(2, 1 + stop_count) * beams  # tokens to look at in each step
-        self._ending = ending
 
     def advance(self, best: Candidates) -> list[int]:
         """Extend the live hypotheses by one token.
 
-        Args:
-            best: of the live hypotheses, at least `candidates` tokens each or the whole vocabulary.
-
-        Returns:
-            for each hypothesis that is now live, the row of the one it continues.
+        `best` has at least `candidates` tokens of each, or the whole vocabulary. Returns, for each
+        hypothesis that is now live, the row of the one it continues.
         """
         # Rank all continuations of all hypotheses together.
         before = np.array([h.score for h in self.live], dtype=best.scores.dtype)

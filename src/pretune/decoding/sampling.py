@@ -149,10 +149,8 @@ _RANGES: dict[str, tuple[type, float, float, bool]] = {
 def penalize(scores: Tensor, histories: Sequence[Sequence[int]], decoding: Decoding) -> Tensor:
     """Apply the repetition penalty, and forbid repeated n-grams and banned tokens.
 
-    Args:
-        scores: `[B, V]` logits, or log-probabilities in a search.
-        histories: the B sequences up to now, including prompts.
-        decoding: the options.
+    `scores`, `[B, V]`, are logits, or log-probabilities in a search; `histories` are the B
+    sequences up to now, including prompts.
     """
     if decoding.repetition_penalty == 1 and not (decoding.no_repeat_ngram or decoding.never):
         return scores
@@ -230,14 +228,9 @@ def _typical(scores: Tensor, p: float) -> Tensor:
 
 
 def draw(scores: Tensor, uniform: Sequence[float]) -> Tensor:
-    """Draw a token for each row by inverting the distribution function.
+    """Draw a token for each row of logits `[B, V]` by inverting the distribution function.
 
-    Args:
-        scores: `[B, V]` logits.
-        uniform: a number from [0, 1) for each row, from a generator of its own.
-
-    Returns:
-        `[B]` int64.
+    `uniform` has a number from [0, 1) for each row, from a generator of its own.
     """
     # In float64, rounding in a sum over 50,000 tokens does not move the borders between them.
     cumulative = scores.softmax(-1).double().cumsum(-1)

@@ -37,9 +37,7 @@ class SequenceReader:
     ) -> None:
         self.histories: list[list[int]] = []
         self.logits = torch.empty(0, model.vocab_size, device=device)
-        self._model = model
-        self._device = device
-        self._context = context
+        self._model, self._device, self._context = model, device, context
         self._state: Any = None
         self._held: list[int] = []  # tokens of each sequence in the state
 

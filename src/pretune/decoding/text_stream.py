@@ -26,11 +26,7 @@ class Detokenizer:
     """Turns the tokens of a continuation into text one by one.
 
     A character whose bytes are spread over several tokens comes with the last of them, or never if
-    it is not completed.
-
-    Args:
-        tokenizer: of the model.
-        prompt: the tokens before the continuation.
+    it is not completed. `prompt` has the tokens before the continuation.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
@@ -98,11 +94,7 @@ def _byte_of() -> dict[str, int]:
 
 
 class StopText:
-    """Passes text on until a stop text occurs; holds back what may be the beginning of one.
-
-    Args:
-        stops: the stop texts; none is empty.
-    """
+    """Passes text on until a stop text occurs; holds back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)

@@ -126,15 +126,9 @@ class _Draft:
             text += self._gate.rest()
         self.texts.append(text)
         if self.finish is not None:
-            done = Generation(
-                self.whole.given,
-                self.sample,
-                "".join(self.texts),
-                self.finish,
-                tuple(self.tokens),
-                tuple(self.logprobs),
-                score,
-            )
+            text_so_far, given = "".join(self.texts), (self.whole.given, self.sample)
+            written = tuple(self.tokens), tuple(self.logprobs)
+            done = Generation(*given, text_so_far, self.finish, *written, score)
         return TextChunk(self.prompt, self.sample, text, done)
 
 
@@ -191,12 +185,9 @@ class Writer:
         write = self._search if decoding.beams > 1 else self._write
         yield from write(drafts, decoding)
 
-    def _reader(self) -> SequenceReader:
-        return SequenceReader(self.model, self.device, self._context)
-
     def _write(self, drafts: Sequence[_Draft], decoding: Decoding) -> Iterator[TextChunk]:
         """Sample token by token. Finished drafts leave the batch and waiting ones join it."""
-        reader = self._reader()
+        reader = SequenceReader(self.model, self.device, self._context)
         waiting, live = deque(drafts), list[_Draft]()
         while waiting or live:
             # Admit only when half the batch is free: each admission copies the state of the rest.
@@ -241,15 +232,12 @@ class Writer:
 
     def _searched(self, drafts: Sequence[_Draft], decoding: Decoding) -> list[BeamSearch]:
         """Run the searches of some drafts in one batch."""
-        reader = self._reader()
+        reader = SequenceReader(self.model, self.device, self._context)
         reader.add([draft.ids for draft in drafts], [1] * len(drafts))
         searches = [
             BeamSearch(
-                decoding.beams,
-                decoding.length_penalty,
-                decoding.early_stopping,
-                len(draft.stops),
-                partial(_ending, draft),
+                *(decoding.beams, decoding.length_penalty, decoding.early_stopping),
+                *(len(draft.stops), partial(_ending, draft)),
             )
             for draft in drafts
         ]

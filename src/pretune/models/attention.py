@@ -85,16 +85,13 @@ def _grouped(
 
 
 def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention of one new token of each sequence to the keys in a cache.
+    """Attention of one new token of each sequence to the keys in a cache, `[B, H, D]`.
 
     Args:
         q: `[B, H, D]`, of the new tokens; further rows are padding.
-        keys: `[B, H, L, D]`, including those of the new tokens.
+        keys: `[B, H, L, D]`, including the keys of the new tokens.
         values: `[B, H, L, D]`.
         visible: `[B, 1, 1, L]` False where a sequence has no key; None: all have L keys.
-
-    Returns:
-        `[B, H, D]`.
     """
     newest = q[: len(keys)].unsqueeze(2)
     mixed = F.scaled_dot_product_attention(newest, keys, values, attn_mask=visible)
@@ -104,17 +101,14 @@ def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | No
 def attention_after(
     q: Tensor, keys: Tensor, values: Tensor, queries: Layout, lengths: Sequence[int]
 ) -> Tensor:
-    """Attention of several new tokens of each sequence to the keys in a cache.
+    """Attention of several new tokens of each sequence to the keys in a cache, `[Tq, H, D]`.
 
     Args:
         q: `[Tq, H, D]`, packed: the new tokens; further rows are padding.
-        keys: `[B, H, L, D]`, including those of the new tokens.
+        keys: `[B, H, L, D]`, including the keys of the new tokens.
         values: `[B, H, L, D]`.
         queries: the layout of the new tokens.
-        lengths: number of keys of each sequence, all of which its last query sees.
-
-    Returns:
-        `[Tq, H, D]`.
+        lengths: number of keys of each sequence; its last query sees them all.
     """
     # The packed queries as a padded batch [B, longest, H, D].
     asking = torch.tensor(queries.lengths)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,7 +15,7 @@ from pretune.models.config import ModelConfig
 from pretune.models.kv_cache import KVCache
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import Embedding, ModelOutput, TransformerLayer
-from pretune.models.ops import padded_rows
+from pretune.models.ops import pad_rows
 
 
 class Embeddings(nn.Module):
@@ -121,8 +120,7 @@ class Backbone(nn.Module):
             raise ValueError("hidden states and attention maps are of all rows: leave out `select`")
         # Kernels are faster on a padded number of rows; the padding is cut off at the end.
         total = batch.num_tokens
-        x = self.embeddings(batch)
-        x = F.pad(x, (0, 0, 0, padded_rows(total, x.device) - total))
+        x = pad_rows(self.embeddings(batch))
         # Causal attention aligns queries with the ends of sequences, so that only `last` may be
         # selected before it; other rows are picked from the full output.
         late = select is None or (self.causal and select is not batch.last)

@@ -79,11 +79,7 @@ class ModelConfig:
         return given
 
     def check_common(self) -> None:
-        """Check the sizes, the dropouts and the activation.
-
-        Raises:
-            CheckpointError: an entry makes no sense; names it.
-        """
+        """Check sizes, dropouts and activation; a `CheckpointError` names what makes no sense."""
         self.check_sizes((*self.dropout_names, self.attention_dropout_name))
         size, heads = (self.names.get(n, n) for n in ("hidden_size", "num_attention_heads"))
         if getattr(self, size) % getattr(self, heads):
@@ -99,11 +95,7 @@ class ModelConfig:
             )
 
     def check_sizes(self, dropouts: Sequence[str]) -> None:
-        """Check the sizes and the named dropouts.
-
-        Raises:
-            CheckpointError: an entry makes no sense; names it.
-        """
+        """Check the sizes and the named dropouts; a `CheckpointError` names what is wrong."""
         own = {item.name for item in fields(self)}
         for name, limit in MAX_SIZES.items():
             if self.names.get(name, name) in own:
@@ -117,11 +109,7 @@ class ModelConfig:
         self.check("initializer_range", float, 0, 100)  # the same name in every family
 
     def check(self, name: str, kind: type, low: int, high: int) -> None:
-        """Check that an entry is a number in a range.
-
-        Raises:
-            CheckpointError: it is not; names it.
-        """
+        """Check that an entry is a number in a range; else a `CheckpointError` names it."""
         value = getattr(self, name)
         kinds = (int, float) if kind is float else (int,)
         if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
@@ -132,11 +120,7 @@ class ModelConfig:
             )
 
     def check_sinusoids(self) -> None:
-        """Check the size of the table of sinusoids, which is computed and not read from a file.
-
-        Raises:
-            CheckpointError: it would be larger than 64 MiB.
-        """
+        """Check that the table of sinusoids, which is computed, takes at most 64 MiB."""
         positions, size = self.size("max_position_embeddings"), self.size("hidden_size")
         if positions * size > 2**24:
             raise CheckpointError(

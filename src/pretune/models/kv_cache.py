@@ -44,11 +44,7 @@ class LayerCache:
     def fill(self, k: Tensor, v: Tensor, layout: Layout, capacity: int | None = None) -> None:
         """Store the packed `[T, H, D]` keys and values of whole sequences.
 
-        Args:
-            k: keys.
-            v: values.
-            layout: of the sequences.
-            capacity: room for each sequence, in tokens; default: some more than the longest.
+        Each gets room for `capacity` tokens; by default, for some more than the longest has.
         """
         capacity = _capacity(layout.max_seqlen) if capacity is None else capacity
         shape = (len(layout.lengths), k.shape[1], capacity, k.shape[2])
@@ -116,15 +112,9 @@ class SourceCache:
         self._layers[layer].fill(k, v, layout, layout.max_seqlen)
 
     def attend(self, layer: int, q: Tensor, queries: Layout) -> Tensor:
-        """Attention of each query to the source of its sequence.
+        """Attention of each packed query to the source of its sequence, `[T, H, D]` both.
 
-        Args:
-            layer: the number of the layer.
-            q: `[T, H, D]`, packed; further rows are padding and come back as zeros.
-            queries: the layout of `q`.
-
-        Returns:
-            `[T, H, D]`.
+        Rows of `q` past the layout `queries` are padding and come back as zeros.
         """
         entry, sources, real = self._layers[layer], len(self._lengths), q[: queries.total]
         each = queries.total // max(sources, 1)

@@ -80,6 +80,11 @@ def padded_rows(rows: int, device: torch.device) -> int:
     return -(-rows // ROW_TILE) * ROW_TILE
 
 
+def pad_rows(x: Tensor) -> Tensor:
+    """Append rows of zeros to `[rows, hidden]`, up to `padded_rows`."""
+    return F.pad(x, (0, 0, 0, padded_rows(len(x), x.device) - len(x)))
+
+
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, keep_bf16: bool = False
 ) -> Tensor:

@@ -11,12 +11,8 @@ from pretune.models.heads.language import LanguageModelHead
 def resize_vocabulary(model: nn.Module, size: int) -> None:
     """Give a model `size` token embeddings, in place; new rows are drawn by `sample_rows`.
 
-    A tied output layer follows by itself, a separate one grows in the same way. New entries of its
-    bias are the mean of the old ones.
-
-    Args:
-        model: a backbone, or a model that holds one as `backbone`.
-        size: the new number of rows.
+    The model is a backbone, or holds one as `backbone`. A tied output layer follows by itself, a
+    separate one grows in the same way. New entries of its bias are the mean of the old ones.
 
     Raises:
         ValueError: the model has more rows than that.

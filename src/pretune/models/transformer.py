@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -42,7 +41,7 @@ from pretune.models.layers import (
     SelfAttention,
     sinusoidal_positions,
 )
-from pretune.models.ops import padded_rows
+from pretune.models.ops import pad_rows
 
 #: Added to the variance in each LayerNorm: PyTorch's default, which transformers' Marian uses.
 LAYER_NORM_EPS = 1e-5
@@ -161,12 +160,7 @@ class TransformerEmbeddings(Embeddings):
         return self._placed(self.tokens, batch, batch.max_seqlen)
 
     def of_targets(self, batch: PackedBatch, longest: int) -> Tensor:
-        """Embed targets, `[T, hidden]`.
-
-        Args:
-            batch: of targets.
-            longest: length of the longest target, including what earlier passes have read.
-        """
+        """Embed targets, `[T, hidden]`; `longest` counts what earlier passes have read, too."""
         return self._placed(self.targets or self.tokens, batch, longest)
 
     def _placed(self, table: Embedding, batch: PackedBatch, longest: int) -> Tensor:
@@ -263,17 +257,10 @@ class TransformerModel(Backbone):
         output_attentions: bool = False,
         state: SequenceState | None = None,
     ) -> ModelOutput:
-        """Run the model on pairs.
+        """Run the model on pairs: `last_hidden_state` `[T, hidden]` of the targets' tokens.
 
-        Args:
-            batch: pairs of a source and a target.
-            select: return these rows of the targets only.
-            output_hidden_states: not supported.
-            output_attentions: not supported.
-            state: not supported here: see `start` and `step` of the head.
-
-        Returns:
-            `last_hidden_state` `[T, hidden]` of the targets' tokens.
+        `select` picks rows of the targets. Other outputs are not supported, and a state only by
+        `start` and `step` of the head.
 
         Raises:
             CheckpointError: the batch has no pairs, or an unsupported output was asked for.
@@ -290,9 +277,7 @@ class TransformerModel(Backbone):
 
     def encode(self, batch: PackedBatch) -> EncoderOutput:
         """Run the encoder on sources."""
-        x = self.embeddings(batch)
-        total = batch.num_tokens
-        x = F.pad(x, (0, 0, 0, padded_rows(total, x.device) - total))
+        x = pad_rows(self.embeddings(batch))
         for layer in list(self.layers)[: self.config.encoder_layers]:
             x = self.through(layer, x, batch.layout)
         return EncoderOutput(x if self.source_norm is None else self.source_norm(x), batch.layout)
@@ -300,21 +285,16 @@ class TransformerModel(Backbone):
     def decode(
         self, batch: PackedBatch, source: EncoderOutput | None, *, state: KVCache | None = None
     ) -> Tensor:
-        """Run the decoder: its last hidden states, `[T, hidden]`.
+        """Run the decoder on targets: its last hidden states, `[T, hidden]`.
 
-        Args:
-            batch: targets.
-            source: the encoder's output for their sources; None if `state` has it.
-            state: the cache that keys and values are added to.
+        `source` is the encoder's output; None if the cache `state`, which grows, has read it.
         """
         longest = max([batch.max_seqlen, *(state.lengths if state is not None else ())])
-        x = self.embeddings.of_targets(batch, longest)
-        total = batch.num_tokens
-        x = F.pad(x, (0, 0, 0, padded_rows(total, x.device) - total))
+        x = pad_rows(self.embeddings.of_targets(batch, longest))
         for i, layer in enumerate(list(self.layers)[self.config.encoder_layers :]):
             kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
             x = self.through(layer, x, batch.layout, source=source, **kept)
-        return (x if self.final_norm is None else self.final_norm(x))[:total]
+        return (x if self.final_norm is None else self.final_norm(x))[: batch.num_tokens]
 
 
 def _glorot(parameter: Tensor) -> None:

@@ -68,20 +68,12 @@ class ClassicConfig(ModelConfig):
     dropout: float = 0.0
 
     def check_classic(self) -> None:
-        """Check the sizes and the dropout.
-
-        Raises:
-            CheckpointError: names the entry that makes no sense.
-        """
+        """Check the sizes and the dropout; a `CheckpointError` names the entry that is wrong."""
         self.check_sizes(self.dropout_names)
         self.check("embedding_size", int, 1, MAX_SIZES["hidden_size"])
 
     def check_flag(self, name: str) -> None:
-        """Check that an entry is true or false.
-
-        Raises:
-            CheckpointError: it is neither; names it.
-        """
+        """Check that an entry is true or false; else a `CheckpointError` names it."""
         if not isinstance(getattr(self, name), bool):
             raise CheckpointError(f"config: {name} must be true or false")
 

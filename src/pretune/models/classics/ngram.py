@@ -85,10 +85,8 @@ class NGram:
         levels: Sequence[Level],
         discounts: tuple[float, float, float],
     ) -> None:
-        self.vocab_size = vocab_size
-        self.unigrams = unigrams
-        self.levels = tuple(levels)
-        self.discounts = discounts
+        self.vocab_size, self.levels = vocab_size, tuple(levels)
+        self.unigrams, self.discounts = unigrams, discounts
 
     @property
     def order(self) -> int:
@@ -200,11 +198,7 @@ class NGram:
         return NGramState(window)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, MutableState]:
-        """Read the beginnings of sequences; see `LanguageModel.start`.
-
-        Raises:
-            DataError: a token is not in the vocabulary.
-        """
+        """Read the beginnings of sequences; see `LanguageModel.start`."""
         window = self.initial(len(prompts)).window
         for row, prompt in zip(window, prompts, strict=True):
             symbols, _ = _stream([prompt], self.vocab_size, empty=True)
@@ -213,11 +207,7 @@ class NGram:
         return self._logits(window), MutableState(NGramState(window))
 
     def step(self, tokens: Tensor, state: MutableState) -> Tensor:
-        """Read one token of each sequence; see `LanguageModel.step`.
-
-        Raises:
-            DataError: a token is not in the vocabulary.
-        """
+        """Read one token of each sequence; see `LanguageModel.step`."""
         return self.follow([[token] for token in tokens.tolist()], state)
 
     def follow(
@@ -225,8 +215,7 @@ class NGram:
     ) -> Tensor:
         """Read several tokens of each sequence; see `LanguageModel.follow`.
 
-        Raises:
-            DataError: a token is not in the vocabulary.
+        A token outside the vocabulary is a `DataError`, here and in `start` and `step`.
         """
         before = state.state
         assert isinstance(before, NGramState)  # noqa: S101 - for mypy

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
@@ -28,7 +27,7 @@ from pretune.models.classics.common import (
     classic_family,
 )
 from pretune.models.layers import Dropout, Embedding, Linear
-from pretune.models.ops import padded_rows
+from pretune.models.ops import pad_rows
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ class NnlmModel(ClassicModel):
         read = window if select is None else window[select.rows]
         x = self.embeddings.embed(read)
         # Kernels are faster on a padded number of rows.
-        padded = F.pad(x, (0, 0, 0, padded_rows(len(x), x.device) - len(x)))
+        padded = pad_rows(x)
         (layer,) = self.layers
         if self.recompute and self.training and torch.is_grad_enabled():
             hidden = checkpoint(layer, padded, use_reentrant=False)

@@ -130,13 +130,8 @@ class TimeMajor:
         def index(values: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(values).to(device, non_blocking=True)
 
-        plan = cls(
-            order=index(order),
-            place=index(place),
-            rows=index(np.argsort(back)),
-            back=index(back),
-            batch_sizes=torch.from_numpy(sizes.astype(np.int64)),
-        )
+        steps_of = torch.from_numpy(sizes.astype(np.int64))  # stays on the host
+        plan = cls(index(order), index(place), index(np.argsort(back)), index(back), steps_of)
         layout.plans[cls] = plan
         return plan
 
@@ -171,20 +166,11 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run all steps: `[T, input]`, sorted by step, to `[T, hidden]`.
 
-        Args:
-            x: the input.
-            batch_sizes: as in `TimeMajor`.
-            hidden: `[B, hidden]`, h before the first step.
-            cell: `[B, hidden]`, c before the first step of an LSTM.
-
-        Returns:
-            the output, and h and c after the last step.
+        `hidden` and `cell`, `[B, hidden]`, are h and c before the first step; those after the last
+        step are returned with the output.
         """
         # In PyTorch's order: the weights of input and state, then their biases.
-        parts = [
-            *(self.input.weight, self.recurrent.weight),
-            *(self.input.bias, self.recurrent.bias),
-        ]
+        parts = [getattr(p, k) for k in ("weight", "bias") for p in (self.input, self.recurrent)]
         # has_biases, num_layers, dropout between layers, train, bidirectional
         options = (True, 1, 0.0, self.training, False)
         last = None

@@ -37,20 +37,15 @@ class CrfWeights:
         return CrfWeights(*copies)
 
     def only(self, follows: Tensor, starts: Tensor, ends: Tensor) -> CrfWeights:
-        """Set transitions, starts and ends that are not allowed to minus infinity.
+        """Set to minus infinity what is not allowed.
 
         Args:
             follows: `[L, L]` bool: whether the label of the column may follow that of the row.
             starts: `[L]` bool: whether a label may be first.
             ends: `[L]` bool: whether a label may be last.
         """
-
-        def masked(weight: Tensor, allowed: Tensor) -> Tensor:
-            return weight.masked_fill(~allowed.to(weight.device), -torch.inf)
-
-        return CrfWeights(
-            masked(self.transitions, follows), masked(self.start, starts), masked(self.end, ends)
-        )
+        pairs = ((self.transitions, follows), (self.start, starts), (self.end, ends))
+        return CrfWeights(*(w.masked_fill(~ok.to(w.device), -torch.inf) for w, ok in pairs))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,15 +96,9 @@ class MaskedLM(LanguageModelHead):
         backbone.init_weights(self.transform)
 
     @override
-    def decode(
-        self,
-        hidden: Tensor,
-        labels: Tensor | None = None,
-        smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> Tensor | Scores:
+    def decode(self, hidden: Tensor, *scoring: Any, **options: Any) -> Tensor | Scores:
         transformed = self.norm(self.activation(self.transform(hidden)))
-        return super().decode(transformed, labels, smoothing, z_loss)
+        return super().decode(transformed, *scoring, **options)
 
     @override
     def output_bias(self) -> Tensor:

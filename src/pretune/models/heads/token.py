@@ -54,11 +54,7 @@ class TagScores:
 class CrfTagger(TokenClassifier):
     """A conditional random field over the labels of words (Lample et al. 2016, section 2.2).
 
-    Args:
-        backbone: as for `TokenClassifier`.
-        labels: number of labels.
-        dropout: as for `TokenClassifier`.
-        crf_rate: learning rate of the CRF's weights, as a multiple of the model's.
+    `crf_rate` is the learning rate of the CRF's weights, as a multiple of the model's.
     """
 
     def __init__(
