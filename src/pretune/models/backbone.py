@@ -103,9 +103,8 @@ class Backbone(nn.Module):
 
         Args:
             batch: token ids with their layout.
-            select: compute the last layer for these rows only, as a head may not read the others.
-                Cheapest for `batch.first` and `batch.last`; other rows of a causal model are picked
-                from the full output.
+            select: compute the last layer for these rows only. Cheapest for `batch.first` and
+                `batch.last`; other rows of a causal model are picked from the full output.
             output_hidden_states: also return the 1 + L hidden states (excludes `select`).
             output_attentions: also return the L attention maps (excludes `select`).
             state: a `KVCache` that a causal model adds keys and values to; see `CausalLM`.

@@ -44,6 +44,31 @@ class MutableState:
 
 
 @dataclass(frozen=True)
+class WindowState:
+    """The last tokens of each sequence."""
+
+    window: Tensor  # `[B, n - 1]` int64 token ids, oldest first; `NO_TOKEN` before the beginning
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.window)
+
+    def select(self, index: Tensor | Sequence[int]) -> WindowState:
+        """Pick the states of some sequences."""
+        rows = torch.as_tensor(index, dtype=torch.int64, device=self.window.device)
+        return WindowState(self.window.index_select(0, rows))
+
+    def joined(self, other: WindowState) -> WindowState:
+        """These sequences, then the sequences of the other state."""
+        return WindowState(torch.cat([self.window, other.window]))
+
+    def detach(self) -> WindowState:
+        """The same state: token ids have no gradient."""
+        return self
+
+
+@dataclass(frozen=True)
 class ClassicOutput(ModelOutput):
     """A `ModelOutput` with the state after it."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretune.errors import DataError
-from pretune.models.classics.common import NO_TOKEN, MutableState
+from pretune.models.classics.common import NO_TOKEN, MutableState, WindowState
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -37,30 +37,6 @@ class Level:
     #: goes to the context one token shorter; 1 if no token ever followed.
     backoff: Floats
     discounts: tuple[float, float, float]  # D1, D2, D3+
-
-
-@dataclass(frozen=True)
-class NGramState:
-    """The last tokens of each sequence."""
-
-    window: Ints  # `[B, n - 1]`, oldest first
-
-    @property
-    def count(self) -> int:
-        """B."""
-        return len(self.window)
-
-    def select(self, index: Tensor | Sequence[int]) -> NGramState:
-        """Pick the states of some sequences."""
-        return NGramState(self.window[torch.as_tensor(index, dtype=torch.int64).numpy(force=True)])
-
-    def detach(self) -> NGramState:
-        """The same state: counts have no gradient."""
-        return self
-
-    def joined(self, other: NGramState) -> NGramState:
-        """These sequences, then those of the other state."""
-        return NGramState(np.concatenate([self.window, other.window]))
 
 
 class NGram:
@@ -191,20 +167,20 @@ class NGram:
                 break
         return known
 
-    def initial(self, count: int) -> NGramState:
+    def initial(self, count: int) -> WindowState:
         """The state of `count` sequences of which nothing has been read."""
-        window = np.full((count, self.order - 1), NO_TOKEN, dtype=np.int64)
+        window = torch.full((count, self.order - 1), NO_TOKEN)
         window[:, -1:] = self.vocab_size
-        return NGramState(window)
+        return WindowState(window)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, MutableState]:
         """Read the beginnings of sequences; see `LanguageModel.start`."""
-        window = self.initial(len(prompts)).window
+        window = self.initial(len(prompts)).window.numpy()
         for row, prompt in zip(window, prompts, strict=True):
             symbols, _ = _stream([prompt], self.vocab_size, empty=True)
             kept = symbols[max(0, len(symbols) - len(row)) :]
             row[len(row) - len(kept) :] = kept
-        return self._logits(window), MutableState(NGramState(window))
+        return self._logits(window), MutableState(WindowState(torch.from_numpy(window)))
 
     def step(self, tokens: Tensor, state: MutableState) -> Tensor:
         """Read one token of each sequence; see `LanguageModel.step`."""
@@ -217,16 +193,16 @@ class NGram:
 
         A token outside the vocabulary is a `DataError`, here and in `start` and `step`.
         """
-        before = state.state
-        assert isinstance(before, NGramState)  # noqa: S101 - for mypy
+        assert isinstance(state.state, WindowState)  # noqa: S101 - for mypy
+        before = state.state.window.numpy(force=True)
         read = [
             np.append(row, _checked(np.asarray(ids, dtype=np.int64), self.vocab_size))
-            for row, ids in zip(before.window, more, strict=True)
+            for row, ids in zip(before, more, strict=True)
         ]
-        width = before.window.shape[1]
+        width = before.shape[1]
         rows = [row[len(row) - width :] for row in read]
-        window = np.stack(rows) if rows else before.window
-        state.state = NGramState(window)
+        window = np.stack(rows) if rows else before
+        state.state = WindowState(torch.from_numpy(window))
         if not every:
             return self._logits(window)
         each = [row[i + 1 : i + 1 + width] for row in read for i in range(len(row) - width)]

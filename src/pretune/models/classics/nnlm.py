@@ -7,7 +7,6 @@ Section 2, equation 1, with x the embeddings of the n - 1 tokens before, end to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +23,7 @@ from pretune.models.classics.common import (
     ClassicConfig,
     ClassicModel,
     ClassicOutput,
+    WindowState,
     classic_family,
 )
 from pretune.models.layers import Dropout, Embedding, Linear
@@ -69,32 +69,7 @@ class NnlmConfig(ClassicConfig):
         return 1 if name == "num_hidden_layers" else super().size(name)
 
 
-@dataclass(frozen=True)
-class NnlmState:
-    """The last tokens of each sequence."""
-
-    window: Tensor  # `[B, n - 1]` int64 token ids, oldest first; -1 before the beginning
-
-    @property
-    def count(self) -> int:
-        """B."""
-        return len(self.window)
-
-    def select(self, index: Tensor | Sequence[int]) -> NnlmState:
-        """Pick the states of some sequences."""
-        rows = torch.as_tensor(index, dtype=torch.int64, device=self.window.device)
-        return NnlmState(self.window.index_select(0, rows))
-
-    def joined(self, other: NnlmState) -> NnlmState:
-        """These sequences, then those of the other state."""
-        return NnlmState(torch.cat([self.window, other.window]))
-
-    def detach(self) -> NnlmState:
-        """The same state: token ids have no gradient."""
-        return self
-
-
-def windows(batch: PackedBatch, before: NnlmState) -> Tensor:
+def windows(batch: PackedBatch, before: WindowState) -> Tensor:
     """The n - 1 tokens that end with each token, oldest first: `[T, n - 1]` int64.
 
     To the left of its sequence, a window takes tokens from the sequence's state in `before`, never
@@ -130,10 +105,10 @@ class NnlmEmbeddings(Embeddings):
         known = self.tokens(window.clamp(min=0))
         return torch.where(window[..., None] == NO_TOKEN, self.start.weight, known).flatten(1)
 
-    def initial(self, count: int) -> NnlmState:
+    def initial(self, count: int) -> WindowState:
         """The state of `count` sequences of which nothing has been read."""
         shape, device = (count, self.order - 1), self.tokens.weight.device
-        return NnlmState(torch.full(shape, NO_TOKEN, dtype=torch.int64, device=device))
+        return WindowState(torch.full(shape, NO_TOKEN, dtype=torch.int64, device=device))
 
     @override
     def forward(self, batch: PackedBatch) -> Tensor:
@@ -193,14 +168,14 @@ class NnlmModel(ClassicModel):
                 nn.init.zeros_(part.hidden.bias)
 
     @override
-    def initial(self, count: int) -> NnlmState:
+    def initial(self, count: int) -> WindowState:
         return self.embeddings.initial(count)
 
     @override
     def run(
         self,
         batch: PackedBatch,
-        before: NnlmState,
+        before: WindowState,
         select: Selection | None,
         output_hidden_states: bool,
     ) -> ClassicOutput:
@@ -219,7 +194,7 @@ class NnlmModel(ClassicModel):
         return ClassicOutput(
             last_hidden_state=hidden,
             hidden_states=(x, hidden) if output_hidden_states else None,
-            state=NnlmState(window[batch.last.rows]),
+            state=WindowState(window[batch.last.rows]),
         )
 
 
