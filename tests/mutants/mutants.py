@@ -14,7 +14,7 @@ class Mutant:
         file: the broken file, below `src/pretune`.
         old: the right text, which occurs exactly once in the file.
         new: the wrong text.
-        tests: the files below `tests` of which one must fail.
+        tests: files below `tests`, one of which must fail.
     """
 
     id: str

@@ -40,7 +40,7 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::.*?)(?: - .*)?$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests said of a mutant.
+    """How a mutant fared.
 
     Attributes:
         mutant: the fault.
@@ -81,6 +81,8 @@ def run_tests(
         "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)]),
         # Neither the copy nor the checkout gets compiled files of broken code.
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Nor does Hypothesis keep the examples that broken code fails.
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(source.parent / "hypothesis"),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "500",
     }
@@ -180,7 +182,14 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = [mutant.id for mutant in MUTANTS]
-    parser.add_argument("--only", metavar="ID", action="append", choices=known, default=[])
+    parser.add_argument(
+        "--only",
+        metavar="ID",
+        action="append",
+        choices=known,
+        default=[],
+        help="examine this mutant; may be repeated (all)",
+    )
     parser.add_argument("--list", action="store_true", help="list the mutants, and stop")
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time (1)")
     return parser.parse_args()
