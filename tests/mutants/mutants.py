@@ -163,8 +163,9 @@ MUTANTS = (
     Mutant(
         "gru-biases-swapped",
         "models/classics/rnn.py",
-        "*(self.input.bias, self.recurrent.bias),",
-        "*(self.recurrent.bias, self.input.bias),",
+        'for k in ("weight", "bias") for p in (self.input, self.recurrent)]',
+        'for k in ("weight", "bias") for p in (self.input, self.recurrent)]\n'
+        "        parts[2:] = reversed(parts[2:])",
         ("models/classics/test_rnn.py",),
     ),
     Mutant(
