@@ -14,6 +14,7 @@ SOURCE = Path(pretune.__file__).parent
 
 #: From what everything rests on to what rests on everything: a room imports only rooms above it.
 ORDER = (
+    "version",
     "errors",
     "registry",
     "moved",

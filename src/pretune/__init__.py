@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pretune import moved
+from pretune.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pretune.api import embed, evaluate, generate, predict, prompt, resume, train
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pretune.training.run_result import RunResult
     from pretune.training.validation import Evaluation
 
-__version__ = "0.1.0"
 
 moved.install()
 

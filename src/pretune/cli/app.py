@@ -19,8 +19,8 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
-from pretune import __version__
 from pretune.errors import PretuneError
+from pretune.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretune import __version__
 from pretune.errors import HubError, PretuneError
+from pretune.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -28,7 +28,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pretune import __version__
 from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
 from pretune.data.readers.files import read
@@ -42,6 +41,7 @@ from pretune.tasks.base import (
     ReadsWindows,
 )
 from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.version import __version__
 
 #: Records that are tokenized at a time.
 CHUNK = 1024

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import torch
 
-from pretune import __version__
 from pretune.models import ops
+from pretune.version import __version__
 
 
 @dataclass(frozen=True)
