@@ -353,8 +353,10 @@ class TransformerLayer(nn.Module):
             rows = layout if select is None else select.layout
             seen = self.cross(self._before(self.cross_norm, x), rows, source, cache, index)
             x = self._after(self.cross_norm, x + self.dropout_attended(seen))
-        added = self.feed_forward(self._before(self.feed_forward_norm, x))
-        return self._after(self.feed_forward_norm, x + self.dropout(added))
+        # No name holds the block's output: it would live, and take memory, until the norm is done.
+        norm = self.feed_forward_norm
+        x = x + self.dropout(self.feed_forward(self._before(norm, x)))
+        return self._after(norm, x)
 
     def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
         normed: Tensor = norm(x) if self.norm_first else x
