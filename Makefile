@@ -9,12 +9,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help quickstart test slow lint format bench clean
+.PHONY: help quickstart test slow mutants lint format bench clean
 
 help:
 	@echo "make quickstart  fine-tune a small BERT on the sample data and ask it something"
 	@echo "make test        run the tests (PRETUNE_DATA=FOLDER adds those on real data sets)"
 	@echo "make slow        the long tests: dozens of kills, a real MLflow server"
+	@echo "make mutants     break the code in fifty places: the tests have to notice"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff format the code"
 	@echo "make bench       speed and memory beside transformers' Trainer (needs PRETUNE_DATA)"
@@ -40,6 +41,9 @@ test: .venv/.dev
 
 slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+mutants: .venv/.dev
+	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _ASIDE = re.compile(r"\..+\.(\d+)\.tmp")
 
@@ -134,3 +137,16 @@ def point(link: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_path(link.parent)
+
+
+def take_lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed or this process dies; False if another has the lock.
+
+    On a file system without locks nobody is kept out. A lock's file must not be removed: two
+    processes could then lock different files of one name.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True

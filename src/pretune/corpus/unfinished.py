@@ -6,7 +6,6 @@ files only grow, so they can be cut back to the state that the journal noted las
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pretune.checkpoints.atomic_io import atomic_text, sync_path
+from pretune.checkpoints.atomic_io import atomic_text, sync_path, take_lock
 from pretune.corpus.dedupe import DIGEST_BYTES, PERMUTATIONS, Duplicates, Signature
 from pretune.corpus.encode import EncodedDocument
 from pretune.corpus.store import (
@@ -59,13 +58,11 @@ class Journal:
                 f"{self.folder}: cannot be written ({error.strerror})", "Choose another --output."
             ) from None
         with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not take_lock(handle):
                 raise DataError(
                     f"{self.folder}: this corpus is being prepared already",
                     "Wait for it, or choose another --output.",
-                ) from None
+                )
             try:
                 yield
             finally:

@@ -7,7 +7,6 @@ that a sweep that was stopped, or killed, goes on with the same command.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pretune.checkpoints.atomic_io import atomic_text
+from pretune.checkpoints.atomic_io import atomic_text, take_lock
 from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
 from pretune.experiments.search_space import Space, check_spaces
 from pretune.recipe import yaml12
@@ -354,12 +353,9 @@ def _locked(folder: Path) -> Iterator[None]:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
         ) from None
-    # The file stays: removing it would let two processes lock different files of one name.
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not take_lock(handle):
             raise RunError(
                 f"{folder}: another sweep is at work there", "Wait for it, or use output=FOLDER."
-            ) from None
+            )
         yield

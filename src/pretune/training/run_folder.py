@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pretune.checkpoints.atomic_io import atomic_text, is_aside, make_folder, sweep
+from pretune.checkpoints.atomic_io import atomic_text, is_aside, make_folder, sweep, take_lock
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
@@ -60,17 +59,13 @@ class RunFolder:
         except OSError as error:
             raise self._not_writable(error) from None
         with file:
-            # Not to be had, if another process holds it; the file says which.
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    file.seek(0)
-                    raise RunError(
-                        f"{self.path}: {file.read().strip() or 'another process'} is training "
-                        "into this folder now",
-                        "Wait for it or stop it; or choose another folder: output=FOLDER.",
-                    ) from None
+            if not take_lock(file):
+                file.seek(0)  # the file says which process holds it
+                raise RunError(
+                    f"{self.path}: {file.read().strip() or 'another process'} is training "
+                    "into this folder now",
+                    "Wait for it or stop it; or choose another folder: output=FOLDER.",
+                )
             with suppress(OSError):  # the lock holds on a full disk too
                 file.truncate(0)
                 print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)

@@ -256,6 +256,7 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         ids = numbered(self.labels)
         words = [words_of(records, row, characters=self.characters) for row in rows]
         for row, own, encoding in zip(rows, words, tokenizer.encode_words(words), strict=True):
+            # The tags of the words; a sentence that its scheme does not allow is reported.
             labels = None
             if with_targets:
                 tags = self._tags(records, row, ids)
