@@ -60,9 +60,10 @@ def describe_value(value: object) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most similar to `word`, or None where none is similar."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """The choice most similar to `word`, whatever the case; None where none is similar."""
+    spelled = {choice.casefold(): choice for choice in choices}
+    matches = difflib.get_close_matches(word.casefold(), list(spelled), n=1, cutoff=0.5)
+    return spelled[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

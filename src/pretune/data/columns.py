@@ -1,7 +1,8 @@
-"""Guessing which columns of records hold texts and which holds labels, where nobody names them."""
+"""Which columns hold what: by number in tables without names; by a guess where nobody says it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,62 @@ _MESSAGE_FIELDS = ("content", "value")
 _PROBED_ROWS = 1000
 #: A column of texts has at least this many characters a row on average.
 _TEXT_CHARS = 12
+#: The number of a column, from 1; or from -1, the last one, backwards.
+_NUMBER = re.compile(r"-?[1-9]\d{0,5}")
+#: A name of a column is no longer, and has no more words; what is longer looks like a record.
+_NAME_CHARS, _NAME_WORDS = 50, 5
+
+
+def column_number(name: str | None) -> int | None:
+    """The number of a column that a name is, from 1, or from -1 backwards; None for other names."""
+    return int(name) if name is not None and _NUMBER.fullmatch(name) else None
+
+
+def numbered_columns(header: Sequence[str], columns: Mapping[str, str]) -> list[str] | None:
+    """Number the columns of a table whose first line is a record; None where it has names.
+
+    It is a record if numbers are asked for, and neither all of these nor a name of the task stand
+    there.
+
+    Args:
+        header: the cells of the first line.
+        columns: the task's names -> those in the data.
+    """
+    asked = [name for name in columns.values() if column_number(name) is not None]
+    if {*asked} <= {*header} or {*columns} & {*header}:
+        return None
+    names = [str(number) for number in range(1, len(header) + 1)]
+    for name in asked:
+        if -len(names) <= int(name) < 0:
+            names[int(name)] = name
+    return names
+
+
+def looks_like_record(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the names of a table's columns look like values: its first line may be a record.
+
+    Values are numbers, or long, or stand in the same column of one of the first rows too.
+    """
+    usual = {name for names in (*_TEXTS, _LABELS) for name in names}
+    pandas = [str(number) for number in range(len(header))]
+    if [*header] == pandas or usual & {name.casefold() for name in header}:
+        return False
+    probed = rows[:_PROBED_ROWS]
+    return any(
+        _is_number(name)
+        or len(name) > _NAME_CHARS
+        or len(name.split()) > _NAME_WORDS
+        or any(row.get(name) == name for row in probed if [*row.values()] != [*row])
+        for name in header
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_text(value: Any) -> str | None:

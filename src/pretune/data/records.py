@@ -80,6 +80,10 @@ class Records:
     renamed: Mapping[str, str] = field(default_factory=dict)
     # What a record of plain text is: "blank-line" or "file"; None for other sources.
     text_unit: str | None = None
+    # The line (1-based) that names the columns of a table, where one does.
+    header_line: int | None = None
+    # What people are told about how the source was read, a sentence each.
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,6 +114,10 @@ class Records:
             return self
         return self.take(range(count))
 
+    def noting(self, *notes: str) -> Records:
+        """These records with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def mapped(self, mapping: Mapping[str, str], needed: Sequence[str]) -> Records:
         """Rename columns to the names that a task uses; columns not named keep theirs.
 
@@ -125,13 +133,7 @@ class Records:
             # A recipe's mapping may be for its own data, while these have the task's names.
             accepted = {wanted} if name in given else {wanted, name}
             if not accepted & {*self.columns} and self.renamed.get(name) != wanted:
-                raise DataError(
-                    f"{self.origin}: no column '{wanted}'"
-                    + (f" (for '{name}')" if wanted != name else "")
-                    + f"; it has {', '.join(repr(c) for c in self.columns)}",
-                    f"{did_you_mean(wanted, self.columns)} "
-                    f"Say which one it is with data.columns.{name}=COLUMN",
-                )
+                raise self._no_column(name, wanted, needed)
         renames = {ours: theirs for ours, theirs in mapping.items() if theirs in self.columns}
         if all(theirs == ours for ours, theirs in renames.items()):
             return self
@@ -149,6 +151,26 @@ class Records:
             columns=tuple(rename(dict.fromkeys(self.columns))),
             categories=rename(self.categories),
             renamed={**self.renamed, **renames},
+        )
+
+    def _no_column(self, name: str, wanted: str, needed: Sequence[str]) -> DataError:
+        """The error for a task's column that is missing under the name that is `wanted`."""
+        hint = (
+            f"{did_you_mean(wanted, self.columns)} "
+            f"Say which one it is with data.columns.{name}=COLUMN"
+        )
+        # With none of the task's names there, the first record may have been taken for names.
+        if self.header_line is not None and not {*needed} & {*self.columns}:
+            numbered = enumerate(dict.fromkeys([*needed, name]), start=1)
+            hint += (
+                f"\n  If line {self.header_line} is a record and names no columns, number them: "
+                + " ".join(f"data.columns.{column}={number}" for number, column in numbered)
+            )
+        return DataError(
+            f"{self.origin}: no column '{wanted}'"
+            + (f" (for '{name}')" if wanted != name else "")
+            + f"; it has {', '.join(repr(c) for c in self.columns)}",
+            hint,
         )
 
     def text(self, row: int, column: str) -> str:

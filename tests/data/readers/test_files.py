@@ -122,6 +122,17 @@ class TestFormats:
         records = read(write(tmp_path, name, content))
         assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "text,label,,\ngood film,1,,\n电影不好看,0, ,\n",
+            ",text,label,\n0,good film,1,\n1,电影不好看,0,\n",
+        ],
+    )
+    def test_several_columns_without_names_are_left_out(self, tmp_path, content):
+        records = read(write(tmp_path, "a.csv", content))
+        assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+
     @given(
         rows=st.lists(
             st.tuples(*[st.text(st.characters(exclude_characters="\t\n\r", codec="utf-8"))] * 2),
@@ -132,6 +143,158 @@ class TestFormats:
         lines = ["text\tlabel", *("\t".join(row) for row in rows)]
         path = write(tmp_path_factory.getbasetemp(), "any.tsv", "\n".join(lines))
         assert [tuple(row.values()) for row in read(path).rows] == rows
+
+
+class TestDelimiters:
+    """Tables whose delimiter is not that of their name."""
+
+    @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize(
+        ("name", "delimiter", "called"),
+        [
+            ("a.csv", ";", "semicolons between columns, not commas"),
+            ("a.csv", "\t", "tabs between columns, not commas"),
+            ("a.csv", "|", "bars between columns, not commas"),
+            ("a.tsv", ",", "commas between columns, not tabs"),
+            ("a.tsv", ";", "semicolons between columns, not tabs"),
+        ],
+    )
+    def test_another_is_read_and_told(self, tmp_path, name, delimiter, called, ends):
+        content = CONTENTS["a.csv"].replace(",", delimiter).replace("\n", ends)
+        path = write(tmp_path, name, content)
+        records = read(path)
+        assert (list(records.rows), list(records.lines)) == (ROWS, [2, 3])
+        assert records.notes == (f"{path}: read with {called}",)
+
+    def test_as_pandas_writes_it(self, tmp_path):
+        import pandas
+
+        rows = [{"text": 'a; "b"\nc', "score": "0,5"}, {"text": "d, e", "score": "1,25"}]
+        pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", sep=";", index=False)
+        assert list(read(tmp_path / "a.csv").rows) == rows
+
+    def test_the_line_of_excel_decides(self, tmp_path):
+        path = write(tmp_path, "a.csv", "sep=;\r\ntext;label\r\na, b;1\r\n")
+        records = read(path)
+        assert (list(records.rows), list(records.lines)) == ([{"text": "a, b", "label": "1"}], [3])
+        assert records.notes == ()
+
+    @pytest.mark.parametrize(
+        "content", ["text\nI like it; really\n", "a; b\nfilm\nno; not; this\nsong\n"]
+    )
+    def test_one_column_stays_one(self, tmp_path, content):
+        assert len(read(write(tmp_path, "a.csv", content)).columns) == 1
+
+    def test_a_row_that_does_not_fit_is_named(self, tmp_path):
+        path = write(tmp_path, "a.csv", "text;label\na;1\nb\nc;0\n")
+        assert refused(path).message == (
+            f"{path}, line 3: 1 fields, but the header names 2 (text, label)"
+        )
+
+    def test_a_file_over_what_is_probed(self, tmp_path):
+        rows = "".join(f'"{"word; " * 2000}";{i % 2}\n' for i in range(60))
+        records = read(write(tmp_path, "a.csv", f"text;label\n{rows}"))
+        assert (len(records), records.columns) == (60, ("text", "label"))
+
+
+class TestNumberedColumns:
+    """Tables whose first line is a record."""
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.csv", "good film,1\n电影不好看,0\n"),
+            ("a.csv", "good film;1\n电影不好看;0\n"),
+            ("a.tsv", "good film\t1\n电影不好看\t0\n"),
+            ("a.jsonl", '["good film", "1"]\n["电影不好看", "0"]\n'),
+            ("a.json", '[["good film", "1"], ["电影不好看", "0"]]'),
+        ],
+    )
+    def test_have_all_records(self, tmp_path, name, content):
+        path = write(tmp_path, name, content)
+        records = read(path, columns={"text": "1", "label": "-1"})
+        assert records.mapped({"text": "1", "label": "-1"}, ["text", "label"]).rows == ROWS
+        assert records.where(0).endswith(("line 1", "row 1"))
+        assert "is a record" in records.notes[-1]
+
+    @pytest.mark.parametrize("header", ["text,1", "1,2", "x,text"])
+    def test_names_that_are_there_win(self, tmp_path, header):
+        records = read(write(tmp_path, "a.csv", f"{header}\na,b\n"), columns={"text": "1"})
+        assert (len(records), records.columns) == (1, tuple(header.split(",")))
+
+    @pytest.mark.parametrize("line", ["good,good", "good,"])
+    def test_cells_that_could_be_no_names(self, tmp_path, line):
+        path = write(tmp_path, "a.csv", f"{line}\nfilm,1\n")
+        assert "data.columns.text=1" in refused(path).hint
+        assert len(read(path, columns={"text": "1"})) == 2
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            ("I liked it a lot and more,pos\nb,neg\n", True),
+            ("a,0.5\nb,1.5\n", True),
+            ("good,pos\nbad,neg\nfine,pos\n", True),
+            ("0,1\na,b\n", False),  # as pandas calls columns without names
+            ("review,stars\na,1\nb,2\n", False),
+            ("text,2019\na,1\nb,2\n", False),
+        ],
+    )
+    def test_names_that_look_like_a_record_are_told(self, tmp_path, content, told):
+        notes = read(write(tmp_path, "a.csv", content)).notes
+        assert any("is taken for the names" in note for note in notes) is told
+
+    @pytest.mark.parametrize("content", ["good film,1\nb,0\n", '["good film","1"]\n["b","0"]\n'])
+    def test_are_the_way_out_of_missing_names(self, tmp_path, content):
+        path = write(tmp_path, "a.jsonl" if content[0] == "[" else "a.csv", content)
+        with pytest.raises(DataError, match="no column 'text'") as caught:
+            read(path).mapped({}, ["text", "label"])
+        assert caught.value.hint.endswith(
+            "If line 1 is a record and names no columns, number them: "
+            "data.columns.text=1 data.columns.label=2"
+        )
+
+
+class TestLists:
+    """JSON whose records are lists: the first names the columns."""
+
+    @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+    def test_a_line(self, tmp_path, ends):
+        content = ends.join(['["text", "label"]', '["good film", "1"]', '["电影不好看", "0"]'])
+        records = read(write(tmp_path, "a.jsonl", content))
+        assert (list(records.rows), list(records.lines)) == (ROWS, [2, 3])
+
+    def test_an_array(self, tmp_path):
+        content = [["text", "label"], *([*row.values()] for row in ROWS)]
+        records = read(write(tmp_path, "a.json", json.dumps(content, indent=1)))
+        assert list(records.rows) == ROWS
+        assert records.where(0).endswith("row 2")
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ('["a", 1]\n["b", 0]\n', "line 1: expected an object, found a list that names no"),
+            ('["a", "a"]\n["b", 0]\n', "line 1: expected an object, found a list that names no"),
+            ('["a", "b"]\n["b"]\n', "line 2: 1 values, but line 1 is a list of 2"),
+            ('["a", "b"]\n{"a": 1}\n', "line 2: a dict, but line 1 is a list of 2"),
+            ('[{"a": 1}]\n[{"a": 2}]\n', "line 1: expected an object, found a list"),
+            ('{"a": 1}\n["b"]\n', "line 2: expected an object, found list"),
+        ],
+    )
+    def test_others_are_named(self, tmp_path, content, said):
+        path = write(tmp_path, "a.jsonl", content)
+        assert refused(path).message.startswith(f"{path}, {said}")
+
+
+class TestRowsUnderData:
+    def test_are_the_records(self, tmp_path):
+        path = write(tmp_path, "a.json", json.dumps({"version": "1.0", "data": ROWS}, indent=1))
+        records = read(path)
+        assert list(records.rows) == ROWS
+        assert records.notes == (f"{path}: the records are those under 'data'",)
+
+    def test_one_object_over_several_lines_is_a_record(self, tmp_path):
+        records = read(write(tmp_path, "a.json", json.dumps(ROWS[0], indent=1)))
+        assert list(records.rows) == ROWS[:1]
 
 
 class TestLines:
@@ -262,7 +425,8 @@ class TestTableErrors:
         [
             "text,\na,\nb,left over\n",  # something stands in the last column
             ",label\na film,1\n",  # not an index: the texts themselves
-            ",text,\n0,a,\n",  # both
+            ",text,\nx,a,\n",  # no index, though nothing stands in the last column
+            "text,,\na,,left over\n",
             "text,,label\na,,1\n",
             '""\n1\n',
         ],

@@ -53,6 +53,37 @@ def test_questions_to_predict_on_need_no_answers(tmp_path: Path) -> None:
     assert read(written(tmp_path, content)).rows[0]["answers"] == {"text": [], "answer_start": []}
 
 
+PARAGRAPH = {"context": "Is a film.", "qas": [QUESTION]}
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ([PARAGRAPH], "row 1.qas[0]"),  # simpletransformers
+        ([{"title": "", "paragraphs": [PARAGRAPH]}], "row 1.paragraphs[0].qas[0]"),
+        ({"version": "2.0", "data": [PARAGRAPH]}, "data[0].qas[0]"),
+        (PARAGRAPH, "line 1.qas[0]"),
+    ],
+)
+def test_articles_and_paragraphs_may_stand_by_themselves(
+    tmp_path: Path, content: Any, place: str
+) -> None:
+    if isinstance(content, dict) and "data" not in content:
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    else:
+        path = written(tmp_path, content)
+    expected = read(written(tmp_path / "..", nested(PARAGRAPH))).rows[0]
+    assert list(read(path).rows) == [{**expected, "title": ""}]
+    broken = (
+        path.read_text(encoding="utf-8").replace("What is it?", "").replace('"question"', '"q"')
+    )
+    path.write_text(broken, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert error.value.message.startswith(f"{path}, {place} (id q1): expected a str as 'question'")
+
+
 @pytest.mark.parametrize(
     ("paragraph", "said"),
     [

@@ -5,69 +5,162 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from pretune.data.columns import looks_like_record, numbered_columns
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.text.decode import decode_file, lines_of
 
 _INDEX, _NOTHING = re.compile(r"\s*\d+\s*"), re.compile(r"\s*")
+#: The first line in which Excel says the delimiter; its end stays, so that lines keep their number.
+_SEPARATOR = re.compile(r'"?sep=([^\r\n"])"?[^\S\r\n]*(?=[\r\n])', re.IGNORECASE)
+_FIRST_LINE = re.compile(r"[^\r\n]*\S[^\r\n]*")
+#: Delimiters that tables have, and their names for people.
+_NAMES = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+#: How much is read to tell the delimiter.
+_PROBE_CHARS, _PROBE_LINES = 1 << 16, 50
 
 
-def read_table(path: Path, encoding: str, delimiter: str, *, quoted: bool) -> Records:
+def read_table(
+    path: Path,
+    encoding: str,
+    delimiter: str,
+    quoting: str,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> Records:
     """Read a table whose first line names the columns.
 
-    One column may lack a name, and is left out: numbers before all other columns (the index that
-    pandas writes), or nothing after all others (a delimiter at the end of each line). If `quoted`,
-    double quotes hold fields together.
+    Columns may lack a name, and are left out, where they hold nothing after all others (delimiters
+    at the end of each line), or numbers before them (the index that pandas writes). Where the lines
+    are separated by another delimiter throughout, that one is taken; `sep=;` in the first line, as
+    Excel writes it, decides it.
+
+    Args:
+        path: the file.
+        encoding: of its text.
+        delimiter: what the file's name says, a comma or a tab.
+        quoting: `standard`: double quotes hold fields together; `none`: they are characters like
+            any other; `auto`: standard, but none in a `.tsv` with tabs.
+        columns: the task's names of columns -> those in the data. Numbers say that the table has no
+            line with names (see `numbered_columns`).
 
     Raises:
         DataError: a header with empty or repeated names, a row with another number of fields than
             the header, or a quote that is left open; names the line.
     """
-    header: tuple[str, ...] = ()
-    header_line, spare = 0, None
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    text = decode_file(path, encoding)
-    for number, fields in _fields(path, text, delimiter, quoted=quoted):
-        # The first line that is not blank is the header.
-        if not header:
-            header_line, header = number, tuple(name.strip() for name in fields)
-            spare = _nameless_column(header)
-            if len(set(header)) < len(header) or ("" in header and spare is None):
-                raise _bad_header(path, header_line, header)
-            continue
-        if len(fields) != len(header):
-            raise DataError(
-                f"{path}, line {number}: {len(fields)} fields, but the header names {len(header)} "
-                f"({', '.join(header)})",
-                f"Repair the line, or change how quotes are read: data.quoting="
-                f"{'none' if quoted else 'standard'}",
-            )
-        row = dict(zip(header, fields, strict=True))
-        # A column without a name that holds anything else is a mistake in the header after all.
-        if spare is not None and not spare.fullmatch(row.pop("")):
-            raise _bad_header(path, header_line, header)
-        rows.append(row)
-        lines.append(number)
-    return Records(rows, str(path), lines, tuple(name for name in header if name))
+    text = decode_file(path, encoding).lstrip("\ufeff")
+    # The delimiter: what the first line says, or what all lines have, or what the name says.
+    notes, own = [], delimiter
+    if (stated := _SEPARATOR.match(text)) is not None:
+        delimiter, text = stated[1], text[stated.end() :]
+    elif (other := _other_delimiter(path, text, delimiter, quoting)) is not None:
+        delimiter = other
+        notes.append(f"{path}: read with {_NAMES[other]} between columns, not {_NAMES[own]}")
+    quoted = quoting == "standard" or (quoting == "auto" and (own, delimiter) != ("\t", "\t"))
+    # The first line that is not blank is the header.
+    lines = _fields(path, text, delimiter, quoted=quoted)
+    header_line, cells = next(lines, (0, []))
+    header = tuple(cell.strip().strip("\ufeff") for cell in cells)
+    numbers = numbered_columns(header, columns)
+    if numbers is not None:
+        notes.append(f"{path}: its columns are numbered, and line {header_line} is a record")
+        lines, header = chain([(header_line, cells)], lines), tuple(numbers)
+    table = _Table(path, header_line, header, delimiter, quoted=quoted)
+    rows, places = [], []
+    for number, fields in lines:
+        rows.append(table.row(number, fields))
+        places.append(number)
+    if numbers is None and looks_like_record(table.names, rows):
+        names = ", ".join(map(repr, table.names))
+        notes.append(f"{path}: line {header_line} is taken for the names of the columns: {names}")
+    line = header_line if numbers is None else None
+    return Records(rows, str(path), places, table.names, header_line=line, notes=tuple(notes))
 
 
-def _nameless_column(header: tuple[str, ...]) -> re.Pattern[str] | None:
-    """What may stand in the column without a name; None where no such column is allowed."""
-    if len(header) < 2 or header.count("") != 1:
+def _other_delimiter(path: Path, text: str, delimiter: str, quoting: str) -> str | None:
+    """The delimiter of a table that does not have the one of its name; None where it has that.
+
+    The first line has names with it and without that of the name, and as many fields as at least
+    half of the next lines.
+    """
+    first = _FIRST_LINE.search(text)
+    if first is None or delimiter in first[0]:
         return None
-    return _INDEX if header[0] == "" else _NOTHING if header[-1] == "" else None
+    for other in _NAMES:
+        lines = _sample(path, text[:_PROBE_CHARS], other, quoted=quoting != "none")
+        header, *others = lines or [[]]
+        fits = sum(len(fields) == len(header) for fields in others)
+        if len(header) > 1 and all(map(str.strip, header)) and 2 * fits >= len(others):
+            return other
+    return None
 
 
-def _bad_header(path: Path, number: int, header: tuple[str, ...]) -> DataError:
-    return DataError(
-        f"{path}, line {number}: the header has empty or repeated names: {list(header)}",
-        "The first line must name every column once.",
-    )
+def _sample(path: Path, text: str, delimiter: str, *, quoted: bool) -> list[list[str]]:
+    """The fields of some lines, up to a quote that is left open, as in a text that is cut."""
+    lines = []
+    with suppress(DataError):
+        for _, fields in islice(_fields(path, text, delimiter, quoted=quoted), _PROBE_LINES):
+            lines.append(fields)
+    return lines
+
+
+class _Table:
+    """What the header of a table says of its rows.
+
+    Raises:
+        DataError: the header has empty or repeated names.
+    """
+
+    def __init__(
+        self, path: Path, line: int, header: tuple[str, ...], delimiter: str, *, quoted: bool
+    ) -> None:
+        self.path, self.line, self.header = path, line, header
+        self.delimiter, self.quoted = delimiter, quoted
+        self.names = tuple(name for name in header if name)
+        self.spare = _spare_columns(header)
+        if len({*self.names}) < len(self.names) or len(self.names) + len(self.spare) < len(header):
+            raise self._bad_header()
+
+    def row(self, number: int, fields: Sequence[str]) -> dict[str, Any]:
+        """The cells of line `number` by the names of their columns.
+
+        Raises:
+            DataError: another number of fields than names, or something in a nameless column.
+        """
+        if len(fields) != len(self.header):
+            named = _NAMES.get(self.delimiter, repr(self.delimiter))
+            quotes = f"Put a text with {named} in it in double quotes, or change"
+            raise DataError(
+                f"{self.path}, line {number}: {len(fields)} fields, but the header names "
+                f"{len(self.header)} ({', '.join(self.header)})",
+                f"{quotes if self.quoted else 'Repair the line, or change'} how quotes are read: "
+                f"data.quoting={'none' if self.quoted else 'standard'}",
+            )
+        # A column without a name that holds anything else is a mistake in the header after all.
+        if any(not pattern.fullmatch(fields[place]) for place, pattern in self.spare.items()):
+            raise self._bad_header()
+        return {name: cell for name, cell in zip(self.header, fields, strict=True) if name}
+
+    def _bad_header(self) -> DataError:
+        return DataError(
+            f"{self.path}, line {self.line}: the header has empty or repeated names: "
+            f"{list(self.header)}",
+            "The first line must name every column once. If it is a record, number the columns: "
+            "data.columns.text=1 data.columns.label=2, for example.",
+        )
+
+
+def _spare_columns(header: Sequence[str]) -> dict[int, re.Pattern[str]]:
+    """The columns that may lack a name, by their places, and what may stand in them."""
+    last = max((place for place, name in enumerate(header) if name), default=len(header))
+    index = {0: _INDEX} if header and not header[0] and last < len(header) else {}
+    return index | dict.fromkeys(range(last + 1, len(header)), _NOTHING)
 
 
 def _fields(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from pretune.data.readers.conll import CONLL_SUFFIXES, looks_like_conll, read_conll
 from pretune.data.readers.delimited import read_table
@@ -24,19 +25,26 @@ from pretune.errors import DataError, did_you_mean, similar_file
 #: How quotes in a CSV or TSV file may be read.
 QUOTINGS = ("auto", "standard", "none")
 
-#: From the end of a file's name to its reader, which takes the path, the encoding and the quoting.
-_READERS: dict[str, Callable[[Path, str, str], Records]] = {
+#: The task's names of columns -> those in the data.
+Columns = Mapping[str, str]
+
+#: From the end of a file's name to its reader, which takes the path, the encoding, the quoting and
+#: the names of columns.
+_READERS: dict[str, Callable[[Path, str, str, Columns], Records]] = {
     **dict.fromkeys(
-        (".jsonl", ".ndjson", ".json"), lambda path, encoding, quoting: read_json(path, encoding)
+        (".jsonl", ".ndjson", ".json"),
+        lambda path, encoding, quoting, columns: read_json(path, encoding, columns),
     ),
-    ".csv": lambda path, encoding, quoting: read_table(
-        path, encoding, ",", quoted=quoting != "none"
+    ".csv": lambda path, encoding, quoting, columns: read_table(
+        path, encoding, ",", quoting, columns
     ),
-    ".tsv": lambda path, encoding, quoting: read_table(
-        path, encoding, "\t", quoted=quoting == "standard"
+    ".tsv": lambda path, encoding, quoting, columns: read_table(
+        path, encoding, "\t", quoting, columns
     ),
-    ".parquet": lambda path, encoding, quoting: read_parquet(path),
-    **dict.fromkeys(CONLL_SUFFIXES, lambda path, encoding, quoting: read_conll(path, encoding)),
+    ".parquet": lambda path, encoding, quoting, columns: read_parquet(path),
+    **dict.fromkeys(
+        CONLL_SUFFIXES, lambda path, encoding, quoting, columns: read_conll(path, encoding, columns)
+    ),
 }
 
 #: Files whose names end like this hold rows with columns.
@@ -50,6 +58,7 @@ def read(
     quoting: str = "auto",
     max_chars: int = MAX_CHARS,
     text_unit: TextUnit = "blank-line",
+    columns: Columns = MappingProxyType({}),
 ) -> Records:
     """Read records.
 
@@ -66,6 +75,9 @@ def read(
         max_chars: a longer text is refused as a mistake (see `Records.text`).
         text_unit: what one record of a `.txt` file is: `blank-line`, a document, where blank lines
             separate documents, as `pretune prepare` reads them; or `file`, the whole file.
+        columns: the task's names of columns -> those in the data, which keep theirs here. Numbers
+            are for tables whose first line is a record, and for CoNLL columns: from 1, or from -1
+            backwards.
 
     Raises:
         DataError: missing, empty, broken or unknown, with the line where there is one; no such
@@ -80,7 +92,7 @@ def read(
     if (both := parallel_files(source)) is not None:
         records = read_parallel(*both, encoding)
     elif suffix == ".txt" and os.path.isfile(path) and looks_like_conll(path):
-        records = read_conll(path, encoding)
+        records = read_conll(path, encoding, columns)
     elif os.path.exists(path) and is_plain(path):
         records = read_plain(path, encoding, text_unit)
     elif os.path.isfile(path):
@@ -89,7 +101,7 @@ def read(
                 f"{path}: cannot tell the format from the name",
                 f"Name it with one of {', '.join(_READERS)}, .txt.",
             )
-        records = reader(path, encoding, quoting)
+        records = reader(path, encoding, quoting, columns)
     # Nothing to read under that name: a folder, a Hub dataset, or a mistake.
     elif os.path.isdir(path):
         raise DataError(

@@ -1,67 +1,153 @@
-"""JSON files: one object a line, an array of objects, or SQuAD's nested layout."""
+"""JSON files: one object or list a line, an array of these, or such an array under `data`.
+
+The objects are records, or SQuAD's articles or paragraphs, which hold many. The lists are a table,
+whose first line names the columns.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from pretune.data.readers.squad import squad_rows
-from pretune.data.records import Record, Records, all_columns
-from pretune.errors import DataError
-from pretune.text.decode import decode_file
+from pretune.data.columns import looks_like_record, numbered_columns
+from pretune.data.readers.squad import is_squad, squad_rows
+from pretune.data.records import Records, all_columns
+from pretune.errors import DataError, describe_value
+from pretune.text.decode import decode_file, lines_of
 
 _OBJECT = 'is one object, such as {"text": "...", "label": "..."}.'
+#: What may stand beside `data` in a file whose records are there.
+_ABOUT = {"version", "name", "description", "license", "language", "date", "split", "info", "url"}
 
 
-def read_json(path: Path, encoding: str = "utf-8") -> Records:
-    """Read a file of JSON: its content tells which of the three layouts it has.
+def read_json(
+    path: Path, encoding: str = "utf-8", columns: Mapping[str, str] = MappingProxyType({})
+) -> Records:
+    """Read a file of JSON: its content tells which of the layouts it has.
+
+    `columns` has the task's names of columns -> those in the data. Numbers say that the first list
+    of a file of lists is a record (see `numbered_columns`).
 
     Raises:
-        DataError: not valid JSON, or something else than objects; names the line or the row.
+        DataError: not valid JSON, or something else than objects or lists; names the line or the
+            row.
     """
     text = decode_file(path, encoding)
+    whole = _whole_value(path, text)
+    notes: tuple[str, ...] = ()
     lines: list[int] | None = None
-    if text.lstrip().startswith("["):
-        rows = _array_rows(path, text)
-    elif path.suffix.lower() == ".json" and (nested := squad_rows(path, text)) is not None:
-        rows = nested
+    # An array of records, an object that holds one, or a record a line.
+    if isinstance(whole, list):
+        values, places = whole, [f"row {number}" for number in range(1, len(whole) + 1)]
+    elif (under := _under_data(whole)) is not None:
+        values, places = under, [f"data[{number}]" for number in range(len(under))]
+        if not is_squad(values):
+            notes = (f"{path}: the records are those under 'data'",)
     else:
-        rows, lines = _line_rows(path, text)
-    return Records(rows, str(path), lines, all_columns(rows))
+        values, lines = _line_values(path, text) if whole is None else ([whole], [1])
+        places = [f"line {number}" for number in lines]
+    # What the values are.
+    if is_squad(values):
+        rows = squad_rows(path, values, places)
+        return Records(rows, str(path), None, all_columns(rows))
+    if values and isinstance(values[0], list):
+        return _table(path, values, places, lines, columns)
+    for place, value in zip(places, values, strict=True):
+        if not isinstance(value, dict):
+            each = "element" if lines is None else "line"
+            raise DataError(
+                f"{path}, {place}: expected an object, found {type(value).__name__}",
+                f"Each {each} {_OBJECT}",
+            )
+    return Records(values, str(path), lines, all_columns(values), notes=notes)
 
 
-def _array_rows(path: Path, text: str) -> list[Record]:
+def _whole_value(path: Path, text: str) -> Any:
+    """The value of a file that is one array, or an object in a `.json`; None for JSON lines."""
+    start = text.lstrip()[:1]
+    if start != "[" and (start != "{" or path.suffix.lower() != ".json"):
+        return None
     try:
-        rows: list[Record] = json.loads(text)
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        # A broken object, and more after the first value, are for those who name the line.
+        if start == "{" or error.msg == "Extra data":
+            return None
+        raise _not_json(str(path), error) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})", "Repair it at that place.") from None
-    for number, row in enumerate(rows, start=1):
-        _check_object(row, f"{path}, row {number}", "element")
-    return rows
+        if start == "{":
+            return None
+        raise _not_json(str(path), error) from None
 
 
-def _line_rows(path: Path, text: str) -> tuple[list[Record], list[int]]:
-    """The objects of JSON lines, and the line (1-based) of each; blank lines are passed over."""
-    rows: list[Record] = []
+def _not_json(place: str, error: Exception) -> DataError:
+    return DataError(f"{place}: not valid JSON ({error})", "Repair it at that place.")
+
+
+def _under_data(whole: Any) -> list[Any] | None:
+    """The records of an object that holds them as `data`; None for an object of another kind."""
+    values = whole.get("data") if isinstance(whole, dict) else None
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        return None
+    return values if is_squad(values) or not {*whole} - {"data"} - _ABOUT else None
+
+
+def _line_values(path: Path, text: str) -> tuple[list[Any], list[int]]:
+    """The values of JSON lines, and the line (1-based) of each; blank lines are passed over."""
+    values: list[Any] = []
     lines: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            values.append(json.loads(line))
         except (ValueError, RecursionError) as error:  # ValueError also for a number of 5000 digits
             raise DataError(
                 f"{path}, line {number}: not valid JSON ({error})", f"Each line {_OBJECT}"
             ) from None
-        _check_object(row, f"{path}, line {number}", "line")
-        rows.append(row)
         lines.append(number)
-    return rows, lines
+    return values, lines
 
 
-def _check_object(row: Any, where: str, what: str) -> None:
-    if not isinstance(row, dict):
+def _table(
+    path: Path,
+    values: Sequence[Any],
+    places: Sequence[str],
+    lines: list[int] | None,
+    columns: Mapping[str, str],
+) -> Records:
+    """The records of a file of lists, whose first names the columns unless these are numbered."""
+    # The names of the columns.
+    first = values[0]
+    numbers = numbered_columns([c if isinstance(c, str) else "" for c in first], columns)
+    named = all(isinstance(cell, str) and cell for cell in first)
+    if not first or (numbers is None and not (named and len({*first}) == len(first))):
         raise DataError(
-            f"{where}: expected an object, found {type(row).__name__}", f"Each {what} {_OBJECT}"
+            f"{path}, {places[0]}: expected an object, found a list that names no columns",
+            f"Each record {_OBJECT} Or the first list names the columns, "
+            '["text", "label"]; or number them: data.columns.text=1 data.columns.label=2.',
         )
+    names, begin, rows = numbers or first, int(numbers is None), []
+    # The other lists, or all of them.
+    for place, value in zip(places[begin:], values[begin:], strict=True):
+        if not isinstance(value, list) or len(value) != len(names):
+            given = f"{len(value)} values" if isinstance(value, list) else describe_value(value)
+            raise DataError(
+                f"{path}, {place}: {given}, but {places[0]} is a list of {len(names)}",
+                "Each list has a value for each column.",
+            )
+        rows.append(dict(zip(names, value, strict=True)))
+    own, numbered = lines and lines[begin:], range(begin + 1, len(values) + 1)
+    records = Records(rows, str(path), own, tuple(names), numbers=numbered)
+    if numbers is not None:
+        return records.noting(f"{path}: its columns are numbered, and {places[0]} is a record")
+    if looks_like_record(names, rows):
+        shown = ", ".join(map(repr, names))
+        records = records.noting(
+            f"{path}: {places[0]} is taken for the names of the columns: {shown}"
+        )
+    return replace(records, header_line=1 if lines is None else lines[0])

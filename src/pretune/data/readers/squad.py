@@ -3,62 +3,75 @@
     {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [{"id": ..., "question": ...,
       "answers": [{"text": ..., "answer_start": ...}], "is_impossible": ...}]}]}]}
 
+The articles may stand in a list of their own, and so may the paragraphs.
+
 Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretune.errors import DataError, describe_value
 
+#: Values looked at to tell the layout.
+_PROBED = 100
 
-def squad_rows(path: Path, text: str) -> list[dict[str, Any]] | None:
-    """The rows of a SQuAD file, one a question; None for JSON of another layout.
+
+def is_squad(values: Sequence[Any]) -> bool:
+    """Whether some of the first values of JSON are SQuAD's articles or paragraphs."""
+    return any(
+        isinstance(value, Mapping)
+        and (_holds_objects(value.get("paragraphs")) or {"context", "qas"} <= {*value})
+        for value in values[:_PROBED]
+    )
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, Mapping) for part in value)
+
+
+def squad_rows(path: Path, values: Sequence[Any], places: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of SQuAD's articles or paragraphs, one a question.
 
     A row has the columns of the Hub's `rajpurkar/squad`: `id`, `title`, `context` (one string
     object for all questions of a paragraph), `question`, `answers` (`{"text": [...],
     "answer_start": [...]}`) and, where the file has it, `is_impossible`.
 
+    Args:
+        path: the file, for errors.
+        values: articles with `paragraphs`, or paragraphs with `context` and `qas`.
+        places: of the values in the file.
+
     Raises:
         DataError: a part is missing or of the wrong type; names the place in the nested JSON.
     """
-    # SQuAD is one object with articles that have paragraphs; anything else is for other readers.
-    if not text.lstrip().startswith("{"):
-        return None
-    try:
-        articles = json.loads(text).get("data")
-    except (ValueError, RecursionError):
-        return None  # JSON lines, or broken: the reader of JSON lines names the line
-    if not isinstance(articles, list) or not any(
-        isinstance(article, dict) and "paragraphs" in article for article in articles
-    ):
-        return None
-    return list(_rows(path, articles))
+    both = zip(places, values, strict=True)
+    return [row for place, value in both for row in _rows(path, place, value)]
 
 
-def _rows(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
-    for a, article in enumerate(articles):
-        at = f"data[{a}]"
-        for p, paragraph in enumerate(_part(path, at, article, "paragraphs", list)):
-            below = f"{at}.paragraphs[{p}]"
-            context = _part(path, below, paragraph, "context", str)
-            for q, item in enumerate(_part(path, below, paragraph, "qas", list)):
-                place = f"{below}.qas[{q}]"
-                question = _part(path, place, item, "question", str)  # `item` is an object, then
-                row = {
-                    "id": str(item.get("id", place)),
-                    "title": article.get("title", ""),
-                    "context": context,
-                    "question": question,
-                    "answers": _answers(path, place, item),
-                }
-                if "is_impossible" in item:
-                    row["is_impossible"] = _part(path, place, item, "is_impossible", bool)
-                yield row
+def _rows(path: Path, at: str, article: Any) -> Iterator[dict[str, Any]]:
+    # A paragraph may stand where an article would.
+    alone = isinstance(article, Mapping) and "qas" in article
+    paragraphs = [article] if alone else _part(path, at, article, "paragraphs", list)
+    for p, paragraph in enumerate(paragraphs):
+        below = at if alone else f"{at}.paragraphs[{p}]"
+        context = _part(path, below, paragraph, "context", str)
+        for q, item in enumerate(_part(path, below, paragraph, "qas", list)):
+            place = f"{below}.qas[{q}]"
+            question = _part(path, place, item, "question", str)  # `item` is an object, then
+            row = {
+                "id": str(item.get("id", place)),
+                "title": article.get("title", ""),
+                "context": context,
+                "question": question,
+                "answers": _answers(path, place, item),
+            }
+            if "is_impossible" in item:
+                row["is_impossible"] = _part(path, place, item, "is_impossible", bool)
+            yield row
 
 
 def _answers(path: Path, place: str, item: Mapping[str, Any]) -> dict[str, list[Any]]:
