@@ -25,6 +25,8 @@ from pretune.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pretune.data.records import Records
+
 Function = TypeVar("Function", bound=Callable[..., None])
 
 #: The exit code after a mistake that the user can correct.
@@ -197,6 +199,12 @@ def to_stderr(*, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=quiet)
+
+
+def print_notes(records: Records) -> None:
+    """Tell people on standard error how records were read."""
+    for note in records.notes:
+        to_stderr().print(note, soft_wrap=True)
 
 
 def print_result(result: dict[str, Any], *views: Any, as_json: bool) -> None:

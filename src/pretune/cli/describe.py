@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, print_result, progress_bar, to_stderr
+from pretune.cli.app import command, print_notes, print_result, progress_bar, to_stderr
 from pretune.errors import PretuneError, not_writable
 
 
@@ -69,7 +69,10 @@ def describe(
         raise PretuneError(f"--png {png}: is a file", "Give the name of a folder.")
     # Read all data, then look at them together: leaks are texts that two files have.
     sources = [*data, *(validation or [])]
-    files = [read(source, encoding=encoding, quoting=quoting) for source in sources]
+    named = {name: name for name in (*(text or ()), label) if name is not None}
+    files = [read(name, encoding=encoding, quoting=quoting, columns=named) for name in sources]
+    for records in files:
+        print_notes(records)
     # Near-duplicates are looked for between files, if the extra for that is installed.
     looks_near = near > 0 and len(files) > 1 and find_spec("datasketch") is not None
     chosen = None if tokenizer is None else find_tokenizer(tokenizer)

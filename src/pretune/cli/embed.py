@@ -10,7 +10,14 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, print_result, progress_bar, to_stderr, to_stdout
+from pretune.cli.app import (
+    command,
+    print_notes,
+    print_result,
+    progress_bar,
+    to_stderr,
+    to_stdout,
+)
 from pretune.errors import PretuneError
 
 
@@ -71,6 +78,7 @@ def embed(
     if output is not None:
         check_output(output, overwrite=overwrite)
     records, texts, blank = read_texts(data, column=column, encoding=encoding, quoting=quoting)
+    print_notes(records)
     # Blank lines have no vector, so the vectors have other numbers than the lines.
     if blank:
         note = f"blank lines left out: {blank:,}; the vectors are of the other lines, in order"

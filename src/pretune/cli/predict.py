@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.app import command, print_notes, progress_bar, to_stderr, to_stdout
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def predict(
     elif file is not None:
         names = options.column_pairs(columns)
         records = read_inputs(bundle, file, columns=names, encoding=encoding, quoting=quoting)
+        print_notes(records)
         starts = range(0, len(records), ROWS_AT_A_TIME)
         batches = (records.take(range(i, min(i + ROWS_AT_A_TIME, len(records)))) for i in starts)
     else:

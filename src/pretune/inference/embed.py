@@ -250,7 +250,8 @@ def read_texts(
         rows = [{"text": line} for _, line in lines]
         records = Records(rows, source, [number for number, _ in lines], ("text",))
     else:
-        records = read(source, encoding=encoding, quoting=quoting)
+        named = {} if column is None else {column: column}
+        records = read(source, encoding=encoding, quoting=quoting, columns=named)
     columns = text_columns(records, [column] if column else None, label_column(records))
     if len(columns) > 1:
         raise DataError(

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.readers.conversations import ALPACA, CONVERSATIONS, MESSAGES
 from pretune.data.readers.files import TABLE_SUFFIXES
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Prediction, Preprocessor, ReadsStream, with_answers
-from pretune.tasks.features import longest_text, read_for, record_features
+from pretune.tasks.features import known_columns, longest_text, read_for, record_features
 from pretune.text.decode import TextDecoder, decode_file, encoding_hint, lines_of
 
 
@@ -132,16 +131,9 @@ def _texts(count: int) -> str:
     return "one text" if count == 1 else f"{count} texts"
 
 
-#: A task's column -> further columns that it reads with it or instead of it.
-_RELATED = {MESSAGES: (CONVERSATIONS, *ALPACA), "answers": ("id", "is_impossible")}
-
-
 def column_names(bundle: Bundle, given: Mapping[str, str] | None) -> ColumnNames:
     """Return the data's names for the columns of a model's task."""
-    task = task_of(bundle)
-    known = [*task.inputs, *task.targets]
-    known += [name for column in known for name in _RELATED.get(column, ())]
-    return ColumnNames(bundle.columns, given or {}, known)
+    return ColumnNames(bundle.columns, given or {}, known_columns(task_of(bundle)))
 
 
 def read_inputs(

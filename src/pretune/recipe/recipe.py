@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,7 +93,7 @@ class Recipe(RecipeSection):
         Raises:
             RecipeError: no such recipe, not YAML, an unknown key or a wrong value.
         """
-        values, origin = _read_source(str(source))
+        values, origin = _read_source(str(source), overrides)
         return cls.of(_override(values, overrides), origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
@@ -152,7 +153,22 @@ def _added_text(name: str) -> str:
         ) from None
 
 
-def _read_source(source: str) -> tuple[dict[str, Any], str]:
+@cache
+def usual_columns(task: str) -> set[tuple[str, str]]:
+    """The names that built-in and installed recipes of a task give to its columns: (ours, theirs).
+
+    They are for the data of these recipes, and may be wrong for others.
+    """
+    names: set[tuple[str, str]] = set()
+    for origin, text in named_recipes().items():
+        values = yaml12.parse(text, origin)
+        section = values.get("task") if isinstance(values, Mapping) else None
+        if task == (section.get("name") if isinstance(section, Mapping) else section):
+            names |= {*((values.get("data") or {}).get("columns") or {}).items()}
+    return names
+
+
+def _read_source(source: str, overrides: Overrides) -> tuple[dict[str, Any], str]:
     """The values of a recipe, and where they came from for errors."""
     path = Path(source)
     built_in = builtin_recipes()
@@ -164,7 +180,7 @@ def _read_source(source: str) -> tuple[dict[str, Any], str]:
         origin = f"recipe {source} of {ADDED_RECIPES.package_of(source)}"
     # A file: labelled data or YAML.
     elif os.path.isfile(path) and path.suffix.lower() in TABLE_SUFFIXES:
-        return _for_data(source), f"defaults for {source}"
+        return _for_data(source, overrides), f"defaults for {source}"
     elif os.path.isfile(path):  # pathlib's raises for names that no file can have
         try:
             text, origin = path.read_text(encoding="utf-8"), source
@@ -187,9 +203,13 @@ def _read_source(source: str) -> tuple[dict[str, Any], str]:
     return values, origin
 
 
-def _for_data(source: str) -> dict[str, Any]:
+def _for_data(source: str, overrides: Overrides) -> dict[str, Any]:
     """The recipe for somebody who has only a labelled file: its columns tell the task."""
-    columns = set(read(source).columns)
+    # The file is read as the overrides say.
+    values = {"task": {"name": "classify"}, "data": {"train": source}}
+    data = Recipe.of(_override(values, overrides), f"defaults for {source}").data
+    records = read(source, encoding=data.encoding, quoting=data.quoting, columns=data.columns)
+    columns = {*records.columns, *data.columns}
     task: dict[str, Any] = {"name": "classify"}
     if {"question", "context", "answers"} <= columns:
         task = {"name": "answer", **({"no_answer": True} if "is_impossible" in columns else {})}

@@ -87,6 +87,10 @@ class ModelSection(RecipeSection):
     )
 
 
+#: The name of a column in the data, or its number.
+ColumnName = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
+
+
 class DataSection(RecipeSection):
     """What is learned from."""
 
@@ -98,9 +102,10 @@ class DataSection(RecipeSection):
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.1, description="The same; or a share of the training data to hold back (0.1); or null."
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, ColumnName] = Field(
         default_factory=dict,
-        description="What the data calls the task's columns, e.g. {text: body, label: intent}.",
+        description="What the data calls the task's columns, e.g. {text: body, label: intent}; "
+        "numbers where no line names them, e.g. {text: 1, label: -1}.",
     )
     encoding: str = Field("utf-8", description="Encoding of text files, e.g. gb18030.")
     quoting: Literal["auto", "standard", "none"] = Field(

@@ -135,6 +135,11 @@ class Preprocessor(ABC):
         return {}
 
     @property
+    def optional(self) -> dict[str, str]:
+        """The columns that are read too where the data has them, each with a description."""
+        return {"id": "what messages call the record"}
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
         """The columns from which a new tokenizer is trained."""
         return tuple(self.inputs)
@@ -409,9 +414,15 @@ class UsesTokenizer(ABC):
 class AdaptsRecords(ABC):
     """Ability: accepts records in several formats."""
 
+    #: The columns of these formats.
+    sources: ClassVar[tuple[str, ...]] = ()
+
     @abstractmethod
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         """Convert records to the format that the task reads.
+
+        Columns that were made into others are left out of the result: what is left and is none of
+        the task's columns is reported as not used.
 
         Args:
             records: the records as read from their file.

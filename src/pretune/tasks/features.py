@@ -75,6 +75,7 @@ def read_for(
         quoting=quoting,
         max_chars=longest_text(task) if max_chars is None else max_chars,
         text_unit="file" if isinstance(task, ReadsStream) else "blank-line",
+        columns=columns,
     )
     return adapt_records(task, records, columns, with_targets=with_targets)
 
@@ -90,6 +91,16 @@ def adapt_records(
     if isinstance(task, AdaptsRecords):
         records = task.adapted(records, columns, with_targets)
     return records.mapped(columns, [*task.inputs, *(task.targets if with_targets else ())])
+
+
+def own_columns(task: Preprocessor) -> tuple[str, ...]:
+    """All columns that a task reads."""
+    return tuple({**task.inputs, **task.targets, **task.optional})
+
+
+def known_columns(task: Preprocessor) -> tuple[str, ...]:
+    """The columns that a task reads, and those that it makes them of."""
+    return (*own_columns(task), *(task.sources if isinstance(task, AdaptsRecords) else ()))
 
 
 def longest_text(task: Preprocessor) -> int:

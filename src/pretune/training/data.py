@@ -14,13 +14,19 @@ from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
 from pretune.data.readers.plain_text import TEXT_UNITS
-from pretune.data.records import Records
+from pretune.data.records import ColumnNames, Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.families import preset
-from pretune.recipe.recipe import Recipe
+from pretune.recipe.recipe import Recipe, usual_columns
 from pretune.tasks.base import AnyTask, Preprocessor, ReadsStream
 from pretune.tasks.builtin import task_class
-from pretune.tasks.features import FeatureCache, featurize, read_for
+from pretune.tasks.features import (
+    FeatureCache,
+    featurize,
+    known_columns,
+    own_columns,
+    read_for,
+)
 from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.logging import Reporter
@@ -30,6 +36,8 @@ from pretune.training.run_folder import RECIPE, RunFolder
 Data = Records | StoredDocuments
 #: How many records that were skipped or repaired are shown.
 SHOWN = 3
+#: How many columns that are not used are named.
+SHOWN_COLUMNS = 10
 
 
 def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
@@ -39,13 +47,27 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         DataError: missing, broken, or without a column that the task needs.
     """
     data = recipe.data
-    train = _read(recipe, data.train)
+    # What the recipe calls the columns must be there, but for names of a built-in recipe: the data
+    # may be others than its own. Validation data may also have the task's names.
+    usual = usual_columns(recipe.task.name) if data.columns else set()
+    given = {ours: theirs for ours, theirs in data.columns.items() if (ours, theirs) not in usual}
+    train = _read(recipe, data.train, given)
+    if isinstance(train, Records):
+        train = _noting_unused(recipe, train)
     validation: Data | None = None
     if isinstance(data.validation, str):
-        validation = _read(recipe, data.validation)
+        validation = _read(recipe, data.validation, {})
     elif data.validation is not None:
         train, validation = _hold_back(recipe, train, data.validation)
     return train.head(data.limit), validation
+
+
+def _noting_unused(recipe: Recipe, records: Records) -> Records:
+    """Note the columns that the task does not read."""
+    own = own_columns(task_class(recipe.task.name)(recipe.task))
+    unused = [name for name in records.columns if name not in own]
+    shown = ", ".join(unused[:SHOWN_COLUMNS]) + ", ..." * (len(unused) > SHOWN_COLUMNS)
+    return records.noting(f"{records.origin}: columns not used: {shown}") if unused else records
 
 
 def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
@@ -74,7 +96,7 @@ def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
     kept, held_back = np.flatnonzero(~out), np.flatnonzero(out)
     if isinstance(data, StoredDocuments):
         return data.take(kept), data.take(held_back)
-    return data.take(kept.tolist()), data.take(held_back.tolist())
+    return data.take(kept.tolist()), replace(data, notes=()).take(held_back.tolist())
 
 
 def _fill(sizes: NDArray[np.int64], count: int) -> list[int]:
@@ -123,17 +145,17 @@ def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
         cut = int(len(text) * (1 - share))
         beginnings.append({**record, "text": text[:cut]})
         ends.append({**record, "text": text[cut:]})
-    return replace(records, rows=beginnings), replace(records, rows=ends)
+    return replace(records, rows=beginnings), replace(records, rows=ends, notes=())
 
 
-def _read(recipe: Recipe, source: str) -> Data:
+def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
     if is_corpus(source):
         return StoredDocuments.open(source)
-    data = recipe.data
+    data, task = recipe.data, task_class(recipe.task.name)(recipe.task)
     return read_for(
-        task_class(recipe.task.name)(recipe.task),
+        task,
         source,
-        columns=data.columns,
+        columns=ColumnNames(data.columns, given, known_columns(task)),
         encoding=data.encoding,
         quoting=data.quoting,
         max_chars=data.max_chars,
@@ -221,7 +243,10 @@ def read_features(
     *,
     evaluation: bool = False,
 ) -> Features:
-    """Make the features of some data, and report their number and what is wrong with them."""
+    """Make the features of some data; report how they were read, their number and what is wrong."""
+    if isinstance(records, Records):
+        for note in records.notes:
+            reporter.say(note)
     with reporter.working(f"reading {what}", len(records)) as done:
         features = featurize(
             *(task, records, bundle.tokenizer),

@@ -66,6 +66,7 @@ class Rank(Task[RankOptions, Ranking], AdaptsRecords):
     options_type: ClassVar[type[RankOptions]] = RankOptions
     head: ClassVar[str] = "multiple_choice"  # a linear layer with one output for each sequence
     best_by: ClassVar[str] = "pair_accuracy"
+    sources: ClassVar[tuple[str, ...]] = ("text_better", "text_worse")
 
     # Preprocessor: from records to features.
 
@@ -83,13 +84,16 @@ class Rank(Task[RankOptions, Ranking], AdaptsRecords):
     @override
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         # The other usual form of such data has the better document always in the same column.
-        if not {"text_better", "text_worse"} <= set(records.columns):
+        records = records.mapped(columns, ())
+        if not {*self.sources} <= {*records.columns}:
             return records
+        renamed = {"text_better": "text_a", "text_worse": "text_b"}
         rows = [
-            {**row, "text_a": row["text_better"], "text_b": row["text_worse"], "better": "a"}
+            {renamed.get(name, name): value for name, value in row.items()} | {"better": "a"}
             for row in records.rows
         ]
-        return replace(records, rows=rows, columns=(*records.columns, "text_a", "text_b", "better"))
+        columns = [*(renamed.get(name, name) for name in records.columns), "better"]
+        return replace(records, rows=rows, columns=tuple(dict.fromkeys(columns)))
 
     @override
     def features(

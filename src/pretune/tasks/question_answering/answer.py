@@ -176,6 +176,10 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     targets: ClassVar[dict[str, str]] = {
         "answers": 'its answers: {"text": [...], "answer_start": [...]}'
     }
+    optional: ClassVar[dict[str, str]] = {
+        "id": "the question's own name",
+        "is_impossible": "true where the passage has no answer",
+    }
     shown: ClassVar[tuple[str, ...]] = ("id", "question")  # the passage may be a book
     kept_together: ClassVar[tuple[str, ...]] = ("context",)  # else training would know the passages
 
