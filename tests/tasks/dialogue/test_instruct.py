@@ -24,6 +24,7 @@ from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError
 from pretune.inference.chat import Conversation
 from pretune.inference.generate import TextGenerator
+from pretune.recipe.recipe import Recipe
 from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
 from pretune.tasks.dialogue.replies import (
     ASKED,
@@ -37,6 +38,7 @@ from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.tokenizers.chat_template import TEMPLATES
 from pretune.tokenizers.train import train_tokenizer
+from pretune.training.data import read_data
 from pretune.training.run import train_recipe
 from pretune.training.validation import evaluate_features
 from tests.tasks.chats import instruct_recipe
@@ -257,15 +259,168 @@ SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", 
         ({**ALPACA, "input": 0, "output": 0}, [("user", "Add\n\n0"), ("assistant", "0")]),
         (SHAREGPT, [("user", "Hi"), ("assistant", "Yes")]),
         ({"messages": messages(TALKS[1])}, TALKS[1]),
+        ({"prompt": "Add", "completion": "4"}, [("user", "Add"), ("assistant", "4")]),
+        (
+            {"prompt": messages(TALKS[0][:3]), "completion": messages(TALKS[0][3:])},  # as TRL's
+            TALKS[0],
+        ),
     ],
 )
-def test_three_forms_are_one(
+def test_the_forms_are_one(
     tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     actual = with_messages(read(tmp_path / "a.jsonl"), replies=True)
-    assert actual.rows[0]["messages"] == messages(expected)
-    assert "messages" in actual.columns
+    assert list(actual.rows) == [{"messages": messages(expected)}]
+    assert actual.columns == ("messages",)
+
+
+HISTORY = [["Hi", "Yes"], ["Sure?", "No"]]
+EARLIER = [("user", "Hi"), ("assistant", "Yes"), ("user", "Sure?"), ("assistant", "No")]
+ANSWERED = [("user", "Add\n\n2 and 2"), ("assistant", "4")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({**ALPACA, "system": "Be brief."}, [("system", "Be brief."), *ANSWERED]),
+        ({**ALPACA, "history": HISTORY}, [*EARLIER, *ANSWERED]),
+        (
+            {**ALPACA, "history": HISTORY, "system": "Be brief."},
+            [("system", "Be brief."), *EARLIER, *ANSWERED],
+        ),
+        *(({**ALPACA, "history": none, "system": none}, ANSWERED) for none in (None, "", [])[:2]),
+        ({**ALPACA, "history": []}, ANSWERED),
+        ({**ALPACA, "history": "[]", "system": " "}, ANSWERED),
+        ({**SHAREGPT, "system": "Be brief."}, [("system", "Be brief."), *EARLIER[:2]]),
+        (
+            {"messages": messages(EARLIER), "system": "Be brief."},
+            [("system", "Be brief."), *EARLIER],
+        ),
+        (
+            {"messages": messages([("system", "Be long."), *EARLIER]), "system": "Be brief."},
+            [("system", "Be long."), *EARLIER],
+        ),
+        (
+            {"prompt": "Hi", "completion": "Yes", "system": "Be brief."},
+            [("system", "Be brief."), *EARLIER[:2]],
+        ),
+    ],
+)
+def test_system_and_earlier_turns_as_llama_factory_reads_them(
+    row: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    """Its data/README.md: `history` comes before, and is learned; a system message in the
+    conversation overrides the column."""
+    given = Records([row], "talk.jsonl", [7], tuple(row))
+    assert with_messages(given, replies=True).rows == [{"messages": messages(expected)}]
+
+
+def test_the_replies_of_earlier_turns_are_learned() -> None:
+    row = {**ALPACA, "history": HISTORY, "system": "Be brief."}
+    data = with_messages(Records([row], "talk.jsonl", [7], tuple(row)), replies=True)
+    made = bundle()
+    (feature,) = Instruct(InstructOptions(max_length=96)).features(
+        data, range(1), made.tokenizer, with_targets=True
+    )
+    assert isinstance(feature, Feature)
+    learned = [token for token in feature.targets[NEXT] if token != IGNORED]
+    text = made.tokenizer.decode(learned, skip_special=False)
+    assert [part.strip() for part in text.split("<|im_end|>")] == ["Yes", "No", "4", ""]
+    assert "Be brief." in made.tokenizer.decode(feature.tokens)
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        (["Hi", "Yes"], "item 1: expected a question and its reply, both texts, found a str"),
+        ([["Hi"]], "item 1: expected a question and its reply, both texts, found a list of 1"),
+        ([["Hi", "Yes"], ["Hi", 3]], "item 2: expected a question and its reply"),
+        ("Hi", "expected a list of pairs, found a str"),
+    ],
+)
+def test_a_history_of_another_form_is_named(history: Any, said: str) -> None:
+    row = {**ALPACA, "history": history}
+    with pytest.raises(DataError) as caught:
+        with_messages(Records([row], "talk.jsonl", [7], tuple(row)), replies=True)
+    assert caught.value.message.startswith("talk.jsonl, line 7, column 'history'")
+    assert said in caught.value.message
+
+
+EMPTY: list[dict[str, Any]] = [
+    {**ALPACA, "output": ""},
+    {**ALPACA, "output": " "},
+    {**ALPACA, "output": None},
+    {**ALPACA, "output": float("nan")},
+    {**ALPACA, "instruction": "", "input": ""},
+    {**ALPACA, "history": [["Hi", ""]]},
+    {"messages": messages([("user", "a"), ("assistant", " ")])},
+    {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "a"}]},
+    {"prompt": "a", "completion": ""},
+]
+
+
+@pytest.mark.parametrize("row", EMPTY)
+def test_records_with_an_empty_message_are_left_out_and_counted(row: dict[str, Any]) -> None:
+    full = {"messages": messages(TALKS[1])}
+    if "messages" not in row:
+        full = dict.fromkeys(row, "x") if "conversations" not in row else SHAREGPT
+        full = {k: v for k, v in full.items() if k != "history"}
+    given = Records([full, row, full, row], "talk.jsonl", [1, 3, 5, 7], tuple(row))
+    read = with_messages(given, replies=True)
+    assert (len(read), list(read.lines or ())) == (2, [1, 5])
+    (note,) = read.notes
+    assert note.startswith(
+        "2 of 4 records left out for an empty message; the first: talk.jsonl, line 3, column '"
+    )
+    with pytest.raises(DataError, match=r"talk\.jsonl, line 3.*an empty (reply|message)"):
+        with_messages(given.take([1]), replies=True)
+
+
+def test_an_empty_question_is_an_error_where_answers_are_asked_for() -> None:
+    rows = [ALPACA, {**ALPACA, "instruction": "", "input": ""}]
+    with pytest.raises(DataError, match="line 2, column 'instruction': an empty message"):
+        with_messages(Records(rows, "talk.jsonl", [1, 2], tuple(ALPACA)), replies=False)
+    (row,) = with_messages(
+        Records([{**ALPACA, "output": ""}], "talk.jsonl", [1], tuple(ALPACA)), replies=False
+    ).rows
+    assert row["messages"] == messages(ANSWERED[:1])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message", "hint"),
+    [
+        (
+            ("instruction", "input", "outputs"),
+            "no column 'output'; it has 'instruction', 'input', 'outputs'",
+            "Did you mean 'outputs'? Say which one it is with data.columns.output=COLUMN",
+        ),
+        (("prompt", "completions"), "no column 'completion'", "Did you mean 'completions'?"),
+        (("prompt", "chosen", "rejected"), "no column 'completion'", ""),
+        (
+            ("Instruction", "Output"),
+            "no column 'messages', 'conversations', 'instruction', 'prompt'; it has 'Instruction'",
+            "Is it data.columns.instruction=Instruction?",
+        ),
+        (("question", "answer"), "it has 'question', 'answer'", "data.columns.messages=COLUMN, or"),
+    ],
+)
+def test_columns_of_another_name(columns: tuple[str, ...], message: str, hint: str) -> None:
+    given = Records([dict.fromkeys(columns, "x")], "talk.jsonl", [1], columns)
+    with pytest.raises(DataError) as caught:
+        with_messages(given, replies=True)
+    assert message in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_names_of_columns_are_mapped_once(tmp_path: Path) -> None:
+    row = {"question": "Add", "output": "4"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    columns = {"instruction": "question", "output": "output"}
+    values = {"data.train": str(tmp_path / "a.jsonl"), "data.validation": None}
+    data, _ = read_data(Recipe.load("instruct", {**values, "data.columns": columns}))
+    assert isinstance(data, Records)
+    assert data.rows == [{"messages": messages([("user", "Add"), ("assistant", "4")])}]
 
 
 def test_a_reply_of_nought_is_one_without_targets_too() -> None:
@@ -281,7 +436,7 @@ def test_a_reply_of_nought_is_one_without_targets_too() -> None:
         ([("user", "a"), ("user", "b")], "item 2: roles out of order: 'user' after 'user'"),
         ([("user", "a"), ("system", "b")], "'system' after 'user', expected assistant"),
         ([("usr", "a")], "the role 'usr' is not known\n  Did you mean 'user'?"),
-        ([("user", "a"), ("assistant", " ")], "item 2: an empty reply"),
+        ([("user", "a"), ("assistant", " ")], "item 2: an empty reply"),  # with no other record
         ([("user", "")], "item 1: an empty message"),
         ([], "found an empty list"),
     ],

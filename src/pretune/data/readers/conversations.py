@@ -1,18 +1,29 @@
-"""Conversations with roles: `messages`, ShareGPT's `conversations`, Alpaca's three columns.
+"""Conversations with roles: `messages`, ShareGPT's `conversations`, Alpaca's columns, prompts.
 
-All three become the column `messages` of `{"role": ..., "content": ...}`.
+All become the column `messages` of `{"role": ..., "content": ...}`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pretune.data.records import Records, is_missing
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import DataError, describe_value, did_you_mean, nearest
 
 MESSAGES, CONVERSATIONS = "messages", "conversations"
 ALPACA = ("instruction", "input", "output")
+PROMPT, COMPLETION = "prompt", "completion"
+SYSTEM, HISTORY = "system", "history"
+
+#: The columns of each form, by the column that tells it; the first form that is there is read.
+FORMS = {
+    MESSAGES: (MESSAGES, SYSTEM),
+    CONVERSATIONS: (CONVERSATIONS, SYSTEM),
+    ALPACA[0]: (*ALPACA, SYSTEM, HISTORY),
+    PROMPT: (PROMPT, COMPLETION, SYSTEM),
+}
 
 #: From the names that data sets give to roles to ours.
 ROLES = {
@@ -25,50 +36,129 @@ ROLES = {
 }
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A message, and where it stands in its record."""
+
+    role: str
+    content: str
+    column: str
+    item: int | None = None  # its place in the list there
+
+
+class _EmptyMessageError(DataError):
+    """A message without a text: the record teaches nothing."""
+
+
 def with_messages(records: Records, *, replies: bool) -> Records:
-    """Add the column `messages` to records in any of the three forms.
+    """Make the column `messages` of the columns of any form, which it replaces.
+
+    The forms are `messages` (`{"role": ..., "content": ...}`); `conversations` (`{"from": ...,
+    "value": ...}`); `instruction`, perhaps `input` and `history` (earlier turns, `[[question,
+    reply], ...]`), and `output`; `prompt` and `completion`, texts or messages. A column `system`
+    has the message of the system, unless the conversation begins with one.
 
     Args:
-        records: with `messages` (`{"role": ..., "content": ...}`), `conversations` (`{"from": ...,
-            "value": ...}`), or `instruction`, perhaps `input`, and `output`. Records in none of
-            these forms are returned as they are.
-        replies: whether `output` must be there.
+        records: in one of these forms.
+        replies: whether there must be a reply. Records with an empty message are left out then, and
+            counted in the notes.
 
     Raises:
-        DataError: a record has roles out of order, an unknown one or an empty message; names file,
-            line and message.
+        DataError: there is no such form, or a record has roles out of order or an unknown one, or
+            an empty message where no reply is needed; names file, line and message.
     """
-    column = next((name for name in (MESSAGES, CONVERSATIONS) if name in records.columns), None)
-    if column is None and ALPACA[0] not in records.columns:
-        return records
-    # Each record by the form that the data set has; ShareGPT's column is replaced.
-    rows = []
+    form = next((name for name in FORMS if name in records.columns), None)
+    if form is None:
+        raise _no_form(records)
+    answer = {ALPACA[0]: ALPACA[2], PROMPT: COMPLETION}.get(form)
+    if replies and answer is not None:
+        records.mapped({}, [form, answer])  # raises if it is missing
+    # Each record by the form that the data set has.
+    rows, kept, empty = [], [], list[DataError]()
     for row in range(len(records)):
-        if column is None:
-            messages = _from_alpaca(records, row, replies=replies)
-        else:
-            messages = messages_of(records, row, column)
-        kept = {name: value for name, value in records.rows[row].items() if name != CONVERSATIONS}
-        rows.append({**kept, MESSAGES: messages})
-    columns = tuple(dict.fromkeys([*records.columns, MESSAGES]))
-    return replace(records, rows=rows, columns=columns)
+        try:
+            messages = _messages(records, row, _turns(records, row, form, replies=replies))
+        except _EmptyMessageError as error:
+            if not replies:
+                raise
+            empty.append(error)
+            continue
+        others = {k: v for k, v in records.rows[row].items() if k not in FORMS[form]}
+        rows.append({**others, MESSAGES: messages})
+        kept.append(row)
+    if not rows and empty:
+        raise empty[0]
+    columns = [name for name in records.columns if name not in FORMS[form]]
+    taken = {name: name for name in FORMS[form] if name in records.columns}
+    adapted = replace(
+        records.take(kept) if empty else records,
+        rows=rows,
+        columns=(*dict.fromkeys(columns), MESSAGES),
+        renamed={**taken, **records.renamed},
+    )
+    if not empty:
+        return adapted
+    count = f"{len(empty):,} of {len(records):,} records left out"
+    return adapted.noting(f"{count} for an empty message; the first: {empty[0].message}")
 
 
 def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict[str, str]]:
     """The messages of a record (errors as in `with_messages`); a plain text is a user's message."""
-    value = records.rows[row].get(column)
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    hint = 'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
+    return _messages(records, row, _listed(records, row, column))
+
+
+def _no_form(records: Records) -> DataError:
+    near = ((name, nearest(name, FORMS)) for name in records.columns)
+    meant = next((f"Is it data.columns.{form}={name}? " for name, form in near if form), "")
+    return DataError(
+        f"{records.origin}: no column {', '.join(map(repr, FORMS))}; it has "
+        + ", ".join(map(repr, records.columns)),
+        f"{meant}Say where the conversations are: data.columns.{MESSAGES}=COLUMN, or "
+        f"data.columns.{ALPACA[0]}=COLUMN data.columns.{ALPACA[2]}=COLUMN.",
+    )
+
+
+def _messages(records: Records, row: int, turns: Iterator[_Turn]) -> list[dict[str, str]]:
+    """Check the messages of a record one by one."""
     messages: list[dict[str, str]] = []
-    for item, message in enumerate(records.items(value, row, column, "messages", hint)):
-        role, content = _message(message, records, row, column, item)
-        _check_order(role, messages, records.where(row, column, item))
-        messages.append({"role": role, "content": content})
+    for turn in turns:
+        where = records.where(row, turn.column, turn.item)
+        if not turn.content.strip():
+            what = "reply" if turn.role == "assistant" else "message"
+            raise _EmptyMessageError(f"{where}: an empty {what}", "Write it, or remove the record.")
+        records.checked(turn.content, row, turn.column, turn.item)
+        _check_order(turn.role, messages, where)
+        messages.append({"role": turn.role, "content": turn.content})
     return messages
 
 
-def _message(value: Any, records: Records, row: int, column: str, item: int) -> tuple[str, str]:
+def _turns(records: Records, row: int, form: str, *, replies: bool) -> Iterator[_Turn]:
+    """The messages of a record in that form."""
+    if form in (MESSAGES, CONVERSATIONS):
+        turns = [*_listed(records, row, form)]
+    elif form == PROMPT:
+        turns = [*_listed(records, row, PROMPT)]
+        if replies or not _is_blank(records, row, COMPLETION):
+            turns += _listed(records, row, COMPLETION, alone="assistant")
+    else:
+        turns = [*_earlier(records, row), *_alpaca(records, row, replies=replies)]
+    # A message of the system in the conversation goes before that of the column.
+    if not (turns and turns[0].role == "system") and not _is_blank(records, row, SYSTEM):
+        yield _Turn("system", records.text(row, SYSTEM), SYSTEM)
+    yield from turns
+
+
+def _listed(records: Records, row: int, column: str, alone: str = "user") -> Iterator[_Turn]:
+    """The messages in the list of a column; a plain text there is one message, by `alone`."""
+    value = records.rows[row].get(column)
+    if isinstance(value, str):
+        value = [{"role": alone, "content": value}]
+    hint = 'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
+    for item, message in enumerate(records.items(value, row, column, "messages", hint)):
+        yield _listed_turn(message, records, row, column, item)
+
+
+def _listed_turn(value: Any, records: Records, row: int, column: str, item: int) -> _Turn:
     where = records.where(row, column, item)
     names = (
         ("from", "value") if isinstance(value, dict) and "from" in value else ("role", "content")
@@ -78,15 +168,12 @@ def _message(value: Any, records: Records, row: int, column: str, item: int) -> 
             f"{where}: expected a message with a {names[0]} and a {names[1]}, both texts",
             'For example {"role": "user", "content": "..."}.',
         )
-    # The role under our name; empty messages teach nothing.
+    # The role under our name.
     given, content = value[names[0]], value[names[1]]
     role = ROLES.get(given)
     if role is None:
         raise DataError(f"{where}: the role '{given}' is not known", did_you_mean(given, ROLES))
-    if not content.strip():
-        what = "reply" if role == "assistant" else "message"
-        raise DataError(f"{where}: an empty {what}", "Write it, or remove the record.")
-    return role, records.checked(content, row, column, item)
+    return _Turn(role, content, column, item)
 
 
 def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
@@ -102,24 +189,36 @@ def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
         )
 
 
-def _from_alpaca(records: Records, row: int, *, replies: bool) -> list[dict[str, str]]:
-    """The messages of Alpaca's columns: the user asks with instruction and input, if any."""
-    instruction, context, output = ALPACA
-    names = [instruction, *([context] if _given(records, row, context) else [])]
-    asked = "\n\n".join(records.text(row, name) for name in names)
-    if not asked.strip():
-        raise DataError(f"{records.where(row, instruction)}: an empty message", "Write it.")
-    # The output may be missing where only answers are to be generated.
-    messages = [{"role": "user", "content": asked}]
-    if replies or _given(records, row, output):
-        answer = records.text(row, output)
-        if not answer.strip():
+def _earlier(records: Records, row: int) -> Iterator[_Turn]:
+    """The turns before Alpaca's instruction: `history` has pairs of a question and its reply."""
+    value = records.rows[row].get(HISTORY)
+    if is_missing(value) or value in ([], (), "[]"):
+        return
+    hint = 'Earlier turns are [["a question", "its reply"], ...].'
+    for item, pair in enumerate(records.items(value, row, HISTORY, "pairs", hint)):
+        both = isinstance(pair, list | tuple) and len(pair) == 2
+        if not both or not all(isinstance(text, str) for text in pair):
+            given = f"a list of {len(pair)}" if isinstance(pair, list | tuple) else ""
             raise DataError(
-                f"{records.where(row, output)}: an empty reply", "Write it, or remove the record."
+                f"{records.where(row, HISTORY, item)}: expected a question and its reply, both "
+                f"texts, found {given or describe_value(pair)}",
+                hint,
             )
-        messages.append({"role": "assistant", "content": answer})
-    return messages
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            yield _Turn(role, text, HISTORY, item)
 
 
-def _given(records: Records, row: int, column: str) -> bool:
-    return not is_missing(records.rows[row].get(column))
+def _alpaca(records: Records, row: int, *, replies: bool) -> Iterator[_Turn]:
+    """The messages of Alpaca's columns: the user asks with instruction and input, if any."""
+    names = [name for name in ALPACA[:2] if not _is_blank(records, row, name)]
+    asked = "\n\n".join(records.text(row, name) for name in names)
+    yield _Turn("user", asked, ALPACA[0])
+    # The output may be missing where only answers are to be generated.
+    blank = _is_blank(records, row, ALPACA[2])
+    if replies or not blank:
+        yield _Turn("assistant", "" if blank else records.text(row, ALPACA[2]), ALPACA[2])
+
+
+def _is_blank(records: Records, row: int, column: str) -> bool:
+    value = records.rows[row].get(column)
+    return is_missing(value) or (isinstance(value, str) and not value.strip())

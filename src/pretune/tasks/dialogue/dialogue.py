@@ -18,7 +18,7 @@ from torch import nn
 from typing_extensions import override
 
 from pretune.data.batch import Feature, Features, PackedBatch, Skipped
-from pretune.data.readers.conversations import MESSAGES, messages_of, with_messages
+from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.decoding.writer import Prompt, Writer
 from pretune.errors import DataError, describe_value
@@ -357,9 +357,9 @@ class InstructOptions(ReplyOptions):
 class Instruct(Dialogue[InstructOptions], AdaptsRecords):
     """Writes the assistant's next message; evaluated by loss, ROUGE-L and exact match.
 
-    Records have `messages` (role and content), ShareGPT's `conversations` (from and value), or
-    Alpaca's `instruction`, `input` and `output`. A conversation is one sequence; only the replies
-    and their ends are learned.
+    Records have `messages` (role and content), ShareGPT's `conversations` (from and value),
+    Alpaca's `instruction`, `input` and `output`, or `prompt` and `completion`. A conversation is
+    one sequence; only the replies and their ends are learned.
     """
 
     name: ClassVar[str] = "instruct"
@@ -368,6 +368,7 @@ class Instruct(Dialogue[InstructOptions], AdaptsRecords):
     inputs: ClassVar[dict[str, str]] = {
         MESSAGES: "a conversation: messages with a role and a content, or one text"
     }
+    sources: ClassVar[tuple[str, ...]] = tuple({name for form in FORMS.values() for name in form})
 
     @override
     def usage(self, run: str) -> str:
@@ -375,7 +376,7 @@ class Instruct(Dialogue[InstructOptions], AdaptsRecords):
 
     @override
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
-        """Turn any of the three forms into `messages`."""
+        """Turn any of the forms into `messages`."""
         return with_messages(records.mapped(columns, ()), replies=with_targets)
 
     @override
