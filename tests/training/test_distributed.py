@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pretune.checkpoints.manifest import find_damage
+from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
+from pretune.training import run
+from pretune.training.distributed import environment_world, joined, own_device
 from pretune.training.loop import share_out
 from pretune.training.run import train_recipe
 from tests.tasks.translations import PAIRS, SIZES
@@ -226,6 +230,112 @@ def test_the_guard_acts_in_all_alike(toy_recipe: Make, tmp_path: Path, together:
     expected = [rescue.split(":")[0] for rescue in alone["rescues"]]
     assert [rescue.split(":")[0] for rescue in found["rescues"]] == expected
     assert_close(several.output, weights(recipe.output))
+
+
+class TestDevices:
+    """With CUDA and the process group replaced by what writes down the calls."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+        seen: list[tuple[str, str]] = []
+
+        def empty(size: int, device: torch.device) -> torch.Tensor:
+            seen.append(("empty", str(device)))
+            return torch.zeros(size)
+
+        def init(backend: str, device_id: torch.device | None = None) -> None:
+            seen.append((f"init {backend}", str(device_id)))
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda d: seen.append(("set", str(d))))
+        monkeypatch.setattr(torch, "empty", empty)
+        monkeypatch.setattr(dist, "init_process_group", init)
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: seen.append(("destroy", "")))
+        return seen
+
+    def start(self, monkeypatch: pytest.MonkeyPatch, **places: int) -> None:
+        for name, value in places.items():
+            monkeypatch.setenv(name, str(value))
+
+    @pytest.mark.parametrize("work", ["train", "resume"])
+    @pytest.mark.parametrize("name", ["cuda", "auto"])
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_each_process_opens_its_own_gpu_and_no_other(
+        self,
+        rank: int,
+        name: str,
+        work: str,
+        calls: list[tuple[str, str]],
+        toy_recipe: Make,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        recipe, devices = toy_recipe(train__device=name), []
+
+        class Run:
+            def __init__(self, recipe: Any, folder: Any, world: Any, device: Any, **more: Any):
+                devices.append(str(device))
+
+            def go(self) -> None:
+                pass
+
+        monkeypatch.setattr(run, "_Run", Run)
+        # The second machine: its processes count from 0 again.
+        self.start(monkeypatch, RANK=2 + rank, WORLD_SIZE=4, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2)
+        if work == "train":
+            train_recipe(recipe)
+        else:
+            Path(recipe.output).mkdir()
+            (Path(recipe.output) / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            run.resume(recipe.output)
+        own = f"cuda:{rank}"
+        assert calls == [("set", own), ("empty", own), ("init nccl", own), ("destroy", "")]
+        assert devices == [own]
+
+    @pytest.mark.parametrize(
+        ("name", "places", "expected"),
+        [
+            # On a CPU nothing is set, and gloo needs no device.
+            ("cpu", {"WORLD_SIZE": 2, "RANK": 1}, [("empty", "cpu"), ("init gloo", "None")]),
+            # Alone, a process works as without torchrun.
+            ("cuda", {"WORLD_SIZE": 1, "RANK": 0}, [("empty", "cuda")]),
+            ("cuda:1", {}, [("empty", "cuda:1")]),
+            # One process on each machine may take any of its GPUs.
+            (
+                "cuda:1",
+                {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1},
+                [("set", "cuda:1"), ("empty", "cuda:1"), ("init nccl", "cuda:1")],
+            ),
+        ],
+        ids=str,
+    )
+    def test_others(
+        self,
+        name: str,
+        places: dict[str, int],
+        expected: list[tuple[str, str]],
+        calls: list[tuple[str, str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.start(monkeypatch, **places)
+        world = environment_world()
+        with joined(world, own_device(name, world)):
+            assert calls == expected
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("cuda", "process 2 of this machine has no GPU of its own: there are 2\n.*node=2"),
+            ("cuda:0", "train.device=cuda:0: 3 processes on one machine need a GPU each"),
+        ],
+    )
+    def test_more_processes_than_gpus(
+        self, name: str, told: str, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.start(monkeypatch, RANK=2, WORLD_SIZE=3, LOCAL_RANK=2, LOCAL_WORLD_SIZE=3)
+        with pytest.raises(RunError, match=told):
+            own_device(name, environment_world())
+        assert calls == []
 
 
 class TestTorchrun:

@@ -12,23 +12,33 @@ from torch import nn
 from pretune.errors import RunError
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return a device that works; `auto` is a GPU where there is one.
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        local_rank: number of this process on the machine; with `auto` and `cuda` each takes the GPU
-            of its own number.
+        local_rank: number of this process on the machine, where several train together; with `auto`
+            and `cuda` each takes the GPU of its own number, and opens no other.
 
     Raises:
         RunError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local_rank:
+    if name == "cuda" and local_rank is not None:
+        gpus = torch.cuda.device_count()
+        if 0 < gpus <= local_rank:
+            raise RunError(
+                f"process {local_rank} of this machine has no GPU of its own: there are {gpus}",
+                f"Start as many processes as GPUs: torchrun --nproc-per-node={gpus}.",
+            )
         name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
+        # Before anything is put there: what names no GPU, as NCCL's exchange of objects, goes to
+        # the current one, which is GPU 0 in every process.
+        if device.type == "cuda" and local_rank is not None:
+            torch.cuda.set_device(device)
         torch.empty(1, device=device).tolist()  # `meta` has no numbers to give
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]

@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pretune.errors import RunError
+from pretune.inference.runtime import choose_device
+
 T = TypeVar("T")
 
 
@@ -23,6 +26,7 @@ class World:
     rank: int = 0  # number of this process
     size: int = 1  # number of processes
     local_rank: int = 0  # number of this process on its machine
+    local_size: int = 1  # number of processes on its machine
     _replica: DistributedDataParallel | None = field(default=None, repr=False)
 
     @property
@@ -144,23 +148,41 @@ def _sum_gradients(state, bucket):  # type: ignore[no-untyped-def]
 
 
 def environment_world() -> World:
-    """The world as torchrun describes it in `RANK`, `WORLD_SIZE` and `LOCAL_RANK`."""
+    """The world as torchrun describes it in the environment: `RANK`, `WORLD_SIZE` and so on."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
     rank = int(os.environ["RANK"])
-    return World(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    return World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def own_device(name: str, world: World) -> torch.device:
+    """Return the device of this process, for `joined`; a GPU becomes the current one.
+
+    Raises:
+        RunError: this machine has no such device, or not for every process.
+    """
+    if world.local_size > 1 and name.startswith("cuda:"):
+        raise RunError(
+            f"train.device={name}: {world.local_size} processes on one machine need a GPU each",
+            "Set train.device=cuda: each process takes the GPU of its own number.",
+        )
+    return choose_device(name, world.local_rank if world.size > 1 else None)
 
 
 @contextmanager
-def joined(device_type: str) -> Iterator[World]:
+def joined(world: World, device: torch.device) -> Iterator[None]:
     """Join the other processes, and leave them in the end."""
-    world = environment_world()
     if world.size == 1:
-        yield world
+        yield
         return
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    # NCCL has to know the GPU of this process: else it takes any for the first exchange.
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
-        yield world
+        yield
     finally:
         dist.destroy_process_group()

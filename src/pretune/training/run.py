@@ -14,7 +14,6 @@ from torch import Tensor
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
 from pretune.data.batch import Features
 from pretune.errors import RunError
-from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import AnyTask, drawn
@@ -22,7 +21,7 @@ from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
 from pretune.training.data import Data, fit, read_data, read_features, tokenizer_for
-from pretune.training.distributed import World, joined
+from pretune.training.distributed import World, environment_world, joined, own_device
 from pretune.training.freeze import freeze
 from pretune.training.logging import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Trainer
@@ -56,11 +55,12 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False
         PretuneError: bad data, model, recipe or folder; says what to do.
         Interrupted: by SIGINT or SIGTERM; the last model is saved.
     """
-    folder = RunFolder(recipe.output)
-    with joined(choose_device(recipe.train.device).type) as world:
+    folder, world = RunFolder(recipe.output), environment_world()
+    device = own_device(recipe.train.device, world)
+    with joined(world, device):
         if world.main:
             folder.check(recipe, overwrite=overwrite)
-        return _Run(recipe, folder, world, quiet=quiet).go()
+        return _Run(recipe, folder, world, device, quiet=quiet).go()
 
 
 def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) -> RunResult:
@@ -80,11 +80,10 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
     _check_unchanged(earlier, recipe)
     if (finished := folder.result()) is not None:
         return finished
-    with (
-        joined(choose_device(recipe.train.device).type) as world,
-        folder.locked() if world.main else nullcontext(),
-    ):
-        return _Run(recipe, folder, world, quiet=quiet, resumed=True).go()
+    world = environment_world()
+    device = own_device(recipe.train.device, world)
+    with joined(world, device), folder.locked() if world.main else nullcontext():
+        return _Run(recipe, folder, world, device, quiet=quiet, resumed=True).go()
 
 
 def train_seeds(
@@ -156,10 +155,17 @@ class _Run:
     """One run, from its data to its result."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, world: World, *, quiet: bool, resumed: bool = False
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        world: World,
+        device: torch.device,
+        *,
+        quiet: bool,
+        resumed: bool = False,
     ) -> None:
         self.recipe, self.folder, self.world, self.resumed = recipe, folder, world, resumed
-        self.device = choose_device(recipe.train.device, world.local_rank)
+        self.device = device
         self.reporter = Reporter(quiet=quiet or not world.main)
         self._say = self.reporter.say
         self.task = task_class(recipe.task.name)(recipe.task)
