@@ -406,6 +406,7 @@ _RULES = (
 
 def _family(model_type: str, config: Mapping[str, Any]) -> Family:
     """The family's layout for one table of embeddings, or for one each of source and target."""
+    # Marian's own entry; where it is missing, there is one table.
     shared = config.get("share_encoder_decoder_embeddings") is not False
     # The output layer is the table of the targets.
     output = "embeddings.tokens.weight" if shared else "embeddings.targets.weight"
@@ -413,7 +414,9 @@ def _family(model_type: str, config: Mapping[str, Any]) -> Family:
         model_type=model_type,
         prefix="model.",
         backbone=TransformerModel,
+        # Where the encoder finds its embeddings is all that differs between the layouts.
         rules=(_SHARED_TABLE if shared else _SOURCE_TABLE, *_RULES),
+        # The output layer is a second name of a table, and has a bias of its own.
         heads={
             "backbone": HeadLayout("MarianModel"),
             "translation": HeadLayout(
@@ -429,6 +432,7 @@ def _family(model_type: str, config: Mapping[str, Any]) -> Family:
             for stack in ("encoder", "decoder")
             for name in ("embed_tokens", "embed_positions")
         ),
+        # transformers knows Marian, with LayerNorm last, and not our variant.
         published=model_type == "marian",
         # Vaswani et al. 2017, table 3; "small" is ours.
         presets={
@@ -449,6 +453,7 @@ def _family(model_type: str, config: Mapping[str, Any]) -> Family:
                 ("big", 6, 1024, 16),
             )
         },
+        # The layout of a checkpoint is known when its config is.
         variant=lambda config: _family(model_type, config),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.data.batch import PackedBatch
+from pretune.models.classics.common import ClassicLM
+from pretune.models.classics.nnlm import NnlmConfig, NnlmModel
+from pretune.models.classics.rnn import RnnConfig, RnnModel
 
+NNLM = NnlmConfig(vocab_size=11, order=4, embedding_size=3, hidden_size=6, initializer_range=0.5)
+RNN = RnnConfig(
+    vocab_size=11, embedding_size=5, hidden_size=6, num_hidden_layers=3, initializer_range=0.5
+)
 SEQUENCES = [
     [1, 2, 3, 4, 5, 6, 7],
     [8],
@@ -18,6 +26,25 @@ SEQUENCES = [
     [3, 1, 4, 1, 5, 9, 2, 6, 5, 3],
     [7, 7, 2, 7],
 ]
+
+
+def build_nnlm(direct: bool = True, **sizes: Any) -> ClassicLM:
+    """A window model, of which no parameter is zero."""
+    torch.manual_seed(0)
+    model = ClassicLM(NnlmModel(replace(NNLM, direct_connections=direct, **sizes))).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def build_rnn(cell: str, **sizes: Any) -> ClassicLM:
+    """A recurrent model."""
+    torch.manual_seed(0)
+    return ClassicLM(RnnModel(replace(RNN, cell=cell, **sizes))).double()
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def logits_of(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -12,20 +12,19 @@ from torch import Tensor
 
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError
-from pretune.models.classics.common import ClassicLM, MutableState
+from pretune.models.classics.common import ClassicLM
 from pretune.models.classics.nnlm import NnlmConfig, NnlmModel, windows
-from tests.models.classics.helpers import SEQUENCES, learn, logits_of, pieces
+from tests.models.classics.helpers import (
+    NNLM,
+    SEQUENCES,
+    build_nnlm,
+    close,
+    learn,
+    logits_of,
+    pieces,
+)
 
-CONFIG = NnlmConfig(vocab_size=11, order=4, embedding_size=3, hidden_size=6, initializer_range=0.5)
 BOTH = pytest.mark.parametrize("direct", [True, False])
-
-
-def build(direct: bool = True, **sizes) -> ClassicLM:
-    torch.manual_seed(0)
-    model = ClassicLM(NnlmModel(replace(CONFIG, direct_connections=direct, **sizes))).double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model
 
 
 def equation_1(model: ClassicLM, ids: list[int]) -> Tensor:
@@ -45,14 +44,10 @@ def equation_1(model: ClassicLM, ids: list[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
 @BOTH
 @pytest.mark.parametrize("order", [2, 4, 20])
 def test_values_and_gradients_are_those_of_the_equation(direct, order):
-    model = build(direct, order=order)
+    model = build_nnlm(direct, order=order)
     expected = torch.cat([equation_1(model, ids) for ids in SEQUENCES])
     weights = torch.randn(expected.shape, dtype=torch.float64)
     (expected * weights).sum().backward()
@@ -68,7 +63,7 @@ def test_values_and_gradients_are_those_of_the_equation(direct, order):
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(2, 6), st.randoms())
 def test_a_window_ends_with_its_token_and_never_leaves_its_sequence(lengths, order, random):
-    model = NnlmModel(replace(CONFIG, order=order))
+    model = NnlmModel(replace(NNLM, order=order))
     ids = [[random.randrange(11) for _ in range(n)] for n in lengths]
     found = windows(PackedBatch.of(ids), model.initial(len(ids))).tolist()
     expected = []
@@ -80,7 +75,7 @@ def test_a_window_ends_with_its_token_and_never_leaves_its_sequence(lengths, ord
 
 @BOTH
 def test_a_state_carries_over_from_piece_to_piece(direct):
-    model = build(direct)
+    model = build_nnlm(direct)
     # Cuts before, at and behind the width of the window.
     batch, first, second = pieces([5, 3, 9, 4], [2, 1, 4, 3])
     whole, at_end = model.carry(batch, None)
@@ -94,7 +89,7 @@ def test_a_state_carries_over_from_piece_to_piece(direct):
 
 
 def test_steps_are_the_forward_pass():
-    model = build()
+    model = build_nnlm()
     expected = logits_of(model, SEQUENCES)
     logits, state = model.start([ids[:1] for ids in SEQUENCES])
     alive = list(range(len(SEQUENCES)))
@@ -111,26 +106,8 @@ def test_steps_are_the_forward_pass():
     assert at == 9
 
 
-def test_a_step_from_nothing_is_the_first_token():
-    model = build()
-    logits = model.step(torch.tensor([3, 7]), MutableState(model.initial(2)))
-    close(logits, model(PackedBatch.of([[3], [7]])))
-
-
-def test_sequences_may_join_and_fork_on_the_way():
-    model = build().eval()
-    expected = logits_of(model, SEQUENCES)
-    _, some = model.start([SEQUENCES[0][:3]])
-    _, others = model.start([SEQUENCES[3][:5], SEQUENCES[2][:1]])
-    some.extend(others)
-    some.select([2, 0, 0, 1])
-    tokens = [SEQUENCES[2][1], SEQUENCES[0][3], SEQUENCES[0][3], SEQUENCES[3][5]]
-    found = model.step(torch.tensor(tokens), some)
-    close(found, torch.stack([expected[2][1], expected[0][3], expected[0][3], expected[3][5]]))
-
-
 def test_selected_rows_and_hidden_states():
-    model, batch = build(), PackedBatch.of(SEQUENCES)
+    model, batch = build_nnlm(), PackedBatch.of(SEQUENCES)
     close(model(batch, select=batch.last), model(batch)[batch.last.rows])
     output = model.backbone(batch, output_hidden_states=True)
     assert [tuple(h.shape) for h in output.hidden_states] == [(26, 9), (26, 15)]
@@ -143,27 +120,14 @@ def test_selected_rows_and_hidden_states():
 
 def test_many_rows_in_float32(matmul):
     # Large enough that rows are rounded up for the kernel.
-    model = build().float()
+    model = build_nnlm().float()
     ids = [list(range(11)) * 30]
     expected = equation_1(model, ids[0])
     torch.testing.assert_close(model(PackedBatch.of(ids)), expected, rtol=0, atol=1e-4)
 
 
-def test_recomputing_gives_the_same_gradients():
-    model, batch = build(dropout=0.0), PackedBatch.of(SEQUENCES)
-
-    def gradients(recompute: bool) -> list[Tensor]:
-        model.backbone.recompute = recompute
-        model.zero_grad()
-        model(batch).square().sum().backward()
-        return [p.grad.clone() for p in model.parameters()]
-
-    for found, expected in zip(gradients(True), gradients(False), strict=True):
-        close(found, expected)
-
-
 def test_dropout_is_on_what_the_output_layer_reads():
-    model = build(dropout=0.5).backbone
+    model = build_nnlm(dropout=0.5).backbone
     read = model(PackedBatch.of([[1, 2, 3, 4] * 500])).last_hidden_state
     assert 0.45 < (read == 0).double().mean() < 0.55
 
