@@ -267,7 +267,9 @@ def embed(
     texts: Sequence[str] | str,
     *,
     pooling: str | None = None,
-    normalize: bool = True,
+    normalize: bool | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
     device: str = "auto",
     precision: str = "float32",
     batch_tokens: int = 8192,
@@ -275,18 +277,23 @@ def embed(
 ) -> NDArray[np.float32]:
     """Turn texts into vectors.
 
+    Where the model's folder has files of sentence-transformers, the defaults are what they say.
+
     Args:
         model: from `load`, or a run, a folder or a Hub id that `load` takes; a head is not used.
         texts: N texts; a single text works too.
-        pooling: `mean`, `cls` or `last`; default: `mean` for encoders, `last` for decoders.
-        normalize: make every vector of length 1, so that a dot product is a cosine.
+        pooling: `mean`, `cls`, `last`, `max` or `mean_sqrt_len_tokens`; default: `mean` for
+            encoders, `last` for decoders.
+        normalize: make every vector of length 1, so that a dot product is a cosine; default: yes.
+        prompt: what to put before every text; default: nothing.
+        prompt_name: the name of such a prompt in the model's folder, e.g. `query`.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `float32`, `bf16` or `auto`.
         batch_tokens: tokens at a time; changes memory and speed only.
         max_length: tokens to read of a text; the rest is cut. Default: all the model can read.
 
     Returns:
-        `[N, hidden]` float32.
+        `[N, hidden]` float32; narrower where the folder says so (`truncate_dim`).
 
     Raises:
         PretuneError: a text or the model cannot be used, or it does not support the pooling.
@@ -295,6 +302,8 @@ def embed(
         model if isinstance(model, Bundle) else load(model, bare=True),
         pooling=pooling,
         normalize=normalize,
+        prompt=prompt,
+        prompt_name=prompt_name,
         device=device,
         precision=precision,
         batch_tokens=batch_tokens,

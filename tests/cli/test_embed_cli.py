@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import pretune
 from pretune.cli.app import app
+from tests.checkpoints.sentence_folders import sentence_folder
 
 TEXTS = ["good film", "the bad film", "good good good"]
 
@@ -88,12 +89,40 @@ def test_neighbours(tiny_folder: Path, tmp_path: Path) -> None:
     assert first["where"].endswith("lines.txt, line 3")
 
 
+def test_the_settings_of_a_folder_are_told_once(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = sentence_folder(
+        tmp_path / "model",
+        tiny_folder,
+        {"pooling_mode": "cls"},
+        transformer={"max_seq_length": 4},
+        general={"prompts": {"d": "good "}, "default_prompt_name": "d"},
+    )
+    done = run(folder, data, "--output", tmp_path / "a.npy", "--json")
+    settings = f"sentence-transformers settings of {folder}: "
+    own = "pooling 'cls', max_length 4, normalize no, prompt 'good '"
+    assert done.stderr == f"{settings}{own}\ncut to 4 tokens: 3 of 3 texts\n"
+    used = json.loads(done.stdout)
+    assert (used["pooling"], used["normalize"], used["cut"]) == ("cls", False, 3)
+    # What the person asks for wins, and both are told.
+    asked = ("--pooling", "mean", "--max-length", "20", "--normalize", "--prompt", "")
+    done = run(folder, data, "--output", tmp_path / "b.npy", *asked)
+    assert done.stderr == (
+        f"{settings}pooling 'mean' (the folder: 'cls'), max_length 20 (the folder: 4), "
+        "normalize yes (the folder: no), prompt '' (the folder: 'good ')\n"
+    )
+    # A search has two prompts.
+    done = run(folder, data, "--query", "a", "--max-length", "20")
+    assert "prompt '', prompt of the query '', similarity 'cosine'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ((), "give either --output FILE or --query TEXT"),
         (("--query", "a", "--column", "sentense"), "Did you mean 'sentence'?"),
-        (("--query", "a", "--pooling", "last"), "Take mean or cls."),
+        (("--query", "a", "--pooling", "last"), "Take mean, cls, max or mean_sqrt_len_tokens."),
     ],
 )
 def test_mistakes(tiny_folder: Path, data: Path, more: tuple[str, ...], said: str) -> None:

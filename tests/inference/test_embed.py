@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 import pretune
 from pretune.bundle.bundle import load
-from pretune.errors import DataError, RunError
+from pretune.errors import CheckpointError, DataError, RunError
 from pretune.inference import embed as module
 from pretune.inference.embed import Embedder, check_output, read_texts
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from tests.checkpoints.sentence_folders import NEW, sentence_folder
 from tests.inference.conftest import Pair
 
 TEXTS = [
@@ -75,6 +76,131 @@ def test_minilm_is_the_published_recipe(minilm: Path) -> None:
     sums = (hidden * mask[..., None]).sum(1)
     wanted = F.normalize(sums / mask.sum(1, keepdim=True))
     np.testing.assert_allclose(pretune.embed(bundle, TEXTS, device="cpu"), wanted, atol=1e-5)
+
+
+class TestSentenceTransformers:
+    """Folders of sentence-transformers: the vectors are those that it gives itself."""
+
+    #: One is longer than some folders read; capitals are unknown to the cased tokenizer.
+    texts = (*TEXTS, "The GOOD film", "good bad film " * 12)
+
+    def theirs(self, folder: Path, **options: Any) -> np.ndarray:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(folder), device="cpu")
+        # One by one: in a batch, GPT-2's padding is seen by nothing, but moves positions.
+        return np.concatenate([model.encode([text], **options) for text in self.texts])
+
+    @pytest.mark.parametrize(
+        "described",
+        [
+            {"pooling": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}},
+            {"pooling": {"pooling_mode": "cls"}, "normalize": True, "prefix": NEW},
+            {"pooling": {"pooling_mode": ["max"]}},
+            {"pooling": {"pooling_mode_mean_tokens": False}},
+            {"pooling": {"pooling_mode": "mean_sqrt_len_tokens"}, "inside": "0_Transformer"},
+            {"pooling": {"pooling_mode_lasttoken": True}, "modules": ["Dropout"]},
+            {"transformer": {"max_seq_length": 9}, "normalize": True},
+            {"transformer": {"max_seq_length": 9}, "tokenizer": {"model_max_length": 5}},
+            {"tokenizer": {"model_max_length": 7}},
+            {"transformer": {"tokenizer_args": {"model_max_length": 6}, "max_seq_length": 9}},
+            {"tokenizer": {"do_lower_case": False}},
+            {
+                "tokenizer": {"do_lower_case": False},
+                "transformer": {"do_lower_case": True, "max_seq_length": 12},
+            },
+            {"general": {"truncate_dim": 5}, "normalize": True},
+        ],
+        ids=str,
+    )
+    def test_a_bert(self, described: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+        folder = sentence_folder(tmp_path / "model", tiny_folder, **described)
+        found = pretune.embed(folder, self.texts, device="cpu", batch_tokens=50)
+        np.testing.assert_allclose(found, self.theirs(folder), atol=1e-5)
+
+    @pytest.mark.parametrize("mode", ["lasttoken", "cls", "mean", "max"])
+    def test_a_gpt2(self, mode: str, bpe: Pair, tmp_path: Path) -> None:
+        folder = sentence_folder(
+            tmp_path / "model",
+            bpe.folder,
+            {"pooling_mode": mode},
+            transformer={"max_seq_length": 20},
+            tokenizer={"pad_token": "<|endoftext|>"},
+        )
+        found = pretune.embed(folder, self.texts, device="cpu")
+        np.testing.assert_allclose(found, self.theirs(folder), atol=1e-5)
+
+    @pytest.mark.parametrize("mode", ["cls", "mean", "max", "mean_sqrt_len_tokens", "lasttoken"])
+    @pytest.mark.parametrize("include", [True, False])
+    def test_prompts(self, mode: str, include: bool, tiny_folder: Path, tmp_path: Path) -> None:
+        folder = sentence_folder(
+            tmp_path / "model",
+            tiny_folder,
+            {"pooling_mode": mode, "include_prompt": include},
+            transformer={"max_seq_length": 12},
+            general={"prompts": {"q": "good film: ", "d": "unaffable ", "n": None}},
+        )
+        for options in ({"prompt_name": "q"}, {"prompt": "a bad "}, {"prompt_name": "n"}):
+            found = pretune.embed(folder, self.texts, device="cpu", **options)
+            np.testing.assert_allclose(found, self.theirs(folder, **options), atol=1e-5)
+
+    @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
+    def test_a_search(self, similarity: str, tiny_folder: Path, tmp_path: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        general = {
+            "prompts": {"query": "the good ", "passage": "a bad ", "other": "film "},
+            "default_prompt_name": "other",
+            "similarity_fn_name": similarity,
+        }
+        folder = sentence_folder(tmp_path / "model", tiny_folder, general=general)
+        theirs = SentenceTransformer(str(folder), device="cpu")
+        scores = theirs.similarity(theirs.encode_query("bad"), theirs.encode_document(TEXTS))[0]
+        embedder = Embedder(load(folder), device="cpu")
+        found = {item.row: item.score for item in embedder.search("bad", TEXTS)}
+        assert [found[row] for row in range(5)] == pytest.approx(scores.tolist(), rel=1e-5)
+        # Without a search, the default prompt.
+        np.testing.assert_allclose(embedder.embed(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+    def test_minilm_reads_256_tokens(self, minilm: Path) -> None:
+        words = " ".join(f"parcel {i} arrived late and broken" for i in range(60))
+        found = pretune.embed(minilm, [words], device="cpu")
+        from sentence_transformers import SentenceTransformer
+
+        theirs = SentenceTransformer(str(minilm), device="cpu").encode([words])
+        np.testing.assert_allclose(found, theirs, atol=1e-5)
+
+    def test_options_win(self, tiny_folder: Path, tmp_path: Path) -> None:
+        folder = sentence_folder(
+            tmp_path / "model",
+            tiny_folder,
+            {"pooling_mode": "cls"},
+            normalize=True,
+            transformer={"max_seq_length": 9},
+            general={"prompts": {"d": "good "}, "default_prompt_name": "d", "truncate_dim": 5},
+        )
+        options = {"pooling": "mean", "max_length": 20, "prompt": ""}
+        found = pretune.embed(folder, self.texts, normalize=False, **options)
+        wanted = pretune.embed(tiny_folder, self.texts, normalize=False, **options)
+        np.testing.assert_allclose(found, wanted[:, :5], atol=1e-6)
+        # Length 1 that is asked for is that of what is left.
+        unit = pretune.embed(folder, self.texts, normalize=True, **options)
+        np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+
+    def test_what_we_cannot_compute_is_refused(self, tiny_folder: Path, tmp_path: Path) -> None:
+        folder = sentence_folder(tmp_path / "model", tiny_folder, modules=["Dense"])
+        with pytest.raises(CheckpointError, match=r"modules\.json: has a Dense: pretune cannot"):
+            pretune.embed(folder, TEXTS)
+        # With a pooling that is named, it is left out.
+        found = pretune.embed(folder, TEXTS, pooling="cls", normalize=True)
+        np.testing.assert_allclose(found, pretune.embed(tiny_folder, TEXTS, pooling="cls"))
+
+    def test_texts_that_were_cut_are_counted(self, tiny_folder: Path, tmp_path: Path) -> None:
+        folder = sentence_folder(tmp_path / "m", tiny_folder, transformer={"max_seq_length": 9})
+        embedder = Embedder(load(folder), device="cpu")
+        embedder.embed(self.texts)
+        lengths = [len(item.ids) for item in load(folder).tokenizer.encode(self.texts)]
+        assert embedder.cut == sum(length > 9 for length in lengths)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
@@ -141,6 +267,26 @@ class TestMistakes:
     def test_a_length_it_cannot_read(self, tiny_folder: Path, length: int) -> None:
         with pytest.raises(RunError, match="reads 3 to 64 tokens"):
             Embedder(load(tiny_folder), max_length=length, device="cpu")
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"prompt_name": "query"}, "no prompt is called 'query'\n.*names none"),
+            ({"prompt_name": "a", "prompt": "b"}, "Give one of the two"),
+            ({"prompt": "good " * 62}, "has 64 tokens of the 64 that are read"),
+        ],
+    )
+    def test_of_prompts(self, tiny_folder: Path, options: dict[str, str], told: str) -> None:
+        with pytest.raises(RunError, match=told):
+            pretune.embed(tiny_folder, TEXTS, device="cpu", **options)
+
+    def test_nothing_left_after_a_prompt(self, bpe: Pair, tmp_path: Path) -> None:
+        """The text's only token may be one with the end of the prompt."""
+        folder = sentence_folder(
+            tmp_path / "model", bpe.folder, {"pooling_mode": "mean", "include_prompt": False}
+        )
+        with pytest.raises(DataError, match="text 1: a text without tokens after the prompt 'a '"):
+            pretune.embed(folder, [""], prompt="a ", device="cpu")
 
     def test_a_record_without_text(self, tmp_path: Path) -> None:
         path = tmp_path / "a.tsv"

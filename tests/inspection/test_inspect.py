@@ -26,6 +26,7 @@ from pretune.inspection.inspect import (
 )
 from pretune.render.model_views import inspection_view, tokens_view
 from pretune.tokenizers.load import load_tokenizer
+from tests.checkpoints.sentence_folders import sentence_folder
 
 MakeFolder = Callable[..., Path]
 
@@ -123,6 +124,23 @@ class TestInspection:
             "token": "[PAD]",
             "id": 0,
         }
+
+    def test_the_settings_of_sentence_transformers(
+        self, config_folder: MakeFolder, tmp_path: Path
+    ) -> None:
+        folder = sentence_folder(
+            tmp_path / "model",
+            config_folder("gpt2", n_layer=1),
+            transformer={"max_seq_length": 256},
+            modules=["Dense"],
+        )
+        found = inspect_model(outline(folder), 1, 8)
+        embedding = json.loads(json.dumps(found.to_dict()))["embedding"]
+        assert (embedding["pooling"], embedding["max_length"]) == ("mean", 256)
+        # What `embed` refuses is told; a long path is folded.
+        text = "".join(shown(inspection_view(found)).replace("│", " ").split())
+        assert 'pooling"mean"' in text
+        assert "hasaDense" in text
 
     def test_the_usual_length_unless_there_are_fewer_positions(
         self, tiny_folder: Path, config_folder: MakeFolder

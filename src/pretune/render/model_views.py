@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from pretune.checkpoints.sentence_transformers import EmbeddingSettings
 from pretune.experiments.costs import Flops, Memory
 from pretune.inspection.inspect import Inspection, ModuleTree, TokenSpan, Vocabulary
 from pretune.render.escaping import for_terminal
@@ -26,6 +29,7 @@ def inspection_view(inspection: Inspection) -> RenderableType:
         _flops(inspection.flops),
         _memory(inspection.memory),
         Text("no tokenizer here") if vocabulary is None else _vocabulary(vocabulary),
+        *(() if inspection.embedding is None else (_embedding(inspection.embedding),)),
     ]
     spaced = [shown for part in parts for shown in (Text(), part)]
     source = Text(for_terminal(inspection.source), overflow="fold")
@@ -95,6 +99,17 @@ def _vocabulary(vocabulary: Vocabulary) -> RenderableType:
     rows = [(token.token, token.id, ", ".join(token.names)) for token in vocabulary.special]
     header = ("special token", "id", "known as")
     return Grid(header, rows, f"vocabulary: {vocabulary.size:,} tokens").terminal()
+
+
+def _embedding(settings: EmbeddingSettings) -> RenderableType:
+    """Lay out what the files of sentence-transformers say, each value as JSON."""
+    rows = [
+        (name, json.dumps(value, ensure_ascii=False))
+        for name, value in asdict(settings).items()
+        if name != "source" and value is not None
+    ]
+    title = "vectors of texts, as the files of sentence-transformers say"
+    return Grid(("setting", ""), rows, title, numbers=()).terminal()
 
 
 def tokens_view(tokens: Sequence[TokenSpan]) -> RenderableType:
