@@ -84,6 +84,10 @@ class Records:
     header_line: int | None = None
     # What people are told about how the source was read, a sentence each.
     notes: tuple[str, ...] = ()
+    # Which part of the source these are, for people, where it was split; None: all.
+    part: str | None = None
+    # What was held back from these for validation: its labels are known in training.
+    held_back: Records | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,6 +103,10 @@ class Records:
         else:
             place = f"row {row + 1 if self.numbers is None else self.numbers[row]}"
         return f"{self.origin}, {place}" + (f", column '{column}'" if column else "") + of_item
+
+    def with_held_back(self) -> list[Records]:
+        """These records, and those that were held back from them, if any."""
+        return [self] if self.held_back is None else [self, self.held_back]
 
     def take(self, which: Sequence[int]) -> Records:
         """The records at these places (0-based), in this order."""

@@ -15,7 +15,7 @@ Each contract is what one part of pretune asks of a task:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -156,6 +156,21 @@ class Preprocessor(ABC):
         Raises:
             DataError: the records cannot be trained on.
         """
+
+    def remarks(self, records: Records) -> Iterable[str]:
+        """Yield lines to show before training: what was learned from the records, and any doubts.
+
+        Args:
+            records: those that the task was fitted to.
+        """
+        return ()
+
+    def strata(self, records: Records) -> Sequence[Collection[str]] | None:
+        """Return the labels of each record, for a share that is held back in proportion to them.
+
+        None, the default: the records have no labels, and the share is drawn at random.
+        """
+        return None
 
     @abstractmethod
     def features(

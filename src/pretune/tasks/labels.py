@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
 
 from pretune.checkpoints.config import MOST_LABELS
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, DataError, did_you_mean
+from pretune.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from pretune.models.config import brief
 
 #: A label in a recipe. YAML's true and false become text as those of JSON data do in `label_text`.
@@ -21,14 +23,42 @@ LabelText = Annotated[
 
 #: The labels of a recipe: a list in their order, or a map from the data's spelling to the label.
 LabelNames = Mapping[str, str] | Sequence[str]
+#: Returns the labels of a record, by its row, as the data spell them.
+RawLabels = Callable[[Records, int], Iterable[str]]
+V = TypeVar("V")
+D = TypeVar("D")
 
 #: transformers' entry of `config.json` for the name of each output of a head.
 ID2LABEL = "id2label"
+#: Labels whose counts are shown one by one; of more, the rarest are only counted.
+SHOWN_LABELS = 12
+_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
+_BLANKS = re.compile(r"[\s\u200b\ufeff]+")
 
 
 def numbered(labels: Iterable[str]) -> dict[str, int]:
     """Map each label to its number."""
     return {label: number for number, label in enumerate(labels)}
+
+
+def clean_label(text: str) -> str:
+    """Return a label without blanks around it, and without double quotes.
+
+    A CSV cell with a blank before its quotes keeps them (RFC 4180), as does a table whose quotes
+    mean nothing.
+    """
+    text = text.strip().strip("\ufeff\u200b").strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1].strip()
+    return text
+
+
+def label_key(label: str) -> str:
+    """Return what spellings of one label share: `1.0` and `1`, `TRUE` and `True` are the same."""
+    label = clean_label(label)
+    if (whole := _WHOLE.fullmatch(label)) is not None:
+        return whole[1]
+    return lower if (lower := label.lower()) in ("true", "false") else label
 
 
 def label_text(records: Records, row: int, column: str, value: Any) -> str:
@@ -40,7 +70,14 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
     # 1 and 1.0 are the same label, however a source writes its numbers.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or value == "" or isinstance(value, float | list | dict):
+    if isinstance(value, float) and math.isfinite(value):
+        raise DataError(
+            f"{records.where(row, column)}: a label is a name or a whole number, found {value!r}",
+            f"If these are scores, train task.name=regress data.columns.score={column}; if they "
+            "are names, write them as text.",
+        )
+    label = clean_label(value) if isinstance(value, str) else str(value)
+    if value is None or not label or isinstance(value, float | list | tuple | set | dict):
         raise DataError(
             f"{records.where(row, column)}: no label there ({value!r})",
             "Give every record a label, or remove the record.",
@@ -48,7 +85,7 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
     names = records.categories.get(column)
     if names is not None and isinstance(value, int) and 0 <= value < len(names):
         return str(names[value])
-    return str(value)
+    return label
 
 
 def label_number(
@@ -59,34 +96,148 @@ def label_number(
     Raises:
         DataError: the model has no such label; names file and line, and the nearest label.
     """
-    label = given.get(raw, raw) if isinstance(given, Mapping) else raw
-    if label not in ids:
+    label = str(_same(raw, given, raw)) if isinstance(given, Mapping) else raw
+    number = _same(label, ids, None)
+    if number is None:
         raise DataError(
             f"{records.where(row, column)}: unknown label '{raw}'",
             f"{did_you_mean(raw, list(ids))} The model knows: {', '.join(ids)}. "
             "Correct the data, or train with data that contain this label.",
         )
-    return ids[label]
+    return number
+
+
+def _same(label: str, known: Mapping[str, V], default: D) -> V | D:
+    """Return what is known of a label, however it is spelled there."""
+    if label in known:
+        return known[label]
+    key = label_key(label)
+    return next((value for own, value in known.items() if label_key(own) == key), default)
 
 
 def choose_labels(
     given: LabelNames | None,
     records: Records,
     column: str,
-    raw_labels: Callable[[int], Iterable[str]],
+    raw_labels: RawLabels,
 ) -> list[str]:
     """Choose the labels of a model that is to be trained.
 
     The recipe gives them, else the column's numbered categories, else what `raw_labels` returns for
-    the records.
+    the records and those that were held back from them. Of several spellings of a label the
+    shortest is taken.
+
+    Raises:
+        RecipeError: the recipe lists a label twice.
     """
-    # Two spellings of the data may stand for the same label.
+    # In a map two spellings of the data may stand for the same label; a list has each once.
     if given is not None:
+        if not isinstance(given, Mapping) and (twice := _repeated(list(given))) is not None:
+            raise RecipeError(
+                f"the recipe lists the label '{brief(twice)}' twice",
+                "Give each label once, in the order of the model's outputs.",
+            )
         return list(dict.fromkeys(given.values() if isinstance(given, Mapping) else given))
     if column in records.categories:
         return list(records.categories[column])
-    occurring = {raw for row in range(len(records)) for raw in raw_labels(row)}
-    return sorted(occurring, key=numbers_first)
+    spellings = _spellings(_count_raw(records, raw_labels, held_back=True))
+    return sorted((shortest(own) for own in spellings.values()), key=numbers_first)
+
+
+def shortest(spellings: Iterable[str]) -> str:
+    """Return the shortest spelling of a label; of several the first by the alphabet."""
+    return min(spellings, key=lambda spelling: (len(spelling), spelling))
+
+
+def _count_raw(records: Records, raw_labels: RawLabels, *, held_back: bool) -> Counter[str]:
+    """Count the labels as they are spelled, also in what was held back from the records."""
+    parts = records.with_held_back() if held_back else [records]
+    return Counter(
+        raw for part in parts for row in range(len(part)) for raw in raw_labels(part, row)
+    )
+
+
+def _spellings(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Group the spellings of each label, with their counts."""
+    spellings: dict[str, dict[str, int]] = {}
+    for raw, count in counts.items():
+        spellings.setdefault(label_key(raw), {})[raw] = count
+    return spellings
+
+
+def label_remarks(
+    labels: Sequence[str], given: LabelNames | None, records: Records, raw_labels: RawLabels
+) -> Iterator[str]:
+    """Yield lines about the labels of the training data: their counts, and what looks wrong.
+
+    Args:
+        labels: of the model.
+        given: the recipe's, which may rename those of the data.
+        records: to train on.
+        raw_labels: returns the labels of a record as the data spell them.
+    """
+    # How often each label of the model occurs; those that it does not know are an error later.
+    raw = _count_raw(records, raw_labels, held_back=False)
+    names = given if isinstance(given, Mapping) else {}
+    counts = dict.fromkeys(labels, 0)
+    known = {label: label for label in labels}
+    for spelling, count in raw.items():
+        label = _same(str(_same(spelling, names, spelling)), known, None)
+        if label is not None:
+            counts[label] += count
+    yield f"{len(labels):,} labels: {shown_counts(counts)}"
+    # Spellings that are read as one label.
+    for spellings in _spellings(raw).values():
+        if len(spellings) > 1 and not names:
+            yield f"read as one label: {_quoted(spellings)}"
+    yield from look_alikes(counts)
+
+
+def look_alikes(counts: Mapping[str, int]) -> Iterator[str]:
+    """Yield a line for each group of labels that differ only in how they are written."""
+    alike: dict[str, dict[str, int]] = {}
+    for label, count in counts.items():
+        alike.setdefault(_loose_key(label), {})[label] = count
+    for group in alike.values():
+        if len(group) > 1:
+            yield (
+                f"these labels differ only in case, blanks or the format of a number: "
+                f"{_quoted(group)}; if they are the same, correct the data, or map each spelling "
+                "to its label with task.labels={...}"
+            )
+
+
+def shown_counts(counts: Mapping[str, int]) -> str:
+    """Return how often each label occurs, the most frequent first; of many, the first ones."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    text = ", ".join(f"{label} ({count:,})" for label, count in ordered[:SHOWN_LABELS])
+    rest = ordered[SHOWN_LABELS:]
+    return f"{text}, and {len(rest):,} more, down to {rest[-1][1]:,}" if rest else text
+
+
+def _quoted(counts: Mapping[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{label!r} ({count:,})" for label, count in ordered)
+
+
+def _loose_key(label: str) -> str:
+    """Return what labels share that look alike: letters without case and blanks, numbers."""
+    text = _BLANKS.sub("", unicodedata.normalize("NFKC", label)).casefold()
+    number = as_number(text)
+    return str(number) if math.isfinite(number) else text
+
+
+def as_number(value: Any) -> float:
+    """Return a number, or a text that is one, as a float; NaN for everything else.
+
+    True and false are no numbers, and neither is `1_0`, though Python reads all of them.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def numbers_first(label: str) -> tuple[int, float, str]:
@@ -95,10 +246,7 @@ def numbers_first(label: str) -> tuple[int, float, str]:
     `nan` counts as a word: it is neither less nor greater than any number, so the order would be
     the one of the set that the labels come from, which differs from process to process.
     """
-    try:
-        number = float(label)
-    except ValueError:
-        number = math.nan
+    number = as_number(label)
     return (1, 0.0, label) if math.isnan(number) else (0, number, label)
 
 

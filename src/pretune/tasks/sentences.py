@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from typing_extensions import override
 
-from pretune.data.batch import Feature
+from pretune.data.batch import Feature, Skipped
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
@@ -100,6 +100,23 @@ class SentenceTask(Task[S, P], UsesTokenizer):
 
     @override
     def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature | Skipped]:
+        """Yield a sequence for each record; in training one without any text is skipped."""
+        for feature in self._features(records, rows, tokenizer, with_targets=with_targets):
+            texts = (records.text(feature.record, column) for column in self.inputs)
+            if with_targets and not any(text.strip() for text in texts):
+                yield Skipped(feature.record, "an empty text")
+            else:
+                yield feature
+
+    @override
+    def evaluation_features(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature]:
+        return self._features(records, rows, tokenizer, with_targets=True)
+
+    def _features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature]:
         targets_of = self.target_reader(records) if with_targets else lambda row: {}

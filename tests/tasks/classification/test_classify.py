@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from pretune.data.batch import PackedBatch
 from pretune.data.readers.files import read
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError, DataError, RecipeError
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.features import featurize
@@ -103,6 +104,51 @@ class TestLabels:
         with pytest.raises(DataError, match=r"train\.tsv, line 3, column 'label'"):
             fitted(labelled("a", missing))
 
+    def test_with_a_fraction_are_scores_or_names(self) -> None:
+        with pytest.raises(DataError, match=r"found 0\.5") as caught:
+            fitted(labelled("a", 0.5))
+        assert "task.name=regress data.columns.score=label" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("spellings", "labels", "truth"),
+        [
+            ([" 0", "0", "1 "], ["0", "1"], [0, 0, 1]),
+            (["neg", " neg ", "pos\u3000"], ["neg", "pos"], [0, 0, 1]),
+            (["1", "1.0", "0"], ["0", "1"], [1, 1, 0]),
+            ([1.0, "1", "0.0", 0], ["0", "1"], [1, 1, 0, 0]),
+            ([True, "true", "false", False], ["False", "True"], [1, 1, 0, 0]),
+            (["neg", ' "neg"', '"pos"'], ["neg", "pos"], [0, 0, 1]),
+            # Other spellings of numbers may be names, such as those of versions.
+            (["1.1", "1.10", "01", "1"], ["01", "1", "1.1", "1.10"], [2, 3, 0, 1]),
+            (["neg", "Neg"], ["Neg", "neg"], [1, 0]),
+        ],
+    )
+    def test_are_the_same_however_they_are_spelled(
+        self, spellings: list[Any], labels: list[str], truth: list[int], tiny_vocab_folder: Any
+    ) -> None:
+        data = labelled(*spellings)
+        task = fitted(data)
+        assert task.labels == labels
+        features = featurize(task, data, load_tokenizer(tiny_vocab_folder))
+        assert features.targets["label"].tolist() == truth
+
+    def test_of_an_earlier_model_are_known_in_any_spelling(self, tiny_vocab_folder: Any) -> None:
+        tokenizer = load_tokenizer(tiny_vocab_folder)
+        task = Classify(ClassifyOptions(), [" 0", "1.0", "True"])
+        features = featurize(task, labelled("0", "1", " 0", "1.0", "true", True), tokenizer)
+        assert features.targets["label"].tolist() == [0, 1, 0, 1, 2, 2]
+        mapped = Classify(ClassifyOptions(labels={"0": "no", "1": "yes"}), ["no", "yes"])
+        features = featurize(mapped, labelled("0.0", "1", 1.0), tokenizer)
+        assert features.targets["label"].tolist() == [0, 1, 1]
+
+    def test_listed_twice_are_refused(self) -> None:
+        with pytest.raises(RecipeError, match="lists the label 'a' twice"):
+            fitted(labelled("a", "b"), labels=["a", "b", "a"])
+
+    def test_of_what_is_held_back_are_known(self) -> None:
+        data = replace(labelled("a", "b"), held_back=labelled("c", "a"))
+        assert fitted(data).labels == ["a", "b", "c"]
+
     def test_only_one_is_refused(self) -> None:
         with pytest.raises(DataError, match="only one label"):
             fitted(labelled("a", "a"))
@@ -119,6 +165,50 @@ class TestLabels:
             featurize(task, labelled("refund", "refnud"), load_tokenizer(tiny_vocab_folder))
         assert "train.tsv, line 3, column 'label': unknown label 'refnud'" in str(caught.value)
         assert "Did you mean 'refund'?" in str(caught.value)
+
+
+class TestRemarks:
+    def remarks(self, *labels: Any, **options: Any) -> str:
+        data = labelled(*labels)
+        return "\n".join(fitted(data, **options).remarks(data))
+
+    def test_count_the_labels(self) -> None:
+        assert self.remarks("b", "a", "b", "b") == "2 labels: b (3), a (1)"
+        options = {"labels": {"0": "no", "1": "yes", "2": "never"}}
+        assert self.remarks("1", "1.0", "0", **options) == "3 labels: yes (2), no (1), never (0)"
+
+    def test_count_only_the_first_of_many(self) -> None:
+        labels = [f"l{i}" for i in range(30) for _ in range(40 - i)]
+        text = self.remarks(*labels)
+        assert text.startswith("30 labels: l0 (40), l1 (39), ")
+        assert text.endswith("l11 (29), and 18 more, down to 11")
+
+    def test_say_what_is_read_as_one(self) -> None:
+        assert "read as one label: '1' (2), '1.0' (1)" in self.remarks("1", "1", "1.0", "0")
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("neg", "Neg"),
+            ("very bad", "very  bad"),
+            ("very bad", "verybad"),
+            ("01", "1"),
+            ("1.1", "1.10"),
+            ("é", "e\u0301"),
+            ("neg", "ne\u200bg"),
+            ("Ａ", "a"),
+        ],
+    )
+    def test_doubt_labels_that_look_alike(self, one: str, other: str) -> None:
+        text = self.remarks(one, one, other, "x")
+        assert f"{one!r} (2), {other!r} (1); if they are the same" in text
+
+    def test_doubt_no_others(self) -> None:
+        assert "differ only" not in self.remarks("a", "b", "1", "10", "a b", "c-d", "cd")
+
+    def test_doubt_numbers_with_fractions(self) -> None:
+        assert "task.name=regress" in self.remarks("0.5", "1", "2.5")
+        assert "task.name=regress" not in self.remarks("v0.5", "1", "2")
 
 
 class TestClassWeights:
@@ -164,6 +254,21 @@ class TestClassWeights:
 
 
 class TestFeatures:
+    @pytest.mark.parametrize("empty", ["", " \t\u3000"])
+    def test_an_empty_text_teaches_nothing(self, empty: str, tiny_vocab_folder: Any) -> None:
+        data = records([{"text": "good", "label": "a"}, {"text": empty, "label": "b"}])
+        task, tokenizer = Classify(ClassifyOptions(), ["a", "b"]), load_tokenizer(tiny_vocab_folder)
+        features = featurize(task, data, tokenizer)
+        assert (len(features), [s.record for s in features.skipped]) == (1, [1])
+        # It is asked about all the same.
+        assert len(featurize(task, data, tokenizer, evaluation=True)) == 2
+        assert len(featurize(task, data, tokenizer, with_targets=False)) == 2
+
+    def test_a_pair_with_one_empty_text_is_a_pair(self, tiny_vocab_folder: Any) -> None:
+        data = records([{"sentence1": "good", "sentence2": "", "label": "a"}])
+        task = Classify(ClassifyOptions(pair=True), ["a", "b"])
+        assert len(featurize(task, data, load_tokenizer(tiny_vocab_folder))) == 1
+
     def test_a_pair_has_two_segments(self, tiny_vocab_folder: Any) -> None:
         tokenizer = load_tokenizer(tiny_vocab_folder)
         data = records([{"sentence1": "good film", "sentence2": "bad", "label": "a"}])

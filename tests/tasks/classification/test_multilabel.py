@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn import metrics as sk
+from sklearn.preprocessing import MultiLabelBinarizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pretune.bundle.bundle import load, save
 from pretune.data.batch import PackedBatch
 from pretune.data.records import Records
-from pretune.errors import DataError
+from pretune.errors import DataError, RecipeError
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.classification.multilabel import (
     Multilabel,
@@ -106,9 +109,127 @@ class TestLabels:
         with pytest.raises(DataError, match="no record has a label"):
             fitted(labelled([], ""))
 
+    @pytest.mark.parametrize("wrong", [["a", "b", "a"]])
+    def test_listed_twice_are_refused(self, wrong: list[str]) -> None:
+        for option in ("labels", "label_columns"):
+            data = records([{"text": "x", "labels": ["a"], "a": 1, "b": 0}])
+            with pytest.raises(RecipeError, match="lists the label 'a' twice"):
+                fitted(data, **{option: wrong})
+
     def test_have_one_source(self) -> None:
         with pytest.raises(ValidationError, match="not both"):
             MultilabelOptions(labels=["a"], label_columns=["a"])
+
+
+#: The same labels of three records in every form; scikit-learn's matrix is the truth.
+SETS = [{"joy", "love"}, set(), {"love"}]
+NAMES = ["anger", "joy", "love"]
+MATRIX = MultiLabelBinarizer(classes=NAMES).fit_transform(SETS)
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda row: row.tolist(),
+    "bool": lambda row: row.astype(bool).tolist(),
+    "float": lambda row: row.astype(float).tolist(),
+    "text": lambda row: str(row.tolist()),
+    "numpy's text": str,
+    "numpy's bools": lambda row: str(row.astype(bool)),
+}
+
+
+class TestZeroAndOne:
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("options", [{}, {"labels": NAMES}], ids=["places", "names"])
+    def test_lists_are_a_number_for_each_label(
+        self, form: str, options: dict[str, Any], tiny_vocab_folder: Path
+    ) -> None:
+        data = labelled(*(FORMS[form](row) for row in MATRIX))
+        task = fitted(data, **options)
+        assert task.labels == options.get("labels", ["0", "1", "2"])
+        assert flags_of(task, data, tiny_vocab_folder) == MATRIX.tolist()
+        # A later file is read in the same way, be it of a single record.
+        again = task.with_state(json.loads(json.dumps(task.state())))
+        for row, truth in zip(MATRIX, MATRIX.tolist(), strict=True):
+            assert flags_of(again, labelled(FORMS[form](row)), tiny_vocab_folder) == [truth]
+
+    @pytest.mark.parametrize("keys", [["0", "1", "2"], ["2", "1", "0"], ["x", "y", "z"]])
+    def test_a_map_names_the_places(self, keys: list[str], tiny_vocab_folder: Path) -> None:
+        task = fitted(labelled([1, 0, 0], [0, 1, 1]), labels=dict(zip(keys, NAMES, strict=True)))
+        assert task.labels == NAMES
+        expected = [[0, 0, 1], [1, 1, 0]] if keys[0] == "2" else [[1, 0, 0], [0, 1, 1]]
+        assert flags_of(task, labelled([1, 0, 0], [0, 1, 1]), tiny_vocab_folder) == expected
+
+    def test_a_label_that_never_occurs_has_its_place(self) -> None:
+        assert fitted(labelled([1, 0, 0], [0, 1, 0])).labels == ["0", "1", "2"]
+
+    def test_as_many_names_as_numbers_are_needed(self) -> None:
+        with pytest.raises(DataError, match=r"lists of 3 numbers 0 or 1, but task\.labels has 2"):
+            fitted(labelled([1, 0, 0], [0, 1, 1]), labels=["a", "b"])
+
+    def test_names_are_read_beside_them(self, tiny_vocab_folder: Path) -> None:
+        task = fitted(labelled([1, 0, 0], [0, 1, 1]), labels=NAMES)
+        assert flags_of(task, labelled("joy|love", [], ""), tiny_vocab_folder)[0] == [0, 1, 1]
+
+    @pytest.mark.parametrize("wrong", [[1, 0], [0, 2, 0], [2], 1, [1, 0, 0, 0]])
+    def test_another_number_is_refused_later(self, wrong: Any, tiny_vocab_folder: Path) -> None:
+        task = fitted(labelled([1, 0, 0], [0, 1, 1]))
+        with pytest.raises(DataError, match=r"line 2.*expected 3 numbers 0 or 1"):
+            flags_of(task, labelled(wrong), tiny_vocab_folder)
+
+    def test_numbers_of_labels_stay_names(self, tiny_vocab_folder: Path) -> None:
+        task = fitted(labelled([0, 3], [1]))
+        assert (task.labels, task.flags) == (["0", "1", "3"], False)
+        assert flags_of(task, labelled([0, 1]), tiny_vocab_folder) == [[1, 1, 0]]
+        with pytest.raises(DataError, match="expected names of labels, such as 0"):
+            flags_of(task, labelled([1, 0, 0]), tiny_vocab_folder)
+
+    def test_a_model_of_transformers_reads_them_by_its_outputs(
+        self, tiny_vocab_folder: Path
+    ) -> None:
+        config = {
+            "architectures": ["BertForSequenceClassification"],
+            "problem_type": "multi_label_classification",
+            "id2label": dict(enumerate(NAMES)),
+        }
+        task = Multilabel.from_config(json.loads(json.dumps(config)))
+        assert task is not None
+        for one in (task, task.with_state(task.state())):
+            data = labelled([0, 1, 1], ["joy"])
+            assert flags_of(one, data, tiny_vocab_folder) == [[0, 1, 1], [0, 1, 0]]
+
+    def test_decide_what_is_cached(self) -> None:
+        one, other = (fitted(labelled(*rows)) for rows in ([[0, 1], [1, 0]], [[0, 1], [0]]))
+        assert one.labels == other.labels
+        assert one.feature_key() != other.feature_key()
+
+
+def test_lists_of_names_written_as_text(tiny_vocab_folder: Path) -> None:
+    data = labelled("['joy', 'love']", "[]", "['love']")
+    task = fitted(data)
+    assert task.labels == ["joy", "love"]
+    assert flags_of(task, data, tiny_vocab_folder) == [[1, 1], [0, 0], [0, 1]]
+
+
+class TestRemarks:
+    def remarks(self, *labels: Any, **options: Any) -> str:
+        data = labelled(*labels)
+        return "\n".join(fitted(data, **options).remarks(data))
+
+    def test_count_the_labels(self) -> None:
+        text = self.remarks("joy|love", "love", "", "love")
+        assert text == "2 labels: love (3), joy (1)\n1 of 4 records have no label"
+
+    @pytest.mark.parametrize("separator", [",", ";", "/", "、"])
+    def test_doubt_a_separator_that_never_occurs(self, separator: str) -> None:
+        text = self.remarks(f"joy{separator} anger", "joy")
+        assert f"task.separator='{separator}' reads them as several" in text
+        assert "task.separator" not in self.remarks(f"joy{separator} anger", "joy|anger")
+
+    def test_tell_how_lists_are_read(self) -> None:
+        assert "lists of 0 and 1, a number for each of 2, named by" in self.remarks([1, 0], [0, 0])
+        assert "in the order of task.labels" in self.remarks([1, 0], [0, 1], labels=["b", "a"])
+        assert "2 lists written as text, such as ['a']" in self.remarks("['a']", "['b', 'a']")
+
+    def test_doubt_labels_that_are_everywhere(self) -> None:
+        assert "nothing to learn" in self.remarks(["a", "b"], ["b", "a"])
 
 
 def test_the_loss_is_that_of_torch() -> None:

@@ -59,7 +59,7 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"train\.jsonl, line 1, column 'choices'"):
             Choose(ChooseOptions()).choices(records({"choices": wrong}), 0)
 
-    @pytest.mark.parametrize("wrong", [-1, 2, "b", None, 0.5, True, float("nan")])
+    @pytest.mark.parametrize("wrong", [-1, 2, "b", None, 0.5, True, float("nan"), "0_1"])
     def test_labels_are_numbers_of_choices(self, wrong: Any, tiny_vocab_folder: Path) -> None:
         data = records(example(2), {**example(2), "label": wrong})
         with pytest.raises(DataError, match=r"line 2, column 'label'.*0 to 1, found"):

@@ -108,7 +108,9 @@ class TestMetrics:
 
 
 class TestScores:
-    @pytest.mark.parametrize("wrong", ["good", "", None, "nan", float("nan"), "inf", True, [1]])
+    @pytest.mark.parametrize(
+        "wrong", ["good", "", None, "nan", float("nan"), "inf", True, [1], "1_0"]
+    )
     def test_that_are_none_name_the_place(self, wrong: Any) -> None:
         with pytest.raises(DataError, match=r"train\.tsv, line 3, column 'score': expected a numb"):
             Regress(RegressOptions()).fit(scored("1", wrong))

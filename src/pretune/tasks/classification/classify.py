@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,9 +23,12 @@ from pretune.tasks.classification.counts import class_figures, class_table
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import (
     LabelText,
+    as_number,
     choose_labels,
     finite,
+    label_key,
     label_number,
+    label_remarks,
     label_text,
     numbered,
     stored_labels,
@@ -100,9 +104,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
             DataError: fewer than two labels, one that the recipe does not list, or a weight for a
                 label that does not exist.
         """
-        self.labels = choose_labels(
-            self.options.labels, records, "label", lambda row: [self._raw_label(records, row)]
-        )
+        self.labels = choose_labels(self.options.labels, records, "label", self._raw_labels)
         # A column that cannot be the one with the labels is refused.
         count = len(self.labels)
         if count < 2:
@@ -144,8 +146,24 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
         occurring = np.count_nonzero(counts)
         return [len(records) / (occurring * n) if n else 1.0 for n in counts.tolist()]
 
-    def _raw_label(self, records: Records, row: int) -> str:
-        return label_text(records, row, "label", records.rows[row].get("label"))
+    def _raw_labels(self, records: Records, row: int) -> list[str]:
+        """Return a record's label as the data spell it, in a list."""
+        return [label_text(records, row, "label", records.rows[row].get("label"))]
+
+    @override
+    def remarks(self, records: Records) -> Iterable[str]:
+        yield from label_remarks(self.labels, self.options.labels, records, self._raw_labels)
+        # A table has scores as text, which may be labels: 1.5 of 5 stars.
+        numbers = [as_number(label) for label in self.labels]
+        if any(number % 1 for number in numbers) and not any(map(math.isnan, numbers)):
+            yield (
+                "the labels are numbers with fractions: if they are scores, train "
+                "task.name=regress data.columns.score=label"
+            )
+
+    @override
+    def strata(self, records: Records) -> list[list[str]]:
+        return [[label_key(*self._raw_labels(records, row))] for row in range(len(records))]
 
     def label_id(self, records: Records, row: int, ids: dict[str, int]) -> int:
         """Return the number of a record's label, by the number of each label.
@@ -153,7 +171,7 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
         Raises:
             DataError: no label, or an unknown one; names file and line.
         """
-        raw = self._raw_label(records, row)
+        (raw,) = self._raw_labels(records, row)
         return label_number(records, row, "label", raw, self.options.labels, ids)
 
     @override

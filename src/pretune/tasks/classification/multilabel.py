@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,18 +18,27 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.models.config import brief
 from pretune.tasks.base import Calibrated, Loss, Prediction, TaskOptions
 from pretune.tasks.classification.counts import class_table, label_figures
+from pretune.tasks.classification.label_lists import count_flags, flag, is_number, parse_list
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import (
+    LabelNames,
+    LabelText,
     choose_labels,
     finite,
+    label_key,
     label_number,
+    label_remarks,
     label_text,
     numbered,
     stored_labels,
 )
 from pretune.tasks.sentences import LABELS, SentenceOptions, SentenceTask
+
+#: What people put between labels instead of the separator.
+OTHER_SEPARATORS = (",", ";", "，", "；", "、", "/")
 
 
 class MultilabelOptions(SentenceOptions):
@@ -39,10 +47,11 @@ class MultilabelOptions(SentenceOptions):
     name: Literal["multilabel"] = Field(
         "multilabel", description="Any number of labels for a text or a pair."
     )
-    labels: dict[str, str] | list[str] | None = Field(
+    labels: dict[LabelText, LabelText] | list[LabelText] | None = Field(
         None,
         description="The labels in their order, or a map from what the data say to what to show. "
-        "Default: the labels that occur in the training data, sorted.",
+        "Default: the labels that occur in the training data, sorted; of lists of 0 and 1 their "
+        "places: 0, 1, ...",
     )
     separator: str = Field(
         "|", min_length=1, description="Separates labels where a record has them as text: a|b."
@@ -90,6 +99,9 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         super().__init__(options, labels)
         # The probability from which each label is predicted.
         self.thresholds = [0.5] * len(self.labels)
+        # Whether the data have a list of 0 and 1, a number for each label, rather than names; None:
+        # whoever trained the model does not say.
+        self.flags: bool | None = None
 
     # Preprocessor
 
@@ -98,13 +110,22 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
     def targets(self) -> dict[str, str]:
         if self.options.label_columns is not None:
             return dict.fromkeys(self.options.label_columns, "1 if it has this label, else 0")
-        return {"labels": "its labels: a list, or a text with | between them"}
+        return {"labels": "its labels: a list, a text with | between them, or a list of 0 and 1"}
 
     @override
     def fit(self, records: Records) -> None:
-        options = self.options
-        given, raw = options.label_columns or options.labels, partial(self._raw_labels, records)
-        self.labels = choose_labels(given, records, "labels", raw)
+        """Find out how labels are written, and choose them.
+
+        Raises:
+            DataError: no record has a label, or lists of 0 and 1 do not fit each other or the
+                recipe's labels.
+        """
+        given: LabelNames | None = self.options.label_columns or self.options.labels
+        width = self._flag_width(records)
+        self.flags = width is not None
+        if width is not None and given is None:
+            given = [str(place) for place in range(width)]
+        self.labels = choose_labels(given, records, "labels", self._raw_labels)
         if not self.labels:
             raise DataError(
                 f"{records.origin}, column 'labels': no record has a label",
@@ -112,23 +133,118 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             )
         self.thresholds = [0.5] * len(self.labels)
 
-    def _raw_labels(self, records: Records, row: int) -> list[str]:
-        """Return a record's labels as the data spell them."""
-        if self.options.label_columns is not None:
-            return [name for name in self.options.label_columns if _flag(records, row, name)]
-        # A list, a text with separators, or a single number.
+    def _flag_width(self, records: Records) -> int | None:
+        """Return the length of the lists of 0 and 1; None where the data have names of labels."""
+        if self.options.label_columns is not None or "labels" in records.categories:
+            return None
+        cells = [(part, row) for part in records.with_held_back() for row in range(len(part))]
+        lists = [self._items(part, row) for part, row in cells]
+        width = count_flags(lists, lambda at: cells[at][0].where(cells[at][1], "labels"))
+        given = self.options.labels
+        if width is not None and given is not None and len(given) != width:
+            raise DataError(
+                f"{records.origin}, column 'labels': lists of {width} numbers 0 or 1, but "
+                f"task.labels has {len(given)} labels",
+                "Give one for each number, in their order.",
+            )
+        return width
+
+    def _places(self) -> list[str]:
+        """Return the label that each place of a list of 0 and 1 stands for, as the data spell it.
+
+        The keys of a map may be the places themselves.
+        """
+        given = self.options.labels
+        places = [str(place) for place in range(len(given or ()))]
+        if isinstance(given, Mapping) and set(given) == set(places):
+            return places
+        return list(self.labels if given is None else given)
+
+    def _items(self, records: Records, row: int) -> list[Any]:
+        """Return the items of a record's list of labels: a list, a text, or a single number."""
         value = records.rows[row].get("labels")
         if isinstance(value, str):
-            value = [part.strip() for part in value.split(self.options.separator) if part.strip()]
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            value = [value]
+            if (listed := parse_list(value)) is not None:
+                return listed
+            return [part.strip() for part in value.split(self.options.separator) if part.strip()]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return [value]
         if not isinstance(value, list):
             raise DataError(
                 f"{records.where(row, 'labels')}: expected labels, found {value!r}",
                 'Give a list (["a", "b"], [] for none) or a text with '
                 f"{self.options.separator} between them; or name task.label_columns.",
             )
-        return [label_text(records, row, "labels", item) for item in value]
+        return value
+
+    def _raw_labels(self, records: Records, row: int) -> list[str]:
+        """Return a record's labels as the data spell them."""
+        if self.options.label_columns is not None:
+            return [name for name in self.options.label_columns if _flag(records, row, name)]
+        items = self._items(records, row)
+        flags = [flag(item) for item in items]
+        # A model that tells how its data were written reads all data in that way; for any other
+        # one, as many numbers as there are labels are a list of 0 and 1.
+        places = self._places()
+        fits = None not in flags and len(flags) == len(places) > 1
+        if fits and self.flags is not False:
+            return list(itertools.compress(places, flags))
+        twice = len(set(flags)) < len(flags)
+        if (fits and twice) or (self.flags and any(map(is_number, items))):
+            expected = (
+                f"{len(places)} numbers 0 or 1, for the labels {', '.join(places)}"
+                if self.flags
+                else f"names of labels, such as {self.labels[0]}, as in training"
+            )
+            raise DataError(
+                f"{records.where(row, 'labels')}: expected {expected}; found {items!r}",
+                "Write the labels as in the data that the model was trained on.",
+            )
+        return [label_text(records, row, "labels", item) for item in items]
+
+    @override
+    def remarks(self, records: Records) -> Iterable[str]:
+        if self.flags:
+            names = "in the order of task.labels"
+            if self.options.labels is None:
+                names = "named by their places; task.labels=[...] gives them names"
+            yield f"labels: lists of 0 and 1, a number for each of {len(self.labels)}, {names}"
+        elif self.options.label_columns is None:
+            yield from self._doubts(records)
+        yield from label_remarks(self.labels, self.options.labels, records, self._raw_labels)
+        # How many labels a record has, where that is remarkable.
+        sizes = [len(set(self._raw_labels(records, row))) for row in range(len(records))]
+        if (without := sizes.count(0)) > 0:
+            yield f"{without:,} of {len(records):,} records have no label"
+        if min(sizes, default=0) == len(self.labels):
+            yield "every record has every label: there is nothing to learn"
+
+    def _doubts(self, records: Records) -> Iterable[str]:
+        """Yield lines about texts that are lists, or that have another separator."""
+        texts = [text for row in records.rows if isinstance(text := row.get("labels"), str)]
+        written = [text for text in texts if parse_list(text) is not None]
+        if written:
+            yield f"labels: {len(written):,} lists written as text, such as {written[0]}"
+        # A mark between words, where the separator never occurs.
+        separator = self.options.separator
+        if any(separator in text for text in texts):
+            return
+        for mark in OTHER_SEPARATORS:
+            marked = [text for text in texts if mark in text and parse_list(text) is None]
+            if marked:
+                yield (
+                    f"labels: no text has {separator!r} between labels, but {len(marked):,} have "
+                    f"{mark!r}, such as {marked[0]!r}, and are read as one label each; "
+                    f"task.separator={mark!r} reads them as several"
+                )
+                return
+
+    @override
+    def strata(self, records: Records) -> list[list[str]]:
+        # How labels are written shows in all records together.
+        task = type(self)(self.options)
+        task.fit(records)
+        return [[*map(label_key, task._raw_labels(records, row))] for row in range(len(records))]
 
     def _flags(self, records: Records, row: int, ids: dict[str, int]) -> Array:
         """Return `[K]` uint8: 1 for each label that a record has."""
@@ -136,6 +252,10 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         for raw in self._raw_labels(records, row):
             flags[label_number(records, row, "labels", raw, self.options.labels, ids)] = 1
         return flags
+
+    @override
+    def feature_key(self) -> Any:
+        return [*super().feature_key(), self.flags]
 
     @override
     def target_reader(self, records: Records) -> Callable[[int], dict[str, Any]]:
@@ -229,12 +349,17 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
 
     @override
     def state(self) -> dict[str, Any]:
-        return {"labels": self.labels, "thresholds": self.thresholds}
+        # Data that have names of labels need no entry: files are as they were before there was one.
+        flags = {} if self.flags is False else {"flags": self.flags}
+        return {"labels": self.labels, "thresholds": self.thresholds, **flags}
 
     @override
     def with_state(self, state: Mapping[str, Any]) -> Self:
         task = type(self)(self.options, stored_labels(state["labels"]))
         task.thresholds = _thresholds(state)
+        task.flags = state.get("flags", False)
+        if task.flags not in (True, False, None):
+            raise ValueError(f"flags is {brief(task.flags)}, not true or null")
         if len(task.thresholds) != len(task.labels):
             raise ValueError("one threshold a label")
         return task
@@ -247,14 +372,13 @@ def _thresholds(state: Mapping[str, Any]) -> list[float]:
 def _flag(records: Records, row: int, column: str) -> bool:
     """Return whether a column says yes."""
     value = records.rows[row].get(column)
-    known = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-    flag = known.get(str(value).strip().lower())
-    if flag is None:
+    yes = flag(value)
+    if yes is None:
         raise DataError(
             f"{records.where(row, column)}: expected 0 or 1, found {value!r}",
             "Each of task.label_columns has 1 for a record with that label, 0 for others.",
         )
-    return flag
+    return yes
 
 
 class MultilabelMetrics:

@@ -30,6 +30,7 @@ from pretune.tasks.base import (
     usual_length,
 )
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
+from pretune.tasks.labels import as_number
 from pretune.tokenizers.tokenizer import Tokenizer
 
 
@@ -130,18 +131,14 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         """Return the number of the right one of `count` choices."""
         # Tables give numbers as text or as floats; 1.5 is refused, and so is true.
         value: Any = records.rows[row].get("label")
-        try:
-            number = -1 if isinstance(value, bool) else int(value)
-            known = 0 <= number < count and float(value) == number
-        except (TypeError, ValueError, OverflowError):
-            known = False
-        if not known:
+        number = as_number(value)
+        if number not in range(count):
             raise DataError(
                 f"{records.where(row, 'label')}: expected the number of the right choice, 0 to "
                 f"{count - 1}, found {value!r}",
                 "Choices are counted from 0; remove records without an answer (-1).",
             )
-        return number
+        return int(number)
 
     @override
     def features(

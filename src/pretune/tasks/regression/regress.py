@@ -19,6 +19,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.tasks.base import Loss, Metrics, Prediction, TaskOptions
 from pretune.tasks.grading import EachLoss, Grade
+from pretune.tasks.labels import as_number
 from pretune.tasks.sentences import SCORE, SentenceOptions, SentenceTask
 
 #: Fresh weights would need more updates than a fine-tuning has to reach larger scores.
@@ -86,12 +87,8 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
             )
 
     def _score(self, records: Records, row: int) -> float:
-        # Text is read as a number; true and false are none, though Python would convert them.
         value: Any = records.rows[row].get("score")
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
+        number = as_number(value)
         if not math.isfinite(number):
             raise DataError(
                 f"{records.where(row, 'score')}: expected a number, found {value!r}",

@@ -23,7 +23,14 @@ from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
 from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, TaskOptions, usual_length
 from pretune.tasks.grading import Decision, EachLoss, Grade
-from pretune.tasks.labels import label_entries, numbered, published_labels, stored_labels
+from pretune.tasks.labels import (
+    label_entries,
+    look_alikes,
+    numbered,
+    published_labels,
+    shown_counts,
+    stored_labels,
+)
 from pretune.tasks.losses import CrossEntropyOptions, cross_entropy, sum_by_sequence
 from pretune.tasks.tagging import schemes, scoring
 from pretune.tasks.tagging.features import (
@@ -172,6 +179,9 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         self.characters = sum(len(word) == 1 for word in words) > 0.9 * len(words)
         # The recipe or the source names the tags in their order; else the order is alphabetical.
         named = self.options.labels or records.categories.get("ner_tags")
+        if records.held_back is not None:  # its types are known in training
+            held = records.held_back
+            tags += [self._raw_tags(held, row) for row in range(len(held))]
         types = types_of(named or sorted({tag for own in tags for tag in own}))
         if not types:
             raise DataError(
@@ -179,6 +189,15 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
                 "Is it the right column? (data.columns.ner_tags=COLUMN)",
             )
         self.labels = schemes.labels_of(types, self.options.scheme)
+
+    @override
+    def remarks(self, records: Records) -> Iterable[str]:
+        counts = dict.fromkeys(types_of(self.labels), 0)
+        for row in range(len(records)):
+            for span in spans(self._raw_tags(records, row)):
+                counts[span.type] += 1
+        yield f"{len(counts):,} types of entities: {shown_counts(counts)}"
+        yield from look_alikes(counts)
 
     def _raw_tags(self, records: Records, row: int) -> list[str]:
         """Return the tags of a record as they are spelled in the data.
@@ -203,6 +222,7 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
             # A number stands for a tag whose name the recipe or the source knows.
             if isinstance(tag, int) and not isinstance(tag, bool) and names is not None:
                 tag = names[tag] if 0 <= tag < len(names) else tag
+            tag = tag.strip() if isinstance(tag, str) else tag
             if not isinstance(tag, str) or not schemes.is_tag(tag):
                 hint = "Tags are O, or B-, I-, E-, S- (L-, U-, M-) and a type, such as B-PER."
                 if isinstance(tag, int):
