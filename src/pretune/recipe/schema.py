@@ -102,6 +102,11 @@ class DataSection(RecipeSection):
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.1, description="The same; or a share of the training data to hold back (0.1); or null."
     )
+    stratify: bool = Field(
+        True,
+        description="Hold back each label in proportion (classify, multilabel), and never the last "
+        "record that has it; false: records at random.",
+    )
     columns: dict[str, ColumnName] = Field(
         default_factory=dict,
         description="What the data calls the task's columns, e.g. {text: body, label: intent}; "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
         validation = _read(recipe, data.validation, {})
     elif data.validation is not None:
         train, validation = _hold_back(recipe, train, data.validation)
-    return train.head(data.limit), validation
+    train = train.head(data.limit)
+    # A label that occurs only in what was held back is known all the same.
+    shared = not isinstance(data.validation, str)
+    if shared and isinstance(train, Records) and isinstance(validation, Records):
+        train = replace(train, held_back=validation)
+    return train, validation
 
 
 def _noting_unused(recipe: Recipe, records: Records) -> Records:
@@ -75,7 +81,12 @@ def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
     task = task_class(recipe.task.name)
     count = round(share * len(data))
     groups, what = np.arange(len(data)), "documents"
+    # In a random order that is the same for all seeds, so that runs compare.
     if isinstance(data, Records):
+        # Labels are held back in proportion, if any can be without losing its last record.
+        strata = task(recipe.task).strata(data) if recipe.data.stratify else None
+        if strata is not None and (rows := stratified(strata, count)):
+            return _parted(data, rows, f"{share:g} of the records, in proportion to the labels")
         # A single long text, as of a language model, is split by itself.
         if issubclass(task, ReadsStream) and (count == 0 or len(data) == 1):
             return _split_texts(data, share)
@@ -83,7 +94,7 @@ def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
         if task.kept_together:
             what = f"different {' and '.join(name + 's' for name in task.kept_together)}"
             groups = _groups(data, task.kept_together)
-    # Whole groups, in a random order that is the same for all seeds, so that runs compare.
+    # Otherwise whole groups.
     order = epoch_order(int(groups.max(initial=-1)) + 1, seed=0, epoch=0)
     sizes = np.bincount(groups)[order] if len(data) else order
     taken = _fill(sizes, count)
@@ -92,11 +103,54 @@ def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
             f"{data.origin}: {len(order)} {what} are too few to hold back {share:g} of them",
             "Give validation data with data.validation=FILE, or none: data.validation=null.",
         )
-    out = np.isin(groups, order[taken])
+    rows = np.flatnonzero(np.isin(groups, order[taken])).tolist()
+    return _parted(data, rows, f"{share:g} of the {what}, at random")
+
+
+def _parted(data: Data, rows: Sequence[int], part: str) -> tuple[Data, Data]:
+    """Split off some rows, in the order of the data; `part` says for people which they are."""
+    out = np.isin(np.arange(len(data)), rows)
     kept, held_back = np.flatnonzero(~out), np.flatnonzero(out)
     if isinstance(data, StoredDocuments):
         return data.take(kept), data.take(held_back)
-    return data.take(kept.tolist()), replace(data, notes=()).take(held_back.tolist())
+    parted = replace(data.take(held_back.tolist()), part=f"held back: {part}", notes=())
+    return data.take(kept.tolist()), parted
+
+
+def stratified(labels: Sequence[Collection[str]], count: int) -> list[int]:
+    """Pick records that have each label about as often, in proportion, as all records have it.
+
+    A record with several labels counts for the rarest of them. The last record with a label is
+    never picked, so there may be fewer than `count`.
+
+    Args:
+        labels: those of each record.
+        count: how many records to pick.
+
+    Returns:
+        the rows, ascending; the same in every run.
+    """
+    # The records of each rarest label, in a random order.
+    totals = Counter(label for own in labels for label in set(own))
+    strata: dict[str | None, list[int]] = {}
+    for row in epoch_order(len(labels), seed=0, epoch=0).tolist():
+        rarest = min(labels[row], key=lambda label: (totals[label], label), default=None)
+        strata.setdefault(rarest, []).append(row)
+    # They are laid evenly from 0 to 1, and the first `count` of all are picked: each label gives
+    # its share, rounded (Sainte-Laguë's method, as for seats in a parliament).
+    places = {
+        row: (number + 0.5) / len(rows)
+        for rows in strata.values()
+        for number, row in enumerate(rows)
+    }
+    picked: list[int] = []
+    left = totals.copy()
+    for row in sorted(places, key=places.__getitem__):
+        own = set(labels[row])
+        if len(picked) < count and all(left[label] > 1 for label in own):
+            picked.append(row)
+            left.subtract(own)
+    return sorted(picked)
 
 
 def _fill(sizes: NDArray[np.int64], count: int) -> list[int]:
@@ -145,7 +199,8 @@ def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
         cut = int(len(text) * (1 - share))
         beginnings.append({**record, "text": text[:cut]})
         ends.append({**record, "text": text[cut:]})
-    return replace(records, rows=beginnings), replace(records, rows=ends, notes=())
+    part = f"held back: the last {share:g} of each text"
+    return replace(records, rows=beginnings), replace(records, rows=ends, part=part, notes=())
 
 
 def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
@@ -256,10 +311,12 @@ def read_features(
         )
     tokens = int(features.lengths.sum())
     cut = f"; {features.truncated:,} {task.truncation_note}" if features.truncated else ""
-    unit = ""
-    if isinstance(records, Records) and records.text_unit is not None:
-        unit = f" ({TEXT_UNITS[records.text_unit]})"
-    reporter.say(f"{what}: {len(features):,} from {records.origin}{unit}, {tokens:,} tokens{cut}")
+    which = ""
+    if isinstance(records, Records):
+        unit = None if records.text_unit is None else TEXT_UNITS[records.text_unit]
+        which = "; ".join(filter(None, (unit, records.part)))
+        which = f" ({which})" if which else ""
+    reporter.say(f"{what}: {len(features):,} from {records.origin}{which}, {tokens:,} tokens{cut}")
     if isinstance(records, Records):
         for done_to, items in (("skipped", features.skipped), ("repaired", features.repaired)):
             if items:

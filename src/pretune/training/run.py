@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
 from pretune.data.batch import Features
+from pretune.data.records import Records
 from pretune.errors import RunError
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
@@ -202,6 +203,9 @@ class _Run:
         task, reporter = self.task, self.reporter
         self.data, held_back = read_data(self.recipe)
         fit(task, self.data)
+        if isinstance(self.data, Records):
+            for remark in task.remarks(self.data):
+                reporter.say(remark)
         seed_everything(self.recipe.seed)
         self.bundle = bundle = starting_model(self.recipe, task, self.data, start)
         self.train = read_features("train", task, self.data, bundle, reporter)

@@ -165,7 +165,11 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: no run here (no {RECIPE})", "Give the output folder of a run."
             )
-        return Recipe.load(path)
+        recipe = Recipe.load(path)
+        # Before there was the option, records were held back at random: an old run keeps its own.
+        if "stratify" not in recipe.data.model_fields_set:
+            return recipe.changed({"data.stratify": False})
+        return recipe
 
     def result(self) -> RunResult | None:
         """The outcome; None if the run is unfinished."""
