@@ -56,7 +56,12 @@ def describe_value(value: object) -> str:
         return "nothing"
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "an infinite number"
-    return f"a {type(value).__name__}"
+    return type_name(type(value))
+
+
+def type_name(kind: type) -> str:
+    """The name of a type with its article: "a list", "an int"."""
+    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

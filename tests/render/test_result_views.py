@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pretune.render.result_views import evaluation_view
+from pretune.render.result_views import answer_view, evaluation_view
+from pretune.tasks.regression.regress import ScorePrediction
+from pretune.tasks.tagging.tag import TagPrediction
 from pretune.training.validation import Evaluation
 
 
@@ -22,3 +24,9 @@ def test_figures_per_class_where_there_are_classes() -> None:
     language_model = Evaluation({"perplexity": 9.0}, 8, 0.1, {"tokens": 3})
     assert "│perplexity │ 9.0000│" in shown(language_model)
     assert "precision" not in shown(language_model)
+
+
+def test_an_answer_without_scores_of_labels_is_shown_by_its_values() -> None:
+    text = answer_view({"text": "a late parcel"}, ScorePrediction(2.91327)).plain
+    assert text == "a late parcel\n  score  2.9133\n"
+    assert answer_view({"tokens": "nobody"}, TagPrediction(())).plain.endswith("entities  none\n")

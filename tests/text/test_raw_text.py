@@ -144,7 +144,7 @@ class TestIterTexts:
             ("a.txt", gzip.compress(b"x", mtime=0), {}, "looks like gzip"),
             ("a.txt.gz", b"not gzip at all", {}, "not a gzip file"),
             ("a.txt.gz", gzip.compress(b"x" * 99, mtime=0)[:-9], {}, "not a gzip file"),
-            ("a.jsonl", b'{"text": 1}', {}, "line 1, field 'text': expected a text, found a int"),
+            ("a.jsonl", b'{"text": 1}', {}, "line 1, field 'text': expected a text, found an int"),
             ("a.jsonl", b'\n{"text": null}', {}, "line 2, field 'text'.*found nothing"),
             ("a.jsonl", b'{"texts": "x"}', {}, "no field 'text'.*Did you mean 'texts'"),
             ("a.jsonl", b'{"text": "x"}\n{"text": ', {}, "line 2: not valid JSON"),

@@ -138,8 +138,18 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
         lines = for_terminal(answer.written).split("\n")
         text.append("".join(f"  {line}\n" for line in lines))
     elif not ordered:
-        text.append(f"  {for_terminal(answer.to_dict())}\n")
+        for name, value in answer.to_dict().items():
+            text.append(f"  {name}  {for_terminal(_plain(value))}\n")
     return text
+
+
+def _plain(value: Any) -> str:
+    """Write a value of an answer as people read it."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def few_shot_view(result: FewShotResult) -> RenderableType:

@@ -415,6 +415,14 @@ class TestTableErrors:
         path = write(tmp_path, name, "text\nx\ty,z\n")
         assert refused(path).hint.endswith(f"data.quoting={other}")
 
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_header_of_a_second_file(self, tmp_path, name):
+        between = "," if name == "a.csv" else "\t"
+        path = write(tmp_path, name, "text, label\na,1\ntext,label\nb,0\n".replace(",", between))
+        assert refused(path).message.startswith(f"{path}, line 3: the header again")
+        # A single column may have its own name as a text.
+        assert len(read(write(tmp_path, name, "text\na\ntext\n"))) == 2
+
     @pytest.mark.parametrize("header", ["text,text", "text,", " text,text "])
     def test_header_with_repeated_or_empty_names(self, tmp_path, header):
         path = write(tmp_path, "a.csv", f"\n{header}\na,b\n")

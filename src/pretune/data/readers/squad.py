@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretune.errors import DataError, describe_value
+from pretune.errors import DataError, describe_value, type_name
 
 #: Values looked at to tell the layout.
 _PROBED = 100
@@ -90,7 +90,7 @@ def _part(path: Path, place: str, parent: Any, name: str, kind: type) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         named = f" (id {parent['id']})" if isinstance(parent, Mapping) and "id" in parent else ""
         raise DataError(
-            f"{path}, {place}{named}: expected a {kind.__name__} as '{name}', "
+            f"{path}, {place}{named}: expected {type_name(kind)} as '{name}', "
             f"found {describe_value(value)}",
             "SQuAD is {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
         )
