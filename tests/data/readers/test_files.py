@@ -418,8 +418,14 @@ class TestTableErrors:
     @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
     def test_header_of_a_second_file(self, tmp_path, name):
         between = "," if name == "a.csv" else "\t"
-        path = write(tmp_path, name, "text, label\na,1\ntext,label\nb,0\n".replace(",", between))
-        assert refused(path).message.startswith(f"{path}, line 3: the header again")
+        text = "text, label\na,1\ntext,label\nb,0\n text,label\n".replace(",", between)
+        found = read(write(tmp_path, name, text))
+        assert found.rows == [{"text": "a", "label": "1"}, {"text": "b", "label": "0"}]
+        assert found.lines == [2, 4]
+        assert any("line 3 and 1 more, the names of the columns again" in n for n in found.notes)
+        # In another order everything after it would be mixed up.
+        path = write(tmp_path, name, text.replace(f"text{between}label", f"label{between}text"))
+        assert "line 3: the names of the columns again, in another" in refused(path).message
         # A single column may have its own name as a text.
         assert len(read(write(tmp_path, name, "text\na\ntext\n"))) == 2
 

@@ -72,13 +72,19 @@ def read_table(
         notes.append(f"{path}: its columns are numbered, and line {header_line} is a record")
         lines, header = chain([(header_line, cells)], lines), tuple(numbers)
     table = _Table(path, header_line, header, delimiter, quoted=quoted)
-    rows, places = [], []
+    rows, places, again = [], [], []
     for number, fields in lines:
+        if numbers is None and table.is_header(number, fields):
+            again.append(number)
+            continue
         rows.append(table.row(number, fields))
         places.append(number)
     if numbers is None and looks_like_record(table.names, rows):
         names = ", ".join(map(repr, table.names))
         notes.append(f"{path}: line {header_line} is taken for the names of the columns: {names}")
+    if again:
+        more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
+        notes.append(f"{path}: line {again[0]}{more}, the names of the columns again, left out")
     line = header_line if numbers is None else None
     return Records(rows, str(path), places, table.names, header_line=line, notes=tuple(notes))
 
@@ -126,6 +132,23 @@ class _Table:
         self.spare = _spare_columns(header)
         if len({*self.names}) < len(self.names) or len(self.names) + len(self.spare) < len(header):
             raise self._bad_header()
+
+    def is_header(self, number: int, fields: Sequence[str]) -> bool:
+        """Whether line `number` has the names of the columns again, as where files were joined.
+
+        Raises:
+            DataError: it has them in another order, so that what follows would be mixed up.
+        """
+        cells = tuple(cell.strip() for cell in fields)
+        if len(self.names) < 2 or len(cells) != len(self.header) or {*cells} != {*self.header}:
+            return False
+        if cells != self.header:
+            raise DataError(
+                f"{self.path}, line {number}: the names of the columns again, in another order",
+                "Two files were joined: bring their columns into the same order, and remove the "
+                "line.",
+            )
+        return True
 
     def row(self, number: int, fields: Sequence[str]) -> dict[str, Any]:
         """The cells of line `number` by the names of their columns.
