@@ -211,7 +211,7 @@ class TestStream:
     def test_bytes_of_another_encoding_name_the_line(self) -> None:
         with pytest.raises(DataError, match=r"input, line 3: not valid GB18030 \(byte 0xff\)"):
             self.lines("好\n好\n好".encode("gb18030") + b"\xff\n", encoding="gb18030")
-        with pytest.raises(DataError, match="input, line 1: not valid UTF-16"):
+        with pytest.raises(DataError, match="input: not valid UTF-16"):
             self.lines(b"ab\n\n", encoding="utf-16")
         with pytest.raises(DataError, match="no encoding is called 'utf-99'"):
             self.lines(b"ab\n", encoding="utf-99")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from pretune.errors import DataError
-from pretune.text import decode
+from pretune.text import byte_stream
 from pretune.text import raw_text as read
 from pretune.text.raw_text import _pieces, find_files, iter_texts
 from pretune.text.text_sample import take_sample
@@ -86,20 +86,20 @@ class TestIterTexts:
             cut = [word for piece in found for word, _ in splitter.pre_tokenize_str(piece)]
             assert cut == whole
 
-    @given(text=TEXT)
+    @given(text=TEXT.filter(lambda text: "\0" not in text))  # zero bytes are no text
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-le"])
     def test_unchanged_in_any_encoding(self, tmp_path_factory, text, encoding) -> None:
         path = tmp_path_factory.mktemp("x") / "a.txt"
         path.write_bytes(text.encode(encoding))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decode, "READ_BYTES", 3)
+            patch.setattr(byte_stream, "READ_BYTES", 3)
             assert "".join(texts(path, encoding=encoding)) == text.removeprefix("\ufeff")
 
     @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "gb18030"])
     def test_byte_order_mark(self, tmp_path: Path, monkeypatch, encoding: str) -> None:
         path = write(tmp_path / "a.txt", "\ufeffone \ufeff二".encode(encoding))
         for size in (1, 1 << 20):
-            monkeypatch.setattr(decode, "READ_BYTES", size)
+            monkeypatch.setattr(byte_stream, "READ_BYTES", size)
             assert "".join(texts(path, encoding=encoding)) == "one \ufeff二"
 
     def test_gzip_jsonl_and_a_byte_order_mark(self, tmp_path: Path) -> None:
@@ -108,6 +108,8 @@ class TestIterTexts:
         lines = write(tmp_path / "b.jsonl.gz", gzip.compress(records.encode()))
         assert texts(plain) == ["hello\ufeffhello"]  # two members are one text
         assert texts(lines, field="body") == ["one\n", "电影\x00"]
+        unnamed = write(tmp_path / "c.txt", gzip.compress(b"hello"))
+        assert texts(unnamed) == ["hello"]
 
     def test_a_field_is_of_records(self, tmp_path: Path) -> None:
         records = write(tmp_path / "a.json", '{"body": "one"}\n{"body": "two"}\n')
@@ -127,7 +129,7 @@ class TestIterTexts:
 
     @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
     def test_broken_utf8_names_file_and_line(self, tmp_path: Path, monkeypatch, chunk) -> None:
-        monkeypatch.setattr(decode, "READ_BYTES", chunk)
+        monkeypatch.setattr(byte_stream, "READ_BYTES", chunk)
         path = write(tmp_path / "a.txt", "é\n中\n".encode() + b"abc \xe4\xb8\n\xff")
         with pytest.raises(DataError, match=r"a\.txt, line 3: not valid UTF-8 \(byte 0xe4\)"):
             texts(path)
@@ -141,7 +143,6 @@ class TestIterTexts:
             ("a.txt", b"x", {"encoding": "utf-99"}, "no encoding is called"),
             ("a.txt", b"x", {"encoding": "rot13"}, "no encoding is called"),
             ("a.txt", "中".encode("utf-16"), {}, "--encoding utf-16"),
-            ("a.txt", gzip.compress(b"x", mtime=0), {}, "looks like gzip"),
             ("a.txt.gz", b"not gzip at all", {}, "not a gzip file"),
             ("a.txt.gz", gzip.compress(b"x" * 99, mtime=0)[:-9], {}, "not a gzip file"),
             ("a.jsonl", b'{"text": 1}', {}, "line 1, field 'text': expected a text, found an int"),
@@ -160,13 +161,13 @@ class TestIterTexts:
 
     def test_a_record_has_a_longest_length(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(read, "LONGEST_RECORD", 50)
-        monkeypatch.setattr(decode, "READ_BYTES", 10)
+        monkeypatch.setattr(byte_stream, "READ_BYTES", 10)
         path = write(tmp_path / "a.jsonl", '{"text": "x"}\n{"text": "' + "y" * 100 + '"}\n')
         with pytest.raises(DataError, match="line 2: a record of over 50"):
             texts(path)
 
     def test_a_long_line_is_never_read_whole(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(decode, "READ_BYTES", 1 << 10)
+        monkeypatch.setattr(byte_stream, "READ_BYTES", 1 << 10)
         monkeypatch.setattr(read, "PIECE_CHARS", 1 << 8)
         path = write(tmp_path / "a.txt", b"x" * (1 << 16))
         told: list[int] = []

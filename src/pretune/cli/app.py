@@ -6,6 +6,7 @@ them and no command waits for the others.
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import sys
@@ -128,6 +129,12 @@ class _Commands(TyperGroup):
         except PretuneError as error:
             text = _with_options(str(error), defined(ctx.invoked_subcommand))
             fail(f"error: {text}", USER_MISTAKE)
+        except OSError as error:
+            # Of a name that no file can have; what else fails in a system call is told in place.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            name = str(error.filename)[:80]
+            fail(f"error: {name}...: too long for the name of a file", USER_MISTAKE)
         except KeyboardInterrupt:
             fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
 

@@ -130,6 +130,7 @@ def _answers(text: str | None) -> dict[str, str] | list[str] | None:
 
 def _template(given: str | None, encoding: str) -> str | None:
     """The text of a template: the option's value, or the contents of the file that it names."""
+    from pretune.text.byte_stream import is_file
     from pretune.text.decode import decode_file
 
     if given is None:
@@ -138,7 +139,7 @@ def _template(given: str | None, encoding: str) -> str | None:
     if "{" in given:
         return given.replace("\\n", "\n")
     path = Path(given)
-    if not path.is_file():
+    if not is_file(path):
         raise PretuneError(
             f"--template {given}: neither a file nor a template, which contains {{answer}}"
         )

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretune.data.readers.hub import HUB_DATASET, hub_table
+from pretune.data.readers.parquet import cell_values, opened_parquet
 from pretune.errors import DataError, did_you_mean, similar_file
-from pretune.text.decode import SURROGATE, Problem, checked_text, decoded, encoding_hint, json_field
+from pretune.text.byte_stream import is_file, spooled
+from pretune.text.decode import SURROGATE, Problem, checked_text, decoded, json_field
 from pretune.text.raw_text import IN_FOLDERS, files_in_folder, is_text_file, text_kind
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def find_sources(given: Sequence[str | Path]) -> list[CorpusSource]:
 
 def _find(given: str) -> list[CorpusSource]:
     # A file, a folder, a pattern or a Hub dataset: files on the disk come first.
-    if os.path.isfile(given):
+    if is_file(given):
         return [_file(given)]
     if os.path.isdir(given):
         names = files_in_folder(given, lambda name: name.endswith(PARQUET) or is_text_file(name))
@@ -94,7 +96,7 @@ def _find(given: str) -> list[CorpusSource]:
             )
         return [_file(name) for name in names]
     if glob.has_magic(given):
-        names = sorted(name for name in glob.glob(given, recursive=True) if os.path.isfile(name))
+        names = sorted(name for name in glob.glob(given, recursive=True) if is_file(name))
         if not names:
             raise DataError(f"{given}: no file has such a name", "Check the pattern.")
         return [_file(name) for name in names]
@@ -107,7 +109,8 @@ def _find(given: str) -> list[CorpusSource]:
 
 
 def _file(name: str) -> CorpusSource:
-    status = os.stat(name)
+    # A pipe is copied first; the time of the copy tells it from an earlier pipe of that name.
+    status = os.stat(spooled(name))
     kind = "parquet" if name.lower().endswith(PARQUET) else text_kind(name)
     return CorpusSource(name, kind, status.st_size, status.st_mtime_ns)
 
@@ -122,7 +125,7 @@ class ReadingOptions:
     field: str = "text"  # the field with the text, in JSON lines, Parquet and Hub datasets
     encoding: str = "utf-8"  # of text files and JSON lines
     # "stop" raises an error at the first document that cannot be read, "skip" leaves such documents
-    # out.
+    # out; of a document that is a whole file only the lines, unless more than one in 100 is bad.
     errors: str = "stop"
     # A longer document is cut into several, at the end of a line or a word where its second half
     # has such a place.
@@ -135,6 +138,7 @@ class Document(NamedTuple):
     text: str  # empty where it could not be read
     problem: str | None = None  # why it could not be read: "encoding", "JSON" or "field"; else None
     cut: bool = False  # whether it is the second or a later part of a document that was too long
+    bad_lines: bool = False  # whether lines with bytes that are not valid were left out
 
 
 @dataclass
@@ -218,25 +222,32 @@ def _text_documents(
         if ends:
             yield from builder.finish(bad)
             bad = False
-        # A byte that is not valid spoils its document, and no other.
+        # A byte that is not valid spoils its document and no other; of a whole file, its line.
         if (mark := SURROGATE.search(line.text)) is not None:
-            bad = True
             if options.errors != "skip":
                 raise DataError(
                     f"{source.name}, line {line.number}: not valid {options.encoding.upper()} "
                     f"(byte 0x{ord(mark[0]) - 0xDC00:02x})",
-                    _encoding_hint(source),
+                    _encoding_hint(source, options.encoding),
                 )
+            if options.documents == "file":
+                builder.leave_out()
+                continue
+            bad = True
         if not (ends and blank):
             yield from builder.add("" if bad else line.text)
     yield from builder.finish(bad)
 
 
-def _encoding_hint(source: CorpusSource) -> str:
-    """The encoding to try, guessed from the beginning of the file; or to skip such documents."""
-    with Path(source.name).open("rb") as handle:
-        hint = encoding_hint(handle.read(2**16))
-    return f"{hint.removesuffix('.')}. {_SKIP}"
+def _encoding_hint(source: CorpusSource, encoding: str) -> str:
+    """The encoding to try, guessed from the file; or to skip such documents."""
+    hint = ""
+    try:
+        for _ in decoded(source.name, encoding):
+            pass
+    except DataError as error:
+        hint = f"{(error.hint or '').removesuffix('.')}. "
+    return f"{hint}{_SKIP}"
 
 
 class _DocumentBuilder:
@@ -245,15 +256,27 @@ class _DocumentBuilder:
         self.parts: list[str] = []
         self.length = 0
         self.cut = False
+        self.lines = self.bad_lines = 0  # added, and left out
+
+    def leave_out(self) -> None:
+        """Leave out a line with bytes that are not valid."""
+        self.bad_lines += 1
+
+    def _document(self, text: str) -> Document:
+        # Many bad lines say that the whole is in another encoding: what is left is no text.
+        if self.bad_lines > max(1, self.lines // 100):
+            return Document("", "encoding", self.cut)
+        return Document(text, cut=self.cut, bad_lines=self.bad_lines > 0)
 
     def add(self, text: str) -> Iterator[Document]:
         """Add text; yield documents as long as there is more than one can hold."""
         self.parts.append(text)
         self.length += len(text)
+        self.lines += 1
         while self.length > self.longest:
             whole = "".join(self.parts)
             place = _cut_place(whole, self.longest)
-            yield Document(whole[:place], cut=self.cut)
+            yield self._document(whole[:place])
             self.parts, self.length, self.cut = [whole[place:]], len(whole) - place, True
 
     def finish(self, bad: bool = False) -> Iterator[Document]:
@@ -261,9 +284,10 @@ class _DocumentBuilder:
         text = "".join(self.parts).strip("\n")
         if bad:
             yield Document("", "encoding")
-        elif text.strip():
-            yield Document(text, cut=self.cut)
+        elif text.strip() or self.bad_lines > self.lines:
+            yield self._document(text)
         self.parts, self.length, self.cut = [], 0, False
+        self.lines = self.bad_lines = 0
 
 
 def _cut_place(text: str, longest: int) -> int:
@@ -286,7 +310,9 @@ def _json_documents(
             yield _unreadable(options, "JSON", message, f"Repair or remove it. {_SKIP}")
         elif SURROGATE.search(line.text):
             message = f"{place}: not valid {options.encoding.upper()}"
-            yield _unreadable(options, "encoding", message, _encoding_hint(source))
+            skipped = options.errors == "skip"
+            hint = "" if skipped else _encoding_hint(source, options.encoding)
+            yield _unreadable(options, "encoding", message, hint)
         else:
             yield from _field_documents(json_field(line.text, place, options.field), options)
 
@@ -334,38 +360,29 @@ def _parquet_values(
     source: CorpusSource, options: ReadingOptions, meter: Meter
 ) -> Iterator[object]:
     """The values of the column of texts; of bytes that are not UTF-8, the error."""
-    import pyarrow.parquet as parquet
-    from pyarrow.lib import ArrowException
-
-    try:
-        with parquet.ParquetFile(source.name) as file:
-            _check_column(options.field, file.schema_arrow.names, source)
-            done = 0
-            for batch in file.iter_batches(_ROWS, columns=[options.field]):
-                yield from _arrow_values(batch.column(0))
-                done += len(batch)
-                meter.at(source.size * done // max(file.metadata.num_rows, 1))
-    except (ArrowException, OSError) as error:
-        raise DataError(
-            f"{source.name}: not a Parquet file that can be read ({error})", "Write it again."
-        ) from None
+    with opened_parquet(source.name) as file:
+        _check_column(options.field, file.schema_arrow.names, source)
+        done = 0
+        for batch in file.iter_batches(_ROWS, columns=[options.field]):
+            yield from cell_values(batch.column(0), _texts_or_errors)
+            done += len(batch)
+            meter.at(source.size * done // max(file.metadata.num_rows, 1))
 
 
-def _arrow_values(column: ArrowArray) -> Iterator[object]:
+def _texts_or_errors(column: ArrowArray) -> list[object]:
     import pyarrow as arrow
 
-    if arrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     binary = {arrow.string(): arrow.binary(), arrow.large_string(): arrow.large_binary()}
     if column.type not in binary:
-        yield from column.to_pylist()
-        return
+        return list(column.to_pylist())
     # Texts are decoded here, one by one: Arrow checks them neither on writing nor on reading.
+    values: list[object] = []
     for raw in column.cast(binary[column.type]).to_pylist():
         try:
-            yield None if raw is None else raw.decode("utf-8")
+            values.append(None if raw is None else raw.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield error
+            values.append(error)
+    return values
 
 
 def _hub_values(source: CorpusSource, options: ReadingOptions) -> Iterator[object]:

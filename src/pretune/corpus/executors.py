@@ -30,6 +30,7 @@ class DocumentBatch:
     cut: int = 0  # documents that are later parts of a document that was too long
     # The number of documents that could not be read, by reason.
     problems: dict[str, int] = field(default_factory=dict)
+    bad_lines: int = 0  # documents from which lines with bytes that are not valid were left out
     # Where the next batch begins: the source, and the documents before it in that source.
     after: tuple[int, int] = (0, 0)
     position: int = 0  # bytes read

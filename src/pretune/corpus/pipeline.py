@@ -268,6 +268,8 @@ class _Preparation:
         self.counts["read"] += batch.read
         self.counts["cut"] += batch.cut
         self.dropped.update(batch.problems)
+        if batch.bad_lines:
+            self.changed["bad_lines"] += batch.bad_lines
         for document in documents:
             reason = document.dropped or duplicates.reason(document.digest, document.signature)
             if reason is not None:
@@ -355,6 +357,7 @@ def _batches(
                 continue
             batch.read += 1
             batch.cut += document.cut
+            batch.bad_lines += document.bad_lines
             if document.problem is not None:
                 batch.problems[document.problem] = batch.problems.get(document.problem, 0) + 1
             else:

@@ -96,6 +96,9 @@ def _run_folders(folder: Path, complain: Callable[[str], None]) -> Iterator[Path
         inner[:] = sorted(
             n for n in inner if not n.startswith(".") and n not in (CHECKPOINTS, EVENTS)
         )
+        # A published model has its recipe beside its config.json, and is no run.
+        if "config.json" in files:
+            continue
         if {RECIPE, RESULT, METRICS} & set(files) or (Path(place) / CHECKPOINTS).is_dir():
             yield Path(place)
 

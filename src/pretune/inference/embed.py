@@ -18,13 +18,14 @@ from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embeddi
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
 from pretune.data.columns import as_text, label_column, text_columns
-from pretune.data.readers.files import TABLE_SUFFIXES, read
+from pretune.data.readers.files import is_table, read
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RunError, did_you_mean
 from pretune.inference.predict import file_lines
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
 from pretune.models.config import brief
+from pretune.text.byte_stream import is_file
 from pretune.tokenizers.engines import lowercasing
 
 Vectors = NDArray[np.float32]
@@ -419,7 +420,7 @@ def read_texts(
             record has no text.
     """
     path, blank = Path(source), 0
-    if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
+    if is_file(path) and not is_table(path):
         every = file_lines(path, encoding)
         lines = [(number, line) for number, line in every if line.strip()]
         blank = len(every) - len(lines)

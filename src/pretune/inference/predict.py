@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +11,23 @@ from typing import Any
 import torch
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.readers.files import TABLE_SUFFIXES
+from pretune.data.readers.files import is_table
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import AnyTask, Prediction, Preprocessor, ReadsStream, with_answers
 from pretune.tasks.features import known_columns, longest_text, read_for, record_features
-from pretune.text.decode import TextDecoder, decode_file, encoding_hint, lines_of
+from pretune.text.byte_stream import is_file, text_bytes
+from pretune.text.decode import (
+    TextDecoder,
+    check_encoding,
+    decode_file,
+    is_wide,
+    lines_of,
+    not_in,
+)
+from pretune.text.encoding_guess import likely_encoding
 
 
 class Predictor:
@@ -153,7 +163,7 @@ def read_inputs(
     task = task_of(bundle)
     names = column_names(bundle, columns)
     # A table, or a Hub dataset; its targets are not needed, and not renamed unless that is asked.
-    if source.suffix.lower() in TABLE_SUFFIXES or not source.is_file():
+    if is_table(source) or not is_file(source):
         for target in {*task.targets} - {*names.given}:
             names.pop(target, None)
         return read_for(
@@ -206,15 +216,18 @@ def stream_lines(
         DataError: the text is not in that encoding, or a line has no end; names the line.
     """
     decoder = TextDecoder(encoding)
+    raw = iter(lambda: os.read(descriptor, chunk_bytes), b"")
+    chunks = text_bytes(raw, "input", wide=is_wide(check_encoding(encoding)))
+    start = b""
     # The unfinished line, in pieces: joining it anew for each chunk would be quadratic.
     unfinished: list[str] = []
     held = number = 0
-    while True:
-        chunk = os.read(descriptor, chunk_bytes)
+    for chunk in itertools.chain(chunks, [b""]):
+        start = start or chunk
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as error:
-            raise _not_in(encoding, error, number + 1, chunk) from None
+            raise not_in("input", encoding, error, number + 1, start, "data.encoding=") from None
         # The first part ends the unfinished line, the last part begins the next one.
         first, *others = text.split("\n")
         unfinished.append(first)
@@ -235,18 +248,6 @@ def stream_lines(
         if whole:
             yield [(number + i, line.removesuffix("\r")) for i, line in enumerate(whole, 1)]
         number += len(whole)
-        if not chunk:
-            return
-
-
-def _not_in(encoding: str, error: UnicodeError, line: int, chunk: bytes) -> DataError:
-    """The error about bytes of standard input, in a chunk that begins in line `line`."""
-    byte = ""
-    if isinstance(error, UnicodeDecodeError):
-        line += error.object[: error.start].decode(error.encoding, "ignore").count("\n")
-        byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
-    message = f"input, line {line}: not valid {encoding.upper()}{byte}"
-    return DataError(message, encoding_hint(chunk, "data.encoding="))
 
 
 def decode_line(raw: bytes, number: int) -> str:
@@ -254,7 +255,8 @@ def decode_line(raw: bytes, number: int) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
+        encoding, _ = likely_encoding(raw, error.start) or ("NAME", "")
         raise DataError(
             f"input, line {number}: not valid UTF-8 (byte 0x{error.object[error.start]:02x})",
-            "Convert it first, e.g. with iconv -f gb18030 -t utf-8.",
+            f"Convert it first, e.g. with iconv -f {encoding} -t utf-8.",
         ) from None

@@ -56,7 +56,7 @@ def recipe_error(
         else:
             problem = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
             value = item["input"]
-            shown = "" if isinstance(value, BaseModel | dict) else f" (it is {value!r})"
+            shown = "" if isinstance(value, BaseModel | dict) else f" (it is {_written(value)})"
             # The branches of a union fail one by one, under the same key.
             earlier = problems.get(key)
             start = f"{earlier.removesuffix(shown)}, or" if earlier else f"{key}:"
@@ -66,6 +66,15 @@ def recipe_error(
     return RecipeError(
         f"{origin}: {summary}", "`pretune init classify` writes a recipe with every key explained."
     )
+
+
+def _written(value: object) -> str:
+    """A value as people may recognize it, at most some words of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write numbers of over 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @functools.cache

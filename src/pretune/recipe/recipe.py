@@ -15,6 +15,7 @@ every default written out, so that `pretune train runs/x/recipe.yaml` repeats it
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -24,6 +25,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from pretune.data.readers.files import TABLE_SUFFIXES, read
+from pretune.data.readers.plain_text import is_plain
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe import yaml12
 from pretune.recipe.mistakes import recipe_error
@@ -37,6 +39,8 @@ from pretune.recipe.schema import (
 from pretune.registry import Registry
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.builtin import task_class
+from pretune.text.byte_stream import first_bytes, is_file, is_pipe, spooled
+from pretune.text.file_kinds import kind_by_name, suffix_of
 
 #: Changes to a recipe: `key.sub=value` texts whose values are YAML, or a mapping of such keys.
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -44,6 +48,13 @@ Overrides = Sequence[str] | Mapping[str, Any]
 #: Recipes of installed packages: each entry point gives YAML text, a path, or a function that
 #: returns one of these.
 ADDED_RECIPES: Registry[Any] = Registry("pretune.recipes", "recipe", {})
+
+#: How a recipe begins, after comments: with one of its keys.
+_RECIPE_START = re.compile(
+    rb"(?:\s*#[^\n]*\n|\s*---)*\s*(?:description|task|model|data|train|track|output|seed)\s*:"
+)
+#: The keys that name a task.
+_TASK = {"task", "task.name"}
 
 
 def _task_options(value: Any) -> Any:
@@ -93,12 +104,13 @@ class Recipe(RecipeSection):
         Raises:
             RecipeError: no such recipe, not YAML, an unknown key or a wrong value.
         """
-        values, origin = _read_source(str(source), overrides)
-        return cls.of(_override(values, overrides), origin)
+        pairs = _pairs(overrides)
+        values, origin = _read_source(str(source), pairs)
+        return cls.of(_override(values, pairs), origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
         """Return this recipe with some values changed; see `of` for errors."""
-        return Recipe.of(_override(self.to_dict(), overrides)) if overrides else self
+        return Recipe.of(_override(self.to_dict(), _pairs(overrides))) if overrides else self
 
     @classmethod
     def of(cls, values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -168,8 +180,11 @@ def usual_columns(task: str) -> set[tuple[str, str]]:
     return names
 
 
-def _read_source(source: str, overrides: Overrides) -> tuple[dict[str, Any], str]:
-    """The values of a recipe, and where they came from for errors."""
+def _read_source(source: str, pairs: Sequence[tuple[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The values of a recipe, and where they came from for errors.
+
+    `pairs` are values that will differ: data are read as they say.
+    """
     path = Path(source)
     built_in = builtin_recipes()
     # A name: built-in ones win, as everywhere.
@@ -179,15 +194,21 @@ def _read_source(source: str, overrides: Overrides) -> tuple[dict[str, Any], str
         text = _added_text(source)
         origin = f"recipe {source} of {ADDED_RECIPES.package_of(source)}"
     # A file: labelled data or YAML.
-    elif os.path.isfile(path) and path.suffix.lower() in TABLE_SUFFIXES:
-        return _for_data(source, overrides), f"defaults for {source}"
-    elif os.path.isfile(path):  # pathlib's raises for names that no file can have
+    elif _is_data(source):
+        return _for_data(source, pairs), f"defaults for {source}"
+    elif is_file(path):
         try:
-            text, origin = path.read_text(encoding="utf-8"), source
+            text, origin = Path(spooled(path)).read_text(encoding="utf-8"), source
         except UnicodeDecodeError as error:
             raise RecipeError(
                 f"{source}: not UTF-8 ({error.reason} at byte {error.start})"
             ) from None
+    elif os.path.isdir(path):
+        raise RecipeError(
+            f"'{source}': a folder, expected a recipe or a labelled file",
+            f"Of a run: pretune train {path / 'recipe.yaml'}, or --resume {source}. Of data: "
+            f"pretune train RECIPE data.train={source}",
+        )
     else:
         raise RecipeError(
             f"'{source}': no such recipe or file",
@@ -203,13 +224,34 @@ def _read_source(source: str, overrides: Overrides) -> tuple[dict[str, Any], str
     return values, origin
 
 
-def _for_data(source: str, overrides: Overrides) -> dict[str, Any]:
+def _is_data(source: str) -> bool:
+    """Whether this is a file or a folder of data and no recipe, by its name or its beginning."""
+    suffix = suffix_of(source)
+    if os.path.isdir(source):
+        return is_plain(Path(source))
+    if suffix in (".yaml", ".yml") or not is_file(source):
+        return False
+    if suffix in TABLE_SUFFIXES or kind_by_name(source) is not None:
+        return True
+    # A recipe may have any name: it begins with one of its keys.
+    recipe = _RECIPE_START.match(first_bytes(source, 1 << 12)) is not None
+    return not recipe and (suffix == ".txt" or is_pipe(source))
+
+
+def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The recipe for somebody who has only a labelled file: its columns tell the task."""
-    # The file is read as the overrides say.
+    # The file is read as the overrides say; those of other sections may be for another task.
     values = {"task": {"name": "classify"}, "data": {"train": source}}
-    data = Recipe.of(_override(values, overrides), f"defaults for {source}").data
+    about = [(key, value) for key, value in pairs if key.partition(".")[0] == "data"]
+    data = Recipe.of(_override(values, about), f"defaults for {source}").data
     records = read(source, encoding=data.encoding, quoting=data.quoting, columns=data.columns)
     columns = {*records.columns, *data.columns}
+    if columns == {"text"} and records.text_unit is not None and not _TASK & dict(pairs).keys():
+        raise RecipeError(
+            f"{source}: plain text has no labels, and no task is named to train for",
+            f"A language model: pretune train gpt2-pretrain data.train={source}; or name a task: "
+            f"pretune train {source} task.name=causal_lm",
+        )
     task: dict[str, Any] = {"name": "classify"}
     if {"question", "context", "answers"} <= columns:
         task = {"name": "answer", **({"no_answer": True} if "is_impossible" in columns else {})}
@@ -217,7 +259,8 @@ def _for_data(source: str, overrides: Overrides) -> dict[str, Any]:
         task = {"name": "tag"}
     elif {"sentence1", "sentence2"} <= columns:
         task["pair"] = True
-    return {"task": task, "data": {"train": source}, "output": f"runs/{Path(source).stem}"}
+    name = "latest" if is_pipe(source) else Path(source.removesuffix(".gz")).stem
+    return {"task": task, "data": {"train": source}, "output": f"runs/{name}"}
 
 
 # Overrides
@@ -234,13 +277,15 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), yaml12.parse(value, f"override '{text}'")
 
 
-def _override(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
-        pairs = [*overrides.items()]
-    else:
-        pairs = [parse_override(text) for text in overrides]
+        return [(str(key), value) for key, value in overrides.items()]
+    return [parse_override(text) for text in overrides]
+
+
+def _override(values: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
-        _set(values, str(key), value)
+        _set(values, key, value)
     return values
 
 

@@ -73,8 +73,14 @@ _Loader.yaml_implicit_resolvers.setdefault("", []).append(
 )
 
 
+#: Digits of a whole number, in any base. Python refuses to print more than 4,300 decimal digits.
+_MOST_DIGITS = 1000
+
+
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(node.value)
+    if len(text) > _MOST_DIGITS:
+        raise ValueError("too many digits")
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     return int(text, base)  # the parent's would read 010 as eight
 

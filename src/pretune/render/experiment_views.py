@@ -21,6 +21,7 @@ from pretune.render.grid import Grid, Styled, titled
 _STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "damaged": "red"}
 #: What each step of cleaning does to a document.
 _CHANGES = {
+    "bad_lines": "without lines that are not valid in the encoding",
     "nfc": "brought to NFC",
     "control": "freed of control characters",
     "spaces": "with spaces collapsed",

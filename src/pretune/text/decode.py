@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import itertools
 import json
+import os
 import re
-import sys
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from pretune.errors import DataError, describe_value, did_you_mean
+from pretune.text.byte_stream import OnBytes, display_name, file_bytes
+from pretune.text.encoding_guess import encoding_hint
 
-STDIN = "-"
-#: Bytes read at a time.
-READ_BYTES = 1 << 20
+#: The longest line of a file whose lines are records, in characters.
+LONGEST_RECORD = 1 << 26
+#: A packed file with more characters than this is not unpacked into memory.
+MOST_UNPACKED = 1 << 32
 #: Half of a surrogate pair. JSON can spell one alone, and tokenizers refuse it; `decoded` with
 #: `marks` writes the second half of one for a byte that is not valid in the encoding.
 SURROGATE = re.compile("[\ud800-\udfff]")
 #: Name of the error handler that writes those marks.
 _MARK_ERRORS = "pretune-mark"
 _BYTE_ORDER_MARK = "\ufeff"
-
-#: Called with the number of bytes read since the last call.
-OnBytes = Callable[[int], None]
 
 
 def check_encoding(encoding: str) -> str:
@@ -75,25 +72,6 @@ def lines_of(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def encoding_hint(start: bytes, option: str = "--encoding ") -> str:
-    """The way out for bytes that are not valid in the expected encoding.
-
-    `start` is the beginning of the file. The name of an encoding is appended to `option`.
-    """
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return f"It looks like UTF-16: {option}utf-16"
-    if start[:2] == b"\x1f\x8b":
-        return "It looks like gzip: let its name end in .gz, or decompress it."
-    # Bytes that are valid GB18030 and give ideographs are most likely Chinese.
-    try:
-        text = codecs.getincrementaldecoder("gb18030")().decode(start)
-    except UnicodeDecodeError:
-        return f"Repair that line, or name the encoding of the file: {option}NAME."
-    if any("\u4e00" <= character <= "\u9fff" for character in text):
-        return f"It may be Chinese text in GB18030: {option}gb18030"
-    return f"Repair that line, or name the encoding of the file: {option}NAME (such as latin-1)."
-
-
 def _write_mark(error: UnicodeError) -> tuple[str, int]:
     """Write a lone surrogate for an invalid byte: no valid text has one."""
     if not isinstance(error, UnicodeDecodeError):
@@ -112,10 +90,10 @@ def decoded(
     marks: bool = False,
     option: str = "--encoding ",
 ) -> Iterator[str]:
-    """The text of a file, a chunk of `READ_BYTES` bytes at a time; a byte order mark is dropped.
+    """The text of a file, a chunk at a time; a byte order mark is dropped.
 
     Args:
-        file: its path; `.gz` is unpacked. `STDIN` is standard input.
+        file: its path; gzip is unpacked. `STDIN` is standard input.
         encoding: of the text.
         on_bytes: called with the number of bytes read from the disk since the last call.
         marks: write a lone surrogate, 0xDC00 plus the byte, for each invalid byte instead of
@@ -123,79 +101,82 @@ def decoded(
         option: see `encoding_hint`.
 
     Raises:
-        DataError: the file cannot be read, or is not in that encoding; names file and line.
+        DataError: the file cannot be read, is no text, or is not in that encoding; names file and
+            line.
     """
+    name = check_encoding(encoding)
     decoder = TextDecoder(encoding, _MARK_ERRORS if marks else "strict")
     newlines = io.IncrementalNewlineDecoder(decoder if marks else None, translate=marks)
     line, start = 1, b""
-    for chunk in itertools.chain(_chunks(file, on_bytes), [b""]):
+    chunks = file_bytes(file, on_bytes, wide=is_wide(name))
+    for chunk in itertools.chain(chunks, [b""]):
         start = start or chunk
         try:
             text = (newlines if marks else decoder).decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            # The part of this chunk before the bad byte tells the line.
-            good = error.object[: error.start].decode(error.encoding, "ignore")
-            byte = "".join(f" (byte 0x{b:02x})" for b in error.object[error.start :][:1])
-            raise DataError(
-                f"{display_name(file)}, line {line + good.count(chr(10))}: "
-                f"not valid {encoding.upper()}{byte}",
-                encoding_hint(start, option),
-            ) from None
-        except UnicodeError as error:  # some of Python's own encodings do not name the place
-            raise DataError(
-                f"{display_name(file)}: not valid {encoding.upper()} ({error})",
-                encoding_hint(start, option),
-            ) from None
+        except UnicodeError as error:
+            raise not_in(display_name(file), encoding, error, line, start, option) from None
         line += text.count("\n")
         yield text
 
 
-def decode_file(path: Path, encoding: str = "utf-8") -> str:
-    """The whole text of a data file, without a byte order mark; errors as in `decoded`."""
-    return "".join(decoded(str(path), encoding, option="data.encoding="))
+def is_wide(encoding: str) -> bool:
+    """Whether an encoding writes more than one byte for each character, as UTF-16 does."""
+    return encoding.startswith(("utf-16", "utf-32"))
 
 
-def display_name(file: str) -> str:
-    """The name of a file in messages."""
-    return "standard input" if file == STDIN else file
+def not_in(
+    origin: str, encoding: str, error: UnicodeError, line: int, start: bytes, option: str
+) -> DataError:
+    """The error about bytes that are not valid in the expected encoding.
+
+    Args:
+        origin: the file, as people call it.
+        encoding: the one that was expected.
+        error: of the decoder.
+        line: the line (1-based) in which the bytes begin that were decoded.
+        start: the beginning of the file.
+        option: see `encoding_hint`.
+    """
+    if not isinstance(error, UnicodeDecodeError):  # some of Python's encodings do not name a place
+        hint = encoding_hint(start, start, 0, option, encoding)
+        return DataError(f"{origin}: not valid {encoding.upper()} ({error})", hint)
+    # The part before the bad byte tells the line.
+    raw, place = error.object, error.start
+    line += raw[:place].decode(error.encoding, "ignore").count("\n")
+    byte = "".join(f" (byte 0x{b:02x})" for b in raw[place : place + 1])
+    return DataError(
+        f"{origin}, line {line}: not valid {encoding.upper()}{byte}",
+        encoding_hint(start, raw, place, option, check_encoding(encoding)),
+    )
 
 
-@contextmanager
-def _opened(file: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a file: a stream of the unpacked bytes, and the file itself."""
-    if file == STDIN:
-        yield sys.stdin.buffer, sys.stdin.buffer
-        return
-    with open(file, "rb") as raw:
-        if file.lower().endswith(".gz"):
-            with gzip.open(raw) as unpacked:
-                yield unpacked, raw  # type: ignore[misc]
-        else:
-            yield raw, raw
+def decode_file(path: Path, encoding: str = "utf-8", *, longest_line: int | None = None) -> str:
+    """The whole text of a data file, without a byte order mark.
 
-
-def _chunks(file: str, on_bytes: OnBytes | None) -> Iterator[bytes]:
-    """The unpacked bytes of a file, with errors in our words."""
-    try:
-        with _opened(file) as (handle, raw):
-            position = 0
-            while chunk := handle.read(READ_BYTES):
-                if on_bytes is not None:
-                    # Of a packed file what counts is how far the packed bytes are read.
-                    now = raw.tell() if raw.seekable() else position + len(chunk)
-                    on_bytes(now - position)
-                    position = now
-                yield chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{file}: not a gzip file, or a damaged gzip file ({error})",
-            "Copy or write the file again.",
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{display_name(file)}: cannot be read ({error.strerror or error})",
-            "Check the file, its owner and its mode.",
-        ) from None
+    Raises:
+        DataError: as in `decoded`; a line has over `longest_line` characters; or a packed file has
+            more text than `MOST_UNPACKED`.
+    """
+    parts: list[str] = []
+    line, held, total = 1, 0, 0
+    for text in decoded(str(path), encoding, option="data.encoding="):
+        parts.append(text)
+        line += text.count("\n")
+        # Only lines that go on over several chunks can be too long.
+        rest = len(text) - 1 - max(text.rfind("\n"), text.rfind("\r"))
+        held = rest if rest < len(text) else held + rest
+        if longest_line is not None and held > longest_line:
+            raise DataError(
+                f"{path}, line {line}: over {longest_line:,} characters without a line end",
+                "Each line is a record; look for line ends that are missing.",
+            )
+        total += len(text)
+        if total > MOST_UNPACKED and total > os.path.getsize(path):
+            raise DataError(
+                f"{path}: unpacks to over {MOST_UNPACKED:,} characters",
+                "Decompress it first, or prepare it as a corpus: pretune prepare",
+            )
+    return "".join(parts)
 
 
 class Problem(NamedTuple):

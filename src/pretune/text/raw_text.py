@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from pretune.errors import DataError
-from pretune.text.decode import (
-    STDIN,
-    OnBytes,
-    Problem,
-    check_encoding,
-    decoded,
-    display_name,
-    json_field,
-)
+from pretune.text.byte_stream import STDIN, OnBytes, display_name, first_bytes, is_pipe
+from pretune.text.decode import LONGEST_RECORD, Problem, check_encoding, decoded, json_field
+from pretune.text.file_kinds import kind_by_name
 
 #: Files of a folder that are read, here and by `pretune prepare`, so that a vocabulary and a corpus
 #: come from the same text. Each may have `.gz` after it.
@@ -28,13 +22,9 @@ _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv")
 #: Files about a corpus that are not part of it; they are read only where they are named.
 ABOUT = ("readme", "license", "licence")
-#: Files that are not text. Read as text they would fail at some byte, with a misleading error.
-NOT_TEXT = (".parquet", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".pdf", ".docx")
 
 #: The longest piece, in characters.
 PIECE_CHARS = 1 << 14
-#: The longest JSONL record, in characters.
-LONGEST_RECORD = 1 << 26
 
 #: Up to the last white space before a word. BERT's and GPT-2's pre-tokenizers find the same words
 #: on both sides of a cut there (GPT-2's words begin with the space before them).
@@ -49,9 +39,18 @@ def text_kind(path: str) -> Literal["text", "json"]:
             f"{path}: a table is not read as a corpus",
             "Write its column of texts as JSON lines first.",
         )
-    if name.endswith(NOT_TEXT):
-        raise DataError(f"{path}: not plain text", "Unpack or convert it first, to .txt or .jsonl.")
-    return "json" if name.endswith(_JSON_LINES) else "text"
+    if name.endswith(".parquet"):
+        raise DataError(
+            f"{path}: is a Parquet file, not plain text",
+            "Decompress it first, or write its column of texts as JSON lines.",
+        )
+    if (kind := kind_by_name(name)) is not None:
+        raise DataError(
+            f"{path}: is {kind.what}, not plain text", kind.way_out.replace("FILE", path)
+        )
+    # A pipe may have no name that tells: there a brace begins JSON lines.
+    json = name.endswith(_JSON_LINES) or (is_pipe(path) and first_bytes(path, 1) == b"{")
+    return "json" if json else "text"
 
 
 def is_text_file(name: str) -> bool:

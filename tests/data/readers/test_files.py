@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import os
 import subprocess
 import sys
+import threading
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretune.data.readers import delimited
 from pretune.data.readers.files import read
 from pretune.errors import DataError
-from pretune.text import decode
+from pretune.text import byte_stream, decode
 
 ROWS = [{"text": "good film", "label": "1"}, {"text": "电影不好看", "label": "0"}]
 
@@ -530,8 +536,30 @@ class TestMissing:
         )
 
     def test_unknown_suffix(self, tmp_path):
-        path = write(tmp_path, "a.xlsx", "a")
+        path = write(tmp_path, "a.dat", "a")
         assert refused(path).message == f"{path}: cannot tell the format from the name"
+
+    @pytest.mark.parametrize(
+        ("name", "what", "way_out"),
+        [
+            ("a.xlsx", "an Excel workbook", "save it as CSV"),
+            ("a.xls", "an Excel workbook", "save it as CSV"),
+            ("a.docx", "a Word document", "Export its text"),
+            ("a.pdf", "a PDF file", "Export its text"),
+            ("a.jsonl.zst", "a compressed file (.zst)", "zstd -d"),
+            ("a.csv.xz", "a compressed file (.xz)", "xz -dk"),
+            ("a.csv.bz2", "a compressed file (.bz2)", "bzip2 -dk"),
+            ("a.zip", "a compressed file (.zip)", "unzip"),
+        ],
+    )
+    def test_other_formats_are_named(self, tmp_path, name, what, way_out):
+        path = write(tmp_path, name, b"\0\1\2")
+        error = refused(path)
+        assert error.message == f"{path}: is {what}"
+        assert way_out in error.hint
+
+    def test_a_device_is_no_file(self):
+        assert refused("/dev/null").message == "/dev/null: is neither a file nor a pipe"
 
     @pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".csv", "a\0b.tsv"])
     def test_impossible_names(self, name):
@@ -543,7 +571,7 @@ class TestMissing:
         def refuse(*args: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(decode, "open", refuse, raising=False)
+        monkeypatch.setattr(byte_stream, "open", refuse, raising=False)
         assert refused(path).message == f"{path}: cannot be read (Permission denied)"
 
 
@@ -567,3 +595,121 @@ def test_libraries_of_tables_stay_out_until_a_table_is_read(tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+class TestGzip:
+    @pytest.mark.parametrize("name", [*CONTENTS, "a.conll"])
+    @pytest.mark.parametrize("ending", ["", ".gz"])
+    def test_rows(self, tmp_path, name, ending):
+        content = CONTENTS.get(name, "EU\tB-ORG\nrejects\tO\n")
+        plain = read(write(tmp_path, name, content))
+        packed = read(write(tmp_path, name + ending, gzip.compress(content.encode())))
+        assert (packed.rows, packed.columns) == (plain.rows, plain.columns)
+
+    def test_text_and_columns_in_text_are_told_apart(self, tmp_path):
+        novel = write(tmp_path, "a.txt.gz", gzip.compress(b"One.\n\nTwo.\n"))
+        assert [row["text"] for row in read(novel).rows] == ["One.", "Two."]
+        tagged = write(tmp_path, "b.txt.gz", gzip.compress(b"EU\tB-ORG\nrejects\tO\n"))
+        assert read(tagged).columns == ("tokens", "ner_tags")
+
+    def test_parallel_text(self, tmp_path):
+        first = write(tmp_path, "a.de.gz", gzip.compress(b"eins\nzwei\n"))
+        second = write(tmp_path, "a.en", "one\ntwo\n")
+        assert read(f"{first},{second}").rows[1] == {"source": "zwei", "target": "two"}
+
+    def test_a_packed_parquet_file_is_named(self, tmp_path):
+        path = write(tmp_path, "a.parquet.gz", gzip.compress(b"PAR1"))
+        error = refused(path)
+        assert "a gzip file" in error.message
+        assert "gunzip" in error.hint
+
+    def test_the_memory_is_not_filled(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(decode, "MOST_UNPACKED", 20)
+        path = write(tmp_path, "a.csv.gz", gzip.compress(b"text\n" + b"word\n" * 900))
+        assert "unpacks to over 20 characters" in refused(path).message
+
+
+class TestContent:
+    @pytest.mark.parametrize(
+        "page", ["<!DOCTYPE html>\n<p>404</p>", "\n <html><body>", '<?xml version="1.0"?>\n<a/>']
+    )
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll"])
+    def test_a_page_is_no_data(self, tmp_path, name, page):
+        path = write(tmp_path, name, page, "utf-8-sig")
+        assert refused(path).message == f"{path}: is a page of HTML or XML, not {path.suffix}"
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+    def test_json_is_no_table(self, tmp_path, name):
+        path = write(tmp_path, "a.csv", CONTENTS[name])
+        assert refused(path).message == f"{path}: is JSON, not a table"
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    @pytest.mark.parametrize("other", ["a.jsonl", "a.json"])
+    def test_a_table_is_no_json(self, tmp_path, name, other):
+        path = write(tmp_path, other, CONTENTS[name])
+        assert refused(path).message == f"{path}: is not JSON; it looks like a table"
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.csv", '"{""a"": 1}",label\nx,1\n'),
+            ("a.csv", "<b>,label\nx,1\n"),
+            ("a.tsv", "[text]\tlabel\nx\t1\n"),
+        ],
+    )
+    def test_odd_headers_are_headers(self, tmp_path, name, content):
+        assert len(read(write(tmp_path, name, content)).rows) == 1
+
+
+class TestPipes:
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+    @pytest.mark.parametrize("named", [True, False])
+    def test_rows(self, tmp_path, name, named):
+        path = tmp_path / (name if named else "63")
+        os.mkfifo(path)
+        thread = threading.Thread(target=path.write_bytes, args=(CONTENTS[name].encode(),))
+        thread.start()
+        records = read(path)
+        thread.join()
+        assert (records.rows, records.origin) == (ROWS, str(path))
+        assert read(path).rows == ROWS  # a second pass
+
+    def test_lines_of_words(self, tmp_path):
+        path = tmp_path / "63"
+        os.mkfifo(path)
+        thread = threading.Thread(target=path.write_bytes, args=(b"One.\n\nTwo.\n",))
+        thread.start()
+        assert [row["text"] for row in read(path).rows] == ["One.", "Two."]
+        thread.join()
+
+
+class TestLongLines:
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_are_refused_before_they_are_read(self, tmp_path, monkeypatch, name):
+        monkeypatch.setattr(delimited, "LONGEST_RECORD", 1 << 16)
+        monkeypatch.setattr(byte_stream, "READ_BYTES", 1 << 12)
+        path = write(tmp_path, name, "text\nshort\n" + "x" * (1 << 20) + "\n")
+        tracemalloc.start()
+        try:
+            assert refused(path).message.startswith(f"{path}, line 3: over 65,536 characters")
+            assert tracemalloc.get_traced_memory()[1] < 1 << 19
+        finally:
+            tracemalloc.stop()
+
+    def test_fields_of_many_lines_too(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(delimited, "LONGEST_RECORD", 200_000)
+        before = csv.field_size_limit(100)
+        try:
+            path = write(tmp_path, "a.csv", 'text\n"' + "word\n" * 50_000 + '"\n')
+            error = refused(path)
+        finally:
+            csv.field_size_limit(before)
+        assert error.message == f"{path}, line 2: field larger than field limit (200000)"
+        assert error.hint == "A field may have 200,000 characters."
+
+    @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+    def test_many_lines_are_not_long(self, tmp_path, monkeypatch, end):
+        monkeypatch.setattr(delimited, "LONGEST_RECORD", 100)
+        monkeypatch.setattr(byte_stream, "READ_BYTES", 16)
+        path = write(tmp_path, "a.tsv", end.join(["text", *["word " * 9] * 99]))
+        assert len(read(path).rows) == 99

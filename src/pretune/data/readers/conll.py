@@ -21,6 +21,7 @@ from typing import Any
 from pretune.data.columns import column_number
 from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.text.byte_stream import first_bytes
 from pretune.text.decode import decode_file, lines_of
 
 #: Endings of the names of such files; a `.txt` file may be one too, see `looks_like_conll`.
@@ -39,8 +40,7 @@ _Sentence = tuple[int, list[list[str]]]
 
 def looks_like_conll(path: Path) -> bool:
     """Whether a text file has such columns: every line near its beginning ends in a tag."""
-    with path.open("rb") as file:
-        raw = file.read(_PROBE_BYTES)
+    raw = first_bytes(str(path), _PROBE_BYTES)
     # Latin-1 reads any encoding that keeps ASCII: only the ends of the lines are looked at.
     lines = lines_of(raw.decode("latin-1"))
     lines = [line for line in (lines if len(raw) < _PROBE_BYTES else lines[:-1]) if line.strip()]

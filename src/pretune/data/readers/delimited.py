@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any
 from pretune.data.columns import looks_like_record, numbered_columns
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.text.decode import decode_file, lines_of
+from pretune.text.decode import LONGEST_RECORD, decode_file, lines_of
 
 _INDEX, _NOTHING = re.compile(r"\s*\d+\s*"), re.compile(r"\s*")
 #: The first line in which Excel says the delimiter; its end stays, so that lines keep their number.
@@ -25,6 +24,7 @@ _FIRST_LINE = re.compile(r"[^\r\n]*\S[^\r\n]*")
 _NAMES = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 #: How much is read to tell the delimiter.
 _PROBE_CHARS, _PROBE_LINES = 1 << 16, 50
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # with its end
 
 
 def read_table(
@@ -54,7 +54,7 @@ def read_table(
         DataError: a header with empty or repeated names, a row with another number of fields than
             the header, or a quote that is left open; names the line.
     """
-    text = decode_file(path, encoding).lstrip("\ufeff")
+    text = decode_file(path, encoding, longest_line=LONGEST_RECORD).lstrip("\ufeff")
     # The delimiter: what the first line says, or what all lines have, or what the name says.
     notes, own = [], delimiter
     if (stated := _SEPARATOR.match(text)) is not None:
@@ -194,10 +194,12 @@ def _fields(
             if line:
                 yield number, line.split(delimiter)
         return
-    # The limit holds for the whole process, to guard other programs against memory; texts over our
-    # own limit are reported later, with their line and column.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # The limit holds for the whole process, to guard its memory; texts over a task's own limit are
+    # reported later, with their line and column. Lines are cut one by one: a StringIO takes four
+    # bytes for each character.
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD))
+    lines = (match[0] for match in _LINE.finditer(text))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 1
     try:
         for fields in reader:
@@ -207,6 +209,8 @@ def _fields(
     except csv.Error as error:
         raise DataError(
             f"{path}, line {number}: {error}",
-            "A double quote inside a quoted field is written twice; if quotes mean nothing in this "
-            "file, set data.quoting=none",
+            f"A field may have {LONGEST_RECORD:,} characters."
+            if "limit" in str(error)
+            else "A double quote inside a quoted field is written twice; if quotes mean nothing in "
+            "this file, set data.quoting=none",
         ) from None

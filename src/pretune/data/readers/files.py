@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,9 @@ from types import MappingProxyType
 
 from pretune.data.readers.conll import CONLL_SUFFIXES, looks_like_conll, read_conll
 from pretune.data.readers.delimited import read_table
-from pretune.data.readers.hub import HUB_DATASET, read_hub, read_parquet
+from pretune.data.readers.hub import HUB_DATASET, read_hub
 from pretune.data.readers.json_files import read_json
+from pretune.data.readers.parquet import read_parquet
 from pretune.data.readers.plain_text import (
     TextUnit,
     is_plain,
@@ -21,6 +24,8 @@ from pretune.data.readers.plain_text import (
 )
 from pretune.data.records import MAX_CHARS, Records
 from pretune.errors import DataError, did_you_mean, similar_file
+from pretune.text.byte_stream import first_bytes, is_file, is_pipe
+from pretune.text.file_kinds import kind_by_name, suffix_of
 
 #: How quotes in a CSV or TSV file may be read.
 QUOTINGS = ("auto", "standard", "none")
@@ -49,6 +54,10 @@ _READERS: dict[str, Callable[[Path, str, str, Columns], Records]] = {
 
 #: Files whose names end like this hold rows with columns.
 TABLE_SUFFIXES = tuple(_READERS)
+_JSON = (".jsonl", ".ndjson", ".json")
+_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
+_OBJECTS = re.compile(rb"\s*(?:\{\s*\"|\[\s*\{)")
+_CELLS = re.compile(rb"\s*[a-z_][^\n]*?[,\t]", re.IGNORECASE)
 
 
 def read(
@@ -86,21 +95,19 @@ def read(
     if quoting not in QUOTINGS:
         raise DataError(f"no quoting is called '{quoting}'", did_you_mean(quoting, QUOTINGS))
     # Two files, and .txt files by their content; then the other files by their names.
-    path, suffix = Path(source), Path(source).suffix.lower()
+    path, suffix = Path(source), _data_suffix(source)
     reader = _READERS.get(suffix)
-    # os.path.isfile and not Path.is_file, which raises where a name is too long.
     if (both := parallel_files(source)) is not None:
         records = read_parallel(*both, encoding)
-    elif suffix == ".txt" and os.path.isfile(path) and looks_like_conll(path):
+    elif suffix == ".txt" and is_file(path) and looks_like_conll(path):
         records = read_conll(path, encoding, columns)
-    elif os.path.exists(path) and is_plain(path):
+    elif (suffix == ".txt" and is_file(path)) or is_plain(path):
         records = read_plain(path, encoding, text_unit)
-    elif os.path.isfile(path):
+    elif is_file(path):
         if reader is None:
-            raise DataError(
-                f"{path}: cannot tell the format from the name",
-                f"Name it with one of {', '.join(_READERS)}, .txt.",
-            )
+            raise _unknown_format(path)
+        if suffix != ".parquet":
+            _check_content(path, suffix)
         records = reader(path, encoding, quoting, columns)
     # Nothing to read under that name: a folder, a Hub dataset, or a mistake.
     elif os.path.isdir(path):
@@ -110,13 +117,66 @@ def read(
         )
     elif reader is None and HUB_DATASET.fullmatch(str(source)):
         records = read_hub(str(source))
+    elif os.path.exists(path):
+        raise DataError(f"{path}: is neither a file nor a pipe", "Give a file.")
     else:
         raise DataError(
             f"{path}: no such file.{similar_file(path)}",
             "Check the path; relative paths start at the current folder.",
         )
     if not records.rows:
+        header = ", ".join(records.columns)
         raise DataError(
-            f"{records.origin}: no records in it", "Give a file with at least one record."
+            f"{records.origin}: no records in it",
+            f"It has a header ({header}) and nothing below it."
+            if header
+            else "Give a file with at least one record.",
         )
     return replace(records, max_chars=max_chars)
+
+
+def is_table(source: str | Path) -> bool:
+    """Whether a file holds rows with columns: by its name, or in a pipe by its first character."""
+    if suffix_of(source) in TABLE_SUFFIXES:
+        return True
+    return is_pipe(source) and first_bytes(str(source), 1) == b"{"
+
+
+def _data_suffix(source: str | Path) -> str:
+    """The end of the name; of a pipe without one, the end that fits its first line."""
+    suffix = suffix_of(source)
+    if suffix in (*TABLE_SUFFIXES, ".txt") or not is_pipe(source):
+        return suffix
+    line, *_ = first_bytes(str(source), 1 << 12).removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if line[:1] in (b"{", b"["):
+        return ".jsonl"
+    return ".tsv" if b"\t" in line else ".csv" if b"," in line else ".txt"
+
+
+def _unknown_format(path: Path) -> DataError:
+    kind = kind_by_name(str(path))
+    if kind is not None:
+        return DataError(f"{path}: is {kind.what}", kind.way_out.replace("FILE", str(path)))
+    first_bytes(str(path), 1)  # what is no text is refused by its name
+    return DataError(
+        f"{path}: cannot tell the format from the name",
+        f"Name it with one of {', '.join(_READERS)}, .txt; .gz may follow.",
+    )
+
+
+def _check_content(path: Path, suffix: str) -> None:
+    """Refuse what begins as another format than the name says."""
+    head = first_bytes(str(path), 1 << 12).removeprefix(codecs.BOM_UTF8)
+    if _PAGE.match(head):
+        raise DataError(
+            f"{path}: is a page of HTML or XML, not {suffix}",
+            "Perhaps a download went wrong: fetch the file itself.",
+        )
+    if suffix in (".csv", ".tsv") and _OBJECTS.match(head):
+        raise DataError(
+            f"{path}: is JSON, not a table", "Let its name end in .jsonl, or .json for one array."
+        )
+    if suffix in _JSON and _CELLS.match(head):
+        raise DataError(
+            f"{path}: is not JSON; it looks like a table", "Let its name end in .csv or .tsv."
+        )

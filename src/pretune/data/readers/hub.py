@@ -1,11 +1,9 @@
-"""Datasets on the Hub, and Parquet files. Their libraries are imported only when one is read."""
+"""Datasets on the Hub. Their library is imported only when one is read."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pretune.data.records import Records
@@ -62,40 +60,3 @@ def category_names(features: Any) -> dict[str, list[str]]:
         if isinstance(names, list) and feature.get("_type") == "ClassLabel":
             names_of[str(column)] = [str(name) for name in names]
     return names_of
-
-
-def stored_categories(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """`category_names` from the metadata of a Parquet file that `datasets` has written."""
-    try:
-        return category_names(json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"])
-    except (ValueError, KeyError, TypeError):
-        return {}
-
-
-def read_parquet(path: Path) -> Records:
-    """Read all columns of a Parquet file.
-
-    Raises:
-        DataError: not a Parquet file, or a value that Python cannot hold; names the column.
-    """
-    import pyarrow.parquet as parquet
-    from pyarrow.lib import ArrowException
-
-    try:
-        table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a Parquet file that can be read ({error})", "Write it again."
-        ) from None
-    values = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            values.append(column.to_pylist())
-        except (ValueError, OverflowError) as error:  # bytes that are not UTF-8, dates out of range
-            raise DataError(
-                f"{path}, column '{name}': a value that cannot be read ({error})",
-                "Repair it, or write the file without that column.",
-            ) from None
-    names = tuple(table.column_names)
-    rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
-    return Records(rows, str(path), None, names, stored_categories(table.schema.metadata or {}))

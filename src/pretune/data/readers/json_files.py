@@ -18,6 +18,7 @@ from pretune.data.readers.squad import is_squad, squad_rows
 from pretune.data.records import Records, all_columns
 from pretune.errors import DataError, describe_value
 from pretune.text.decode import decode_file, lines_of
+from pretune.text.file_kinds import suffix_of
 
 _OBJECT = 'is one object, such as {"text": "...", "label": "..."}.'
 #: What may stand beside `data` in a file whose records are there.
@@ -69,7 +70,7 @@ def read_json(
 def _whole_value(path: Path, text: str) -> Any:
     """The value of a file that is one array, or an object in a `.json`; None for JSON lines."""
     start = text.lstrip()[:1]
-    if start != "[" and (start != "{" or path.suffix.lower() != ".json"):
+    if start != "[" and (start != "{" or suffix_of(path) != ".json"):
         return None
     try:
         return json.loads(text)

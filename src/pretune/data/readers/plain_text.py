@@ -11,7 +11,9 @@ from typing import Literal
 
 from pretune.data.records import Records
 from pretune.errors import DataError, similar_file
+from pretune.text.byte_stream import is_file
 from pretune.text.decode import decode_file, lines_of
+from pretune.text.file_kinds import suffix_of
 
 #: What one record of a text file is: a document between blank lines, or the whole file.
 TextUnit = Literal["blank-line", "file"]
@@ -25,10 +27,10 @@ TEXT_UNITS = {
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a path is plain text: a `.txt` file, or a folder with `.txt` files in it."""
-    if path.is_dir():
+    """Whether a path is plain text: a `.txt` or `.txt.gz` file, or a folder with such files."""
+    if os.path.isdir(path):  # Path.is_dir raises where a name is too long
         return bool(_text_files(path))
-    return path.suffix.lower() == ".txt" and path.is_file()
+    return suffix_of(path) == ".txt" and is_file(path)
 
 
 def read_plain(path: Path, encoding: str = "utf-8", text_unit: TextUnit = "blank-line") -> Records:
@@ -68,7 +70,7 @@ def split_documents(text: str) -> list[tuple[int, str]]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".txt")
+    return sorted(path for path in folder.glob("*") if suffix_of(path) == ".txt")
 
 
 #: The columns of the lines of the first and of the second file.
@@ -116,7 +118,7 @@ def read_parallel(first: Path, second: Path, encoding: str = "utf-8") -> Records
 
 
 def _parallel_lines(path: Path, encoding: str) -> list[str]:
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+    if not is_file(path):
         raise DataError(
             f"{path}: no such file.{similar_file(path)}",
             "Parallel text is two files with a comma between: train.de,train.en",

@@ -304,7 +304,9 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
                 if labels is not None:
                     targets[LABEL] = np.full(len(part), -1, dtype=np.int32)
                     targets[LABEL][places] = labels[counted]
-                yield Feature(cast(Sequence[int], part), [0] * len(part), targets, row, cut)
+                # A sentence is counted once as cut, in its first window.
+                first = cut and window.first == 0
+                yield Feature(cast(Sequence[int], part), [0] * len(part), targets, row, first)
 
     @override
     def feature_key(self) -> Any:
