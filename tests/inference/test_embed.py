@@ -187,6 +187,13 @@ class TestSentenceTransformers:
         unit = pretune.embed(folder, self.texts, normalize=True, **options)
         np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
 
+    def test_a_length_without_room_names_the_folder(
+        self, tiny_folder: Path, tmp_path: Path
+    ) -> None:
+        folder = sentence_folder(tmp_path / "m", tiny_folder, transformer={"max_seq_length": 2})
+        with pytest.raises(RunError, match=f"^{folder}: its max_length 2: this model reads 3 to"):
+            pretune.embed(folder, TEXTS)
+
     def test_what_we_cannot_compute_is_refused(self, tiny_folder: Path, tmp_path: Path) -> None:
         folder = sentence_folder(tmp_path / "model", tiny_folder, modules=["Dense"])
         with pytest.raises(CheckpointError, match=r"modules\.json: has a Dense: pretune cannot"):

@@ -344,9 +344,10 @@ def _max_length(
     length = limit if own is None or own.max_length is None else min(own.max_length, limit)
     length = length if wanted is None else wanted
     if not special < length <= limit:
+        where = f"{own.source}: its " if own is not None and wanted is None else ""
         raise RunError(
-            f"max_length {length}: this model reads {special + 1} to {limit} tokens",
-            "Choose a number in this range.",
+            f"{where}max_length {length}: this model reads {special + 1} to {limit} tokens",
+            "Choose a number in this range: --max-length.",
         )
     return length
 
