@@ -111,7 +111,7 @@ def test_what_we_do_not_compute_is_named(
         ("1_Pooling/config.json", None, "missing, but modules.json names it"),
         ("1_Pooling/config.json", {"pooling_mode": "meen"}, "pooling_mode must be one of cls, max"),
         ("1_Pooling/config.json", {"pooling_mode": []}, "pooling_mode must be one of"),
-        ("1_Pooling/config.json", {"include_prompt": 1}, "must be true or false, not a int"),
+        ("1_Pooling/config.json", {"include_prompt": 1}, "must be true or false, not an int"),
         ("sentence_bert_config.json", {"max_seq_length": 0}, "a whole number from 1 on, not 0"),
         ("sentence_bert_config.json", {"max_seq_length": True}, "a whole number from 1 on"),
         ("sentence_bert_config.json", {"do_lower_case": "no"}, "do_lower_case must be true or"),
