@@ -64,10 +64,10 @@ def type_name(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
 
 
-def nearest(word: str, choices: Iterable[str]) -> str | None:
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The choice most similar to `word`, whatever the case; None where none is similar."""
     spelled = {choice.casefold(): choice for choice in choices}
-    matches = difflib.get_close_matches(word.casefold(), list(spelled), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(word.casefold(), list(spelled), n=1, cutoff=cutoff)
     return spelled[matches[0]] if matches else None
 
 

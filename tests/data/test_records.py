@@ -24,6 +24,22 @@ class TestMapped:
         assert "Did you mean 'sentense'?" in caught.value.hint
         assert "data.columns.sentence=COLUMN" in caught.value.hint
 
+    @pytest.mark.parametrize(
+        ("name", "columns", "near"),
+        [
+            ("text", ("TEXT", "label"), "TEXT"),
+            ("text", ("id", "sentence"), "sentence"),
+            ("label", ("text", "Sentiment"), "Sentiment"),
+            ("label", ("text", "table", "labels"), "labels"),
+            ("output", ("instruction", "context", "response"), "response"),
+            ("ner_tags", ("tokens", "pos_tags", "tags"), "tags"),
+        ],
+    )
+    def test_missing_column_suggests_what_it_is_often_called(self, name, columns, near):
+        with pytest.raises(DataError) as caught:
+            records(dict.fromkeys(columns, "a")).mapped({}, [name])
+        assert caught.value.hint.startswith(f"Did you mean '{near}'? Say which one it is with")
+
     def test_missing_target_of_a_mapping_names_both(self):
         with pytest.raises(DataError, match=r"no column 'review' \(for 'text'\)"):
             records({"body": "a"}).mapped({"text": "review"}, ["text"])

@@ -96,12 +96,15 @@ def records_to_examine(
     context: typer.Context, run: str, bundle: Bundle, data: str | None
 ) -> Records:
     """Read the data that a command names, as its options say, or the validation data of a run."""
+    from pretune.cli.app import print_notes
     from pretune.inference.predict import column_names, task_of
     from pretune.training.data import examined_records
 
     given = {name: context.params[name] for name in _ABOUT_DATA}
     given["columns"] = column_names(bundle, column_pairs(given["columns"]))
-    return examined_records(run, task_of(bundle), data, **given)
+    records = examined_records(run, task_of(bundle), data, **given)
+    print_notes(records)
+    return records
 
 
 def only_with_data(context: typer.Context, data: str | None, called: str) -> None:

@@ -30,6 +30,8 @@ _TEXT_CHARS = 12
 _NUMBER = re.compile(r"-?[1-9]\d{0,5}")
 #: A name of a column is no longer, and has no more words; what is longer looks like a record.
 _NAME_CHARS, _NAME_WORDS = 50, 5
+#: How much of a first line is shown.
+_SHOWN_CHARS = 100
 
 
 def column_number(name: str | None) -> int | None:
@@ -74,6 +76,18 @@ def looks_like_record(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) 
         or any(row.get(name) == name for row in probed if [*row.values()] != [*row])
         for name in header
     )
+
+
+def numbered_note(path: object, place: str, cells: Sequence[object]) -> str:
+    """The note that the first line of a table is a record."""
+    shown = ", ".join(map(repr, cells))[:_SHOWN_CHARS]
+    return f"{path}: the columns are numbered, and {place} is a record: {shown}"
+
+
+def names_note(path: object, place: str, names: Sequence[str]) -> str:
+    """The note that the first line of a table is taken for names, though it looks otherwise."""
+    shown = ", ".join(map(repr, names))[:_SHOWN_CHARS]
+    return f"{path}: {place} is taken for the names of the columns: {shown}"
 
 
 def _is_number(text: str) -> bool:

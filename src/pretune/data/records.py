@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pretune.errors import DataError, describe_value, did_you_mean
+from pretune.errors import DataError, describe_value, did_you_mean, nearest
 from pretune.text.decode import SURROGATE
 
 Record = dict[str, Any]
@@ -15,6 +15,26 @@ Record = dict[str, Any]
 #: A longer text is an error: it is nearly always a mistake (a whole file as one text, a lost line
 #: break), and would be cut to a few hundred tokens anyway. `data.max_chars` changes the limit.
 MAX_CHARS = 100_000
+
+#: What public data sets call the columns of tasks.
+_OFTEN_CALLED = {
+    "text": ("sentence", "review", "content", "body", "comment", "tweet", "message", "document"),
+    "label": ("labels", "class", "category", "sentiment", "intent", "target", "stars", "rating"),
+    "labels": ("label", "tags", "categories", "genres"),
+    "score": ("label", "similarity", "rating", "stars"),
+    "sentence1": ("premise", "question1", "text1", "text_a", "query"),
+    "sentence2": ("hypothesis", "question2", "text2", "text_b", "passage"),
+    "context": ("passage", "paragraph", "article", "premise"),
+    "answers": ("answer",),
+    "tokens": ("words", "text"),
+    "ner_tags": ("tags", "labels", "ner"),
+    "source": ("src", "input"),
+    "target": ("tgt", "translation", "output"),
+    "turns": ("dialog", "dialogue", "conversation", "utterances"),
+    "messages": ("conversation", "dialog", "dialogue", "chat"),
+    "instruction": ("question", "query", "instruct"),
+    "output": ("response", "answer", "reply", "completion"),
+}
 
 
 def not_finite(value: object) -> bool:
@@ -25,6 +45,14 @@ def not_finite(value: object) -> bool:
 def is_missing(value: object) -> bool:
     """Whether a cell holds nothing: null, an empty text, NaN or an infinite number."""
     return value is None or (isinstance(value, str) and not value) or not_finite(value)
+
+
+def similar_column(name: str, columns: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The column that may be meant by a task's name: by its usual names, else by its spelling."""
+    columns = list(columns)
+    known = {column.casefold(): column for column in reversed(columns)}
+    usual = (known[other] for other in (name, *_OFTEN_CALLED.get(name, ())) if other in known)
+    return next(usual, None) or nearest(name, columns, cutoff)
 
 
 def all_columns(rows: Iterable[Record]) -> tuple[str, ...]:
@@ -163,10 +191,9 @@ class Records:
 
     def _no_column(self, name: str, wanted: str, needed: Sequence[str]) -> DataError:
         """The error for a task's column that is missing under the name that is `wanted`."""
-        hint = (
-            f"{did_you_mean(wanted, self.columns)} "
-            f"Say which one it is with data.columns.{name}=COLUMN"
-        )
+        near = similar_column(wanted, self.columns)
+        hint = f"Did you mean '{near}'? " if near is not None else ""
+        hint += f"Say which one it is with data.columns.{name}=COLUMN"
         # With none of the task's names there, the first record may have been taken for names.
         if self.header_line is not None and not {*needed} & {*self.columns}:
             numbered = enumerate(dict.fromkeys([*needed, name]), start=1)

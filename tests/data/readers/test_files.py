@@ -221,7 +221,7 @@ class TestNumberedColumns:
         records = read(path, columns={"text": "1", "label": "-1"})
         assert records.mapped({"text": "1", "label": "-1"}, ["text", "label"]).rows == ROWS
         assert records.where(0).endswith(("line 1", "row 1"))
-        assert "is a record" in records.notes[-1]
+        assert "is a record: 'good film', '1'" in records.notes[-1]
 
     @pytest.mark.parametrize("header", ["text,1", "1,2", "x,text"])
     def test_names_that_are_there_win(self, tmp_path, header):
@@ -297,6 +297,16 @@ class TestRowsUnderData:
         records = read(path)
         assert list(records.rows) == ROWS
         assert records.notes == (f"{path}: the records are those under 'data'",)
+
+    @pytest.mark.parametrize("orient", ["columns", "index", "split", "table", "records", "values"])
+    def test_of_pandas(self, tmp_path, orient):
+        import pandas
+
+        pandas.DataFrame(ROWS).to_json(tmp_path / "a.json", orient=orient)
+        numbers = {"text": "1", "label": "2"} if orient == "values" else {}
+        records = read(tmp_path / "a.json", columns=numbers).mapped(numbers, ["text", "label"])
+        own = ("text", "label")
+        assert [{name: row[name] for name in own} for row in records.rows] == ROWS
 
     def test_one_object_over_several_lines_is_a_record(self, tmp_path):
         records = read(write(tmp_path, "a.json", json.dumps(ROWS[0], indent=1)))

@@ -402,7 +402,12 @@ def test_an_empty_question_is_an_error_where_answers_are_asked_for() -> None:
             "no column 'messages', 'conversations', 'instruction', 'prompt'; it has 'Instruction'",
             "Is it data.columns.instruction=Instruction?",
         ),
-        (("question", "answer"), "it has 'question', 'answer'", "data.columns.messages=COLUMN, or"),
+        (
+            ("question", "answer"),
+            "it has 'question', 'answer'",
+            "data.columns.instruction=question",
+        ),
+        (("text", "label"), "it has 'text', 'label'", "Say where the conversations are"),
     ],
 )
 def test_columns_of_another_name(columns: tuple[str, ...], message: str, hint: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pretune.data.records import Records, is_missing
-from pretune.errors import DataError, describe_value, did_you_mean, nearest
+from pretune.data.records import Records, is_missing, similar_column
+from pretune.errors import DataError, describe_value, did_you_mean
 
 MESSAGES, CONVERSATIONS = "messages", "conversations"
 ALPACA = ("instruction", "input", "output")
@@ -108,8 +108,8 @@ def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict
 
 
 def _no_form(records: Records) -> DataError:
-    near = ((name, nearest(name, FORMS)) for name in records.columns)
-    meant = next((f"Is it data.columns.{form}={name}? " for name, form in near if form), "")
+    near = ((form, similar_column(form, records.columns, cutoff=0.75)) for form in FORMS)
+    meant = next((f"Is it data.columns.{form}={name}? " for form, name in near if name), "")
     return DataError(
         f"{records.origin}: no column {', '.join(map(repr, FORMS))}; it has "
         + ", ".join(map(repr, records.columns)),

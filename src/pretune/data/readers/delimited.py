@@ -11,7 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pretune.data.columns import looks_like_record, numbered_columns
+from pretune.data.columns import (
+    looks_like_record,
+    names_note,
+    numbered_columns,
+    numbered_note,
+)
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.text.decode import LONGEST_RECORD, decode_file, lines_of
@@ -69,7 +74,7 @@ def read_table(
     header = tuple(cell.strip().strip("\ufeff") for cell in cells)
     numbers = numbered_columns(header, columns)
     if numbers is not None:
-        notes.append(f"{path}: its columns are numbered, and line {header_line} is a record")
+        notes.append(numbered_note(path, f"line {header_line}", cells))
         lines, header = chain([(header_line, cells)], lines), tuple(numbers)
     table = _Table(path, header_line, header, delimiter, quoted=quoted)
     rows, places, again = [], [], []
@@ -80,8 +85,7 @@ def read_table(
         rows.append(table.row(number, fields))
         places.append(number)
     if numbers is None and looks_like_record(table.names, rows):
-        names = ", ".join(map(repr, table.names))
-        notes.append(f"{path}: line {header_line} is taken for the names of the columns: {names}")
+        notes.append(names_note(path, f"line {header_line}", table.names))
     if again:
         more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
         notes.append(f"{path}: line {again[0]}{more}, the names of the columns again, left out")
@@ -158,11 +162,12 @@ class _Table:
         """
         if len(fields) != len(self.header):
             named = _NAMES.get(self.delimiter, repr(self.delimiter))
-            quotes = f"Put a text with {named} in it in double quotes, or change"
+            more = self.quoted and len(fields) > len(self.header)
+            repair = f"Put a text with {named} in double quotes" if more else "Repair the line"
             raise DataError(
                 f"{self.path}, line {number}: {len(fields)} fields, but the header names "
                 f"{len(self.header)} ({', '.join(self.header)})",
-                f"{quotes if self.quoted else 'Repair the line, or change'} how quotes are read: "
+                f"{repair}, or change how quotes are read: "
                 f"data.quoting={'none' if self.quoted else 'standard'}",
             )
         # A column without a name that holds anything else is a mistake in the header after all.

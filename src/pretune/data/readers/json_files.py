@@ -13,7 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pretune.data.columns import looks_like_record, numbered_columns
+from pretune.data.columns import (
+    looks_like_record,
+    names_note,
+    numbered_columns,
+    numbered_note,
+)
 from pretune.data.readers.squad import is_squad, squad_rows
 from pretune.data.records import Records, all_columns
 from pretune.errors import DataError, describe_value
@@ -22,7 +27,10 @@ from pretune.text.file_kinds import suffix_of
 
 _OBJECT = 'is one object, such as {"text": "...", "label": "..."}.'
 #: What may stand beside `data` in a file whose records are there.
-_ABOUT = {"version", "name", "description", "license", "language", "date", "split", "info", "url"}
+_ABOUT = {
+    *("version", "name", "title", "description", "license", "language", "date", "url"),
+    *("split", "info", "count", "total", "schema"),
+}
 
 
 def read_json(
@@ -44,6 +52,9 @@ def read_json(
     # An array of records, an object that holds one, or a record a line.
     if isinstance(whole, list):
         values, places = whole, [f"row {number}" for number in range(1, len(whole) + 1)]
+    elif (cells := _of_pandas(whole)) is not None:
+        values, places = cells, [f"row {number}" for number in range(1, len(cells) + 1)]
+        notes = (f"{path}: read as the JSON that pandas writes",)
     elif (under := _under_data(whole)) is not None:
         values, places = under, [f"data[{number}]" for number in range(len(under))]
         if not is_squad(values):
@@ -56,7 +67,7 @@ def read_json(
         rows = squad_rows(path, values, places)
         return Records(rows, str(path), None, all_columns(rows))
     if values and isinstance(values[0], list):
-        return _table(path, values, places, lines, columns)
+        return _table(path, values, places, lines, columns).noting(*notes)
     for place, value in zip(places, values, strict=True):
         if not isinstance(value, dict):
             each = "element" if lines is None else "line"
@@ -87,6 +98,27 @@ def _whole_value(path: Path, text: str) -> Any:
 
 def _not_json(place: str, error: Exception) -> DataError:
     return DataError(f"{place}: not valid JSON ({error})", "Repair it at that place.")
+
+
+def _of_pandas(whole: Any) -> list[Any] | None:
+    """The rows of what `DataFrame.to_json` writes: by columns, or with orient="index" or "split".
+
+    None for an object of another kind.
+    """
+    if not isinstance(whole, dict) or not whole:
+        return None
+    if {"columns", "data"} <= {*whole} <= {"columns", "index", "data"}:
+        rows = [whole["columns"], *whole["data"]]
+        return rows if all(isinstance(row, list) for row in rows) else None
+    cells = [*whole.values()]
+    if not all(isinstance(own, dict) for own in cells):
+        return None
+    if all(name.isdecimal() for name in whole):
+        return cells
+    index = cells[0].keys()
+    if index and all(own.keys() == index for own in cells) and all(map(str.isdecimal, index)):
+        return [{name: own[i] for name, own in whole.items()} for i in index]
+    return None
 
 
 def _under_data(whole: Any) -> list[Any] | None:
@@ -145,10 +177,7 @@ def _table(
     own, numbered = lines and lines[begin:], range(begin + 1, len(values) + 1)
     records = Records(rows, str(path), own, tuple(names), numbers=numbered)
     if numbers is not None:
-        return records.noting(f"{path}: its columns are numbered, and {places[0]} is a record")
+        return records.noting(numbered_note(path, places[0], first))
     if looks_like_record(names, rows):
-        shown = ", ".join(map(repr, names))
-        records = records.noting(
-            f"{path}: {places[0]} is taken for the names of the columns: {shown}"
-        )
+        records = records.noting(names_note(path, places[0], names))
     return replace(records, header_line=1 if lines is None else lines[0])

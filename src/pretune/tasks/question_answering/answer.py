@@ -179,6 +179,7 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     optional: ClassVar[dict[str, str]] = {
         "id": "the question's own name",
         "is_impossible": "true where the passage has no answer",
+        "title": "of the article, for people",
     }
     shown: ClassVar[tuple[str, ...]] = ("id", "question")  # the passage may be a book
     kept_together: ClassVar[tuple[str, ...]] = ("context",)  # else training would know the passages
