@@ -42,15 +42,16 @@ def column_number(name: str | None) -> int | None:
 def numbered_columns(header: Sequence[str], columns: Mapping[str, str]) -> list[str] | None:
     """Number the columns of a table whose first line is a record; None where it has names.
 
-    It is a record if numbers are asked for, and neither all of these nor a name of the task stand
-    there.
+    It is a record if numbers are asked for, unless a name of the task stands there, or numbers
+    alone, as pandas calls columns that have no names.
 
     Args:
         header: the cells of the first line.
         columns: the task's names -> those in the data.
     """
     asked = [name for name in columns.values() if column_number(name) is not None]
-    if {*asked} <= {*header} or {*columns} & {*header}:
+    of_pandas = {*asked} <= {*header} and all(map(str.isdecimal, filter(None, header)))
+    if not asked or of_pandas or {*columns} & {*header}:
         return None
     names = [str(number) for number in range(1, len(header) + 1)]
     for name in asked:

@@ -223,6 +223,10 @@ class TestNumberedColumns:
         assert records.where(0).endswith(("line 1", "row 1"))
         assert "is a record: 'good film', '1'" in records.notes[-1]
 
+    def test_a_value_may_be_the_number_of_a_column(self, tmp_path):
+        path = write(tmp_path, "a.csv", "good film,1\nbad film,0\n")
+        assert len(read(path, columns={"text": "1"})) == 2
+
     @pytest.mark.parametrize("header", ["text,1", "1,2", "x,text"])
     def test_names_that_are_there_win(self, tmp_path, header):
         records = read(write(tmp_path, "a.csv", f"{header}\na,b\n"), columns={"text": "1"})
