@@ -36,6 +36,7 @@ from pretune.models.lora import adapters
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
 from pretune.tokenizers.added_tokens import add_tokens
+from pretune.tokenizers.classes import INPUTS
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: The folder of the adapter, in peft's layout, of a model that was trained by LoRA.
@@ -362,8 +363,10 @@ def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
     if not any(rule.ours == "embeddings.segments.weight" for rule in family.rules):
         # Otherwise a BERT tokenizer returns segments, and transformers' GPT-2 would use them as
         # token ids and add their embeddings to all others.
-        inputs = {"model_input_names": ["input_ids", "attention_mask"]}
-        tokenizer.settings = {**tokenizer.settings, **inputs}
+        tokenizer.settings = {**tokenizer.settings, INPUTS: ["input_ids", "attention_mask"]}
+    elif tokenizer.tells_segments:
+        # A task may have made it tell them: what was published about its inputs no longer counts.
+        tokenizer.settings.pop(INPUTS, None)
     tokenizer.save(folder)
 
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.corpus.dedupe import Signature, digest, signature
 from pretune.data.arrays import Array
 from pretune.text.sentence_ends import sentence_spans
+from pretune.tokenizers.unknown import DroppedCharacters, explained
 
 _LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 # The C0 and C1 controls except tab and line feed, and the byte order mark. Format characters stay:
@@ -93,6 +95,7 @@ class EncoderSettings:
     dtype: str  # of the tokens, "uint16" or "uint32"
     cleaning: Cleaning  # how texts are cleaned first
     signatures: bool = False  # whether near-duplicates are looked for, which needs signatures
+    origin: Path | None = None  # the file of the tokenizer, for errors
 
 
 class EncodedDocument(NamedTuple):
@@ -108,6 +111,7 @@ class EncodedDocument(NamedTuple):
     sentences: Array = np.zeros(0, dtype=np.int64)
     characters: int = 0  # of the cleaned text
     bytes: int = 0  # of the cleaned text in UTF-8
+    lost: int = 0  # characters that the tokenizer leaves out, as it does not know them
 
 
 class Encoder:
@@ -118,6 +122,7 @@ class Encoder:
         self.engine = RustTokenizer.from_str(settings.tokenizer)
         # A text with "[SEP]" in it is about that token: nothing is separated there.
         self.engine.encode_special_tokens = True
+        self.dropped = DroppedCharacters(self.engine)
 
     def __call__(self, texts: Sequence[str]) -> list[EncodedDocument]:
         """Clean and tokenize documents, each on its own."""
@@ -125,7 +130,8 @@ class Encoder:
         cleaned = [clean(text, self.settings.cleaning) for text in texts]
         dropped = [self._too_short(text) for text, _ in cleaned]
         kept = [text for (text, _), reason in zip(cleaned, dropped, strict=True) if reason is None]
-        encodings = iter(self.engine.encode_batch(kept, add_special_tokens=False))
+        with explained(self.engine, kept, self.settings.origin):
+            encodings = iter(self.engine.encode_batch(kept, add_special_tokens=False))
         return [
             self._encoded(text, changed, next(encodings))
             if reason is None
@@ -153,6 +159,7 @@ class Encoder:
             first_tokens(np.array(encoding.offsets, dtype=np.int64), starts),
             len(text),
             len(text.encode("utf-8")),
+            self.dropped(text).total(),
         )
 
 

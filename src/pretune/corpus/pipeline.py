@@ -228,6 +228,7 @@ class _Preparation:
             self.dtype,
             self.settings.cleaning,
             signatures=self.settings.near_duplicates is not None,
+            origin=self.tokenizer.origin,
         )
         size = sum(source.size for source in self.sources)
         last_note = time.monotonic()
@@ -282,6 +283,7 @@ class _Preparation:
             self.changed.update(document.changed)
             self.counts["documents"] += 1
             self.counts["tokens"] += len(document.tokens)
+            self.counts["unknown"] += document.lost
             if self.unknown is not None:
                 self.counts["unknown"] += int(np.count_nonzero(document.tokens == self.unknown))
 

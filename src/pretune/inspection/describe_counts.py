@@ -12,6 +12,7 @@ from typing import Any
 
 from pretune.data.records import is_missing
 from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.unknown import DroppedCharacters, explained
 
 #: A Chinese or Japanese character counts as a word: there are no spaces to go by.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -108,7 +109,8 @@ class TokenCounter:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.unknown = UnknownTokens()
-        self._engine = tokenizer.engine
+        self._engine, self._origin = tokenizer.engine, tokenizer.origin
+        self._dropped = DroppedCharacters(tokenizer.engine)
         self._lost = tokenizer.special_id("unk_token")
         self._knows = cache(self._known)
 
@@ -116,9 +118,13 @@ class TokenCounter:
         """Count the tokens of each record: a single text, a pair, or several, which are joined."""
         # A pair has a layout of its own, with a separator.
         inputs: Any = [tuple(parts) if len(parts) == 2 else "\n".join(parts) for parts in texts]
-        encodings = self._engine.encode_batch(inputs)
+        with explained(self._engine, inputs, self._origin):
+            encodings = self._engine.encode_batch(inputs)
         for row, parts, encoding in zip(rows, texts, encodings, strict=True):
             self.unknown.tokens += len(encoding.ids)
+            for dropped in map(self._dropped, parts):
+                self.unknown.lost += dropped.total()
+                self._add(row, dropped)
             if self._lost is not None and self._lost in encoding.ids:
                 whole = parts if len(parts) == 2 else ["\n".join(parts)]
                 self._note(row, whole, encoding)
@@ -133,10 +139,13 @@ class TokenCounter:
             self.unknown.lost += 1
             # A word is blamed on its unknown characters, if it has any.
             piece = parts[source][start:end]
-            for lost in [c for c in piece if not self._knows(c)] or [piece]:
-                if lost in self.unknown.pieces or len(self.unknown.pieces) < _MAX_UNKNOWN:
-                    self.unknown.pieces[lost] += 1
-                    self.unknown.places.setdefault(lost, row)
+            self._add(row, Counter([c for c in piece if not self._knows(c)] or [piece]))
+
+    def _add(self, row: int, lost: Counter[str]) -> None:
+        for piece, count in lost.items():
+            if piece in self.unknown.pieces or len(self.unknown.pieces) < _MAX_UNKNOWN:
+                self.unknown.pieces[piece] += count
+                self.unknown.places.setdefault(piece, row)
 
     def _known(self, character: str) -> bool:
         return self._lost not in self._engine.encode(character, add_special_tokens=False).ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +11,95 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import CheckpointError, DataError
-from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.tokenizer import DECODER, Tokenizer
 
 #: Older transformers wrote added tokens here: token -> id.
 ADDED_FILE = "added_tokens.json"
-#: Newer ones write them into `tokenizer_config.json`: id -> token and how it is matched in a text.
-_DECODER = "added_tokens_decoder"
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _AGAIN = "Copy the folder again, with all of its files."
+#: The order in which transformers numbers special tokens that are new.
+_ORDER = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 def add_listed(
-    engine: RustTokenizer, folder: Path, ids: Mapping[str, Any], settings: Mapping[str, Any]
+    engine: RustTokenizer,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    others: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Add the tokens that the files of a folder list to an engine, in the order of their ids.
 
-    `ids` are the content of `ADDED_FILE`, `settings` the content of the other files about tokens.
+    Args:
+        engine: gets the tokens.
+        folder: of the files, for errors.
+        settings: the content of `tokenizer_config.json`; its list goes before all others.
+        others: the content of `ADDED_FILE`.
+        own: `added_tokens` of a `tokenizer.json`; None for the files of older transformers.
 
     Raises:
         CheckpointError: a file is malformed, or the ids do not continue the vocabulary.
     """
-    more = settings.get("additional_special_tokens")
-    special = {_content(entry) for entry in more} if isinstance(more, list) else set()
-    listed = _from_file(folder / ADDED_FILE, ids, special)
-    listed |= _from_settings(folder / "tokenizer_config.json", settings.get(_DECODER) or {})
+    if settings.get(DECODER) is not None:
+        listed = _from_settings(folder / "tokenizer_config.json", settings[DECODER])
+    else:
+        named = {_content(settings.get(name)) for name in _ORDER}
+        listed = _from_file(folder / ADDED_FILE, others, named | {*_extra(settings)})
+        for entry in own or ():
+            listed[entry["id"]] = (_made(entry), folder / "tokenizer.json")
     for number, (token, path) in sorted(listed.items(), key=lambda item: item[0]):
-        # The engine numbers new tokens itself: its number has to be the listed one.
+        # The engine numbers new tokens itself: its number has to be the listed one. Of a token that
+        # it has, a tokenizer.json knows better than a settings file that was copied from elsewhere.
         present = engine.token_to_id(token.content)
         place = engine.get_vocab_size(with_added_tokens=True) if present is None else present
-        if number != place:
+        if number != place and (present is None or own is None):
             raise CheckpointError(
                 f"{path}: the added token {token.content!r} has the id {number}, but with this "
                 f"vocabulary it is {place}",
                 _AGAIN,
             )
         engine.add_tokens([token])
-    # Special tokens that are in the vocabulary already are only marked as special.
-    known = {token.content for token, _ in listed.values()}
-    engine.add_special_tokens(
-        [token for token in sorted(special - known - {""}) if engine.token_to_id(token) is not None]
-    )
+
+
+def add_named(engine: RustTokenizer, settings: Mapping[str, Any], usual: Mapping[str, str]) -> None:
+    """Make the special tokens that settings name special.
+
+    A token that is not in the vocabulary becomes a new one, as in transformers; of the tokens that
+    are `usual` for the class, only those in the vocabulary count.
+    """
+    marked: dict[str, AddedToken] = {}
+    for name in _ORDER:
+        token = named_token(settings, name, usual)
+        if token and (name in settings or engine.token_to_id(token) is not None):
+            marked[token] = _made(settings.get(name), content=token)
+    # Tokens that are there already keep the way in which they are matched.
+    known = {token.content: token for token in engine.get_added_tokens_decoder().values()}
+    marked |= _extra(settings)
+    engine.add_special_tokens([known.get(content, token) for content, token in marked.items()])
+
+
+def named_token(settings: Mapping[str, Any], name: str, usual: Mapping[str, str]) -> str:
+    """The text of a special token, or else of the usual one; null in the settings means none."""
+    return _content(settings.get(name, usual.get(name)))
+
+
+def _extra(settings: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """The special tokens of a tokenizer that have no fixed names."""
+    listed = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or ()
+    entries = [*listed.values()] if isinstance(listed, dict) else listed
+    # A model may have a name of its own for one, e.g. `image_token`.
+    named = [v for k, v in settings.items() if k.endswith("_token") and k not in _ORDER]
+    every = [*(entries if isinstance(entries, list) else ()), *named]
+    return {_content(entry): _made(entry) for entry in every if _content(entry)}
+
+
+def _made(entry: object, content: str = "") -> AddedToken:
+    """The special token of an entry in the short or the long form."""
+    flags = {**entry} if isinstance(entry, dict) else {}
+    kept = {name: flags[name] for name in _FLAGS if isinstance(flags.get(name), bool)}
+    special = {"special": True, "normalized": False}
+    return AddedToken(content or _content(entry), **{**special, **kept})
 
 
 def _content(entry: object) -> str:
@@ -60,7 +109,7 @@ def _content(entry: object) -> str:
 
 
 def _from_file(
-    path: Path, ids: Mapping[str, Any], special: set[str]
+    path: Path, ids: Mapping[str, Any], special: Collection[str]
 ) -> dict[int, tuple[AddedToken, Path]]:
     tokens = {}
     for token, number in ids.items():
@@ -79,7 +128,7 @@ def _from_settings(path: Path, decoder: object) -> dict[int, tuple[AddedToken, P
         token = _token(entry)
         if token is None or not number.isdecimal():
             raise CheckpointError(
-                f"{path}: {_DECODER}: {number!r}: {entry!r} is not an id and its token", _AGAIN
+                f"{path}: {DECODER}: {number!r}: {entry!r} is not an id and its token", _AGAIN
             )
         tokens[int(number)] = (token, path)
     return tokens

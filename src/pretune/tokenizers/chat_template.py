@@ -1,24 +1,23 @@
 """Chat templates: Jinja programs that turn messages into one text, as in transformers.
 
 A template comes with a checkpoint, from anybody. It runs in Jinja's sandbox, where it can neither
-reach Python's own functions nor change its arguments. Its time and memory are not limited.
+reach Python's own functions nor change its arguments, and which limits its work and its memory.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import UndefinedError
 
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError, DataError, describe_value
 from pretune.text.decode import SURROGATE
+from pretune.tokenizers.template_sandbox import (
+    LimitedEnvironment,
+    TemplateLimitError,
+    allow_steps,
+)
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: A message: `{"role": "user", "content": "..."}`.
@@ -48,37 +47,8 @@ TEMPLATES = {
 """,
 }
 
-
-class _Generation(Extension):
-    """`{% generation %}`, which marks replies for training masks, and changes no text."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared like this in the base class
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **how)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The names and settings that transformers gives to templates, and no others."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    kept = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
-    environment.globals.clear()
-    environment.globals.update(
-        kept, raise_exception=_refuse, strftime_now=lambda how: datetime.now().strftime(how)
-    )
-    environment.filters["tojson"] = _to_json
-    return environment
+#: The way out where a tokenizer's own template cannot be used.
+_OWN = " or ".join(f"task.template={name}" for name in TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -95,35 +65,53 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         try:
-            compiled = _environment().from_string(self.text)
+            compiled = LimitedEnvironment().from_string(self.text)
         # Jinja compiles to Python, which adds errors of its own: `{% break %}` outside of a loop is
         # a SyntaxError, many nested loops an IndentationError or a MemoryError.
         except Exception as error:
             raise CheckpointError(
                 "chat_template: not a Jinja template that can be read "
                 f"({type(error).__name__}: {error})",
-                "Repair it in tokenizer_config.json or chat_template.jinja, or name another with "
-                "task.template.",
+                f"Repair it in tokenizer_config.json or chat_template.jinja, or choose {_OWN}.",
             ) from None
         object.__setattr__(self, "_compiled", compiled)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The template of a tokenizer, or None."""
+        """The template of a tokenizer, or None.
+
+        Raises:
+            CheckpointError: it is not valid Jinja, or there are several and none is the default.
+        """
         text = tokenizer.settings.get("chat_template")
         if isinstance(text, list):  # several templates, each with a name
-            named = (entry for entry in text if isinstance(entry, dict))
-            default = (e.get("template") for e in named if e.get("name") == "default")
-            text = next(default, None)
-        return cls(text, dict(tokenizer.special)) if isinstance(text, str) else None
+            entries = [entry for entry in text if isinstance(entry, dict)]
+            text = {str(entry.get("name")): entry.get("template") for entry in entries}
+        if isinstance(text, dict):
+            names, text = ", ".join(sorted(text)), text.get("default")
+            if text is None:
+                raise CheckpointError(
+                    f"chat_template: there are several templates ({names}), and none has the name "
+                    "default",
+                    f"Rename one to default in tokenizer_config.json, or choose {_OWN}.",
+                )
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            raise CheckpointError(
+                f"chat_template: expected a text, found {describe_value(text)}",
+                f"Repair it in tokenizer_config.json, or choose {_OWN}.",
+            )
+        return cls(text, dict(tokenizer.special))
 
     def render(self, messages: Sequence[Message], *, asked: bool = False) -> str:
         """Render messages, oldest first, as one text; if `asked`, it ends where a reply begins.
 
         Raises:
-            DataError: the template refuses these messages, fails on them, or writes half a
-                character.
+            DataError: the template refuses these messages, fails on them, takes too many steps, or
+                writes too much or half a character.
         """
+        allow_steps()
         try:
             text: str = self._compiled.render(  # type: ignore[attr-defined]
                 messages=[dict(message) for message in messages],
@@ -132,6 +120,14 @@ class ChatTemplate:
                 documents=None,
                 **self.special,
             )
+        except TemplateLimitError as error:
+            raise DataError(f"the chat template {error}", f"Repair it, or take {_OWN}.") from None
+        except UndefinedError as error:
+            raise DataError(
+                f"the chat template needs something that is not there ({error})",
+                "A special token must be in the tokenizer, and tokenizer_config.json must name it; "
+                f"or take {_OWN}.",
+            ) from None
         except Exception as error:  # a template can fail in any way
             raise DataError(
                 f"the chat template refuses these messages ({type(error).__name__}: {error})",

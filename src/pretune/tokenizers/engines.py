@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
@@ -31,25 +33,90 @@ def bert_normalizer(
 
 
 def wordpiece_engine(
-    vocabulary: Mapping[str, int], normalizer: normalizers.BertNormalizer
+    vocabulary: Mapping[str, int],
+    normalizer: normalizers.BertNormalizer,
+    unknown: str = "[UNK]",
 ) -> RustTokenizer:
-    """BERT's tokenizer (Devlin et al. 2019, section 3); needs [UNK], [CLS] and [SEP]."""
+    """BERT's tokenizer (Devlin et al. 2019, section 3), without the tokens around a text.
+
+    `unknown` is the entry of the vocabulary that stands for words that cannot be spelled.
+    """
     engine = RustTokenizer(
-        models.WordPiece(
-            dict(vocabulary),
-            unk_token="[UNK]",  # noqa: S106
-            max_input_chars_per_word=LONGEST_WORD,
-        )
+        models.WordPiece(dict(vocabulary), unk_token=unknown, max_input_chars_per_word=LONGEST_WORD)
     )
     engine.normalizer = normalizer
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(prefix="##")
-    engine.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
     return engine
+
+
+def frame_as_bert(engine: RustTokenizer, begin: str = "[CLS]", end: str = "[SEP]") -> None:
+    """Make an engine put BERT's special tokens around texts: `[CLS] a [SEP] b [SEP]`.
+
+    The second text of a pair is segment 1. The engine must have both tokens.
+    """
+    engine.post_processor = processors.TemplateProcessing(
+        single=[f"{begin}:0", "$A:0", f"{end}:0"],
+        pair=[f"{begin}:0", "$A:0", f"{end}:0", "$B:1", f"{end}:1"],
+        special_tokens=[(token, engine.token_to_id(token)) for token in (begin, end)],
+    )
+
+
+def frame_with_ends(engine: RustTokenizer, begin: str | None, end: str | None) -> None:
+    """Make an engine put a token before each text, after it, or both."""
+    before, after = [[] if token is None else [token] for token in (begin, end)]
+    first, second = (
+        [*(f"{t}:{i}" for t in before), f"${name}:{i}", *(f"{t}:{i}" for t in after)]
+        for i, name in enumerate("AB")
+    )
+    engine.post_processor = processors.TemplateProcessing(
+        single=first,
+        pair=[*first, *second],
+        special_tokens=[(token, engine.token_to_id(token)) for token in {*before, *after}],
+    )
+
+
+def drop_segments(engine: RustTokenizer) -> None:
+    """Make an engine give the second text of a pair segment 0, as the first."""
+    processor = engine.post_processor
+    if processor is not None:
+        state = _in_one_segment(json.loads(processor.__getstate__()))
+        processor.__setstate__(json.dumps(state).encode())
+        engine.post_processor = processor
+
+
+def cuts_alike(one: RustTokenizer, other: RustTokenizer) -> bool:
+    """Whether two engines normalize, cut and decode by the same rules, whatever they know."""
+    parts = ("normalizer", "pre_tokenizer", "decoder")
+    return all(_state(getattr(one, part)) == _state(getattr(other, part)) for part in parts)
+
+
+def frames_alike(one: RustTokenizer, other: RustTokenizer) -> bool:
+    """Whether two engines put the same tokens around texts, and give them the same segments."""
+    return bool(_state(one.post_processor) == _state(other.post_processor))
+
+
+def _state(part: Any) -> Any:
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _in_one_segment(state: dict[str, Any]) -> dict[str, Any]:
+    kind = state["type"]
+    if kind == "Sequence":
+        return {**state, "processors": [_in_one_segment(part) for part in state["processors"]]}
+    if kind == "BertProcessing":
+        cls, sep = (token for token, _ in (state["cls"], state["sep"]))
+        framed = processors.TemplateProcessing(
+            single=[cls, "$A", sep],
+            pair=[cls, "$A", sep, "$B", sep],
+            special_tokens=[tuple(state["cls"]), tuple(state["sep"])],
+        )
+        return _in_one_segment(json.loads(framed.__getstate__()))
+    if kind == "TemplateProcessing":
+        for part in (*state["single"], *state["pair"]):
+            for piece in part.values():  # {"SpecialToken": {...}} or {"Sequence": {...}}
+                piece["type_id"] = 0
+    return state
 
 
 def byte_level_engine(

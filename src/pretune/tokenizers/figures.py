@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretune.tokenizers.tokenizer import Tokenizer
+from pretune.tokenizers.unknown import DroppedCharacters
 
 #: Characters of a line that is shown as an example.
 _EXAMPLE_CHARS = range(16, 81)
@@ -23,7 +24,8 @@ class TokenizerFigures:
     """Figures of a tokenizer on a text."""
 
     vocab_size: int  # number of entries, with special tokens
-    unknown: float  # the share of the tokens that are [UNK], 0 to 1
+    # [UNK], and characters that are dropped where there is none, for each token.
+    unknown: float
     characters_per_token: float  # the higher, the shorter are sequences
     bytes_per_token: float  # in bytes of UTF-8, comparable between languages
     longest: tuple[str, ...]  # the longest entries, as text
@@ -36,17 +38,17 @@ def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFi
     """Encode texts, without special tokens around them, and count."""
     # Counts over all texts, and some lines of the first ones as examples.
     characters = size = tokens = unknown = 0
-    unknown_id = tokenizer.special_id("unk_token")
+    unknown_id, dropped = tokenizer.special_id("unk_token"), DroppedCharacters(tokenizer.engine)
     lines: list[str] = []
     for batch in _batched(texts):
         if len(lines) < _EXAMPLES:
             lines += _example_lines(batch)
-        encodings = tokenizer.engine.encode_batch(batch, add_special_tokens=False)
+        encodings = tokenizer.encode_bare(batch)
         for text, encoding in zip(batch, encodings, strict=True):
             characters += len(text)
             size += len(text.encode())
             tokens += len(encoding.ids)
-            # A vocabulary without [UNK] knows everything.
+            unknown += dropped(text).total()
             unknown += 0 if unknown_id is None else encoding.ids.count(unknown_id)
     # Entries are shown as text, and compared by their whole characters.
     byte_level = tokenizer.settings.get("tokenizer_class") == "GPT2Tokenizer"

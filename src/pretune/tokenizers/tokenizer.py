@@ -12,7 +12,16 @@ from typing import Any
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
-from pretune.errors import DataError
+from pretune.tokenizers.classes import (
+    INPUTS,
+    PLAIN,
+    SEGMENTS,
+    base_name,
+    builds,
+    gives_segments,
+    usual_tokens,
+)
+from pretune.tokenizers.unknown import explained
 
 SPECIAL_NAMES = (
     "unk_token",
@@ -28,6 +37,8 @@ SPECIAL_NAMES = (
 TARGET_FILE = "target_tokenizer.json"
 #: Key in `tokenizer_config.json` that names this file.
 TARGET_KEY = "target_tokenizer_file"
+#: Key in `tokenizer_config.json` for added tokens: id -> token and how it is matched in a text.
+DECODER = "added_tokens_decoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,7 @@ class Tokenizer:
     # The tokenizer for the texts that a translator writes, saved as `TARGET_FILE`; None where they
     # have the same vocabulary as the texts it reads.
     target: Tokenizer | None = None
+    origin: Path | None = None  # the file that it was read from, for errors
 
     def __post_init__(self) -> None:
         # A published tokenizer.json often carries the padding and truncation of its demo
@@ -108,7 +120,7 @@ class Tokenizer:
                 special tokens.
         """
         texts = list(first) if second is None else list(zip(first, second, strict=True))
-        with self._reading(literal):
+        with self._reading(texts, literal):
             encodings = self.engine.encode_batch(texts)
         return [_encoded(encoding, max_length) for encoding in encodings]
 
@@ -121,15 +133,15 @@ class Tokenizer:
         as `[SEP]`, as text: else a stranger's text could end its turn and begin another speaker's.
         """
         encode = self.engine.encode_batch if offsets else self.engine.encode_batch_fast
-        with self._reading(literal):
+        with self._reading(texts, literal):
             return encode(list(texts), add_special_tokens=False)
 
     @contextmanager
-    def _reading(self, literal: bool) -> Iterator[None]:
+    def _reading(self, texts: Sequence[object], literal: bool) -> Iterator[None]:
         before = self.engine.encode_special_tokens
         self.engine.encode_special_tokens = before or literal
         try:
-            with _explained():
+            with explained(self.engine, texts, self.origin):
                 yield
         finally:
             self.engine.encode_special_tokens = before
@@ -140,7 +152,7 @@ class Tokenizer:
         `word_ids` of a result give the word of each token; a word may have no token.
         """
         words = [list(sentence) for sentence in sentences]
-        with _explained():
+        with explained(self.engine, words, self.origin):
             return self.engine.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -163,33 +175,45 @@ class Tokenizer:
         if self.target is not None:
             text = self.target.engine.to_str(pretty=True)
             (folder / TARGET_FILE).write_text(text, encoding="utf-8")
+        text = json.dumps(self._saved(), ensure_ascii=False, indent=2, sort_keys=True)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _saved(self) -> dict[str, Any]:
+        """The settings as they are written: they say no more and no less than `tokenizer.json`."""
         # transformers reads special tokens and its class from the settings.
         settings = {**self.settings, **self.special}
         settings.pop(TARGET_KEY, None)
         if self.target is not None:
             settings[TARGET_KEY] = TARGET_FILE
-        settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-        text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        # Some classes build the engine anew: not this one, if a task has changed it.
+        if not builds(
+            base_name(settings.setdefault("tokenizer_class", PLAIN)), settings, self.engine
+        ):
+            settings["tokenizer_class"] = PLAIN
+        kind = base_name(settings["tokenizer_class"])
+        # A list of added tokens goes before the one in `tokenizer.json`, which may have more.
+        if DECODER in settings:
+            added = self.engine.get_added_tokens_decoder()
+            settings[DECODER] = {str(i): token.__getstate__() for i, token in added.items()}
+        # The class would add its usual tokens to a vocabulary that lacks them.
+        for name, token in usual_tokens(kind).items():
+            if self.engine.token_to_id(token) is None:
+                settings.setdefault(name, None)
+        # By themselves most classes tell a model nothing about segments.
+        if INPUTS not in settings and not gives_segments(kind, None) and self.tells_segments:
+            settings[INPUTS] = ["input_ids", SEGMENTS, "attention_mask"]
+        return settings
+
+    @property
+    def tells_segments(self) -> bool:
+        """Whether what is put around a text, or a pair, makes segments other than 0."""
+        framed = {pair: self.engine.num_special_tokens_to_add(pair) for pair in (False, True)}
+        return any(segments_of(self, pair=pair) > 1 for pair in framed if framed[pair])
 
 
 def _cutting(engine: RustTokenizer) -> dict[str, Any]:
     parts = json.loads(engine.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn the engine's error about a text that it cannot encode into ours."""
-    try:
-        yield
-    except Exception as error:
-        if type(error) is not Exception:  # the Rust side raises a bare Exception
-            raise
-        raise DataError(
-            f"a text cannot be encoded: it has characters outside of the vocabulary ({error})",
-            "Take a tokenizer that has an [UNK] token, or train it on this text too.",
-        ) from None
 
 
 def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:

@@ -13,14 +13,16 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.errors import DataError, did_you_mean
+from pretune.tokenizers.classes import END_OF_TEXT
 from pretune.tokenizers.engines import (
     LONGEST_WORD,
     bert_normalizer,
     byte_level_engine,
     character_engine,
+    frame_as_bert,
     wordpiece_engine,
 )
-from pretune.tokenizers.load import END_OF_TEXT, special_tokens
+from pretune.tokenizers.load import special_tokens
 from pretune.tokenizers.tokenizer import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "char"]
@@ -113,6 +115,7 @@ def train_tokenizer(
     # ##-forms in the order of a hash map, and it breaks ties between pairs by their ids.
     vocabulary = _learn_words(words, normalizer, kept, size, [*tokens, *alphabet], min_frequency)
     engine = wordpiece_engine(vocabulary, normalizer)
+    frame_as_bert(engine)
     engine.add_special_tokens(tokens)
     settings = {
         "tokenizer_class": "BertTokenizer",

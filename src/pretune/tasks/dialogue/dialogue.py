@@ -21,7 +21,7 @@ from pretune.data.batch import Feature, Features, PackedBatch, Skipped
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.decoding.writer import Prompt, Writer
-from pretune.errors import DataError, describe_value
+from pretune.errors import CheckpointError, DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
@@ -381,12 +381,32 @@ class Instruct(Dialogue[InstructOptions], AdaptsRecords):
 
     @override
     def bind(self, tokenizer: Tokenizer) -> None:
-        """Take the tokenizer, and give it the template, which is saved with it."""
+        """Take the tokenizer, and give it the template, which is saved with it.
+
+        Raises:
+            CheckpointError: the tokenizer's own template cannot be used, or it has no token to end
+                a reply with where the template needs one.
+        """
         chosen = self.options.template
         if chosen != "auto" or ChatTemplate.of(tokenizer) is None:
-            text = TEMPLATES["alpaca" if chosen == "auto" else chosen]
-            tokenizer.settings["chat_template"] = text
+            name = "alpaca" if chosen == "auto" else chosen
+            if name == "alpaca" and tokenizer.end_id is None:
+                raise CheckpointError(
+                    "the template alpaca ends a reply with the tokenizer's eos_token or sep_token, "
+                    "and it has neither",
+                    "Take task.template=chatml, or a tokenizer that has one, such as wordpiece and "
+                    "bpe make.",
+                )
+            tokenizer.settings["chat_template"] = TEMPLATES[name]
         super().bind(tokenizer)
+
+    @override
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature | Skipped]:
+        if with_targets:
+            self.layout(tokenizer).require_end()
+        return super().features(records, rows, tokenizer, with_targets=with_targets)
 
     @override
     def layout(self, tokenizer: Tokenizer) -> TemplateLayout:

@@ -314,6 +314,22 @@ class TemplateLayout(ConversationLayout):
         text = plain_text(self.tokenizer, encoded.ids).strip()
         return Ends(texts=(text,) if text else ())
 
+    def require_end(self) -> None:
+        """Check that replies have an end, so that a model can learn to stop.
+
+        Raises:
+            CheckpointError: the template writes nothing but white space after a reply.
+            DataError: the template refuses a message of the user and a reply.
+        """
+        ends = self.ends()
+        if not ends.tokens and not ends.texts:
+            raise CheckpointError(
+                "the chat template writes nothing after a reply, so the model would not learn to "
+                "stop",
+                "Let it write an end, e.g. {{ message.content + eos_token }}, or take "
+                "task.template=alpaca or task.template=chatml.",
+            )
+
     @override
     def fitted(self, messages: Sequence[Message], room: int) -> Fitted:
         """The system message and as many of the last messages as fit.
