@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import transformers
 
 from pretune.errors import CheckpointError, DataError
+from pretune.tokenizers import template_sandbox
 from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -132,6 +134,91 @@ def test_a_template_that_changes_the_past_is_refused() -> None:
         only_last.parts(TALK)
 
 
+#: Templates that would run for years, or take all memory, and what is said of them.
+ENDLESS = {
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "to an end",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}": (
+        "to an end"
+    ),
+    "{% for a in 'ab' recursive %}{{ loop('ab') if loop.depth < 60 else '' }}{% endfor %}": (
+        "to an end"
+    ),
+    "{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}": "to an end",
+    "{% for i in range(99999) %}{{ range(99999) | map('abs') | sum }}{% endfor %}": "to an end",
+    "{% set s = 'x' * 9999999 %}{% for i in range(99999) %}{% set t = s[::2] %}{% endfor %}": (
+        "to an end"
+    ),
+    "{% set s = 'x' * 9999999 %}{% for i in range(99999) %}{{ s.count('y') }}{% endfor %}": (
+        "to an end"
+    ),
+    "{% set s = 'x' * 9999999 %}{% for i in range(99999) %}{{ 'y' in s }}{% endfor %}": "to an end",
+    "{{ 'x' * 10000000000 }}": "a text or list of over",
+    "{{ [1] * 10000000000 }}": "a text or list of over",
+    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}": (
+        "a text or list of over"
+    ),
+    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}": (
+        "a text or list of over"
+    ),
+    "{{ 'x'.center(10000000000) }}": "a text or list of over",
+    "{{ '{:>10000000000}'.format(1) }}": "a text or list of over",
+    "{{ '{:>{}}'.format(1, 10000000000) }}": "a text or list of over",
+    "{{ '%10000000000d' % 1 }}": "a text or list of over",
+    "{{ '%*d' % (10000000000, 1) }}": "a text or list of over",
+    "{{ '%10000000000d' | format(1) }}": "a text or list of over",
+    "{{ ('x' * 99999).replace('x', 'x' * 99999) }}": "a text or list of over",
+    "{{ ('x' * 99999) | replace('x', 'x' * 99999) }}": "a text or list of over",
+    "{{ ('x' * 99999).join(range(99999)) }}": "a text or list of over",
+    "{{ range(99999) | join('x' * 99999) }}": "a text or list of over",
+    "{{ ('\n' * 99999) | indent(99999) }}": "a text or list of over",
+    "{{ messages | tojson(indent=10000000000) }}": "indents JSON",
+    "{% set s = 'x' * 9999 %}{% for i in range(99999) %}{{ s }}{% endfor %}": (
+        "a text or list of over"
+    ),
+    "{% set t %}{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endset %}": (
+        "a text or list of over"
+    ),
+    "{% set n = namespace(i=3) %}{% for i in range(60) %}{% set n.i = n.i * n.i %}{% endfor %}": (
+        "a number of over"
+    ),
+    "{{ 9 ** 10000000000 }}": "a number of over",
+}
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_a_template_that_takes_too_much_is_stopped(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_sandbox, "MOST_STEPS", 400_000)
+    with pytest.raises(DataError, match=f"the chat template .*{ENDLESS[template]}"):
+        ChatTemplate(template).render(TALK)
+    # The next conversation has all its steps.
+    assert ChatTemplate(TEMPLATES["chatml"]).render(TALK)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ range(5) | join(', ') }} {{ ','.join(['a', 'b']) }} {{ messages | join('|', 'role') }}",
+        "{% for m in messages if m.role != 'user' %}{{ loop.index }}/{{ loop.length }} "
+        "{{ loop.revindex }} {{ loop.last }}{% else %}none{% endfor %}",
+        "{% for m in messages[::-1] %}{{ m.content[:3] ~ loop.index0 ~ '%5.1f' % 2 }}{% endfor %}",
+        "{{ '{:>5}|{}'.format(1, 'x') }} {{ 'ab'.replace('a', 'c') | indent(2, true) | upper }}",
+        "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}",
+        "{{ messages | tojson(indent=2) }} {{ 2 ** 10 }} {{ 7 * 6 }} {{ 'ab' * 3 }}{{ [1] + [2] }}",
+        "{% macro f(m) %}{{ m.role }}: {{ caller() }}{% endmacro %}"
+        "{% for m in messages %}{% call f(m) %}{{ m.content | trim }}{% endcall %}{% endfor %}",
+        "{{ 'a' < 'b' }} {{ 1 < 2 <= 2 }} {{ 'x' in messages[0].content }} {{ missing == 1 }}",
+    ],
+)
+def test_limits_change_no_text(tokenizer: Tokenizer, tmp_path: Path, template: str) -> None:
+    tokenizer.settings["chat_template"] = template
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(TALK, tokenize=False)
+    assert ChatTemplate(template, tokenizer.special).render(TALK) == expected
+
+
 def test_of_several_the_default_is_taken(tokenizer: Tokenizer) -> None:
     tokenizer.settings["chat_template"] = [
         {"name": ["no", "name"], "template": "x"},
@@ -193,3 +280,38 @@ def test_a_template_file_that_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_several_templates_without_a_default_are_refused(
+    tokenizer: Tokenizer, as_dict: bool
+) -> None:
+    named = {"tool_use": "t", "rag": "r"}
+    entries = [{"name": name, "template": text} for name, text in named.items()]
+    given = replace(tokenizer, settings={"chat_template": named if as_dict else entries})
+    with pytest.raises(CheckpointError, match=r"several templates \(rag, tool_use\), and none"):
+        ChatTemplate.of(given)
+
+
+def test_named_templates_in_files_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    plain = replace(tokenizer, settings={"tokenizer_class": "GPT2Tokenizer"})
+    plain.save(tmp_path)
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("t")
+    with pytest.raises(CheckpointError, match=r"several templates \(tool_use\), and none"):
+        ChatTemplate.of(load_tokenizer(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text("d")
+    template = ChatTemplate.of(load_tokenizer(tmp_path))
+    assert template is not None
+    assert template.render(TALK) == "d"
+
+
+def test_a_template_that_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(CheckpointError, match="chat_template: expected a text, found a int"):
+        ChatTemplate.of(replace(tokenizer, settings={"chat_template": 7}))
+
+
+def test_a_token_that_the_tokenizer_lacks_is_not_blamed_on_the_messages() -> None:
+    with pytest.raises(DataError, match=r"needs something that is not there .*'sep_token'"):
+        ChatTemplate("{{ messages[0].content + sep_token }}").render(TALK)

@@ -25,8 +25,10 @@ from jinja2.visitor import NodeTransformer
 from typing_extensions import override
 
 #: The most steps of one rendering: turns of loops, calls, operations, and items of lists that
-#: filters read. A published template takes some dozen for a message.
-MOST_STEPS = 10_000_000
+#: filters read. A published template takes some hundred for a message.
+MOST_STEPS = 4_000_000
+#: A call, which may be of a macro, takes as long as so many turns of a loop.
+_STEPS_A_CALL = 20
 #: The most characters of a text, or items of a list.
 MOST_SIZE = 10_000_000
 #: The longest number, in bits.
@@ -75,6 +77,12 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         _spend()
         yield item
+
+
+def _read(value: Any) -> Any:
+    """Pay for reading a value as a whole, and give it back."""
+    _spend(1 + _steps(value))
+    return value
 
 
 def _concatenated(parts: Iterable[Any]) -> str:
@@ -127,7 +135,7 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         # Filters that want the context, or the like, get it before the value.
         own = values[1:] if hasattr(function, "jinja_pass_arg") else values
         given = (*own[1:], *named.values())
-        _spend(1 + sum(map(_steps, own)))
+        _spend(_STEPS_A_CALL + sum(map(_steps, own)))
         _check_size(_grown(name, own[0] if own else None, given))
         result = function(*values, **named)
         _spend(_steps(result))
@@ -174,7 +182,8 @@ class _Generation(Extension):
 
 
 class _Limiter(NodeTransformer):
-    """Puts our filters around what Jinja does without asking the environment: loops and `~`."""
+    """Puts our filters around what Jinja does without asking: loops, slices,
+    comparisons, `~`."""
 
     def __init__(self, environment: LimitedEnvironment) -> None:
         self.environment = environment
@@ -186,6 +195,23 @@ class _Limiter(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's name
         self.generic_visit(node)
         node.iter = self._filtered("counted ", node.iter)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - Jinja's name
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = self._filtered("read ", node.node)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802 - Jinja's name
+        self.generic_visit(node)
+        node.expr = self._filtered("read ", node.expr)
+        return node
+
+    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:  # noqa: N802 - Jinja's name
+        self.generic_visit(node)
+        if not isinstance(node.expr, nodes.Const):
+            node.expr = self._filtered("read ", node.expr)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - Jinja's name
@@ -220,7 +246,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             if name not in _LEFT_OUT
         }
         # With a space in their names, no template can call them.
-        self.filters |= {"counted ": _counted, "concatenated ": _concatenated}
+        self.filters |= {"counted ": _counted, "read ": _read}
+        self.filters["concatenated "] = _concatenated
 
     @override
     def _generate(self, source: nodes.Template, *given: Any, **how: Any) -> str:
@@ -246,14 +273,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     @override
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, slice):
-            _spend(_steps(obj))
-        return super().getitem(obj, argument)
-
-    @override
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        _spend()
+        _spend(_STEPS_A_CALL)
         # A method of a text; `format` is a function of the sandbox, around the method.
         method = getattr(__obj, "__wrapped__", __obj)
         subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")

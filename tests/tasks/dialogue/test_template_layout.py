@@ -15,7 +15,7 @@ from pretune.data.batch import Feature
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.text_stream import StopText, continuation
-from pretune.errors import DataError
+from pretune.errors import CheckpointError, DataError
 from pretune.inference.chat import Conversation
 from pretune.inference.generate import TextGenerator
 from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
@@ -71,8 +71,25 @@ def test_a_mark_of_several_tokens_ends_a_reply_as_text(template: str) -> None:
     assert layout(template).ends() == Ends(texts=("<|im_end|>",))
 
 
-def test_a_template_that_writes_nothing_after_a_reply_names_no_end() -> None:
-    assert layout("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}").ends() == Ends()
+@pytest.mark.parametrize("after", ["''", "'\n'", "' \n\n'"])
+def test_a_template_that_writes_nothing_after_a_reply_is_not_learned(after: str) -> None:
+    """The model would never stop; a model that has one can still be asked."""
+    own = layout("{% for m in messages %}{{ m.content + " + after + " }}{% endfor %}")
+    assert own.ends() == Ends()
+    task = Instruct(InstructOptions())
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    records = Records([{"messages": talk}], "here")
+    with pytest.raises(CheckpointError, match="writes nothing after a reply"):
+        list(task.features(records, range(1), own.tokenizer, with_targets=True))
+    assert list(task.features(records, range(1), own.tokenizer, with_targets=False))
+
+
+def test_alpaca_needs_a_token_that_ends_a_reply() -> None:
+    plain = train_tokenizer(["it is 4"], "char")
+    for chosen in ("auto", "alpaca"):
+        with pytest.raises(CheckpointError, match="the template alpaca ends a reply with"):
+            Instruct(InstructOptions(template=chosen)).bind(plain)
+    Instruct(InstructOptions(template="chatml")).bind(plain)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
