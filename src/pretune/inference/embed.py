@@ -26,7 +26,7 @@ from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
 from pretune.models.config import brief
 from pretune.text.byte_stream import is_file
-from pretune.tokenizers.engines import lowercasing
+from pretune.tokenizers.tokenizer import lowercasing
 
 Vectors = NDArray[np.float32]
 

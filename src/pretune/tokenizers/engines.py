@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
-
-from pretune.tokenizers.tokenizer import Tokenizer
 
 #: A longer word becomes one [UNK]. Google's tokenization.py has 200, but every published
 #: tokenizer.json and transformers have 100, and models are used with those.
@@ -148,11 +145,3 @@ def character_engine(vocabulary: Mapping[str, int], unknown: str | None) -> Rust
         engine = RustTokenizer(models.BPE(dict(vocabulary), [], unk_token=unknown))
     engine.decoder = decoders.Fuse()
     return engine
-
-
-def lowercasing(tokenizer: Tokenizer) -> Tokenizer:
-    """Copy a tokenizer; the copy lower-cases texts before anything else."""
-    engine = RustTokenizer.from_str(tokenizer.engine.to_str())
-    steps = [normalizers.Lowercase(), *([engine.normalizer] if engine.normalizer else [])]
-    engine.normalizer = normalizers.Sequence(steps)
-    return replace(tokenizer, engine=engine)

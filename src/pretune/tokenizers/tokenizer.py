@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding
+from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from pretune.tokenizers.classes import (
@@ -258,6 +258,14 @@ def _kept(sources: list[int | None], max_length: int) -> list[int]:
             left[source] -= 1
             kept.append(i)
     return kept
+
+
+def lowercasing(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer; the copy lower-cases texts before anything else."""
+    engine = RustTokenizer.from_str(tokenizer.engine.to_str())
+    steps = [normalizers.Lowercase(), *([engine.normalizer] if engine.normalizer else [])]
+    engine.normalizer = normalizers.Sequence(steps)
+    return replace(tokenizer, engine=engine)
 
 
 def segments_of(tokenizer: Tokenizer, *, pair: bool) -> int:
