@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: stopped with everything saved, or at once with nothing torn."""
+"""SIGINT, SIGTERM, SIGHUP: stopped with everything saved, or at once with nothing torn."""
 
 from __future__ import annotations
 
@@ -65,7 +65,11 @@ def assert_goes_on(
     assert [path.name for path in run.rglob(".*.tmp")] == []
 
 
-@MOMENTS
+@pytest.mark.parametrize(
+    ("number", "where", "background"),
+    [*MOMENTS.args[1], (signal.SIGHUP, "pretune.training.loop:evaluate_features", False)],
+    ids=[*MOMENTS.kwargs["ids"], "HUP-evaluating"],
+)
 def test_the_first_saves_and_the_run_goes_on(
     number: int,
     where: str,

@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C and SIGTERM: finish the update, save and exit; a second one exits at once."""
+"""Stopping on Ctrl-C, SIGTERM and SIGHUP: finish the update, save and exit."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class StopRequest:
-    """A flag that the first SIGINT or SIGTERM sets while the context is entered.
+    """A flag that SIGINT, SIGTERM or SIGHUP sets while the context is entered.
 
-    Outside the main thread, where Python allows no signal handlers, it is never set.
+    A second SIGINT or SIGTERM exits at once. SIGHUP, of a terminal that was closed, insists on
+    nothing: it comes from the system and from the shell, hence often twice or beside SIGTERM. Where
+    it is ignored, as under nohup, it stays so. Outside the main thread, where Python allows no
+    signal handlers, the flag is never set.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._asked = False
-        #: The signal that was received.
+        self._asked = self._insisting = False
+        #: The first signal that was received.
         self.signal = signal.SIGTERM
         self._before: dict[int, Any] = {}
 
@@ -46,7 +49,10 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -55,8 +61,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGHUP:
+            if self._insisting:
+                raise KeyboardInterrupt
+            self._insisting = True
         if self._asked:
-            raise KeyboardInterrupt
+            return
         self._asked = True
         self.signal = signal.Signals(number)
         # Wherever the signal found us, perhaps in the middle of writing to this very terminal.
