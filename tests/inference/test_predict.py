@@ -7,6 +7,7 @@ import random
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from pretune.bundle.bundle import Bundle, load
 from pretune.data.readers.files import read
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.predict import Predictor, decode_line, read_inputs, records_of, stream_lines
+from pretune.tasks.base import Prediction
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.features import read_for
 from pretune.training.data import examined_records
+from tests.tasks.every_task import CASES
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +89,23 @@ class TestFiles:
         path = tmp_path / "in.txt"
         path.write_text("good\n\nbad\n", encoding="utf-8")
         records = read_inputs(single, path)
-        assert [records.text(i, "text") for i in range(2)] == ["good", "bad"]
-        assert records.where(1) == f"{path}, line 3"
+        assert [records.text(i, "text") for i in range(3)] == ["good", "", "bad"]
+        assert records.where(2) == f"{path}, line 3"
 
     def test_plain_text_of_pairs_has_tabs(self, paired: Bundle, tmp_path: Path) -> None:
         path = tmp_path / "in.txt"
         path.write_text("a\tb\nc\n", encoding="utf-8")
         with pytest.raises(DataError, match=r"line 2: one text, but the model reads 2"):
             read_inputs(paired, path)
+
+    def test_a_blank_line_of_pairs_needs_no_tab(self, paired: Bundle, tmp_path: Path) -> None:
+        path = tmp_path / "in.txt"
+        path.write_text("a\tb\n\n \nc\td\n", encoding="utf-8")
+        records = read_inputs(paired, path)
+        assert records.rows[1:3] == [{"sentence1": "", "sentence2": ""}] * 2
+        predictor = Predictor(paired)
+        assert len(predictor.predict(records)) == 4
+        assert predictor.blank == 2
 
     def test_tables_need_no_labels(self, single: Bundle, tmp_path: Path) -> None:
         path = tmp_path / "in.csv"
@@ -118,6 +130,33 @@ class TestFiles:
         path.write_text("\n \n", encoding="utf-8")
         with pytest.raises(DataError, match="no text in it"):
             read_inputs(single, path)
+
+
+def worded(answer: Prediction) -> Any:
+    """An answer without its figures, which depend a little on what stands beside it."""
+    return json.loads(json.dumps(answer.to_dict()), parse_float=lambda _: None)
+
+
+@pytest.mark.parametrize("name", sorted({*CASES} - {"choose"}))
+@pytest.mark.parametrize("blank", ["", " \t　"])
+def test_a_blank_record_keeps_its_place(
+    name: str, blank: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """In every task whose records may be single texts."""
+    predictor = Predictor(CASES[name].bundle(tiny_folder, tmp_path))
+    task = predictor.task
+    rows = [{column: row[column] for column in task.inputs} for row in CASES[name].rows(2)]
+    if name.startswith("mask_lm"):
+        rows = [{"text": "the [MASK] film"}, {"text": "[MASK] is bad"}]
+    empty = dict.fromkeys(task.inputs, blank)
+    answers = predictor.predict(predictor.records([empty, rows[0], empty, rows[1], empty]))
+    assert predictor.blank == 3
+    alone = predictor.predict(predictor.records(rows))
+    assert [worded(answers[1]), worded(answers[3])] == [*map(worded, alone)]
+    assert worded(answers[0]) == worded(answers[2]) == worded(answers[4])
+    if answers[0].written is not None:
+        assert answers[0].written == ""
+    assert [*map(worded, predictor.predict(predictor.records([empty])))] == [worded(answers[0])]
 
 
 def test_a_book_is_no_mistake_where_nothing_is_cut(single: Bundle, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ class Generation:
         prompt: as it was given.
         sample: the number of this continuation of the prompt, from 0.
         text: what follows the prompt, without a stop text and without an incomplete character.
-        finish: why it ended: `stop_token`, `stop_text`, `length` (max_new_tokens) or `exhausted`
-            (every token would have repeated an n-gram).
+        finish: why it ended: `stop_token`, `stop_text`, `length` (max_new_tokens), `exhausted`
+            (every token would have repeated an n-gram) or `blank` (the line had no prompt).
         tokens: the generated tokens, including a stop token or the tokens of a stop text.
         logprobs: natural logarithm of the probability that the model gave each token, before
             penalties, temperature and filters.

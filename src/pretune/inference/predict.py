@@ -47,21 +47,40 @@ class Predictor:
         self._precision = precision
         self._batch_tokens = batch_tokens
         self._model = bundle.model.to(self.device).eval()
-        self.cut = 0
+        #: How many records were cut, and how many were blank, so far.
+        self.cut = self.blank = 0
 
     def records(self, rows: Sequence[Any], origin: str = "input") -> Records:
         """Turn inputs into records of the model's task; see `records_of`."""
         return records_of(self.task, rows, origin)
 
-    @torch.inference_mode()
     def predict(
         self, records: Records, *, progress: Callable[[int, int], None] | None = None
     ) -> list[Prediction]:
         """Answer records, in their order.
 
+        A blank record has an answer too: an empty one, where the task has such an answer, else what
+        the model makes of an empty text.
+
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
+        blank = [i for i, row in enumerate(records.rows) if is_blank(self.task, row)]
+        self.blank += len(blank)
+        empty = self.task.empty_answer()
+        if empty is None or not blank:
+            return self._answers(records, progress)
+        asked = sorted({*range(len(records))} - {*blank})
+        answers: list[Prediction] = [empty] * len(records)
+        if asked:
+            for i, answer in zip(asked, self._answers(records.take(asked), progress), strict=True):
+                answers[i] = answer
+        return answers
+
+    @torch.inference_mode()
+    def _answers(
+        self, records: Records, progress: Callable[[int, int], None] | None
+    ) -> list[Prediction]:
         # A record may become several sequences, and is answered without those before it.
         task = self.task.isolated() if isinstance(self.task, ReadsStream) else self.task
         features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
@@ -96,6 +115,12 @@ def task_of(bundle: Bundle) -> AnyTask:
             "Fine-tune it first: pretune train RECIPE model.from=...",
         )
     return bundle.task
+
+
+def is_blank(task: Preprocessor, row: Mapping[str, Any]) -> bool:
+    """Whether all texts of a record are blank."""
+    texts = [row.get(name) for name in task.inputs]
+    return all(isinstance(text, str) and not text.strip() for text in texts)
 
 
 def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -> Records:
@@ -186,19 +211,21 @@ def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:
 
 
 def lines_to_records(task: AnyTask, lines: Iterable[tuple[int, str]], origin: str) -> Records:
-    """Turn lines into records, except blank ones; a tab separates the texts of a pair."""
-    kept = [(number, line) for number, line in lines if line.strip()]
+    """Turn each line into a record; a tab separates the texts of a pair, of a blank one nothing."""
+    lines, width = list(lines), len(task.inputs)
     rows = []
-    for number, line in kept:
-        fields = line.split("\t") if len(task.inputs) > 1 else [line]
-        if len(fields) != len(task.inputs):
+    for number, line in lines:
+        fields = line.split("\t") if width > 1 else [line]
+        if width > 1 and not line.strip():
+            fields = [""] * width
+        if len(fields) != width:
             raise DataError(
                 f"{origin}, line {number}: {_texts(len(fields))}, but the model reads "
-                f"{_texts(len(task.inputs))} ({', '.join(task.inputs)})",
+                f"{_texts(width)} ({', '.join(task.inputs)})",
                 "Separate them by one tab.",
             )
         rows.append(dict(zip(task.inputs, fields, strict=True)))
-    numbers = [number for number, _ in kept]
+    numbers = [number for number, _ in lines]
     return Records(rows, origin, numbers, tuple(task.inputs), max_chars=longest_text(task))
 
 

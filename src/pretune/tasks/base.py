@@ -261,6 +261,10 @@ class Answers(ABC, Generic[P]):
         (answer,) = parts
         return answer
 
+    def empty_answer(self) -> P | None:
+        """Return the answer to a blank text; None: the model answers it as it does other texts."""
+        return None
+
     @property
     @abstractmethod
     def shown(self) -> tuple[str, ...]:

@@ -217,7 +217,11 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
     ) -> ReplyPrediction:
         """The last reply that was written; an empty one for most records of an evaluation."""
         replies = (reply for reply in reversed(parts) if reply is not None)
-        return next(replies, ReplyPrediction("", 0.0, 0))
+        return next(replies, self.empty_answer())
+
+    @override
+    def empty_answer(self) -> ReplyPrediction:
+        return ReplyPrediction("", 0.0, 0)
 
     # Scorer.
 

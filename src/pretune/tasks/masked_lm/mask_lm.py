@@ -429,6 +429,10 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         """The gaps of all parts: a text is evaluated as one sequence for each of its tokens."""
         return MaskPrediction(tuple(gap for part in parts for gap in part.gaps))
 
+    @override
+    def empty_answer(self) -> MaskPrediction:
+        return MaskPrediction(())
+
     # Scorer.
 
     @property

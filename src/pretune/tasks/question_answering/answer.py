@@ -321,6 +321,10 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
     # Answers
 
     @override
+    def empty_answer(self) -> AnswerPrediction:
+        return AnswerPrediction("", 0.0, None, None)
+
+    @override
     def usage(self, run: str) -> str:
         return f"pretune predict {run} --question TEXT --context-file FILE"
 

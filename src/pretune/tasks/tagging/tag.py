@@ -353,6 +353,10 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
     # Answers
 
     @override
+    def empty_answer(self) -> TagPrediction:
+        return TagPrediction(())
+
+    @override
     def predict(self, outputs: TagScores, batch: PackedBatch) -> list[scoring.WindowTags]:
         return scoring.window_tags(outputs, batch)
 

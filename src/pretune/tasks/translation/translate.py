@@ -267,6 +267,10 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
     # Answers
 
     @override
+    def empty_answer(self) -> TranslationPrediction:
+        return TranslationPrediction("", 0.0)
+
+    @override
     def write(self, model: nn.Module, outputs: Translated, batch: PackedBatch) -> Translated:
         """Search for the translations of each source.
 
