@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pretune.bundle.bundle import save
-from pretune.cli.app import COMMANDS, app, defined, progress_bar
+from pretune.cli.app import COMMANDS, app, defined, main, progress_bar
 from tests.tasks.every_task import CASES
 
 
@@ -227,3 +229,135 @@ class TestCommands:
 
     def test_a_slip_is_corrected(self) -> None:
         refused(run("trian"), "No such command 'trian'", "Did you mean 'train'")
+
+
+def closed_pipe() -> io.TextIOWrapper:
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", encoding="utf-8")
+
+
+def full_disk() -> io.TextIOWrapper:
+    return open("/dev/full", "w", encoding="utf-8")
+
+
+class TestOutputThatIsLost:
+    """Of commands whose product is what they print."""
+
+    COMMANDS = (
+        ("predict", "MODEL", "good"),
+        ("predict", "MODEL", "good", "--json"),
+        ("evaluate", "MODEL", "DATA"),
+        ("describe", "DATA", "--json"),
+        ("recipes", "mrpc"),
+        ("init", "classify"),
+        ("--help",),
+        ("predict", "--help"),
+        ("--version",),
+    )
+
+    @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+    @pytest.mark.parametrize(
+        ("make", "code", "said"),
+        [
+            (closed_pipe, 141, ""),
+            (
+                full_disk,
+                1,
+                "error: standard output: cannot be written (No space left on device)\n",
+            ),
+            (lambda: None, 1, "error: standard output: cannot be written (Bad file descriptor)\n"),
+        ],
+        ids=["closed-pipe", "full-disk", "closed"],
+    )
+    def test_is_no_traceback(
+        self,
+        make: Any,
+        code: int,
+        said: str,
+        arguments: tuple[str, ...],
+        model: Path,
+        table: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        given = {"MODEL": str(model), "DATA": str(table)}
+        out, notes = make(), io.StringIO()
+        monkeypatch.setattr(sys, "argv", ["pretune", *(given.get(a, a) for a in arguments)])
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", notes)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == code
+        assert notes.getvalue().removeprefix(f"data: 1 from {table}, 5 tokens\n") == said
+        if out is not None:
+            out.close()
+
+    @pytest.mark.parametrize("make", [closed_pipe, lambda: None], ids=["closed-pipe", "closed"])
+    def test_does_not_matter_where_files_have_it(
+        self, make: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ["pretune", "convert", str(model), str(tmp_path / "out")]
+        out, notes = make(), io.StringIO()
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", notes)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert (end.value.code or 0, notes.getvalue()) == (0, "")
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+        if out is not None:
+            out.close()
+
+
+def test_an_error_that_nobody_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (closed_pipe, full_disk):
+        notes = make()
+        monkeypatch.setattr(sys, "argv", ["pretune", "recipes", "mrcp"])
+        monkeypatch.setattr(sys, "stderr", notes)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        notes.close()
+
+
+def test_without_standard_input(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretune", "predict", str(model), "--json"])
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().out) == (0, "")
+
+
+def test_json_for_an_encoding_that_lacks_characters(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = io.BytesIO()
+    monkeypatch.setattr(sys, "argv", ["pretune", "predict", str(model), "好 👩", "--json"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, "ascii"))
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(held.getvalue().decode("ascii"))["text"] == "好 👩"
+
+
+@pytest.mark.parametrize("words", [("recipes", "好"), ("describe", "好.csv")], ids=" ".join)
+def test_in_the_c_locale(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Where Python takes arguments, file names and output for ASCII, if it is told to."""
+    (tmp_path / "好.csv").write_text("text,label\n电影,好\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pretune", *words]
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    said = (done.stdout + done.stderr).decode()
+    assert "Traceback" not in said
+    assert "好" in said
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb", "a\nb/c"])
+    def test_of_new_folders_hold_no_line_ends(self, name: str, model: Path, tmp_path: Path) -> None:
+        for words in (("convert", model), ("push", model, "me/x", "--dry-run")):
+            done = run(*words, tmp_path / name)
+            refused(done, "the name of a new folder may hold no line ends", "Choose another name")
+        assert [*tmp_path.iterdir()] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,8 +166,16 @@ class TestPredict:
         assert sum(answers[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
 
     def test_a_pipe(self, place: Path) -> None:
-        done = pretune("predict", "runs/films", "--json", cwd=place, text="good\n\nbad\n")
-        assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["good", "bad"]
+        text = "good\n\nbad\n"
+        done = pretune("predict", "runs/films", "--json", cwd=place, text=text)
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["text"] for answer in answers] == ["good", "", "bad"]
+        assert (answers[0]["label"], answers[2]["label"]) == ("good", "bad")
+        assert "1 blank line or text: answered too" in done.stderr
+        (place / "in.txt").write_text(text, encoding="utf-8")
+        file = pretune("predict", "runs/films", "--file", "in.txt", "--json", cwd=place)
+        assert file.stdout == done.stdout
+        assert file.stderr == done.stderr
 
     def test_a_file(self, place: Path) -> None:
         (place / "in.csv").write_text('id,body\n1,"good, the film"\n2,bad\n', encoding="utf-8")
@@ -193,7 +202,7 @@ class TestPredict:
         process.stdout.close()
         assert process.stderr.read() == ""
         process.stderr.close()
-        process.wait(60)
+        assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 class TestInitAndRecipes:

@@ -11,6 +11,7 @@ import pytest
 import pretune as library
 from pretune.decoding.sampling import Decoding
 from pretune.errors import PretuneError
+from pretune.text.terminal import for_terminal
 from tests.cli.test_cli import pretune, refused
 from tests.inference.conftest import Pair, bpe
 
@@ -20,7 +21,7 @@ __all__ = ["bpe"]  # a fixture
 def test_one_prompt_is_written_on(bpe: Pair, tmp_path: Path) -> None:
     options = ("--prompt", "The film", "--max-new-tokens", "12", "--seed", "3", "--top-k", "30")
     (expected,) = bpe.writer.generate(["The film"], Decoding(max_new_tokens=12, seed=3, top_k=30))
-    shown = "".join(c for c in expected.text if c in "\n\t" or c.isprintable())
+    shown = for_terminal(expected.text)
     for mode in ("--stream", "--no-stream"):
         done = pretune("generate", bpe.folder, *options, mode, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -34,6 +35,11 @@ def test_several_prompts_come_in_order(bpe: Pair, tmp_path: Path) -> None:
     done = pretune(*arguments, "--file", "prompts.txt", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["finish"] for row in rows[2:4]] == ["blank", "blank"]
+    assert [row["sample"] for row in rows[2:4]] == [0, 1]
+    assert {(row["prompt"], row["text"], row["logprob"]) for row in rows[2:4]} == {("", "", 0)}
+    assert "1 blank line: an empty continuation each" in done.stderr
+    del rows[2:4]
     assert [(row["prompt"], row["sample"], row["text"]) for row in rows] == [
         (g.prompt, g.sample, g.text) for g in expected
     ]
@@ -44,7 +50,8 @@ def test_several_prompts_come_in_order(bpe: Pair, tmp_path: Path) -> None:
     assert piped.stdout == done.stdout
     plain = pretune(*arguments, "--file", "prompts.txt", cwd=tmp_path)
     heads = [line for line in plain.stdout.split("\n") if line.startswith("== ")]
-    assert heads == ["== 1/4 ==", "== 2/4 ==", "== 3/4 ==", "== 4/4 =="]
+    assert heads == [f"== {number}/6 ==" for number in range(1, 7)]
+    assert "\n== 3/6 ==\n\n== 4/6 ==\n\n== 5/6 ==\n" in plain.stdout
 
 
 def test_a_prompt_ends_at_a_line_feed_alone(bpe: Pair, tmp_path: Path) -> None:
@@ -63,7 +70,7 @@ def test_a_temperature_of_next_to_nothing_is_greedy(
     (expected,) = bpe.writer.generate(["The film"], Decoding(max_new_tokens=9, temperature=0))
     done = pretune("generate", bpe.folder, *options, "--temperature", temperature, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    shown = "".join(c for c in expected.text if c in "\n\t" or c.isprintable())
+    shown = for_terminal(expected.text)
     assert done.stdout == "The film" + shown + "\n"
 
 
@@ -86,7 +93,7 @@ def test_interleaved_pieces_are_shown_one_text_after_the_other(
         TextChunk(2, 0, "", end(0)),
     ]
     _show(iter(pieces), ["P", "Q", "R"], 1, mode == "--stream")
-    assert capsys.readouterr().out == "== 1/3 ==\nPab[31mc\n== 2/3 ==\nQxy\n== 3/3 ==\nR\n"
+    assert capsys.readouterr().out == "== 1/3 ==\nPab\ufffd[31mc\n== 2/3 ==\nQxy\n== 3/3 ==\nR\n"
 
 
 @pytest.mark.parametrize(

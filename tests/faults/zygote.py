@@ -40,6 +40,7 @@ def forked(
     log: str,
     largest: int | None = None,
     stalled: dict[str, Any] | None = None,
+    streams: dict[str, str | None] | None = None,
 ) -> int:
     """A process that runs `pretune` with these arguments.
 
@@ -48,6 +49,8 @@ def forked(
         log: where its output goes.
         largest: it may write no file larger than so many bytes (RLIMIT_FSIZE).
         stalled: what `stall` is given.
+        streams: files to write to instead of the log, by the number of the stream; None: it is
+            closed.
     """
     assert len(os.listdir("/proc/self/task")) == 1, "not alone: forking is not sound"
     process = os.fork()
@@ -57,6 +60,12 @@ def forked(
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, source in ((0, nothing), (1, file), (2, file)):
         os.dup2(source, descriptor)
+    for number, path in (streams or {}).items():
+        if path is None:
+            os.close(int(number))
+            setattr(sys, ("stdin", "stdout", "stderr")[int(number)], None)
+        else:
+            os.dup2(os.open(path, os.O_WRONLY), int(number))
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     if stalled is not None:

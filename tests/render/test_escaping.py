@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.render.escaping import fenced, for_html, for_markdown, for_terminal, one_line
+from pretune.render.escaping import fenced, for_html, for_markdown, one_line
 from pretune.render.grid import Grid
+from pretune.text.terminal import for_terminal
 
 
 @given(st.text(max_size=80))
@@ -74,11 +75,6 @@ def test_a_page_shows_the_text_itself_wherever_it_stands(text: str) -> None:
     page = _Reader(f"<p title=\"{shown}\" lang='{shown}'>{shown}</p>")
     assert page.tags == [("p", [("title", for_terminal(text)), ("lang", for_terminal(text))])]
     assert page.text == for_terminal(text)
-
-
-def test_a_terminal_gets_no_control_characters() -> None:
-    assert for_terminal("a\x1b[2Jb\x07\r\x9b\ud800") == "a\ufffd[2Jb\ufffd\ufffd\ufffd\ufffd"
-    assert for_terminal("a\n\tb 好 👩‍💻") == "a\n\tb 好 👩‍💻"
 
 
 @given(st.text(alphabet="`\na", max_size=30))

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pretune.errors import RunError
+from pretune.text.terminal import in_line
+
 _ASIDE = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -63,10 +66,29 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_folder_name(path: Path) -> None:
+    """Refuse a name for a new folder that would cut notes, logs and commands in two.
+
+    Raises:
+        RunError: it holds a line end or another control character, or is not in UTF-8.
+    """
+    if (shown := in_line(path)) != str(path):
+        raise RunError(
+            f"{shown}: the name of a new folder may hold no line ends and no control characters",
+            "Choose another name.",
+        )
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents, synced to the disk."""
+    """Make a folder and its missing parents, synced to the disk.
+
+    Raises:
+        RunError: by `check_folder_name`.
+        OSError: it cannot be made.
+    """
     if path.is_dir():
         return
+    check_folder_name(path)
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync_path(path.parent)
@@ -106,10 +128,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: the name is taken.
+        RunError: by `check_folder_name`.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(path)
+    check_folder_name(path)
     make_folder(path.parent)
     aside = _aside(path)
     _discard(aside)

@@ -7,6 +7,7 @@ them and no command waits for the others.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -21,12 +22,12 @@ from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
 from pretune.errors import PretuneError
+from pretune.text.terminal import OutputLost, for_terminal, hanging, json_text, lasting_streams
 from pretune.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pretune.data.records import Records
+    from pretune.text.console import PlainConsole
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -127,7 +128,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except PretuneError as error:
-            text = _with_options(str(error), defined(ctx.invoked_subcommand))
+            text = hanging(_with_options(str(error), defined(ctx.invoked_subcommand)))
             fail(f"error: {text}", USER_MISTAKE)
         except OSError as error:
             # Of a name that no file can have; what else fails in a system call is told in place.
@@ -135,6 +136,9 @@ class _Commands(TyperGroup):
                 raise
             name = str(error.filename)[:80]
             fail(f"error: {name}...: too long for the name of a file", USER_MISTAKE)
+        except typer.TyperException as error:  # it repeats what was typed
+            error.message = for_terminal(error.message)
+            raise
         except KeyboardInterrupt:
             fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
 
@@ -194,36 +198,60 @@ def _main(
     pass
 
 
-def to_stdout() -> Console:
-    """The console for results. Texts come from data, names and paths, so none is read as markup."""
-    from rich.console import Console
+def to_stdout() -> PlainConsole:
+    """The console for results."""
+    from pretune.text.console import PlainConsole
 
-    return Console(highlight=False, emoji=False, markup=False)
+    return PlainConsole()
 
 
-def to_stderr(*, quiet: bool = False) -> Console:
-    """The console for notes and errors, which are not read as markup either."""
-    from rich.console import Console
+def to_stderr(*, quiet: bool = False) -> PlainConsole:
+    """The console for notes and errors."""
+    from pretune.text.console import PlainConsole
 
-    return Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=quiet)
+    return PlainConsole(stderr=True, quiet=quiet)
 
 
 def print_notes(records: Records) -> None:
     """Tell people on standard error how records were read."""
     for note in records.notes:
-        to_stderr().print(note, soft_wrap=True)
+        to_stderr().say(note)
 
 
-def print_result(result: dict[str, Any], *views: Any, as_json: bool) -> None:
-    """Print a result: as JSON, or as views, of which the terminal itself wraps lines of text."""
+def print_result(result: dict[str, Any], *views: Any, as_json: bool, saved: bool = False) -> None:
+    """Print a result: as JSON, or as views, of which the terminal itself wraps lines of text.
+
+    Args:
+        result: it, JSON-ready.
+        views: what is shown of it to people.
+        as_json: which of the two to print.
+        saved: whether files have all of it, so that nobody needs to read what is printed.
+    """
     from rich.text import Text
 
     out = to_stdout()
-    if as_json:
-        out.print_json(data=result)
-        return
-    for view in views:
-        out.print(view, soft_wrap=isinstance(view, str | Text))
+    try:
+        if as_json:
+            from rich.highlighter import JSONHighlighter
+
+            text = json_text(result, indent=2, ascii_only=_ascii_only())
+            out.print(JSONHighlighter()(text), soft_wrap=True)
+            return
+        for view in views:
+            out.print(view, soft_wrap=isinstance(view, str | Text))
+    except OutputLost as lost:
+        if not (saved and lost.unread):
+            raise
+
+
+def print_json_line(value: Any) -> None:
+    """Print a value as JSON on one line, at once."""
+    print(json_text(value, ascii_only=_ascii_only()), flush=True)
+
+
+def _ascii_only() -> bool:
+    """Whether standard output may lack characters, which JSON can write as escapes."""
+    return not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
 
 
 def fail(text: str, code: int) -> NoReturn:
@@ -232,14 +260,9 @@ def fail(text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-#: Control characters except tab and newline: generated text must not steer a terminal.
-_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
-
-
 def print_live(text: str) -> None:
-    """Show part of a generated text at once, without its control characters."""
-    sys.stdout.write(text.translate(_CONTROLS))
-    sys.stdout.flush()
+    """Print a text, or a part of one, at once and without a line end of its own."""
+    print(for_terminal(text), end="", flush=True)
 
 
 @contextmanager
@@ -265,5 +288,23 @@ def progress_bar(
 
 
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="pretune")
+    """Run the command line, whatever becomes of its standard streams."""
+    _read_as_utf8()
+    try:
+        with lasting_streams():
+            app(prog_name="pretune")
+    except OutputLost as lost:
+        # A reader such as `head` that has seen enough is no mistake; git and cat end in this way.
+        if lost.closed_pipe:
+            sys.exit(STOPPED_BY + signal.SIGPIPE)
+        to_stderr().say(f"error: {lost}")
+        sys.exit(1)
+
+
+def _read_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode if file names and arguments would be read as ASCII.
+
+    So they are in the C locale with PYTHONUTF8=0; without that, Python itself takes UTF-8 there.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") == "0":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606

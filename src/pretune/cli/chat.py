@@ -20,9 +20,8 @@ from pretune.cli.app import command, print_live, to_stderr
 from pretune.errors import PretuneError, did_you_mean
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pretune.inference.chat import Conversation
+    from pretune.text.console import PlainConsole
 
 PROMPT = "> "
 #: Bytes read of a line through a pipe; no message is longer.
@@ -116,10 +115,10 @@ def chat(
             elif message.strip():
                 _answer(message.removeprefix("/"), conversation, notes)
         except PretuneError as error:
-            notes.print(f"error: {error}", soft_wrap=True)
+            notes.say(f"error: {error}")
 
 
-def _messages(notes: Console) -> Iterator[str]:
+def _messages(notes: PlainConsole) -> Iterator[str]:
     """Yield the lines that a person types, or those of a pipe."""
     if not sys.stdin.isatty():
         from pretune.inference.predict import decode_line
@@ -145,7 +144,7 @@ def _messages(notes: Console) -> Iterator[str]:
         yield line
 
 
-def _answer(message: str, conversation: Conversation, notes: Console) -> None:
+def _answer(message: str, conversation: Conversation, notes: PlainConsole) -> None:
     """Print the reply while it is being written; Ctrl-C ends the reply alone."""
     shown = False
     try:
@@ -154,7 +153,7 @@ def _answer(message: str, conversation: Conversation, notes: Console) -> None:
         if fitted.cut:
             left = "the beginning" if fitted.cut < 0 else f"{fitted.cut:,} tokens of it"
             note = f"(only the end of your message fits the model's window: {left} is left out)"
-            notes.print(note, style="dim", soft_wrap=True)
+            notes.say(note, style="dim")
         with closing(conversation.say(message)) as pieces:
             for piece in pieces:
                 # White space before the first word is left out.
@@ -169,7 +168,7 @@ def _answer(message: str, conversation: Conversation, notes: Console) -> None:
         notes.print("(no reply; your message is dropped from the conversation)", style="dim")
 
 
-def _command(line: str, conversation: Conversation, notes: Console) -> bool:
+def _command(line: str, conversation: Conversation, notes: PlainConsole) -> bool:
     """Execute a line that begins with a slash; return False to leave."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
@@ -181,7 +180,7 @@ def _command(line: str, conversation: Conversation, notes: Console) -> bool:
     elif name == "/save":
         file = rest or "chat.jsonl"
         append_conversation(conversation.record if conversation.turns else None, Path(file))
-        notes.print(f"(saved in {file})", style="dim")
+        notes.say(f"(saved in {file})", style="dim")
     elif name == "/set":
         _set(rest, conversation)
     elif name == "/settings":

@@ -8,7 +8,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command
+from pretune.cli.app import command, print_result
+from pretune.text.terminal import hanging
 
 
 @command(
@@ -28,5 +29,6 @@ def convert(
     """Convert a checkpoint to config.json, model.safetensors and tokenizer.json."""
     from pretune.bundle.convert import convert as convert_checkpoint
 
-    print(convert_checkpoint(source, folder, dtype=dtype, allow_pickle=allow_pickle))
-    print(f"wrote {folder}; use it as model.from={folder}")
+    report = convert_checkpoint(source, folder, dtype=dtype, allow_pickle=allow_pickle)
+    last = f"wrote {folder}; use it as model.from={folder}"
+    print_result({}, hanging(report), last, as_json=False, saved=True)

@@ -93,14 +93,14 @@ def describe(
             atomic_text(html, description_page(description, "Data: " + ", ".join(sources)))
         except OSError as error:
             raise not_writable(html, "--html", error) from None
-        notes.print(f"written: {html}", soft_wrap=True)
+        notes.say(f"written: {html}")
     if png is not None:
         for path in write_charts(description, png):
-            notes.print(f"written: {path}", soft_wrap=True)
+            notes.say(f"written: {path}")
     # Labels that the font of the charts does not have.
     labels = [name for facts in description.files for name in facts.labels]
     if png is not None and (warning := undrawable(labels)) is not None:
-        notes.print(warning, soft_wrap=True)
+        notes.say(warning)
 
 
 def _columns(task: str | None) -> list[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from typer import Argument, Option
 from pretune.cli import options
 from pretune.cli.app import (
     command,
+    print_json_line,
     print_notes,
     print_result,
     progress_bar,
@@ -19,6 +19,7 @@ from pretune.cli.app import (
     to_stdout,
 )
 from pretune.errors import PretuneError
+from pretune.text.terminal import in_line
 
 
 @command(
@@ -137,12 +138,12 @@ def embed(
         shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
         line = f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
         used = {"pooling": embedder.pooling, "normalize": embedder.normalize, "cut": embedder.cut}
-        print_result({**shape, **used}, line, as_json=as_json)
+        print_result({**shape, **used}, line, as_json=as_json, saved=True)
         return
     for item in nearest:
         place = records.where(item.row)
         if as_json:
-            print(json.dumps({**asdict(item), "where": place}, ensure_ascii=False))
+            print_json_line({**asdict(item), "where": place})
         else:
-            line = f"{item.score:.4f}  {place}\n        {item.text}"
+            line = f"{item.score:.4f}  {in_line(place)}\n        {in_line(item.text)}"
             to_stdout().print(line, soft_wrap=True)

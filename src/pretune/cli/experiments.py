@@ -66,7 +66,6 @@ def sweep(
     from pretune.render.experiment_views import sweep_view
 
     # Trials that the study already has are not repeated.
-    log = to_stderr(quiet=quiet)
     search = Sweep(
         Recipe.load(recipe, overrides or []),
         [parse_space(text) for text in over or []],
@@ -75,16 +74,17 @@ def sweep(
         study=study,
         seed=seed,
         quiet=quiet,
-        say=lambda text: log.print(text, soft_wrap=True),
+        say=to_stderr(quiet=quiet).say,
     )
     try:
         result = search.run(trials)
     except SweepStopped as stopped:
         # What was tried so far is worth seeing, too.
-        print_result(stopped.result.to_dict(), sweep_view(stopped.result), as_json=as_json)
+        shown = sweep_view(stopped.result)
+        print_result(stopped.result.to_dict(), shown, as_json=as_json, saved=True)
         fail(f"{stopped}; the same command goes on", STOPPED_BY + stopped.signal)
     last = f"repeat the best: pretune train {result.best_recipe}"
-    print_result(result.to_dict(), sweep_view(result), last, as_json=as_json)
+    print_result(result.to_dict(), sweep_view(result), last, as_json=as_json, saved=True)
 
 
 @command(
@@ -155,8 +155,7 @@ def ladder(
         device=device,
     )
     # Train every rung that is not there yet.
-    log = to_stderr(quiet=quiet)
-    climb = Climb(settings, quiet=quiet, say=lambda text: log.print(text, soft_wrap=True))
+    climb = Climb(settings, quiet=quiet, say=to_stderr(quiet=quiet).say)
     try:
         result = climb.run()
     except Interrupted as stopped:
@@ -164,7 +163,7 @@ def ladder(
     # Write the files, then show the table.
     write_ladder(result, settings.output)
     last = f"wrote ladder.json, ladder.csv and ladder.png to {settings.output}"
-    print_result(result.to_dict(), ladder_view(result), last, as_json=as_json)
+    print_result(result.to_dict(), ladder_view(result), last, as_json=as_json, saved=True)
 
 
 @command(

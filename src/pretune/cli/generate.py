@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +12,14 @@ import typer
 from typer import Option
 
 from pretune.cli import options
-from pretune.cli.app import command, print_live
+from pretune.cli.app import command, print_json_line, print_live, to_stderr
 from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
+    from pretune.decoding.sampling import Decoding
     from pretune.decoding.writer import Generation, TextChunk
+    from pretune.inference.generate import TextGenerator
     from pretune.tasks.dialogue.layouts import TemplateLayout
 
 
@@ -108,10 +109,15 @@ def generate(
     bundle = load(run, allow_pickle=allow_pickle)
     layout = {} if template is None else {"template": _template(bundle) if template else None}
     writer = TextGenerator.of(bundle, device=device, batch_size=batch_size, **layout)
-    pieces = writer.stream(given, decoding)
+    # A blank line keeps its place; a prompt that is given by itself may be empty.
+    blank = [] if prompts else [i for i, text in enumerate(given) if not text.strip()]
+    if blank:
+        lines = "1 blank line" if len(blank) == 1 else f"{len(blank):,} blank lines"
+        to_stderr().say(f"{lines}: an empty continuation each, so that all stay in line")
+    pieces = _pieces(writer, given, blank, decoding)
     if as_json:
         for generation in _in_order(pieces, samples):
-            print(json.dumps(generation.to_dict(), ensure_ascii=False), flush=True)
+            print_json_line(generation.to_dict())
         return
     live = sys.stdout.isatty() if stream is None else stream
     _show(pieces, given, samples, live)
@@ -147,10 +153,24 @@ def _prompts(prompts: list[str] | None, file: Path | None, encoding: str) -> lis
 
         batches = stream_lines(sys.stdin.fileno(), encoding)
         lines, origin = [line for batch in batches for _, line in batch], "input"
-    given = [line for line in lines if line.strip()]
-    if not given:
+    if not any(line.strip() for line in lines):
         raise DataError(f"{origin}: no prompt in it", "Give one prompt a line.")
-    return given
+    return lines
+
+
+def _pieces(
+    writer: TextGenerator, prompts: list[str], blank: list[int], decoding: Decoding
+) -> Iterator[TextChunk]:
+    """Yield the pieces of all continuations; those of `blank` prompts (0-based) are empty."""
+    from pretune.decoding.writer import Generation, TextChunk
+
+    for number in blank:
+        for sample in range(decoding.samples):
+            empty = Generation(prompts[number], sample, "", "blank", (), ())
+            yield TextChunk(number, sample, "", empty)
+    asked = sorted({*range(len(prompts))} - {*blank})
+    for piece in writer.stream([prompts[i] for i in asked], decoding):
+        yield replace(piece, prompt=asked[piece.prompt])
 
 
 def _in_order(pieces: Iterator[TextChunk], samples: int) -> Iterator[Generation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -12,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, print_notes, progress_bar, to_stderr, to_stdout
+from pretune.cli.app import (
+    command,
+    print_json_line,
+    print_notes,
+    progress_bar,
+    to_stderr,
+    to_stdout,
+)
 from pretune.errors import PretuneError
 
 if TYPE_CHECKING:
@@ -106,14 +112,20 @@ def predict(
             inputs = {name: row[name] for name in predictor.task.shown if name in row}
             shown = answer.top(top_k)
             if as_json:
-                print(json.dumps({**inputs, **shown.to_dict()}, ensure_ascii=False))
+                print_json_line({**inputs, **shown.to_dict()})
             else:
                 out.print(answer_view(inputs, shown), soft_wrap=True)
-        sys.stdout.flush()
-    # Say how many inputs were longer than the model reads.
+    _say_what_was_odd(predictor)
+
+
+def _say_what_was_odd(predictor: Predictor) -> None:
+    """Say how many inputs had no text, and how many more than the model reads."""
+    notes = to_stderr()
+    if predictor.blank:
+        lines = "line or text" if predictor.blank == 1 else "lines or texts"
+        notes.say(f"{predictor.blank:,} blank {lines}: answered too, so that answers stay in line")
     if predictor.cut:
-        note = f"{predictor.cut:,} {predictor.task.truncation_note}"
-        to_stderr().print(note, soft_wrap=True)
+        notes.say(f"{predictor.cut:,} {predictor.task.truncation_note}")
 
 
 def _texts_as_records(predictor: Predictor, texts: list[str]) -> Records:
@@ -158,6 +170,4 @@ def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterat
     # A line holds all the texts of a record.
     longest *= len(predictor.task.inputs)
     for lines in stream_lines(sys.stdin.fileno(), encoding, longest=longest):
-        records = lines_to_records(predictor.task, lines, "input")
-        if len(records):
-            yield records
+        yield lines_to_records(predictor.task, lines, "input")

@@ -142,7 +142,7 @@ def prepare(
             on_progress=show,
         )
     last = f"{'is there already: ' if made.found else 'wrote '}{made.folder}"
-    print_result(asdict(made), corpus_view(made), last, as_json=as_json)
+    print_result(asdict(made), corpus_view(made), last, as_json=as_json, saved=True)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -60,10 +59,9 @@ def push(
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-        say = partial(to_stderr().print, soft_wrap=True)
-        done = publish.push(run, repo, public=public, say=say, **about)
+        done = publish.push(run, repo, public=public, say=to_stderr().say, **about)
         files, shown = done.files, done.to_dict()
         last = f"{done.url} ({'private' if done.private else 'public'})"
     width = max(len(file.name) for file in files)
     lines = (f"{file.name:<{width}}  {file.size:>13,} bytes" for file in files)
-    print_result(shown, *lines, last, as_json=as_json)
+    print_result(shown, *lines, last, as_json=as_json, saved=True)

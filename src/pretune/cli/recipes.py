@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, print_result, to_stdout
+from pretune.cli.app import command, print_live, print_result, to_stdout
 from pretune.errors import RecipeError, did_you_mean
 
 
@@ -26,7 +26,7 @@ def init(
 
     text = commented_recipe(task)
     if output is None:
-        print(text, end="")
+        print_live(text)
         return
     if os.path.exists(output):  # unlike Path.exists, False for a name that no file can have
         raise RecipeError(f"{output}: exists already", "Choose another name, or remove it first.")
@@ -35,7 +35,8 @@ def init(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", error)
         raise RecipeError(f"{output}: cannot be written ({reason})") from None
-    print(f"wrote {output}; run it with: pretune train {output}")
+    last = f"wrote {output}; run it with: pretune train {output}"
+    print_result({}, last, as_json=False, saved=True)
 
 
 @command("recipes", "pretune recipes", "pretune recipes mrpc > my-recipe.yaml")
@@ -49,7 +50,7 @@ def recipes(name: Annotated[str | None, Argument(help="The recipe to print.")] =
     if name is not None:
         if name not in known:
             raise RecipeError(f"no recipe is called '{name}'", did_you_mean(name, known))
-        print(known[name], end="")
+        print_live(known[name])
         return
     table = Table("recipe", "what it does", pad_edge=False)
     for key in known:

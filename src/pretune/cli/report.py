@@ -9,14 +9,13 @@ import typer
 from typer import Argument, Option
 
 from pretune.cli import options
-from pretune.cli.app import command, progress_bar, to_stderr, to_stdout
+from pretune.cli.app import command, print_result, progress_bar, to_stderr
 from pretune.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pretune.bundle.bundle import Bundle
     from pretune.evaluation.examine import Examined
+    from pretune.text.console import PlainConsole
 
 
 @command(
@@ -110,11 +109,10 @@ def report(
     write_report(facts, output, png)
     note = None if png is None else undrawable(examined.details.get("labels", []))
     if note is not None:
-        notes.print(note, soft_wrap=True)
+        notes.say(note)
     size = output.stat().st_size / 1e6
-    to_stdout().print(
-        f"wrote {output} ({len(examined.examples):,} examples, {size:.1f} MB)", soft_wrap=True
-    )
+    last = f"wrote {output} ({len(examined.examples):,} examples, {size:.1f} MB)"
+    print_result({}, last, as_json=False, saved=True)
 
 
 def _numbers(examined: Examined, places: list[int]) -> list[int]:
@@ -129,7 +127,7 @@ def _numbers(examined: Examined, places: list[int]) -> list[int]:
     return [number for number, place in enumerate(known) if place in places]
 
 
-def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examined | None:
+def _fitted_on(bundle: Bundle, run: Path, device: str, notes: PlainConsole) -> Examined | None:
     """The validation data of the run, examined; None if they cannot be used."""
     from pretune.evaluation.examine import examine
     from pretune.training.data import held_out
@@ -141,5 +139,5 @@ def _fitted_on(bundle: Bundle, run: Path, device: str, notes: Console) -> Examin
         with progress_bar("examining the validation data") as bar:
             return examine(bundle, records, device=device, progress=bar)
     except DataError as error:
-        notes.print(f"The temperature is fitted on DATA itself: {error.message}", soft_wrap=True)
+        notes.say(f"The temperature is fitted on DATA itself: {error.message}")
         return None

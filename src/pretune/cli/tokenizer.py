@@ -112,7 +112,8 @@ def tokenizer(
     trained, facts, figures = _train(corpus, encoding, field, sample_mb << 20, kind, training)
     _write(trained, output)
     facts |= {"asked_for": vocab_size or DEFAULT_SIZES.get(kind), "folder": str(output)}
-    print_result({**facts, **asdict(figures)}, *_view(facts, figures), as_json=as_json)
+    result = {**facts, **asdict(figures)}
+    print_result(result, *_view(facts, figures), as_json=as_json, saved=True)
 
 
 def _train(

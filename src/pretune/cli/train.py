@@ -44,7 +44,8 @@ def train(
     Everything goes into the recipe's output folder: the best and the last model, the logs, and the
     recipe itself with every default written out.
 
-    Ctrl-C or SIGTERM finishes the update, saves, and exits with 130 or 143.
+    Ctrl-C, SIGTERM or a terminal that closes (SIGHUP) finishes the update, saves, and exits with
+    130, 143 or 129. Without a reader of its notes (`| head`) training goes on.
     """
     from pretune.training.run import resume as resume_run
     from pretune.training.run import train_recipe, train_seeds
@@ -84,7 +85,8 @@ def train(
     from pretune.experiments.seeds import seeds_to_dict
     from pretune.render.result_views import seeds_view
 
-    print_result(seeds_to_dict(several), seeds_view(several), as_json=as_json)
+    shown = seeds_view(several)
+    print_result(seeds_to_dict(several), shown, as_json=as_json, saved=True)
 
 
 def _show_result(result: RunResult, *, as_json: bool) -> None:
@@ -101,6 +103,7 @@ def _show_result(result: RunResult, *, as_json: bool) -> None:
         f"evaluate it: pretune evaluate {result.folder} DATA",
         f"look at it:  pretune report {result.folder}",
         as_json=as_json,
+        saved=True,
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pretune.checkpoints.atomic_io import atomic_text, take_lock
+from pretune.checkpoints.atomic_io import atomic_text, make_folder, take_lock
 from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
 from pretune.experiments.search_space import Space, check_spaces
 from pretune.recipe import yaml12
@@ -347,7 +347,7 @@ def _optuna() -> Any:
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder of a sweep; the system releases the lock when the process dies."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = (folder / LOCK).open("w")
     except OSError as error:
         raise RunError(

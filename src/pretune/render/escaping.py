@@ -1,7 +1,6 @@
-"""Text from data as plain text, wherever it is shown: terminal, HTML page or Markdown.
+"""Text from data as plain text on an HTML page or in Markdown; for terminals see `text/terminal`.
 
-Whatever a data file or a checkpoint holds, it cannot steer a terminal, break a table, or become a
-link or a tag.
+Whatever a data file or a checkpoint holds, it cannot break a table, or become a link or a tag.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+
+from pretune.text.terminal import for_terminal
 
 #: Characters with a meaning in Markdown, in HTML or in the formulas of the Hub.
 _SPECIAL = re.compile(r"[&<>|`*_\[\]\\~#$!{}]|(?<=\w):(?=//)|(?<=www)\.|@(?=\w)")
@@ -29,14 +30,6 @@ def one_line(text: object) -> str:
 def shortened(text: str, longest: int) -> str:
     """Cut a text to at most `longest` characters, the last one an ellipsis if anything is lost."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def for_terminal(text: object) -> str:
-    """Replace the control characters of a text, except line ends and tabs, by U+FFFD."""
-    lost = {"Cc", "Cs"}
-    return "".join(
-        "\ufffd" if unicodedata.category(c) in lost and c not in "\n\t" else c for c in str(text)
-    )
 
 
 def for_html(text: object) -> str:

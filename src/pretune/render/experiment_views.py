@@ -15,8 +15,9 @@ from pretune.experiments.plan import RunPlan
 from pretune.experiments.runs import RunInfo, RunsFound
 from pretune.experiments.sweep import SweepResult
 from pretune.recipe import yaml12
-from pretune.render.escaping import for_terminal, one_line
+from pretune.render.escaping import one_line
 from pretune.render.grid import Grid, Styled, titled
+from pretune.text.terminal import in_line
 
 _STATE_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "damaged": "red"}
 #: What each step of cleaning does to a document.
@@ -33,7 +34,7 @@ _CHANGES = {
 def runs_view(runs: RunsFound) -> RenderableType:
     """Lay out a line for each run; below, what could not be read."""
     if not runs.runs and not runs.problems:
-        return Text(for_terminal(f"no runs in {runs.folder}"))
+        return Text(in_line(f"no runs in {runs.folder}"))
     # A run with problems is marked in the table; the problems follow below it.
     problems, rows = list(runs.problems), []
     for run in runs.runs:
@@ -49,7 +50,7 @@ def runs_view(runs: RunsFound) -> RenderableType:
         )
         problems += [f"{run.folder}: {text}" for text in run.problems]
     header = ("run", "state", "task", "model", "data", "best", "step", "seconds", "age")
-    lines = [Text(for_terminal(f"! {text}"), "red") for text in problems]
+    lines = [Text(in_line(f"! {text}"), "red") for text in problems]
     return Group(Grid(header, rows, numbers=(6, 7, 8)).terminal(), *lines)
 
 
@@ -81,7 +82,7 @@ def sweep_view(result: SweepResult) -> RenderableType:
     header = ("trial", result.metric, *keys, "seconds")
     title = f"{result.done} trials in {result.output}; {result.metric} is to be {result.direction}d"
     failed = [
-        Text(for_terminal(f"trial {trial.number} failed: {trial.error}"), "dim")
+        Text(in_line(f"trial {trial.number} failed: {trial.error}"), "dim")
         for trial in result.trials
         if trial.error
     ]

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pretune.render.escaping import for_html, for_markdown, for_terminal
+from pretune.render.escaping import for_html, for_markdown
+from pretune.text.terminal import in_line
 
 #: Cells of at most this many characters are never broken over two lines.
 SHORT = 24
@@ -104,9 +105,9 @@ class Grid:
 
 def _text(cell: object) -> Text:
     style = cell.style if isinstance(cell, Styled) else ""
-    return Text(for_terminal(cell), style)
+    return Text(in_line(cell), style)
 
 
 def titled(title: str, *parts: RenderableType) -> Group:
     """Put a bold title above some parts, for the terminal."""
-    return Group(Text(for_terminal(title), "bold"), *parts)
+    return Group(Text(in_line(title), "bold"), *parts)

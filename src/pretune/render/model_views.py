@@ -13,8 +13,8 @@ from rich.tree import Tree
 from pretune.checkpoints.sentence_transformers import EmbeddingSettings
 from pretune.experiments.costs import Flops, Memory
 from pretune.inspection.inspect import Inspection, ModuleTree, TokenSpan, Vocabulary
-from pretune.render.escaping import for_terminal
 from pretune.render.grid import Grid
+from pretune.text.terminal import in_line
 
 
 def inspection_view(inspection: Inspection) -> RenderableType:
@@ -32,7 +32,7 @@ def inspection_view(inspection: Inspection) -> RenderableType:
         *(() if inspection.embedding is None else (_embedding(inspection.embedding),)),
     ]
     spaced = [shown for part in parts for shown in (Text(), part)]
-    source = Text(for_terminal(inspection.source), overflow="fold")
+    source = Text(in_line(inspection.source), overflow="fold")
     return Group(Text(title, "bold"), source, *spaced)
 
 

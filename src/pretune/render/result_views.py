@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pretune.render.escaping import for_terminal, one_line, shortened
+from pretune.render.escaping import one_line, shortened
 from pretune.render.grid import Grid, Styled
 from pretune.tasks.base import Prediction, lower_is_better
+from pretune.text.terminal import for_terminal, in_line
 
 if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported
     from pretune.evaluation.compare import Compared, Difference, Interval
@@ -69,7 +70,7 @@ def seeds_view(result: SeedsResult) -> RenderableType:
 def _failed_seeds(failed: Mapping[int, str], count: int) -> list[Text]:
     if not failed:
         return []
-    lines = [Text(for_terminal(f"! seed {seed}: {why}"), "red") for seed, why in failed.items()]
+    lines = [Text(in_line(f"! seed {seed}: {why}"), "red") for seed, why in failed.items()]
     advice = (
         f"{len(failed)} of {count} runs went wrong, so mean and sd say little. Fine-tuning on "
         "little data fails under some seeds; a lower train.learning_rate, a longer "
@@ -127,19 +128,20 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
 def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20) -> Text:
     """Show an input and its answer; scores of classes as bars, at most `longest` of them."""
     shown = (" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in inputs.values())
-    text = Text(for_terminal("  |  ".join(shown)) + "\n", "bold")
-    ordered = answer.ranked()
+    # Neither the input nor a label can look like a line of the answer.
+    text = Text(in_line("  |  ".join(shown)) + "\n", "bold")
+    ordered = [(in_line(label), score) for label, score in answer.ranked()]
     width = max((len(label) for label, _ in ordered), default=0)
     for label, score in ordered[:longest]:
         bar = "█" * round(30 * score)
-        text.append(f"  {for_terminal(label):<{width}}  {score:6.1%}  {bar}\n")
+        text.append(f"  {label:<{width}}  {score:6.1%}  {bar}\n")
     # A model that writes has a text instead of scores; other answers show all they have.
     if answer.written is not None:
         lines = for_terminal(answer.written).split("\n")
         text.append("".join(f"  {line}\n" for line in lines))
     elif not ordered:
         for name, value in answer.to_dict().items():
-            text.append(f"  {name}  {for_terminal(_plain(value))}\n")
+            text.append(f"  {in_line(name)}  {in_line(_plain(value))}\n")
     return text
 
 
@@ -179,7 +181,7 @@ def few_shot_view(result: FewShotResult) -> RenderableType:
             f"{result.count:,} questions, score: {result.score}",
             numbers=range(len(header)),
         ).terminal(),
-        Text(for_terminal(f"always '{answer}': {share:.4f}")),
+        Text(in_line(f"always '{answer}': {share:.4f}")),
         *(
             Text(f"! {shortened_prompts(cell, result.count)}", "red")
             for cell in result.cells
@@ -191,8 +193,9 @@ def few_shot_view(result: FewShotResult) -> RenderableType:
 def shortened_prompts(cell: Cell, count: int) -> str:
     """Describe how many prompts had no room for all of their examples."""
     lost = cell.shots - cell.fewest
+    shots = "1 shot" if cell.shots == 1 else f"{cell.shots} shots"
     return (
-        f"{cell.shots} shots, seed {cell.seed}: {cell.shortened:,} of {count:,} prompts were too "
+        f"{shots}, seed {cell.seed}: {cell.shortened:,} of {count:,} prompts were too "
         f"long for the model; the first examples, up to {lost}, were left out of them"
     )
 
@@ -217,7 +220,7 @@ def comparison_view(compared: Compared, examples: int) -> RenderableType:
         better, worse = compared.apart(number)
         if compared.judged:
             counts = f"only {first} is right: {len(better):,}; only {name} is right: {len(worse):,}"
-            parts.append(Text(for_terminal(counts)))
+            parts.append(Text(in_line(counts)))
         for title, which in ((first, better), (name, worse)):
             if examples and which:
                 title = f"Only {title} is right" if compared.judged else f"{title} predicts best"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,8 +23,11 @@ from rich.progress import (
 from typing_extensions import override
 
 from pretune.checkpoints.atomic_io import atomic_text
+from pretune.text.console import PlainConsole
+from pretune.text.terminal import hanging
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -157,9 +158,7 @@ class Reporter:
     def __init__(
         self, sinks: tuple[Sink, ...] = (), *, console: Console | None = None, quiet: bool = False
     ) -> None:
-        self.console = console or Console(
-            file=sys.stderr, quiet=quiet, highlight=False, emoji=False, markup=False
-        )
+        self.console = console or PlainConsole(stderr=True, quiet=quiet)
         self._sinks = list(sinks)
         self._failed: set[str] = set()
         self._live = self.console.is_terminal and not quiet
@@ -206,7 +205,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Show a line of text."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(hanging(text), soft_wrap=True)
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:

@@ -12,7 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pretune.checkpoints.atomic_io import atomic_text, is_aside, make_folder, sweep, take_lock
+from pretune.checkpoints.atomic_io import (
+    atomic_text,
+    check_folder_name,
+    is_aside,
+    make_folder,
+    sweep,
+    take_lock,
+)
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
@@ -87,6 +94,7 @@ class RunFolder:
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Check that a new run may be written here; touches nothing."""
         self._overwrite = overwrite
+        check_folder_name(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise RunError(
                 f"{self.path}: is a file, not a folder", "Choose another: output=FOLDER."
