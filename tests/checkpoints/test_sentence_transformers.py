@@ -114,6 +114,7 @@ def test_what_we_do_not_compute_is_named(
         ("1_Pooling/config.json", {"include_prompt": 1}, "must be true or false, not an int"),
         ("sentence_bert_config.json", {"max_seq_length": 0}, "a whole number from 1 on, not 0"),
         ("sentence_bert_config.json", {"max_seq_length": True}, "a whole number from 1 on"),
+        ("sentence_bert_config.json", {"max_seq_length": "9"}, "from 1 on, not '9'"),
         ("sentence_bert_config.json", {"do_lower_case": "no"}, "do_lower_case must be true or"),
         ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts.a must be a text"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "not q"),
@@ -192,5 +193,6 @@ def test_a_copy_gives_the_same_vectors(tiny_folder: Path, tmp_path: Path) -> Non
     (tmp_path / "saved").mkdir()
     save(load(folder), tmp_path / "saved")
     for name in ("converted", "saved"):
+        assert not (tmp_path / name / "0_Transformer").exists()
         found = pretune.embed(tmp_path / name, texts, device="cpu")
         np.testing.assert_array_equal(found, wanted)

@@ -148,8 +148,9 @@ def copy_settings(folder: Path, target: Path) -> None:
     (target / MODULES).write_text(text + "\n", encoding="utf-8")
     files = {root / GENERAL: target / GENERAL}
     files |= {folder / name: target / name for name in _TRANSFORMER}
-    for _, place in modules:
-        if not (target / place).exists():  # as the folder of the model itself does
+    for kind, place in modules:
+        # No module takes the place of a file of the model.
+        if kind != "Transformer" and not (target / place).exists():
             (target / place).mkdir(parents=True)
             for name in ("config.json", "model.safetensors"):
                 files[root / place / name] = target / place / name
@@ -221,7 +222,7 @@ class _Values:
             return None
         number = not isinstance(value, bool) and isinstance(value, int | float)
         if not number or not 1 <= value < float("inf") or value != int(value):
-            raise self.wrong(name, "a whole number from 1 on", value)
+            raise self.wrong(name, "a whole number from 1 on", repr(value))
         return int(value) if value < _NO_LIMIT else None
 
     def texts(self, name: str) -> dict[str, str]:
