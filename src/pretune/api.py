@@ -34,7 +34,7 @@ from pretune.inference.runtime import choose_device
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import Prediction
 from pretune.tasks.features import adapt_records, read_for
-from pretune.training.data import Data, read_features
+from pretune.training.data import Data, check_no_columns, read_features
 from pretune.training.logging import Reporter
 from pretune.training.run import resume as resume_run
 from pretune.training.run import train_recipe
@@ -129,10 +129,7 @@ def evaluate(
         names = column_names(bundle, columns)
         records = adapt_records(task, data, names) if columns else data
     elif is_corpus(data):
-        if columns:
-            raise DataError(
-                f"{data}: a prepared corpus has no columns but its text", "Leave out the columns."
-            )
+        check_no_columns(data, columns or {})
         records = StoredDocuments.open(data)
     else:
         names = column_names(bundle, columns)

@@ -74,6 +74,10 @@ class TestNames:
         records = train_records(path, **columns)
         assert [row["label"] for row in records.rows] == ["pos", "neg", "pos"]
 
+    def test_a_number_may_be_a_name(self, tmp_path: Path) -> None:
+        path = written(tmp_path, "a.csv", "text,1\na,pos\nb,neg\n")
+        assert train_records(path, **{"data.columns.label": "1"}).rows[0]["label"] == "pos"
+
     def test_the_recipe_of_a_file_is_made_as_the_overrides_say(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
         path.write_bytes("text,label\n电影,1\n书,0\n".encode("gb18030"))

@@ -300,6 +300,11 @@ class TestValidation:
         assert result.details["characters"] > 60 * 10
 
 
+def test_a_corpus_has_no_columns(make: Make) -> None:
+    with pytest.raises(DataError, match="a prepared corpus has no columns but its text"):
+        read_data(make().changed({"data.columns": {"text": "body"}}))
+
+
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_other_tasks_need_records(make: Make, corpora: dict[str, Path]) -> None:
     recipe = Recipe.of({**make("mask_lm").to_dict(), "task": {"name": "classify"}})

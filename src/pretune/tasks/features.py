@@ -75,7 +75,7 @@ def read_for(
         quoting=quoting,
         max_chars=longest_text(task) if max_chars is None else max_chars,
         text_unit="file" if isinstance(task, ReadsStream) else "blank-line",
-        columns=columns,
+        columns={**{name: name for name in known_columns(task)}, **columns},
     )
     return adapt_records(task, records, columns, with_targets=with_targets)
 

@@ -205,6 +205,7 @@ def _split_texts(records: Records, share: float) -> tuple[Records, Records]:
 
 def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
     if is_corpus(source):
+        check_no_columns(source, given)
         return StoredDocuments.open(source)
     data, task = recipe.data, task_class(recipe.task.name)(recipe.task)
     return read_for(
@@ -215,6 +216,14 @@ def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
         quoting=data.quoting,
         max_chars=data.max_chars,
     )
+
+
+def check_no_columns(source: str | Path, given: Mapping[str, str]) -> None:
+    """Raise a DataError where names are given for the columns of a prepared corpus."""
+    if given:
+        raise DataError(
+            f"{source}: a prepared corpus has no columns but its text", "Leave out the columns."
+        )
 
 
 def held_out(run: Path) -> Records | None:
