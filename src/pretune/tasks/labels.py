@@ -145,8 +145,8 @@ def choose_labels(
 
 
 def shortest(spellings: Iterable[str]) -> str:
-    """Return the shortest spelling of a label; of several the first by the alphabet."""
-    return min(spellings, key=lambda spelling: (len(spelling), spelling))
+    """Return the shortest spelling of a label; of several one that is not all in capitals."""
+    return min(spellings, key=lambda spelling: (len(spelling), spelling.isupper(), spelling))
 
 
 def _count_raw(records: Records, raw_labels: RawLabels, *, held_back: bool) -> Counter[str]:

@@ -117,6 +117,7 @@ class TestLabels:
             (["1", "1.0", "0"], ["0", "1"], [1, 1, 0]),
             ([1.0, "1", "0.0", 0], ["0", "1"], [1, 1, 0, 0]),
             ([True, "true", "false", False], ["False", "True"], [1, 1, 0, 0]),
+            (["True", "TRUE", "FALSE", "False"], ["False", "True"], [1, 1, 0, 0]),
             (["neg", ' "neg"', '"pos"'], ["neg", "pos"], [0, 0, 1]),
             # Other spellings of numbers may be names, such as those of versions.
             (["1.1", "1.10", "01", "1"], ["01", "1", "1.1", "1.10"], [2, 3, 0, 1]),
