@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +49,18 @@ class RunError(PretuneError):
 
 class HubError(PretuneError):
     """The Hugging Face Hub refused, could not be reached, or holds something else there."""
+
+
+class Note(UserWarning):
+    """Something that was guessed or left out, which a person may want to know; see `note`."""
+
+
+def note(text: str) -> None:
+    """Tell a person, once, what was guessed or left out.
+
+    In Python it is a warning of the class `Note`; the command line prints it on standard error.
+    """
+    warnings.warn(text, Note, stacklevel=3)
 
 
 def describe_value(value: object) -> str:

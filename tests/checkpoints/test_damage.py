@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from transformers import MarianConfig, MarianMTModel
 
 from pretune.bundle.bundle import load as load_bundle
+from pretune.bundle.bundle import outline
+from pretune.bundle.convert import convert
 from pretune.checkpoints.config import read_config
 from pretune.errors import CheckpointError
 
@@ -25,21 +29,21 @@ class TestDamage:
         with pytest.raises(CheckpointError) as caught:
             load(changed(drop))
         assert caught.value.message.endswith(
-            "lack 1 tensors of the bert model: layers.1.feed_forward.down.weight"
+            "lack 1 tensors of the bert model: encoder.layer.1.output.dense.weight"
         )
 
     def test_missing_third_of_a_joined_matrix(self, load, changed):
         def drop(tensors):
             del tensors[KEY]
 
-        with pytest.raises(CheckpointError, match=r"lack 1 tensors.*layers\.0\.attention\.qkv"):
+        with pytest.raises(CheckpointError, match=f"lack 1 tensors.*model: {re.escape(KEY)}\n"):
             load(changed(drop))
 
     def test_missing_layer_under_a_head(self, load, changed):
         def drop(tensors):
             return {name: t for name, t in tensors.items() if ".layer.1." not in name}
 
-        with pytest.raises(CheckpointError, match="lack 12 tensors"):
+        with pytest.raises(CheckpointError, match="lack the layers from 1 on"):
             load(changed(drop), labels=3)
 
     @pytest.mark.parametrize(
@@ -191,10 +195,12 @@ class TestConfig:
             read_config(tmp_path)
 
     def test_missing(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"no config\.json here"):
+        with pytest.raises(CheckpointError, match=r"no model here \(no config\.json"):
             read_config(tmp_path)
 
-    @pytest.mark.parametrize(("kind", "hint"), [("brt", "Did you mean 'bert'?"), ("", "Known: ")])
+    @pytest.mark.parametrize(
+        ("kind", "hint"), [("brt", "Did you mean 'bert'?"), ("qqq", "Known: ")]
+    )
     def test_unknown_model_type(self, copy_with_config, kind, hint):
         with pytest.raises(
             CheckpointError, match=f"model_type '{kind}' is not supported"
@@ -225,19 +231,61 @@ class TestConfig:
             ({"layer_norm_eps": "tiny"}, "layer_norm_eps"),
             ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob"),
             ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+            ({"hidden_size": -32}, "hidden_size"),
+            ({"hidden_size": True}, "hidden_size"),
+            ({"intermediate_size": 64.0}, "intermediate_size"),
+            ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
+            ({"num_attention_heads": float("inf")}, "num_attention_heads"),
+            ({"hidden_act": "quick_gelu"}, "quick_gelu"),
         ],
     )
-    def test_value_that_makes_no_sense(self, load, copy_with_config, values, named):
-        with pytest.raises(CheckpointError, match=f"config: .*{named}"):
-            load(copy_with_config(**values))
+    def test_value_that_makes_no_sense(self, copy_with_config, values, named):
+        folder = copy_with_config(**values)
+        for use in (load_bundle, outline, lambda source: convert(source, folder / "new")):
+            with pytest.raises(CheckpointError) as caught:
+                use(folder)
+            assert caught.value.message.startswith(f"{folder / 'config.json'}: ")
+            assert named in caught.value.message
+            assert caught.value.hint
+            assert "Did you mean" not in caught.value.hint
 
-    def test_more_layers_than_the_file_has(self, load, copy_with_config):
-        with pytest.raises(CheckpointError, match="lack"):
-            load(copy_with_config(num_hidden_layers=3))
+    @pytest.mark.parametrize(
+        "values",
+        [{"id2label": {"1": "a"}}, {"id2label": {"0": "a", "1": "a"}}, {"num_labels": -3}],
+    )
+    def test_labels_that_make_no_sense(self, copy_with_config, values):
+        folder = copy_with_config(architectures=["BertForSequenceClassification"], **values)
+        with pytest.raises(CheckpointError, match=next(iter(values))) as caught:
+            load_bundle(folder)
+        assert caught.value.message.startswith(f"{folder / 'config.json'}: ")
 
-    def test_fewer_layers_than_the_file_has_are_reported(self, load, copy_with_config):
-        _, report = load(copy_with_config(num_hidden_layers=1))
-        assert {name.split(".")[2] for name in report.unexpected} == {"1"}
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_other_number_of_layers_than_the_file_has(self, load, copy_with_config, count):
+        # Half a model answers as well as a whole one, only wrongly.
+        folder = copy_with_config(num_hidden_layers=count)
+        lost = {1: "layers 1 to 1 would be left out", 3: "the weights lack the layers from 2 on"}
+        for use in (load, load_bundle, outline, lambda source: convert(source, folder / "new")):
+            with pytest.raises(CheckpointError) as caught:
+                use(folder)
+            assert caught.value.message == (
+                f"{folder / 'model.safetensors'}: has 2 layers (the last: "
+                "'encoder.layer.1.attention.output.LayerNorm.bias'), but num_hidden_layers in "
+                f"config.json is {count}: {lost[count]}"
+            )
+            assert "set num_hidden_layers to 2" in caught.value.hint
+
+    @pytest.mark.parametrize("stack", ["encoder_layers", "decoder_layers"])
+    def test_other_number_of_layers_in_one_of_two_stacks(self, tmp_path, stack):
+        sizes = {"vocab_size": 20, "d_model": 8, "encoder_layers": 2, "decoder_layers": 2}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        inner = {"encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "max_position_embeddings": 16}
+        config = MarianConfig(**sizes, **heads, **inner, pad_token_id=19, decoder_start_token_id=19)
+        MarianMTModel(config).save_pretrained(tmp_path)
+        for count in (1, 3):
+            path = tmp_path / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {stack: count}))
+            with pytest.raises(CheckpointError, match=f"has 2 layers .* {stack} in config.json"):
+                outline(tmp_path)
 
     def test_tokenizer_larger_than_the_model(self, copy_with_config):
         folder = copy_with_config()

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pretune.bundle.bundle import save
@@ -361,3 +364,43 @@ class TestNames:
             done = run(*words, tmp_path / name)
             refused(done, "the name of a new folder may hold no line ends", "Choose another name")
         assert [*tmp_path.iterdir()] == []
+
+
+def test_notes_are_sentences_on_standard_error(model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "copy"))
+    (folder / "manifest.json").unlink(missing_ok=True)
+    path = folder / "model.safetensors"
+    tensors = {f"module.{name}": value for name, value in load_file(path).items()}
+    save_file({**tensors, "module.bert.adapter.weight": torch.zeros(2)}, path)
+    for arguments in (("predict", folder, "the film", "--json"), ("inspect", folder, "--json")):
+        done = run(*arguments)
+        assert done.exit_code == 0, done.output
+        notes = done.stderr.splitlines()
+        assert notes[0].startswith(f"note: {path}: names are read without")
+        assert [note for note in notes if not note.startswith("note: ")] == []
+        if arguments[0] == "predict":
+            assert len(notes) == 2
+            assert "module.bert.adapter.weight" in notes[1]
+        json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "runs/mrcp", "text"),
+        ("evaluate", "runs/mrcp", "c.csv"),
+        ("generate", "runs/mrcp", "--prompt", "text"),
+        ("embed", "runs/mrcp", "c.csv", "--output", "v.npy"),
+        ("inspect", "no-such-run"),
+    ],
+)
+def test_a_model_that_was_an_argument_is_not_answered_by_a_key_of_recipes(
+    arguments: tuple[str, ...], table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (table.parent / "runs" / "mrpc").mkdir(parents=True)
+    monkeypatch.chdir(table.parent)
+    done = run(*arguments)
+    refused(done, "no such folder")
+    assert "model.from=" not in done.stderr
+    if "runs/mrcp" in arguments:
+        assert "Did you mean 'runs/mrpc'?" in done.stderr

@@ -298,3 +298,20 @@ def test_the_commented_recipe_is_the_default_one(task: str) -> None:
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     assert len(lines) > 30, "every key is there"
     assert all(len(line) <= 100 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_wrong_recipe_is_answered_by_the_right_one_of_its_task(task: str) -> None:
+    for section in (task, {"name": task}):
+        with pytest.raises(RecipeError) as caught:
+            Recipe.of({"task": section, "data": {"train": "x.tsv"}, "colour": "red"})
+        assert caught.value.hint == (
+            f"`pretune init {task}` writes a recipe with every key explained."
+        )
+
+
+def test_a_recipe_without_a_task_names_all(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("- 1\n", encoding="utf-8")
+    for make in (lambda: Recipe.of({"data": 3}), lambda: Recipe.load(tmp_path / "a.yaml")):
+        with pytest.raises(RecipeError, match=r"pretune init TASK.*classify, .*tag"):
+            make()

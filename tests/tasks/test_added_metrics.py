@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import torch
 import pretune
 from pretune.bundle.bundle import load
 from pretune.errors import RecipeError, RunError
-from pretune.tasks.added_metrics import METRICS, AllMetrics
+from pretune.tasks.added_metrics import METRICS, AllMetrics, lower_is_better
 from pretune.tasks.features import featurize
 from pretune.tasks.regression.regress import Regress, RegressOptions
-from pretune.training.validation import evaluate_features
+from pretune.training.validation import better, evaluate_features
 from tests.plugins import forget_plugins, install_plugin
 from tests.tasks.every_task import CASES, write
 
 SIGNS = """
 class Signs:
+    lower_is_better = {"edit_distance": True, "unloss": False}
+
     def __init__(self, task, features):
         self.task, self.features, self.right, self.count = task, features, 0, 0
 
@@ -106,6 +109,26 @@ def test_the_best_checkpoint_can_go_by_an_added_metric(tiny_folder: Path, tmp_pa
     recipe["output"] = str(tmp_path / "other")
     with pytest.raises(RunError, match=r"train.best.*sign_acuracy.*\n.*sign_accuracy"):
         pretune.train(recipe)
+
+
+@pytest.mark.usefixtures("_signs")
+def test_a_metric_states_which_of_its_figures_are_better_when_lower() -> None:
+    assert lower_is_better("edit_distance")
+    assert not lower_is_better("sign_accuracy")
+    assert not lower_is_better("unloss")  # its name would say so
+    assert better("edit_distance", 1.0, 2.0)
+    # Where nothing is stated, the name decides.
+    assert lower_is_better("validation_loss")
+    assert not lower_is_better("accuracy")
+
+
+@pytest.mark.usefixtures("_signs")
+def test_a_metric_that_cannot_be_imported_does_not_matter_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = EntryPoint("broken", "no_such_module:Metric", "pretune.metrics")
+    monkeypatch.setitem(vars(METRICS), "plugins", {"broken": point, **METRICS.plugins})
+    assert lower_is_better("edit_distance")
 
 
 def test_a_metric_that_nobody_provides_is_an_error() -> None:

@@ -20,9 +20,9 @@ from pretune.bundle.loadable import (
     refuse_headless,
 )
 from pretune.bundle.task_file import TASK_FILE, task_entries, trained_task, with_options
-from pretune.checkpoints.config import family_of, read_config
-from pretune.checkpoints.load import LoadReport, load_into
-from pretune.checkpoints.open import open_weights, tensorflow_names
+from pretune.checkpoints.config import config_file, family_of, read_config, sizes_of
+from pretune.checkpoints.load import LoadReport, fit_weights, load_into
+from pretune.checkpoints.open import has_safetensors, open_weights, tensorflow_names
 from pretune.checkpoints.save import save_model
 from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source, find_tokenizer
@@ -160,6 +160,11 @@ class _Origin:
     entries: dict[str, Any]  # the contents of `config.json`
     family: Family  # as the entries name it
 
+    @property
+    def place(self) -> object:
+        """What the entries come from, for errors."""
+        return "model.config" if self.folder is None else config_file(self.folder)
+
     @classmethod
     def open(
         cls,
@@ -212,7 +217,7 @@ class _Origin:
                 f"{', '.join(preset_names())}.",
             )
         entries |= config_class.dropout_entries(dropout, attention_dropout)
-        return config_class.from_dict(entries)
+        return sizes_of(self.family, entries, self.place)
 
     def trained_task(self, sizes: ModelConfig) -> tuple[AnyTask | None, dict[str, str]]:
         """Return the task of a checkpoint, and the data's names of its columns."""
@@ -306,10 +311,14 @@ def outline(source: str | Path) -> Outline:
         CheckpointError: nothing there, damaged, or of an unknown kind.
     """
     origin = _Origin.open(source, with_weights=False)
-    sizes = origin.family.backbone.config_class.from_dict(origin.entries)
+    sizes = sizes_of(origin.family, origin.entries, origin.place)
     task, _ = origin.trained_task(sizes)
     with torch.device("meta"):
         model = _build(origin.family, sizes, task)
+    # The file may hold another model than config.json describes.
+    if origin.folder is not None and has_safetensors(origin.folder):
+        head = "backbone" if task is None else task.head
+        fit_weights(model, open_weights(origin.folder), origin.folder, origin.family, head)
     return Outline(str(origin.name), origin.folder, origin.family, model, task)
 
 

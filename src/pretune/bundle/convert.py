@@ -10,7 +10,7 @@ from pretune.bundle.bundle import load, save, save_tokenizer
 from pretune.bundle.loadable import refuse_headless
 from pretune.bundle.task_file import TASK_FILE
 from pretune.checkpoints.atomic_io import atomic_folder
-from pretune.checkpoints.config import CRF, THRESHOLD, family_of, read_config
+from pretune.checkpoints.config import CRF, THRESHOLD, config_file, family_of, read_config, sizes_of
 from pretune.checkpoints.load import LoadReport, load_into
 from pretune.checkpoints.names import head_parameters
 from pretune.checkpoints.open import open_weights
@@ -18,7 +18,7 @@ from pretune.checkpoints.save import save_model
 from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.weights import named_dtype
-from pretune.errors import CheckpointError, did_you_mean
+from pretune.errors import CheckpointError
 from pretune.models.config import brief
 from pretune.models.family import Family
 from pretune.tasks.base import published_architecture
@@ -52,7 +52,7 @@ def convert(
     weights = open_weights(folder, allow_pickle=allow_pickle, mapped=True)
     config = read_config(folder, lambda: weights.names)
     family, head = head_of(config, folder)
-    sizes = family.backbone.config_class.from_dict(config)
+    sizes = sizes_of(family, config, config_file(folder))
     # What its outputs mean is kept; a file may give their number alone.
     meaning = ("id2label", "label2id", "problem_type", THRESHOLD, CRF)
     kept = {name: config[name] for name in meaning if config.get(name) is not None}
@@ -73,7 +73,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
     """Return the family of a checkpoint and the name of its head, by its `config.json`.
 
     Raises:
-        CheckpointError: either is unknown; suggests the nearest.
+        CheckpointError: either is unknown; says which are read.
     """
     family = family_of(config, folder)
     architecture = published_architecture(config)
@@ -81,7 +81,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
     if architecture and architecture not in known:
         raise CheckpointError(
             f"{folder / 'config.json'}: a {brief(architecture)} is not supported",
-            did_you_mean(brief(architecture), known),
+            f"The classes of a {family.model_type} that are read: {', '.join(known)}.",
         )
     name = known.get(architecture, "backbone")
     with_crf = name == "token_classification" and config.get(CRF) is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretune.checkpoints.manifest import MANIFEST, find_damage
-from pretune.checkpoints.names import head_parameters
+from pretune.checkpoints.names import expand, head_parameters
 from pretune.errors import CheckpointError
 from pretune.models.config import ModelConfig
 from pretune.models.family import Family
@@ -50,10 +50,12 @@ def head_names(family: Family, task: AnyTask) -> set[str]:
 def refuse_headless(folder: Path, family: Family, head: str, missing: set[str]) -> None:
     """Refuse a checkpoint without some weights of the head that its `config.json` promises."""
     if missing:
+        published = expand(family.heads[head].rules, (1,))
+        names = sorted(part for name in missing for part in published[name].parts)
         raise CheckpointError(
             f"{folder}: config.json says {family.heads[head].architecture}, but the weights of its "
-            f"head are not in the file: {', '.join(sorted(missing))}",
-            "Copy the file again; or fine-tune it first: pretune train RECIPE model.from=...",
+            f"head are not in the file: {', '.join(names)}",
+            f"Copy the file again; or fine-tune it first: pretune train RECIPE model.from={folder}",
         )
 
 

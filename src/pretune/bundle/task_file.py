@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretune.checkpoints.config import read_object
+from pretune.checkpoints.config import config_file, in_file, read_object
 from pretune.errors import CheckpointError, RecipeError, did_you_mean
 from pretune.models.config import ModelConfig, brief
 from pretune.tasks.base import AnyTask
@@ -32,7 +32,10 @@ def trained_task(
     if not path.is_file():
         # GPT-2 has another name for its number of positions.
         positions = {"max_position_embeddings": sizes.size("max_position_embeddings")}
-        return published_task({**config, **positions}), {}
+        try:
+            return published_task({**config, **positions}), {}
+        except CheckpointError as error:
+            raise in_file(error, config_file(folder)) from None
     saved = read_object(path)
     # The file may be damaged or come from anyone: its values are checked like a recipe's.
     try:

@@ -8,10 +8,12 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from pretune.errors import CheckpointError, did_you_mean
-from pretune.models.config import brief
+from pretune.checkpoints.unsupported import no_model, refuse_disguised, unknown_family
+from pretune.errors import CheckpointError
+from pretune.models.config import ModelConfig, brief
 from pretune.models.families import FAMILIES
 from pretune.models.family import Family
+from pretune.text.file_kinds import refuse_lfs_pointer
 
 #: Entry of a `config.json` whose family a package brings: the name of the package.
 PACKAGE = "pretune_package"
@@ -38,6 +40,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # damaged, not UTF-8, numbers of absurd length
+        refuse_lfs_pointer(path)
         raise CheckpointError(f"{path}: not valid JSON ({error})", "Copy the file again.") from None
     return values
 
@@ -54,6 +57,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def config_file(folder: Path) -> Path:
+    """The file with the sizes of a model: `config.json`, or Google's `bert_config.json`."""
+    google = folder / "bert_config.json"
+    return (
+        google
+        if google.is_file() and not (folder / "config.json").is_file()
+        else (folder / "config.json")
+    )
+
+
 def read_config(
     folder: Path, tensors: Callable[[], AbstractSet[str]] | None = None
 ) -> dict[str, Any]:
@@ -64,14 +77,17 @@ def read_config(
         tensors: returns the names of its tensors, as Google's file does not name the head.
 
     Raises:
-        CheckpointError: missing, not a JSON object, or an entry about labels makes no sense.
+        CheckpointError: missing, not a JSON object, an entry about labels makes no sense, or the
+            model is not of the family that the file names.
     """
-    path = folder / "config.json"
-    if path.is_file():
-        return _plausible(read_object(path), path)
-    if not (folder / "bert_config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json here", "Is it a model folder?")
-    config = _plausible(read_bert_config(folder), folder / "bert_config.json")
+    path = config_file(folder)
+    if not path.is_file():
+        raise no_model(folder)
+    if path.name == "config.json":
+        config = _plausible(read_object(path), path)
+        refuse_disguised(config, path, lambda: _tokenizer_of(folder))
+        return config
+    config = _plausible(read_bert_config(folder), path)
     names = tensors() if tensors is not None else frozenset()
     if "cls.predictions.bias" in names:
         both = "cls.seq_relationship.weight" in names
@@ -87,6 +103,16 @@ def read_bert_config(folder: Path) -> dict[str, Any]:
             f"{folder}: no bert_config.json here", "Copy it from the source of the checkpoint."
         )
     return {"model_type": "bert", **read_object(path)}
+
+
+def _tokenizer_of(folder: Path) -> tuple[dict[str, Any], int | None]:
+    """The settings of a tokenizer, and the id of its `<pad>`; None if there is no such token."""
+    paths = {name: folder / f"{name}.json" for name in ("tokenizer_config", "tokenizer", "vocab")}
+    files = {name: read_object(path) if path.is_file() else {} for name, path in paths.items()}
+    added = files["tokenizer"].get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    numbers = [t.get("id") for t in tokens if isinstance(t, dict) and t.get("content") == "<pad>"]
+    return files["tokenizer_config"], next(iter(numbers), files["vocab"].get("<pad>"))
 
 
 def _plausible(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -113,16 +139,41 @@ def family_of(config: Mapping[str, Any], folder: Path) -> Family:
     """Find the family that a `config.json` names.
 
     Raises:
-        CheckpointError: it is unknown; names the package that brings it, or the nearest name.
+        CheckpointError: it is unknown; names the package that brings it, or what it is.
     """
-    kind = brief(config.get("model_type", ""))
-    if kind not in FAMILIES:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         package = config.get(PACKAGE)
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type '{kind}' is not supported",
-            f"Install the package that brings it: pip install {brief(package)}"
-            if isinstance(package, str)
-            else did_you_mean(kind, list(FAMILIES)),
-        )
+        error = unknown_family(config, folder / "config.json")
+        if isinstance(package, str):
+            error.hint = f"Install the package that brings it: pip install {brief(package)}"
+        raise error
     family = FAMILIES[kind]
     return family if family.variant is None else family.variant(config)
+
+
+def sizes_of(family: Family, config: Mapping[str, Any], origin: object) -> ModelConfig:
+    """Make the sizes of a model from the entries of its `config.json`.
+
+    Args:
+        family: of the model.
+        config: the entries.
+        origin: the file, or what else they come from, for errors.
+
+    Raises:
+        CheckpointError: an entry makes no sense; names the file, the entry and its value.
+    """
+    try:
+        return family.backbone.config_class.from_dict(config)
+    except CheckpointError as error:
+        raise in_file(error, origin) from None
+
+
+def in_file(error: CheckpointError, path: object) -> CheckpointError:
+    """The same error of an entry of `config.json`, with the path of that file."""
+    start, colon, rest = error.message.partition(": ")
+    if start not in ("config", "config.json"):
+        return error
+    return CheckpointError(
+        f"{path}{colon}{rest}", error.hint or "Copy the file again, or repair it there."
+    )

@@ -10,15 +10,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pretune.checkpoints.config import config_file
 from pretune.checkpoints.names import (
     PublishedNames,
+    expand,
     ignored_names,
+    layer_fronts,
     name_table,
     names_of_heads,
     second_names,
 )
-from pretune.checkpoints.weights import WeightSource, common_dtype, type_name, use_prefix
-from pretune.errors import CheckpointError
+from pretune.checkpoints.weights import (
+    WeightSource,
+    common_dtype,
+    drop_wrappers,
+    type_name,
+    use_prefix,
+)
+from pretune.errors import CheckpointError, note
 from pretune.models.backbone import Backbone
 from pretune.models.family import Family
 
@@ -35,6 +44,8 @@ class LoadReport:
     converted: int = 0  # number of tensors that were converted to the model's type
     dtype: str = "float32"  # the type of the model
     random: bool = False  # whether no weights were loaded: all were initialised at random
+    #: Those of `unexpected` that no model of the family has; a note has named them.
+    unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.random:
@@ -44,14 +55,79 @@ class LoadReport:
             parts.append(f"{self.converted} of them converted to {self.dtype}")
         if self.missing:
             parts.append(f"new, not in the file: {_some(self.missing)}")
-        if self.unexpected:
-            parts.append(f"in the file, not used: {_some(self.unexpected)}")
+        if other := tuple(name for name in self.unexpected if name not in self.unknown):
+            parts.append(f"in the file, not used: {_some(other)}")
         return "; ".join(parts)
 
 
 def _some(names: tuple[str, ...], shown: int = 6) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the tensors of a file fit a model."""
+
+    plan: dict[str, PublishedNames]  # our name -> where it is in the file
+    missing: tuple[str, ...]  # our names that the file lacks
+    unused: set[str]  # names of the file, as in its source, that have no place in the model
+
+
+def fit_weights(
+    model: nn.Module,
+    weights: WeightSource,
+    folder: Path,
+    family: Family,
+    head: str,
+    *,
+    fresh: AbstractSet[str] = frozenset(),
+) -> Fit:
+    """Match the tensors of a file with a model, by names and shapes; no values are read.
+
+    Args:
+        model: which may be on the meta device.
+        weights: whose names become the published ones.
+        folder: the source of the weights, for errors.
+        family: gives the names.
+        head: which of the family's heads the model has.
+        fresh: our names of parameters that are not taken from the file even if it has them.
+
+    Raises:
+        CheckpointError: another number of layers, a tensor of another shape, or a missing part of
+            the backbone; names the file and the tensor.
+    """
+    backbone = model if head == "backbone" else model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    table, stacks = name_table(family, head, backbone.stacks), backbone.stacks
+    # One spelling of the names: without wrappers, and with the family's prefix or without.
+    body = _body(family, stacks)
+    drop_wrappers(weights, body | {family.prefix + part for part in body})
+    without = names_of_heads(family)
+    use_prefix(weights, family.prefix, wanted=head != "backbone", without=without)
+    _use_first_names(weights, family, table)
+    _refuse_other_depth(weights, family, backbone, folder)
+    plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
+    _refuse_missing(missing, weights, table, family, head, folder)
+    # What the file has and the model does not; and what no model of the family has.
+    used = {part for names in plan.values() for part in names.parts}
+    return Fit(plan, tuple(missing), weights.names - used - ignored_names(family, head, stacks))
+
+
+def _unknown(fit: Fit, family: Family, stacks: tuple[int, ...]) -> set[str]:
+    """The unused names that no model of the family has, with whichever head."""
+    body = _body(family, stacks)
+    heads = names_of_heads(family)
+    return {
+        name
+        for name in fit.unused - heads - body - {family.prefix + part for part in body}
+        if name.partition(".")[0] not in family.other_heads
+    }
+
+
+def _body(family: Family, stacks: tuple[int, ...]) -> set[str]:
+    """The published names of a whole backbone, without the family's prefix."""
+    return {part for names in expand(family.rules, stacks).values() for part in names.parts}
 
 
 def load_into(
@@ -67,7 +143,8 @@ def load_into(
     """Build a model and fill it with a checkpoint's weights.
 
     Shapes are compared with the file's header before anything is allocated. Missing parameters of
-    the head, and those that the family lists as optional, get fresh weights.
+    the head, and those that the family lists as optional, get fresh weights. A note names tensors
+    that no model of the family has.
 
     Args:
         build: makes the model; called on the meta device, where it needs no memory.
@@ -80,41 +157,42 @@ def load_into(
             which is the file's own type if it has only one.
 
     Raises:
-        CheckpointError: a damaged file, a tensor of another shape, a missing part of the backbone,
-            a separate output layer where ours is tied, or a weight that is not finite; names the
-            file and the tensor.
+        CheckpointError: a damaged file, a tensor of another shape, more or fewer layers than
+            `config.json` says, a missing part of the backbone, a separate output layer where ours
+            is tied, or a weight that is not finite; names the file and the tensor.
     """
     # Match names and shapes, on a model without memory.
     with torch.device("meta"):
         model = build()
     backbone = model if head == "backbone" else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-    table = name_table(family, head, backbone.stacks)
-    without = names_of_heads(family)
-    use_prefix(weights, family.prefix, wanted=head != "backbone", without=without)
-    _use_first_names(weights, family, table)
-    plan, missing = _match(model, weights, {k: v for k, v in table.items() if k not in fresh})
-    _refuse_missing(missing, family, head, folder)
+    fit = fit_weights(model, weights, folder, family, head, fresh=fresh)
     if not fresh:
+        table = name_table(family, head, backbone.stacks)
         _refuse_untied(weights, second_names(family.heads[head], table))
-    model.to(dtype := dtype or _dtype_of(weights, plan))
+    model.to(dtype := dtype or _dtype_of(weights, fit.plan))
     # Fresh weights first: the file may hold one half of a module, which must not be overwritten.
-    _initialise_missing(model, backbone, missing)
-    state = {ours: _tensor(weights, names, dtype) for ours, names in plan.items()}
+    _initialise_missing(model, backbone, fit.missing)
+    state = {ours: _tensor(weights, names, dtype) for ours, names in fit.plan.items()}
     model.load_state_dict(state, strict=False, assign=True)
     hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if hollow:  # a bug: a parameter that no rule names
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
     # Report what the file has and the model does not.
-    used = {name for names in plan.values() for name in names.parts}
-    unused = weights.names - used - ignored_names(family, head, backbone.stacks)
+    unknown = tuple(sorted(weights.stored(name) for name in _unknown(fit, family, backbone.stacks)))
+    if unknown:
+        note(
+            f"{folder}: in the file, but in no {family.model_type} model, and left out: "
+            f"{_some(unknown, 3)}"
+        )
     return model, LoadReport(
         source=str(folder),
-        loaded=len(used),
-        missing=tuple(missing),
-        unexpected=tuple(sorted(weights.stored(name) for name in unused)),
+        loaded=len({part for names in fit.plan.values() for part in names.parts}),
+        missing=fit.missing,
+        unexpected=tuple(sorted(weights.stored(name) for name in fit.unused)),
         converted=weights.converted,
         dtype=type_name(dtype),
+        unknown=unknown,
     )
 
 
@@ -183,22 +261,71 @@ def _tensor(weights: WeightSource, names: PublishedNames, dtype: torch.dtype) ->
     return whole
 
 
-def _refuse_missing(missing: list[str], family: Family, head: str, folder: Path) -> None:
+def _refuse_other_depth(
+    weights: WeightSource, family: Family, backbone: Backbone, folder: Path
+) -> None:
+    """Refuse a file with more layers than `config.json` says, or fewer."""
+    # The layers of each stack that the file has, by the numbers in its names.
+    layers: list[dict[int, str]] = [{} for _ in backbone.stacks]
+    fronts = layer_fronts(family)
+    for name in sorted(weights.names):
+        plain = name.removeprefix(family.prefix)
+        for front, stack in fronts.items():
+            number = plain.removeprefix(front).partition(".")[0]
+            if plain.startswith(front) and number.isdecimal() and len(number) < 5:
+                layers[stack].setdefault(int(number), name)
+    config = config_file(folder)
+    for entry, wanted, own in zip(
+        backbone.config.layer_entries(), backbone.stacks, layers, strict=True
+    ):
+        # Without any, it is another model: the names that are missing say so.
+        count = max(own, default=-1) + 1
+        if count in (0, wanted):
+            continue
+        file, last = weights.file_of(own[count - 1]), weights.stored(own[count - 1])
+        lost = f"layers {wanted} to {count - 1} would be left out"
+        if count < wanted:
+            lost = f"the weights lack the layers from {count} on"
+        raise CheckpointError(
+            f"{file}: has {count} layers (the last: '{last}'), but {entry} in {config.name} is "
+            f"{wanted}: {lost}",
+            f"If the file is whole, set {entry} to {count} in {config}; else copy both again. A "
+            "model that is to have fewer layers needs a file without the others.",
+        )
+
+
+def _refuse_missing(
+    missing: list[str],
+    weights: WeightSource,
+    table: dict[str, PublishedNames],
+    family: Family,
+    head: str,
+    folder: Path,
+) -> None:
+    """Refuse a file without some part of the backbone; the error has the file's own names."""
     start = "" if head == "backbone" else "backbone."
     optional = tuple(start + name for name in family.optional)
     reader = family.heads[head].pooled
     if reader and f"{reader}.weight" not in missing:  # a trained head needs its trained pooler
         optional = ()
     needed = [name for name in missing if name.startswith(start) and not name.startswith(optional)]
-    if needed:
-        raise CheckpointError(
-            f"{folder}: the weights lack {len(needed)} tensors of the {family.model_type} model: "
-            f"{_some(tuple(needed))}",
-            "The file is of another model, or incomplete: copy it again.",
-        )
+    lost = [p for name in needed for p in table[name].parts if p not in weights.names]
+    if not lost:
+        return
+    # The same tensors may be there, inside another module.
+    first = lost[0].removeprefix(family.prefix)
+    inside = next((n for n in sorted(weights.names) if n.endswith(f".{first}")), None)
+    raise CheckpointError(
+        f"{folder}: the weights lack {len(lost)} tensors of the {family.model_type} model: "
+        f"{_some(tuple(weights.spelled(name) for name in lost))}",
+        "The file is of another model, or incomplete: copy it again."
+        if inside is None
+        else f"The file has '{weights.stored(inside)}': save the inner model by itself, or rename "
+        "its tensors.",
+    )
 
 
-def _initialise_missing(model: nn.Module, backbone: Backbone, missing: list[str]) -> None:
+def _initialise_missing(model: nn.Module, backbone: Backbone, missing: tuple[str, ...]) -> None:
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in missing):
         part = model.get_submodule(owner)
         part.to_empty(device="cpu", recurse=False)

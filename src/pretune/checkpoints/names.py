@@ -74,3 +74,9 @@ def names_of_heads(family: Family) -> set[str]:
     heads = family.heads.values()
     added = {part for h in heads for n in expand(h.rules, (1,)).values() for part in n.parts}
     return added.union(*(head.tied for head in heads))
+
+
+def layer_fronts(family: Family) -> dict[str, int]:
+    """What stands before the number of a layer in published names, and the layer's stack."""
+    parts = ((part, rule.stack) for rule in family.rules for part in rule.theirs)
+    return {part.partition("{i}")[0]: stack for part, stack in parts if "{i}" in part}

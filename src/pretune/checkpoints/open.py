@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from pretune.checkpoints.config import read_object
+from pretune.checkpoints.unsupported import no_model
 from pretune.checkpoints.weights import Safetensors, WeightSource
 from pretune.errors import CheckpointError
 from pretune.models.config import brief
@@ -36,11 +37,7 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
         prefix = find_tensorflow(folder)
         if prefix is not None:
             return TensorFlowCheckpoint(prefix)
-        raise CheckpointError(
-            f"{folder}: no weights here",
-            "Expected model.safetensors or model.safetensors.index.json. (From the Hub, "
-            "pytorch_model.bin is fetched only where pickles are allowed: --allow-pickle.)",
-        )
+        raise no_model(folder)
     # A pickle comes last, and only if the user trusts it.
     if not allow_pickle:
         raise CheckpointError(
@@ -52,6 +49,12 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
     from pretune.checkpoints.pickle import Pickled
 
     return Pickled(_shards(index) if index.is_file() else [single])
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Whether a folder has weights whose names can be read without trusting anybody."""
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any((folder / name).is_file() for name in names)
 
 
 def tensorflow_names(folder: Path) -> set[str]:

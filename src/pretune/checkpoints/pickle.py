@@ -22,6 +22,7 @@ from pretune.checkpoints.weights import (
     type_name,
 )
 from pretune.errors import CheckpointError
+from pretune.text.file_kinds import refuse_lfs_pointer
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Pickled(WeightSource):
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
                 items = list(content.items())
             except Exception as error:  # the unpickler raises many types
+                refuse_lfs_pointer(path)
                 reason = str(error).strip().split("\n")[0]
                 raise CheckpointError(
                     f"{path}: not a file of plain tensors ({type(error).__name__}: {reason})",
@@ -53,7 +55,11 @@ class Pickled(WeightSource):
             for stored, tensor in items:
                 if not _plain(tensor):
                     raise CheckpointError(
-                        f"{path}: '{stored}' is not a plain tensor", "Get another copy."
+                        f"{path}: '{stored}' is not a plain tensor",
+                        "A training checkpoint of another tool: save the state_dict of the model "
+                        "alone, best with save_pretrained."
+                        if isinstance(tensor, dict)
+                        else "Get another copy.",
                     )
                 kind = tensor.dtype if tensor.dtype in SAFETENSORS_DTYPES.values() else None
                 entry = _Entry(path, str(stored), list(tensor.shape), kind, tensor.detach())

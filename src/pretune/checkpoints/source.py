@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from pretune.checkpoints.sentence_transformers import SETTINGS, transformer_folder
-from pretune.errors import CheckpointError, did_you_mean
+from pretune.checkpoints.unsupported import no_model
+from pretune.errors import CheckpointError, did_you_mean, nearest
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -55,19 +56,23 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
         for name in ("best", "last"):
             if (path / name / "config.json").is_file():
                 return path / name
+        raise no_model(path)
+    if os.path.isfile(path):
         raise CheckpointError(
-            f"{path}: no model here (no config.json, and no run's best/ or last/ either)",
-            "Point at a folder with config.json and model.safetensors, at a finished run, or at "
-            "Google's release of a BERT (bert_config.json, vocab.txt, bert_model.ckpt.*).",
+            f"{path}: is a file, not a folder: a model is config.json, its weights and its "
+            "tokenizer together",
+            f"Give the folder: {path.parent}."
+            if os.path.isfile(path.parent / "config.json")
+            else "Put all of them into one folder and give that.",
         )
     # A model on the Hub.
     match = HUB_ID.fullmatch(text)
-    if match and not os.path.exists(path):
+    if match:
         return _fetch(match["repo"], match["revision"], allow_pickle)
+    similar = _similar_folder(path) or f"{did_you_mean(text, EMBEDDED)} "
     raise CheckpointError(
         f"'{text}': no such folder, and not a known name",
-        f"{did_you_mean(text, EMBEDDED)} Give a folder, a Hub id (owner/name) or "
-        + " or ".join(EMBEDDED),
+        f"{similar}Give a folder, a Hub id (owner/name) or {' or '.join(EMBEDDED)}",
     )
 
 
@@ -90,6 +95,16 @@ def find_tokenizer(source: str | Path) -> Tokenizer:
             if not os.path.exists(path) and HUB_ID.fullmatch(str(source)):
                 raise
             raise error from None
+
+
+def _similar_folder(path: Path) -> str:
+    """Name a folder beside the missing one that has a similar name; empty if there is none."""
+    try:
+        names = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+    except (OSError, ValueError):
+        return ""
+    best = nearest(path.name, names)
+    return "" if best is None else f"Did you mean '{path.parent / best}'? "
 
 
 def _embedded(name: str) -> Path:
@@ -128,6 +143,6 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
         raise CheckpointError(
             f"{repo}: no such folder, and it could not be fetched from the Hugging Face Hub "
             f"({type(error).__name__}: {reason})",
-            "If the Hub cannot be reached, use a local folder or the embedded model instead: "
-            "model.from=FOLDER or model.from=minilm; HF_ENDPOINT names a mirror.",
+            f"{_similar_folder(Path(repo))}If the Hub cannot be reached, give a folder on this "
+            "machine instead, or minilm, the embedded model; HF_ENDPOINT names a mirror.",
         ) from error

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
-from pretune.errors import CheckpointError, did_you_mean
+from pretune.errors import CheckpointError, did_you_mean, note
+from pretune.text.file_kinds import refuse_lfs_pointer
 
 #: The types a model can have, by their names in config.json.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,6 +76,17 @@ class WeightSource:
         moved = {new: self.entries.pop(old) for old, new in names.items()}
         self.entries.update(moved)
 
+    def spelled(self, name: str) -> str:
+        """Spell a name that the file lacks as the file would, by the tensor most similar to it."""
+        for known in sorted(self.entries, key=lambda other: -_equal_start(other, name)):
+            stored = self.stored(known)
+            size = _equal_start(known[::-1], stored[::-1])
+            here, there = known[: len(known) - size], stored[: len(stored) - size]
+            # Both may begin with something that the other lacks, such as the family's prefix.
+            if size and name.startswith(here) and not {here[-1:], there[-1:]} - {"", "."}:
+                return there + name.removeprefix(here)
+        return name
+
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors have the same type, shape and values."""
         a, b = ((self.dtype(name), self.shape(name)) for name in (first, second))
@@ -97,6 +109,13 @@ class WeightSource:
             CheckpointError: as for `read`.
         """
         raise NotImplementedError
+
+
+def _equal_start(a: str, b: str) -> int:
+    """The number of characters with which two texts begin alike."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def named_dtype(name: str) -> torch.dtype | None:
@@ -137,6 +156,46 @@ def use_prefix(
     for old, new in sorted(names.items()):
         if new in weights.names and not weights.same(old, new):
             raise twice(weights.file_of(old), weights.stored(new), weights.stored(old))
+    weights.rename(names)
+
+
+#: What torch.compile, FSDP and activation checkpointing put into names, wherever a part is wrapped.
+_INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+#: What DataParallel and classes that hold a model as `model` put before all names.
+_FRONTS = ("module.", "model.")
+
+
+def drop_wrappers(weights: WeightSource, known: AbstractSet[str]) -> None:
+    """Rename tensors that a wrapper of PyTorch named, and say so.
+
+    Args:
+        weights: to rename.
+        known: names that a model of the family has, with its prefix and without.
+
+    Raises:
+        CheckpointError: two tensors get one name, and have different values.
+    """
+    names = {name: _INNER.sub("", name) for name in weights.names}
+    # A name of the family ends it: a Marian's own names begin with "model.".
+    while known.isdisjoint(names.values()):
+        front = next((f for f in _FRONTS if any(n.startswith(f) for n in names.values())), None)
+        if front is None:  # another model: errors name what the file has
+            return
+        names = {old: new.removeprefix(front) for old, new in names.items()}
+    names = {old: new for old, new in sorted(names.items()) if old != new}
+    if not names:
+        return
+    # Of two tensors that get one name, one is enough where both agree.
+    first: dict[str, str] = {name: name for name in weights.names - names.keys()}
+    for old, new in names.items():
+        other = first.setdefault(new, old)
+        if other != old and not weights.same(other, old):
+            raise twice(weights.file_of(old), weights.stored(other), weights.stored(old))
+    old, new = next((old, new) for old, new in names.items() if new in known)
+    note(
+        f"{weights.file_of(old)}: names are read without what a wrapper of PyTorch adds: "
+        f"'{weights.stored(old)}' as '{new}'"
+    )
     weights.rename(names)
 
 
@@ -314,6 +373,7 @@ def _fill(file: Any, out: Tensor) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
+    refuse_lfs_pointer(path)
     return CheckpointError(
         f"{path}: damaged or not a safetensors file ({error})", "Copy the file again."
     )

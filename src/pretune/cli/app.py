@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -21,7 +22,7 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
-from pretune.errors import PretuneError
+from pretune.errors import Note, PretuneError
 from pretune.text.terminal import OutputLost, for_terminal, hanging, json_text, lasting_streams
 from pretune.version import __version__
 
@@ -126,7 +127,8 @@ class _Commands(TyperGroup):
     @override
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _printed_notes():
+                return super().invoke(ctx)
         except PretuneError as error:
             text = hanging(_with_options(str(error), defined(ctx.invoked_subcommand)))
             fail(f"error: {text}", USER_MISTAKE)
@@ -141,6 +143,23 @@ class _Commands(TyperGroup):
             raise
         except KeyboardInterrupt:
             fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
+
+
+@contextmanager
+def _printed_notes() -> Iterator[None]:
+    """Context that prints notes on standard error as sentences, and other warnings as usual."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, Note):
+                to_stderr().print(f"note: {message}", soft_wrap=True)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("default", Note)
+        yield
 
 
 def _with_options(text: str, shown: Any) -> str:

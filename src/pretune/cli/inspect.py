@@ -57,7 +57,8 @@ def inspect(
     """Show a model's modules and costs, the tokens of a text, or an attention map.
 
     Modules with their shapes, parameters, FLOPs, memory for inference and training, and the
-    vocabulary come from config.json: only --attention loads the weights.
+    vocabulary come from config.json, which must fit the names and shapes of the weights; only
+    --attention loads them.
     """
     if attention is None and (layer is not None or head is not None):
         raise PretuneError("--layer and --head choose what --attention draws", "Add it.")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pretune.errors import PretuneError, RunError, did_you_mean
 from pretune.recipe import yaml12
-from pretune.tasks.base import lower_is_better
+from pretune.tasks.added_metrics import lower_is_better
 from pretune.tasks.builtin import TASKS
 from pretune.training.run_folder import CHECKPOINTS, EVENTS, METRICS, RECIPE, RESULT
 

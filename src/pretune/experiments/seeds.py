@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pretune.tasks.base import lower_is_better
+from pretune.tasks.added_metrics import lower_is_better
 from pretune.training.run_result import RunResult, SeedsResult
 
 #: A run has failed if it is below the median by more than this many scaled median absolute

@@ -22,8 +22,7 @@ from pretune.errors import PretuneError, RecipeError, RunError, did_you_mean
 from pretune.experiments.search_space import Space, check_spaces
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.added_metrics import AllMetrics
-from pretune.tasks.base import lower_is_better
+from pretune.tasks.added_metrics import AllMetrics, lower_is_better
 from pretune.tasks.builtin import task_class
 from pretune.training.data import fit, read_data
 from pretune.training.run import train_recipe

@@ -109,10 +109,12 @@ class Predictor:
 def task_of(bundle: Bundle) -> AnyTask:
     """Return the task that a model was trained for."""
     if bundle.task is None:
-        where = bundle.report.source if bundle.report else "this model"
+        report = bundle.report
+        where = report.source if report else "this model"
+        source = report.source if report and not report.random else "..."
         raise RunError(
             f"{where}: a bare {bundle.family.model_type} model, not trained for a task",
-            "Fine-tune it first: pretune train RECIPE model.from=...",
+            f"Fine-tune it first: pretune train RECIPE model.from={source}",
         )
     return bundle.task
 

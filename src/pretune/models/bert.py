@@ -296,7 +296,7 @@ FAMILY = Family(
             pooled="relationship",
         ),
     },
-    ignored=("embeddings.position_ids", "embeddings.sinusoids"),
+    ignored=("embeddings.position_ids", "embeddings.token_type_ids", "embeddings.sinusoids"),
     optional=("pooler",),
     # The smaller sizes are those of Turc et al. 2019, table 1.
     presets={

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from pretune.errors import CheckpointError, did_you_mean
+from pretune.errors import CheckpointError
 from pretune.models.layers import ACTIVATIONS
 
 #: The largest sizes accepted: a broken or hostile config.json must not cost memory or minutes.
@@ -69,6 +69,11 @@ class ModelConfig:
         return value
 
     @classmethod
+    def layer_entries(cls) -> tuple[str, ...]:
+        """The entries of `config.json` that count the layers, one for each stack."""
+        return (cls.names.get("num_hidden_layers", "num_hidden_layers"),)
+
+    @classmethod
     def dropout_entries(
         cls, dropout: float | None, attention_dropout: float | None
     ) -> dict[str, float]:
@@ -90,8 +95,9 @@ class ModelConfig:
         activation = brief(getattr(self, self.activation_name))
         if activation not in ACTIVATIONS:
             raise CheckpointError(
-                f"config: unknown {self.activation_name} '{activation}'",
-                did_you_mean(activation, ACTIVATIONS),
+                f"config: the activation {self.activation_name} '{activation}' is unknown here",
+                # None is suggested: a similar name may be another function.
+                f"Known: {', '.join(ACTIVATIONS)}.",
             )
 
     def check_sizes(self, dropouts: Sequence[str]) -> None:

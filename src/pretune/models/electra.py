@@ -129,6 +129,8 @@ FAMILY = Family(
         **token_heads("Electra"),
     },
     ignored=("embeddings.position_ids",),
+    # Those of its pre-training, of multiple choice and of its generator.
+    other_heads=("discriminator_predictions", "sequence_summary", "generator_predictions"),
     # Clark et al. 2020, table 6.
     presets={
         f"electra-{name}": {

@@ -81,6 +81,7 @@ class Family:
         rules: names of the backbone's parameters.
         heads: heads by name; "backbone" is the model without one.
         ignored: names in published files that carry nothing to load; `{i}` as in rules.
+        other_heads: first parts of the names of published heads that are not in `heads`.
         optional: our names that a file may lack; they are then initialised and reported.
         published: whether transformers has this family.
         presets: entries of `config.json` for each published size, by the size's name. A name begins
@@ -95,6 +96,7 @@ class Family:
     rules: tuple[Rule, ...]
     heads: Mapping[str, HeadLayout]
     ignored: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     published: bool = True
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

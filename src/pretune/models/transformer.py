@@ -113,6 +113,11 @@ class TransformerConfig(ModelConfig):
                 "The output layer is always the table of the target's vocabulary.",
             )
 
+    @override
+    @classmethod
+    def layer_entries(cls) -> tuple[str, ...]:
+        return ("encoder_layers", "decoder_layers")
+
     @property
     @override
     def target_vocab_size(self) -> int:

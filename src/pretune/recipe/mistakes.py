@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from pretune.errors import RecipeError, nearest
-from pretune.tasks.builtin import task_class
+from pretune.tasks.builtin import TASKS, task_class
 
 #: What people type who come from other tools -> the key here.
 _SYNONYMS = {
@@ -63,8 +63,15 @@ def recipe_error(
             problems[key] = f"{start} {problem}{shown}"
     lines = list(problems.values())
     summary = "\n  ".join(["several things are wrong", *lines]) if len(lines) > 1 else lines[0]
-    return RecipeError(
-        f"{origin}: {summary}", "`pretune init classify` writes a recipe with every key explained."
+    return RecipeError(f"{origin}: {summary}", init_hint(name))
+
+
+def init_hint(task: object = None) -> str:
+    """The way out of a wrong recipe: the command that writes a right one for its task."""
+    if isinstance(task, str) and task in TASKS:
+        return f"`pretune init {task}` writes a recipe with every key explained."
+    return (
+        f"`pretune init TASK` writes a recipe with every key explained; tasks: {', '.join(TASKS)}."
     )
 
 

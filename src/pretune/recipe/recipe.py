@@ -28,7 +28,7 @@ from pretune.data.readers.files import TABLE_SUFFIXES, read
 from pretune.data.readers.plain_text import is_plain
 from pretune.errors import RecipeError, did_you_mean
 from pretune.recipe import yaml12
-from pretune.recipe.mistakes import recipe_error
+from pretune.recipe.mistakes import init_hint, recipe_error
 from pretune.recipe.schema import (
     DataSection,
     ModelSection,
@@ -219,7 +219,7 @@ def _read_source(source: str, pairs: Sequence[tuple[str, Any]]) -> tuple[dict[st
     if not isinstance(values, dict):
         raise RecipeError(
             f"{origin}: expected sections such as `task:` and `data:`",
-            "`pretune init classify` writes a recipe to start from.",
+            init_hint(),
         )
     return values, origin
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from pretune.render.escaping import one_line, shortened
 from pretune.render.grid import Grid, Styled
-from pretune.tasks.base import Prediction, lower_is_better
+from pretune.tasks.added_metrics import lower_is_better
+from pretune.tasks.base import Prediction
 from pretune.text.terminal import for_terminal, in_line
 
 if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported

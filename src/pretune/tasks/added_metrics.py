@@ -6,18 +6,18 @@ Packages provide them as entry points of the group `pretune.metrics`. A metric i
     class MeanLength:
         def __init__(self, task: AnyTask, features: Features | None) -> None: ...
 
-The names of its figures can be given as `train.best`. Whether more or less is better follows from
-the name, as for all metrics (see `lower_is_better`).
+The names of its figures can be given as `train.best`. Which of them are better when lower it states
+as `lower_is_better = {"edit_distance": True}`; otherwise the name decides (see `lower_is_better`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pretune.data.batch import Features, PackedBatch
-from pretune.errors import RecipeError
+from pretune.errors import PretuneError, RecipeError
 from pretune.registry import Registry
 from pretune.tasks.base import AnyTask, Metrics
 
@@ -25,6 +25,22 @@ from pretune.tasks.base import AnyTask, Metrics
 METRICS: Registry[Callable[[AnyTask, Features | None], Metrics]] = Registry(
     "pretune.metrics", "metric", {}
 )
+
+
+def lower_is_better(figure: str) -> bool:
+    """Whether a smaller value of a figure is better.
+
+    A metric of an installed package may state it; otherwise losses, errors and perplexities are
+    better when lower, by their names.
+    """
+    for name in METRICS:
+        try:
+            stated = getattr(METRICS[name], "lower_is_better", {})
+        except PretuneError:  # cannot be imported: only a recipe that asks for it need know
+            continue
+        if isinstance(stated, Mapping) and figure in stated:
+            return bool(stated[figure])
+    return figure.endswith(("loss", "cross_entropy", "perplexity")) or figure in ("mse", "mae")
 
 
 @dataclass

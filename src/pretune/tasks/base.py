@@ -107,11 +107,6 @@ class Metrics(Protocol):
         return {}
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of the metric is better: losses, errors and perplexities."""
-    return metric.endswith(("loss", "cross_entropy", "perplexity")) or metric in ("mse", "mae")
-
-
 O = TypeVar("O", bound=TaskOptions)  # noqa: E741 - O for options
 P = TypeVar("P", bound=Prediction)
 

@@ -6,10 +6,10 @@ The names of files mislead: a download may be a page that says "404", a `.csv` a
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from pretune.errors import DataError
+from pretune.errors import CheckpointError, DataError
 
 #: The bytes that a kind is told by: all are within as many at the beginning.
 HEAD_BYTES = 1024
@@ -73,6 +73,9 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|\}|\]|c|\x8a)")
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/")
+_LFS_POINTER = FileKind(
+    "a Git LFS pointer, not the file itself", "Fetch the file, in its repository: git lfs pull"
+)
 
 
 def is_gzip(head: bytes) -> bool:
@@ -113,7 +116,7 @@ def kind_by_content(head: bytes, *, wide: bool = False) -> FileKind | None:
     if _PICKLE.match(head):
         return FileKind("a Python pickle", "Write it as JSON lines.")
     if _LFS.match(head):
-        return FileKind("a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull")
+        return _LFS_POINTER
     return None if wide else _zero_bytes(head)
 
 
@@ -155,6 +158,17 @@ def refuse_binary(file: str, head: bytes, *, wide: bool = False) -> None:
     if kind is not None:
         name = file.removesuffix(".gz")
         raise DataError(f"{file}: is {kind.what}", kind.way_out.replace("FILE", name))
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise a CheckpointError if Git LFS has left its pointer in the place of a model's file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:  # whoever reads the file says it better
+        return
+    if _LFS.match(head):
+        raise CheckpointError(f"{path}: is {_LFS_POINTER.what}", _LFS_POINTER.way_out)
 
 
 def suffix_of(name: object) -> str:

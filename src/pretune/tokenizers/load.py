@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 
 from pretune.errors import CheckpointError
+from pretune.text.file_kinds import refuse_lfs_pointer
 from pretune.tokenizers.added_tokens import ADDED_FILE, add_listed, add_named, named_token
 from pretune.tokenizers.classes import (
     END_OF_TEXT,
@@ -116,6 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     """The text of a file, without a byte order mark."""
+    refuse_lfs_pointer(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -163,6 +165,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     except BaseException as error:  # the Rust side raises a bare Exception, or panics
         if type(error) is not Exception and not is_panic(error):
             raise
+        refuse_lfs_pointer(path)
         raise CheckpointError(
             f"{path}: not a tokenizer.json that can be read ({error})",
             "Copy the file again, or remove it if there is a vocab.txt beside it.",

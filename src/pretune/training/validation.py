@@ -15,8 +15,8 @@ from torch import nn
 from pretune.data.batch import Features, PackedBatch
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.added_metrics import AllMetrics
-from pretune.tasks.base import AnyTask, Calibrated, Loss, drawn, lower_is_better, with_answers
+from pretune.tasks.added_metrics import AllMetrics, lower_is_better
+from pretune.tasks.base import AnyTask, Calibrated, Loss, drawn, with_answers
 from pretune.training.distributed import World
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from pretune_ranking.task import margins
 
 class ScoreMargin:
     """The mean of s_better - s_worse; a recipe asks for it by `task.metrics: [score_margin]`."""
+
+    #: Which of its figures are better when lower; without this, their names would decide.
+    lower_is_better: ClassVar[dict[str, bool]] = {"score_margin": False}
 
     def __init__(self, task: AnyTask, features: Features | None) -> None:
         self._sum, self._count = 0.0, 0

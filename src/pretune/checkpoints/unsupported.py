@@ -1,0 +1,320 @@
+"""What pretune does not read, named as what it is: other families, other tools' files and folders.
+
+A similar spelling says nothing about a model: no family is suggested for another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pretune.errors import CheckpointError, did_you_mean
+from pretune.models.config import brief
+from pretune.models.families import FAMILIES
+
+#: Families of the field that pretune does not read: the `model_type` of transformers 5.23.0, and
+#: how people write it.
+OTHER_FAMILIES = {
+    "albert": "ALBERT",
+    "bart": "BART",
+    "bert-generation": "BertGeneration",
+    "big_bird": "BigBird",
+    "bigbird_pegasus": "BigBird-Pegasus",
+    "biogpt": "BioGPT",
+    "blenderbot": "Blenderbot",
+    "bloom": "BLOOM",
+    "camembert": "CamemBERT",
+    "canine": "CANINE",
+    "clip": "CLIP",
+    "codegen": "CodeGen",
+    "cohere": "Command R",
+    "convbert": "ConvBERT",
+    "ctrl": "CTRL",
+    "data2vec-text": "data2vec",
+    "deberta": "DeBERTa",
+    "deberta-v2": "DeBERTa-v2 or v3",
+    "deepseek_v2": "DeepSeek-V2",
+    "deepseek_v3": "DeepSeek-V3",
+    "dpr": "DPR",
+    "encoder-decoder": "encoder-decoder",
+    "ernie": "ERNIE",
+    "esm": "ESM",
+    "eurobert": "EuroBERT",
+    "falcon": "Falcon",
+    "flaubert": "FlauBERT",
+    "fnet": "FNet",
+    "fsmt": "FSMT",
+    "funnel": "Funnel Transformer",
+    "gemma": "Gemma",
+    "gemma2": "Gemma 2",
+    "gemma3": "Gemma 3",
+    "gemma3_text": "Gemma 3",
+    "glm": "GLM",
+    "glm4": "GLM-4",
+    "gpt_bigcode": "GPTBigCode",
+    "gpt_neo": "GPT-Neo",
+    "gpt_neox": "GPT-NeoX",
+    "gpt_oss": "gpt-oss",
+    "gptj": "GPT-J",
+    "granite": "Granite",
+    "ibert": "I-BERT",
+    "layoutlm": "LayoutLM",
+    "layoutlmv2": "LayoutLMv2",
+    "layoutlmv3": "LayoutLMv3",
+    "led": "LED",
+    "llama": "Llama",
+    "llama4": "Llama 4",
+    "longformer": "Longformer",
+    "longt5": "LongT5",
+    "luke": "LUKE",
+    "m2m_100": "M2M100 or NLLB",
+    "mamba": "Mamba",
+    "mamba2": "Mamba 2",
+    "mbart": "mBART",
+    "megatron-bert": "Megatron-BERT",
+    "minicpm3": "MiniCPM3",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "mobilebert": "MobileBERT",
+    "modernbert": "ModernBERT",
+    "modernbert-decoder": "ModernBERT decoder",
+    "mpnet": "MPNet",
+    "mpt": "MPT",
+    "mt5": "mT5",
+    "mvp": "MVP",
+    "nanochat": "nanochat",
+    "nomic_bert": "NomicBERT",
+    "nystromformer": "Nyströmformer",
+    "olmo": "OLMo",
+    "olmo2": "OLMo 2",
+    "olmo3": "OLMo 3",
+    "openai-gpt": "GPT (the first)",
+    "opt": "OPT",
+    "pegasus": "Pegasus",
+    "phi": "Phi",
+    "phi3": "Phi-3",
+    "plbart": "PLBart",
+    "prophetnet": "ProphetNet",
+    "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2-MoE",
+    "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3-MoE",
+    "reformer": "Reformer",
+    "rembert": "RemBERT",
+    "roberta": "RoBERTa",
+    "roberta-prelayernorm": "RoBERTa-PreLayerNorm",
+    "roc_bert": "RoCBert",
+    "roformer": "RoFormer",
+    "rwkv": "RWKV",
+    "smollm3": "SmolLM3",
+    "splinter": "Splinter",
+    "squeezebert": "SqueezeBERT",
+    "stablelm": "StableLM",
+    "starcoder2": "StarCoder2",
+    "switch_transformers": "Switch Transformers",
+    "t5": "T5",
+    "transfo-xl": "Transformer-XL",
+    "umt5": "umT5",
+    "vit": "ViT",
+    "whisper": "Whisper",
+    "xglm": "XGLM",
+    "xlm": "XLM",
+    "xlm-roberta": "XLM-RoBERTa",
+    "xlm-roberta-xl": "XLM-RoBERTa-XL",
+    "xlnet": "XLNet",
+    "xmod": "X-MOD",
+    "yoso": "YOSO",
+}
+
+#: Files of other tools, what they are, and the way out. The first that a folder has counts.
+_OTHER_FILES = (
+    (
+        "model_index.json",
+        "a pipeline of diffusers, which makes pictures",
+        "pretune reads language models.",
+    ),
+    (
+        "*.gguf",
+        "only GGUF weights (llama.cpp)",
+        "Get the model that they were made from, with config.json and model.safetensors.",
+    ),
+    (
+        "tf_model.h5",
+        "only the TensorFlow weights of transformers",
+        "Write them anew with transformers 4, the last that reads them: "
+        "AutoModel.from_pretrained(FOLDER, from_tf=True).save_pretrained(NEW), where AutoModel is "
+        "the class that config.json names.",
+    ),
+    (
+        "flax_model.msgpack",
+        "only the Flax weights of transformers",
+        "Write them anew with transformers 4, the last that reads them: "
+        "AutoModel.from_pretrained(FOLDER, from_flax=True).save_pretrained(NEW), where AutoModel "
+        "is the class that config.json names.",
+    ),
+    (
+        "*.onnx",
+        "only an ONNX model, which cannot be trained",
+        "Get the model that it was exported from, with config.json and model.safetensors.",
+    ),
+    (
+        "*.ckpt",
+        "a training checkpoint of another tool (PyTorch Lightning, or the first TensorFlow)",
+        "Save the model in it with that tool as config.json and model.safetensors: in "
+        "transformers, model.save_pretrained(FOLDER).",
+    ),
+    (
+        "*.safetensors",
+        "weights under another name than model.safetensors",
+        "If they are the whole model, rename the file to model.safetensors; config.json belongs "
+        "beside it.",
+    ),
+    (
+        "pytorch_model.bin",
+        "only pytorch_model.bin, without the config.json that says what its tensors are",
+        "Copy config.json and the tokenizer from where the weights came from.",
+    ),
+    (
+        "*.p[tk]*",
+        "a pickle of PyTorch or Python",
+        "Save the model in it with the tool that wrote it as config.json and model.safetensors.",
+    ),
+)
+
+
+def unknown_family(config: Mapping[str, Any], path: Path) -> CheckpointError:
+    """The error for a `config.json` at `path` whose `model_type` is not one of `FAMILIES`."""
+    kind = config.get("model_type")
+    reads = f"It reads {', '.join(FAMILIES)}."
+    # Without one, its classes may tell which it is; it is the owner who has to know.
+    if kind is None or kind == "":
+        named = _family_of_class(config)
+        known = f' "model_type": "{named}", as its architectures say.' if named else f" {reads}"
+        return CheckpointError(
+            f"{path}: no model_type, which names the family of the model", f"Add it there:{known}"
+        )
+    text = brief(kind)
+    if text in OTHER_FAMILIES:
+        return CheckpointError(
+            f"{path}: a {OTHER_FAMILIES[text]} model (model_type '{text}'): pretune does not read "
+            "this family yet",
+            reads,
+        )
+    hint = did_you_mean(text, FAMILIES)
+    if "auto_map" in config:
+        hint = f"It needs code of its own (auto_map), which pretune never runs. {reads}"
+    return CheckpointError(f"{path}: model_type '{text}' is not supported", hint)
+
+
+def refuse_disguised(
+    config: Mapping[str, Any],
+    path: Path,
+    tokenizer: Callable[[], tuple[Mapping[str, Any], int | None]],
+) -> None:
+    """Refuse a RoBERTa, or another family, whose `config.json` says BERT or ELECTRA.
+
+    The tensors of a RoBERTa have the names of a BERT's, but its positions count from
+    `pad_token_id` + 1. Read as a BERT, it answers without an error, and wrongly.
+
+    Args:
+        config: the contents of `config.json`.
+        path: of that file, for the error.
+        tokenizer: reads `tokenizer_config.json` and the id of the token `<pad>`, if there is one;
+            called only where they can matter.
+
+    Raises:
+        CheckpointError: more than one sign says that it is another family; names them.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        return
+    # The class of the model, where it is that of another family.
+    named = _family_of_class(config)
+    if named in OTHER_FAMILIES:
+        raise CheckpointError(
+            f"{path}: model_type is '{kind}', but architectures names a {OTHER_FAMILIES[named]} "
+            "model, a family that pretune does not read yet",
+            f"It reads {', '.join(FAMILIES)}. If it is a {kind}, correct architectures there.",
+        )
+    # Only where there are segments are the tensors named as a RoBERTa's, which pads with token 1.
+    sizes = {item.name for item in fields(FAMILIES[kind].backbone.config_class)}
+    pad = config.get("pad_token_id")
+    if "type_vocab_size" not in sizes or pad not in (1, None):
+        return
+    signs = [] if pad is None else ["pad_token_id 1"]
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and positions > 2 and (positions - 2) & (positions - 3) == 0:
+        signs.append(f"max_position_embeddings {positions} (2 more than {positions - 2})")
+    if config.get("type_vocab_size") == 1:
+        signs.append("type_vocab_size 1")
+    settings, pad_id = tokenizer() if signs else ({}, None)
+    classes = [str(place.get("tokenizer_class", "")) for place in (settings, config)]
+    fitting = [name for name in classes if re.match(r"(XLM)?Rob|Camem|Longf|Barth|MPN", name)]
+    if fitting:
+        signs.append(f"tokenizer_class {brief(fitting[0])}")
+    elif pad_id == 1:
+        signs.append("a tokenizer with <pad> as token 1")
+    # One sign may be chance. A class of BERT's was written by transformers, so that only all of
+    # them together speak against it.
+    if len(signs) < (2 if named is None else 4):
+        return
+    raise CheckpointError(
+        f"{path}: model_type is '{kind}', but {' and '.join(signs)} are a RoBERTa's or XLM-R's, "
+        f"whose positions count from 2: read as a {kind}, it would answer wrongly. pretune does "
+        "not read this family yet",
+        f"It reads {', '.join(FAMILIES)}. If it is a {kind} all the same, whose positions count "
+        'from 0, say so there with "pad_token_id": 0; nothing is padded here.',
+    )
+
+
+def _family_of_class(config: Mapping[str, Any]) -> str | None:
+    """The family, ours or another, whose class `architectures` names; None if it is not known."""
+    architecture = str((config.get("architectures") or [""])[0])
+    match = re.match(r"(\w+?)(For[A-Z]|Model|LMHead|PreTrained|WithLM|MTModel)", architecture)
+    plain = {re.sub(r"\W|_", "", name): name for name in [*OTHER_FAMILIES, *FAMILIES]}
+    return plain.get(match[1].lower()) if match else None
+
+
+def no_model(folder: Path) -> CheckpointError:
+    """The error for a folder without a `config.json` or without weights: names what is there."""
+    # An adapter alone: the model that it was trained on has to be put under it.
+    if (folder / "adapter_config.json").is_file():
+        whole = folder.parent if (folder.parent / "config.json").is_file() else None
+        return CheckpointError(
+            f"{folder}: only an adapter (LoRA, of peft), without the model that it adapts",
+            f"The whole model is in {whole}."
+            if whole
+            else "Merge it with peft: AutoPeftModelForSequenceClassification (or the class of its "
+            "task).from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW); the tokenizer "
+            "belongs there too.",
+        )
+    # A folder of models: a training of transformers, a cache of the Hub, sentence-transformers.
+    if not (folder / "config.json").is_file():
+        inner = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+        if inner:
+            names = sorted(str(path.parent) for path in inner)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            return CheckpointError(
+                f"{folder}: no model here itself (no config.json), but in folders in it",
+                f"Name one of them: {', '.join(names[:3])}{more}.",
+            )
+    for pattern, what, way_out in _OTHER_FILES:
+        path = next(iter(sorted(folder.glob(pattern))), None)
+        if path is not None:
+            return CheckpointError(
+                f"{folder}: no model here that pretune reads, but {what}: {path.name}", way_out
+            )
+    if (folder / "config.json").is_file():
+        return CheckpointError(
+            f"{folder}: no weights here",
+            "Expected model.safetensors or model.safetensors.index.json. (From the Hub, "
+            "pytorch_model.bin is fetched only where pickles are allowed: --allow-pickle.)",
+        )
+    return CheckpointError(
+        f"{folder}: no model here (no config.json, and no run's best/ or last/ either)",
+        "Point at a folder with config.json and model.safetensors, at a finished run, or at "
+        "Google's release of a BERT (bert_config.json, vocab.txt, bert_model.ckpt.*).",
+    )
