@@ -125,6 +125,21 @@ class TestColumns:
         done = run("compare", model, model, "--data", table, "--column", "text=bdy")
         refused(done, f"{table}: no column 'bdy' (for 'text')")
 
+    @pytest.mark.parametrize("command", ["evaluate", "report", "predict", "describe", "embed"])
+    def test_how_they_were_read_is_told(self, model: Path, tmp_path: Path, command: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("text;label\na good film;good\na film;good\n", encoding="utf-8")
+        arguments: dict[str, list[object]] = {
+            "report": [model, path, "-o", tmp_path / "a.html", "--explain", 0],
+            "predict": [model, "--file", path],
+            "describe": [path],
+            "embed": [model, path, "--output", tmp_path / "a.npy"],
+        }
+        done = run(command, *arguments.get(command, [model, path]))
+        assert done.exit_code == 0, done.output
+        told = f"{path}: read with semicolons between columns, not commas"
+        assert " ".join(done.stderr.split()).count(told) == 1
+
     def test_that_are_there(self, model: Path, table: Path) -> None:
         done = run("predict", model, "--file", table, "--column", "text=body", "--json")
         assert json.loads(done.stdout)["text"] == "bad"
