@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,13 @@ def test_errors_show_names_as_they_are() -> None:
     [
         (("train", "a" * 5000), "no such recipe or file"),
         (("train", "--resume", "a" * 5000), "no run here"),
+        (("inspect", "a" * 5000), ""),
+        (("report", "a" * 5000), "too long for the name of a file"),
+        (("runs", "a" * 5000), "too long for the name of a file"),
+        (("describe", "a" * 5000), "no such file"),
+        (("convert", "a" * 5000, "out"), ""),
+        (("tokenizer", "a" * 5000, "--vocab-size", "99", "-o", "out"), "no such file"),
+        (("prepare", "a" * 5000, "--tokenizer", "minilm", "-o", "out"), "no such file"),
         (("init", "classify", "-o", "a" * 300), "cannot be written (File name too long)"),
         (("ladder", "x.txt", "--minutes", "inf"), "--minutes"),
         (("ladder", "x.txt", "--level", "bpe", "--vocab-size", str(10**21)), "--vocab-size"),
@@ -199,12 +208,59 @@ class TestAPipe:
         assert "input, line 1: not valid UTF-8 (byte 0xba)" in error
         assert "--encoding gb18030" in error
 
+    def test_packed(self, model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+        given = gzip.compress(b"the good film\nbad\n")
+        assert self.said(given, tmp_path, monkeypatch, "predict", model, "--json") == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2
+
+    def test_other_files(self, model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+        given = b"%PDF-1.7\n%\xe2\xe3"
+        assert self.said(given, tmp_path, monkeypatch, "predict", model) == 2
+        assert "input: is a PDF file" in capsys.readouterr().err
+
     def test_long_lines(self, model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         given = b"good " * 200_000 + b"\n"
         assert self.said(given, tmp_path, monkeypatch, "predict", model) == 2
         assert "allow it with --max-chars N" in capsys.readouterr().err
         long = ("--max-chars", "1000000")
         assert self.said(given, tmp_path, monkeypatch, "predict", model, *long) == 0
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a"])
+    @pytest.mark.parametrize("command", ["predict", "embed"])
+    def test_packed(self, model: Path, tmp_path: Path, name: str, command: str) -> None:
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(b"the good film\nbad\n"))
+        if command == "predict":
+            done = run("predict", model, "--file", path, "--json")
+            assert len(done.stdout.splitlines()) == 2
+        else:
+            done = run("embed", model, path, "--output", tmp_path / "a.npy")
+        assert done.exit_code == 0, done.output
+
+    def test_a_packed_table(self, model: Path, table: Path) -> None:
+        packed = table.with_name("c.csv.gz")
+        packed.write_bytes(gzip.compress(table.read_bytes()))
+        for given in (("predict", model, "--file", packed, "--json"), ("evaluate", model, packed)):
+            assert run(*given).exit_code == 0
+
+    def test_a_pipe(self, model: Path, tmp_path: Path) -> None:
+        path = tmp_path / "63"
+        os.mkfifo(path)
+        for raw in (b"the good film\nbad\n", b'{"text": "good"}\n{"text": "bad"}\n'):
+            threading.Thread(target=path.write_bytes, args=(raw,), daemon=True).start()
+            done = run("predict", model, "--file", path, "--json")
+            assert done.exit_code == 0, done.output
+            assert json.loads(done.stdout.splitlines()[1])["text"] == "bad"
+            path.unlink()
+            os.mkfifo(path)
+
+    def test_a_name_that_is_too_long(self, model: Path) -> None:
+        refused(run("predict", model, "--file", "a" * 5000), "no such file")
+        refused(run("embed", model, "a" * 5000, "--query", "b"), "no such file")
+        refused(run("evaluate", model, "a" * 5000), "no such file")
+        refused(run("predict", model, "--question", "a", "--context-file", "a" * 5000), "too long")
 
 
 def test_what_a_bar_tells_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,83 @@ def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.txt, line 4: not valid UTF-8 \(byte 0xff\)"):
         read(path)
     assert read(path, errors="skip") == ["fine", "encoding", "fine again", "encoding"]
+
+
+BOOK = "".join(f"Zeile {i} über die Straße.\n" for i in range(300)).encode()
+
+
+def test_of_a_whole_file_only_the_bad_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(BOOK.replace(b"Zeile 7 ", b"Zeile \xff 7 "))
+    with pytest.raises(DataError, match=r"a\.txt, line 8: not valid UTF-8"):
+        read(path, documents="file")
+    (document,) = documents(path, documents="file", errors="skip")
+    lines = BOOK.decode().splitlines()
+    assert document == (("\n".join(lines[:7] + lines[8:])), None, False, True)
+
+
+def test_parts_of_a_whole_file_say_so_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(BOOK.replace(b"Zeile 7 ", b"Zeile \xff 7 "))
+    parts = documents(path, documents="file", errors="skip", max_chars=4000)
+    assert [part.bad_lines for part in parts] == [True, True]
+
+
+@pytest.mark.parametrize("errors", ["skip", "stop"])
+def test_a_whole_file_in_another_encoding_is_no_document(tmp_path: Path, errors: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(BOOK.decode().encode("cp1252"))
+    if errors == "skip":
+        assert read(path, documents="file", errors="skip") == ["encoding"]
+        return
+    with pytest.raises(DataError, match="German text in Windows-1252: --encoding cp1252"):
+        read(path, documents="file")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_the_encoding_is_guessed_at_the_place_and_once(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = b'{"text": "plain"}\n' if name == "a.jsonl" else b"plain\n\n"
+    bad = b'{"text": "M\xfcller"}\n' if name == "a.jsonl" else b"M\xfcller\n\n"
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(line * 90_000 + bad))  # beyond the first chunk
+    with pytest.raises(DataError, match="Windows-1252: --encoding cp1252"):
+        read(path)
+    from pretune.corpus import documents as module
+
+    monkeypatch.setattr(module, "_encoding_hint", None)  # nothing is guessed where nobody reads it
+    path.write_bytes(gzip.compress(line + bad))
+    assert read(path, errors="skip") == ["plain", "encoding"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "is a PNG image"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("one\n\ntwo".encode("utf-16-le"), "is text in UTF-16"),
+    ],
+)
+@pytest.mark.parametrize("errors", ["skip", "stop"])
+def test_what_is_no_text_is_named(tmp_path: Path, raw: bytes, said: str, errors: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=said):
+        read(path, errors=errors)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(b'{"text": "one"}\n{"text": "two"}\n', ["one", "two"]), (b"one\n\ntwo\n", ["one", "two"])],
+)
+def test_a_pipe_is_read_by_its_content(tmp_path: Path, raw: bytes, expected: list[str]) -> None:
+    path = tmp_path / "63"
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=(raw,), daemon=True).start()
+    (source,) = find_sources([path])
+    assert source.size == len(raw)
+    assert read(path) == expected
 
 
 def test_chinese_in_gb18030_is_guessed(tmp_path: Path) -> None:

@@ -187,6 +187,14 @@ class TestManyRuns:
         with pytest.raises(RunError, match="Did you mean 'accuracy'"):
             find_runs(tmp_path, "acuracy")
 
+    def test_a_staged_model_is_no_run(self, make: Make, tmp_path: Path) -> None:
+        make("run")
+        staged = tmp_path / "staged"
+        staged.mkdir()
+        for name in ("config.json", "recipe.yaml", "README.md"):
+            (staged / name).write_text("{}", encoding="utf-8")
+        assert [Path(run.folder).name for run in find_runs(tmp_path).runs] == ["run"]
+
     def test_no_folder_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="no such folder"):
             find_runs(tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import textwrap
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.errors import RecipeError
+from pretune.errors import DataError, RecipeError
 from pretune.recipe import yaml12
 from pretune.recipe.commented import commented_recipe
 from pretune.recipe.recipe import ADDED_RECIPES, Recipe, builtin_recipes, named_recipes
@@ -61,6 +62,60 @@ class TestReading:
         assert recipe.data.train == str(path)
         assert recipe.output == "runs/mail"
         assert not recipe.to_dict()["task"]["pair"]
+
+    def test_a_packed_data_file_is_enough(self, tmp_path: Path) -> None:
+        path = tmp_path / "mail.csv.gz"
+        path.write_bytes(gzip.compress(b"text,label\na,b\n"))
+        recipe = Recipe.load(path)
+        assert (recipe.data.train, recipe.output) == (str(path), "runs/mail")
+
+    def test_a_data_file_is_read_as_the_overrides_say(self, tmp_path: Path) -> None:
+        path = tmp_path / "mail.csv"
+        path.write_bytes("text,label\nMüller,b\n".encode("cp1252"))
+        with pytest.raises(DataError, match="data.encoding=cp1252"):
+            Recipe.load(path)
+        assert Recipe.load(path, ["data.encoding=cp1252"]).data.encoding == "cp1252"
+
+    def test_columns_in_text_are_seen_to_be_tags(self, tmp_path: Path) -> None:
+        path = tmp_path / "ok.txt"
+        path.write_text("EU\tB-ORG\nrejects\tO\n", encoding="utf-8")
+        assert Recipe.load(path).task.name == "tag"
+
+    def test_plain_text_needs_a_task(self, tmp_path: Path) -> None:
+        path = tmp_path / "novel.txt"
+        path.write_text("It was a dark night: rain fell.\n", encoding="utf-8")
+        with pytest.raises(RecipeError) as caught:
+            Recipe.load(path)
+        assert f"pretune train gpt2-pretrain data.train={path}" in str(caught.value)
+        assert Recipe.load(path, ["task.name=causal_lm"]).data.train == str(path)
+        with pytest.raises(RecipeError, match="plain text has no labels"):
+            Recipe.load(tmp_path)  # a folder of text
+
+    def test_a_recipe_may_end_in_txt(self, tmp_path: Path) -> None:
+        path = tmp_path / "recipe.txt"
+        path.write_text("# mine\n\n" + yaml12.dump(SMALL), encoding="utf-8")
+        assert Recipe.load(path) == Recipe.of(SMALL)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("a.xlsx", b"PK\x03\x04", "an Excel workbook"),
+            ("a.pdf", b"%PDF-1.7", "a PDF file"),
+            ("model", b"GGUF\x03", "a GGUF model"),
+            ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "zstd -d"),
+            ("a.yaml.txt", b"\x7fELF\0\0", "a program"),
+        ],
+    )
+    def test_other_files_are_named(self, tmp_path: Path, name: str, content: bytes, said: str):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            Recipe.load(tmp_path / name)
+        assert said in str(caught.value)
+
+    def test_a_folder_of_a_run_is_no_recipe(self, tmp_path: Path) -> None:
+        (tmp_path / "recipe.yaml").write_text(yaml12.dump(SMALL), encoding="utf-8")
+        with pytest.raises(RecipeError, match="a folder, expected a recipe.*\n.*--resume"):
+            Recipe.load(tmp_path)
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_a_data_file_of_questions_is_seen_to_be_one(self, tmp_path: Path, version: int) -> None:
@@ -183,6 +238,24 @@ class TestOverrides:
 
 
 class TestMistakes:
+    @pytest.mark.parametrize("value", ["0x" + "f" * 100_000, "9" * 5000, "0o" + "7" * 2000])
+    def test_a_number_of_too_many_digits(self, tmp_path: Path, value: str) -> None:
+        path = tmp_path / "r.yaml"
+        path.write_text(yaml12.dump(SMALL) + f"seed: {value}\n", encoding="utf-8")
+        for source, overrides in ((path, []), ("mrpc", [f"seed={value}"])):
+            with pytest.raises(RecipeError) as caught:
+                Recipe.load(source, overrides)
+            assert len(str(caught.value)) < 1000
+
+    def test_a_value_of_too_many_digits_from_python(self) -> None:
+        with pytest.raises(RecipeError, match="seed: .*thousands of digits"):
+            Recipe.of({**SMALL, "seed": 1 << 100_000})
+
+    def test_a_long_value_is_shortened(self) -> None:
+        with pytest.raises(RecipeError) as caught:
+            Recipe.of({**SMALL, "seed": "x" * 100_000})
+        assert len(str(caught.value)) < 1000
+
     @pytest.mark.parametrize(
         ("key", "right"),
         [

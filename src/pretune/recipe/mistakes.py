@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from pretune.errors import RecipeError, nearest
+from pretune.models.config import brief
 from pretune.tasks.builtin import TASKS, task_class
 
 #: What people type who come from other tools -> the key here.
@@ -76,12 +77,11 @@ def init_hint(task: object = None) -> str:
 
 
 def _written(value: object) -> str:
-    """A value as people may recognize it, at most some words of it."""
+    """A value as people may recognize it."""
     try:
-        text = repr(value)
+        return brief(repr(value))
     except ValueError:  # Python refuses to write numbers of over 4,300 digits
         return "a number of thousands of digits"
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @functools.cache

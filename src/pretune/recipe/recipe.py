@@ -27,6 +27,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from pretune.data.readers.files import TABLE_SUFFIXES, read
 from pretune.data.readers.plain_text import is_plain
 from pretune.errors import RecipeError, did_you_mean
+from pretune.models.config import brief
 from pretune.recipe import yaml12
 from pretune.recipe.mistakes import init_hint, recipe_error
 from pretune.recipe.schema import (
@@ -271,10 +272,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
-            f"'{text}': not an override",
+            f"'{brief(text)}': not an override",
             "Write key=value, e.g. train.epochs=2 or model.from=minilm.",
         )
-    return key.strip(), yaml12.parse(value, f"override '{text}'")
+    return key.strip(), yaml12.parse(value, f"override '{brief(text)}'")
 
 
 def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:

@@ -155,6 +155,16 @@ def tagger(**options: Any) -> Tagger:
     return Tagger(TagOptions(**{"max_length": 24, "overlap": 8, **options}), LABELS)
 
 
+def test_a_sentence_with_a_word_that_was_cut_is_counted_once(tiny_folder: Path) -> None:
+    bundle = load(tiny_folder, task=tagger())
+    assert bundle.task is not None
+    words = " ".join(["the/O"] * 40)
+    records = sentences(f"{words} {'!' * 60}/O {words}", words, f"{'!' * 60}/O")
+    features = featurize(bundle.task, records, bundle.tokenizer, evaluation=True)
+    assert len(features) > 5
+    assert features.truncated == 2
+
+
 @pytest.mark.parametrize("crf", [False, True])
 class TestModel:
     def test_every_word_has_a_tag_and_counts_once(self, tiny_folder: Path, crf: bool) -> None:
