@@ -72,7 +72,7 @@ class TestReading:
     def test_a_data_file_is_read_as_the_overrides_say(self, tmp_path: Path) -> None:
         path = tmp_path / "mail.csv"
         path.write_bytes("text,label\nMüller,b\n".encode("cp1252"))
-        with pytest.raises(DataError, match="data.encoding=cp1252"):
+        with pytest.raises(DataError, match=r"data\.encoding=cp1252"):
             Recipe.load(path)
         assert Recipe.load(path, ["data.encoding=cp1252"]).data.encoding == "cp1252"
 
@@ -114,7 +114,7 @@ class TestReading:
 
     def test_a_folder_of_a_run_is_no_recipe(self, tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(yaml12.dump(SMALL), encoding="utf-8")
-        with pytest.raises(RecipeError, match="a folder, expected a recipe.*\n.*--resume"):
+        with pytest.raises(RecipeError, match=r"a folder, expected a recipe.*\n.*--resume"):
             Recipe.load(tmp_path)
 
     @pytest.mark.parametrize("version", [1, 2])
@@ -248,7 +248,7 @@ class TestMistakes:
             assert len(str(caught.value)) < 1000
 
     def test_a_value_of_too_many_digits_from_python(self) -> None:
-        with pytest.raises(RecipeError, match="seed: .*thousands of digits"):
+        with pytest.raises(RecipeError, match=r"seed: .*thousands of digits"):
             Recipe.of({**SMALL, "seed": 1 << 100_000})
 
     def test_a_long_value_is_shortened(self) -> None:

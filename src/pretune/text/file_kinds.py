@@ -156,8 +156,7 @@ def refuse_binary(file: str, head: bytes, *, wide: bool = False) -> None:
     """Raise a DataError that says what a file is, unless its first bytes may be text."""
     kind = kind_by_content(head[:HEAD_BYTES], wide=wide)
     if kind is not None:
-        name = file.removesuffix(".gz")
-        raise DataError(f"{file}: is {kind.what}", kind.way_out.replace("FILE", name))
+        raise DataError(f"{file}: is {kind.what}", kind.way_out.replace("FILE", file))
 
 
 def refuse_lfs_pointer(path: Path) -> None:

@@ -401,7 +401,7 @@ class TestEncodingErrors:
 
 class TestEmpty:
     @pytest.mark.parametrize("name", CONTENTS)
-    @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+    @pytest.mark.parametrize("content", [b"", b"\n\n", b" \n\t\n", b"\xef\xbb\xbf"])
     def test_file(self, tmp_path, name, content):
         path = write(tmp_path, name, content)
         assert refused(path).message == f"{path}: no records in it"

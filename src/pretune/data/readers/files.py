@@ -167,6 +167,8 @@ def _unknown_format(path: Path) -> DataError:
 def _check_content(path: Path, suffix: str) -> None:
     """Refuse what begins as another format than the name says."""
     head = first_bytes(str(path), 1 << 12).removeprefix(codecs.BOM_UTF8)
+    if not head.strip() and len(head) < 1 << 12:
+        raise DataError(f"{path}: no records in it", "The file is empty or blank.")
     if _PAGE.match(head):
         raise DataError(
             f"{path}: is a page of HTML or XML, not {suffix}",
