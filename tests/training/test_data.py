@@ -55,7 +55,9 @@ class TestNames:
 
     def test_of_a_built_in_recipe_are_for_its_own_data(self, tmp_path: Path) -> None:
         path = written(tmp_path, "a.csv", self.TABLE)
-        assert train_records("sst2", data__train=path).rows[0] == {"text": "a", "label": "1"}
+        records = train_records("sst2", data__train=path)
+        assert records.rows[0] == {"text": "a", "label": "1"}
+        assert records.notes == (f"{path}: no column 'sentence', so 'text' is read",)
         with pytest.raises(DataError, match="no column 'body'"):
             train_records("sst2", data__train=path, **{"data.columns.text": "body"})
 

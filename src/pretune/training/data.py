@@ -14,7 +14,7 @@ from pretune.bundle.bundle import Bundle
 from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.batch import Features, Repaired, Skipped
 from pretune.data.batch_order import epoch_order
-from pretune.data.readers.plain_text import TEXT_UNITS
+from pretune.data.readers.plain_text import TEXT_UNITS, parallel_files
 from pretune.data.records import ColumnNames, Records
 from pretune.errors import DataError, RecipeError, RunError
 from pretune.models.families import preset
@@ -54,7 +54,7 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     given = {ours: theirs for ours, theirs in data.columns.items() if (ours, theirs) not in usual}
     train = _read(recipe, data.train, given)
     if isinstance(train, Records):
-        train = _noting_unused(recipe, train)
+        train = _noting_columns(recipe, train)
     validation: Data | None = None
     if isinstance(data.validation, str):
         validation = _read(recipe, data.validation, {})
@@ -68,8 +68,15 @@ def read_data(recipe: Recipe) -> tuple[Data, Data | None]:
     return train, validation
 
 
-def _noting_unused(recipe: Recipe, records: Records) -> Records:
-    """Note the columns that the task does not read."""
+def _noting_columns(recipe: Recipe, records: Records) -> Records:
+    """Note where the task's own names are read, and the columns that it does not read."""
+    # Parallel files have no names of their own.
+    if parallel_files(recipe.data.train) is None:
+        for ours, theirs in recipe.data.columns.items():
+            if ours in records.columns and records.renamed.get(ours, ours) != theirs != ours:
+                records = records.noting(
+                    f"{records.origin}: no column '{theirs}', so '{ours}' is read"
+                )
     own = own_columns(task_class(recipe.task.name)(recipe.task))
     unused = [name for name in records.columns if name not in own]
     shown = ", ".join(unused[:SHOWN_COLUMNS]) + ", ..." * (len(unused) > SHOWN_COLUMNS)
