@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from pretune.checkpoints.source import find_source
+from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.errors import CheckpointError
 
 
@@ -158,3 +158,15 @@ class TestHub:
         monkeypatch.chdir(tmp_path)
         for source in ("runs/mrcp", str(tmp_path / "runs" / "mrcp")):
             assert f"Did you mean '{Path(source).parent / 'mrpc'}'?" in refused(source).hint
+
+
+@pytest.mark.parametrize("source", ["missing", "owner/missing", "gone/folder/tok"])
+def test_a_missing_tokenizer_is_told_how_to_name_one(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="no such folder") as caught:
+        find_tokenizer(source)
+    assert caught.value.hint is not None
+    assert "model.tokenizer=FOLDER" in caught.value.hint
+    assert "model.from" not in caught.value.hint

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretune.corpus.store import CORPUS_MANIFEST
 from pretune.errors import DataError, RecipeError
 from pretune.recipe import yaml12
 from pretune.recipe.commented import commented_recipe
@@ -156,6 +157,38 @@ class TestReading:
     def test_an_unknown_name_gets_the_nearest(self) -> None:
         with pytest.raises(RecipeError, match="Did you mean 'mrpc'"):
             Recipe.load("mrcp")
+
+
+class TestCorpora:
+    """A recipe by name names what goes with its own data; a corpus brings its own."""
+
+    @pytest.fixture
+    def corpus(self, tmp_path: Path) -> Path:
+        for folder in (tmp_path / "corpus", tmp_path / "corpus" / "validation"):
+            folder.mkdir()
+            (folder / CORPUS_MANIFEST).write_text("{}")
+        return tmp_path / "corpus"
+
+    def test_bring_their_own(self, corpus: Path) -> None:
+        recipe = Recipe.load("gpt2-pretrain", {"data.train": str(corpus)})
+        assert recipe.model.tokenizer is None
+        assert recipe.data.validation == str(corpus / "validation")
+        (corpus / "validation" / CORPUS_MANIFEST).unlink()
+        recipe = Recipe.load("gpt2-pretrain", [f"data.train={corpus}"])
+        assert recipe.data.validation is None
+
+    def test_what_a_person_wants_stays(self, corpus: Path) -> None:
+        wishes = {"model.tokenizer": "tok", "data.validation": 0.1}
+        recipe = Recipe.load("gpt2-pretrain", {"data.train": str(corpus), **wishes})
+        assert (recipe.model.tokenizer, recipe.data.validation) == ("tok", 0.1)
+        path = corpus / "mine.yaml"
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        assert Recipe.load(path) == recipe
+
+    def test_other_data_change_nothing(self, tmp_path: Path) -> None:
+        recipe = Recipe.load("gpt2-pretrain", {"data.train": str(tmp_path)})
+        assert recipe.model.tokenizer == "openai-community/gpt2"
+        assert recipe.data.validation == Recipe.load("gpt2-pretrain").data.validation
 
 
 class TestPlugins:

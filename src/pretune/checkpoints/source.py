@@ -23,10 +23,18 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?"
 _PATTERNS = [
     *("config.json", "pretune.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "target_tokenizer.json"),
-    *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *("special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
     *SETTINGS,
 ]
+
+#: The way out where no tokenizer has a name.
+_TOKENIZERS = (
+    "Give a folder with a tokenizer, a Hub id (owner/name) or minilm: model.tokenizer=FOLDER in a "
+    "recipe, --tokenizer FOLDER elsewhere. `pretune tokenizer TEXTS --kind bpe -o FOLDER` makes "
+    "one; where the Hub cannot be reached, HF_ENDPOINT names a mirror."
+)
 
 #: Further files to fetch, if pickles are allowed and there are no other weights.
 _PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
@@ -91,10 +99,10 @@ def find_tokenizer(source: str | Path) -> Tokenizer:
             raise
         try:
             return load_tokenizer(find_source(source))
-        except CheckpointError:
-            if not os.path.exists(path) and HUB_ID.fullmatch(str(source)):
-                raise
-            raise error from None
+        except CheckpointError as other:
+            if os.path.exists(path):
+                raise error from None
+            raise CheckpointError(other.message, _TOKENIZERS) from None
 
 
 def _similar_folder(path: Path) -> str:

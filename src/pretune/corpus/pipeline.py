@@ -27,7 +27,15 @@ from pretune.corpus.documents import (
 )
 from pretune.corpus.encode import Cleaning, EncodedDocument, EncoderSettings
 from pretune.corpus.executors import DocumentBatch, encode_batches
-from pretune.corpus.store import CORPUS_MANIFEST, FORMAT, TOKENIZER, VERSION, Corpus, sum_counts
+from pretune.corpus.store import (
+    CORPUS_MANIFEST,
+    FORMAT,
+    TOKENIZER,
+    VALIDATION_SPLIT,
+    VERSION,
+    Corpus,
+    sum_counts,
+)
 from pretune.corpus.unfinished import Journal, KeptDocuments, ShardWriter
 from pretune.errors import DataError
 from pretune.text.decode import check_encoding
@@ -37,7 +45,6 @@ from pretune.tokenizers.tokenizer import Tokenizer
 NOTE_SECONDS = 5.0
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 500_000
-VALIDATION_SPLIT = "validation"
 _OTHER = {
     "tokenizer": "another tokenizer",
     "settings": "other settings",

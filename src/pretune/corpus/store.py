@@ -28,6 +28,8 @@ from pretune.tokenizers.tokenizer import Tokenizer
 FORMAT, VERSION = "pretune-corpus", 1
 CORPUS_MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
+#: The folder in a corpus with the documents that were held back; it is a corpus, too.
+VALIDATION_SPLIT = "validation"
 
 #: What is counted in a shard and in a corpus.
 COUNTS = ("documents", "sentences", "tokens", "characters", "bytes")

@@ -12,6 +12,7 @@ from typing import Any
 from pretune.corpus.dedupe import Duplicates, digest, signature
 from pretune.data.columns import as_text, label_column, text_columns
 from pretune.data.records import Records, is_missing
+from pretune.errors import DataError
 from pretune.inspection.describe_counts import (
     Lengths,
     TokenCounter,
@@ -198,7 +199,7 @@ def _describe_file(
         texts = [row_texts(records, facts, row) for row in rows]
         tokens: Sequence[int | None] = [None] * len(rows)
         if counter is not None:
-            tokens = counter.count(rows, texts)
+            tokens = _count_tokens(counter, records, rows, texts)
         for row, parts, length in zip(rows, texts, tokens, strict=True):
             joined = "\n".join(parts)
             characters.update(joined)
@@ -214,6 +215,21 @@ def _describe_file(
         top = (piece for piece, _ in counter.unknown.pieces.most_common(UNKNOWN_PLACES))
         facts.unknown_places = {p: place(records, counter.unknown.places[p]) for p in top}
     return facts, seen
+
+
+def _count_tokens(
+    counter: TokenCounter, records: Records, rows: range, texts: Sequence[Sequence[str]]
+) -> list[int]:
+    """Count the tokens of rows; of texts that cannot be encoded, the error names the first row."""
+    try:
+        return counter.count(rows, texts)
+    except DataError:
+        for row, parts in zip(rows, texts, strict=True):
+            try:
+                counter.count([row], [parts])
+            except DataError as error:
+                raise DataError(f"{records.where(row)}: {error.message}", error.hint) from None
+        raise
 
 
 def row_texts(records: Records, facts: Facts, row: int) -> list[str]:

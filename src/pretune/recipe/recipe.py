@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
+from pretune.corpus.store import VALIDATION_SPLIT, is_corpus
 from pretune.data.readers.files import TABLE_SUFFIXES, read
 from pretune.data.readers.plain_text import is_plain
 from pretune.errors import RecipeError, did_you_mean
@@ -107,7 +108,10 @@ class Recipe(RecipeSection):
         """
         pairs = _pairs(overrides)
         values, origin = _read_source(str(source), pairs)
-        return cls.of(_override(values, pairs), origin)
+        values = _override(values, pairs)
+        if str(source) in builtin_recipes() or str(source) in ADDED_RECIPES:
+            values = _for_corpus(values, {key for key, _ in pairs})
+        return cls.of(values, origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
         """Return this recipe with some values changed; see `of` for errors."""
@@ -237,6 +241,23 @@ def _is_data(source: str) -> bool:
     # A recipe may have any name: it begins with one of its keys.
     recipe = _RECIPE_START.match(first_bytes(source, 1 << 12)) is not None
     return not recipe and (suffix == ".txt" or is_pipe(source))
+
+
+def _for_corpus(values: dict[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """Give a recipe with a name, which brings a tokenizer for its own data, those of a corpus.
+
+    A prepared corpus has its tokenizer, and maybe validation data. What was `changed` stays.
+    """
+    data, model = values.get("data"), values.get("model")
+    train = data.get("train") if isinstance(data, dict) else None
+    if not isinstance(train, str) or not isinstance(model, dict) or not is_corpus(train):
+        return values
+    if not {"model", "model.tokenizer"} & {*changed}:
+        values = _override(values, [("model.tokenizer", None)])
+    if not {"data", "data.validation"} & {*changed}:
+        held = os.path.join(train, VALIDATION_SPLIT)
+        values = _override(values, [("data.validation", held if is_corpus(held) else None)])
+    return values
 
 
 def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
