@@ -102,7 +102,9 @@ def find_tokenizer(source: str | Path) -> Tokenizer:
         except CheckpointError as other:
             if os.path.exists(path):
                 raise error from None
-            raise CheckpointError(other.message, _TOKENIZERS) from None
+            if str(source) in EMBEDDED:
+                raise
+            raise CheckpointError(other.message, _similar_folder(path) + _TOKENIZERS) from None
 
 
 def _similar_folder(path: Path) -> str:
