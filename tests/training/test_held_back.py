@@ -150,8 +150,11 @@ class TestLabels:
 
 def test_an_earlier_run_keeps_what_it_held_back(tmp_path: Path) -> None:
     """Recipes of runs from before the option lack it; theirs was the split at random."""
-    text = Recipe.of({"task": "classify", "data": {"train": "x.jsonl"}}).to_yaml()
+    recipe = Recipe.of({"task": "classify", "data": {"train": "x.jsonl"}})
+    text = recipe.to_yaml()
     assert "  stratify: true\n" in text
     for saved, expected in ((text, True), (text.replace("  stratify: true\n", ""), False)):
         (tmp_path / "recipe.yaml").write_text(saved, encoding="utf-8")
         assert RunFolder(tmp_path).recipe().data.stratify is expected
+        # With it the recipe is known as that of the run.
+        assert RunFolder(tmp_path).holds(recipe.changed({"data.stratify": expected}))

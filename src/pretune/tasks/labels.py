@@ -15,6 +15,7 @@ from pretune.checkpoints.config import MOST_LABELS
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from pretune.models.config import brief
+from pretune.text.terminal import in_line
 
 #: A label in a recipe. YAML's true and false become text as those of JSON data do in `label_text`.
 LabelText = Annotated[
@@ -210,14 +211,15 @@ def look_alikes(counts: Mapping[str, int]) -> Iterator[str]:
 def shown_counts(counts: Mapping[str, int]) -> str:
     """Return how often each label occurs, the most frequent first; of many, the first ones."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    text = ", ".join(f"{label} ({count:,})" for label, count in ordered[:SHOWN_LABELS])
+    shown = [f"{in_line(brief(label))} ({count:,})" for label, count in ordered[:SHOWN_LABELS]]
+    text = ", ".join(shown)
     rest = ordered[SHOWN_LABELS:]
     return f"{text}, and {len(rest):,} more, down to {rest[-1][1]:,}" if rest else text
 
 
 def _quoted(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{label!r} ({count:,})" for label, count in ordered)
+    return ", ".join(f"{brief(label)!r} ({count:,})" for label, count in ordered)
 
 
 def _loose_key(label: str) -> str:

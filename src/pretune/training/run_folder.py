@@ -134,9 +134,9 @@ class RunFolder:
     def _differing(self, recipe: Recipe) -> list[str]:
         """How the recipe of the run here differs, a line per key."""
         try:
-            earlier = yaml12.parse((self.path / RECIPE).read_text(encoding="utf-8"), RECIPE)
+            earlier = self.recipe().to_dict()
             differing = sorted(self.differences(earlier, recipe.to_dict()))
-        except (PretuneError, UnicodeDecodeError):
+        except PretuneError:
             differing = ["(its recipe cannot be read)"]
         # Another folder does not make it another run.
         return [key for key in differing if not key.startswith("output:")]

@@ -178,6 +178,12 @@ class TestRemarks:
         options = {"labels": {"0": "no", "1": "yes", "2": "never"}}
         assert self.remarks("1", "1.0", "0", **options) == "3 labels: yes (2), no (1), never (0)"
 
+    def test_stay_on_their_line_whatever_a_label_is(self) -> None:
+        text = self.remarks("a\n9 labels: \x1b[2J", "x" * 10_000)
+        assert text.startswith(r"2 labels: a\n9 labels: \x1b[2J (1), xxx")
+        assert "\n" not in text
+        assert len(text) < 400
+
     def test_count_only_the_first_of_many(self) -> None:
         labels = [f"l{i}" for i in range(30) for _ in range(40 - i)]
         text = self.remarks(*labels)

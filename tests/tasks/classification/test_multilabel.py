@@ -126,6 +126,7 @@ SETS = [{"joy", "love"}, set(), {"love"}]
 NAMES = ["anger", "joy", "love"]
 MATRIX = MultiLabelBinarizer(classes=NAMES).fit_transform(SETS)
 FORMS: dict[str, Callable[[Any], Any]] = {
+    "array": lambda row: row,
     "int": lambda row: row.tolist(),
     "bool": lambda row: row.astype(bool).tolist(),
     "float": lambda row: row.astype(float).tolist(),
@@ -217,7 +218,7 @@ class TestRemarks:
         text = self.remarks("joy|love", "love", "", "love")
         assert text == "2 labels: love (3), joy (1)\n1 of 4 records have no label"
 
-    @pytest.mark.parametrize("separator", [",", ";", "/", "、"])
+    @pytest.mark.parametrize("separator", [",", ";", "、"])
     def test_doubt_a_separator_that_never_occurs(self, separator: str) -> None:
         text = self.remarks(f"joy{separator} anger", "joy")
         assert f"task.separator='{separator}' reads them as several" in text

@@ -36,9 +36,10 @@ from pretune.tasks.labels import (
     stored_labels,
 )
 from pretune.tasks.sentences import LABELS, SentenceOptions, SentenceTask
+from pretune.text.terminal import in_line
 
 #: What people put between labels instead of the separator.
-OTHER_SEPARATORS = (",", ";", "，", "；", "、", "/")
+OTHER_SEPARATORS = (",", ";", "，", "；", "、")
 
 
 class MultilabelOptions(SentenceOptions):
@@ -163,6 +164,8 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
     def _items(self, records: Records, row: int) -> list[Any]:
         """Return the items of a record's list of labels: a list, a text, or a single number."""
         value = records.rows[row].get("labels")
+        if isinstance(value, np.ndarray):  # as pandas has lists that come from Parquet
+            value = value.tolist()
         if isinstance(value, str):
             if (listed := parse_list(value)) is not None:
                 return listed
@@ -224,7 +227,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         texts = [text for row in records.rows if isinstance(text := row.get("labels"), str)]
         written = [text for text in texts if parse_list(text) is not None]
         if written:
-            yield f"labels: {len(written):,} lists written as text, such as {written[0]}"
+            yield f"labels: {len(written):,} lists written as text, such as {_shown(written[0])}"
         # A mark between words, where the separator never occurs.
         separator = self.options.separator
         if any(separator in text for text in texts):
@@ -234,7 +237,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             if marked:
                 yield (
                     f"labels: no text has {separator!r} between labels, but {len(marked):,} have "
-                    f"{mark!r}, such as {marked[0]!r}, and are read as one label each; "
+                    f"{mark!r}, such as {_shown(marked[0])}, and are read as one label each; "
                     f"task.separator={mark!r} reads them as several"
                 )
                 return
@@ -363,6 +366,10 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         if len(task.thresholds) != len(task.labels):
             raise ValueError("one threshold a label")
         return task
+
+
+def _shown(text: str) -> str:
+    return in_line(brief(text))
 
 
 def _thresholds(state: Mapping[str, Any]) -> list[float]:
