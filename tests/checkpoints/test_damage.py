@@ -233,6 +233,7 @@ class TestConfig:
             ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
             ({"hidden_size": -32}, "hidden_size"),
             ({"hidden_size": True}, "hidden_size"),
+            ({"num_hidden_layers": None}, "num_hidden_layers"),
             ({"intermediate_size": 64.0}, "intermediate_size"),
             ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
             ({"num_attention_heads": float("inf")}, "num_attention_heads"),
@@ -263,14 +264,17 @@ class TestConfig:
     def test_other_number_of_layers_than_the_file_has(self, load, copy_with_config, count):
         # Half a model answers as well as a whole one, only wrongly.
         folder = copy_with_config(num_hidden_layers=count)
-        lost = {1: "layers 1 to 1 would be left out", 3: "the weights lack the layers from 2 on"}
+        lost = {
+            1: "from layer 1 on, it would be left out",
+            3: "the weights lack the layers from 2 on",
+        }
         for use in (load, load_bundle, outline, lambda source: convert(source, folder / "new")):
             with pytest.raises(CheckpointError) as caught:
                 use(folder)
             assert caught.value.message == (
                 f"{folder / 'model.safetensors'}: has 2 layers (the last: "
-                "'encoder.layer.1.attention.output.LayerNorm.bias'), but num_hidden_layers in "
-                f"config.json is {count}: {lost[count]}"
+                "'encoder.layer.1.attention.output.LayerNorm.bias'), but config.json makes it "
+                f"{count} (num_hidden_layers): {lost[count]}"
             )
             assert "set num_hidden_layers to 2" in caught.value.hint
 
@@ -284,7 +288,7 @@ class TestConfig:
         for count in (1, 3):
             path = tmp_path / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {stack: count}))
-            with pytest.raises(CheckpointError, match=f"has 2 layers .* {stack} in config.json"):
+            with pytest.raises(CheckpointError, match=rf"has 2 layers .*\({stack}\)"):
                 outline(tmp_path)
 
     def test_tokenizer_larger_than_the_model(self, copy_with_config):

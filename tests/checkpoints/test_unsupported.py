@@ -19,6 +19,8 @@ from torch import nn
 from pretune.bundle.bundle import load, outline
 from pretune.bundle.convert import convert
 from pretune.checkpoints.config import read_config
+from pretune.checkpoints.load import load_into
+from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.unsupported import OTHER_FAMILIES
 from pretune.errors import CheckpointError, Note
@@ -80,8 +82,8 @@ class TestOtherFamilies:
     def test_is_named_and_no_other_suggested(self, bert: Path, kind: str, name: str) -> None:
         for use in WAYS_IN:
             error = refused(use, edit(bert, model_type=kind))
-            assert f"a {name}" in error.message
-            assert "does not read this family yet" in error.message
+            assert f"of the family {name}" in error.message
+            assert "pretune does not read yet" in error.message
             assert "Did you mean" not in str(error)
             assert "It reads bert, " in str(error.hint)
 
@@ -201,8 +203,10 @@ class TestFolders:
 
     def test_an_adapter_inside_its_model(self, bert: Path) -> None:
         (bert / "adapter").mkdir()
-        (bert / "adapter" / "adapter_config.json").write_text("{}")
-        assert refused(load, bert / "adapter").hint == f"The whole model is in {bert}."
+        edit(bert / "adapter", "adapter_config.json", base_model_name_or_path="me/base")
+        error = refused(load, bert / "adapter")
+        assert "(me/base)" in error.message
+        assert error.hint == f"The whole model is in {bert}."
 
     def test_only_a_pickle_without_a_config(self, tmp_path: Path) -> None:
         (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -323,3 +327,37 @@ class TestWrappers:
         error = refused(load, bert)
         assert "lack" in error.message
         assert "'net.bert.embeddings." in str(error.hint)
+
+
+#: transformers' classes with heads, of every family that both have.
+CLASSES = [
+    name
+    for name in dir(transformers)
+    for kind in ("Bert", "DistilBert", "Electra", "GPT2")
+    if name.startswith((f"{kind}For", f"{kind}LMHead", f"{kind}DoubleHeads"))
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_published_heads_leave_over_is_worth_no_note(name: str, tmp_path: Path) -> None:
+    kind = getattr(transformers, name)
+    small = {"bert": SIZES, "electra": {**SIZES, "embedding_size": 16}}
+    small["gpt2"] = {"vocab_size": 60, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    small["distilbert"] = {
+        "vocab_size": 60,
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 8,
+    }
+    model_type = kind.config_class.model_type
+    config = kind.config_class(**small[model_type], is_decoder=name == "BertLMHeadModel")
+    kind(config).save_pretrained(tmp_path)
+    family = FAMILIES[model_type]
+    sizes = family.backbone.config_class.from_dict({**read_config(tmp_path), "is_decoder": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Note)
+        _, report = load_into(
+            lambda: family.build(sizes), open_weights(tmp_path), tmp_path, family, "backbone"
+        )
+    assert report.unknown == ()

@@ -283,12 +283,12 @@ def _refuse_other_depth(
         if count in (0, wanted):
             continue
         file, last = weights.file_of(own[count - 1]), weights.stored(own[count - 1])
-        lost = f"layers {wanted} to {count - 1} would be left out"
+        lost = f"from layer {wanted} on, it would be left out"
         if count < wanted:
             lost = f"the weights lack the layers from {count} on"
         raise CheckpointError(
-            f"{file}: has {count} layers (the last: '{last}'), but {entry} in {config.name} is "
-            f"{wanted}: {lost}",
+            f"{file}: has {count} layers (the last: '{last}'), but {config.name} makes it {wanted} "
+            f"({entry}): {lost}",
             f"If the file is whole, set {entry} to {count} in {config}; else copy both again. A "
             "model that is to have fewer layers needs a file without the others.",
         )

@@ -5,6 +5,7 @@ A similar spelling says nothing about a model: no family is suggested for anothe
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -199,8 +200,8 @@ def unknown_family(config: Mapping[str, Any], path: Path) -> CheckpointError:
     text = brief(kind)
     if text in OTHER_FAMILIES:
         return CheckpointError(
-            f"{path}: a {OTHER_FAMILIES[text]} model (model_type '{text}'): pretune does not read "
-            "this family yet",
+            f"{path}: the model is of the family {OTHER_FAMILIES[text]} (model_type '{text}'), "
+            "which pretune does not read yet",
             reads,
         )
     hint = did_you_mean(text, FAMILIES)
@@ -235,8 +236,8 @@ def refuse_disguised(
     named = _family_of_class(config)
     if named in OTHER_FAMILIES:
         raise CheckpointError(
-            f"{path}: model_type is '{kind}', but architectures names a {OTHER_FAMILIES[named]} "
-            "model, a family that pretune does not read yet",
+            f"{path}: model_type is '{kind}', but architectures says that the model is of the "
+            f"family {OTHER_FAMILIES[named]}, which pretune does not read yet",
             f"It reads {', '.join(FAMILIES)}. If it is a {kind}, correct architectures there.",
         )
     # Only where there are segments are the tensors named as a RoBERTa's, which pads with token 1.
@@ -283,8 +284,13 @@ def no_model(folder: Path) -> CheckpointError:
     # An adapter alone: the model that it was trained on has to be put under it.
     if (folder / "adapter_config.json").is_file():
         whole = folder.parent if (folder.parent / "config.json").is_file() else None
+        try:
+            base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            named = f" ({brief(base['base_model_name_or_path'])})"
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            named = ""
         return CheckpointError(
-            f"{folder}: only an adapter (LoRA, of peft), without the model that it adapts",
+            f"{folder}: only an adapter (LoRA, of peft), without the model that it adapts{named}",
             f"The whole model is in {whole}."
             if whole
             else "Merge it with peft: AutoPeftModelForSequenceClassification (or the class of its "

@@ -141,7 +141,11 @@ class ModelConfig:
         Raises:
             CheckpointError: a value makes no sense; names it.
         """
-        known = {item.name for item in fields(cls)}
+        known = {item.name: item.default for item in fields(cls)}
+        for size in MAX_SIZES:
+            name = cls.names.get(size, size)
+            if known.get(name) is not None and values.get(name, 0) is None:
+                raise CheckpointError(f"config: {name} is null, not a whole number")
         chosen = {key: value for key, value in values.items() if key in known and value is not None}
         return cls(**chosen)
 

@@ -130,7 +130,10 @@ FAMILY = Family(
     },
     ignored=("embeddings.position_ids",),
     # Those of its pre-training, of multiple choice and of its generator.
-    other_heads=("discriminator_predictions", "sequence_summary", "generator_predictions"),
+    other_heads=(
+        *("discriminator_predictions", "sequence_summary"),
+        *("generator_predictions", "generator_lm_head"),
+    ),
     # Clark et al. 2020, table 6.
     presets={
         f"electra-{name}": {

@@ -190,8 +190,8 @@ FAMILY = Family(
     },
     # The causal mask, which older files carry along.
     ignored=("h.{i}.attn.bias", "h.{i}.attn.masked_bias"),
-    # Of GPT2DoubleHeadsModel and of token classification.
-    other_heads=("multiple_choice_head", "classifier"),
+    # Of GPT2DoubleHeadsModel, of token classification and of question answering.
+    other_heads=("multiple_choice_head", "classifier", "qa_outputs"),
     presets={
         f"gpt2-{name}": {"n_layer": layers, "n_embd": hidden, "n_head": hidden // 64}
         for name, layers, hidden in (
