@@ -430,11 +430,21 @@ def test_in_the_c_locale(words: tuple[str, ...], tmp_path: Path) -> None:
 
 class TestNames:
     @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb", "a\nb/c"])
-    def test_of_new_folders_hold_no_line_ends(self, name: str, model: Path, tmp_path: Path) -> None:
-        for words in (("convert", model), ("push", model, "me/x", "--dry-run")):
-            done = run(*words, tmp_path / name)
-            refused(done, "the name of a new folder may hold no line ends", "Choose another name")
-        assert [*tmp_path.iterdir()] == []
+    def test_of_new_files_and_folders_hold_no_line_ends(
+        self, name: str, model: Path, table: Path
+    ) -> None:
+        place = table.parent / name
+        train = ("train", table, f"model.from={model}", f"output={place}")
+        for words in (("convert", model, place), ("init", "classify", "-o", place)):
+            refused(run(*words), "a new name may hold no line ends", "Choose another name")
+        # What YAML does not read is refused before.
+        refused(run(*train), "not valid YAML" if "\x1b" in name else "a new name may hold no")
+        assert [*table.parent.iterdir()] == [table]
+
+    def test_that_are_there_are_used(self, model: Path, tmp_path: Path) -> None:
+        place = tmp_path / "a\nb"
+        place.mkdir()
+        assert run("convert", model, place / "c").exit_code == 0
 
 
 def test_notes_are_sentences_on_standard_error(model: Path, tmp_path: Path) -> None:

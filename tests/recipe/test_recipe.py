@@ -15,7 +15,13 @@ from pretune.corpus.store import CORPUS_MANIFEST
 from pretune.errors import DataError, RecipeError
 from pretune.recipe import yaml12
 from pretune.recipe.commented import commented_recipe
-from pretune.recipe.recipe import ADDED_RECIPES, Recipe, builtin_recipes, named_recipes
+from pretune.recipe.recipe import (
+    ADDED_RECIPES,
+    Recipe,
+    builtin_recipes,
+    named_recipes,
+    parse_override,
+)
 from pretune.tasks.builtin import TASKS
 from tests.plugins import forget_plugins, install_plugin
 
@@ -421,3 +427,22 @@ def test_a_recipe_without_a_task_names_all(tmp_path: Path) -> None:
     for make in (lambda: Recipe.of({"data": 3}), lambda: Recipe.load(tmp_path / "a.yaml")):
         with pytest.raises(RecipeError, match=r"pretune init TASK.*classify, .*tag"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("runs/a\nb", "runs/a\nb"),
+        ("Be brief.\n\nBe kind.", "Be brief.\n\nBe kind."),
+        ("run #2", "run #2"),
+        (" runs/a ", "runs/a"),
+        ("'a # b'", "a # b"),
+        ('"a\\nb"', "a\nb"),
+        ("|\n  a\n  b\n", "a\nb\n"),
+        ("3", 3),
+        ("null", None),
+        ("[a,\n b]", ["a", "b"]),
+    ],
+)
+def test_a_text_without_quotes_is_taken_as_typed(typed: str, value: object) -> None:
+    assert parse_override(f"output={typed}") == ("output", value)

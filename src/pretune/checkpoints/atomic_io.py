@@ -66,29 +66,32 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_folder_name(path: Path) -> None:
-    """Refuse a name for a new folder that would cut notes, logs and commands in two.
+def check_new_name(path: Path) -> None:
+    """Refuse names for new files and folders that would cut notes, logs and commands in two.
 
     Raises:
-        RunError: it holds a line end or another control character, or is not in UTF-8.
+        RunError: a name holds a line end or another control character, or is not in UTF-8.
     """
-    if (shown := in_line(path)) != str(path):
-        raise RunError(
-            f"{shown}: the name of a new folder may hold no line ends and no control characters",
-            "Choose another name.",
-        )
+    for place in (path, *path.parents):
+        if os.path.lexists(place):
+            return
+        if in_line(place.name) != place.name:
+            raise RunError(
+                f"{in_line(path)}: a new name may hold no line ends and no control characters",
+                "Choose another name.",
+            )
 
 
 def make_folder(path: Path) -> None:
     """Make a folder and its missing parents, synced to the disk.
 
     Raises:
-        RunError: by `check_folder_name`.
+        RunError: by `check_new_name`.
         OSError: it cannot be made.
     """
     if path.is_dir():
         return
-    check_folder_name(path)
+    check_new_name(path)
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync_path(path.parent)
@@ -104,7 +107,12 @@ def remove_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file gets its name once it is complete and on the disk."""
+    """Yield a temporary path; the file gets its name once it is complete and on the disk.
+
+    Raises:
+        RunError: by `check_new_name`.
+    """
+    check_new_name(path)
     aside = _aside(path)
     try:
         yield aside
@@ -128,12 +136,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: the name is taken.
-        RunError: by `check_folder_name`.
+        RunError: by `check_new_name`.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(path)
-    check_folder_name(path)
+    check_new_name(path)
     make_folder(path.parent)
     aside = _aside(path)
     _discard(aside)

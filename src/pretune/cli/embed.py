@@ -21,6 +21,9 @@ from pretune.cli.app import (
 from pretune.errors import PretuneError
 from pretune.text.terminal import in_line
 
+#: Numbers of blank lines in a note; JSON has all of them.
+SHOWN_LINES = 10
+
 
 @command(
     "embed",
@@ -109,7 +112,9 @@ def embed(
     print_notes(records)
     # Blank lines have no vector, so the vectors have other numbers than the lines.
     if blank:
-        say(f"blank lines left out: {blank:,}; the vectors are of the other lines, in order")
+        numbers = ", ".join(map(str, blank[:SHOWN_LINES])) + ", ..." * (len(blank) > SHOWN_LINES)
+        left_out = f"blank lines left out: {len(blank):,} ({numbers})"
+        say(f"{left_out}; the vectors are of the other lines, in order")
     # The head that a task trained is of no use here.
     embedder = Embedder(
         load(run, bare=True, allow_pickle=allow_pickle),
@@ -138,6 +143,7 @@ def embed(
         shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
         line = f"{output}: {len(texts):,} vectors of {embedder.size}, pooling {embedder.pooling}"
         used = {"pooling": embedder.pooling, "normalize": embedder.normalize, "cut": embedder.cut}
+        used["blank_lines"] = blank
         print_result({**shape, **used}, line, as_json=as_json, saved=True)
         return
     for item in nearest:

@@ -409,22 +409,22 @@ def _shown(value: object) -> str:
 
 def read_texts(
     source: str, *, column: str | None = None, encoding: str = "utf-8", quoting: str = "auto"
-) -> tuple[Records, list[str], int]:
+) -> tuple[Records, list[str], list[int]]:
     """Read the texts to embed.
 
-    A `.txt` file has one text a line. Blank lines are left out and counted, since the rows of the
-    vectors then differ from the numbers of the lines. Without `column` it is guessed. Returns the
-    records, the text of each, and the number of blank lines.
+    A `.txt` file has one text a line. Blank lines, which have no vector, are left out. Without
+    `column` it is guessed. Returns the records, the text of each, and the numbers of the blank
+    lines (1-based): the rows of the vectors have other numbers than the lines then.
 
     Raises:
         DataError: the source cannot be read, has no such column or several columns with text, or a
             record has no text.
     """
-    path, blank = Path(source), 0
+    path, blank = Path(source), []
     if is_file(path) and not is_table(path):
         every = file_lines(path, encoding)
         lines = [(number, line) for number, line in every if line.strip()]
-        blank = len(every) - len(lines)
+        blank = [number for number, line in every if not line.strip()]
         rows = [{"text": line} for _, line in lines]
         records = Records(rows, source, [number for number, _ in lines], ("text",))
     else:

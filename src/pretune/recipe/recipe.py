@@ -289,14 +289,18 @@ def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is YAML."""
+    """Split `key=value`; the value is YAML, but a text without quotes is taken as it was typed."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
             f"'{brief(text)}': not an override",
             "Write key=value, e.g. train.epochs=2 or model.from=minilm.",
         )
-    return key.strip(), yaml12.parse(value, f"override '{brief(text)}'")
+    parsed = yaml12.parse(value, f"override '{brief(text)}'")
+    # YAML would join the lines of such a text, and end it at " #".
+    if isinstance(parsed, str) and value.strip()[:1] not in tuple("\"'|>!&*"):
+        parsed = value.strip()
+    return key.strip(), parsed
 
 
 def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:

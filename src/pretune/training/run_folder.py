@@ -14,7 +14,7 @@ from typing import Any
 
 from pretune.checkpoints.atomic_io import (
     atomic_text,
-    check_folder_name,
+    check_new_name,
     is_aside,
     make_folder,
     sweep,
@@ -94,7 +94,7 @@ class RunFolder:
     def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Check that a new run may be written here; touches nothing."""
         self._overwrite = overwrite
-        check_folder_name(self.path)
+        check_new_name(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise RunError(
                 f"{self.path}: is a file, not a folder", "Choose another: output=FOLDER."
