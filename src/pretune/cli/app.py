@@ -153,7 +153,7 @@ def _printed_notes() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, Note):
-                to_stderr().print(f"note: {message}", soft_wrap=True)
+                to_stderr().say(f"note: {message}")
             else:
                 usual(message, category, *place, **more)
 

@@ -100,9 +100,7 @@ def embed(
         write_vectors,
     )
 
-    def say(note: str) -> None:
-        to_stderr().print(note, soft_wrap=True)
-
+    notes = to_stderr()
     # Mistakes in the command line are reported before anything is read.
     if (output is None) == (query is None):
         raise PretuneError("give either --output FILE or --query TEXT")
@@ -114,7 +112,7 @@ def embed(
     if blank:
         numbers = ", ".join(map(str, blank[:SHOWN_LINES])) + ", ..." * (len(blank) > SHOWN_LINES)
         left_out = f"blank lines left out: {len(blank):,} ({numbers})"
-        say(f"{left_out}; the vectors are of the other lines, in order")
+        notes.say(f"{left_out}; the vectors are of the other lines, in order")
     # The head that a task trained is of no use here.
     embedder = Embedder(
         load(run, bare=True, allow_pickle=allow_pickle),
@@ -128,7 +126,7 @@ def embed(
         max_length=max_length,
     )
     if (note := settings_note(embedder, search=query is not None)) is not None:
-        say(note)
+        notes.say(note)
     with progress_bar("embedding", len(texts), shown=not quiet) as bar:
         if output is not None:
             write_vectors(embedder, records, texts, output, progress=bar)
@@ -137,7 +135,8 @@ def embed(
                 query or "", texts, top_k=top_k, where=records.where, progress=bar
             )
     if embedder.cut:
-        say(f"cut to {embedder.max_length:,} tokens: {embedder.cut:,} of {len(texts):,} texts")
+        cut = f"{embedder.cut:,} of {len(texts):,} texts"
+        notes.say(f"cut to {embedder.max_length:,} tokens: {cut}")
     # Say what was written, or list the nearest texts.
     if output is not None:
         shape = {"output": str(output), "rows": len(texts), "hidden_size": embedder.size}
