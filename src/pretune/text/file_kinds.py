@@ -72,6 +72,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|\}|\]|c|\x8a)")
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/")
 _LFS_POINTER = FileKind(
     "a Git LFS pointer, not the file itself", "Fetch the file, in its repository: git lfs pull"
@@ -94,6 +95,15 @@ def kind_by_name(name: str) -> FileKind | None:
 
 def _unpack(command: str) -> str:
     return f"Decompress it first: {command} FILE"
+
+
+def page_kind(head: bytes) -> FileKind | None:
+    """Whether a file begins as a page of HTML or XML, which is text, but neither table nor JSON."""
+    if not _PAGE.match(head):
+        return None
+    return FileKind(
+        "a page of HTML or XML", "Perhaps a download went wrong: fetch the file itself."
+    )
 
 
 def kind_by_content(head: bytes, *, wide: bool = False) -> FileKind | None:

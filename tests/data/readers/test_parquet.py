@@ -124,6 +124,7 @@ def test_packed_pages_are_refused_before_they_are_read(
         (b"\x1f\x8b\x08\0\0\0\0\0", "a gzip file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"ARROW1\0\0\xff", "an Arrow file"),
+        (b"<!DOCTYPE html>", "a page of HTML"),
     ],
 )
 def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes, what: str) -> None:

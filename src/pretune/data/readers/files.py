@@ -25,7 +25,7 @@ from pretune.data.readers.plain_text import (
 from pretune.data.records import MAX_CHARS, Records
 from pretune.errors import DataError, did_you_mean, similar_file
 from pretune.text.byte_stream import first_bytes, is_file, is_pipe
-from pretune.text.file_kinds import kind_by_name, suffix_of
+from pretune.text.file_kinds import kind_by_name, page_kind, suffix_of
 
 #: How quotes in a CSV or TSV file may be read.
 QUOTINGS = ("auto", "standard", "none")
@@ -55,7 +55,6 @@ _READERS: dict[str, Callable[[Path, str, str, Columns], Records]] = {
 #: Files whose names end like this hold rows with columns.
 TABLE_SUFFIXES = tuple(_READERS)
 _JSON = (".jsonl", ".ndjson", ".json")
-_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
 _OBJECTS = re.compile(rb"\s*(?:\{\s*\"|\[\s*\{)")
 _CELLS = re.compile(rb"\s*[a-z_][^\n]*?[,\t]", re.IGNORECASE)
 
@@ -169,11 +168,8 @@ def _check_content(path: Path, suffix: str) -> None:
     head = first_bytes(str(path), 1 << 12).removeprefix(codecs.BOM_UTF8)
     if not head.strip() and len(head) < 1 << 12:
         raise DataError(f"{path}: no records in it", "The file is empty or blank.")
-    if _PAGE.match(head):
-        raise DataError(
-            f"{path}: is a page of HTML or XML, not {suffix}",
-            "Perhaps a download went wrong: fetch the file itself.",
-        )
+    if (page := page_kind(head)) is not None:
+        raise DataError(f"{path}: is {page.what}, not {suffix}", page.way_out)
     if suffix in (".csv", ".tsv") and _OBJECTS.match(head):
         raise DataError(
             f"{path}: is JSON, not a table", "Let its name end in .jsonl, or .json for one array."

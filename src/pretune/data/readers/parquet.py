@@ -19,7 +19,7 @@ from pretune.data.readers.hub import category_names
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.text.byte_stream import FREE_BYTES, MAX_RATIO, spooled
-from pretune.text.file_kinds import HEAD_BYTES, kind_by_content
+from pretune.text.file_kinds import HEAD_BYTES, kind_by_content, page_kind
 
 if TYPE_CHECKING:
     from pyarrow import Array as ArrowArray
@@ -46,7 +46,7 @@ def opened_parquet(path: str | Path) -> Iterator[ParquetFile]:
         with open(place, "rb") as handle:
             head = handle.read(HEAD_BYTES)
         if not head.startswith(b"PAR1"):
-            kind = kind_by_content(head) if head else None
+            kind = kind_by_content(head) or page_kind(head)
             reason = kind.what if kind else "it does not begin as one" if head else "it is empty"
             raise DataError(
                 f"{path}: not a Parquet file that can be read ({reason})",
