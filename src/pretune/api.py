@@ -30,6 +30,7 @@ from pretune.evaluation.few_shot.study import measure, options_from
 from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, column_names, task_of
+from pretune.inference.reference import compared
 from pretune.inference.runtime import choose_device
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import Prediction
@@ -142,6 +143,7 @@ def evaluate(
         why = f": {features.skipped[0].why}" if features.skipped else ""
         raise DataError(f"{records.origin}: nothing to evaluate on{why}", "Name other data.")
     bundle.model.to(target)
+    features = compared(task, features, target)
     return evaluate_features(task, bundle.model, features, device=target, batch_tokens=batch_tokens)
 
 

@@ -12,6 +12,8 @@ import torch
 
 from pretune.bundle.bundle import Bundle, load
 from pretune.data.records import Records
+from pretune.tasks.alignment.dpo import Dpo, DpoOptions
+from pretune.tasks.alignment.reward import Reward, RewardOptions
 from pretune.tasks.base import AnyTask
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
@@ -131,6 +133,18 @@ def _messages(i: int) -> list[dict[str, str]]:
     ][: 2 if i % 2 == 0 or len(_turns(i)) < 4 else 4]
 
 
+def _pairs(count: int) -> Rows:
+    return [
+        {
+            "messages": [{"role": "user", "content": _text(i)}],
+            "completion": f"good {i}",
+            "chosen": f"good {i}",
+            "rejected": NASTY if i == 5 else "bad " * (1 + i % 4),
+        }
+        for i in range(count)
+    ]
+
+
 LABELS = ["good", "<i>bad", "好"]
 CASES = {
     "classify": Case(
@@ -185,6 +199,11 @@ CASES = {
         lambda: Instruct(InstructOptions(max_length=48, max_new_tokens=4)),
         lambda count: [{"messages": _messages(i)} for i in range(count)],
         "gpt2",
+    ),
+    "reward": Case(lambda: Reward(RewardOptions(max_length=32)), _pairs),
+    "reward_decoder": Case(lambda: Reward(RewardOptions(max_length=48)), _pairs, "gpt2"),
+    "dpo": Case(
+        lambda: Dpo(DpoOptions(max_length=48, loss="orpo", reference=None)), _pairs, "gpt2"
     ),
     "translate": Case(
         lambda: Translate(TranslateOptions(max_length=64, label_smoothing=0.0, beams=1)),

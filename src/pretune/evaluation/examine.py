@@ -16,6 +16,7 @@ from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inference.predict import task_of
+from pretune.inference.reference import compared
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.tasks.base import AnyTask, Head, Preprocessor, ReadsStream, ReadsWindows, drawn
 from pretune.tasks.features import record_features
@@ -135,8 +136,9 @@ def examine(
         sums[index] = each.sums.cpu().double().numpy()
         terms[index] = each.counts.cpu().numpy()
 
+    scored = compared(task, features, target)
     whole = evaluate_features(
-        *(task, model, features),
+        *(task, model, scored),
         batch_tokens=batch_tokens,
         device=target,
         precision=precision,

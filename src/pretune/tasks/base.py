@@ -552,6 +552,30 @@ class WritesAnswers(ABC):
         """
 
 
+#: The name of the targets that `HasReference` gives features.
+REFERENCE = "reference"
+
+
+class HasReference(ABC):
+    """Ability: the loss compares the model with a frozen reference.
+
+    The reference's scores never change, so they are computed once, before training, and become
+    targets of the features under the name `REFERENCE`.
+    """
+
+    #: Where the reference was found; part of `state`, so that a later evaluation finds it again.
+    reference_source: str | None = None
+
+    @property
+    @abstractmethod
+    def reference(self) -> str | None:
+        """Where the reference comes from: a folder, `start` (the model before training) or None."""
+
+    @abstractmethod
+    def reference_scores(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        """Score a batch by the reference: `[B, K]`, in the order of the batch's features."""
+
+
 class Calibrated(ABC):
     """Ability: chooses something on validation data, such as a threshold; it is part of `state`."""
 

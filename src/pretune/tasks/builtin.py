@@ -25,6 +25,8 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "causal_lm": "pretune.tasks.causal_lm.causal_lm:CausalLm",
         "chat": "pretune.tasks.dialogue.dialogue:Chat",
         "instruct": "pretune.tasks.dialogue.dialogue:Instruct",
+        "reward": "pretune.tasks.alignment.reward:Reward",
+        "dpo": "pretune.tasks.alignment.dpo:Dpo",
         "translate": "pretune.tasks.translation.translate:Translate",
     },
 )

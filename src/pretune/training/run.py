@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
+from pretune.data.arrays import Array
 from pretune.data.batch import Features
 from pretune.data.records import Records
 from pretune.errors import RunError
+from pretune.inference.reference import load_reference, reference_scores, with_scores
+from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
-from pretune.tasks.base import AnyTask, drawn
+from pretune.tasks.base import AnyTask, HasReference, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
@@ -27,6 +30,13 @@ from pretune.training.freeze import freeze
 from pretune.training.logging import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Trainer
 from pretune.training.modes import determinism, set_modes
+from pretune.training.reference import (
+    REFERENCE_FILE,
+    check_reference,
+    keep_scores,
+    read_scores,
+    scores_key,
+)
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
@@ -180,6 +190,7 @@ class _Run:
             if start is not None:
                 _check_unchanged_data(start, self.fingerprints, self.recipe)
             self._open_folder(stack)
+            self._compare_with_reference()
             stop = stack.enter_context(StopRequest(self._say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
             # From the checkpoint on, if there is one.
@@ -203,6 +214,7 @@ class _Run:
         task, reporter = self.task, self.reporter
         self.data, held_back = read_data(self.recipe)
         fit(task, self.data)
+        check_reference(task, self.recipe)
         if isinstance(self.data, Records):
             for remark in task.remarks(self.data):
                 reporter.say(remark)
@@ -240,6 +252,55 @@ class _Run:
                     f"{path}.",
                 ) from None
         self.world.wait()
+
+    def _compare_with_reference(self) -> None:
+        """Give the features the scores of the frozen reference, if the task has one."""
+        task = self.task
+        if not isinstance(task, HasReference) or task.reference is None:
+            return
+        start = self.recipe.model.source
+        task.reference_source = start if task.reference == "start" else task.reference
+        known = {name: self.fingerprints[name] for name in ("data", "validation")}
+        key = scores_key(known, f"{task.reference_source} {self.recipe.seed}")
+        # The main process computes them, unless the run did so before it was stopped.
+        if self.world.main and read_scores(self.folder.path, key) is None:
+            keep_scores(self.folder.path, key, self._reference_scores(task))
+        self.world.wait()
+        scores = read_scores(self.folder.path, key)
+        if scores is None:
+            raise RunError(
+                f"{self.folder.path / REFERENCE_FILE}: the scores of the reference are not finite "
+                "numbers, or cannot be read",
+                "Look at the reference (task.reference): does it give numbers for these data?",
+            )
+        self.train = with_scores(self.train, scores["train"])
+        if self.validation is not None:
+            self.validation = with_scores(self.validation, scores["validation"])
+
+    def _reference_scores(self, task: HasReference) -> dict[str, Array]:
+        """Compute the scores of all features, by the name of their data."""
+        # The model itself is the reference until it learns; a checkpoint has learned already.
+        if task.reference != "start":
+            model = load_reference(task).model
+        elif self.resumed:
+            seed_everything(self.recipe.seed)
+            model = starting_model(self.recipe, self.task, self.data).model
+        else:
+            model = self.bundle.model
+        model = model.to(self.device)
+        sets = {"train": self.train, "validation": self.validation}
+        scores = {}
+        for name, features in sets.items():
+            if features is None:
+                continue
+            with self.reporter.working(f"reference: {name}", len(features)) as done:
+                scores[name] = reference_scores(
+                    *(task, model, features),
+                    device=self.device,
+                    precision=self.recipe.train.precision,
+                    progress=done,
+                )
+        return scores
 
     def _store(self) -> RunCheckpoints:
         options = self.recipe.train

@@ -23,6 +23,7 @@ from pretune.checkpoints.atomic_io import (
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
+from pretune.training.reference import REFERENCE_FILE
 from pretune.training.run_result import RunResult
 
 RECIPE, RESULT, METRICS = "recipe.yaml", "result.json", "metrics.jsonl"
@@ -30,7 +31,7 @@ EVENTS, CHECKPOINTS = "events", "checkpoints"
 #: Locked by the process that trains, whose number it holds.
 RUN_LOCK = ".lock"
 #: What a run writes in addition to its recipe; links stand before what they point at.
-_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS)
+_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS, REFERENCE_FILE)
 #: Errors of a disk that is full or read-only.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -44,6 +45,7 @@ class RunFolder:
     metrics.jsonl        the figures of the training, one JSON object per line
     events/              the same for TensorBoard
     result.json          the outcome, once the run is finished
+    reference.safetensors  the scores of a frozen reference, for tasks that have one
     """
 
     def __init__(self, path: str | Path) -> None:

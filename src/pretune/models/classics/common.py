@@ -224,6 +224,7 @@ class ClassicLM(LanguageModelHead):
         state: RecurrentState | None = None,
         smoothing: float = 0.0,
         z_loss: float = 0.0,
+        each: bool = False,
     ) -> Tensor | Scores:
         """Predict the next tokens, as `LanguageModelHead.forward`.
 
@@ -231,7 +232,7 @@ class ClassicLM(LanguageModelHead):
         of which nothing has been read.
         """
         output = self.backbone(batch, select=select, state=state)
-        scored = self.decode(output.last_hidden_state, labels, smoothing, z_loss)
+        scored = self.decode(output.last_hidden_state, labels, smoothing, z_loss, each=each)
         return replace(scored, state=output.state) if isinstance(scored, Scores) else scored
 
     @override

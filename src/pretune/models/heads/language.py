@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
-from pretune.models.heads.vocabulary import Scores, over_vocabulary
+from pretune.models.heads.vocabulary import Scores, over_vocabulary, token_log_probs
 from pretune.models.kv_cache import KVCache
 from pretune.models.layers import ACTIVATIONS, Linear
 
@@ -31,6 +31,7 @@ class LanguageModelHead(nn.Module):
         labels: Tensor | None = None,
         smoothing: float = 0.0,
         z_loss: float = 0.0,
+        each: bool = False,
     ) -> Tensor | Scores:
         """Predict a token at each position.
 
@@ -41,12 +42,14 @@ class LanguageModelHead(nn.Module):
                 scored, and the logits never exist all at once.
             smoothing: label smoothing, as for `score_tokens`.
             z_loss: weight of the z-loss, as for `score_tokens`.
+            each: return the log-probability of each label, with its graph, instead of scores.
 
         Returns:
-            logits `[T, vocab]`, or `[R, vocab]` with `select`; with `labels` the scores.
+            logits `[T, vocab]`, or `[R, vocab]` with `select`; with `labels` the scores, or with
+            `each` their log-probabilities, `[T]` or `[R]`.
         """
         hidden = self.backbone(batch, select=select).last_hidden_state
-        return self.decode(hidden, labels, smoothing, z_loss)
+        return self.decode(hidden, labels, smoothing, z_loss, each=each)
 
     def decode(
         self,
@@ -54,11 +57,15 @@ class LanguageModelHead(nn.Module):
         labels: Tensor | None = None,
         smoothing: float = 0.0,
         z_loss: float = 0.0,
+        *,
+        each: bool = False,
     ) -> Tensor | Scores:
-        """Map hidden states `[R, hidden]` to logits `[R, vocab]`, or to scores given `labels`."""
-        return over_vocabulary(
-            hidden, self.output_table(), self.output_bias(), labels, smoothing, z_loss
-        )
+        """Map hidden states `[R, hidden]` to logits `[R, vocab]`; given `labels` to scores, or with
+        `each` to their log-probabilities `[R]`."""
+        table, bias = self.output_table(), self.output_bias()
+        if each and labels is not None:
+            return token_log_probs(hidden, table, bias, labels)
+        return over_vocabulary(hidden, table, bias, labels, smoothing, z_loss)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.decode(hidden)

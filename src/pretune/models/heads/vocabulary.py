@@ -86,6 +86,34 @@ def score_tokens(
     return Scores(total, len(labels), plain, penalty, -1 if trains else int(right), nats)
 
 
+def token_log_probs(
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """Log-probabilities `[R]` of tokens, with their graph, in float32.
+
+    For losses that are no sum over tokens, so that the gradient of a token is known only after all
+    of them were scored. Logits that fit into `chunk_bytes` are kept for the backward pass; more of
+    them are computed a second time there.
+
+    Args:
+        hidden: `[R, hidden]`.
+        table: `[vocab, hidden]`, the output layer.
+        bias: `[vocab]` or None.
+        labels: `[R]` int64.
+        chunk_bytes: memory that logits may take at a time.
+    """
+    rows = max(1, chunk_bytes // (4 * len(table)))
+    log_probs: Tensor = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, table, bias, labels, rows
+    )
+    return log_probs
+
+
 def over_vocabulary(
     hidden: Tensor,
     table: Tensor,
@@ -155,6 +183,51 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         grads = [next(saved) * grad if has else None for has in ctx.has]
+        return (*grads, None, None)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, bias: Tensor | None, labels: Tensor, rows: int
+    ) -> Tensor:
+        log_probs = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        log_z = torch.empty_like(log_probs)
+        weight, logits = ops.rounded(table), log_probs.new_empty(0)
+        for start in range(0, len(labels), rows):
+            part, target = hidden[start : start + rows], labels[start : start + rows]
+            logits = ops.linear(part, weight, bias).float()
+            log_z[start : start + rows] = logits.logsumexp(-1)
+            picked = logits.gather(1, target[:, None])[:, 0]
+            log_probs[start : start + rows] = picked - log_z[start : start + rows]
+        # What is one chunk is kept; the rest is computed again.
+        ctx.rows, ctx.kept = rows, len(labels) <= rows
+        kept = (logits,) if ctx.kept else ()
+        ctx.save_for_backward(hidden, table, bias, labels, log_z, *kept)
+        kind = hidden.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        return log_probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, table, bias, labels, log_z, *kept = ctx.saved_tensors
+        grads = [
+            torch.zeros_like(t) if need and t is not None else None
+            for need, t in zip(ctx.needs_input_grad[:3], (hidden, table, bias), strict=True)
+        ]
+        kind, dtype, enabled = ctx.autocast
+        # Rounded as in the forward pass, where that was in bf16.
+        with torch.autocast(kind, dtype=dtype, enabled=enabled):
+            weight = ops.rounded(table)
+            for start in range(0, len(labels), ctx.rows):
+                rows = slice(start, start + ctx.rows)
+                part, target, outer = hidden[rows], labels[rows], grad[rows]
+                logits = kept[0] if kept else ops.linear(part, weight, bias).float()
+                # d/dlogits: ([label] - p) times what comes from above.
+                inner = (logits - log_z[rows][:, None]).exp_().mul_(-outer[:, None])
+                inner.scatter_add_(1, target[:, None], outer[:, None])
+                _add_gradients(grads, inner.to(part.dtype), part, weight, start)
         return (*grads, None, None)
 
 

@@ -25,7 +25,13 @@ from pretune.errors import CheckpointError, DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
-from pretune.tasks.dialogue.layouts import ConversationLayout, Excerpt, TemplateLayout, TurnLayout
+from pretune.tasks.dialogue.layouts import (
+    ConversationLayout,
+    Excerpt,
+    TemplateLayout,
+    TurnLayout,
+    give_template,
+)
 from pretune.tasks.dialogue.replies import (
     ASKED,
     TURN,
@@ -39,7 +45,7 @@ from pretune.tasks.dialogue.replies import (
 )
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import IGNORED, NEXT, token_losses
-from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
+from pretune.tokenizers.chat_template import ChatTemplate, Message
 from pretune.tokenizers.tokenizer import Tokenizer
 
 TURNS = "turns"
@@ -391,17 +397,7 @@ class Instruct(Dialogue[InstructOptions], AdaptsRecords):
             CheckpointError: the tokenizer's own template cannot be used, or it has no token to end
                 a reply with where the template needs one.
         """
-        chosen = self.options.template
-        if chosen != "auto" or ChatTemplate.of(tokenizer) is None:
-            name = "alpaca" if chosen == "auto" else chosen
-            if name == "alpaca" and tokenizer.end_id is None:
-                raise CheckpointError(
-                    "the template alpaca ends a reply with the tokenizer's eos_token or sep_token, "
-                    "and it has neither",
-                    "Take task.template=chatml, or a tokenizer that has one, such as wordpiece and "
-                    "bpe make.",
-                )
-            tokenizer.settings["chat_template"] = TEMPLATES[name]
+        give_template(tokenizer, self.options.template)
         super().bind(tokenizer)
 
     @override

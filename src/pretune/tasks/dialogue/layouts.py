@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from pretune.decoding.text_stream import plain_text
 from pretune.errors import CheckpointError, DataError
-from pretune.tokenizers.chat_template import ChatTemplate, Message
+from pretune.tokenizers.chat_template import TEMPLATES, ChatTemplate, Message
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Where only the end of a text can be read, no more than this much of it is tokenized.
@@ -236,6 +236,30 @@ def turn_windows(lengths: Sequence[int], room: int) -> Iterator[tuple[int, int, 
             stop += 1
         yield first, fresh, stop
         fresh = stop
+
+
+def give_template(tokenizer: Tokenizer, chosen: str) -> None:
+    """Give a tokenizer the chat template that a recipe names, which is saved with it.
+
+    Args:
+        tokenizer: changed in place.
+        chosen: a name among `TEMPLATES`; `auto`: its own, else Alpaca's.
+
+    Raises:
+        CheckpointError: its own template cannot be used, or it has no token to end a reply with
+            where the template needs one.
+    """
+    if chosen == "auto" and ChatTemplate.of(tokenizer) is not None:
+        return
+    name = "alpaca" if chosen == "auto" else chosen
+    if name == "alpaca" and tokenizer.end_id is None:
+        raise CheckpointError(
+            "the template alpaca ends a reply with the tokenizer's eos_token or sep_token, and it "
+            "has neither",
+            "Take task.template=chatml, or a tokenizer that has one, such as wordpiece and bpe "
+            "make.",
+        )
+    tokenizer.settings["chat_template"] = TEMPLATES[name]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""Scores of a frozen reference, which become targets of the features that are compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretune.bundle.bundle import Bundle, load
+from pretune.data.arrays import Array
+from pretune.data.batch import Features, FeatureSet
+from pretune.data.batch_order import batches_by_length
+from pretune.errors import CheckpointError, PretuneError
+from pretune.inference.runtime import evaluation_mode, precision_context
+from pretune.tasks.base import REFERENCE, AnyTask, HasReference
+
+#: Tokens at a time. Batching changes the scores by rounding, so nobody may choose it.
+BATCH_TOKENS = 8192
+
+
+@torch.no_grad()
+def reference_scores(
+    task: HasReference,
+    model: nn.Module,
+    features: Features,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Array:
+    """Score features by a reference.
+
+    Args:
+        task: whose features these are.
+        model: the reference, on the device; its mode is the same afterwards.
+        features: what to score.
+        device: where to compute.
+        precision: as in training.
+        progress: called with the number of features done.
+
+    Returns:
+        `[N, K]` float32: the scores of each feature.
+    """
+    scores: Array | None = None
+    done = 0
+    with evaluation_mode(model):
+        for which in batches_by_length(features.lengths, BATCH_TOKENS):
+            batch = features.batch(which).to(device)
+            with precision_context(device, precision):
+                own = task.reference_scores(model, batch).float().cpu().numpy()
+            if scores is None:
+                scores = np.zeros((len(features), own.shape[1]), dtype=np.float32)
+            scores[batch.index.numpy()] = own
+            done += len(which)
+            if progress is not None:
+                progress(done)
+    return np.zeros((0, 1), dtype=np.float32) if scores is None else scores
+
+
+def with_scores(features: Features, scores: Array) -> FeatureSet:
+    """Return features that have the scores `[N, K]` of a reference among their targets."""
+    assert isinstance(features, FeatureSet)  # noqa: S101 - records are compared, never a corpus
+    return replace(features, targets={**features.targets, REFERENCE: scores})
+
+
+def compared(task: AnyTask, features: Features, device: torch.device) -> Features:
+    """Return the features as the evaluation of a trained model needs them.
+
+    For a task that has a reference, the one that the model was trained beside is loaded and scores
+    the features; for any other task they stay as they are.
+
+    Raises:
+        CheckpointError: the reference is not where it was in training.
+    """
+    if not isinstance(task, HasReference) or task.reference is None:
+        return features
+    reference = load_reference(task)
+    model = reference.model.to(device)
+    return with_scores(features, reference_scores(task, model, features, device=device))
+
+
+def load_reference(task: HasReference) -> Bundle:
+    """Load the reference that a model was trained beside.
+
+    Raises:
+        CheckpointError: it is not known, or not there any more.
+    """
+    source = task.reference if task.reference != "start" else task.reference_source
+    hint = "Say where the reference is now: --set reference=FOLDER."
+    if source is None:
+        raise CheckpointError("the model does not say what it was compared with", hint)
+    try:
+        return load(source, task=task)  # type: ignore[arg-type]
+    except PretuneError as error:
+        raise CheckpointError(f"the reference {source} cannot be loaded: {error}", hint) from None

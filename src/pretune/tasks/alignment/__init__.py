@@ -1,0 +1,1 @@
+"""Learning from preferences: reward models, and models that learn which reply is better."""

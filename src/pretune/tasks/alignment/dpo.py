@@ -1,0 +1,460 @@
+"""`dpo`: a model that replies learns which of two replies is better, without a reward model.
+
+Direct preference optimization (Rafailov et al. 2023) and what came after it: one task, whose
+option `loss` names the formula (`losses.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import override
+
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, PackedBatch, Skipped
+from pretune.data.readers.preferences import (
+    CHOSEN,
+    COMPLETION,
+    LABEL,
+    REJECTED,
+    label_of,
+    with_preferences,
+)
+from pretune.data.records import Records
+from pretune.errors import DataError
+from pretune.tasks.alignment.losses import (
+    PAIR_LOSSES,
+    WITHOUT_REFERENCE,
+    LossSettings,
+    PairScores,
+    kto,
+)
+from pretune.tasks.alignment.pairs import ReplyTokens, reply_tokens, useless_pair
+from pretune.tasks.base import REFERENCE, HasReference, Loss, Metrics
+from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
+from pretune.tasks.dialogue.replies import ReplyOutputs, ReplyPrediction
+from pretune.tasks.grading import Decision, EachLoss, Grade
+from pretune.tasks.losses import IGNORED, NEXT
+from pretune.tokenizers.tokenizer import Tokenizer
+
+#: Target of a feature of `kto`: whether its reply is wanted.
+WANTED = "wanted"
+
+LossName = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "ipo",
+    "ipo_sum",
+    "hinge",
+    "robust",
+    "apo_zero",
+    "sft",
+    "orpo",
+    "simpo",
+    "cpo",
+    "kto",
+]
+
+
+class DpoOptions(InstructOptions):
+    """Options of `dpo`."""
+
+    name: Literal["dpo"] = Field(  # type: ignore[assignment]
+        "dpo", description="Replies, learned from which of two is better."
+    )
+    loss: LossName = Field(
+        "sigmoid",
+        description="sigmoid (DPO; with label_smoothing cDPO), sigmoid_norm (DPO a token), ipo (a "
+        "token; ipo_sum: whole replies), hinge (SLiC), robust, apo_zero, sft, orpo, simpo, cpo, or "
+        "kto (replies that are wanted or not, without pairs).",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="How strongly the model is tied to the reference (for orpo: the weight of the "
+        "odds; for simpo: the scale of the margin, usually 2).",
+    )
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Add this times the cross-entropy of the chosen reply (a token), which keeps "
+        "it likely.",
+    )
+    gamma: float = Field(
+        0.5, ge=0, allow_inf_nan=False, description="simpo: the margin that is aimed at."
+    )
+    desirable_weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="kto: the weight of wanted replies."
+    )
+    undesirable_weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="kto: the weight of unwanted replies."
+    )
+    reference: str | None = Field(
+        "start",
+        min_length=1,
+        description="What the model is compared with: start (itself before training; with LoRA the "
+        "model below the adapter), or a folder; null, as sft, orpo, simpo and cpo need none.",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.reference is None and self.loss not in WITHOUT_REFERENCE:
+            raise ValueError(f"the loss {self.loss} needs a reference: start, or a folder")
+        if self.loss == "robust" and self.label_smoothing >= 0.5:
+            raise ValueError("label_smoothing of the loss robust must be below 0.5")
+        return self
+
+    @property
+    def settings(self) -> LossSettings:
+        """The numbers in the loss's formula."""
+        return LossSettings(
+            self.beta,
+            self.label_smoothing,
+            self.gamma,
+            self.desirable_weight,
+            self.undesirable_weight,
+        )
+
+
+@dataclass(frozen=True)
+class SequenceScores:
+    """How probable a model finds the replies of a batch, two sequences a feature.
+
+    Attributes:
+        log_probs: `[2B]` of each reply: the sum over its tokens, in nats, with its graph.
+        tokens: `[2B]` the number of its tokens.
+    """
+
+    log_probs: Tensor
+    tokens: Tensor
+
+
+class Dpo(Instruct, HasReference):
+    """Learns from pairs of replies; used like a model trained by `instruct`.
+
+    The two replies of a record are two sequences of one feature, and only they are scored.
+    Sequences are packed, so no padding takes part in a log-probability, and the end of a reply is
+    a token that is learned. `kto` has in the place of the second reply another record's, by which
+    it estimates how far the model is from the reference.
+    """
+
+    name: ClassVar[str] = "dpo"
+    options_type: ClassVar[type[InstructOptions]] = DpoOptions
+    options: DpoOptions
+
+    # Preprocessor
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether replies are learned one by one."""
+        return self.options.loss == "kto"
+
+    @property
+    @override
+    def targets(self) -> dict[str, str]:
+        if self.unpaired:
+            return {COMPLETION: "the reply", LABEL: "whether it is wanted: true or false"}
+        return {CHOSEN: "the better reply", REJECTED: "the worse reply"}
+
+    @override
+    def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
+        """Bring any form of preferences to one; a pair is two records for `kto`."""
+        records = records.mapped(columns, ())
+        if not with_targets and CHOSEN not in records.columns:
+            return super().adapted(records, columns, with_targets)
+        records = with_preferences(records, replies=with_targets)
+        if not self.unpaired or COMPLETION in records.columns or CHOSEN not in records.columns:
+            return records
+        # Both replies of a pair, one after the other.
+        doubled = records.take([row for row in range(len(records)) for _ in range(2)])
+        rows = [
+            {**record, COMPLETION: record[REJECTED if i % 2 else CHOSEN], LABEL: i % 2 == 0}
+            for i, record in enumerate(doubled.rows)
+        ]
+        names = tuple(dict.fromkeys([*records.columns, COMPLETION, LABEL]))
+        return replace(doubled, rows=rows, columns=names)
+
+    @override
+    def texts(self, records: Records) -> Iterator[str]:
+        yield from super().texts(records)
+        for record in records.rows:
+            yield from (record[column] for column in self.targets if column != LABEL)
+
+    @override
+    def fit(self, records: Records) -> None:
+        """Check the labels.
+
+        Raises:
+            DataError: a label makes no sense, or all are the same.
+        """
+        if not self.unpaired:
+            return
+        labels = {label_of(records, row) for row in range(len(records))}
+        if len(labels) == 1:
+            raise DataError(
+                f"{records.origin}, column '{LABEL}': every reply is "
+                + ("wanted" if labels == {True} else "unwanted"),
+                "kto compares both: give replies of either kind.",
+            )
+
+    @override
+    def features(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
+    ) -> Iterable[Feature | Skipped]:
+        if not with_targets:
+            yield from super().features(records, rows, tokenizer, with_targets=False)
+            return
+        for row in rows:
+            record = records.rows[row]
+            replies = [record[COMPLETION]] if self.unpaired else [record[CHOSEN], record[REJECTED]]
+            if (why := useless_pair(replies)) is not None:
+                yield Skipped(row, why)
+                continue
+            if self.unpaired:  # another record's reply, the next one's that has any
+                replies.append(_other_reply(records, row))
+            layout = self.layout(tokenizer)
+            with self._naming(records, row):
+                read = reply_tokens(
+                    layout, self.messages(records, row), replies, self.options.max_length + 1
+                )
+            if not all(read.replies):
+                yield Skipped(row, "no room for a reply (task.max_length)")
+            elif not self.unpaired and read.replies[0] == read.replies[1]:
+                yield Skipped(row, "the replies differ only where they were cut")
+            else:
+                targets = {WANTED: label_of(records, row)} if self.unpaired else {}
+                yield _pair_feature(read, row, targets)
+
+    @override
+    def evaluation_features(
+        self, records: Records, rows: range, tokenizer: Tokenizer
+    ) -> Iterable[Feature | Skipped]:
+        return self.features(records, rows, tokenizer, with_targets=True)
+
+    # Head
+
+    @override
+    def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
+        """Score both replies; without targets there is nothing to score."""
+        labels = batch.targets.get(NEXT)
+        if labels is None:
+            return ReplyOutputs(None, None)
+        select = batch.where(labels != IGNORED)
+        each = model(batch, select=select, labels=labels[select.rows], each=True)
+        counts = torch.tensor(select.layout.lengths, device=each.device)
+        owner = torch.repeat_interleave(torch.arange(len(counts), device=each.device), counts)
+        sums = each.new_zeros(len(counts)).index_add(0, owner, each)
+        return SequenceScores(sums, counts.to(each.dtype))
+
+    @override
+    def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
+        """Compute the loss that the option names, counted in pairs; for kto in replies."""
+        each = self._losses(outputs, batch)
+        return Loss(each.sum(), len(each))
+
+    def _losses(self, outputs: SequenceScores, batch: PackedBatch) -> Tensor:
+        """Compute `[B]` losses, in the order of the batch."""
+        pairs, how = self._pairs(outputs, batch), self.options.settings
+        if self.unpaired:
+            # The replies of other records say how far the model has come from the reference.
+            baseline = pairs.rejected_ratio.detach().mean().clamp(min=0)
+            return kto(pairs.chosen_ratio, batch.targets[WANTED], baseline, how)
+        each = PAIR_LOSSES[self.options.loss](pairs, how)
+        if self.options.sft_weight:
+            each = each + self.options.sft_weight * PAIR_LOSSES["sft"](pairs, how)
+        return each
+
+    def _pairs(self, outputs: SequenceScores, batch: PackedBatch) -> PairScores:
+        (chosen, rejected), (own, other) = (
+            values.view(-1, 2).unbind(1) for values in (outputs.log_probs, outputs.tokens)
+        )
+        known = batch.targets.get(REFERENCE)
+        if known is None:
+            if self.options.reference is not None:
+                raise ValueError("the features have no scores of the reference")
+            known = torch.zeros(len(chosen), 2, device=chosen.device)
+        return PairScores(chosen, rejected, own, other, known[:, 0], known[:, 1])
+
+    # The reference
+
+    @property
+    @override
+    def reference(self) -> str | None:
+        return self.options.reference
+
+    @override
+    def reference_scores(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        """Return `[B, 2]`: the log-probabilities of both replies."""
+        log_probs: Tensor = self.forward(model, batch).log_probs
+        return log_probs.detach().view(-1, 2)
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return {} if self.reference_source is None else {"reference": self.reference_source}
+
+    @override
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        task = super().with_state(state)
+        task.reference_source = state.get("reference")
+        return task
+
+    # Answers: in an evaluation, which of the replies the model prefers.
+
+    @override
+    def predict(self, outputs: Any, batch: PackedBatch) -> list[Any]:
+        if isinstance(outputs, ReplyOutputs):
+            return super().predict(outputs, batch)
+        pairs = self._pairs(outputs, batch)
+        columns = (pairs.chosen, pairs.rejected, self._chances(pairs))
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def _chances(self, pairs: PairScores) -> Tensor:
+        """Compute `[B]` the probability, by the implicit rewards, that the first reply is better
+        (Rafailov et al. 2023, equation 6); for `kto` that the reply is wanted."""
+        margin = pairs.chosen_ratio if self.unpaired else pairs.margin
+        return torch.sigmoid(self.options.beta * margin)
+
+    @override
+    def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> ReplyPrediction:
+        if parts and not isinstance(parts[0], tuple):
+            return super().combine(parts, record)
+        chosen, rejected, chance = parts[0] if parts else (0.0, 0.0, 0.5)
+        if self.unpaired:
+            return PreferredReply(record[COMPLETION], chosen, 0, chance)
+        first = chance > 0.5
+        reply = record[CHOSEN if first else REJECTED]
+        return PreferredReply(reply, chosen if first else rejected, 0, chance)
+
+    # Scorer
+
+    @override
+    def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss:
+        each = self._losses(outputs, batch).detach()
+        return EachLoss(each, torch.ones_like(each, dtype=torch.int64))
+
+    @override
+    def grader(self, records: Records) -> Callable[[ReplyPrediction, int], Grade]:
+        def grade(answer: ReplyPrediction, row: int) -> Grade:
+            chance = answer.chance if isinstance(answer, PreferredReply) else 0.5
+            record = records.rows[row]
+            wanted = label_of(records, row) if self.unpaired else True
+            right = (chance > 0.5) == wanted
+            words = {True: "wanted", False: "unwanted"}
+            return Grade(
+                truth=words[wanted] if self.unpaired else record[CHOSEN],
+                answer=words[chance > 0.5] if self.unpaired else answer.reply,
+                right=right,
+                decisions=(Decision(max(chance, 1 - chance), right),),
+                counts=(float(right), 1.0),
+            )
+
+        return grade
+
+    @override
+    def figures(self, sums: Array) -> dict[str, Array]:
+        right = sums[..., 2] / np.maximum(sums[..., 3], 1)
+        return {**super().figures(sums), "reward_accuracy": right}
+
+    @override
+    def metrics(self, features: Features | None = None) -> PreferenceMetrics:  # type: ignore[override]
+        """Implicit rewards, and the log-probabilities of both replies apart."""
+        return PreferenceMetrics(self)
+
+
+@dataclass(frozen=True)
+class PreferredReply(ReplyPrediction):
+    """The reply that a model prefers.
+
+    `chance` is the probability that the chosen one is better; of `kto`, that the reply is wanted.
+    """
+
+    chance: float = 0.5
+
+
+def _other_reply(records: Records, row: int) -> str:
+    """The reply of another record: of the next one with another, or its own if there is none."""
+    own = records.rows[row][COMPLETION]
+    others = (records.rows[(row + i) % len(records)] for i in range(1, len(records)))
+    texts = (record[COMPLETION] for record in others)
+    other: str = next((text for text in texts if text.strip() and text != own), own)
+    return other
+
+
+def _pair_feature(read: ReplyTokens, row: int, targets: dict[str, Any]) -> Feature:
+    """Both sequences end to end; of each the reply is predicted, with its end."""
+    tokens: list[int] = []
+    labels: list[int] = []
+    lengths = []
+    for reply in read.replies:
+        whole = [*read.prompt, *reply]
+        tokens += whole[:-1]
+        labels += [*[IGNORED] * (len(read.prompt) - 1), *reply]
+        lengths.append(len(whole) - 1)
+    return Feature(
+        tokens,
+        targets={NEXT: labels, **targets},
+        record=row,
+        truncated=read.truncated,
+        choices=lengths,
+    )
+
+
+class PreferenceMetrics(Metrics):
+    """Figures about implicit rewards, means over the pairs.
+
+    `reward_accuracy`: how often the chosen reply has the higher implicit reward; `reward_margin`:
+    by how much; `chosen_reward`, `rejected_reward`, `chosen_log_prob`, `rejected_log_prob`: apart,
+    so that it is seen where both fall (Pal et al. 2024, "Smaug", section 3). For `kto` chosen and
+    rejected are the wanted and the unwanted replies.
+    """
+
+    def __init__(self, task: Dpo) -> None:
+        self._task = task
+        # Sums over wanted and unwanted replies: reward, log-probability, number; then right ones.
+        self._sums = np.zeros(7)
+
+    @override
+    def update(self, outputs: SequenceScores, batch: PackedBatch) -> None:
+        pairs, beta = self._task._pairs(outputs, batch), self._task.options.beta
+        columns = (pairs.chosen_ratio, pairs.chosen, pairs.rejected_ratio, pairs.rejected)
+        first, log_prob, second, other = (c.detach().double().cpu().numpy() for c in columns)
+        if self._task.unpaired:
+            wanted = batch.targets[WANTED].cpu().numpy().astype(bool)
+            right = float(((first > 0) == wanted).sum())
+            second, other = first[~wanted], log_prob[~wanted]
+            first, log_prob = first[wanted], log_prob[wanted]
+        else:
+            right = float((first > second).sum())
+        self._sums += np.array(
+            [
+                *(beta * first.sum(), log_prob.sum(), len(first)),
+                *(beta * second.sum(), other.sum(), len(second)),
+                right,
+            ]
+        )
+
+    @override
+    def merge(self, other: Self) -> None:
+        self._sums += other._sums
+
+    @override
+    def result(self) -> dict[str, float]:
+        first, log_prob, count, second, other, others, right = self._sums.tolist()
+        count, others, unpaired = max(count, 1.0), max(others, 1.0), self._task.unpaired
+        whole = max(count + others if unpaired else count, 1.0)
+        return {
+            "reward_accuracy": right / whole,
+            "reward_margin": first / count - second / others,
+            "chosen_reward": first / count,
+            "rejected_reward": second / others,
+            "chosen_log_prob": log_prob / count,
+            "rejected_log_prob": other / others,
+        }
