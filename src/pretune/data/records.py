@@ -154,10 +154,6 @@ class Records:
         """These records with further notes."""
         return replace(self, notes=(*self.notes, *notes))
 
-    def with_column(self, name: str) -> Records:
-        """The same records, whose rows have got a further column."""
-        return replace(self, columns=tuple(dict.fromkeys([*self.columns, name])))
-
     def mapped(self, mapping: Mapping[str, str], needed: Sequence[str]) -> Records:
         """Rename columns to the names that a task uses; columns not named keep theirs.
 

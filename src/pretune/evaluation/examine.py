@@ -119,6 +119,7 @@ def examine(
         raise DataError(
             f"{records.origin}: no record has anything to ask the model about", "Name other data."
         )
+    features = compared(task, features, target)
     # By feature: its answer, the sum of its losses, the number of their terms.
     model = bundle.model.to(target).eval()
     parts: dict[int, Any] = {}
@@ -136,9 +137,8 @@ def examine(
         sums[index] = each.sums.cpu().double().numpy()
         terms[index] = each.counts.cpu().numpy()
 
-    scored = compared(task, features, target)
     whole = evaluate_features(
-        *(task, model, scored),
+        *(task, model, features),
         batch_tokens=batch_tokens,
         device=target,
         precision=precision,

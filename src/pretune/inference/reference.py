@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from pretune.data.batch_order import batches_by_length
 from pretune.errors import CheckpointError, PretuneError
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.tasks.base import REFERENCE, AnyTask, HasReference
+
+F = TypeVar("F", bound=Features)
 
 #: Tokens at a time. Batching changes the scores by rounding, so nobody may choose it.
 BATCH_TOKENS = 8192
@@ -60,13 +63,13 @@ def reference_scores(
     return np.zeros((0, 1), dtype=np.float32) if scores is None else scores
 
 
-def with_scores(features: Features, scores: Array) -> FeatureSet:
+def with_scores(features: F, scores: Array) -> F:
     """Return features that have the scores `[N, K]` of a reference among their targets."""
     assert isinstance(features, FeatureSet)  # noqa: S101 - records are compared, never a corpus
     return replace(features, targets={**features.targets, REFERENCE: scores})
 
 
-def compared(task: AnyTask, features: Features, device: torch.device) -> Features:
+def compared(task: AnyTask, features: F, device: torch.device) -> F:
     """Return the features as the evaluation of a trained model needs them.
 
     For a task that has a reference, the one that the model was trained beside is loaded and scores

@@ -17,7 +17,6 @@ from pretune.data.batch import Features
 from pretune.data.records import Records
 from pretune.errors import RunError
 from pretune.inference.reference import load_reference, reference_scores, with_scores
-from pretune.inference.runtime import choose_device
 from pretune.models.lora import add_lora
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import AnyTask, HasReference, drawn

@@ -22,7 +22,7 @@ FORMS = {
     MESSAGES: (MESSAGES, SYSTEM),
     CONVERSATIONS: (CONVERSATIONS, SYSTEM),
     ALPACA[0]: (*ALPACA, SYSTEM, HISTORY),
-    PROMPT: (PROMPT, COMPLETION, SYSTEM),
+    PROMPT: (PROMPT, COMPLETION, SYSTEM, HISTORY),
 }
 
 #: From the names that data sets give to roles to ours.
@@ -54,9 +54,10 @@ def with_messages(records: Records, *, replies: bool) -> Records:
     """Make the column `messages` of the columns of any form, which it replaces.
 
     The forms are `messages` (`{"role": ..., "content": ...}`); `conversations` (`{"from": ...,
-    "value": ...}`); `instruction`, perhaps `input` and `history` (earlier turns, `[[question,
-    reply], ...]`), and `output`; `prompt` and `completion`, texts or messages. A column `system`
-    has the message of the system, unless the conversation begins with one.
+    "value": ...}`); `instruction`, perhaps `input`, and `output`; `prompt` and `completion`, texts
+    or messages. The last two may have earlier turns in `history`: `[[question, reply], ...]`, or
+    messages. A column `system` has the message of the system, unless the conversation begins with
+    one.
 
     Args:
         records: in one of these forms.
@@ -137,7 +138,7 @@ def _turns(records: Records, row: int, form: str, *, replies: bool) -> Iterator[
     if form in (MESSAGES, CONVERSATIONS):
         turns = [*_listed(records, row, form)]
     elif form == PROMPT:
-        turns = [*_listed(records, row, PROMPT)]
+        turns = [*_earlier(records, row), *_listed(records, row, PROMPT)]
         if replies or not _is_blank(records, row, COMPLETION):
             turns += _listed(records, row, COMPLETION, alone="assistant")
     else:
@@ -190,12 +191,15 @@ def _check_order(role: str, before: list[dict[str, str]], where: str) -> None:
 
 
 def _earlier(records: Records, row: int) -> Iterator[_Turn]:
-    """The turns before Alpaca's instruction: `history` has pairs of a question and its reply."""
+    """The turns before the last question: `history` has messages, or a question and its reply."""
     value = records.rows[row].get(HISTORY)
     if is_missing(value) or value in ([], (), "[]"):
         return
     hint = 'Earlier turns are [["a question", "its reply"], ...].'
     for item, pair in enumerate(records.items(value, row, HISTORY, "pairs", hint)):
+        if isinstance(pair, dict):
+            yield _listed_turn(pair, records, row, HISTORY, item)
+            continue
         both = isinstance(pair, list | tuple) and len(pair) == 2
         if not both or not all(isinstance(text, str) for text in pair):
             given = f"a list of {len(pair)}" if isinstance(pair, list | tuple) else ""

@@ -7,179 +7,130 @@ message last) with `chosen` and `rejected`, or with `completion` and `label`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pretune.data.readers.conversations import (
-    ALPACA,
-    CONVERSATIONS,
+    FORMS,
     MESSAGES,
-    messages_of,
+    PROMPT,
     with_messages,
 )
 from pretune.data.records import Record, Records, is_missing
 from pretune.errors import DataError, describe_value
 
-PROMPT, HISTORY, SYSTEM = "prompt", "history", "system"
-CHOSEN, REJECTED = "chosen", "rejected"
-COMPLETION, LABEL = "completion", "label"
+CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
 
 #: How the turns of a dialogue that is one text begin, as in Bai et al. 2022 (Anthropic's "HH").
 _TURNS = re.compile(r"\n\n(Human|Assistant): ?")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-def with_preferences(records: Records, *, replies: bool) -> Records:
-    """Bring records into one form: `messages`, and the replies under their columns.
+def with_preferences(records: Records, replies: Sequence[str]) -> Records:
+    """Make the column `messages`, which is the prompt, and texts of the replies.
 
-    The prompt is `prompt` (a text or messages), with `history` and `system` where there are such
-    columns; or `messages`, `conversations`, or Alpaca's `instruction` and `input`. Where there is
-    none of these, `chosen` and `rejected` are whole conversations, and their common beginning is
-    the prompt.
+    The prompt has one of the forms of `with_messages`, without a reply. Where there is no prompt,
+    `chosen` and `rejected` are whole conversations, and their common beginning is the prompt.
 
     Args:
         records: as read from their file.
-        replies: whether the replies are needed; without them only prompts are read.
+        replies: the columns with replies, such as `chosen` and `rejected`: texts, messages, or
+            lists that end with one. A reply that is missing is an empty text.
 
     Raises:
-        DataError: a record has no prompt, or its replies are no texts; names file, line, column.
+        DataError: a column is missing, a record has no prompt, or a reply is no text; names file,
+            line and column.
     """
-    paired = {CHOSEN, REJECTED} <= {*records.columns}
-    if not paired and replies and COMPLETION not in records.columns:
-        return records  # the missing columns are named where they are asked for
-    # Prompts first, under the form that the data set has.
-    names = [CHOSEN, REJECTED] if paired else [COMPLETION] if replies else []
-    asked = {PROMPT, MESSAGES, CONVERSATIONS, ALPACA[0]} & {*records.columns}
-    rows = []
-    for row, record in enumerate(records.rows):
-        values = {name: record.get(name) for name in names}
-        if asked:
-            prompt = _prompt(records, row)
-            texts = {name: _reply(records, row, name) for name in names}
-        else:
-            prompt, texts = _common_beginning(records, row, values)
-        rows.append({**record, MESSAGES: prompt, **texts})
-    columns = tuple(dict.fromkeys([*records.columns, MESSAGES, *names]))
-    whole = replace(records, rows=rows, columns=columns)
-    for row in range(len(whole)):
-        _check_prompt(whole, row)
-    return whole
-
-
-def _prompt(records: Records, row: int) -> list[Any]:
-    """The messages before the reply, unchecked."""
-    record = records.rows[row]
-    if PROMPT not in record:
-        # The reply, if the conversation has one, is what the record's own replies stand for.
-        (whole,) = with_messages(records.take([row]), replies=False).rows
-        messages: list[Any] = whole[MESSAGES]
-        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    given = record[PROMPT]
-    messages = [*_earlier(records, row)]
-    if isinstance(given, list):
-        return [*messages, *given]
-    return [*messages, {"role": "user", "content": records.text(row, PROMPT)}]
-
-
-def _earlier(records: Records, row: int) -> Iterator[Any]:
-    """The system message and the turns in `history`: messages, or pairs of texts."""
-    if not is_missing(records.rows[row].get(SYSTEM)):
-        yield {"role": "system", "content": records.text(row, SYSTEM)}
-    history = records.rows[row].get(HISTORY)
-    for item, turn in enumerate(history if isinstance(history, list) else ()):
-        if isinstance(turn, dict):
-            yield turn
-        elif isinstance(turn, list) and len(turn) == 2:
-            yield from (
-                {"role": role, "content": text}
-                for role, text in zip(("user", "assistant"), turn, strict=True)
-            )
-        else:
+    records = records.mapped({}, replies)
+    if not any(form in records.columns for form in FORMS):
+        records = _split(records, replies)
+    texts = [{name: _reply(records, row, name) for name in replies} for row in range(len(records))]
+    # The prompt by itself: a completion beside it would be taken for the end of the conversation.
+    asked = [name for name in records.columns if name not in replies]
+    rows: list[Record] = [{name: row.get(name) for name in asked} for row in records.rows]
+    prompts = with_messages(replace(records, rows=rows, columns=tuple(asked)), replies=False)
+    for row, messages in enumerate(record[MESSAGES] for record in prompts.rows):
+        if messages[-1]["role"] != "user":
             raise DataError(
-                f"{records.where(row, HISTORY, item)}: expected a message or a pair of texts, "
-                f"found {describe_value(turn)}",
-                'For example {"role": "user", "content": "..."} or ["question", "answer"].',
+                f"{records.where(row)}: the prompt ends with a message of the "
+                f"{messages[-1]['role']}",
+                "A reply answers the user: the last message before it must be theirs.",
             )
+    whole = [{**row, **own} for row, own in zip(prompts.rows, texts, strict=True)]
+    return replace(prompts, rows=whole, columns=(*prompts.columns, *replies))
 
 
 def _reply(records: Records, row: int, column: str) -> str:
-    """A reply as a text; the last message where a conversation or a message is given."""
+    """A reply as a text; where a message or a list is given, that of the (last) message."""
     value = records.rows[row].get(column)
-    if isinstance(value, list) and value:
-        value = value[-1]
-    if isinstance(value, Mapping):
-        content = value.get("content", value.get("value"))
-        if isinstance(content, str):
-            return records.checked(content, row, column)
     if is_missing(value):
         return ""  # passed over, and counted, where it is learned from
-    if isinstance(value, str):
-        return records.checked(value, row, column)
-    raise DataError(
-        f"{records.where(row, column)}: expected a reply, found {describe_value(value)}",
-        'A reply is a text, or a list with one message: [{"role": "assistant", "content": "..."}].',
-    )
+    if isinstance(value, list | tuple) and value:
+        value = value[-1]
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("value"))
+    if not isinstance(value, str):
+        raise DataError(
+            f"{records.where(row, column)}: expected a reply, found {describe_value(value)}",
+            'A reply is a text, or a message: {"role": "assistant", "content": "..."}.',
+        )
+    return records.checked(value, row, column)
 
 
-def _common_beginning(
-    records: Records, row: int, values: Mapping[str, Any]
-) -> tuple[list[Any], dict[str, str]]:
-    """The prompt of whole conversations, and what is left of each: the reply."""
-    chosen, rejected = values.get(CHOSEN), values.get(REJECTED)
-    where = records.where(row)
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        # Messages: as many as are equal, but the last of each is its reply.
-        most_shared = min(len(chosen), len(rejected)) - 1
-        shared = next((i for i in range(most_shared) if chosen[i] != rejected[i]), most_shared)
-        if shared < 1 or any(len(own) != shared + 1 for own in (chosen, rejected)):
-            raise DataError(
-                f"{where}: the conversations in '{CHOSEN}' and '{REJECTED}' differ before their "
-                "last messages",
-                "Only the last reply may differ; or give the prompt in a column of its own.",
-            )
-        return chosen[:shared], {name: _reply(records, row, name) for name in values}
-    # Texts: up to the last turn, or else to the last line or word, that they share.
-    texts = {name: records.text(row, name) for name in values}
-    begun = _shared(*texts.values())
+def _split(records: Records, replies: Sequence[str]) -> Records:
+    """Divide whole conversations into the prompt, which is what they share, and the replies."""
+    if len(replies) != 2:
+        return records  # there is no prompt: with_messages says so
+    rows = []
+    for row, record in enumerate(records.rows):
+        first, second = (record.get(name) for name in replies)
+        if isinstance(first, list) and isinstance(second, list):
+            prompt, own = _shared_messages(records, row, first, second)
+        else:
+            texts = [records.text(row, name) for name in replies]
+            prompt, own = _shared_text(records, row, *texts)
+        rows.append({**record, PROMPT: prompt, **dict(zip(replies, own, strict=True))})
+    return replace(records, rows=rows, columns=(*records.columns, PROMPT))
+
+
+def _shared_messages(
+    records: Records, row: int, first: list[Any], second: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """The messages that come before the replies, and the replies."""
+    if len(first) != len(second) or len(first) < 2 or first[:-1] != second[:-1]:
+        raise DataError(
+            f"{records.where(row)}: '{CHOSEN}' and '{REJECTED}' are conversations that differ "
+            "before their last messages",
+            f"Only the last reply may differ; or give the prompt in a column '{PROMPT}'.",
+        )
+    return first[:-1], [first[-1], second[-1]]
+
+
+def _shared_text(
+    records: Records, row: int, first: str, second: str
+) -> tuple[list[Record], list[str]]:
+    """The prompt in the beginning that two texts share, as messages, and the rest of each."""
+    pairs = enumerate(zip(first, second, strict=False))
+    length = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    begun = first[:length]
+    # Up to the last turn of the assistant, where turns are marked.
     marks = [match for match in _TURNS.finditer(begun) if match[1] == "Assistant"]
     if marks:
-        cut = marks[-1].end()
-        return _turns(begun[: marks[-1].start()]), {n: t[cut:] for n, t in texts.items()}
+        parts = _TURNS.split(f"\n\n{begun[: marks[-1].start()].lstrip()}")
+        turns = zip(parts[1::2], parts[2::2], strict=True)
+        prompt = [{"role": _SPEAKERS[who], "content": text.strip()} for who, text in turns]
+        return prompt, [text[marks[-1].end() :] for text in (first, second)]
+    # Or else up to the last whole line or word.
     cut = max(begun.rfind(mark) + 1 for mark in ("\n", " "))
     if not begun[:cut].strip():
         raise DataError(
-            f"{where}: '{CHOSEN}' and '{REJECTED}' have no common beginning to take for the prompt",
+            f"{records.where(row)}: '{CHOSEN}' and '{REJECTED}' have no common beginning to take "
+            "for the prompt",
             f"Give the prompt in a column '{PROMPT}'.",
         )
     asked = [{"role": "user", "content": begun[:cut].strip()}]
-    return asked, {name: text[cut:] for name, text in texts.items()}
-
-
-def _shared(first: str, second: str) -> str:
-    """The beginning that two texts share, character by character."""
-    pairs = enumerate(zip(first, second, strict=False))
-    length = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-    return first[:length]
-
-
-def _turns(text: str) -> list[Record]:
-    """The messages of a dialogue in one text: `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
-    parts = _TURNS.split(f"\n\n{text.lstrip()}")
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": _SPEAKERS[who], "content": said.strip()} for who, said in turns]
-
-
-def _check_prompt(records: Records, row: int) -> None:
-    """Bring a prompt's messages to their usual form in place, and check their order."""
-    messages = messages_of(records, row)
-    if messages[-1]["role"] != "user":
-        raise DataError(
-            f"{records.where(row, MESSAGES)}: the prompt ends with a message of the "
-            f"{messages[-1]['role']}",
-            "A reply answers the user: the last message before it must be theirs.",
-        )
-    records.rows[row][MESSAGES] = messages
+    return asked, [text[cut:] for text in (first, second)]
 
 
 def label_of(records: Records, row: int) -> bool:
@@ -189,8 +140,6 @@ def label_of(records: Records, row: int) -> bool:
         DataError: the label is neither true nor false.
     """
     value = records.rows[row].get(LABEL)
-    if isinstance(value, bool):
-        return value
     word = str(value).strip().lower()
     if word in ("true", "1", "1.0"):
         return True

@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch, Skipped
+from pretune.data.readers.conversations import COMPLETION
 from pretune.data.readers.preferences import (
     CHOSEN,
-    COMPLETION,
     LABEL,
     REJECTED,
     label_of,
@@ -167,11 +167,13 @@ class Dpo(Instruct, HasReference):
     @override
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         """Bring any form of preferences to one; a pair is two records for `kto`."""
-        records = records.mapped(columns, ())
-        if not with_targets and CHOSEN not in records.columns:
+        if not with_targets:
             return super().adapted(records, columns, with_targets)
-        records = with_preferences(records, replies=with_targets)
-        if not self.unpaired or COMPLETION in records.columns or CHOSEN not in records.columns:
+        records = records.mapped(columns, ())
+        if self.unpaired and COMPLETION in records.columns:
+            return with_preferences(records, [COMPLETION])
+        records = with_preferences(records, [CHOSEN, REJECTED])
+        if not self.unpaired:
             return records
         # Both replies of a pair, one after the other.
         doubled = records.take([row for row in range(len(records)) for _ in range(2)])
@@ -179,8 +181,7 @@ class Dpo(Instruct, HasReference):
             {**record, COMPLETION: record[REJECTED if i % 2 else CHOSEN], LABEL: i % 2 == 0}
             for i, record in enumerate(doubled.rows)
         ]
-        names = tuple(dict.fromkeys([*records.columns, COMPLETION, LABEL]))
-        return replace(doubled, rows=rows, columns=names)
+        return replace(doubled, rows=rows, columns=(*records.columns, COMPLETION, LABEL))
 
     @override
     def texts(self, records: Records) -> Iterator[str]:

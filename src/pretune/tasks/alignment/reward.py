@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -16,10 +16,9 @@ from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, PackedBatch, Skipped
-from pretune.data.readers.conversations import MESSAGES, messages_of
+from pretune.data.readers.conversations import COMPLETION, MESSAGES, messages_of
 from pretune.data.readers.preferences import (
     CHOSEN,
-    COMPLETION,
     REJECTED,
     with_preferences,
 )
@@ -38,6 +37,7 @@ from pretune.tasks.base import (
     TaskOptions,
     UsesTokenizer,
 )
+from pretune.tasks.dialogue.dialogue import Instruct
 from pretune.tasks.dialogue.layouts import TemplateLayout, give_template
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.labels import label_entries
@@ -112,6 +112,11 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
         MESSAGES: "the prompt: a text, or messages",
         COMPLETION: "the reply to score",
     }
+    sources: ClassVar[tuple[str, ...]] = Instruct.sources
+    optional: ClassVar[dict[str, str]] = {
+        "id": "what messages call the record",
+        MARGIN: "by how much the better reply is better",
+    }
     targets: ClassVar[dict[str, str]] = {
         CHOSEN: "the better reply",
         REJECTED: "the worse reply",
@@ -130,14 +135,14 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         """Bring any form of preferences to one."""
         records = records.mapped(columns, ())
-        given = COMPLETION in records.columns
-        adapted = with_preferences(records, replies=with_targets or given)
-        if with_targets and not given and CHOSEN in adapted.columns:
-            # The reply that is scored stands for the two that are learned.
-            for row in adapted.rows:
-                row[COMPLETION] = row[CHOSEN]
-            return adapted.with_column(COMPLETION)
-        return adapted
+        if not with_targets:
+            return with_preferences(records, [COMPLETION])
+        adapted = with_preferences(records, [CHOSEN, REJECTED])
+        if COMPLETION in adapted.columns:
+            return adapted
+        # The reply that a prediction needs stands for the two that are learned.
+        rows = [{**row, COMPLETION: row[CHOSEN]} for row in adapted.rows]
+        return replace(adapted, rows=rows, columns=(*adapted.columns, COMPLETION))
 
     @override
     def texts(self, records: Records) -> Iterable[str]:
