@@ -6,6 +6,7 @@ option `loss` names the formula (`losses.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -313,26 +314,24 @@ class Dpo(Instruct, HasReference):
     def predict(self, outputs: Any, batch: PackedBatch) -> list[Any]:
         if isinstance(outputs, ReplyOutputs):
             return super().predict(outputs, batch)
-        pairs = self._pairs(outputs, batch)
-        columns = (pairs.chosen, pairs.rejected, self._chances(pairs))
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+        return [tuple(row) for row in self.measured(outputs, batch).tolist()]
 
-    def _chances(self, pairs: PairScores) -> Tensor:
-        """Compute `[B]` the probability, by the implicit rewards, that the first reply is better
-        (Rafailov et al. 2023, equation 6); for `kto` that the reply is wanted."""
-        margin = pairs.chosen_ratio if self.unpaired else pairs.margin
-        return torch.sigmoid(self.options.beta * margin)
+    def measured(self, outputs: SequenceScores, batch: PackedBatch) -> Tensor:
+        """Return `[B, 4]`: of both replies the implicit reward and the log-probability."""
+        pairs, beta = self._pairs(outputs, batch), self.options.beta
+        columns = beta * pairs.chosen_ratio, pairs.chosen, beta * pairs.rejected_ratio
+        return torch.stack([*columns, pairs.rejected], 1).detach().double().cpu()
 
     @override
     def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> ReplyPrediction:
         if parts and not isinstance(parts[0], tuple):
             return super().combine(parts, record)
-        chosen, rejected, chance = parts[0] if parts else (0.0, 0.0, 0.5)
+        reward, log_prob, other, other_log_prob = measured = parts[0] if parts else (0.0,) * 4
         if self.unpaired:
-            return PreferredReply(record[COMPLETION], chosen, 0, chance)
-        first = chance > 0.5
-        reply = record[CHOSEN if first else REJECTED]
-        return PreferredReply(reply, chosen if first else rejected, 0, chance)
+            return MeasuredReply(record[COMPLETION], log_prob, 0, measured)
+        if reward > other:
+            return MeasuredReply(record[CHOSEN], log_prob, 0, measured)
+        return MeasuredReply(record[REJECTED], other_log_prob, 0, measured)
 
     # Scorer
 
@@ -344,25 +343,26 @@ class Dpo(Instruct, HasReference):
     @override
     def grader(self, records: Records) -> Callable[[ReplyPrediction, int], Grade]:
         def grade(answer: ReplyPrediction, row: int) -> Grade:
-            chance = answer.chance if isinstance(answer, PreferredReply) else 0.5
-            record = records.rows[row]
-            wanted = label_of(records, row) if self.unpaired else True
-            right = (chance > 0.5) == wanted
-            words = {True: "wanted", False: "unwanted"}
-            return Grade(
-                truth=words[wanted] if self.unpaired else record[CHOSEN],
-                answer=words[chance > 0.5] if self.unpaired else answer.reply,
-                right=right,
-                decisions=(Decision(max(chance, 1 - chance), right),),
-                counts=(float(right), 1.0),
-            )
+            measured = answer.measured if isinstance(answer, MeasuredReply) else (0.0,) * 4
+            wanted = np.array([label_of(records, row)]) if self.unpaired else None
+            (counts,) = preference_counts(np.array([measured]), wanted)
+            # How sure the model is, by the implicit rewards (Rafailov et al. 2023, equation 6).
+            against = 0.0 if self.unpaired else measured[2]
+            chance = 1 / (1 + math.exp(-min(abs(measured[0] - against), 700)))
+            right = bool(counts[0])
+            if wanted is not None:
+                words = ("unwanted", "wanted")
+                truth, given = words[wanted[0]], words[measured[0] > 0]
+            else:
+                truth, given = records.rows[row][CHOSEN], answer.reply
+            decisions = (Decision(chance, right),)
+            return Grade(truth, given, right=right, decisions=decisions, counts=tuple(counts))
 
         return grade
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        right = sums[..., 2] / np.maximum(sums[..., 3], 1)
-        return {**super().figures(sums), "reward_accuracy": right}
+        return {**super().figures(sums), **preference_figures(sums[..., 2:])}
 
     @override
     def metrics(self, features: Features | None = None) -> PreferenceMetrics:  # type: ignore[override]
@@ -371,13 +371,10 @@ class Dpo(Instruct, HasReference):
 
 
 @dataclass(frozen=True)
-class PreferredReply(ReplyPrediction):
-    """The reply that a model prefers.
+class MeasuredReply(ReplyPrediction):
+    """The reply that a model prefers; `measured` is its pair's row of `Dpo.measured`."""
 
-    `chance` is the probability that the chosen one is better; of `kto`, that the reply is wanted.
-    """
-
-    chance: float = 0.5
+    measured: tuple[float, ...] = (0.0,) * 4
 
 
 def _other_reply(records: Records, row: int) -> str:
@@ -408,39 +405,60 @@ def _pair_feature(read: ReplyTokens, row: int, targets: dict[str, Any]) -> Featu
     )
 
 
+def preference_counts(measured: Array, wanted: Array | None) -> Array:
+    """Return `[N, 8]` numbers of which `preference_figures` takes sums.
+
+    Args:
+        measured: `[N, 4]`, as `Dpo.measured`.
+        wanted: `[N]` bool, which replies are wanted; None for pairs.
+
+    Returns:
+        whether the answer is right, and 1; of the wanted reply the implicit reward, the
+        log-probability and 1; the same of the unwanted reply.
+    """
+    ones = np.ones((len(measured), 1))
+    first, second = (np.concatenate([measured[:, i : i + 2], ones], 1) for i in (0, 2))
+    if wanted is None:
+        right = measured[:, 0] > measured[:, 2]
+    else:
+        right = (measured[:, 0] > 0) == wanted
+        own = wanted[:, None].astype(np.float64)
+        first, second = first * own, first * (1 - own)
+    return np.concatenate([right[:, None].astype(np.float64), ones, first, second], 1)
+
+
+def preference_figures(sums: Array) -> dict[str, Array]:
+    """Compute figures, by name, from sums `[..., 8]` of `preference_counts`."""
+    right, count, reward, log_prob, first, other, other_log_prob, second = np.moveaxis(sums, -1, 0)
+    first, second = np.maximum(first, 1), np.maximum(second, 1)
+    return {
+        "reward_accuracy": right / np.maximum(count, 1),
+        "reward_margin": reward / first - other / second,
+        "chosen_reward": reward / first,
+        "rejected_reward": other / second,
+        "chosen_log_prob": log_prob / first,
+        "rejected_log_prob": other_log_prob / second,
+    }
+
+
 class PreferenceMetrics(Metrics):
     """Figures about implicit rewards, means over the pairs.
 
     `reward_accuracy`: how often the chosen reply has the higher implicit reward; `reward_margin`:
     by how much; `chosen_reward`, `rejected_reward`, `chosen_log_prob`, `rejected_log_prob`: apart,
-    so that it is seen where both fall (Pal et al. 2024, "Smaug", section 3). For `kto` chosen and
-    rejected are the wanted and the unwanted replies.
+    so that it is seen where both fall (Pal et al. 2024, "Smaug"). For `kto` chosen and rejected
+    are the wanted and the unwanted replies, and right is a reward above or below 0.
     """
 
     def __init__(self, task: Dpo) -> None:
         self._task = task
-        # Sums over wanted and unwanted replies: reward, log-probability, number; then right ones.
-        self._sums = np.zeros(7)
+        self._sums = np.zeros(8)
 
     @override
     def update(self, outputs: SequenceScores, batch: PackedBatch) -> None:
-        pairs, beta = self._task._pairs(outputs, batch), self._task.options.beta
-        columns = (pairs.chosen_ratio, pairs.chosen, pairs.rejected_ratio, pairs.rejected)
-        first, log_prob, second, other = (c.detach().double().cpu().numpy() for c in columns)
-        if self._task.unpaired:
-            wanted = batch.targets[WANTED].cpu().numpy().astype(bool)
-            right = float(((first > 0) == wanted).sum())
-            second, other = first[~wanted], log_prob[~wanted]
-            first, log_prob = first[wanted], log_prob[wanted]
-        else:
-            right = float((first > second).sum())
-        self._sums += np.array(
-            [
-                *(beta * first.sum(), log_prob.sum(), len(first)),
-                *(beta * second.sum(), other.sum(), len(second)),
-                right,
-            ]
-        )
+        wanted = batch.targets[WANTED].cpu().numpy() if self._task.unpaired else None
+        measured = self._task.measured(outputs, batch).numpy()
+        self._sums += preference_counts(measured, wanted).sum(0)
 
     @override
     def merge(self, other: Self) -> None:
@@ -448,14 +466,4 @@ class PreferenceMetrics(Metrics):
 
     @override
     def result(self) -> dict[str, float]:
-        first, log_prob, count, second, other, others, right = self._sums.tolist()
-        count, others, unpaired = max(count, 1.0), max(others, 1.0), self._task.unpaired
-        whole = max(count + others if unpaired else count, 1.0)
-        return {
-            "reward_accuracy": right / whole,
-            "reward_margin": first / count - second / others,
-            "chosen_reward": first / count,
-            "rejected_reward": second / others,
-            "chosen_log_prob": log_prob / count,
-            "rejected_log_prob": other / others,
-        }
+        return {name: float(value) for name, value in preference_figures(self._sums).items()}

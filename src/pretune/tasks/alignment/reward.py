@@ -251,7 +251,9 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
     @override
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[Any]:
         if REPLY_TOKENS in batch.targets:
-            return [tuple(pair) for pair in outputs[:, 0].float().view(-1, 2).tolist()]
+            pairs = outputs[:, 0].double().view(-1, 2).tolist()
+            lengths = batch.targets[REPLY_TOKENS].tolist()
+            return [(*scores, *own) for scores, own in zip(pairs, lengths, strict=True)]
         mean, deviation = self.scale
         scores = (outputs[:, 0].double() - mean) / deviation
         return [RewardPrediction(score) for score in scores.tolist()]
@@ -260,8 +262,8 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
     def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> RewardPrediction:
         if parts and isinstance(parts[0], RewardPrediction):
             return super().combine(parts, record)
-        chosen, rejected = parts[0] if parts else (0.0, 0.0)
-        return _PairPrediction(chosen, rejected)
+        chosen, rejected, *lengths = parts[0] if parts else (0.0, 0.0, 1, 1)
+        return _PairPrediction(chosen, rejected, lengths)
 
     @override
     def usage(self, run: str) -> str:
@@ -278,22 +280,26 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
     def grader(self, records: Records) -> Callable[[RewardPrediction, int], Grade]:
         def grade(answer: RewardPrediction, row: int) -> Grade:
             record = records.rows[row]
-            rejected = answer.rejected if isinstance(answer, _PairPrediction) else 0.0
-            right = answer.score > rejected
-            chance = 1 / (1 + math.exp(-min(abs(answer.score - rejected), 700)))
+            assert isinstance(answer, _PairPrediction)  # noqa: S101 - of an evaluation
+            lengths, difference = answer.lengths, answer.score - answer.rejected
+            right = difference > 0
+            chance = 1 / (1 + math.exp(-min(abs(difference), 700)))
             return Grade(
                 truth=record[CHOSEN],
                 answer=record[CHOSEN if right else REJECTED],
                 right=right,
                 decisions=(Decision(chance, right),),
-                counts=(float(right), 1.0),
+                counts=(_right(difference), 1.0, difference, _right(lengths[0] - lengths[1])),
             )
 
         return grade
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        return {**super().figures(sums), "accuracy": sums[..., 2] / np.maximum(sums[..., 3], 1)}
+        right, count, difference, longer = np.moveaxis(sums[..., 2:], -1, 0)
+        count = np.maximum(count, 1)
+        rates = {"accuracy": right, "margin": difference, "longer_accuracy": longer}
+        return {**super().figures(sums), **{name: sum_ / count for name, sum_ in rates.items()}}
 
     @override
     def metrics(self, features: Features | None = None) -> RewardMetrics:
@@ -334,6 +340,7 @@ class _PairPrediction(RewardPrediction):
     """The scores of both replies of a pair; `score` is that of the chosen one."""
 
     rejected: float
+    lengths: list[int]  # tokens of both replies
 
 
 def _scale(state: Mapping[str, Any]) -> tuple[float, float]:
@@ -432,6 +439,11 @@ class RewardMetrics(Metrics):
                 )
             low = high
         return {"by_length": table}
+
+
+def _right(difference: float) -> float:
+    """1 where the first is larger, 0.5 where both are equal."""
+    return float(difference > 0) + 0.5 * (difference == 0)
 
 
 def _accuracy(difference: Array) -> float:

@@ -1,0 +1,124 @@
+"""Every form of preference data becomes one: the prompt's messages, and texts of the replies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pretune.data.readers.preferences import label_of, with_preferences
+from pretune.data.records import Records
+from pretune.errors import DataError
+
+ASK = {"role": "user", "content": "Hi?"}
+SAY = {"role": "assistant", "content": "Yes"}
+PAIR = ["chosen", "rejected"]
+
+
+def records(*rows: dict[str, Any]) -> Records:
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Records(rows, "p.jsonl", range(1, len(rows) + 1), columns)
+
+
+def reply(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "Hi?"}, [ASK]),
+        ({"prompt": [ASK]}, [ASK]),
+        ({"prompt": "Hi?", "system": "Be."}, [{"role": "system", "content": "Be."}, ASK]),
+        ({"prompt": "Hi?", "history": [ASK, SAY]}, [ASK, SAY, ASK]),
+        ({"prompt": "Hi?", "history": [["Hi?", "Yes"]]}, [ASK, SAY, ASK]),
+        ({"prompt": "Hi?", "history": []}, [ASK]),
+        ({"instruction": "Hi?", "input": ""}, [ASK]),
+        ({"conversations": [{"from": "human", "value": "Hi?"}]}, [ASK]),
+        ({"messages": [ASK, SAY, ASK]}, [ASK, SAY, ASK]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("good", "bad"),
+        (reply("good"), reply("bad")),
+        ([reply("good")], [reply("bad")]),
+        ({"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}),
+    ],
+)
+def test_every_form_of_prompt_and_reply(
+    row: dict[str, Any], messages: list[Any], chosen: Any, rejected: Any
+) -> None:
+    (read,) = with_preferences(records({**row, "chosen": chosen, "rejected": rejected}), PAIR).rows
+    assert read == {"messages": messages, "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "messages", "replies"),
+    [
+        (  # Anthropic's dialogues in one text
+            "\n\nHuman: Hi?\n\nAssistant: Yes\n\nHuman: Hi?\n\nAssistant: good",
+            "\n\nHuman: Hi?\n\nAssistant: Yes\n\nHuman: Hi?\n\nAssistant: gone",
+            [ASK, SAY, ASK],
+            ("good", "gone"),
+        ),
+        ("Hi? The one", "Hi? There", [ASK], ("The one", "There")),  # whole words stay with replies
+        ([ASK, reply("a")], [ASK, reply("b")], [ASK], ("a", "b")),
+        ([ASK, SAY, ASK, reply("a")], [ASK, SAY, ASK, reply("b")], [ASK, SAY, ASK], ("a", "b")),
+        ([ASK, reply("a")], [ASK, reply("a")], [ASK], ("a", "a")),  # equal: passed over later
+    ],
+)
+def test_the_common_beginning_is_the_prompt(
+    chosen: Any, rejected: Any, messages: list[Any], replies: tuple[str, str]
+) -> None:
+    (read,) = with_preferences(records({"chosen": chosen, "rejected": rejected}), PAIR).rows
+    assert (read["messages"], (read["chosen"], read["rejected"])) == (messages, replies)
+
+
+def test_other_columns_stay_and_lines_too() -> None:
+    both = records(
+        {"prompt": "Hi?", "chosen": "a", "rejected": "b", "margin": 1},
+        {"prompt": "Hi?", "chosen": None, "rejected": "b", "margin": 2},
+    )
+    read = with_preferences(both, PAIR)
+    assert [row["margin"] for row in read.rows] == [1, 2]
+    assert read.where(1) == "p.jsonl, line 2"
+    assert read.rows[1]["chosen"] == "", "missing replies are passed over where they are learned"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "yes", "rejected": "no"}, "line 1: 'chosen' and 'rejected' have no common"),
+        ({"prompt": "Hi?", "chosen": 3, "rejected": "no"}, "line 1, column 'chosen': expected a"),
+        ({"prompt": [ASK, SAY], "chosen": "a", "rejected": "b"}, "line 1: the prompt ends with"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "line 1, column 'prompt'.*empty message"),
+        ({"prompt": "Hi?", "chosen": "a"}, "no column 'rejected'"),
+        (
+            {"chosen": [ASK, SAY, ASK, SAY], "rejected": [ASK, SAY]},
+            "line 1: .* differ before their last",
+        ),
+        (
+            {"prompt": "x", "history": [3], "chosen": "a", "rejected": "b"},
+            "line 1, column 'history', item 1",
+        ),
+    ],
+)
+def test_errors_name_the_place(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_preferences(records(row), PAIR)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(True, True), ("true", True), (1, True), (1.0, True), (False, False), ("False", False)],
+)
+def test_labels(value: Any, wanted: bool) -> None:
+    assert label_of(records({"label": value}), 0) is wanted
+
+
+@pytest.mark.parametrize("value", [None, "good", 2, ""])
+def test_labels_that_say_nothing(value: Any) -> None:
+    with pytest.raises(DataError, match="line 1, column 'label': expected true or false"):
+        label_of(records({"label": value}), 0)
