@@ -344,7 +344,7 @@ def save(bundle: Bundle, folder: Path) -> None:
     head = "backbone" if task is None else task.head
     entries = {} if task is None else task.config_entries()
     if head == "sequence_classification" and bundle.backbone.causal:
-        entries |= _padding_entries(bundle)
+        entries |= _padding_entries(bundle, task.last_tokens() if task else frozenset())
     save_model(bundle.model, folder, bundle.family, head, entries)
     # The weights above have the adapter merged in; beside them, the adapter alone.
     if adapters(bundle.model):
@@ -379,18 +379,22 @@ def save_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
     tokenizer.save(folder)
 
 
-def _padding_entries(bundle: Bundle) -> dict[str, int]:
+def _padding_entries(bundle: Bundle, last: frozenset[int]) -> dict[str, int]:
     """Return `pad_token_id`, by which transformers finds the last token of each padded text.
 
     pretune pads nothing, so any token will do that never ends a text: the one that ends texts for
-    a language model, which a classifier does not append.
+    a language model, which a classifier does not append, or where it does (`last`) any other.
     """
     tokenizer = bundle.tokenizer
-    number: int | None = getattr(bundle.backbone.config, "pad_token_id", None)
-    for name in ("pad_token", "eos_token", "bos_token"):
-        number = tokenizer.special_id(name) if number is None else number
-    if number is None or not 0 <= number < tokenizer.vocab_size:
+    named = (tokenizer.special_id(name) for name in ("pad_token", "eos_token", "bos_token"))
+    numbers = [getattr(bundle.backbone.config, "pad_token_id", None), *named]
+    if last:
+        numbers += range(len(last) + 1)
+    fitting = (n for n in numbers if n is not None and n not in last)
+    number = next((n for n in fitting if 0 <= n < tokenizer.vocab_size), None)
+    if number is None:
         return {}
     # The tokenizer that is saved beside the model must name the same token.
-    tokenizer.special.setdefault("pad_token", tokenizer.tokens([number])[0])
+    if last or "pad_token" not in tokenizer.special:
+        tokenizer.special["pad_token"] = tokenizer.tokens([number])[0]
     return {"pad_token_id": number}

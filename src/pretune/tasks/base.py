@@ -323,6 +323,10 @@ class Described(ABC):
         """Return entries for `config.json` in transformers' format, such as `id2label`."""
         return {}
 
+    def last_tokens(self) -> frozenset[int]:
+        """Return tokens that end sequences: a reader that pads must pad with another one."""
+        return frozenset()
+
     def generation_entries(self) -> dict[str, Any]:
         """Return the contents of `generation_config.json`; empty: no such file."""
         return {}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.data.batch import Layout
-from pretune.models.heads.vocabulary import score_tokens
+from pretune.models.heads.vocabulary import score_tokens, token_log_probs
 
 
 @given(
@@ -105,3 +105,29 @@ def test_the_logits_never_exist_whole() -> None:
     with Watch():
         score_tokens(hidden, table, None, torch.zeros(4096, dtype=torch.int64), chunk_bytes=10**6)
     assert 0 < largest <= 1.1e6 < 4096 * 1000 * 4
+
+
+@given(
+    rows=st.integers(1, 40),
+    vocabulary=st.integers(2, 60),
+    chunk=st.integers(1, 50),
+    with_bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_log_probs_and_their_gradients_are_those_of_the_logits_as_a_whole(
+    rows: int, vocabulary: int, chunk: int, with_bias: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, 8, generator=generator, requires_grad=True)
+    table = torch.randn(vocabulary, 8, generator=generator, requires_grad=True)
+    bias = torch.randn(vocabulary, generator=generator, requires_grad=True) if with_bias else None
+    labels = torch.randint(vocabulary, (rows,), generator=generator)
+    outer = torch.randn(rows, generator=generator)
+    inputs = [t for t in (hidden, table, bias) if t is not None]
+
+    whole = -F.cross_entropy(F.linear(hidden, table, bias), labels, reduction="none")
+    ours = token_log_probs(hidden, table, bias, labels, chunk_bytes=4 * vocabulary * chunk)
+    assert torch.allclose(ours, whole, atol=1e-5)
+    expected = torch.autograd.grad(whole @ outer, inputs)
+    for gradient, right in zip(torch.autograd.grad(ours @ outer, inputs), expected, strict=True):
+        assert torch.allclose(gradient, right, atol=1e-4)

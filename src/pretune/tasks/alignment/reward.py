@@ -193,10 +193,8 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
         """Tokenize a prompt with each reply: tokens, segments, tokens of replies, and if cut."""
         messages, size = messages_of(records, row), self.options.max_length
         if self._causal:
-            layout = TemplateLayout.of(tokenizer, self.options.system)
-            assert layout is not None  # noqa: S101 - bind gave the tokenizer a template
             try:
-                read = reply_tokens(layout, messages, replies, size)
+                read = reply_tokens(self._layout(tokenizer), messages, replies, size)
             except DataError as error:
                 raise DataError(f"{records.where(row, MESSAGES)}: {error}") from None
             whole = [[*read.prompt, *reply] for reply in read.replies]
@@ -217,6 +215,11 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
             lengths,
             cut or any(pair.truncated for pair in pairs),
         )
+
+    def _layout(self, tokenizer: Tokenizer) -> TemplateLayout:
+        layout = TemplateLayout.of(tokenizer, self.options.system)
+        assert layout is not None  # noqa: S101 - bind gave the tokenizer a template
+        return layout
 
     @override
     def feature_key(self) -> Any:
@@ -323,6 +326,14 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
     @override
     def config_entries(self) -> dict[str, Any]:
         return label_entries(["LABEL_0"])
+
+    @override
+    def last_tokens(self) -> frozenset[int]:
+        """Tokens that end replies: padding with one of them would hide the end of a reply."""
+        if not self._causal or self._tokenizer is None:
+            return frozenset()
+        layout = self._layout(self._tokenizer)
+        return layout.ends().tokens | ({self._tokenizer.end_id} - {None})
 
     @override
     def state(self) -> dict[str, Any]:
