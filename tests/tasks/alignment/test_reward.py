@@ -82,7 +82,7 @@ def test_figures_by_hand() -> None:
 def test_a_decoders_scores_are_those_of_transformers(tmp_path: Path) -> None:
     saved(tmp_path / "sft")
     train_recipe(recipe("reward", tmp_path), quiet=True)
-    folder = tmp_path / "run/last"
+    folder = tmp_path / "run/best"
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert theirs.config.num_labels == 1

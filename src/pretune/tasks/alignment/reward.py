@@ -332,8 +332,8 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
         """Tokens that end replies: padding with one of them would hide the end of a reply."""
         if not self._causal or self._tokenizer is None:
             return frozenset()
-        layout = self._layout(self._tokenizer)
-        return layout.ends().tokens | ({self._tokenizer.end_id} - {None})
+        ends, own = self._layout(self._tokenizer).ends().tokens, self._tokenizer.end_id
+        return ends if own is None else ends | {own}
 
     @override
     def state(self) -> dict[str, Any]:
