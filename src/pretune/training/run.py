@@ -29,7 +29,7 @@ from pretune.training.freeze import freeze
 from pretune.training.logging import JsonLines, Reporter, TensorBoard
 from pretune.training.loop import Trainer
 from pretune.training.modes import determinism, set_modes
-from pretune.training.reference import (
+from pretune.training.reference_scores import (
     REFERENCE_FILE,
     check_reference,
     keep_scores,

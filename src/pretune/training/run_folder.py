@@ -23,7 +23,7 @@ from pretune.checkpoints.atomic_io import (
 from pretune.errors import PretuneError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
-from pretune.training.reference import REFERENCE_FILE
+from pretune.training.reference_scores import REFERENCE_FILE
 from pretune.training.run_result import RunResult
 
 RECIPE, RESULT, METRICS = "recipe.yaml", "result.json", "metrics.jsonl"

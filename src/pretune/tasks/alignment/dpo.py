@@ -1,7 +1,7 @@
 """`dpo`: a model that replies learns which of two replies is better, without a reward model.
 
 Direct preference optimization (Rafailov et al. 2023) and what came after it: one task, whose
-option `loss` names the formula (`losses.py`).
+option `loss` names the formula (`preference_losses.py`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pretune.data.readers.preferences import (
 )
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tasks.alignment.losses import (
+from pretune.tasks.alignment.pairs import ReplyTokens, reply_tokens, useless_pair
+from pretune.tasks.alignment.preference_losses import (
     PAIR_LOSSES,
     WITHOUT_REFERENCE,
     LossSettings,
     PairScores,
     kto,
 )
-from pretune.tasks.alignment.pairs import ReplyTokens, reply_tokens, useless_pair
 from pretune.tasks.base import REFERENCE, HasReference, Loss, Metrics
 from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
 from pretune.tasks.dialogue.replies import ReplyOutputs, ReplyPrediction
@@ -214,6 +214,8 @@ class Dpo(Instruct, HasReference):
         if not with_targets:
             yield from super().features(records, rows, tokenizer, with_targets=False)
             return
+        layout = self.layout(tokenizer)
+        layout.require_end()  # a model that never learns to stop would be of no use
         for row in rows:
             record = records.rows[row]
             replies = [record[COMPLETION]] if self.unpaired else [record[CHOSEN], record[REJECTED]]
@@ -222,7 +224,6 @@ class Dpo(Instruct, HasReference):
                 continue
             if self.unpaired:  # another record's reply, the next one's that has any
                 replies.append(_other_reply(records, row))
-            layout = self.layout(tokenizer)
             with self._naming(records, row):
                 read = reply_tokens(
                     layout, self.messages(records, row), replies, self.options.max_length + 1

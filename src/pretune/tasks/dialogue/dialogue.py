@@ -21,7 +21,7 @@ from pretune.data.batch import Feature, Features, PackedBatch, Skipped
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.decoding.writer import Prompt, Writer
-from pretune.errors import CheckpointError, DataError, describe_value
+from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from pretune.errors import RunError
 from pretune.training import run
-from pretune.training.reference import REFERENCE_FILE, keep_scores, read_scores
+from pretune.training.reference_scores import REFERENCE_FILE, keep_scores, read_scores
 from pretune.training.run import resume, train_recipe
 from tests.tasks.alignment.preferences import recipe, saved
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretune.tasks.alignment.losses import (
+from pretune.tasks.alignment.preference_losses import (
     PAIR_LOSSES,
     WITHOUT_REFERENCE,
     LossSettings,
