@@ -177,9 +177,11 @@ def test_bare_files_of_another_class_are_refused_by_name(
         load_tokenizer(tmp_path)
 
 
-def test_a_class_that_the_file_cannot_be_of_is_refused_by_name(tmp_path: Path) -> None:
-    folder = write(tmp_path / "theirs", byte_level(), {}, "BertTokenizer")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: a BPE, but .* BertTokenizer"):
+@pytest.mark.parametrize("kind", ["BertTokenizer", "MPNetTokenizerFast", "XLMRobertaTokenizer"])
+def test_a_class_that_the_file_cannot_be_of_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path / "theirs", byte_level(), {}, kind)
+    name = kind.removesuffix("Fast")
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: a BPE, but .* {name}"):
         load_tokenizer(folder)
 
 

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from pretune.corpus.dedupe import Signature, digest, signature
 from pretune.data.arrays import Array
 from pretune.text.sentence_ends import sentence_spans
-from pretune.tokenizers.unknown import DroppedCharacters, explained
+from pretune.tokenizers.tokenizer import explained
+from pretune.tokenizers.unknown import DroppedCharacters
 
 _LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 # The C0 and C1 controls except tab and line feed, and the byte order mark. Format characters stay:

@@ -11,8 +11,8 @@ from itertools import accumulate
 from typing import Any
 
 from pretune.data.records import is_missing
-from pretune.tokenizers.tokenizer import Tokenizer
-from pretune.tokenizers.unknown import DroppedCharacters, explained
+from pretune.tokenizers.tokenizer import Tokenizer, explained
+from pretune.tokenizers.unknown import DroppedCharacters
 
 #: A Chinese or Japanese character counts as a word: there are no spaces to go by.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -41,6 +41,19 @@ _BY_MODEL = {
     **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
     "gpt2": GPT2,
 }
+#: The kinds of models of classes: those that we build, and some whose file is read as it is.
+_MODELS: dict[str, type] = {
+    GPT2: models.BPE,
+    **dict.fromkeys(WORDPIECE | {"FunnelTokenizer", "MPNetTokenizer"}, models.WordPiece),
+    **{
+        f"{name}Tokenizer": models.BPE
+        for name in ("CLIP", "CodeGen", "Deberta", "Gemma", "GPTNeoX", "Llama", "Qwen2", "Roberta")
+    },
+    **{
+        f"{name}Tokenizer": models.Unigram
+        for name in ("Albert", "Camembert", "DebertaV2", "T5", "XLMRoberta", "XLNet")
+    },
+}
 _BERT_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")
 }
@@ -63,6 +76,11 @@ def class_of_model(config: Mapping[str, Any]) -> str | None:
     named = base_name(config.get("tokenizer_class"))
     kind = config.get("model_type")
     return named or (_BY_MODEL.get(kind) if isinstance(kind, str) else None)
+
+
+def suits(kind: str | None, model: models.Model) -> bool:
+    """Whether a `tokenizer.json` with such a model can be of a class; an unknown one has any."""
+    return isinstance(model, _MODELS.get(kind or "", type(model)))
 
 
 def usual_tokens(kind: str | None) -> dict[str, str]:

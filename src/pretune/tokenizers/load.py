@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models
 
 from pretune.errors import CheckpointError
 from pretune.text.file_kinds import refuse_lfs_pointer
@@ -22,6 +21,7 @@ from pretune.tokenizers.classes import (
     base_name,
     class_of_model,
     gives_segments,
+    suits,
     usual_tokens,
 )
 from pretune.tokenizers.engines import (
@@ -38,8 +38,8 @@ from pretune.tokenizers.tokenizer import (
     TARGET_FILE,
     TARGET_KEY,
     Tokenizer,
+    is_panic,
 )
-from pretune.tokenizers.unknown import is_panic
 
 #: Special tokens of a vocabulary that has them, where no file names any: the published GPT-2 has
 #: `tokenizer.json`, but no file that names its end of text.
@@ -180,9 +180,8 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     folder, model = path.parent, engine.model
     kind, stated = _class_of(folder, settings)
     # Some classes take the vocabulary alone from the file, and the rest from the settings.
-    needed = {GPT2: models.BPE, **dict.fromkeys(WORDPIECE, models.WordPiece)}
-    suits = isinstance(model, needed.get(kind or "", type(model)))
-    if stated and not suits:
+    fits = suits(kind, model)
+    if stated and not fits:
         raise CheckpointError(
             f"{path}: a {type(model).__name__}, but the settings beside it say that it is of a "
             f"{kind}",
@@ -193,11 +192,11 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     if (folder / _OURS).is_file():
         # An earlier version of ours left a list in the settings that lacked its own new tokens.
         settings.pop(DECODER, None)
-    if kind in WORDPIECE and suits:
+    if kind in WORDPIECE and fits:
         lowercase = _flag(path, settings, "do_lower_case") is not False
         vocabulary = engine.get_vocab(with_added_tokens=False)
         return _wordpiece(path, vocabulary, settings, kind, lowercase, tokens)
-    if kind == GPT2 and suits:
+    if kind == GPT2 and fits:
         merges = [m.split(" ") if isinstance(m, str) else m for m in parts["model"]["merges"]]
         vocabulary = engine.get_vocab(with_added_tokens=False)
         made = _byte_level(path, vocabulary, [(a, b) for a, b in merges], settings, tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 
+from pretune.errors import CheckpointError, DataError
 from pretune.tokenizers.classes import (
     INPUTS,
     PLAIN,
@@ -21,7 +22,6 @@ from pretune.tokenizers.classes import (
     gives_segments,
     usual_tokens,
 )
-from pretune.tokenizers.unknown import explained
 
 SPECIAL_NAMES = (
     "unk_token",
@@ -39,6 +39,9 @@ TARGET_FILE = "target_tokenizer.json"
 TARGET_KEY = "target_tokenizer_file"
 #: Key in `tokenizer_config.json` for added tokens: id -> token and how it is matched in a text.
 DECODER = "added_tokens_decoder"
+
+#: Characters of a word that is shown.
+_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,69 @@ class Tokenizer:
 def _cutting(engine: RustTokenizer) -> dict[str, Any]:
     parts = json.loads(engine.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of the Rust side, which is not even an `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def explained(
+    engine: RustTokenizer, texts: Iterable[object], origin: Path | None = None
+) -> Iterator[None]:
+    """Turn the engine's errors about texts that it cannot encode into ours.
+
+    Args:
+        engine: encodes in the body of the `with` statement.
+        texts: that it encodes, or pairs or lists of them.
+        origin: the file that the engine is from, if known.
+
+    Raises:
+        DataError: a text has characters outside of the vocabulary, and there is no [UNK].
+        CheckpointError: a pattern of the tokenizer fails on a text.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_panic(error):
+            raise CheckpointError(
+                f"{origin or 'tokenizer.json'}: the tokenizer fails on a text ({error})",
+                "A pattern in its normalizer or pre_tokenizer takes too many steps: take another "
+                "tokenizer.",
+            ) from None
+        if type(error) is not Exception:  # the Rust side raises a bare Exception
+            raise
+        unknown = _first_unknown(engine, texts)
+        example = "" if unknown is None else f", such as {unknown[:_SHOWN]!r}"
+        raise DataError(
+            f"a text cannot be encoded: it has characters outside of the vocabulary{example} "
+            f"({error})",
+            "Take a tokenizer that has an [UNK] token, or train it on this text too.",
+        ) from None
+
+
+def _first_unknown(engine: RustTokenizer, texts: Iterable[object]) -> str | None:
+    """The first character that an engine cannot encode, or else the first word."""
+    for text in texts:
+        if not isinstance(text, str):
+            inner = _first_unknown(engine, text) if isinstance(text, Iterable) else None
+            if inner is not None:
+                return inner
+        elif not _encodes(engine, text):
+            word = next((word for word in text.split() if not _encodes(engine, word)), text)
+            bad = [character for character in word if not _encodes(engine, character)]
+            # Where no character is an entry by itself, the vocabulary is one of words.
+            return bad[0] if 0 < len(bad) < len(word) or len(word) == 1 else word
+    return None
+
+
+def _encodes(engine: RustTokenizer, text: str) -> bool:
+    try:
+        engine.encode(text, add_special_tokens=False)
+    except Exception:  # as above
+        return False
+    return True
 
 
 def _encoded(encoding: Encoding, max_length: int | None) -> Encoded:
