@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pretune.render.result_views import answer_view, evaluation_view
+from pretune.evaluation.few_shot.result import Cell
+from pretune.render.result_views import answer_view, evaluation_view, shortened_prompts
 from pretune.tasks.regression.regress import ScorePrediction
 from pretune.tasks.tagging.tag import TagPrediction
 from pretune.training.validation import Evaluation
@@ -30,3 +31,14 @@ def test_an_answer_without_scores_of_labels_is_shown_by_its_values() -> None:
     text = answer_view({"text": "a late parcel"}, ScorePrediction(2.91327)).plain
     assert text == "a late parcel\n  score  2.9133\n"
     assert answer_view({"tokens": "nobody"}, TagPrediction(())).plain.endswith("entities  none\n")
+
+
+def test_prompts_that_were_too_long_are_counted() -> None:
+    assert shortened_prompts(Cell(1, 0, 0.5, 0.5, {}, 3, 0, ()), 5) == (
+        "1 shot, seed 0: 3 of 5 prompts were too long for the model; the example was left out of "
+        "them"
+    )
+    assert shortened_prompts(Cell(5, 1, 0.5, 0.5, {}, 3, 2, ()), 5) == (
+        "5 shots, seed 1: 3 of 5 prompts were too long for the model; the first examples, up to 3, "
+        "were left out of them"
+    )

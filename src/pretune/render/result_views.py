@@ -193,11 +193,13 @@ def few_shot_view(result: FewShotResult) -> RenderableType:
 
 def shortened_prompts(cell: Cell, count: int) -> str:
     """Describe how many prompts had no room for all of their examples."""
-    lost = cell.shots - cell.fewest
-    shots = "1 shot" if cell.shots == 1 else f"{cell.shots} shots"
+    shots, left_out = "1 shot", "the example was"
+    if cell.shots > 1:
+        shots = f"{cell.shots} shots"
+        left_out = f"the first examples, up to {cell.shots - cell.fewest}, were"
     return (
-        f"{shots}, seed {cell.seed}: {cell.shortened:,} of {count:,} prompts were too "
-        f"long for the model; the first examples, up to {lost}, were left out of them"
+        f"{shots}, seed {cell.seed}: {cell.shortened:,} of {count:,} prompts were too long for the "
+        f"model; {left_out} left out of them"
     )
 
 
