@@ -55,7 +55,7 @@ def test_from_texts_to_shards(place: Path, tiny_vocab_folder: Path) -> None:
         (("prepare", "books", "--encoding", "utf8x"), "no encoding is called 'utf8x'"),
         (("prepare", "books", "--validation", "1"), "from 0 to under 1"),
         (("prepare", "books", "--min-chars", "500"), "no document is left of 31"),
-        (("prepare", "books", "--tokenizer", "nowhere"), "no tokenizer here"),
+        (("prepare", "books", "--tokenizer", "nowhere"), "no such folder"),
     ],
 )
 def test_mistakes_are_sentences(
