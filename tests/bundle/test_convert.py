@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.bundle.convert import convert
 from pretune.errors import CheckpointError
 from pretune.inference.predict import Predictor
 from pretune.tasks.classification.multilabel import Multilabel
+from pretune.tokenizers.load import load_tokenizer
 from tests.tasks.every_task import CASES
 
 
@@ -85,3 +86,41 @@ def test_a_damaged_checkpoint_of_a_run(tiny_folder: Path, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"pretune\.json"):
         convert(tmp_path / "run", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_lower_case": True, "strip_accents": False},
+        {"tokenize_chinese_chars": False, "sep_token": "[MASK]"},
+        {"model_input_names": ["input_ids", "attention_mask"]},
+        {"tokenizer_class": "PreTrainedTokenizerFast"},
+    ],
+)
+def test_settings_that_contradict_the_tokenizer_give_the_logits_of_transformers(
+    settings: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Before and after converting, of a pair."""
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(tiny_folder, initializer_range=0.5)
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "old")
+    load_tokenizer(tiny_folder).save(tmp_path / "old")
+    path = tmp_path / "old" / "tokenizer_config.json"
+    own = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    path.write_text(json.dumps(own | settings))
+    convert(tmp_path / "old", tmp_path / "new")
+    texts = ["Good 电影 é!"], ["bad [MASK] film"]
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "old")(*texts, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    for name in ("old", "new"):
+        (encoded,) = load_tokenizer(tmp_path / name).encode(*texts)
+        with torch.no_grad():
+            ours = model(
+                input_ids=torch.tensor([encoded.ids]),
+                token_type_ids=torch.tensor([encoded.segments]),
+            ).logits
+            theirs = AutoTokenizer.from_pretrained(tmp_path / name)(*texts, return_tensors="pt")
+            assert torch.equal(model(**theirs).logits, expected)
+        assert torch.allclose(ours, expected, atol=1e-6)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -14,6 +17,7 @@ from pretune.corpus.pipeline import prepare
 from pretune.data.readers.files import read
 from pretune.errors import CheckpointError, DataError
 from pretune.inspection.describe import describe
+from pretune.render.experiment_views import corpus_view
 from pretune.tokenizers.figures import measure_tokenizer
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -53,7 +57,7 @@ def test_characters_that_a_bpe_drops_are_counted() -> None:
     made.normalizer = normalizers.Replace("-", "")
     dropped = DroppedCharacters(made)
     assert dropped("a é\tb éx - ") == Counter({"é": 2, "x": 1})
-    assert measure_tokenizer(Tokenizer(made, {}), ["a é", "b"]).unknown == 1 / 2
+    assert measure_tokenizer(Tokenizer(made, {}), ["a é", "b"]).unknown == 1 / 3
 
 
 @pytest.mark.parametrize(
@@ -69,10 +73,15 @@ def test_other_vocabularies_drop_nothing(made: RustTokenizer) -> None:
     assert not DroppedCharacters(made)("é 😀")
 
 
-def test_prepare_counts_what_is_dropped_as_unknown(tmp_path: Path, text: Path) -> None:
+def test_prepare_counts_what_is_dropped(tmp_path: Path, text: Path) -> None:
     made = prepare([str(text)], str(write(tmp_path / "t", engine(DROPS))), tmp_path / "c")
-    assert made.train["reading"]["unknown"] == 2
+    assert (made.train["reading"]["unknown"], made.train["reading"]["lost"]) == (0, 2)
     assert made.train["totals"]["tokens"] == 6
+    console = Console(width=100, file=StringIO())
+    console.print(corpus_view(made))
+    assert isinstance(console.file, StringIO)
+    # 2 of the 12 characters of both documents.
+    assert re.search(r"characters dropped\W+16\.67%", console.file.getvalue())
 
 
 def test_describe_counts_what_is_dropped_as_unknown(tmp_path: Path) -> None:
@@ -81,7 +90,8 @@ def test_describe_counts_what_is_dropped_as_unknown(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(tmp_path / "t", engine(DROPS)))
     (facts,) = describe([read(path)], tokenizer=tokenizer).files
     assert facts.unknown is not None
-    assert (facts.unknown.lost, facts.unknown.pieces) == (1, Counter("é"))
+    assert (facts.unknown.lost, facts.unknown.tokens) == (1, 3)
+    assert facts.unknown.pieces == Counter("é")
     assert facts.unknown_places == {"é": "line 2"}
 
 

@@ -290,7 +290,7 @@ class _Preparation:
             self.changed.update(document.changed)
             self.counts["documents"] += 1
             self.counts["tokens"] += len(document.tokens)
-            self.counts["unknown"] += document.lost
+            self.counts["lost"] += document.lost
             if self.unknown is not None:
                 self.counts["unknown"] += int(np.count_nonzero(document.tokens == self.unknown))
 
@@ -339,6 +339,8 @@ class _Preparation:
             if split == "train":  # the counts of the reading are for all splits together
                 manifest["reading"] = {
                     **{name: self.counts[name] for name in ("read", "cut", "unknown")},
+                    # Characters that the tokenizer drops, as it has no [UNK]: most know all.
+                    **({"lost": self.counts["lost"]} if self.counts["lost"] else {}),
                     "changed": dict(sorted(self.changed.items())),
                     "dropped": dict(sorted(self.dropped.items())),
                 }

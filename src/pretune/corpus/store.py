@@ -351,6 +351,7 @@ def _check_origin(manifest: Mapping[str, Any]) -> None:
     reading = manifest["reading"]
     for name in ("read", "cut", "unknown"):
         _check_count(name, reading[name])
+    _check_count("lost", reading.get("lost", 0))
     for name in ("changed", "dropped"):
         for reason, count in reading[name].items():
             _check_count(reason, count)

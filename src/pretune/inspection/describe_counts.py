@@ -123,6 +123,8 @@ class TokenCounter:
         for row, parts, encoding in zip(rows, texts, encodings, strict=True):
             self.unknown.tokens += len(encoding.ids)
             for dropped in map(self._dropped, parts):
+                # Without [UNK]: they count as if they were one each.
+                self.unknown.tokens += dropped.total()
                 self.unknown.lost += dropped.total()
                 self._add(row, dropped)
             if self._lost is not None and self._lost in encoding.ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -170,18 +171,23 @@ def corpus_view(prepared: Prepared) -> RenderableType:
     counts |= {f"  {_CHANGES[name]}": n for name, n in reading["changed"].items()}
     documents = Grid(("documents", ""), [(name, f"{n:,}") for name, n in counts.items()])
     unit = TEXT_UNITS[prepared.train["settings"]["reading"]["documents"]]
-    totals = _corpus_totals(prepared, reading["unknown"])
+    totals = _corpus_totals(prepared, reading)
     return Group(documents.terminal(), f"({unit})", totals.terminal())
 
 
-def _corpus_totals(prepared: Prepared, unknown: int) -> Grid:
+def _corpus_totals(prepared: Prepared, reading: Mapping[str, Any]) -> Grid:
     splits = [split for split in (prepared.train, prepared.validation) if split is not None]
     rows = [
         (name, *(f"{split['totals'][name]:,}" for split in splits))
         for name in ("documents", "sentences", "tokens", "characters", "bytes")
     ]
     rows.append(("shards", *(f"{len(split['shards']):,}" for split in splits)))
-    tokens = sum(split["totals"]["tokens"] for split in splits)
-    share = f"{unknown / max(tokens, 1):.2%}"
-    footer = [("unknown tokens", share, *([""] * (len(splits) - 1)))]
+    # Of all splits together; what is dropped has no token.
+    tokens, characters = (
+        sum(split["totals"][name] for split in splits) for name in ("tokens", "characters")
+    )
+    shares = {"unknown tokens": reading["unknown"] / max(tokens, 1)}
+    if "lost" in reading:
+        shares["characters dropped"] = reading["lost"] / max(characters, 1)
+    footer = [(name, f"{share:.2%}", *([""] * (len(splits) - 1))) for name, share in shares.items()]
     return Grid(("written", *(str(split["split"]) for split in splits)), rows, footer=footer)

@@ -24,7 +24,8 @@ class TokenizerFigures:
     """Figures of a tokenizer on a text."""
 
     vocab_size: int  # number of entries, with special tokens
-    # [UNK], and characters that are dropped where there is none, for each token.
+    # The share that is [UNK] of the tokens, 0 to 1; a character that is dropped, where there is
+    # no [UNK], counts as one.
     unknown: float
     characters_per_token: float  # the higher, the shorter are sequences
     bytes_per_token: float  # in bytes of UTF-8, comparable between languages
@@ -37,7 +38,7 @@ class TokenizerFigures:
 def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFigures:
     """Encode texts, without special tokens around them, and count."""
     # Counts over all texts, and some lines of the first ones as examples.
-    characters = size = tokens = unknown = 0
+    characters = size = tokens = unknown = lost = 0
     unknown_id, dropped = tokenizer.special_id("unk_token"), DroppedCharacters(tokenizer.engine)
     lines: list[str] = []
     for batch in _batched(texts):
@@ -48,7 +49,7 @@ def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFi
             characters += len(text)
             size += len(text.encode())
             tokens += len(encoding.ids)
-            unknown += dropped(text).total()
+            lost += dropped(text).total()
             unknown += 0 if unknown_id is None else encoding.ids.count(unknown_id)
     # Entries are shown as text, and compared by their whole characters.
     byte_level = tokenizer.settings.get("tokenizer_class") == "GPT2Tokenizer"
@@ -64,7 +65,7 @@ def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerFi
 
     return TokenizerFigures(
         vocab_size=tokenizer.vocab_size,
-        unknown=unknown / divisor,
+        unknown=(unknown + lost) / max(tokens + lost, 1),
         characters_per_token=characters / divisor,
         bytes_per_token=size / divisor,
         longest=tuple(map(show, sorted(entries, key=length, reverse=True)[:_SHOWN])),
