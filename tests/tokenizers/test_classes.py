@@ -185,6 +185,16 @@ def test_a_class_that_the_file_cannot_be_of_is_refused_by_name(tmp_path: Path, k
         load_tokenizer(folder)
 
 
+def test_a_space_that_only_the_settings_want_is_refused_by_name(tmp_path: Path) -> None:
+    """Of a class that obeys them, and that we do not build."""
+    engine = byte_level()
+    folder = write(tmp_path / "theirs", engine, {"add_prefix_space": True}, "RobertaTokenizer")
+    with pytest.raises(CheckpointError, match=r"no space before a text, .* add_prefix_space: true"):
+        load_tokenizer(folder)
+    write(tmp_path / "agree", engine, {"add_prefix_space": False}, "RobertaTokenizer")
+    assert load_tokenizer(tmp_path / "agree").encode(["go"])[0].ids
+
+
 def test_the_kind_of_the_model_alone_says_nothing_where_the_file_is_of_another(
     tmp_path: Path,
 ) -> None:
