@@ -308,7 +308,7 @@ def test_named_templates_in_files_of_their_own(tokenizer: Tokenizer, tmp_path: P
 
 
 def test_a_template_that_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(CheckpointError, match="chat_template: expected a text, found a int"):
+    with pytest.raises(CheckpointError, match="chat_template: expected a text, found an int"):
         ChatTemplate.of(replace(tokenizer, settings={"chat_template": 7}))
 
 

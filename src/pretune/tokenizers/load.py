@@ -204,20 +204,26 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             made.engine.post_processor = engine.post_processor
         return _finished(made, folder, kind)
     # Any other is complete; files beside it may list more tokens, and must not contradict it.
-    spaced = getattr(engine.pre_tokenizer, "add_prefix_space", None)
-    wanted = _flag(path, settings, "add_prefix_space")
-    if kind == "RobertaTokenizer" and None not in (spaced, wanted) and spaced != wanted:
-        raise CheckpointError(
-            f"{path}: puts {'a' if spaced else 'no'} space before a text, but tokenizer_config.json "
-            f"says add_prefix_space: {json.dumps(wanted)}",
-            "Correct one of them: transformers goes by tokenizer_config.json.",
-        )
+    if kind == "RobertaTokenizer":
+        _check_space(path, settings, engine)
     described = _described(folder, settings)
     add_listed(engine, folder, described, others=_read_json(folder / ADDED_FILE), own=())
     add_named(engine, described, {})
     return _finished(
         Tokenizer(engine, special_tokens(engine, described), settings, origin=path), folder, kind
     )
+
+
+def _check_space(path: Path, settings: dict[str, Any], engine: RustTokenizer) -> None:
+    """Refuse settings that want another space before a text than a class we do not build has."""
+    spaced = getattr(engine.pre_tokenizer, "add_prefix_space", None)
+    wanted = _flag(path, settings, "add_prefix_space")
+    if None not in (spaced, wanted) and spaced != wanted:
+        raise CheckpointError(
+            f"{path}: puts {'a' if spaced else 'no'} space before a text, but the settings beside "
+            f"it say add_prefix_space: {json.dumps(wanted)}",
+            "Correct one of them: transformers goes by tokenizer_config.json.",
+        )
 
 
 def _class_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, bool]:
