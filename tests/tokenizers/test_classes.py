@@ -222,9 +222,29 @@ def test_a_vocabulary_without_the_unknown_token_is_refused(tmp_path: Path, missi
         load_tokenizer(folder)
 
 
+def test_an_older_checkpoint_of_ours_that_did_not_follow_its_settings_is_refused(
+    tmp_path: Path,
+) -> None:
+    """Nothing says whether the model knows the ids of the file or those of the settings."""
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    settings = {**names, "do_lower_case": False}
+    folder = write(tmp_path / "ours", wordpiece(), settings, "BertTokenizer")
+    (folder / "pretune.json").write_text("{}")
+    (good,) = load_tokenizer(folder).encode(["Good"])
+    settings["do_lower_case"] = True
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**settings, "tokenizer_class": "BertTokenizer"}))
+    with pytest.raises(CheckpointError, match="ask for another tokenizer than this file has"):
+        load_tokenizer(folder)
+    path.write_text(json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert load_tokenizer(folder).encode(["Good"])[0] == good
+
+
 def test_new_tokens_of_an_older_checkpoint_of_ours_are_kept(tmp_path: Path) -> None:
     """It kept a list in the settings that lacked them."""
-    folder = write(tmp_path / "ours", wordpiece(), SETTINGS["added, in the file"], "BertTokenizer")
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    settings = {**SETTINGS["added, in the file"], **names, "do_lower_case": False}
+    folder = write(tmp_path / "ours", wordpiece(), settings, "BertTokenizer")
     engine = wordpiece()
     engine.add_tokens(["<new>"])
     engine.save(str(folder / "tokenizer.json"))

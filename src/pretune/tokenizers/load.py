@@ -19,6 +19,7 @@ from pretune.tokenizers.classes import (
     PLAIN,
     WORDPIECE,
     base_name,
+    builds,
     class_of_model,
     gives_segments,
     suits,
@@ -192,6 +193,13 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     if (folder / _OURS).is_file():
         # An earlier version of ours left a list in the settings that lacked its own new tokens.
         settings.pop(DECODER, None)
+        # It also kept settings that the file did not follow, and trained with the file.
+        if stated and not builds(kind, settings, engine):
+            raise CheckpointError(
+                f"{path}: the settings beside it ask for another tokenizer than this file has",
+                f'With "tokenizer_class": "{PLAIN}" in tokenizer_config.json the file counts, as '
+                "in earlier versions, which trained with it.",
+            )
     if kind in WORDPIECE and fits:
         lowercase = _flag(path, settings, "do_lower_case") is not False
         vocabulary = engine.get_vocab(with_added_tokens=False)
