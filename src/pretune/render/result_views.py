@@ -152,7 +152,7 @@ def _plain(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return str(value)
+    return "none" if value is None else str(value)
 
 
 def few_shot_view(result: FewShotResult) -> RenderableType:

@@ -93,7 +93,7 @@ class RewardOptions(TaskOptions):
 class RewardPrediction(Prediction):
     """The score of a reply; only differences between replies to the same prompt mean something."""
 
-    score: float
+    score: float | None  # None where there was nothing to score
 
 
 class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords, Calibrated):
@@ -266,7 +266,11 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
         if parts and isinstance(parts[0], RewardPrediction):
             return super().combine(parts, record)
         chosen, rejected, *lengths = parts[0] if parts else (0.0, 0.0, 1, 1)
-        return _PairPrediction(chosen, rejected, lengths)
+        return _PairPrediction(chosen, chosen, rejected, lengths)
+
+    @override
+    def empty_answer(self) -> RewardPrediction:
+        return RewardPrediction(None)
 
     @override
     def usage(self, run: str) -> str:
@@ -284,7 +288,7 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
         def grade(answer: RewardPrediction, row: int) -> Grade:
             record = records.rows[row]
             assert isinstance(answer, _PairPrediction)  # noqa: S101 - of an evaluation
-            lengths, difference = answer.lengths, answer.score - answer.rejected
+            lengths, difference = answer.lengths, answer.chosen - answer.rejected
             right = difference > 0
             chance = 1 / (1 + math.exp(-min(abs(difference), 700)))
             return Grade(
@@ -350,6 +354,7 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
 class _PairPrediction(RewardPrediction):
     """The scores of both replies of a pair; `score` is that of the chosen one."""
 
+    chosen: float
     rejected: float
     lengths: list[int]  # tokens of both replies
 
