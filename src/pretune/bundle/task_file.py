@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pretune.checkpoints.config import config_file, in_file, read_object
 from pretune.errors import CheckpointError, RecipeError, did_you_mean
 from pretune.models.config import ModelConfig, brief
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import FROM_CHECKPOINT, AnyTask
 from pretune.tasks.builtin import TASKS, published_task, saved_task_class
 
 #: The only file of a checkpoint that transformers does not know.
@@ -40,7 +40,8 @@ def trained_task(
     # The file may be damaged or come from anyone: its values are checked like a recipe's.
     try:
         kind = saved_task_class(saved["options"]["name"], saved.get("package"))
-        task = kind(kind.options_type.model_validate(saved["options"])).with_state(saved["state"])
+        options = kind.options_type.model_validate(saved["options"], context=FROM_CHECKPOINT)
+        task = kind(options).with_state(saved["state"])
         columns = dict(saved.get("columns", {}))
         if not all(isinstance(name, str) for name in columns.values()):
             raise TypeError("columns are names")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pretune.bundle.bundle import Bundle
+from pretune.data.batch import PackedBatch
 from pretune.data.readers.files import is_table
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
@@ -77,12 +78,38 @@ class Predictor:
                 answers[i] = answer
         return answers
 
-    @torch.inference_mode()
     def _answers(
         self, records: Records, progress: Callable[[int, int], None] | None
     ) -> list[Prediction]:
         # A record may become several sequences, and is answered without those before it.
         task = self.task.isolated() if isinstance(self.task, ReadsStream) else self.task
+        parts = self.outputs(records, task.predict, task=task, progress=progress)
+        return [task.combine(own, row) for own, row in zip(parts, records.rows, strict=True)]
+
+    @torch.inference_mode()
+    def outputs(
+        self,
+        records: Records,
+        read: Callable[[Any, PackedBatch], Sequence[Any]],
+        *,
+        task: AnyTask | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Any]]:
+        """Run the model over records.
+
+        Args:
+            records: of the model's task.
+            read: takes what it wants from the outputs of a batch: an item for each sequence.
+            task: the task that makes features of the records; default: the model's.
+            progress: called with the number of sequences done, and of all.
+
+        Returns:
+            the items of each record's sequences, in the order of the records.
+
+        Raises:
+            DataError: a record cannot be used; names its file, line and column.
+        """
+        task = task or self.task
         features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
         self.cut += features.truncated
         # Run the model on batches of about equally long sequences, in whatever order that gives.
@@ -95,15 +122,15 @@ class Predictor:
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
                 outputs = with_answers(task, self._model, outputs, batch)
-            answers = task.predict(outputs, batch)
-            parts.update(zip(batch.index.tolist(), answers, strict=True))
+            items = read(outputs, batch)
+            parts.update(zip(batch.index.tolist(), items, strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
         # Put the parts of each record together again.
         of_record: list[list[Any]] = [[] for _ in range(len(records))]
         for index, record in enumerate(features.records.tolist()):
             of_record[record].append(parts[index])
-        return [task.combine(own, row) for own, row in zip(of_record, records.rows, strict=True)]
+        return of_record
 
 
 def task_of(bundle: Bundle) -> AnyTask:

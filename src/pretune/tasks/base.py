@@ -21,7 +21,14 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+)
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -32,6 +39,14 @@ from pretune.data.records import Records
 from pretune.models.backbone import Backbone
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tokenizers.tokenizer import Tokenizer, segments_of
+
+#: The context in which the options of a checkpoint are validated: anyone may have written them.
+FROM_CHECKPOINT: Mapping[str, Any] = {"from_checkpoint": True}
+
+
+def is_from_checkpoint(info: ValidationInfo) -> bool:
+    """Whether a value that is validated stands in a checkpoint, which must not name code to run."""
+    return bool((info.context or {}).get("from_checkpoint"))
 
 
 class TaskOptions(BaseModel):
