@@ -217,12 +217,17 @@ def test_a_reward_model_has_no_labels(scorer: str, spec: dict[str, Any], message
         rewards_of({"run": scorer, **spec})
 
 
-def test_models_that_give_no_reward(tiny_folder: Path, tmp_path: Path) -> None:
+def test_models_that_give_no_reward(
+    tiny_folder: Path, tmp_path: Path, folder_of: Callable[[str, AnyTask], str]
+) -> None:
     save(answering(), tmp_path)
     with pytest.raises(CheckpointError, match="trained for the task instruct, which gives a reply"):
         rewards_of({"run": str(tmp_path)})
     with pytest.raises(RunError, match="a bare bert model, not trained for a task"):
         rewards_of({"run": str(tiny_folder)})
+    lone = folder_of("bert", Classify(ClassifyOptions(max_length=24), ["good"]))
+    with pytest.raises(CheckpointError, match="only one label"):
+        rewards_of({"run": lone, "label": "good"})
     with pytest.raises(PretuneError, match="the reward's model nowhere cannot be loaded"):
         rewards_of({"run": "nowhere"})
 
@@ -331,6 +336,9 @@ def test_an_exception_names_the_reply_and_the_line(module: Callable[[str], str])
         f"the reward function {name}:f failed at reply 3 (''): ZeroDivisionError: division by zero "
         f"({name}.py, line 3)"
     )
+    name = module("def f(texts):\n    for text in texts:\n        yield 1 / len(text)\n")
+    with pytest.raises(RunError, match=r"failed at reply 3 \(''\).*line 3"):
+        rewards_of(f"{name}:f")
     # One that only all of them together bring about, and an attempt to end the program.
     name = module("def f(texts):\n    if len(texts) > 1:\n        exit(0)\n    return [0.0]\n")
     with pytest.raises(RunError, match=r"failed at 4 replies: SystemExit: 0 \(.*, line 3\)"):
@@ -515,6 +523,7 @@ def test_a_sum_that_overflows_names_the_reply(module: Callable[[str], str]) -> N
         ({"run": "x", "lable": "y"}, "a reward by run has no key 'lable'. Did you mean 'label'"),
         ({"match": "("}, "is no regular expression"),
         ({"length": 0}, "greater than or equal to 1"),
+        ({"length": True}, "valid integer"),
         ({"length": 5, "weight": math.nan}, "finite number"),
         ({"run": ""}, "at least 1 character"),
     ],

@@ -241,10 +241,8 @@ def _as_float(value: Any) -> float:
 
 
 def _by_run(part: RunReward, device: torch.device | str, precision: str) -> RewardFunction:
-    # Loading must not change what the training draws afterwards.
     try:
-        with torch.random.fork_rng(devices=[]):
-            bundle = load(part.run)
+        bundle = load(part.run)
         task = task_of(bundle)
     except PretuneError as error:
         raise type(error)(
@@ -298,9 +296,14 @@ def _reader(part: RunReward, task: AnyTask) -> Callable[[Any, PackedBatch], list
             f"{part.run}: trained for the task {task.name}, which gives a reply no reward",
             "Name a model that was trained for reward, regress, classify or multilabel.",
         )
+    if isinstance(task, Classify) and len(task.labels) < 2:
+        raise CheckpointError(
+            f"{part.run}: a classifier with only one label is always sure of it",
+            "Name a model with at least two.",
+        )
     known = {label_key(label): number for number, label in enumerate(task.labels)}
     number = known.get(label_key(part.label or ""))
-    if number is None or (isinstance(task, Classify) and len(known) < 2):
+    if number is None:
         problem = "which label is it?" if part.label is None else f"no label '{part.label}'"
         hint = f"It knows: {', '.join(task.labels)}."
         if part.label is not None:
@@ -388,14 +391,13 @@ def _by_function(part: FunctionReward) -> RewardFunction:
     ) -> list[float]:
         given = {"prompts": prompts, "replies": replies, "records": records}
         try:
-            values = call(given)
-            return [*values] if isinstance(values, Iterator) else values
+            return call(given)
         except (Exception, SystemExit) as error:
             which = _failing(call, given)
             at = _counted(len(replies)) if which is None else _shown(replies, which)
             raise RunError(
                 f"{origin} failed at {at}: {_described(error)}",
-                "A reply may be any text, also an empty one.",
+                "It gets a list of all replies, and a reply may be any text, also an empty one.",
             ) from error
 
     return score
@@ -467,7 +469,9 @@ def _caller(
     places = in_turn.get(len(needed), ())
     # Each gets lists of its own: a function may sort or change what it is given.
     if by_name and all(p.name in by_name for p in needed):
-        return lambda given: function(**{own: [*given[what]] for own, what in by_name.items()})
+        return lambda given: _whole(
+            function(**{own: [*given[what]] for own, what in by_name.items()})
+        )
     misplaced = any(
         PARAMETERS.get(p.name, place) != place for p, place in zip(needed, places, strict=False)
     )
@@ -477,7 +481,12 @@ def _caller(
             "It has to take (replies), (prompts, replies) or (prompts, replies, records), and to "
             "give a list of floats.",
         )
-    return lambda given: function(*([*given[what]] for what in places))
+    return lambda given: _whole(function(*([*given[what]] for what in places)))
+
+
+def _whole(values: Any) -> Any:
+    """Return what a function gave; a generator computes only now, and may fail."""
+    return [*values] if isinstance(values, Iterator) else values
 
 
 def _failing(

@@ -158,7 +158,7 @@ class LengthReward(RewardPart):
 
     key: ClassVar[str] = "length"
 
-    length: int = Field(ge=1, description="The length that is wanted.")
+    length: int = Field(ge=1, strict=True, description="The length that is wanted.")
     unit: Literal["characters", "tokens"] = Field(
         "characters", description="What is counted; tokens of the model that is trained."
     )
