@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pretune.errors import RunError
@@ -47,10 +48,12 @@ def test_goes_on_as_if_never_stopped(
     file = tmp_path / "run" / REFERENCE_FILE
     if lost == "missing":
         file.unlink()
-    elif lost == "damaged":
+    elif lost == "damaged":  # other numbers, which are numbers
+        with safe_open(file, framework="numpy") as opened:
+            known = opened.metadata()
         scores = load_file(file)
-        scores["train"][0] = np.nan
-        save_file(scores, file, {"key": "other"})
+        scores["train"][0] -= 1
+        save_file(scores, file, known)
     resume(tmp_path / "run", quiet=True)
     ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
@@ -65,6 +68,10 @@ def test_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert read_scores(tmp_path, "of other data") is None
     keep_scores(tmp_path, "key", {"train": np.array([[np.inf]])})
     assert read_scores(tmp_path, "key") is None
+    (tmp_path / REFERENCE_FILE).unlink()
+    (tmp_path / REFERENCE_FILE).mkdir()
+    with pytest.raises(RunError, match="is a folder"):
+        keep_scores(tmp_path, "key", scores)
 
 
 def test_another_folder_is_the_reference(tmp_path: Path) -> None:

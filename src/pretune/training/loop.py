@@ -115,7 +115,8 @@ class Trainer:
         world: World | None = None,
     ) -> None:
         if len(train) == 0:
-            raise RunError("there is nothing to train on", "Give data.train more records.")
+            why = f": {train.skipped[0].why}" if train.skipped else ""
+            raise RunError(f"there is nothing to train on{why}", "Give data.train more records.")
         if validation is not None and len(validation) == 0:
             raise RunError("there is nothing to evaluate on", "Give other data.validation.")
         self.task, self.model, self.options, self.seed = task, model, options, seed

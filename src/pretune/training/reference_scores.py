@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from pretune.checkpoints.atomic_io import atomic_file
 from pretune.data.arrays import Array
-from pretune.errors import RecipeError
+from pretune.errors import RecipeError, RunError
 from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import HasReference, Preprocessor
@@ -22,7 +22,7 @@ REFERENCE_FILE = "reference.safetensors"
 
 
 def read_scores(folder: Path, key: str) -> dict[str, Array] | None:
-    """Read the scores that a run has kept; None where there are none, or they are of other data.
+    """Read the scores that a run has kept; None where they are missing, damaged or of other data.
 
     Args:
         folder: of the run.
@@ -30,19 +30,38 @@ def read_scores(folder: Path, key: str) -> dict[str, Array] | None:
     """
     try:
         with safe_open(folder / REFERENCE_FILE, framework="numpy") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
+            known = file.metadata() or {}
             scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
     # A damaged number would be learned from in silence.
-    return scores if all(np.isfinite(values).all() for values in scores.values()) else None
+    whole = known.get("key") == key and known.get("digest") == _digest(scores)
+    return scores if whole and all(np.isfinite(v).all() for v in scores.values()) else None
 
 
 def keep_scores(folder: Path, key: str, scores: Mapping[str, Array]) -> None:
-    """Write the scores of a run's features, atomically."""
-    with atomic_file(folder / REFERENCE_FILE) as path:
-        save_file({n: np.ascontiguousarray(v) for n, v in scores.items()}, path, {"key": key})
+    """Write the scores of a run's features, atomically.
+
+    Raises:
+        RunError: a folder lies in the place of the file.
+    """
+    place = folder / REFERENCE_FILE
+    if place.is_dir():
+        raise RunError(
+            f"{place}: is a folder, where a file is to be written", "Move it away, then go on."
+        )
+    with atomic_file(place) as path:
+        whole = {name: np.ascontiguousarray(values) for name, values in scores.items()}
+        save_file(whole, path, {"key": key, "digest": _digest(whole)})
+
+
+def _digest(scores: Mapping[str, Array]) -> str:
+    """SHA-256 of the names and numbers of scores."""
+    digest = hashlib.sha256()
+    for name, values in sorted(scores.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def scores_key(fingerprints: Mapping[str, str | None], source: str) -> str:

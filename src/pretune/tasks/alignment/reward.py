@@ -48,6 +48,8 @@ from pretune.tokenizers.tokenizer import Tokenizer
 MARGIN = "margin"
 #: Target of a pair: tokens of the chosen and of the rejected reply.
 REPLY_TOKENS = "reply_tokens"
+#: A larger margin is out of reach for the difference of two scores.
+MAX_MARGIN = 1000.0
 #: Bins of the calibration error.
 BINS = 10
 #: Up to which difference in length (the longer reply over the shorter one) pairs are told apart.
@@ -375,16 +377,18 @@ def _by_pair(outputs: Tensor) -> tuple[Tensor, Tensor]:
 def _margin(records: Records, row: int) -> float:
     """By how much the chosen reply of a record is better; 0 where nothing is said."""
     value: Any = records.rows[row].get(MARGIN)
-    if is_missing(value):
+    infinite = isinstance(value, float) and math.isinf(value)
+    if is_missing(value) and not infinite:  # NaN is how pandas writes nothing
         return 0.0
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= MAX_MARGIN:
         raise DataError(
-            f"{records.where(row, MARGIN)}: expected a number, found {value!r}",
-            "Give a finite number there, or nothing.",
+            f"{records.where(row, MARGIN)}: expected a number from -{MAX_MARGIN:g} to "
+            f"{MAX_MARGIN:g}, found {value!r}",
+            "Give one there, or nothing. Scores differ by a few units.",
         )
     return number
 
