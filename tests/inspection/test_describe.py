@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from pretune.data.readers.files import read
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.inspection.describe import ALL, Facts, describe
+from pretune.inspection.describe import ALL, Description, Facts, describe
 from pretune.inspection.describe_counts import Lengths, count_words, script_shares
 from pretune.render.data_report import charts, description_page
+from pretune.tasks.builtin import task_class
+from pretune.tasks.classification.classify import ClassifyOptions
 from pretune.tokenizers.load import load_tokenizer
 
 
@@ -96,6 +98,73 @@ def test_repeats_and_their_labels() -> None:
     repeats = facts.repeats
     assert (repeats.rows, repeats.groups, repeats.conflicts) == (3, 2, 1)
     assert repeats.examples[0] == "line 1: 2 times (1 1x, 0 1x)"
+
+
+def labelled(*cells: object, column: str = "label") -> Facts:
+    return facts_of(*({"text": "the same text", column: cell} for cell in cells))
+
+
+@pytest.mark.parametrize(
+    ("cells", "label"),
+    [
+        (["neg", " neg ", "neg\u200b", '"neg"'], "neg"),
+        ([1, 1.0, "1", "1.0"], "1"),
+        ([True, "true", "TRUE"], "True"),
+    ],
+)
+def test_spellings_that_training_reads_as_one_label_are_one(
+    cells: list[object], label: str
+) -> None:
+    facts = labelled(*cells)
+    classify = task_class("classify")(ClassifyOptions())
+    classify.fit(records_of(*({"text": "a", "label": cell} for cell in [*cells, "other"])))
+    assert label in classify.labels
+    assert facts.labels == {label: len(cells)}
+    assert {*facts.words} == {ALL, label}
+    assert facts.repeats.conflicts == 0
+
+
+def test_a_label_is_the_same_in_each_file_however_it_is_spelled() -> None:
+    files = [records_of({"text": "a", "label": cell}, origin=f"{cell}") for cell in (1, "1.0", 0)]
+    first, second, third = describe(files).leaks
+    assert (first.conflicts, second.conflicts, third.conflicts) == (0, 1, 1)
+    assert [[*facts.labels] for facts in describe(files).files] == [["1"], ["1"], ["0"]]
+
+
+def test_labels_that_look_alike_are_told() -> None:
+    facts = labelled("neg", "Neg", " neg")
+    assert (facts.labels, facts.repeats.conflicts) == ({"neg": 2, "Neg": 1}, 1)
+    (remark,) = facts.label_remarks
+    assert remark.startswith("these labels differ only in case")
+    assert "these labels differ" in description_page(Description([facts], []))
+    assert labelled(1, 1.0, "1.0").label_remarks == ["read as one label: '1' (2), '1.0' (1)"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels", "conflicts"),
+    [
+        (["['a b', 'c']", "['c', 'a b']", "a b|c"], {"a b": 3, "c": 3}, 0),
+        ([["a b", "c"], ("c", "a b")], {"a b": 2, "c": 2}, 0),
+        ([["a"], []], {"a": 1}, 1),
+        ([["a"], None], {"a": 1}, 0),
+        ([[1, 0, 1], [1, 0, 1], [0, 0, 1]], {"0": 2, "2": 3}, 1),
+        (["[1 0 1]", "[1 0 1]"], {"0": 2, "2": 2}, 0),
+    ],
+)
+def test_sets_of_labels_are_read_as_multilabel_reads_them(
+    cells: list[object], labels: dict[str, int], conflicts: int
+) -> None:
+    facts = labelled(*cells, column="labels")
+    assert (facts.labels, facts.repeats.conflicts) == (labels, conflicts)
+
+
+def test_what_is_odd_about_sets_of_labels_is_told() -> None:
+    assert "task.separator=','" in labelled("a, b", "a", column="labels").label_remarks[0]
+    assert "lists of 0 and 1" in labelled([1, 0], [1, 1], column="labels").label_remarks[0]
+    refused = labelled([1, 0, 1], [1, 0], column="labels")
+    assert refused.labels == {"1": 3, "0": 2}
+    assert refused.label_remarks[0].startswith("multilabel refuses these labels: a.jsonl, line 2")
+    assert labelled(0.5, 0.25, column="labels").labels == {"0.5": 1, "0.25": 1}
 
 
 def test_leaks() -> None:

@@ -6,6 +6,9 @@ from rich.console import Console
 
 from pretune.evaluation.few_shot.result import Cell
 from pretune.render.result_views import answer_view, evaluation_view, shortened_prompts
+from pretune.tasks.base import Prediction
+from pretune.tasks.classification.classify import ClassPrediction
+from pretune.tasks.classification.multilabel import LabelsPrediction
 from pretune.tasks.regression.regress import ScorePrediction
 from pretune.tasks.tagging.tag import TagPrediction
 from pretune.training.validation import Evaluation
@@ -31,6 +34,30 @@ def test_an_answer_without_scores_of_labels_is_shown_by_its_values() -> None:
     text = answer_view({"text": "a late parcel"}, ScorePrediction(2.91327)).plain
     assert text == "a late parcel\n  score  2.9133\n"
     assert answer_view({"tokens": "nobody"}, TagPrediction(())).plain.endswith("entities  none\n")
+
+
+def test_the_labels_that_are_given_are_named_whatever_their_threshold() -> None:
+    scores = {"joy": 0.4, "anger": 0.6, "fear": 0.1}  # joy from 0.3, anger from 0.7
+    text = answer_view({"text": "a late parcel"}, LabelsPrediction(["joy"], scores), longest=1)
+    assert text.plain.split("\n")[:3] == [
+        "a late parcel",
+        "  labels: joy",
+        "  anger   60.0%  " + "█" * 18,
+    ]
+    nothing = answer_view({"text": "a late parcel"}, LabelsPrediction([], scores))
+    assert "  labels: none\n" in nothing.plain
+
+
+def test_only_the_input_is_bold_and_the_labels_that_are_given() -> None:
+    scores = {"joy": 0.4, "anger": 0.6}
+
+    def bold(answer: Prediction) -> list[str]:
+        text = answer_view({"text": "a late parcel"}, answer)
+        assert not text.style
+        return [text.plain[span.start : span.end].split()[0] for span in text.spans]
+
+    assert bold(ClassPrediction("anger", 0.6, scores)) == ["a"]
+    assert bold(LabelsPrediction(["joy"], scores)) == ["a", "labels:", "joy"]
 
 
 def test_prompts_that_were_too_long_are_counted() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from typing import Any
 
 from pretune.corpus.dedupe import Duplicates, digest, signature
 from pretune.data.columns import as_text, label_column, text_columns
-from pretune.data.records import Records, is_missing
+from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inspection.describe_counts import (
     Lengths,
@@ -21,6 +21,8 @@ from pretune.inspection.describe_counts import (
     count_words,
     script_shares,
 )
+from pretune.inspection.describe_labels import FileLabels, label_names, read_labels
+from pretune.tasks.labels import label_key
 from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Rows whose texts are tokenized at a time.
@@ -33,6 +35,8 @@ UNKNOWN_PLACES = 15
 LIMITS = (64, 128, 256, 512)
 #: Name of the group of all rows, beside the groups by label.
 ALL = "all"
+#: How an empty set of labels is shown.
+NO_LABEL = "no label"
 
 
 @dataclass(frozen=True, order=True)
@@ -76,6 +80,7 @@ class Facts:
     text: tuple[str, ...]
     label: str | None
     labels: Counter[str] = field(default_factory=Counter)  # most frequent first
+    label_remarks: list[str] = field(default_factory=list)  # what looks wrong with the labels
     words: dict[str, Lengths] = field(default_factory=dict)  # by label and of `ALL`
     tokens: dict[str, Lengths] = field(default_factory=dict)  # the same; empty without a tokenizer
     longest: list[TextExample] = field(default_factory=list)
@@ -94,9 +99,9 @@ class Facts:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
-        kept = ("origin", "rows", "columns", "text", "label", "labels", "empty", "scripts")
+        kept = ("origin", "rows", "columns", "text", "label", "labels", "label_remarks")
         return {
-            **{name: getattr(self, name) for name in kept},
+            **{name: getattr(self, name) for name in (*kept, "empty", "scripts")},
             "words": {name: lengths.to_dict() for name, lengths in self.words.items()},
             "tokens": {name: lengths.to_dict() for name, lengths in self.tokens.items()},
             "truncated": self.truncated(),
@@ -138,12 +143,13 @@ def describe(
 ) -> Description:
     """Describe some files, and what each later file shares with those before it.
 
-    Memory grows by about 200 bytes a row, with `near` by about 5 kB.
+    Memory grows by about 300 bytes a row, with `near` by about 5 kB.
 
     Args:
         files: the files; the first is the training data.
         text: columns that hold the texts; default: those that look like text.
-        label: column that holds the labels; default: a column with a usual name for labels.
+        label: column that holds the labels; default: a column with a usual name for labels. They
+            are read as training reads them (see `read_labels`).
         tokenizer: a tokenizer, to count tokens and what becomes [UNK].
         near: also count rows whose estimated similarity (Jaccard, of runs of five words) to a row
             of an earlier file is at least this.
@@ -153,19 +159,25 @@ def describe(
         DataError: a file has no such column, or none that looks like text.
         PretuneError: `near` is given, and datasketch is not installed.
     """
-    described: list[Facts] = []
+    # Labels first: a spelling of each is chosen for all files together.
+    described = [_begun(records, text, label) for records in files]
+    labels = [
+        read_labels(records, facts.label, facts.text)
+        for records, facts in zip(files, described, strict=True)
+    ]
+    names = label_names(own.rows for own in labels)
+    # Then the texts, file by file.
     earlier: list[tuple[Records, Seen, Duplicates | None]] = []
     leaks: list[Leak] = []
     done = 0
-    for records in files:
+    for records, facts, own in zip(files, described, labels, strict=True):
         shown = None if progress is None else _starting_at(done, progress)
-        facts, seen = _describe_file(records, text, label, tokenizer, shown)
+        seen = _describe_file(records, facts, _Labels(own, names), tokenizer, shown)
         leaks += [_leak(records, facts, seen, *file) for file in earlier]
         # Nothing comes after the last file, so it needs no signatures.
         last = records is files[-1]
         signatures = None if near is None or last else _signatures(records, facts, near)
         earlier.append((records, seen, signatures))
-        described.append(facts)
         done += len(records)
     return Description(described, leaks)
 
@@ -174,22 +186,47 @@ def _starting_at(before: int, progress: Callable[[int], None]) -> Callable[[int]
     return lambda done: progress(before + done)
 
 
-def _describe_file(
-    records: Records,
-    text: Sequence[str] | None,
-    label: str | None,
-    tokenizer: Tokenizer | None,
-    progress: Callable[[int], None] | None,
-) -> tuple[Facts, Seen]:
-    # Which columns hold texts and labels.
+def _begun(records: Records, text: Sequence[str] | None, label: str | None) -> Facts:
+    """Say which columns of a file hold texts and labels."""
     where_label = label_column(records, label)
-    facts = Facts(
+    return Facts(
         origin=records.origin,
         rows=len(records),
         columns={c: count_types(row.get(c) for row in records.rows) for c in records.columns},
         text=text_columns(records, text, where_label),
         label=where_label,
     )
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of a file under the names that all files share, by `label_key`."""
+
+    read: FileLabels
+    names: Mapping[str, str]
+
+    def of(self, row: int) -> list[str]:
+        """Return the labels of a record."""
+        return [self.names[label_key(raw)] for raw in self.read.rows[row] or ()]
+
+    def together(self, row: int) -> str:
+        """Return all labels of a record as a name; "" where it says nothing about them."""
+        labels = self.of(row)
+        if self.read.kind != "several":
+            return " ".join(labels)
+        # The order of a set means nothing, and an empty one is a statement too.
+        return ", ".join(sorted(labels)) or ("" if self.read.rows[row] is None else NO_LABEL)
+
+
+def _describe_file(
+    records: Records,
+    facts: Facts,
+    labels: _Labels,
+    tokenizer: Tokenizer | None,
+    progress: Callable[[int], None] | None,
+) -> Seen:
+    """Look at all records of a file, and complete its description."""
+    facts.label_remarks = [*labels.read.remarks]
     counter = None if tokenizer is None else TokenCounter(tokenizer)
     # One pass over the rows; texts are tokenized in chunks.
     seen: Seen = {}
@@ -203,7 +240,7 @@ def _describe_file(
         for row, parts, length in zip(rows, texts, tokens, strict=True):
             joined = "\n".join(parts)
             characters.update(joined)
-            _note(facts, seen, records, row, joined, length)
+            _note(facts, seen, records, row, labels, joined, length)
         if progress is not None:
             progress(rows.stop)
     # What can only be told of the whole file.
@@ -214,7 +251,7 @@ def _describe_file(
         facts.unknown = counter.unknown
         top = (piece for piece, _ in counter.unknown.pieces.most_common(UNKNOWN_PLACES))
         facts.unknown_places = {p: place(records, counter.unknown.places[p]) for p in top}
-    return facts, seen
+    return seen
 
 
 def _count_tokens(
@@ -237,28 +274,17 @@ def row_texts(records: Records, facts: Facts, row: int) -> list[str]:
     return [as_text(records.rows[row].get(column)) or "" for column in facts.text]
 
 
-def row_labels(records: Records, facts: Facts, row: int) -> list[str]:
-    """Return the labels of a record: none, a single label, or one for each word."""
-    if facts.label is None:
-        return []
-    value = records.rows[row].get(facts.label)
-    names = records.categories.get(facts.label)
-    cells = value if isinstance(value, list) else [value]
-    values = [cell for cell in cells if not is_missing(cell)]
-    if names is None:
-        return [str(value) for value in values]
-    return [
-        str(names[value]) if isinstance(value, int) and 0 <= value < len(names) else str(value)
-        for value in values
-    ]
-
-
 def _note(
-    facts: Facts, seen: Seen, records: Records, row: int, text: str, tokens: int | None
+    facts: Facts,
+    seen: Seen,
+    records: Records,
+    row: int,
+    labels: _Labels,
+    text: str,
+    tokens: int | None,
 ) -> None:
     """Add a row to the description: labels, lengths, extremes, and the text as seen."""
-    labels = row_labels(records, facts, row)
-    facts.labels.update(labels)
+    facts.labels.update(labels.of(row))
     if not text.strip():
         facts.empty += 1
         if len(facts.empty_places) < EXAMPLES:
@@ -266,8 +292,7 @@ def _note(
         return
     # Lengths are grouped by label, unless each word has its own.
     words = count_words(text)
-    single = not isinstance(records.rows[row].get(facts.label or ""), list)
-    groups = [ALL, *(labels if single else [])]
+    groups = [ALL, *(labels.of(row) if labels.read.kind != "words" else [])]
     for group in groups:
         facts.words.setdefault(group, Lengths()).counts[words] += 1
         if tokens is not None:
@@ -279,7 +304,7 @@ def _note(
     facts.shortest = heapq.nsmallest(EXAMPLES, [*facts.shortest, example], key=by_words)
     # Remember the text by its digest, with the labels it occurs with.
     _, counts = seen.setdefault(text_key(text), (row, {}))
-    name = " ".join(labels)
+    name = labels.together(row)
     counts[name] = counts.get(name, 0) + 1
 
 

@@ -144,7 +144,7 @@ def _extremes(facts: Facts) -> Grid:
 
 
 def _problems(facts: Facts) -> Grid:
-    """Tabulate empty and repeated texts."""
+    """Tabulate empty and repeated texts, and labels that are spelled in several ways."""
     repeats = facts.repeats
     share = repeats.conflicts / max(repeats.groups, 1)
     rows = [
@@ -153,6 +153,7 @@ def _problems(facts: Facts) -> Grid:
         ("texts that occur more than once", f"{repeats.groups:,}", ""),
         ("  with different labels", f"{repeats.conflicts:,}", f"{share:.1%} of these texts"),
     ]
+    rows += [("labels", "", one_line(remark)) for remark in facts.label_remarks]
     return Grid(("what to look at", "", "where"), rows, numbers=(1,))
 
 

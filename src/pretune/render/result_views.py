@@ -127,15 +127,24 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
 
 
 def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20) -> Text:
-    """Show an input and its answer; scores of classes as bars, at most `longest` of them."""
+    """Show an input and its answer; scores of classes as bars, at most `longest` of them.
+
+    Where any number of classes may be the answer, a line names those that are, and their bars are
+    bold.
+    """
     shown = (" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in inputs.values())
     # Neither the input nor a label can look like a line of the answer.
-    text = Text(in_line("  |  ".join(shown)) + "\n", "bold")
+    text = Text().append(in_line("  |  ".join(shown)) + "\n", "bold")
+    # Which labels are given depends on the threshold of each, which the bars do not show.
+    if answer.given is not None:
+        text.append(f"  labels: {in_line(_plain(answer.given))}\n", "bold")
     ordered = [(in_line(label), score) for label, score in answer.ranked()]
     width = max((len(label) for label, _ in ordered), default=0)
+    given = {*map(in_line, answer.given or ())}
     for label, score in ordered[:longest]:
         bar = "█" * round(30 * score)
-        text.append(f"  {label:<{width}}  {score:6.1%}  {bar}\n")
+        style = "bold" if label in given else ""
+        text.append(f"  {label:<{width}}  {score:6.1%}  {bar}\n", style)
     # A model that writes has a text instead of scores; other answers show all they have.
     if answer.written is not None:
         lines = for_terminal(answer.written).split("\n")

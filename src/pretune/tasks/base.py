@@ -96,6 +96,11 @@ class Prediction:
         return []
 
     @property
+    def given(self) -> list[str] | None:
+        """Those of the possible answers that are given; None where it is always the best alone."""
+        return None
+
+    @property
     def written(self) -> str | None:
         """The text of an answer that is a text; None for all others."""
         return None

@@ -87,6 +87,11 @@ class LabelsPrediction(Prediction):
     def ranked(self) -> list[tuple[str, float]]:
         return sorted(self.scores.items(), key=lambda item: -item[1])
 
+    @property
+    @override
+    def given(self) -> list[str]:
+        return self.labels
+
 
 class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
     """A yes or no for each of K labels."""
@@ -126,7 +131,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         self.flags = width is not None
         if width is not None and given is None:
             given = [str(place) for place in range(width)]
-        self.labels = choose_labels(given, records, "labels", self._raw_labels)
+        self.labels = choose_labels(given, records, "labels", self.raw_labels)
         if not self.labels:
             raise DataError(
                 f"{records.origin}, column 'labels': no record has a label",
@@ -180,7 +185,7 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             )
         return value
 
-    def _raw_labels(self, records: Records, row: int) -> list[str]:
+    def raw_labels(self, records: Records, row: int) -> list[str]:
         """Return a record's labels as the data spell them."""
         if self.options.label_columns is not None:
             return [name for name in self.options.label_columns if _flag(records, row, name)]
@@ -207,6 +212,17 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
 
     @override
     def remarks(self, records: Records) -> Iterable[str]:
+        yield from self.form(records)
+        yield from label_remarks(self.labels, self.options.labels, records, self.raw_labels)
+        # How many labels a record has, where that is remarkable.
+        sizes = [len(set(self.raw_labels(records, row))) for row in range(len(records))]
+        if (without := sizes.count(0)) > 0:
+            yield f"{without:,} of {len(records):,} records have no label"
+        if min(sizes, default=0) == len(self.labels):
+            yield "every record has every label: there is nothing to learn"
+
+    def form(self, records: Records) -> Iterable[str]:
+        """Yield lines about the form in which the data have labels, where it may be mistaken."""
         if self.flags:
             names = "in the order of task.labels"
             if self.options.labels is None:
@@ -214,13 +230,6 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             yield f"labels: lists of 0 and 1, a number for each of {len(self.labels)}, {names}"
         elif self.options.label_columns is None:
             yield from self._doubts(records)
-        yield from label_remarks(self.labels, self.options.labels, records, self._raw_labels)
-        # How many labels a record has, where that is remarkable.
-        sizes = [len(set(self._raw_labels(records, row))) for row in range(len(records))]
-        if (without := sizes.count(0)) > 0:
-            yield f"{without:,} of {len(records):,} records have no label"
-        if min(sizes, default=0) == len(self.labels):
-            yield "every record has every label: there is nothing to learn"
 
     def _doubts(self, records: Records) -> Iterable[str]:
         """Yield lines about texts that are lists, or that have another separator."""
@@ -247,12 +256,12 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         # How labels are written shows in all records together.
         task = type(self)(self.options)
         task.fit(records)
-        return [[*map(label_key, task._raw_labels(records, row))] for row in range(len(records))]
+        return [[*map(label_key, task.raw_labels(records, row))] for row in range(len(records))]
 
     def _flags(self, records: Records, row: int, ids: dict[str, int]) -> Array:
         """Return `[K]` uint8: 1 for each label that a record has."""
         flags = np.zeros(len(ids), dtype=np.uint8)
-        for raw in self._raw_labels(records, row):
+        for raw in self.raw_labels(records, row):
             flags[label_number(records, row, "labels", raw, self.options.labels, ids)] = 1
         return flags
 
