@@ -13,7 +13,10 @@ import torch
 from pretune.bundle.bundle import Bundle, load
 from pretune.data.records import Records
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
+from pretune.tasks.alignment.grpo import Grpo, GrpoOptions
+from pretune.tasks.alignment.ppo import Ppo, PpoOptions
 from pretune.tasks.alignment.reward import Reward, RewardOptions
+from pretune.tasks.alignment.rloo import Rloo, RlooOptions
 from pretune.tasks.base import AnyTask
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
@@ -145,6 +148,15 @@ def _pairs(count: int) -> Rows:
     ]
 
 
+#: A policy without a reference: evaluations would have to find it.
+POLICY: dict[str, Any] = {
+    "max_length": 48,
+    "max_new_tokens": 4,
+    "samples": 30,
+    "reward": {"length": 9},
+    "beta": 0.0,
+    "reference": None,
+}
 LABELS = ["good", "<i>bad", "好"]
 CASES = {
     "classify": Case(
@@ -204,6 +216,21 @@ CASES = {
     "reward_decoder": Case(lambda: Reward(RewardOptions(max_length=48)), _pairs, "gpt2"),
     "dpo": Case(
         lambda: Dpo(DpoOptions(max_length=48, loss="orpo", reference=None)), _pairs, "gpt2"
+    ),
+    "ppo": Case(
+        lambda: Ppo(PpoOptions(**POLICY)),
+        lambda count: [{"messages": _messages(i)[:1]} for i in range(count)],
+        "gpt2",
+    ),
+    "grpo": Case(
+        lambda: Grpo(GrpoOptions(**POLICY)),
+        lambda count: [{"messages": _messages(i)[:1]} for i in range(count)],
+        "gpt2",
+    ),
+    "rloo": Case(
+        lambda: Rloo(RlooOptions(**POLICY)),
+        lambda count: [{"messages": _messages(i)[:1]} for i in range(count)],
+        "gpt2",
     ),
     "translate": Case(
         lambda: Translate(TranslateOptions(max_length=64, label_smoothing=0.0, beams=1)),

@@ -25,6 +25,8 @@ from pretune.training import run
 from pretune.training.distributed import environment_world, joined, own_device
 from pretune.training.loop import share_out
 from pretune.training.run import train_recipe
+from tests.tasks.alignment.preferences import recipe as preference_recipe
+from tests.tasks.alignment.preferences import saved
 from tests.tasks.translations import PAIRS, SIZES
 from tests.training.groups import (
     STEADY,
@@ -128,6 +130,32 @@ class TestSameUpdates:
         found = result_of(several.output)
         assert found["details"] == result.details
         assert found["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+
+    def test_of_a_policy(self, tmp_path: Path, together: Together) -> None:
+        """Replies are written by all processes; 5 prompts of a rollout, so one has more of them."""
+        saved(tmp_path / "sft")
+        one = preference_recipe(
+            "ppo",
+            tmp_path,
+            **{
+                "task.max_length": 64,
+                "task.max_new_tokens": 6,
+                "task.rollout": 5,
+                "task.passes": 2,
+                "task.reward": {"length": 12},
+                "task.target_kl": 0.1,
+                "train.batch_size": 3,
+                "train.max_steps": 10,
+            },
+        )
+        result = train_recipe(one, quiet=True)
+        several = one.changed({"output": str(tmp_path / "several")})
+        together.train(2, several)
+        assert_close(several.output, weights(one.output))
+        assert result_of(several.output)["metrics"] == pytest.approx(result.metrics, abs=1e-4)
+        assert result_of(several.output)["details"] == result.details
+        with pytest.raises(AssertionError):  # not as it started
+            assert_close(several.output, load_file(tmp_path / "sft" / "model.safetensors"))
 
     def test_of_a_translator(self, tmp_path: Path, together: Together) -> None:
         """BLEU is of the translations of all processes."""

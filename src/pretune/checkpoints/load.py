@@ -167,7 +167,7 @@ def load_into(
     backbone = model if head == "backbone" else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
     fit = fit_weights(model, weights, folder, family, head, fresh=fresh)
-    if not fresh:
+    if not fresh or family.heads[head].keeps_output:
         table = name_table(family, head, backbone.stacks)
         _refuse_untied(weights, second_names(family.heads[head], table))
     model.to(dtype := dtype or _dtype_of(weights, fit.plan))

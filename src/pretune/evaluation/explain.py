@@ -58,6 +58,8 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
     tables = [embeddings.tokens, getattr(embeddings, "targets", None)]
     with torch.enable_grad(), plain, _caught(*tables) as caught:
         loss = task.loss(task.forward(bundle.model, batch), batch)
+        if not caught:  # nothing was read: without a reply a prompt has no loss
+            return float(loss.sum.detach()), torch.zeros(batch.num_tokens)
         # For a translation the source, then the target; an unused lookup has no gradient.
         gradients = torch.autograd.grad(loss.sum, caught, allow_unused=True)
     parts = [

@@ -15,8 +15,10 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import CheckpointError, PretuneError
+from pretune.inference.rewards import reward_of
 from pretune.inference.runtime import evaluation_mode, precision_context
-from pretune.tasks.base import REFERENCE, AnyTask, HasReference
+from pretune.tasks.base import REFERENCE, AnyTask, HasReference, MakesExperience
+from pretune.tokenizers.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Features)
 
@@ -69,7 +71,7 @@ def with_scores(features: F, scores: Array) -> F:
     return replace(features, targets={**features.targets, REFERENCE: scores})
 
 
-def compared(task: AnyTask, features: F, device: torch.device) -> F:
+def compared(task: AnyTask, features: F, device: torch.device, tokenizer: Tokenizer) -> F:
     """Return the features as the evaluation of a trained model needs them.
 
     For a task that has a reference, the one that the model was trained beside is loaded and scores
@@ -78,6 +80,8 @@ def compared(task: AnyTask, features: F, device: torch.device) -> F:
     Raises:
         CheckpointError: the reference is not where it was in training.
     """
+    if isinstance(task, MakesExperience):
+        equip(task, device, tokenizer)
     if not isinstance(task, HasReference) or task.reference is None:
         return features
     reference = load_reference(task)
@@ -85,7 +89,24 @@ def compared(task: AnyTask, features: F, device: torch.device) -> F:
     return with_scores(features, reference_scores(task, model, features, device=device))
 
 
-def load_reference(task: HasReference) -> Bundle:
+def equip(task: MakesExperience, device: torch.device, tokenizer: Tokenizer) -> None:
+    """Give a task the reward, and the reference that its model was trained beside, if it has one.
+
+    Raises:
+        PretuneError: the reference is not where it was in training, or the reward cannot be made.
+    """
+    if task.rewarding is None:
+        task.rewarding = reward_of(task, device=device, tokenizer=tokenizer)
+    if task.reference is not None and task.reference_model is None:
+        task.reference_model = frozen(load_reference(task).model, device)
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a model as a reference is used: on the device, in evaluation mode, never trained."""
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_reference(task: HasReference | MakesExperience) -> Bundle:
     """Load the reference that a model was trained beside.
 
     Raises:

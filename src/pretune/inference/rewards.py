@@ -48,7 +48,7 @@ from pretune.tasks.alignment.reward_spec import (
     RewardSpec,
     RunReward,
 )
-from pretune.tasks.base import AnyTask
+from pretune.tasks.base import AnyTask, MakesExperience, RewardFunction
 from pretune.tasks.classification.classify import Classify
 from pretune.tasks.classification.multilabel import Multilabel
 from pretune.tasks.labels import label_key
@@ -56,9 +56,6 @@ from pretune.tasks.regression.regress import Regress
 from pretune.tasks.sentences import SentenceTask
 from pretune.text.terminal import in_line
 from pretune.tokenizers.tokenizer import Tokenizer
-
-#: Prompts, replies and the records of the prompts -> a reward for each reply.
-RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], list[float]]
 
 #: Characters of a reply in an error.
 SHOWN = 80
@@ -173,6 +170,27 @@ def reward_function(
         free = next(own for own in numbered if own not in taken)
         terms.append(RewardTerm(free, origin, part.weight, score))
     return SummedReward(terms)
+
+
+def reward_of(
+    task: MakesExperience,
+    *,
+    device: torch.device | str,
+    precision: str = "auto",
+    tokenizer: Tokenizer | None = None,
+) -> SummedReward:
+    """Make the reward that a task's options name; see `reward_function`.
+
+    Raises:
+        PretuneError: they name none, or it cannot be made.
+    """
+    if task.reward is None:
+        raise RecipeError(
+            "task.reward: nothing says how good a reply is",
+            "Name a model, task.reward='{run: FOLDER}', or a Python function, "
+            "task.reward=MODULE:FUNCTION.",
+        )
+    return reward_function(task.reward, device=device, precision=precision, tokenizer=tokenizer)
 
 
 def _scorer(

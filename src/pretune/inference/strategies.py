@@ -17,7 +17,13 @@ from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
-from pretune.data.batch_order import DataOrder, StreamOrder, batches_by_length, batches_in_turn
+from pretune.data.batch_order import (
+    Cursor,
+    DataOrder,
+    StreamOrder,
+    batches_by_length,
+    batches_in_turn,
+)
 from pretune.errors import RunError
 from pretune.models.language_model import RecurrentState, StatefulLM
 from pretune.tasks.base import CarriesState, Head
@@ -26,19 +32,42 @@ from pretune.tasks.base import CarriesState, Head
 def strategy_for(task: Head, model: nn.Module, features: Features) -> Strategy:
     """The way to run a model over these features."""
     if not isinstance(task, CarriesState):
-        return Strategy(task)
+        return Strategy(task, features)
     follows = task.follows(model, features)
     if follows is None:
-        return Strategy(task)
+        return Strategy(task, features)
     assert isinstance(model, StatefulLM)  # noqa: S101 - for the type checker
-    return TruncatedBptt(task, model, follows)
+    return TruncatedBptt(task, model, follows, features)
 
 
 class Strategy:
     """Runs each batch by itself: nothing is left over from one to the next."""
 
-    def __init__(self, task: Head) -> None:
+    def __init__(self, task: Head, examples: Features | None = None) -> None:
         self.task = task
+        self._examples = examples
+
+    @property
+    def examples(self) -> Features:
+        """What the numbers of the order stand for: in training the features it was made for."""
+        assert self._examples is not None  # noqa: S101 - a strategy that trains has some
+        return self._examples
+
+    def prepare(self, cursor: Cursor) -> None:
+        """Make the examples that are trained on from this place, where they are not there yet."""
+
+    def holds(self, cursor: Cursor) -> bool:
+        """Whether the examples at this place are there, so that a batch can be made of them."""
+        return True
+
+    def next(self, cursor: Cursor, means: Mapping[str, float]) -> Cursor:
+        """Return where training goes on after an update.
+
+        Args:
+            cursor: the place behind the update's batch.
+            means: of the parts of the loss, by name.
+        """
+        return cursor
 
     def order(
         self,
@@ -91,8 +120,10 @@ class TruncatedBptt(Strategy):
     state after feature i, and starts afresh where there is none, as after a batch that was skipped.
     """
 
-    def __init__(self, task: Head, model: StatefulLM, follows: Array) -> None:
-        super().__init__(task)
+    def __init__(
+        self, task: Head, model: StatefulLM, follows: Array, examples: Features | None = None
+    ) -> None:
+        super().__init__(task, examples)
         assert isinstance(task, CarriesState)  # noqa: S101 - for the type checker
         self._carry = task.carry
         self._model, self._follows = model, follows

@@ -61,6 +61,8 @@ class HeadLayout:
         tied: published names of tensors that are stored twice, and our name (in the backbone or in
             the head) of the one tensor they stand for.
         pooled: our name of the part of the head that reads the backbone's pooler.
+        keeps_output: whether the output layer of the file counts also where the parameters that
+            the head adds are new.
     """
 
     architecture: str
@@ -68,6 +70,7 @@ class HeadLayout:
     rules: tuple[Rule, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     pooled: str = ""
+    keeps_output: bool = False
 
 
 @dataclass(frozen=True)

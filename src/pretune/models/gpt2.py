@@ -14,7 +14,7 @@ from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone, Embeddings
 from pretune.models.config import ModelConfig, brief
 from pretune.models.family import Family, HeadLayout, rules
-from pretune.models.heads.language import CausalLM
+from pretune.models.heads.language import ActorCritic, CausalLM
 from pretune.models.heads.pooled import PooledHead
 from pretune.models.layers import Dropout, Embedding, Linear, PreNormLayer
 
@@ -181,6 +181,14 @@ FAMILY = Family(
             "GPT2ForSequenceClassification",
             Gpt2Classifier,
             rules(("classifier.weight", "score.weight")),
+        ),
+        # Stored as TRL stores it: transformers reads the language model, and the value is extra.
+        "actor_critic": HeadLayout(
+            "GPT2LMHeadModel",
+            lambda backbone, labels: ActorCritic(backbone),
+            rules(("value", "v_head.summary")),
+            tied={"lm_head.weight": "embeddings.tokens.weight"},
+            keeps_output=True,
         ),
         "causal_lm": HeadLayout(
             "GPT2LMHeadModel",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,8 @@ class LoraLinear(nn.Module):
         alpha: scale of the added matrix.
     """
 
+    on = True  # off: the map of W alone (see `without_adapters`)
+
     def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.bias = linear.weight, linear.bias
@@ -46,6 +50,8 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The sum of both matrices, `[out, in]`."""
+        if not self.on:
+            return self.base
         return self.base + (self.alpha / self.rank) * (self.lora_b @ self.lora_a)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +68,8 @@ class LearnedRows(nn.Module):
         rows: the trained rows, `[rows, hidden]`, which replace rows of `base`.
     """
 
+    on = True  # off: the table of `base` alone
+
     def __init__(self, table: Embedding, learned: range) -> None:
         super().__init__()
         self.base, self.first = table.weight, learned.start
@@ -75,10 +83,14 @@ class LearnedRows(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The table with the trained rows, `[vocab, hidden]`."""
+        if not self.on:
+            return self.base
         return torch.cat([self.base[: self.first], self.rows, self.base[self.learned.stop :]])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed `[tokens]` as `[tokens, hidden]`; the gradient is that of a few rows."""
+        if not self.on:
+            return nn.functional.embedding(tokens, self.base)
         places = tokens - self.first
         new = (places >= 0) & (places < len(self.rows))
         known = nn.functional.embedding(tokens, self.base)
@@ -137,6 +149,19 @@ def adapters(model: nn.Module) -> dict[str, LoraLinear]:
 def learned_rows(model: nn.Module) -> dict[str, LearnedRows]:
     """The embedding tables of a model that have trained rows, by name."""
     return {name: part for name, part in model.named_modules() if isinstance(part, LearnedRows)}
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Context in which a model computes with its frozen weights alone."""
+    parts: list[Any] = [*adapters(model).values(), *learned_rows(model).values()]
+    for part in parts:
+        part.on = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.on = True
 
 
 @torch.no_grad()

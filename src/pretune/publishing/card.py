@@ -40,6 +40,7 @@ PIPELINES = {
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
     "pretraining": ("fill-mask", "AutoModelForPreTraining"),
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
+    "actor_critic": ("text-generation", "AutoModelForCausalLM"),
     "translation": ("translation", "AutoModelForSeq2SeqLM"),
 }
 

@@ -114,7 +114,7 @@ def confusion_view(details: Mapping[str, Any]) -> RenderableType | None:
 
 
 def samples_view(details: Mapping[str, Any]) -> Text | None:
-    """Show replies of a model beside the reference replies; None if there are none."""
+    """Show replies of a model with the references or the rewards; None if there are none."""
     samples: Sequence[Mapping[str, Any]] = details.get("samples", ())
     if not samples:
         return None
@@ -122,7 +122,10 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
     for number, sample in enumerate(samples, start=1):
         sheet.append(f"{number}. " + one_line(" / ".join(sample["history"])) + "\n", "bold")
         sheet.append(f"   model: {one_line(sample['reply'])}\n")
-        sheet.append(f"   given: {one_line(sample['reference'])}\n", "dim")
+        if "reference" in sample:
+            sheet.append(f"   given: {one_line(sample['reference'])}\n", "dim")
+        if "reward" in sample:
+            sheet.append(f"   reward: {sample['reward']:.4g}\n", "dim")
     return sheet
 
 

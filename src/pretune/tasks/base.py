@@ -34,7 +34,7 @@ from typing_extensions import override
 
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
-from pretune.data.batch import Feature, Features, PackedBatch, Repaired, Skipped
+from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Repaired, Skipped
 from pretune.data.records import Records
 from pretune.models.backbone import Backbone
 from pretune.tasks.grading import EachLoss, Grade
@@ -598,6 +598,84 @@ class HasReference(ABC):
     @abstractmethod
     def reference_scores(self, model: nn.Module, batch: PackedBatch) -> Tensor:
         """Score a batch by the reference: `[B, K]`, in the order of the batch's features."""
+
+
+#: Prompts, replies and the records of the prompts -> a reward for each reply.
+RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], list[float]]
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How much experience is made at a time, and how long it is used."""
+
+    prompts: int  # in a rollout
+    replies: int  # to each of them
+    passes: int  # over the replies of a rollout
+
+
+class MakesExperience(ABC):
+    """Ability: is trained on what the model itself writes (on-policy reinforcement learning).
+
+    The features of the data are prompts. In turns, a rollout of replies to some of them is written
+    and scored, and becomes the features that are trained on.
+    """
+
+    #: Where the reference was found; part of `state`, so that a later evaluation finds it again.
+    reference_source: str | None = None
+    #: The frozen reference, called as the model is; set before training and evaluation.
+    reference_model: Callable[..., Any] | None = None
+    #: Scores replies; set before training and evaluation.
+    rewarding: RewardFunction | None = None
+    #: The present strength of the tie to the reference; a part of the state of a run.
+    beta: float
+
+    @property
+    @abstractmethod
+    def reference(self) -> str | None:
+        """Where the reference comes from: a folder, `start` (the model before training) or None."""
+
+    @property
+    @abstractmethod
+    def reward(self) -> Any:
+        """What rewards come from: see `tasks/alignment/reward_spec.py`; None: nothing says so."""
+
+    @property
+    @abstractmethod
+    def plan(self) -> RolloutPlan:
+        """How much experience is made at a time."""
+
+    @abstractmethod
+    def attempt(self, model: Any, prompts: FeatureSet, which: Array, seed: int) -> list[Any]:
+        """Write replies to some prompts and score them.
+
+        Args:
+            model: in evaluation mode.
+            prompts: the features of the data.
+            which: `[P]` numbers of prompts.
+            seed: of the draws.
+
+        Returns:
+            an item for each reply, the replies to a prompt one after the other. Items are sent
+            between processes.
+
+        Raises:
+            DataError: a reply got no finite reward; names it.
+        """
+
+    @abstractmethod
+    def experience(self, attempts: Sequence[Any]) -> FeatureSet:
+        """Make the features to train on from all replies of a rollout, in the order of prompts.
+
+        May change `beta`, which then holds for the next rollout.
+        """
+
+    def stops(self, means: Mapping[str, float]) -> bool:
+        """Whether the rest of a rollout is passed over after an update with these loss parts."""
+        return False
+
+    @abstractmethod
+    def rehearsal(self, prompts: FeatureSet) -> PackedBatch:
+        """Return a batch as training has them, whose loss reaches all parameters."""
 
 
 class Calibrated(ABC):

@@ -27,6 +27,9 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "instruct": "pretune.tasks.dialogue.dialogue:Instruct",
         "reward": "pretune.tasks.alignment.reward:Reward",
         "dpo": "pretune.tasks.alignment.dpo:Dpo",
+        "ppo": "pretune.tasks.alignment.ppo:Ppo",
+        "grpo": "pretune.tasks.alignment.grpo:Grpo",
+        "rloo": "pretune.tasks.alignment.rloo:Rloo",
         "translate": "pretune.tasks.translation.translate:Translate",
     },
 )

@@ -45,6 +45,13 @@ TEMPLATES = {
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
 """,
+    # Texts as they are, for a model that goes on with them.
+    "plain": """\
+{%- for message in messages -%}
+{{ message.content }}
+{%- if message.role == 'assistant' -%}{{ eos_token or sep_token }}{%- endif -%}
+{%- endfor -%}
+""",
 }
 
 #: The way out where a tokenizer's own template cannot be used.

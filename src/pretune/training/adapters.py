@@ -32,7 +32,7 @@ def check_lora(recipe: Recipe) -> None:
     if task_class(recipe.task.name)(recipe.task).head != "causal_lm":
         raise RecipeError(
             f"train.lora: the task {recipe.task.name} has a head that must be trained",
-            "LoRA is for language models: the tasks causal_lm, chat and instruct.",
+            "LoRA is for language models: the tasks causal_lm, chat, instruct, dpo, grpo and rloo.",
         )
 
 

@@ -122,7 +122,7 @@ class ReadOnce(Strategy):
         precision: str,  # of the backbone, as in `precision_context`
         progress: Callable[[int], None] | None = None,  # called with the number of features read
     ) -> None:
-        super().__init__(task)
+        super().__init__(task, features)
         assert isinstance(model, PooledHead)  # noqa: S101 - for the type checker
         self._model, self._device = model, device
         self._vectors = self._read(features, precision, progress)  # [N, hidden]

@@ -29,16 +29,17 @@ from pretune.data.batch_order import Cursor
 from pretune.data.prefetch import prefetched
 from pretune.errors import RunError, did_you_mean
 from pretune.inference.runtime import evaluation_mode, precision_context
-from pretune.inference.strategies import strategy_for
+from pretune.inference.strategies import Strategy, strategy_for
 from pretune.recipe.schema import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
-from pretune.tasks.base import AnyTask, drawn
+from pretune.tasks.base import AnyTask, MakesExperience, drawn
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.freeze import ReadOnce, reads_once, train_mode
 from pretune.training.guard import Guard, Trouble, first_bad_module
 from pretune.training.logging import Reporter, Step
 from pretune.training.memory import reusing_memory
+from pretune.training.on_policy import OnPolicy
 from pretune.training.optimizer import Optimizer
 from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
@@ -136,7 +137,7 @@ class Trainer:
             )
 
         # What is computed: the order of the data, the number of updates, the rate of each.
-        self.strategy = strategy_for(task, model, train)
+        self.strategy = self._strategy()
         self.order = self.strategy.order(
             train.lengths,
             seed,
@@ -159,6 +160,20 @@ class Trainer:
         self._stopping = False
         self._saved_at = -1
 
+    def _strategy(self) -> Strategy:
+        """How batches run: those of most tasks come from the data, others are written first."""
+        if not isinstance(self.task, MakesExperience):
+            return strategy_for(self.task, self.model, self.train)
+        return OnPolicy(
+            self.task,
+            self.model,
+            self.train,
+            seed=self.seed,
+            device=self.device,
+            precision=self.options.precision,
+            world=self.world,
+        )
+
     @property
     def epoch(self) -> float:
         """Passes over the data done."""
@@ -180,14 +195,19 @@ class Trainer:
             self._save(best=False)  # something to go back to
         with reusing_memory(self.device.type == "cpu") as tidy:
             while self.history.steps < self.total and not self.history.early:
+                began = time.perf_counter()
+                self.strategy.prepare(self.cursor)
+                self.history.seconds += time.perf_counter() - began
                 # Recovering from trouble moves the cursor, and the batches start there afresh.
                 with closing(self._batches()) as batches:
                     self._train_on(batches, tidy)
         return self.history
 
     def _train_on(self, batches: Iterator[GlobalBatch], tidy: Callable[[], None]) -> None:
-        """Make updates until the end of training, or until the guard had to step in."""
+        """Make updates until the batches end, or until the run goes on at another place."""
         for batch in batches:
+            if batch.start != self.cursor:  # the strategy passed over the rest of its examples
+                return
             trouble = self._update(batch)
             if trouble is not None:
                 passed_end = self._recover(batch, trouble)
@@ -216,12 +236,14 @@ class Trainer:
     def _batches(self) -> Generator[GlobalBatch]:
         """The batches from the cursor on, made ahead of time by `train.workers` threads.
 
-        They assume that each of them leads to an update.
+        They assume that each of them leads to an update, and end where the strategy has to make
+        more examples.
         """
+        examples = self.strategy.examples
 
         def places() -> Iterator[tuple[Cursor, Array, int, Cursor]]:
             start, step = self.cursor, self.history.steps
-            while step < self.total:
+            while step < self.total and self.strategy.holds(start):
                 size = self.sizes.at(step)
                 features, end = self.order.take(start, size)
                 end = self._past_skips(end)
@@ -234,7 +256,7 @@ class Trainer:
             start, features, parts, end = place
             shares, real = share_out(features, parts, self.world.rank, self.world.size)
             micro_batches = [
-                drawn(self.task, self.train.batch(share), seed=self.seed, epoch=start.epoch)
+                drawn(self.task, examples.batch(share), seed=self.seed, epoch=start.epoch)
                 for share in shares
             ]
             return GlobalBatch(start, end, features, micro_batches, real)
@@ -275,8 +297,9 @@ class Trainer:
             self.guard.accept(mean)
 
         # Count it, and log it once in a while.
-        self.cursor = batch.end
-        tokens = int(self.train.lengths[batch.features].sum())
+        means = {name: value / max(count, 1) for name, value in parts.items()}
+        self.cursor = self._past_skips(self.strategy.next(batch.end, means))
+        tokens = int(self.strategy.examples.lengths[batch.features].sum())
         seconds = time.perf_counter() - began
         self.history.add_update(tokens, len(batch.features), seconds)
         self._log_sums.add(total, count, parts, tokens, seconds)
@@ -526,7 +549,7 @@ class Trainer:
     def _suspects(self, batch: GlobalBatch, *, finite: bool) -> str:
         """Name the records whose own loss is not finite, or those with the highest loss."""
         features = batch.features[:MAX_EXAMINED]
-        records = np.array([self.train.record(int(feature)) for feature in features])
+        records = np.array([self.strategy.examples.record(int(i)) for i in features])
         losses = self._each_loss(features, batch.start.epoch)
         # A spike: the highest losses are the likeliest cause.
         if finite:
@@ -548,7 +571,7 @@ class Trainer:
         losses = []
         with evaluation_mode(self.model):
             for feature in features:
-                batch = self.train.batch(np.array([feature]))
+                batch = self.strategy.examples.batch(np.array([feature]))
                 batch = drawn(self.task, batch, seed=self.seed, epoch=epoch).to(self.device)
                 with precision_context(self.device, self.options.precision):
                     loss = self.task.loss(self.task.forward(self.model, batch), batch)

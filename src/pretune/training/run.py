@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
 from pretune.data.arrays import Array
-from pretune.data.batch import Features
+from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import RunError
-from pretune.inference.reference import load_reference, reference_scores, with_scores
-from pretune.models.lora import add_lora
+from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
+from pretune.inference.rewards import reward_of
+from pretune.models.lora import add_lora, without_adapters
 from pretune.recipe.recipe import Overrides, Recipe
-from pretune.tasks.base import AnyTask, HasReference, drawn
+from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn
 from pretune.tasks.builtin import task_class
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
@@ -188,6 +191,7 @@ class _Run:
             self._gather(start)
             if start is not None:
                 _check_unchanged_data(start, self.fingerprints, self.recipe)
+            self._equip()
             self._open_folder(stack)
             self._compare_with_reference()
             stop = stack.enter_context(StopRequest(self._say))
@@ -252,6 +256,27 @@ class _Run:
                 ) from None
         self.world.wait()
 
+    def _equip(self) -> None:
+        """Give a task that makes experience its reward and its frozen reference."""
+        task, train = self.task, self.recipe.train
+        if not isinstance(task, MakesExperience):
+            return
+        task.rewarding = reward_of(
+            task, device=self.device, precision=train.precision, tokenizer=self.bundle.tokenizer
+        )
+        if task.reference is None:
+            return
+        start = self.recipe.model.source
+        task.reference_source = start if task.reference == "start" else task.reference
+        if task.reference == "start" and train.lora is not None:
+            # The model below its adapters: one copy of the weights.
+            task.reference_model = partial(_below_adapters, self.bundle.model)
+            return
+        model = self._reference_model(task)
+        if model is self.bundle.model:
+            model = copy.deepcopy(model)
+        task.reference_model = frozen(model, self.device)
+
     def _compare_with_reference(self) -> None:
         """Give the features the scores of the frozen reference, if the task has one."""
         task = self.task
@@ -278,15 +303,7 @@ class _Run:
 
     def _reference_scores(self, task: HasReference) -> dict[str, Array]:
         """Compute the scores of all features, by the name of their data."""
-        # The model itself is the reference until it learns; a checkpoint has learned already.
-        if task.reference != "start":
-            model = load_reference(task).model
-        elif self.resumed:
-            seed_everything(self.recipe.seed)
-            model = starting_model(self.recipe, self.task, self.data).model
-        else:
-            model = self.bundle.model
-        model = model.to(self.device)
+        model = self._reference_model(task).to(self.device)
         sets = {"train": self.train, "validation": self.validation}
         scores = {}
         for name, features in sets.items():
@@ -300,6 +317,15 @@ class _Run:
                     progress=done,
                 )
         return scores
+
+    def _reference_model(self, task: HasReference | MakesExperience) -> nn.Module:
+        # The model itself is the reference until it learns; a checkpoint has learned already.
+        if task.reference != "start":
+            return load_reference(task).model
+        if not self.resumed:
+            return self.bundle.model
+        seed_everything(self.recipe.seed)
+        return starting_model(self.recipe, self.task, self.data).model
 
     def _store(self) -> RunCheckpoints:
         options = self.recipe.train
@@ -320,8 +346,7 @@ class _Run:
         model = self.bundle.model.to(self.device)
         set_modes(model, self.recipe.train, self.device)
         if self.world.size > 1:
-            first = drawn(self.task, self.train.batch(np.array([0])), seed=0, epoch=0)
-            first = first.to(self.device)
+            first = self._first_batch().to(self.device)
 
             def trial() -> Tensor:
                 return self.task.loss(self.task.forward(model, first), first).sum
@@ -343,6 +368,12 @@ class _Run:
             world=self.world,
         )
 
+    def _first_batch(self) -> PackedBatch:
+        if isinstance(self.task, MakesExperience):
+            assert isinstance(self.train, FeatureSet)  # noqa: S101 - made of records
+            return self.task.rehearsal(self.train)
+        return drawn(self.task, self.train.batch(np.array([0])), seed=0, epoch=0)
+
     def _fit(self, trainer: Trainer, store: RunCheckpoints, stop: StopRequest) -> TrainingHistory:
         """Train, and wait until every checkpoint is written however training ends."""
         try:
@@ -355,6 +386,11 @@ class _Run:
             raise
         store.flush()
         return history
+
+
+def _below_adapters(model: nn.Module, batch: PackedBatch, **options: Any) -> Any:
+    with without_adapters(model):
+        return model(batch, **options)
 
 
 def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:

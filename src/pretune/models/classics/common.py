@@ -225,6 +225,7 @@ class ClassicLM(LanguageModelHead):
         smoothing: float = 0.0,
         z_loss: float = 0.0,
         each: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor | Scores:
         """Predict the next tokens, as `LanguageModelHead.forward`.
 
@@ -232,7 +233,8 @@ class ClassicLM(LanguageModelHead):
         of which nothing has been read.
         """
         output = self.backbone(batch, select=select, state=state)
-        scored = self.decode(output.last_hidden_state, labels, smoothing, z_loss, each=each)
+        hidden, how = output.last_hidden_state, (smoothing, z_loss)
+        scored = self.decode(hidden, labels, *how, each=each, temperature=temperature)
         return replace(scored, state=output.state) if isinstance(scored, Scores) else scored
 
     @override

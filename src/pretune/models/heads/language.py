@@ -32,7 +32,8 @@ class LanguageModelHead(nn.Module):
         smoothing: float = 0.0,
         z_loss: float = 0.0,
         each: bool = False,
-    ) -> Tensor | Scores:
+        temperature: float = 1.0,
+    ) -> Any:
         """Predict a token at each position.
 
         Args:
@@ -43,13 +44,14 @@ class LanguageModelHead(nn.Module):
             smoothing: label smoothing, as for `score_tokens`.
             z_loss: weight of the z-loss, as for `score_tokens`.
             each: return the log-probability of each label, with its graph, instead of scores.
+            temperature: with `each`, divides the logits.
 
         Returns:
             logits `[T, vocab]`, or `[R, vocab]` with `select`; with `labels` the scores, or with
             `each` their log-probabilities, `[T]` or `[R]`.
         """
         hidden = self.backbone(batch, select=select).last_hidden_state
-        return self.decode(hidden, labels, smoothing, z_loss, each=each)
+        return self.decode(hidden, labels, smoothing, z_loss, each=each, temperature=temperature)
 
     def decode(
         self,
@@ -59,12 +61,14 @@ class LanguageModelHead(nn.Module):
         z_loss: float = 0.0,
         *,
         each: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor | Scores:
         """Map hidden states `[R, hidden]` to logits `[R, vocab]`; given `labels` to scores, or with
-        `each` to their log-probabilities `[R]`."""
+        `each` to their log-probabilities `[R]`, at a temperature."""
         table, bias = self.output_table(), self.output_bias()
         if each and labels is not None:
-            return token_log_probs(hidden, table, bias, labels)
+            bias = bias if bias is None else bias / temperature
+            return token_log_probs(hidden / temperature, table, bias, labels)
         return over_vocabulary(hidden, table, bias, labels, smoothing, z_loss)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -171,3 +175,32 @@ class CausalLM(LanguageModelHead):
         batch = state.lengthen(more, self.output_table().device)
         output = self.backbone(batch, select=None if every else batch.last, state=state)
         return self._logits(output.last_hidden_state)
+
+
+class ActorCritic(CausalLM):
+    """A `CausalLM` that also estimates what the reply will be worth, from the state before a token.
+
+    Reinforcement learning trains the value, a linear map of the same hidden states, by `ppo`; a
+    generator does without it.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.value = Linear(backbone.config.size("hidden_size"), 1)
+        backbone.init_weights(self.value)  # small: the first advantages are those of the rewards
+
+    @override
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        labels: Tensor | None = None,
+        each: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Predict tokens as `LanguageModelHead.forward`; with `each` also the values: a pair of
+        log-probabilities and values, `[T]` or `[R]`."""
+        hidden = self.backbone(batch, select=select).last_hidden_state
+        scored = self.decode(hidden, labels, each=each, **options)
+        return (scored, self.value(hidden)[:, 0].float()) if each else scored

@@ -68,7 +68,7 @@ class RewardOptions(TaskOptions):
         description="The most tokens of a prompt with a reply; of a longer prompt the beginning is "
         "cut, of a longer reply the end.",
     )
-    template: Literal["auto", "alpaca", "chatml"] = Field(
+    template: Literal["auto", "alpaca", "chatml", "plain"] = Field(
         "auto", description="How a decoder reads messages, as for instruct."
     )
     system: str | None = Field(

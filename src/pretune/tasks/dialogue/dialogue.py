@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from pydantic import Field
 from torch import nn
 from typing_extensions import override
@@ -20,7 +21,8 @@ from typing_extensions import override
 from pretune.data.batch import Feature, Features, PackedBatch, Skipped
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
-from pretune.decoding.writer import Prompt, Writer
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.writer import Generation, Prompt, Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
@@ -181,32 +183,39 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
 
     @override
     def write(self, model: Any, outputs: ReplyOutputs, batch: PackedBatch) -> ReplyOutputs:
-        asked, tokenizer = batch.targets.get(ASKED), self._tokenizer
+        asked = batch.targets.get(ASKED)
         if NEXT in batch.targets and asked is None:
             return outputs  # as in training: no replies are asked for
-        assert tokenizer is not None  # noqa: S101 - bound
         # After how many tokens of each sequence its reply begins.
         lengths: Sequence[int] = batch.layout.lengths if asked is None else asked.tolist()
         places = [i for i, length in enumerate(lengths) if length]
         if not places:
             return outputs
+        tokens, starts = batch.tokens.tolist(), batch.layout.starts
+        histories = [tokens[starts[i] : starts[i] + lengths[i]] for i in places]
+        # Random numbers differ from prompt to prompt, but not with the batch a prompt is in.
+        prompts = [Prompt((), ids, salt=zlib.crc32(str(ids).encode())) for ids in histories]
+        written = self.written(model, batch.tokens.device, prompts, self.options.decoding)
+        return replace(outputs, written=dict(zip(places, written, strict=True)))
+
+    def written(
+        self, model: Any, device: torch.device, prompts: Sequence[Prompt], decoding: Decoding
+    ) -> list[Generation]:
+        """Write replies, ordered by prompt and then by sample."""
+        tokenizer = self._tokenizer
+        assert tokenizer is not None  # noqa: S101 - bound
         # What ends a reply: the tokenizer's own end tokens, and what the layout adds.
         ends = self.layout(tokenizer).ends()
         special = [tokenizer.special_id(name) for name in ("eos_token", "sep_token", "cls_token")]
         writer = Writer(
             model,
             tokenizer,
-            device=batch.tokens.device,
+            device=device,
             batch_size=REPLIES_AT_A_TIME,
             stop_tokens=[*(token for token in special if token is not None), *ends.tokens],
             stop_texts=ends.texts,
         )
-        tokens, starts = batch.tokens.tolist(), batch.layout.starts
-        histories = [tokens[starts[i] : starts[i] + lengths[i]] for i in places]
-        # Random numbers differ from prompt to prompt, but not with the batch a prompt is in.
-        prompts = [Prompt((), ids, salt=zlib.crc32(str(ids).encode())) for ids in histories]
-        written = writer.write(prompts, self.options.decoding)
-        return replace(outputs, written=dict(zip(places, written, strict=True)))
+        return writer.write(prompts, decoding)
 
     @override
     def predict(self, outputs: ReplyOutputs, batch: PackedBatch) -> list[ReplyPrediction | None]:
@@ -354,7 +363,7 @@ class InstructOptions(ReplyOptions):
         512, ge=3, description="The most tokens of a conversation; of longer ones the end is cut."
     )
     max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="The most tokens of a reply.")
-    template: Literal["auto", "alpaca", "chatml"] = Field(
+    template: Literal["auto", "alpaca", "chatml", "plain"] = Field(
         "auto",
         description="How messages are laid out; auto: by the template of the tokenizer "
         "(chat_template in its tokenizer_config.json), else alpaca. It is saved there.",

@@ -252,9 +252,9 @@ def give_template(tokenizer: Tokenizer, chosen: str) -> None:
     if chosen == "auto" and ChatTemplate.of(tokenizer) is not None:
         return
     name = "alpaca" if chosen == "auto" else chosen
-    if name == "alpaca" and tokenizer.end_id is None:
+    if name != "chatml" and tokenizer.end_id is None:
         raise CheckpointError(
-            "the template alpaca ends a reply with the tokenizer's eos_token or sep_token, and it "
+            f"the template {name} ends a reply with the tokenizer's eos_token or sep_token, and it "
             "has neither",
             "Take task.template=chatml, or a tokenizer that has one, such as wordpiece and bpe "
             "make.",

@@ -1,0 +1,171 @@
+"""`ppo`, `grpo` and `rloo` as runs: from a recipe to a model that replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from pretune.api import evaluate
+from pretune.bundle.bundle import load
+from pretune.errors import CheckpointError, RecipeError, RunError
+from pretune.inference.chat import Conversation
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.alignment.dpo import Dpo, DpoOptions
+from pretune.training import run
+from pretune.training.run import resume, train_recipe
+from pretune.training.stop import Interrupted
+from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
+from tests.training.outcomes import StopAt, assert_alike, outcome
+
+ASKED = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., Recipe]:
+    saved(tmp_path / "sft")
+
+    def make(name: str, folder: str = "run", **changes: Any) -> Recipe:
+        usual = {
+            "task.max_length": 64,
+            "task.max_new_tokens": 6,
+            "task.rollout": 4,
+            "task.reward": {"length": 12},
+            "train.epochs": 1,
+            "train.batch_size": 4,
+            "train.log_every": 1,
+            "train.eval_every": 100,
+            "output": str(tmp_path / folder),
+        }
+        own = recipe(name, tmp_path, **{**usual, **changes})
+        write(tmp_path / "p.jsonl", ASKED)
+        write(tmp_path / "v.jsonl", ASKED[:4])
+        return own
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
+def test_a_run_learns_and_is_used(name: str, made: Callable[..., Recipe], tmp_path: Path) -> None:
+    options = {"task.reward": {"match": "e"}, "task.group": 8, "task.rollout": 6}
+    options |= {"task.beta": 0.01, "train.epochs": 8 if name == "ppo" else 12}
+    options |= {"train.batch_size": 24, "train.learning_rate": 5e-3}
+    result = train_recipe(made(name, **options), quiet=True)
+    logs = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open(encoding="utf-8")]
+    rewards = [entry["train/reward"] for entry in logs if "train/reward" in entry]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
+    figures = {"loss", "reward", "kl", "reply_tokens", "share_without_end", "distinct_2"}
+    assert set(result.metrics) == figures
+    assert result.metrics["kl"] > 0
+    # The saved model finds its reference and its reward again, replies, and is an instruct model.
+    again = evaluate(tmp_path / "run", tmp_path / "v.jsonl", device="cpu").metrics
+    assert again == pytest.approx(result.metrics, rel=1e-4)
+    bundle = load(tmp_path / "run")
+    assert isinstance(Conversation(bundle, device="cpu"), Conversation)
+    dpo = load(tmp_path / "run", task=Dpo(DpoOptions(max_length=64)))
+    weights = dpo.model.state_dict()
+    assert all(torch.equal(bundle.model.state_dict()[key], weights[key]) for key in weights)
+
+
+def test_transformers_reads_the_language_model(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    train_recipe(made("ppo"), quiet=True)
+    folder = tmp_path / "run" / "last"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = load(folder).model.eval()
+    ids = [5, 6, 7, 8]
+    with torch.no_grad():
+        ours, _ = model.start([ids])  # type: ignore[operator]
+        assert torch.allclose(ours[0], theirs(torch.tensor([ids])).logits[0, -1], atol=1e-4)
+    stored = load_file(folder / "model.safetensors")
+    assert stored["v_head.summary.weight"].shape == (1, 32)  # as TRL calls it
+    assert torch.equal(stored["v_head.summary.weight"], model.value.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ppo", {"task.passes": 2, "task.target_kl": 0.1, "task.kl_horizon": 20}),
+        ("grpo", {"task.group": 2, "train.lora": {"rank": 2}}),
+        ("grpo", {"task.group": 2, "task.passes": 2, "train.ema": 0.5, "train.guard": "rollback"}),
+    ],
+)
+def test_a_run_that_was_stopped_inside_a_rollout(
+    name: str,
+    changes: dict[str, Any],
+    made: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is resumed is bit for bit what was never stopped: also the reference is the same."""
+    train_recipe(made(name, "whole", **changes), quiet=True)
+    part = made(name, "part", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
+        with pytest.raises(Interrupted):
+            train_recipe(part, quiet=True)
+    resume(part.output, quiet=True)
+    assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
+
+
+def test_at_the_start_the_reference_is_the_model(
+    made: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """With LoRA it is the model below the adapters."""
+    for lora in (None, {"rank": 2}):
+        rates = {"train.learning_rate": 1e-2, "train.lora": lora, "task.group": 2}
+        name = f"run-{lora is None}"
+        train_recipe(made("grpo", name, **rates), quiet=True)
+        lines = (tmp_path / name / "metrics.jsonl").open(encoding="utf-8")
+        logs = [entry for entry in map(json.loads, lines) if "train/kl" in entry]
+        assert logs[0]["train/kl"] == pytest.approx(0, abs=1e-5)
+        assert logs[-1]["train/kl_k3"] > 1e-4
+
+
+def test_a_reward_that_is_no_number(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def score(replies):\n    return [1.0, float('nan'), *([2.0] * (len(replies) - 2))]\n"
+    (tmp_path / "spoilt_rewards.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RunError, match=r"spoilt_rewards:score gave .*nan.* for reply 2"):
+        train_recipe(made("grpo", **{"task.reward": "spoilt_rewards:score"}), quiet=True)
+    # What a checkpoint names is not run.
+    code = "def score(replies):\n    return [1.0 for _ in replies]\n"
+    (tmp_path / "whole_rewards.py").write_text(code, encoding="utf-8")
+    train_recipe(made("grpo", "other", **{"task.reward": "whole_rewards:score"}), quiet=True)
+    with pytest.raises(CheckpointError, match="is not run"):
+        evaluate(tmp_path / "other", tmp_path / "v.jsonl", device="cpu")
+
+
+def test_a_rule_compares_with_a_column_of_the_data(
+    made: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_recipe(made("rloo", **{"task.reward": {"exact": "completion"}}))
+    assert "not used" not in capsys.readouterr().out
+
+
+def test_without_a_reward_nothing_is_written(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing says how good a reply is"):
+        train_recipe(made("ppo", **{"task.reward": None}), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_from_random_weights_is_refused(made: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match="random weights"):
+        train_recipe(made("grpo", **{"model.from": "gpt2-small"}), quiet=True)
+
+
+def test_an_output_layer_of_its_own_is_refused(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The head of values is new, but the output layer is the file's."""
+    folder = tmp_path / "sft"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, tie_word_embeddings=False)
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="output layer of its own"):
+        train_recipe(made("ppo"), quiet=True)
