@@ -254,6 +254,13 @@ def test_long_texts_are_cut(tiny_folder: Path) -> None:
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("column", [None, "text"])
+def test_a_table_without_a_telling_name(tmp_path: Path, column: str | None) -> None:
+    path = tmp_path / "a.dat"
+    path.write_text("text\tlabel\ngood\t1\nbad\t0\n", encoding="utf-8")
+    assert read_texts(str(path), column=column)[1] == ["good", "bad"]
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("pooling", "said"), [("last", r"last token is \[SEP\]"), ("men", "Did you mean 'mean'")]

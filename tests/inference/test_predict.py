@@ -16,7 +16,14 @@ import pretune
 from pretune.bundle.bundle import Bundle, load
 from pretune.data.readers.files import read
 from pretune.errors import DataError, PretuneError, RunError
-from pretune.inference.predict import Predictor, decode_line, read_inputs, records_of, stream_lines
+from pretune.inference.predict import (
+    Predictor,
+    decode_line,
+    read_inputs,
+    records_of,
+    refuse_table,
+    stream_lines,
+)
 from pretune.tasks.base import Prediction
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
@@ -130,6 +137,90 @@ class TestFiles:
         path.write_text("\n \n", encoding="utf-8")
         with pytest.raises(DataError, match="no text in it"):
             read_inputs(single, path)
+
+
+COMMAS = 'text,label\ngood,1\n"a, b",0\n'
+WORDS_AND_TAGS = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n"
+
+
+class TestTablesByContent:
+    """Files whose names do not tell that they are tables."""
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.dat", "a"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            COMMAS,
+            "\ufeff" + COMMAS,
+            COMMAS.replace("\n", "\r\n"),
+            "label;text\n1;good\n0;a, b\n",
+            "text\tlabel\ngood\t1\na, b\t0\n",
+            ',id,text\n0,x,good\n1,y,"a, b"\n',  # the index that pandas writes
+            "sep=|\ntext|id\ngood|1\na, b|2\n",
+            '{"text": "good", "id": 1}\n{"text": "a, b", "id": 2}\n',
+        ],
+    )
+    def test_the_first_line_names_the_inputs(
+        self, single: Bundle, tmp_path: Path, name: str, content: str
+    ) -> None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        records = read_inputs(single, tmp_path / name)
+        assert [row["text"] for row in records.rows] == ["good", "a, b"]
+        assert records.notes[0].startswith(f"{tmp_path / name}: read as ")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "Text, label\nit is so, really\n",  # not the names themselves
+            "text, please\nhello\nhow are you\n",  # a sentence: no line after it divides so
+            "text\nlabel\n",
+            "a\tb\nc\td\n",
+            '{"body": "x"}\n{"body": "y"}\n',
+            "1\n2\n",
+        ],
+    )
+    def test_plain_text_stays_lines(self, single: Bundle, tmp_path: Path, content: str) -> None:
+        (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+        records = read_inputs(single, tmp_path / "a.txt")
+        assert [row["text"] for row in records.rows] == content.splitlines()
+
+    def test_a_name_alone_is_an_input_and_told(self, single: Bundle, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("text\ngood\n", encoding="utf-8")
+        (note,) = read_inputs(single, tmp_path / "a.txt").notes
+        assert "line 1, 'text', is taken for an input" in note
+
+    def test_names_of_the_training_data(self, single: Bundle, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("id\tbody\n1\tgood\n", encoding="utf-8")
+        known = replace(single, columns={"text": "body"})
+        assert [row["text"] for row in read_inputs(known, tmp_path / "a.txt").rows] == ["good"]
+        given = read_inputs(single, tmp_path / "a.txt", columns={"text": "body"})
+        assert [row["text"] for row in given.rows] == ["good"]
+
+    def test_pairs_by_tabs_may_have_names(self, paired: Bundle, tmp_path: Path) -> None:
+        path = tmp_path / "a.txt"
+        path.write_text("sentence1\tsentence2\ngood\tbad\n", encoding="utf-8")
+        assert len(read_inputs(paired, path)) == 1
+
+    @pytest.mark.parametrize(
+        "content", [WORDS_AND_TAGS, WORDS_AND_TAGS.replace("B-ORG", "NOUN").replace("O\n", "V\n")]
+    )
+    def test_words_with_tags(self, tiny_folder: Path, tmp_path: Path, content: str) -> None:
+        tagger = CASES["tag"].bundle(tiny_folder, tmp_path)
+        (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+        records = read_inputs(tagger, tmp_path / "a.txt")
+        assert [row["tokens"] for row in records.rows] == [["EU", "rejects"], ["Peter"]]
+        assert "read as CoNLL columns" in records.notes[0]
+        (tmp_path / "b.txt").write_text("Peter is here\n\nEU rejects\n", encoding="utf-8")
+        assert len(read_inputs(tagger, tmp_path / "b.txt")) == 3
+
+    def test_a_stream_of_lines_is_no_table(self, single: Bundle, tmp_path: Path) -> None:
+        refuse_table(single, [*enumerate(["text, please", "hello"], 1)])
+        for content in (COMMAS, '{"text": "good"}'):
+            with pytest.raises(
+                DataError, match=r"(?s)line 1: begins .*--file /dev/stdin"
+            ) as caught:
+                refuse_table(single, [*enumerate(content.splitlines(), 1)])
+            assert caught.value.message.startswith("input, line 1")
 
 
 def worded(answer: Prediction) -> Any:

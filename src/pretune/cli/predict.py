@@ -163,11 +163,13 @@ def _questions(predictor: Predictor, questions: list[str], passage: str) -> Reco
 
 
 def _piped(predictor: Predictor, encoding: str, max_chars: int | None) -> Iterator[Records]:
-    from pretune.inference.predict import lines_to_records, stream_lines
+    from pretune.inference.predict import lines_to_records, refuse_table, stream_lines
     from pretune.tasks.features import longest_text
 
     longest = longest_text(predictor.task) if max_chars is None else max_chars
     # A line holds all the texts of a record.
     longest *= len(predictor.task.inputs)
     for lines in stream_lines(sys.stdin.fileno(), encoding, longest=longest):
+        if lines[0][0] == 1:
+            refuse_table(predictor.bundle, lines)
         yield lines_to_records(predictor.task, lines, "input")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pretune.data.records import Records, not_finite
@@ -141,9 +141,8 @@ def text_columns(
         check_column(records, name)
     if wanted:
         return tuple(wanted)
-    for usual in _TEXTS:
-        if set(usual) <= set(records.columns):
-            return usual
+    if (usual := usual_texts(records.columns)) is not None:
+        return usual
     others = [name for name in records.columns if name != label]
     # No usual name: all columns with long texts; or else the column with the longest.
     lengths = {name: _mean_length(records, name) for name in others}
@@ -156,6 +155,11 @@ def text_columns(
             "Name the column of the texts.",
         )
     return tuple(texts)
+
+
+def usual_texts(columns: Collection[str]) -> tuple[str, ...] | None:
+    """The usual names of columns with texts that are among these columns; None: there are none."""
+    return next((usual for usual in _TEXTS if {*usual} <= {*columns}), None)
 
 
 def label_column(records: Records, wanted: str | None = None) -> str | None:

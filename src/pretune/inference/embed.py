@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from pretune.checkpoints.atomic_io import atomic_file
 from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embedding_settings
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
-from pretune.data.columns import as_text, label_column, text_columns
-from pretune.data.readers.files import is_table, read
+from pretune.data.columns import as_text, label_column, text_columns, usual_texts
+from pretune.data.readers.files import read, table_kind
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RunError, did_you_mean
 from pretune.inference.predict import file_lines
@@ -420,8 +421,10 @@ def read_texts(
         DataError: the source cannot be read, has no such column or several columns with text, or a
             record has no text.
     """
-    path, blank = Path(source), []
-    if is_file(path) and not is_table(path):
+    path, blank, kind = Path(source), [], None
+    if is_file(path):
+        kind = table_kind(path, partial(_names_texts, column), encoding=encoding)
+    if is_file(path) and kind is None:
         every = file_lines(path, encoding)
         lines = [(number, line) for number, line in every if line.strip()]
         blank = [number for number, line in every if not line.strip()]
@@ -429,7 +432,7 @@ def read_texts(
         records = Records(rows, source, [number for number, _ in lines], ("text",))
     else:
         named = {} if column is None else {column: column}
-        records = read(source, encoding=encoding, quoting=quoting, columns=named)
+        records = read(source, encoding=encoding, quoting=quoting, columns=named, kind=kind)
     columns = text_columns(records, [column] if column else None, label_column(records))
     if len(columns) > 1:
         raise DataError(
@@ -446,6 +449,11 @@ def read_texts(
             )
         texts.append(text)
     return records, texts, blank
+
+
+def _names_texts(column: str | None, columns: Collection[str]) -> bool:
+    """Whether columns have the name that a person gave, or else usual ones for texts."""
+    return usual_texts(columns) is not None if column is None else column in columns
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,22 @@ import torch
 
 from pretune.bundle.bundle import Bundle
 from pretune.data.batch import PackedBatch
-from pretune.data.readers.files import is_table
+from pretune.data.readers.conll import WORDS
+from pretune.data.readers.files import kind_of_lines, table_kind
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
-from pretune.tasks.base import AnyTask, Prediction, Preprocessor, ReadsStream, with_answers
+from pretune.tasks.base import (
+    AdaptsRecords,
+    AnyTask,
+    Prediction,
+    Preprocessor,
+    ReadsStream,
+    with_answers,
+)
 from pretune.tasks.features import known_columns, longest_text, read_for, record_features
-from pretune.text.byte_stream import is_file, text_bytes
+from pretune.text.byte_stream import is_file, is_pipe, text_bytes
 from pretune.text.decode import (
     TextDecoder,
     check_encoding,
@@ -211,24 +219,73 @@ def read_inputs(
 ) -> Records:
     """Read a file to predict on: a table, or plain text with one input a line.
 
+    A pipe, and a file whose name does not tell which, is a table where it begins as such: its first
+    line names the columns that the model reads, or for a model of tags every line has a word and
+    its tag.
+
     Raises:
         DataError: the file is missing, empty or broken, or lacks a column.
     """
     task = task_of(bundle)
     names = column_names(bundle, columns)
+    kind = _kind(task, source, names, encoding) if is_file(source) else None
     # A table, or a Hub dataset; its targets are not needed, and not renamed unless that is asked.
-    if is_table(source) or not is_file(source):
+    if kind is not None or not is_file(source) or (names.given and is_pipe(source)):
         for target in {*task.targets} - {*names.given}:
             names.pop(target, None)
         return read_for(
-            task, source, columns=names, encoding=encoding, quoting=quoting, with_targets=False
+            *(task, source),
+            columns=names,
+            encoding=encoding,
+            quoting=quoting,
+            with_targets=False,
+            kind=kind,
         )
     if names.given:
         raise DataError(
             f"{source}: plain text with one input a line has no columns",
             "Leave the names of columns out, or give a table, such as a .csv file.",
         )
-    return lines_to_records(task, file_lines(source, encoding), str(source))
+    lines = file_lines(source, encoding)
+    records = lines_to_records(task, lines, str(source))
+    # A table of one column looks like lines of text; only its name could tell.
+    first = lines[0][1].strip()
+    if _names_inputs(task, names)([first]):
+        return records.noting(
+            f"{source}: line 1, {first!r}, is taken for an input; if it names a column, let the "
+            "name of the file end in .csv"
+        )
+    return records
+
+
+def _kind(task: AnyTask, source: Path, names: ColumnNames, encoding: str) -> str | None:
+    """The kind of a table; None for lines of text."""
+    wanted, tags = _names_inputs(task, names), WORDS in task.inputs
+    return table_kind(source, wanted, encoding=encoding, tags=tags)
+
+
+def _names_inputs(task: AnyTask, names: ColumnNames) -> Callable[[Collection[str]], bool]:
+    """Tell whether columns hold what a task reads, or makes its inputs of."""
+
+    def wanted(columns: Collection[str]) -> bool:
+        named = [{name, names.get(name, name)} & {*columns} for name in task.inputs]
+        sources = task.sources if isinstance(task, AdaptsRecords) else ()
+        return all(named) or any(names.get(name, name) in columns for name in sources)
+
+    return wanted
+
+
+def refuse_table(bundle: Bundle, lines: Sequence[tuple[int, str]]) -> None:
+    """Raise a DataError if the first lines of a stream are a table, which is read as a whole."""
+    task, names = task_of(bundle), column_names(bundle, None)
+    text = "\n".join(line for _, line in lines)
+    kind = kind_of_lines(text, _names_inputs(task, names), tags=WORDS in task.inputs)
+    if kind is not None:
+        what = {".jsonl": "JSON", ".conll": "CoNLL columns"}.get(kind, "a table")
+        raise DataError(
+            f"input, line 1: begins {what}, but standard input is read as one text a line",
+            "Read it as a file: --file /dev/stdin",
+        )
 
 
 def file_lines(source: Path, encoding: str = "utf-8") -> list[tuple[int, str]]:

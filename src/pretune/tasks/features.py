@@ -58,13 +58,14 @@ def read_for(
     quoting: str = "auto",
     max_chars: int | None = None,
     with_targets: bool = True,
+    kind: str | None = None,
 ) -> Records:
     """Read a file, a folder or a Hub dataset for a task, under the task's column names.
 
     `columns` maps these to the data's. Texts of more than `max_chars` characters (by default
     `longest_text(task)`) are refused as mistakes. Blank lines separate the documents of a `.txt`
     file, except for a task that reads one running text, such as a novel: there the whole file is
-    one record.
+    one record. `kind` is what a file is read as where its name does not tell it (see `read`).
 
     Raises:
         DataError: missing, broken, or without a column that the task needs.
@@ -76,6 +77,7 @@ def read_for(
         max_chars=longest_text(task) if max_chars is None else max_chars,
         text_unit="file" if isinstance(task, ReadsStream) else "blank-line",
         columns={**{name: name for name in known_columns(task)}, **columns},
+        kind=kind,
     )
     return adapt_records(task, records, columns, with_targets=with_targets)
 

@@ -111,4 +111,4 @@ def test_a_column_that_counts_words_is_none_of_them(tmp_path: Path) -> None:
 
 def test_text_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("# Title\n\nTo be or not O\nthe end\n", encoding="utf-8")
-    assert not looks_like_conll(tmp_path / "a.txt")
+    assert not looks_like_conll((tmp_path / "a.txt").read_text(encoding="utf-8"))

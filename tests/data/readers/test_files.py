@@ -688,6 +688,30 @@ class TestPipes:
         assert (records.rows, records.origin) == (ROWS, str(path))
         assert read(path).rows == ROWS  # a second pass
 
+    @pytest.mark.parametrize("delimiter", ";|")
+    def test_other_delimiters_as_in_files(self, tmp_path, delimiter):
+        content = CONTENTS["a.csv"].replace(",", delimiter)
+        assert self.piped(tmp_path, content).rows == ROWS
+        assert self.piped(tmp_path, f"sep={delimiter}\n{content}").rows == ROWS
+
+    def test_words_with_tags(self, tmp_path):
+        records = self.piped(tmp_path, "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n")
+        assert [row["tokens"] for row in records.rows] == [["EU", "rejects"], ["Peter"]]
+
+    def test_plain_text_with_semicolons(self, tmp_path):
+        content = "I like it; really\n\nno; not; this\nsong\n"
+        assert len(self.piped(tmp_path, content)) == 2
+
+    def piped(self, folder, content):
+        path = folder / "63"
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        thread = threading.Thread(target=path.write_text, args=(content,))
+        thread.start()
+        records = read(path)
+        thread.join()
+        return records
+
     def test_lines_of_words(self, tmp_path):
         path = tmp_path / "63"
         os.mkfifo(path)

@@ -21,7 +21,6 @@ from typing import Any
 from pretune.data.columns import column_number
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.text.byte_stream import first_bytes
 from pretune.text.decode import decode_file, lines_of
 
 #: Endings of the names of such files; a `.txt` file may be one too, see `looks_like_conll`.
@@ -32,20 +31,26 @@ _TAG = re.compile(r"O|[BIESLUM]-\S+")
 _SPACES = re.compile("[ \t]+")  # not \s: in Chinese text an ideographic space may be a word
 #: Numbers of lines of CoNLL-U that are no words: of several words together, or of an empty node.
 _NO_WORD = re.compile(r"\d+[-.]\d+")
-_PROBE_BYTES = 1 << 16
 
 #: A sentence: the number of its first line, and the columns of each line.
 _Sentence = tuple[int, list[list[str]]]
 
 
-def looks_like_conll(path: Path) -> bool:
-    """Whether a text file has such columns: every line near its beginning ends in a tag."""
-    raw = first_bytes(str(path), _PROBE_BYTES)
-    # Latin-1 reads any encoding that keeps ASCII: only the ends of the lines are looked at.
-    lines = lines_of(raw.decode("latin-1"))
-    lines = [line for line in (lines if len(raw) < _PROBE_BYTES else lines[:-1]) if line.strip()]
-    fields = [_fields(line) for line in lines if not line.startswith(("-DOCSTART-", "# "))]
-    return len(fields) > 1 and all(len(f) > 1 and _TAG.fullmatch(f[-1]) for f in fields)
+def looks_like_conll(text: str, *, any_tags: bool = False) -> bool:
+    """Whether the beginning of a text has such columns.
+
+    Args:
+        text: some whole lines.
+        any_tags: whether tags may be others than those of entities, such as parts of speech, which
+            end every line here. Sentences are two or more then, and tabs separate the columns.
+    """
+    lines = lines_of(text.strip())
+    words = [x for x in lines if x.strip() and not x.startswith(("-DOCSTART-", "# "))]
+    fields = [_fields(line) for line in words]
+    if len(fields) > 1 and all(len(f) > 1 and _TAG.fullmatch(f[-1]) for f in fields):
+        return True
+    divided = len(words) < len(lines) and all("\t" in x and " " not in x for x in words)
+    return any_tags and divided and len({*map(len, fields)}) == 1
 
 
 def read_conll(

@@ -102,20 +102,30 @@ def _other_delimiter(path: Path, text: str, delimiter: str, quoting: str) -> str
     first = _FIRST_LINE.search(text)
     if first is None or delimiter in first[0]:
         return None
-    for other in _NAMES:
-        lines = _sample(path, text[:_PROBE_CHARS], other, quoted=quoting != "none")
-        header, *others = lines or [[]]
+    headers = fitting_headers(text, quoted=quoting != "none")
+    return next((other for other, names in headers if all(names)), None)
+
+
+def fitting_headers(text: str, *, quoted: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Yield the delimiters that a table may have, each with the names in its first line.
+
+    There are several names, and at least half of the next lines have as many fields. `sep=;` before
+    it, as Excel writes it, leaves that delimiter alone.
+    """
+    stated = _SEPARATOR.match(text)
+    begin = text[stated.end() if stated else 0 :][:_PROBE_CHARS]
+    for delimiter in stated[1] if stated else _NAMES:
+        header, *others = _sample(begin, delimiter, quoted=quoted) or [[]]
         fits = sum(len(fields) == len(header) for fields in others)
-        if len(header) > 1 and all(map(str.strip, header)) and 2 * fits >= len(others):
-            return other
-    return None
+        if len(header) > 1 and 2 * fits >= len(others):
+            yield delimiter, [cell.strip() for cell in header]
 
 
-def _sample(path: Path, text: str, delimiter: str, *, quoted: bool) -> list[list[str]]:
+def _sample(text: str, delimiter: str, *, quoted: bool) -> list[list[str]]:
     """The fields of some lines, up to a quote that is left open, as in a text that is cut."""
     lines = []
     with suppress(DataError):
-        for _, fields in islice(_fields(path, text, delimiter, quoted=quoted), _PROBE_LINES):
+        for _, fields in islice(_fields(Path(), text, delimiter, quoted=quoted), _PROBE_LINES):
             lines.append(fields)
     return lines
 

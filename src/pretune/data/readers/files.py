@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pretune.data.readers.conll import CONLL_SUFFIXES, looks_like_conll, read_conll
-from pretune.data.readers.delimited import read_table
+from pretune.data.readers.conll import CONLL_SUFFIXES, WORDS, looks_like_conll, read_conll
+from pretune.data.readers.delimited import fitting_headers, read_table
 from pretune.data.readers.hub import HUB_DATASET, read_hub
 from pretune.data.readers.json_files import read_json
 from pretune.data.readers.parquet import read_parquet
@@ -25,6 +27,7 @@ from pretune.data.readers.plain_text import (
 from pretune.data.records import MAX_CHARS, Records
 from pretune.errors import DataError, did_you_mean, similar_file
 from pretune.text.byte_stream import first_bytes, is_file, is_pipe
+from pretune.text.decode import check_encoding, lines_of
 from pretune.text.file_kinds import kind_by_name, page_kind, suffix_of
 
 #: How quotes in a CSV or TSV file may be read.
@@ -55,7 +58,16 @@ _READERS: dict[str, Callable[[Path, str, str, Columns], Records]] = {
 #: Files whose names end like this hold rows with columns.
 TABLE_SUFFIXES = tuple(_READERS)
 _JSON = (".jsonl", ".ndjson", ".json")
-_OBJECTS = re.compile(rb"\s*(?:\{\s*\"|\[\s*\{)")
+_OBJECTS = re.compile(r"\s*(?:\{\s*\"|\[\s*\{)")
+#: How much is read to tell what a file without a telling name is.
+_PROBE_BYTES = 1 << 16
+#: What people are told about a file that is not what its name says, by the end of that kind's name.
+_TOLD = {
+    ".jsonl": "JSON",
+    ".csv": "a table, whose first line names the columns",
+    ".tsv": "a table, whose first line names the columns",
+    ".conll": "CoNLL columns: a word and its tag on a line, blank lines between sentences",
+}
 _CELLS = re.compile(rb"\s*[a-z_][^\n]*?[,\t]", re.IGNORECASE)
 
 
@@ -67,6 +79,7 @@ def read(
     max_chars: int = MAX_CHARS,
     text_unit: TextUnit = "blank-line",
     columns: Columns = MappingProxyType({}),
+    kind: str | None = None,
 ) -> Records:
     """Read records.
 
@@ -86,6 +99,8 @@ def read(
         columns: the task's names of columns -> those in the data, which keep theirs here. Numbers
             are for tables whose first line is a record, and for CoNLL columns: from 1, or from -1
             backwards.
+        kind: the suffix of a kind of file to read a file as, such as `.csv` (see `table_kind`);
+            default: that of its name, or what a pipe without one begins as.
 
     Raises:
         DataError: missing, empty, broken or unknown, with the line where there is one; no such
@@ -93,14 +108,12 @@ def read(
     """
     if quoting not in QUOTINGS:
         raise DataError(f"no quoting is called '{quoting}'", did_you_mean(quoting, QUOTINGS))
-    # Two files, and .txt files by their content; then the other files by their names.
-    path, suffix = Path(source), _data_suffix(source)
+    # Two files, and plain text; then the other files by their names.
+    path, suffix = Path(source), kind or _kind(source, encoding, tags=WORDS in columns)
     reader = _READERS.get(suffix)
     if (both := parallel_files(source)) is not None:
         records = read_parallel(*both, encoding)
-    elif suffix == ".txt" and is_file(path) and looks_like_conll(path):
-        records = read_conll(path, encoding, columns)
-    elif (suffix == ".txt" and is_file(path)) or is_plain(path):
+    elif (suffix == ".txt" and is_file(path)) or (reader is None and is_plain(path)):
         records = read_plain(path, encoding, text_unit)
     elif is_file(path):
         if reader is None:
@@ -108,6 +121,8 @@ def read(
         if suffix != ".parquet":
             _check_content(path, suffix)
         records = reader(path, encoding, quoting, columns)
+        if suffix in _TOLD and suffix != suffix_of(path):
+            records = replace(records, notes=(f"{path}: read as {_TOLD[suffix]}", *records.notes))
     # Nothing to read under that name: a folder, a Hub dataset, or a mistake.
     elif os.path.isdir(path):
         raise DataError(
@@ -134,22 +149,78 @@ def read(
     return replace(records, max_chars=max_chars)
 
 
-def is_table(source: str | Path) -> bool:
-    """Whether a file holds rows with columns: by its name, or in a pipe by its first character."""
-    if suffix_of(source) in TABLE_SUFFIXES:
-        return True
-    return is_pipe(source) and first_bytes(str(source), 1) == b"{"
+def table_kind(
+    source: str | Path,
+    wanted: Callable[[Collection[str]], bool],
+    *,
+    encoding: str = "utf-8",
+    tags: bool = False,
+) -> str | None:
+    """The kind of a file that holds rows with columns, as `read` takes it; None for lines of text.
 
+    A name that tells the kind is believed. A pipe, a `.txt` file and one with another name have to
+    begin as that kind: see `kind_of_lines`.
 
-def _data_suffix(source: str | Path) -> str:
-    """The end of the name; of a pipe without one, the end that fits its first line."""
+    Args:
+        source: a file or a pipe.
+        wanted: whether those are the names of columns that somebody looks for.
+        encoding: of a text file.
+        tags: whether words with their tags are looked for.
+    """
     suffix = suffix_of(source)
-    if suffix in (*TABLE_SUFFIXES, ".txt") or not is_pipe(source):
+    if suffix in TABLE_SUFFIXES:
         return suffix
-    line, *_ = first_bytes(str(source), 1 << 12).removeprefix(codecs.BOM_UTF8).split(b"\n")
-    if line[:1] in (b"{", b"["):
+    text = _beginning(source, encoding)
+    if is_pipe(source) and _OBJECTS.match(text):
         return ".jsonl"
-    return ".tsv" if b"\t" in line else ".csv" if b"," in line else ".txt"
+    return kind_of_lines(text, wanted, tags=tags)
+
+
+def kind_of_lines(
+    text: str, wanted: Callable[[Collection[str]], bool], *, tags: bool = False
+) -> str | None:
+    """The kind of a table that some lines are the beginning of; None for plain text.
+
+    The first line is an object of JSON with columns that are wanted, or names such, and at least
+    one line follows that has as many fields; or all lines are words with tags.
+    """
+    first, *others = lines_of(text.strip()) or [""]
+    with suppress(ValueError, RecursionError):
+        value = json.loads(first)
+        return ".jsonl" if isinstance(value, dict) and wanted(value) else None
+    if tags and looks_like_conll(text, any_tags=True):
+        return ".conll"
+    for delimiter, names in fitting_headers(text) if others else ():
+        if wanted(names):
+            return ".tsv" if delimiter == "\t" else ".csv"
+    return None
+
+
+def _beginning(source: str | Path, encoding: str) -> str:
+    """The first lines of a text, without half a line at the end."""
+    raw = first_bytes(str(source), _PROBE_BYTES)
+    text = raw.decode(check_encoding(encoding), "replace").lstrip("\ufeff")
+    return text if len(raw) < _PROBE_BYTES else text[: text.rfind("\n") + 1] or text
+
+
+def _kind(source: str | Path, encoding: str, *, tags: bool) -> str:
+    """The end of the name; of plain text and a nameless pipe the end that fits its content."""
+    suffix, pipe = suffix_of(source), is_pipe(source)
+    if suffix in TABLE_SUFFIXES or not (pipe or (suffix == ".txt" and is_file(source))):
+        return suffix
+    text = _beginning(source, encoding)
+    if looks_like_conll(text, any_tags=tags):
+        return ".conll"
+    if suffix == ".txt":
+        return suffix
+    # A pipe: labelled data have tabs or commas in their first line, or a header that fits.
+    line = text.partition("\n")[0]
+    if line[:1] in ("{", "["):
+        return ".jsonl"
+    if "\t" in line:
+        return ".tsv"
+    fits = any(all(names) for _, names in fitting_headers(text))
+    return ".csv" if fits or "," in line else ".txt"
 
 
 def _unknown_format(path: Path) -> DataError:
@@ -170,7 +241,7 @@ def _check_content(path: Path, suffix: str) -> None:
         raise DataError(f"{path}: no records in it", "The file is empty or blank.")
     if (page := page_kind(head)) is not None:
         raise DataError(f"{path}: is {page.what}, not {suffix}", page.way_out)
-    if suffix in (".csv", ".tsv") and _OBJECTS.match(head):
+    if suffix in (".csv", ".tsv") and _OBJECTS.match(head.decode("latin-1")):
         raise DataError(
             f"{path}: is JSON, not a table", "Let its name end in .jsonl, or .json for one array."
         )
