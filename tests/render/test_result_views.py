@@ -48,6 +48,11 @@ def test_the_labels_that_are_given_are_named_whatever_their_threshold() -> None:
     assert "  labels: none\n" in nothing.plain
 
 
+def test_a_conversation_is_shown_by_its_texts() -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi?"}], "completion": "Yes"}
+    assert answer_view(asked, ScorePrediction(1.0)).plain.startswith("Hi?  |  Yes\n")
+
+
 def test_only_the_input_is_bold_and_the_labels_that_are_given() -> None:
     scores = {"joy": 0.4, "anger": 0.6}
 

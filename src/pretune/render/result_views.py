@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pretune.data.columns import as_text
 from pretune.render.escaping import one_line, shortened
 from pretune.render.grid import Grid, Styled
 from pretune.tasks.added_metrics import lower_is_better
@@ -135,7 +136,7 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
     Where any number of classes may be the answer, a line names those that are, and their bars are
     bold.
     """
-    shown = (" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in inputs.values())
+    shown = (as_text(value) or "" for value in inputs.values())
     # Neither the input nor a label can look like a line of the answer.
     text = Text().append(in_line("  |  ".join(shown)) + "\n", "bold")
     # Which labels are given depends on the threshold of each, which the bars do not show.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pretune.data.readers.conversations import with_messages
 from pretune.data.readers.preferences import label_of, with_preferences
 from pretune.data.records import Records
 from pretune.errors import DataError
@@ -108,6 +109,48 @@ def test_other_columns_stay_and_lines_too() -> None:
 def test_errors_name_the_place(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         with_preferences(records(row), PAIR)
+
+
+@pytest.mark.parametrize(
+    ("columns", "replies", "way_out"),
+    [
+        (["prompt", "chosen", "rejected"], ["completion"], "data.columns.completion=chosen"),
+        (["instruction", "input", "output"], ["completion"], "data.columns.completion=output"),
+        (["prompt", "completion", "label"], PAIR, "data.train=p.jsonl task.loss=kto"),
+        (["prompt", "completion"], PAIR, "pretune train instruct data.train=p.jsonl"),
+        (["instruction", "output"], PAIR, "pretune train instruct data.train=p.jsonl"),
+        (["conversations"], PAIR, "pretune train instruct data.train=p.jsonl"),
+        (["prompt", "choosen", "rejected"], PAIR, "Did you mean 'choosen'"),
+        (["conversations"], ["completion"], "Say which one it is"),
+    ],
+)
+def test_data_of_another_kind_are_told_what_they_are_for(
+    columns: list[str], replies: list[str], way_out: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        with_preferences(records(dict.fromkeys(columns, "Hi?")), replies)
+    assert error.value.message.startswith("p.jsonl: no column '")
+    assert way_out in (error.value.hint or "")
+    assert "mean 'prompt'" not in (error.value.hint or "")
+
+
+def test_a_prompt_that_was_renamed_is_named() -> None:
+    pairs = records({"prompt": "Hi?", "chosen": "a", "rejected": "b"})
+    with pytest.raises(DataError) as error:
+        with_preferences(pairs.mapped({"completion": "prompt"}, ()), ["completion"])
+    assert "data.columns.completion=prompt says" in (error.value.hint or "")
+
+
+def test_instruct_is_told_of_pairs() -> None:
+    pairs = records({"prompt": "Hi?", "chosen": "a", "rejected": "b"})
+    with pytest.raises(DataError) as error:
+        with_messages(pairs, replies=True)
+    assert "pretune train dpo data.train=p.jsonl" in (error.value.hint or "")
+    with pytest.raises(DataError) as error:
+        with_messages(records({"prompt": "Hi?", "answer": "a"}), replies=True)
+    assert "mean 'prompt'" not in (error.value.hint or "")
+    better = with_messages(pairs.mapped({"completion": "chosen"}, ()), replies=True)
+    assert better.rows[0]["messages"] == [ASK, {"role": "assistant", "content": "a"}]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def with_messages(records: Records, *, replies: bool) -> Records:
     if form is None:
         raise _no_form(records)
     answer = {ALPACA[0]: ALPACA[2], PROMPT: COMPLETION}.get(form)
+    if replies and form == PROMPT:
+        _check_no_pairs(records)
     if replies and answer is not None:
         records.mapped({}, [form, answer])  # raises if it is missing
     # Each record by the form that the data set has.
@@ -108,9 +110,29 @@ def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict
     return _messages(records, row, _listed(records, row, column))
 
 
+def _check_no_pairs(records: Records) -> None:
+    """Raise a DataError if prompts have pairs of replies to choose from, and no single reply."""
+    columns = {*records.columns}
+    if COMPLETION not in columns and {"chosen", "rejected"} <= columns:
+        raise DataError(
+            f"{records.origin}: no column '{COMPLETION}'; it has "
+            + ", ".join(map(repr, records.columns)),
+            "These are pairs of replies, for dpo and reward (pretune train dpo data.train="
+            f"{records.origin}); data.columns.{COMPLETION}=chosen learns the better ones.",
+        )
+
+
 def _no_form(records: Records) -> DataError:
     near = ((form, similar_column(form, records.columns, cutoff=0.75)) for form in FORMS)
     meant = next((f"Is it data.columns.{form}={name}? " for form, name in near if name), "")
+    # A form may have been there until its column was given another name.
+    renamed = next((pair for pair in records.renamed.items() if pair[1] in FORMS), None)
+    if renamed is not None:
+        ours, theirs = renamed
+        meant = (
+            f"'{theirs}' would be it, but data.columns.{ours}={theirs} says that it is '{ours}': "
+            "name another column there. "
+        )
     return DataError(
         f"{records.origin}: no column {', '.join(map(repr, FORMS))}; it has "
         + ", ".join(map(repr, records.columns)),

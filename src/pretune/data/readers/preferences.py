@@ -12,6 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from pretune.data.readers.conversations import (
+    ALPACA,
+    COMPLETION,
+    CONVERSATIONS,
     FORMS,
     MESSAGES,
     PROMPT,
@@ -42,7 +45,7 @@ def with_preferences(records: Records, replies: Sequence[str]) -> Records:
         DataError: a column is missing, a record has no prompt, or a reply is no text; names file,
             line and column.
     """
-    records = records.mapped({}, replies)
+    _check_replies(records, replies)
     if not any(form in records.columns for form in FORMS):
         records = _split(records, replies)
     texts = [{name: _reply(records, row, name) for name in replies} for row in range(len(records))]
@@ -59,6 +62,38 @@ def with_preferences(records: Records, replies: Sequence[str]) -> Records:
             )
     whole = [{**row, **own} for row, own in zip(prompts.rows, texts, strict=True)]
     return replace(prompts, rows=whole, columns=(*prompts.columns, *replies))
+
+
+def _check_replies(records: Records, replies: Sequence[str]) -> None:
+    """Raise a DataError if a column with replies is missing: what the data have may fit elsewhere.
+
+    A name that is merely spelled like the missing one would lead astray.
+    """
+    missing = next((name for name in replies if name not in records.columns), None)
+    if missing is None:
+        return
+    columns, hint = {*records.columns}, None
+    if missing == COMPLETION and {CHOSEN, REJECTED} <= columns:
+        hint = (
+            f"These are pairs of replies: data.columns.{COMPLETION}={CHOSEN} takes the better ones "
+            "(`pretune evaluate` compares both)."
+        )
+    elif missing == COMPLETION and ALPACA[2] in columns:
+        hint = f"Are the replies in '{ALPACA[2]}'? data.columns.{COMPLETION}={ALPACA[2]}"
+    elif {COMPLETION, LABEL} <= columns:
+        hint = (
+            f"These are single replies, wanted or not, as '{LABEL}' tells: dpo learns from them "
+            f"with task.loss=kto (pretune train dpo data.train={records.origin} task.loss=kto)."
+        )
+    elif missing != COMPLETION and columns & {COMPLETION, ALPACA[2], CONVERSATIONS, MESSAGES}:
+        hint = (
+            "These are single replies, with none to compare them with: instruct learns from them "
+            f"(pretune train instruct data.train={records.origin})."
+        )
+    if hint is None:
+        records.mapped({}, replies)  # raises, and names the nearest column
+    shown = ", ".join(map(repr, records.columns))
+    raise DataError(f"{records.origin}: no column '{missing}'; it has {shown}", hint)
 
 
 def _reply(records: Records, row: int, column: str) -> str:
