@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLMRobertaTokenizer
 
 from pretune.errors import CheckpointError
 from pretune.tokenizers.added_tokens import add_tokens
@@ -62,6 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CLASSES = [
     *("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast"),
     *("ElectraTokenizer", "ElectraTokenizerFast", "PreTrainedTokenizerFast", "GPT2Tokenizer", None),
+    "DPRQuestionEncoderTokenizer",
 ]
 
 
@@ -131,7 +133,9 @@ def test_ids_and_segments_are_those_of_transformers_before_and_after_saving(
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith("added, ")])
-@pytest.mark.parametrize("kind", ["BertTokenizer", "DistilBertTokenizerFast", None])
+@pytest.mark.parametrize(
+    "kind", ["BertTokenizer", "DistilBertTokenizerFast", "DPRContextEncoderTokenizer", None]
+)
 def test_a_bare_vocabulary_gives_the_ids_of_transformers(
     tmp_path: Path, name: str, kind: str | None
 ) -> None:
@@ -177,7 +181,9 @@ def test_bare_files_of_another_class_are_refused_by_name(
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["BertTokenizer", "MPNetTokenizerFast", "XLMRobertaTokenizer"])
+@pytest.mark.parametrize(
+    "kind", ["BertTokenizer", "MobileBertTokenizerFast", "XLMRobertaTokenizer"]
+)
 def test_a_class_that_the_file_cannot_be_of_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     folder = write(tmp_path / "theirs", byte_level(), {}, kind)
     name = kind.removesuffix("Fast")
@@ -185,14 +191,95 @@ def test_a_class_that_the_file_cannot_be_of_is_refused_by_name(tmp_path: Path, k
         load_tokenizer(folder)
 
 
-def test_a_space_that_only_the_settings_want_is_refused_by_name(tmp_path: Path) -> None:
-    """Of a class that obeys them, and that we do not build."""
-    engine = byte_level()
-    folder = write(tmp_path / "theirs", engine, {"add_prefix_space": True}, "RobertaTokenizer")
-    with pytest.raises(CheckpointError, match=r"no space before a text, .* add_prefix_space: true"):
-        load_tokenizer(folder)
-    write(tmp_path / "agree", engine, {"add_prefix_space": False}, "RobertaTokenizer")
-    assert load_tokenizer(tmp_path / "agree").encode(["go"])[0].ids
+def made(kind: str, **settings: Any) -> Any:
+    """A tokenizer of transformers with a vocabulary of a few words."""
+    if kind == "XLMRobertaTokenizer":
+        pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "\u2581go", *string.ascii_letters]
+        scores = [(piece, -float(i)) for i, piece in enumerate([*pieces, "<mask>"])]
+        return XLMRobertaTokenizer(vocab=scores, **settings)
+    vocabulary = byte_level().get_vocab(with_added_tokens=True)
+    for token in ("<s>", "</s>", "<unk>", "<pad>", "<mask>"):
+        vocabulary[token] = len(vocabulary)
+    merges = [("g", "o"), ("\u0120", "go")]
+    return getattr(transformers, kind)(vocab=vocabulary, merges=merges, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": True}, {"add_prefix_space": False}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("RobertaTokenizer", "BartTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer"),
+        "XLMRobertaTokenizer",
+    ],
+)
+def test_a_file_that_agrees_with_its_class_is_read(
+    tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    made(kind, **settings).save_pretrained(tmp_path / "theirs")
+    ours = load_tokenizer(tmp_path / "theirs")
+    assert ours.settings["tokenizer_class"] == kind.replace("Bart", "Roberta")
+    check_same(ours, tmp_path / "theirs")
+    saved = tmp_path / "ours"
+    saved.mkdir()
+    ours.save(saved)
+    check_same(load_tokenizer(saved), saved)
+    # As an older version of transformers wrote it, or another program.
+    path = tmp_path / "theirs" / "tokenizer_config.json"
+    entries = json.loads(path.read_text())
+    entries["add_prefix_space"] = not entries.get("add_prefix_space")
+    path.write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match="by other rules than those in this file"):
+        load_tokenizer(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("kind", ["RobertaTokenizer", "GPTNeoXTokenizer", "XLMRobertaTokenizer"])
+@pytest.mark.parametrize("change", ["normalizer", "post_processor", "model"])
+def test_a_file_that_its_class_would_not_build_is_refused_by_name(
+    tmp_path: Path, kind: str, change: str
+) -> None:
+    made(kind).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    if change == "model":
+        # The unknown token of XLM-R is the fourth, and byte-level BPE has none.
+        parts["model"] |= {"unk_id": 4} if kind == "XLMRobertaTokenizer" else {"unk_token": "go"}
+    elif change == "normalizer":
+        parts["normalizer"] = {"type": "Lowercase"}
+    else:
+        framed = processors.TemplateProcessing(single="$A go", special_tokens=[("go", 5)])
+        parts["post_processor"] = json.loads(framed.__getstate__())
+    path.write_text(json.dumps(parts))
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: transformers builds a {kind}"):
+        load_tokenizer(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **plain}))
+    check_same(load_tokenizer(tmp_path), tmp_path)
+
+
+NAMES = sorted(name for name in dir(transformers) if name.endswith("Tokenizer"))
+#: Not the helpers of some, nor those whose libraries are missing.
+EVERY = [name for name in NAMES if PreTrainedTokenizerBase in getattr(transformers, name).__mro__]
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"add_prefix_space": True}])
+@pytest.mark.parametrize("words", [True, False])
+def test_no_class_of_transformers_gives_other_ids(
+    tmp_path: Path, words: bool, settings: dict[str, Any]
+) -> None:
+    """Each is read with its own ids, or refused."""
+    folder = write(tmp_path / "theirs", wordpiece() if words else byte_level(), settings, None)
+    read = []
+    for kind in EVERY:
+        entries = {"tokenizer_class": kind, **settings}
+        (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+        try:
+            ours = load_tokenizer(folder)
+        except CheckpointError:
+            continue
+        check_same(ours, folder)
+        read.append(kind)
+    assert ("BertTokenizer" if words else "GPT2Tokenizer") in read
 
 
 def test_the_kind_of_the_model_alone_says_nothing_where_the_file_is_of_another(

@@ -82,19 +82,57 @@ def drop_segments(engine: RustTokenizer) -> None:
         engine.post_processor = processor
 
 
+def spell_alike(one: RustTokenizer, other: RustTokenizer) -> bool:
+    """Whether two engines spell words by the same rules, whatever their vocabularies are."""
+    names = (
+        *("unk_token", "max_input_chars_per_word", "continuing_subword_prefix"),
+        *("end_of_word_suffix", "dropout", "fuse_unk", "byte_fallback", "ignore_merges"),
+    )
+    first, second = (
+        # Of Unigram only the number of the unknown token can be seen: by a word that nobody has.
+        [token.id for token in engine.model.tokenize("\uffff")]
+        if isinstance(engine.model, models.Unigram)
+        else [getattr(engine.model, name, None) or None for name in names]
+        for engine in (one, other)
+    )
+    return first == second
+
+
 def cuts_alike(one: RustTokenizer, other: RustTokenizer) -> bool:
     """Whether two engines normalize, cut and decode by the same rules, whatever they know."""
     parts = ("normalizer", "pre_tokenizer", "decoder")
-    return all(_state(getattr(one, part)) == _state(getattr(other, part)) for part in parts)
+    return all(_state(one, part) == _state(other, part) for part in parts)
 
 
-def frames_alike(one: RustTokenizer, other: RustTokenizer) -> bool:
-    """Whether two engines put the same tokens around texts, and give them the same segments."""
-    return bool(_state(one.post_processor) == _state(other.post_processor))
+def frames_alike(one: RustTokenizer, other: RustTokenizer, *, segments: bool) -> bool:
+    """Whether two engines put the same tokens around texts, and give the same segments if asked."""
+    probe = RustTokenizer(models.WordLevel({"\0a": 0, "\0b": 1}, unk_token="\0a"))  # noqa: S106
+    first, second = (probe.encode(text, add_special_tokens=False) for text in ("\0a", "\0b"))
+
+    def framed(engine: RustTokenizer) -> list[Any]:
+        processor = engine.post_processor or processors.ByteLevel()
+        encodings = [processor.process(first), processor.process(first, second)]
+        return [(e.ids, e.tokens, e.type_ids if segments else None) for e in encodings]
+
+    return framed(one) == framed(other)
 
 
-def _state(part: Any) -> Any:
-    return None if part is None else json.loads(part.__getstate__())
+def _state(engine: RustTokenizer, name: str) -> Any:
+    """A part of an engine as data, without what changes no token."""
+    part = getattr(engine, name)
+    return None if part is None else _effective(json.loads(part.__getstate__()), name)
+
+
+def _effective(state: Any, name: str) -> Any:
+    if isinstance(state, list):
+        return [_effective(item, name) for item in state]
+    if not isinstance(state, dict):
+        return state
+    unused = set[str]()
+    if state.get("type") == "ByteLevel":
+        # Offsets are not used, and a decoder looks at none of its settings.
+        unused = {"trim_offsets"} if name == "pre_tokenizer" else {*state} - {"type"}
+    return {key: _effective(value, name) for key, value in state.items() if key not in unused}
 
 
 def _in_one_segment(state: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pretune.tokenizers.classes import (
     GPT2,
     INPUTS,
     PLAIN,
+    UNCASED,
     WORDPIECE,
     base_name,
     builds,
@@ -212,26 +213,19 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             made.engine.post_processor = engine.post_processor
         return _finished(made, folder, kind)
     # Any other is complete; files beside it may list more tokens, and must not contradict it.
-    if kind == "RobertaTokenizer":
-        _check_space(path, settings, engine)
-    described = _described(folder, settings)
-    add_listed(engine, folder, described, others=_read_json(folder / ADDED_FILE), own=())
-    add_named(engine, described, {})
-    return _finished(
-        Tokenizer(engine, special_tokens(engine, described), settings, origin=path), folder, kind
-    )
-
-
-def _check_space(path: Path, settings: dict[str, Any], engine: RustTokenizer) -> None:
-    """Refuse settings that want another space before a text than a class we do not build has."""
-    spaced = getattr(engine.pre_tokenizer, "add_prefix_space", None)
-    wanted = _flag(path, settings, "add_prefix_space")
-    if None not in (spaced, wanted) and spaced != wanted:
+    described, usual = _described(folder, settings), usual_tokens(kind)
+    if fits and not builds(kind, described, engine):
         raise CheckpointError(
-            f"{path}: puts {'a' if spaced else 'no'} space before a text, but the settings beside "
-            f"it say add_prefix_space: {json.dumps(wanted)}",
-            "Correct one of them: transformers goes by tokenizer_config.json.",
+            f"{path}: transformers builds a {kind} by other rules than those in this file, so its "
+            "ids may differ",
+            "Save it again with transformers (AutoTokenizer.from_pretrained(FOLDER)"
+            '.save_pretrained(FOLDER)) and take that file with "tokenizer_class": '
+            f'"{PLAIN}" in tokenizer_config.json, by which tokenizer.json is read as it is.',
         )
+    add_listed(engine, folder, described, others=_read_json(folder / ADDED_FILE), own=())
+    add_named(engine, described, usual)
+    special = special_tokens(engine, {**usual, **described})
+    return _finished(Tokenizer(engine, special, settings, origin=path), folder, kind)
 
 
 def _class_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, bool]:
@@ -302,6 +296,7 @@ def _wordpiece(
     """BERT's tokenizer with a vocabulary, as the settings beside it say; `tokens` as `add_listed`'s
     `own`."""
     folder, usual = path.parent, usual_tokens(kind)
+    lowercase = lowercase or kind in UNCASED
     described = _described(folder, settings)
     unknown = named_token(described, "unk_token", usual)
     engine = wordpiece_engine(
