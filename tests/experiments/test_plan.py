@@ -12,13 +12,15 @@ import pytest
 from rich.console import Console
 
 from pretune.bundle.bundle import outline
-from pretune.errors import DataError
+from pretune.errors import DataError, RunError
 from pretune.experiments.plan import RunPlan, plan_run
+from pretune.experiments.schedule_plan import SchedulePlan
 from pretune.inspection.inspect import inspect_model
 from pretune.recipe.recipe import Recipe
 from pretune.render.experiment_views import plan_view
 from pretune.training.run import train_recipe
 from pretune.training.run_result import RunResult
+from tests.tasks.alignment.preferences import recipe, saved
 
 Make = Callable[..., Recipe]
 #: tests/conftest.py's tiny BERT.
@@ -203,3 +205,14 @@ def test_is_shown(make: Make) -> None:
     console.print(plan_view(plan_run(make(), measure=False)))
     assert "real updates on a copy of the model" in out.getvalue()
     assert "no time was measured" in out.getvalue()
+
+
+def test_of_a_policy_the_updates_are_known_and_the_costs_are_not(tmp_path: Path) -> None:
+    saved(tmp_path / "sft")
+    options = {"task.max_new_tokens": 4, "task.rollout": 4, "task.passes": 2, "train.epochs": 1}
+    own = recipe("ppo", tmp_path, **options, **{"task.reward": {"length": 9}})
+    # 6 prompts in rollouts of 4 and 2, each in 2 passes of batches of 2.
+    assert SchedulePlan.of(own).schedule.total == 6
+    assert train_recipe(own, quiet=True).steps == 6
+    with pytest.raises(RunError, match="is not known before"):
+        plan_run(own)

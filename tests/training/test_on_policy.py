@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
 from pretune.tasks.base import RolloutPlan
+from pretune.training import on_policy
 from pretune.training.loop import Trainer
 from pretune.training.on_policy import RolloutOrder
 from pretune.training.state import SavedCheckpoint, TrainingState
@@ -87,8 +88,9 @@ def halfway(trainer: Trainer, updates: int) -> SavedCheckpoint:
     return SavedCheckpoint("here", weights(trainer), TrainingState(copies, dict(state.values)))
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
-@pytest.mark.parametrize("updates", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("name", "updates"), [("ppo", 1), ("ppo", 2), ("ppo", 5), ("grpo", 3), ("rloo", 1)]
+)
 def test_resuming_is_exact(name: str, updates: int, sft: Path) -> None:
     """6 prompts in rollouts of 4 and 2, 2 replies each, 2 passes but for rloo, 4 in a batch."""
     options = {**STEADY, "passes": 1 if name == "rloo" else 2}
@@ -175,3 +177,27 @@ def test_batches_by_tokens_are_refused(sft: Path) -> None:
     task, bundle = policy("grpo", sft, **STEADY)
     with pytest.raises(RunError, match=r"train\.batch_size"):
         trainer(task, bundle, prompts(task, bundle), batch_size=None, batch_tokens=64)
+
+
+def test_batches_larger_than_a_rollout_are_refused(sft: Path) -> None:
+    task, bundle = policy("grpo", sft, **STEADY)
+    with pytest.raises(RunError, match="a rollout has only 8 replies"):
+        trainer(task, bundle, prompts(task, bundle), batch_size=9)
+
+
+def test_a_sharded_model_is_refused(sft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, bundle = policy("grpo", sft, **STEADY)
+    monkeypatch.setattr(on_policy, "is_sharded", lambda model: True)
+    with pytest.raises(RunError, match=r"train\.parallel=ddp"):
+        trainer(task, bundle, prompts(task, bundle))
+
+
+def test_going_back_to_the_start_brings_beta_back(sft: Path) -> None:
+    task, bundle = policy("ppo", sft, **STEADY, target_kl=0.01, kl_horizon=50)
+    ours = trainer(task, bundle, prompts(task, bundle))
+    state = ours.state()
+    start = SavedCheckpoint("here", weights(ours), state)
+    ours.fit()
+    assert task.beta != 0.05
+    ours.restore(start)
+    assert task.beta == 0.05

@@ -8,6 +8,7 @@ by chance at least as widely as these two do.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 from pretune.data.arrays import Array
 from pretune.errors import RunError
 from pretune.evaluation.examine import Examined
-from pretune.tasks.base import AnyTask, ReadsStream
+from pretune.tasks.base import AnyTask, ReadsStream, TaskOptions
 
 #: Random numbers drawn at a time, of 8 bytes each.
 _DRAWS = 2_000_000
@@ -237,18 +238,22 @@ def check_tasks(names: Sequence[str], tasks: Sequence[AnyTask]) -> None:
 def _check_options(name: str, first: AnyTask, other_name: str, other: AnyTask) -> None:
     """Check that two tasks compute their metrics in the same way."""
     for option in first.metric_options:
-        ours, theirs = (_as_set(getattr(task.options, option)) for task in (first, other))
+        ours, theirs = (_as_set(task.options, option) for task in (first, other))
         if ours != theirs:
-            chosen = ((key, getattr(first.options, key)) for key in first.metric_options)
             raise RunError(
                 f"{name} has task.{option}={ours}, {other_name} {theirs}: their metrics are "
                 "computed in different ways",
-                "Set it for all: " + " ".join(f"--set {k}={_as_set(v)}" for k, v in chosen),
+                "Set it for all: "
+                + " ".join(
+                    f"--set {shlex.quote(f'{key}={_as_set(first.options, key)}')}"
+                    for key in first.metric_options
+                ),
             )
 
 
-def _as_set(value: Any) -> str:
-    """Write a value as it stands after `--set NAME=`."""
+def _as_set(options: TaskOptions, name: str) -> str:
+    """Write the value of an option as it stands after `--set NAME=`."""
+    value = options.model_dump(mode="json")[name]
     return value if isinstance(value, str) else json.dumps(value)
 
 

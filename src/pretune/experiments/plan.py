@@ -22,6 +22,7 @@ from torch import nn
 from pretune.data.arrays import Array
 from pretune.data.batch import Features
 from pretune.data.batch_order import Cursor
+from pretune.errors import RunError
 from pretune.experiments.costs import (
     FLOAT,
     INFERENCE_SLACK,
@@ -35,7 +36,7 @@ from pretune.experiments.costs import (
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask, drawn, with_answers
+from pretune.tasks.base import AnyTask, MakesExperience, drawn, with_answers
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
@@ -189,8 +190,14 @@ def measure_speed(recipe: Recipe) -> Speed:
 def _prepare(recipe: Recipe) -> _Start:
     """Read data and model as a run does before its first update."""
     device = choose_device(recipe.train.device)
-    records, held_out = read_data(recipe)
     task = task_class(recipe.task.name)(recipe.task)
+    if isinstance(task, MakesExperience):
+        raise RunError(
+            f"{task.name} trains on replies that the model first writes: how many tokens they have "
+            "is not known before",
+            "Start the run with train.max_steps=20: its log tells how long updates take.",
+        )
+    records, held_out = read_data(recipe)
     fit(task, records)
     seed_everything(recipe.seed)
     bundle = starting_model(recipe, task, records)

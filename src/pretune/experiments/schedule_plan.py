@@ -11,11 +11,13 @@ from pretune.bundle.bundle import load
 from pretune.data.batch_order import DataOrder
 from pretune.errors import PretuneError, RunError
 from pretune.recipe.recipe import Recipe
+from pretune.tasks.base import MakesExperience
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import featurize
 from pretune.tokenizers.added_tokens import add_tokens
 from pretune.training.data import fit, read_data, tokenizer_for
 from pretune.training.logging import Reporter
+from pretune.training.on_policy import RolloutOrder
 from pretune.training.schedule import BatchSize, Schedule, planned_updates
 
 
@@ -48,10 +50,7 @@ class SchedulePlan:
         if options.max_steps is not None:
             total, batches = options.max_steps, BatchSize.of(options, options.max_steps)
         else:
-            order = DataOrder(
-                _lengths(recipe), seed=recipe.seed, in_tokens=options.batch_tokens is not None
-            )
-            total, batches = planned_updates(order, options)
+            total, batches = planned_updates(_order(recipe), options)
         # A recipe gives the batch size in examples or in tokens.
         unit = "examples" if options.batch_size is not None else "tokens"
         return cls(Schedule.of(options, total), batches, options.learning_rate, unit)
@@ -85,6 +84,14 @@ class SchedulePlan:
         """Convert the plan and its points to plain values for JSON."""
         points = [asdict(point) for point in self.points()]
         return {**asdict(self), "points": points}
+
+
+def _order(recipe: Recipe) -> DataOrder:
+    lengths, task = _lengths(recipe), task_class(recipe.task.name)(recipe.task)
+    if isinstance(task, MakesExperience):
+        return RolloutOrder(len(lengths), task.plan, seed=recipe.seed)
+    in_tokens = recipe.train.batch_tokens is not None
+    return DataOrder(lengths, seed=recipe.seed, in_tokens=in_tokens)
 
 
 def _lengths(recipe: Recipe) -> NDArray[Any]:

@@ -152,6 +152,13 @@ class OnPolicy(Strategy):
                 "train.batch_tokens: how long replies are is known only when they are written",
                 "Say how many replies a batch has: train.batch_size.",
             )
+        plan = self._maker.plan
+        if batch_size is not None and batch_size > plan.prompts * plan.replies:
+            raise RunError(
+                f"train.batch_size={batch_size}: a rollout has only {plan.prompts * plan.replies} "
+                "replies",
+                "Take smaller batches, or larger rollouts (task.rollout, task.group).",
+            )
         return self._order
 
     @override
@@ -194,22 +201,24 @@ class OnPolicy(Strategy):
 
     @override
     def state(self, gather: Callable[[Any], list[Any]]) -> dict[str, Tensor]:
+        beta = torch.tensor([self._maker.beta], dtype=torch.float64)
         if self._held is None:
-            return {}
+            return {"beta": beta}
         examples = self._examples
         assert isinstance(examples, FeatureSet)  # noqa: S101 - `prepare` made it
         arrays = {
             **{name: getattr(examples, name) for name in ("tokens", "starts", "records")},
             **{f"target.{name}": values for name, values in examples.targets.items()},
             "held": np.array(self._held, dtype=np.int64),
-            "beta": np.array([self._maker.beta], dtype=np.float64),
         }
-        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return {**tensors, "beta": beta}
 
     @override
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         self._held = None
-        if not tensors:
+        self._maker.beta = float(tensors["beta"][0])
+        if "held" not in tensors:
             return
         arrays = {name: values.cpu().numpy() for name, values in tensors.items()}
         targets = {
@@ -226,4 +235,3 @@ class OnPolicy(Strategy):
         )
         epoch, number = arrays["held"].tolist()
         self._held = epoch, number
-        self._maker.beta = float(arrays["beta"][0])

@@ -15,11 +15,15 @@ from safetensors.torch import load_file
 
 from pretune.api import evaluate
 from pretune.bundle.bundle import load
-from pretune.errors import CheckpointError, RecipeError, RunError
+from pretune.errors import CheckpointError, DataError, RecipeError, RunError
+from pretune.evaluation.compare import compare
+from pretune.evaluation.examine import examine
 from pretune.inference.chat import Conversation
+from pretune.inference.predict import task_of
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.training import run
+from pretune.training.data import examined_records
 from pretune.training.run import resume, train_recipe
 from pretune.training.stop import Interrupted
 from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
@@ -148,6 +152,27 @@ def test_a_rule_compares_with_a_column_of_the_data(
 ) -> None:
     train_recipe(made("rloo", **{"task.reward": {"exact": "completion"}}))
     assert "not used" not in capsys.readouterr().out
+    with pytest.raises(DataError, match="no column 'completio', which the reward compares with"):
+        train_recipe(made("rloo", "other", **{"task.reward": {"exact": "completio"}}), quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    for name, temperature in (("one", 1.0), ("two", 1.0), ("three", 0.5)):
+        own = made("grpo", name, **{"task.group": 2, "task.temperature": temperature})
+        train_recipe(own.changed({"seed": ord(name[0])}), quiet=True)
+    names = ["one", "two", "three"]
+    task = task_of(load(tmp_path / "one"))
+    data = examined_records(str(tmp_path / "one"), task, None, columns={})
+    looked = [examine(load(tmp_path / name), data, device="cpu") for name in names]
+    compared = compare(names[:2], looked[:2], resamples=20).to_dict()["runs"]
+    for name, figures in zip(names, compared, strict=False):
+        own = evaluate(tmp_path / name, tmp_path / "v.jsonl", device="cpu").metrics
+        for metric in ("reward", "kl", "loss", "reply_tokens", "share_without_end"):
+            assert figures["figures"][metric]["value"] == pytest.approx(own[metric], abs=1e-6)
+    with pytest.raises(RunError, match=r"task\.temperature=1\.0") as error:
+        compare(names[1:], looked[1:])
+    assert "--set 'reward=[" in str(error.value)
 
 
 def test_without_a_reward_nothing_is_written(made: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from pretune.data.readers.conversations import ALPACA, COMPLETION, MESSAGES
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Prompt
+from pretune.errors import DataError, did_you_mean
 from pretune.tasks.alignment.policy_losses import k3, kl_estimates, per_reply
 from pretune.tasks.alignment.reward_spec import ExactReward, RewardSpec
 from pretune.tasks.base import REFERENCE, Loss, MakesExperience, Metrics, RolloutPlan
@@ -41,6 +42,8 @@ OLD, ADVANTAGE = "old", "advantage"
 ROLLOUT = "rollout"
 #: Tokens that are scored at a time. Batching changes scores by rounding, so nobody may choose it.
 SCORED_TOKENS = 8192
+#: Describes the columns of a reward `{exact: COLUMN}`.
+COMPARED = "what a reply is compared with"
 #: How many written replies `details` has.
 REPLIES_IN_DETAILS = 20
 
@@ -53,6 +56,9 @@ class PolicyOptions(InstructOptions):
     )
     top_p: float = Field(
         1.0, gt=0, le=1, description="1: a policy learns from draws of its whole distribution."
+    )
+    samples: int = Field(
+        100, ge=1, description="How many prompts, spread over the data, an evaluation replies to."
     )
     reward: RewardSpec | None = Field(
         None,
@@ -175,7 +181,9 @@ class Policy(Instruct, MakesExperience):
     """A model that learns from rewards for its own replies; used as one trained by `instruct`."""
 
     best_by: ClassVar[str] = "reward"
-    metric_options: ClassVar[tuple[str, ...]] = ("reward", "temperature", "max_new_tokens")
+    metric_options: ClassVar[tuple[str, ...]] = (
+        *("reward", "end_penalty", "temperature", "max_new_tokens"),
+    )
     options_type: ClassVar[type[InstructOptions]] = PolicyOptions
     options: PolicyOptions
 
@@ -231,12 +239,27 @@ class Policy(Instruct, MakesExperience):
                 feature = replace(feature, targets=targets)
             yield feature
 
+    @override
+    def fit(self, records: Records) -> None:
+        """Check that the data have what a reward compares with.
+
+        Raises:
+            DataError: they lack a column.
+        """
+        needed = [column for column, what in self.optional.items() if what == COMPARED]
+        for column in needed:
+            if column not in records.columns:
+                raise DataError(
+                    f"{records.origin}: no column '{column}', which the reward compares with",
+                    did_you_mean(column, records.columns),
+                )
+
     @property
     @override
     def optional(self) -> dict[str, str]:
         parts = self.options.reward or ()
         columns = [part.exact for part in parts if isinstance(part, ExactReward)]
-        return {**super().optional, **dict.fromkeys(columns, "what a reply is compared with")}
+        return {**super().optional, **dict.fromkeys(columns, COMPARED)}
 
     # Head
 
