@@ -34,6 +34,7 @@ from pretune.tokenizers.engines import (
     frame_with_ends,
     wordpiece_engine,
 )
+from pretune.tokenizers.growth import refuse_growth
 from pretune.tokenizers.tokenizer import (
     DECODER,
     SPECIAL_NAMES,
@@ -48,8 +49,6 @@ from pretune.tokenizers.tokenizer import (
 _USUAL = {**usual_tokens(GPT2), **usual_tokens("BertTokenizer")}
 #: A folder with named chat templates, a file each.
 _TEMPLATES = "additional_chat_templates"
-#: The entries of `tokenizer.json` with rules that rewrite text.
-_RULES = ("normalizer", "decoder")
 #: A checkpoint of ours has this file (see bundle/task_file.py).
 _OURS = "pretune.json"
 
@@ -174,11 +173,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
             "Copy the file again, or remove it if there is a vocab.txt beside it.",
         ) from None
     parts = _read_json(path)
-    # Few tokenizers have rules that replace text; the others start without this module.
-    if "Replace" in (rules := str([parts.get(name) for name in _RULES])) or "Precompiled" in rules:
-        from pretune.tokenizers.growth import refuse_growth
-
-        refuse_growth(path, parts)
+    refuse_growth(path, engine)
     folder, model = path.parent, engine.model
     kind, stated = _class_of(folder, settings)
     # Some classes take the vocabulary alone from the file, and the rest from the settings.
