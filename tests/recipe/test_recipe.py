@@ -98,6 +98,65 @@ class TestReading:
         with pytest.raises(RecipeError, match="plain text has no labels"):
             Recipe.load(tmp_path)  # a folder of text
 
+    @pytest.mark.parametrize(
+        ("columns", "commands"),
+        [
+            (["prompt", "chosen", "rejected"], ["dpo data.train=FILE", "reward data.train=FILE"]),
+            (["chosen", "rejected"], ["dpo data.train=FILE", "reward data.train=FILE"]),
+            (["prompt", "completion", "label"], ["dpo data.train=FILE task.loss=kto"]),
+            (["prompt", "completion"], ["instruct data.train=FILE"]),
+            (["instruction", "input", "output"], ["instruct data.train=FILE"]),
+            (["conversations"], ["instruct data.train=FILE"]),
+            (["id", "messages"], ["instruct data.train=FILE"]),
+            (["source", "target"], ["translate data.train=FILE"]),
+            (["sentence1", "sentence2", "score"], ["stsb data.train=FILE"]),
+        ],
+    )
+    def test_data_for_another_kind_of_model_name_its_commands(
+        self, tmp_path: Path, columns: list[str], commands: list[str]
+    ) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(dict.fromkeys(columns, "x")) + "\n", encoding="utf-8")
+        with pytest.raises(RecipeError, match="no task is named") as caught:
+            Recipe.load(path)
+        commands = [f"pretune train {rest.replace('FILE', str(path))}" for rest in commands]
+        assert caught.value.hint == "; or ".join(commands)
+        # A task that is named, or the columns of a classifier, decide.
+        assert Recipe.load(path, ["task.name=instruct"]).task.name == "instruct"
+        named = [f"data.columns.{name}={columns[0]}" for name in ("text", "label")]
+        assert Recipe.load(path, named).task.name == "classify"
+
+    @pytest.mark.parametrize(
+        ("labels", "task"),
+        [
+            ([["a"], ["a", "b"], None], "multilabel"),
+            ([[0, 1], [1, 1]], "multilabel"),
+            (["['a']", "[]"], "multilabel"),
+            (["a", ["a"]], "classify"),
+            (["a", "b"], "classify"),
+        ],
+    )
+    def test_lists_of_labels_are_for_multilabel(
+        self, tmp_path: Path, labels: list[object], task: str
+    ) -> None:
+        path = tmp_path / "a.jsonl"
+        rows = [json.dumps({"text": "x", "labels": own}) for own in labels]
+        path.write_text("\n".join(rows), encoding="utf-8")
+        assert Recipe.load(path).task.name == task
+        assert Recipe.load(path, ["task.name=classify"]).task.name == "classify"
+        assert Recipe.load(path, ["data.columns.labels=labels"]).task.name == "multilabel"
+
+    @pytest.mark.parametrize(
+        "text", ["text\tlabel\na b\tx\n", "text,label\na b,x\n", '{"text": "a", "label": "x"}\n']
+    )
+    def test_a_table_under_another_name_is_no_recipe(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "a.dat"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="cannot tell the format from the name"):
+            Recipe.load(path)
+        path.write_text(json.dumps(SMALL), encoding="utf-8")
+        assert Recipe.load(path) == Recipe.of(SMALL)
+
     def test_a_recipe_may_end_in_txt(self, tmp_path: Path) -> None:
         path = tmp_path / "recipe.txt"
         path.write_text("# mine\n\n" + yaml12.dump(SMALL), encoding="utf-8")
@@ -442,7 +501,23 @@ def test_a_recipe_without_a_task_names_all(tmp_path: Path) -> None:
         ("3", 3),
         ("null", None),
         ("[a,\n b]", ["a", "b"]),
+        (",", ","),
+        ("|", "|"),
+        ("#", "#"),
+        (" // ", "//"),
+        ("-", "-"),
+        ("~", None),
+        ("{}", {}),
+        ("''", ""),
+        ("%s, %s", "%s, %s"),
+        ("@home: here", "@home: here"),
     ],
 )
 def test_a_text_without_quotes_is_taken_as_typed(typed: str, value: object) -> None:
     assert parse_override(f"output={typed}") == ("output", value)
+
+
+@pytest.mark.parametrize("typed", ["[a,", "{a: b", "'a", "*a"])
+def test_a_list_that_is_not_closed_is_no_text(typed: str) -> None:
+    with pytest.raises(RecipeError, match="override"):
+        parse_override(f"output={typed}")

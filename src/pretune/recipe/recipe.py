@@ -25,8 +25,17 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from pretune.corpus.store import VALIDATION_SPLIT, is_corpus
-from pretune.data.readers.files import TABLE_SUFFIXES, read
+from pretune.data.readers.conversations import (
+    ALPACA,
+    COMPLETION,
+    CONVERSATIONS,
+    MESSAGES,
+    PROMPT,
+)
+from pretune.data.readers.files import TABLE_SUFFIXES, read, table_kind
 from pretune.data.readers.plain_text import is_plain
+from pretune.data.readers.preferences import CHOSEN, LABEL, REJECTED
+from pretune.data.records import Records, is_missing
 from pretune.errors import RecipeError, did_you_mean
 from pretune.models.config import brief
 from pretune.recipe import yaml12
@@ -41,6 +50,7 @@ from pretune.recipe.schema import (
 from pretune.registry import Registry
 from pretune.tasks.base import TaskOptions
 from pretune.tasks.builtin import task_class
+from pretune.tasks.classification.label_lists import parse_list
 from pretune.text.byte_stream import first_bytes, is_file, is_pipe, spooled
 from pretune.text.file_kinds import kind_by_name, suffix_of
 
@@ -51,10 +61,25 @@ Overrides = Sequence[str] | Mapping[str, Any]
 #: returns one of these.
 ADDED_RECIPES: Registry[Any] = Registry("pretune.recipes", "recipe", {})
 
-#: How a recipe begins, after comments: with one of its keys.
+#: The keys of a recipe, and how it begins, after comments: with one of them.
+_SECTIONS = {"description", "task", "model", "data", "train", "track", "output", "seed"}
 _RECIPE_START = re.compile(
-    rb"(?:\s*#[^\n]*\n|\s*---)*\s*(?:description|task|model|data|train|track|output|seed)\s*:"
+    rb"(?:\s*#[^\n]*\n|\s*---)*\s*(?:%s)\s*:" % "|".join(sorted(_SECTIONS)).encode()
 )
+#: Data that have these columns, and none with labels, are of a kind that needs another model than a
+#: classifier: what they are, and the commands that train on them. The first that fits counts.
+_OTHER_KINDS: tuple[tuple[set[str], str, tuple[str, ...]], ...] = (
+    ({CHOSEN, REJECTED}, "pairs of replies, of which one is better", ("dpo", "reward")),
+    ({PROMPT, COMPLETION, LABEL}, "replies that are wanted or not", ("dpo task.loss=kto",)),
+    ({PROMPT, COMPLETION}, "prompts with replies", ("instruct",)),
+    ({ALPACA[0], ALPACA[2]}, "instructions with replies", ("instruct",)),
+    ({CONVERSATIONS}, "conversations", ("instruct",)),
+    ({MESSAGES}, "conversations", ("instruct",)),
+    ({"source", "target"}, "texts with their translations", ("translate",)),
+    ({"sentence1", "sentence2", "score"}, "pairs of texts with a score", ("stsb",)),
+)
+#: Marks of an override that are no value of YAML: not ~ for null, and no brackets or quotes.
+_MARKS = re.compile(r"(?!~$)[^\w\s\[\]{}\"']+(?:\s+[^\w\s\[\]{}\"']+)*")
 #: The keys that name a task.
 _TASK = {"task", "task.name"}
 
@@ -240,7 +265,10 @@ def _is_data(source: str) -> bool:
         return True
     # A recipe may have any name: it begins with one of its keys.
     recipe = _RECIPE_START.match(first_bytes(source, 1 << 12)) is not None
-    return not recipe and (suffix == ".txt" or is_pipe(source))
+    if recipe or suffix == ".txt" or is_pipe(source):
+        return not recipe
+    # A table under another name is refused as one, and not for what it is as YAML.
+    return table_kind(source, lambda names: all(names) and not _SECTIONS & {*names}) is not None
 
 
 def _for_corpus(values: dict[str, Any], changed: Collection[str]) -> dict[str, Any]:
@@ -274,15 +302,55 @@ def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             f"A language model: pretune train gpt2-pretrain data.train={source}; or name a task: "
             f"pretune train {source} task.name=causal_lm",
         )
+    if not _TASK & dict(pairs).keys():
+        _check_kind(source, columns)
     task: dict[str, Any] = {"name": "classify"}
     if {"question", "context", "answers"} <= columns:
         task = {"name": "answer", **({"no_answer": True} if "is_impossible" in columns else {})}
     elif {"tokens", "ner_tags"} <= columns:
         task = {"name": "tag"}
-    elif {"sentence1", "sentence2"} <= columns:
-        task["pair"] = True
+    else:
+        if _has_sets_of_labels(records, data.columns):
+            task["name"] = "multilabel"
+        if {"sentence1", "sentence2"} <= columns:
+            task["pair"] = True
+    # A person may have named another task, which has not every option.
+    chosen = dict(pairs).get("task.name", task["name"])
+    if isinstance(chosen, str):
+        known = task_class(chosen).options_type.model_fields
+        task = {key: value for key, value in task.items() if key in known}
     name = "latest" if is_pipe(source) else Path(source.removesuffix(".gz")).stem
     return {"task": task, "data": {"train": source}, "output": f"runs/{name}"}
+
+
+def _check_kind(source: str, columns: set[str]) -> None:
+    """Raise a RecipeError if a file without labels of texts has the columns of another kind."""
+    if {"text", "label"} <= columns or {"sentence1", "sentence2", "label"} <= columns:
+        return
+    for needed, what, recipes in _OTHER_KINDS:
+        if needed <= columns:
+            names = ", ".join(sorted(needed))
+            commands = [
+                f"pretune train {name} data.train={source}{' ' * bool(more)}{more}"
+                for name, _, more in (recipe.partition(" ") for recipe in recipes)
+            ]
+            raise RecipeError(
+                f"{source}: {what} ({names}), and no task is named to train for",
+                "; or ".join(commands),
+            )
+
+
+def _has_sets_of_labels(records: Records, names: Mapping[str, str]) -> bool:
+    """Whether the cells of a column `labels` are lists, also such as were written as text."""
+    if "labels" in names:
+        return True
+    cells = [row.get("labels") for row in records.rows]
+    given = [cell for cell in cells if not is_missing(cell)]
+    if "label" in {*records.columns, *names} or not given:
+        return False
+    return all(
+        isinstance(c, list) or (isinstance(c, str) and parse_list(c) is not None) for c in given
+    )
 
 
 # Overrides
@@ -296,11 +364,21 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"'{brief(text)}': not an override",
             "Write key=value, e.g. train.epochs=2 or model.from=minilm.",
         )
-    parsed = yaml12.parse(value, f"override '{brief(text)}'")
+    key, typed = key.strip(), value.strip()
+    # Marks alone are a text, whatever they mean to YAML: task.separator=, or |
+    if _MARKS.fullmatch(typed):
+        return key, typed
+    try:
+        parsed = yaml12.parse(value, f"override '{brief(text)}'")
+    except RecipeError:
+        # What is no YAML is a text too, unless it begins as a list, a map or a quoted text.
+        if typed[:1] in tuple("[{\"'|>!&*"):
+            raise
+        return key, typed
     # YAML would join the lines of such a text, and end it at " #".
-    if isinstance(parsed, str) and value.strip()[:1] not in tuple("\"'|>!&*"):
-        parsed = value.strip()
-    return key.strip(), parsed
+    if isinstance(parsed, str) and typed[:1] not in tuple("\"'|>!&*"):
+        parsed = typed
+    return key, parsed
 
 
 def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:

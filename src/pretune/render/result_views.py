@@ -13,6 +13,7 @@ from pretune.render.escaping import one_line, shortened
 from pretune.render.grid import Grid, Styled
 from pretune.tasks.added_metrics import lower_is_better
 from pretune.tasks.base import Prediction
+from pretune.tasks.labels import listed_label
 from pretune.text.terminal import for_terminal, in_line
 
 if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported
@@ -141,7 +142,8 @@ def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20
     text = Text().append(in_line("  |  ".join(shown)) + "\n", "bold")
     # Which labels are given depends on the threshold of each, which the bars do not show.
     if answer.given is not None:
-        text.append(f"  labels: {in_line(_plain(answer.given))}\n", "bold")
+        labels = ", ".join(map(listed_label, answer.given)) or "none"
+        text.append(f"  labels: {labels}\n", "bold")
     ordered = [(in_line(label), score) for label, score in answer.ranked()]
     width = max((len(label) for label, _ in ordered), default=0)
     given = {*map(in_line, answer.given or ())}

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import BeforeValidator
 
 from pretune.checkpoints.config import MOST_LABELS
@@ -78,6 +79,13 @@ def label_text(records: Records, row: int, column: str, value: Any) -> str:
             "are names, write them as text.",
         )
     label = clean_label(value) if isinstance(value, str) else str(value)
+    if isinstance(value, list | tuple | set | np.ndarray) and column == "label":
+        theirs = records.renamed.get(column, column)
+        raise DataError(
+            f"{records.where(row, theirs)}: a list, where one label is expected ({brief(value)})",
+            "multilabel gives a text any number of labels: task.name=multilabel "
+            f"data.columns.labels={theirs}",
+        )
     if value is None or not label or isinstance(value, float | list | tuple | set | dict):
         raise DataError(
             f"{records.where(row, column)}: no label there ({value!r})",
@@ -208,10 +216,16 @@ def look_alikes(counts: Mapping[str, int]) -> Iterator[str]:
             )
 
 
+def listed_label(label: str) -> str:
+    """Return a label as it stands in a list with commas: in quotes if it has a comma itself."""
+    shown = in_line(brief(label))
+    return repr(shown) if "," in shown else shown
+
+
 def shown_counts(counts: Mapping[str, int]) -> str:
     """Return how often each label occurs, the most frequent first; of many, the first ones."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = [f"{in_line(brief(label))} ({count:,})" for label, count in ordered[:SHOWN_LABELS]]
+    shown = [f"{listed_label(label)} ({count:,})" for label, count in ordered[:SHOWN_LABELS]]
     text = ", ".join(shown)
     rest = ordered[SHOWN_LABELS:]
     return f"{text}, and {len(rest):,} more, down to {rest[-1][1]:,}" if rest else text

@@ -120,6 +120,10 @@ class TestFormats:
         table.to_csv(tmp_path / name, sep=sep)
         records = read(tmp_path / name)
         assert (list(records.rows), records.columns) == (ROWS, ("text", "label"))
+        told = "the first column, numbers without a name, is left out as an index"
+        assert records.notes == (f"{tmp_path / name}: {told}",)
+        table.to_csv(tmp_path / name, sep=sep, index=False)
+        assert read(tmp_path / name).notes == ()
 
     @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
     def test_delimiters_at_the_ends_of_lines_are_left_out(self, tmp_path, name):

@@ -391,3 +391,10 @@ class TestFromConfig:
         config = {"architectures": ["BertForSequenceClassification"], "num_labels": count}
         with pytest.raises(CheckpointError, match="num_labels"):
             Classify.from_config(config)
+
+
+def test_a_list_of_labels_is_for_multilabel() -> None:
+    data = Records([{"text": "a", "tags": ["x", "y"]}], "a.jsonl", [1], ("text", "tags"))
+    with pytest.raises(DataError, match="line 1, column 'tags': a list") as caught:
+        Classify(ClassifyOptions()).fit(data.mapped({"label": "tags"}, ()))
+    assert "task.name=multilabel data.columns.labels=tags" in str(caught.value.hint)

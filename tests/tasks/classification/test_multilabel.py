@@ -224,6 +224,16 @@ class TestRemarks:
         assert f"task.separator='{separator}' reads them as several" in text
         assert "task.separator" not in self.remarks(f"joy{separator} anger", "joy|anger")
 
+    @pytest.mark.parametrize("joined", ["joy, anger", "anger;joy"])
+    def test_doubt_a_label_that_holds_another(self, joined: str) -> None:
+        told = f"labels: {joined!r} is read as one label, though 'joy' is one too"
+        assert told in self.remarks(joined, "joy|fear")
+        assert told in self.remarks([joined], ["joy"])
+        assert "though" not in self.remarks(joined, "fear|hope")
+
+    def test_a_label_with_a_comma_is_in_quotes_where_labels_are_counted(self) -> None:
+        assert "3 labels: a (2), 'a, b' (1), c (1)" in self.remarks("a", "a, b", "a|c")
+
     def test_tell_how_lists_are_read(self) -> None:
         assert "lists of 0 and 1, a number for each of 2, named by" in self.remarks([1, 0], [0, 0])
         assert "in the order of task.labels" in self.remarks([1, 0], [0, 1], labels=["b", "a"])

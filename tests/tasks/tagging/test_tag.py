@@ -48,6 +48,13 @@ def entities(draw: st.DrawFn) -> tuple[list[EntitySpan], int]:
     return found, length
 
 
+@pytest.mark.parametrize(("length", "overlap"), [(32, 8), (127, 31), (128, 64), (256, 64)])
+def test_the_overlap_that_nobody_gives_fits_the_length(length: int, overlap: int) -> None:
+    assert TagOptions(max_length=length).overlap == overlap
+    with pytest.raises(ValueError, match=f"task.overlap={length // 2} is allowed"):
+        TagOptions(max_length=length, overlap=length // 2 + 1)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(given_=entities())
 def test_every_scheme_gives_back_what_was_written(

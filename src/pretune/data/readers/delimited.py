@@ -84,6 +84,8 @@ def read_table(
             continue
         rows.append(table.row(number, fields))
         places.append(number)
+    if table.has_index:
+        notes.append(f"{path}: the first column, numbers without a name, is left out as an index")
     if numbers is None and looks_like_record(table.names, rows):
         notes.append(names_note(path, f"line {header_line}", table.names))
     if again:
@@ -146,6 +148,11 @@ class _Table:
         self.spare = _spare_columns(header)
         if len({*self.names}) < len(self.names) or len(self.names) + len(self.spare) < len(header):
             raise self._bad_header()
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the first column is one of numbers without a name, as pandas writes its index."""
+        return self.spare.get(0) is _INDEX
 
     def is_header(self, number: int, fields: Sequence[str]) -> bool:
         """Whether line `number` has the names of the columns again, as where files were joined.

@@ -239,7 +239,8 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             yield f"labels: {len(written):,} lists written as text, such as {_shown(written[0])}"
         # A mark between words, where the separator never occurs.
         separator = self.options.separator
-        if any(separator in text for text in texts):
+        if any(separator in text for text in texts) or len(written) == len(texts):
+            yield from self._joined_labels()
             return
         for mark in OTHER_SEPARATORS:
             marked = [text for text in texts if mark in text and parse_list(text) is None]
@@ -248,6 +249,19 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
                     f"labels: no text has {separator!r} between labels, but {len(marked):,} have "
                     f"{mark!r}, such as {_shown(marked[0])}, and are read as one label each; "
                     f"task.separator={mark!r} reads them as several"
+                )
+                return
+
+    def _joined_labels(self) -> Iterable[str]:
+        """Yield a line about a label that holds another one between marks, as in `a` and `a, b`."""
+        known = {*self.labels}
+        for mark, label in itertools.product(OTHER_SEPARATORS, self.labels):
+            parts = [part.strip() for part in label.split(mark)]
+            if len(parts) > 1 and (part := next((p for p in parts if p in known), None)):
+                yield (
+                    f"labels: {_shown(label)!r} is read as one label, though {_shown(part)!r} is "
+                    f"one too; if there are several in it, put {self.options.separator!r} between "
+                    "them, or list them one by one"
                 )
                 return
 

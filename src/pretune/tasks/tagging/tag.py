@@ -62,7 +62,8 @@ class TagOptions(CrossEntropyOptions):
         64,
         ge=0,
         description="The maximum number of tokens that two neighbouring windows share. Each word "
-        "counts in the window that shows the most context around it.",
+        "counts in the window that shows the most context around it. Default: with a max_length "
+        "below 128 a quarter of it.",
     )
     scheme: Scheme = Field("bio", description="The tagging scheme of the model.")
     data_scheme: Scheme | Literal["auto"] = Field(
@@ -88,11 +89,14 @@ class TagOptions(CrossEntropyOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.overlap > self.max_length // 2:
-            raise ValueError(
-                f"overlap must be at most half of max_length: {self.max_length // 2} "
-                f"(it is {self.overlap})"
-            )
+        half = self.max_length // 2
+        if self.overlap > half:
+            if "overlap" in self.model_fields_set:
+                raise ValueError(
+                    f"overlap must be at most half of max_length: {half} (it is {self.overlap}); "
+                    f"task.overlap={half} is allowed"
+                )
+            object.__setattr__(self, "overlap", self.max_length // 4)  # frozen: still construction
         if self.crf and (self.label_smoothing or self.z_loss):
             raise ValueError(
                 "label_smoothing and z_loss are not for a crf: its loss has no classes"
