@@ -50,6 +50,16 @@ def refused(done: Any, *said: str) -> None:
         assert part in done.stderr
 
 
+def test_a_full_memory_is_told_in_a_sentence(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pretune.inspection.describe.describe", filled)
+    done = run("describe", table)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: the memory is full\n  Close other programs")
+
+
 def test_errors_show_names_as_they_are() -> None:
     refused(run("describe", "missing/data:train"), "missing/data:train: could not")
     refused(run("describe", "a:smile:b.csv"), "a:smile:b.csv: no such file")

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretune.data.columns import as_text
 from pretune.data.readers.files import read
 from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.inspection import describe as describe_module
 from pretune.inspection.describe import ALL, Description, Facts, describe
 from pretune.inspection.describe_counts import Lengths, count_words, script_shares
 from pretune.render.data_report import charts, description_page
@@ -268,3 +270,36 @@ def test_emotion(data_folder: Path) -> None:
     table = pandas.read_csv(path, sep="\t", quoting=3)
     assert facts.labels == table["label"].value_counts().to_dict()
     assert facts.repeats.rows == int(table["text"].duplicated().sum())
+
+
+def test_a_text_that_many_rows_share_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small Parquet file may have thousands of rows with one text of megabytes."""
+    looked: list[str] = []
+
+    def counted(text: str) -> int:
+        looked.append(text)
+        return count_words(text)
+
+    monkeypatch.setattr(describe_module, "count_words", counted)
+    shared = "ein langer Text " * 100
+    rows = [{"text": shared, "label": "a"} for _ in range(300)]
+    facts = facts_of(*rows, {"text": "kurz", "label": "a"})
+    assert facts.words[ALL].counts == {300: 300, 1: 1}
+    assert facts.repeats.rows == 299
+    # Of more than one chunk, and none of them a copy.
+    assert looked == [shared, "kurz"]
+    assert looked[0] is shared
+    assert facts.scripts == {"Latin": 1.0}
+
+
+@pytest.mark.parametrize("text", ["plain", "Äpfel 中国 😀"])
+def test_a_text_is_not_copied(text: str) -> None:
+    assert as_text(text) is text
+    assert as_text(f"{text}\ud83d") == f"{text}?"
+
+
+def test_long_texts_come_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describe_module, "_CHUNK_CHARS", 10)
+    done: list[int] = []
+    describe([records_of(*[{"text": "w" * 8} for _ in range(5)])], progress=done.append)
+    assert done == [2, 4, 5]

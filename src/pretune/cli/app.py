@@ -141,6 +141,13 @@ class _Commands(TyperGroup):
         except typer.TyperException as error:  # it repeats what was typed
             error.message = for_terminal(error.message)
             raise
+        except MemoryError:
+            # What was being made is gone by now, so there is room for a sentence.
+            fail(
+                "error: the memory is full\n  Close other programs, or give less at a time: fewer "
+                "or shorter texts, or a smaller batch.",
+                1,
+            )
         except KeyboardInterrupt:
             fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
 

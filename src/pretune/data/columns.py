@@ -8,6 +8,7 @@ from typing import Any
 
 from pretune.data.records import Records, not_finite
 from pretune.errors import DataError, did_you_mean
+from pretune.text.decode import SURROGATE
 
 #: Names of text columns in public data sets; the first group whose columns are all there is taken.
 _TEXTS = (
@@ -112,7 +113,10 @@ def as_text(value: Any) -> str | None:
         elif (texts := _message_texts(value)) is not None:
             value = "\n".join(texts)
     text = value if isinstance(value, str) else str(value)
-    # JSON can spell half a character, which tokenizers refuse.
+    # JSON can spell half a character, which tokenizers refuse. Other texts are not copied: rows may
+    # share a long one.
+    if text.isascii() or SURROGATE.search(text) is None:
+        return text
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

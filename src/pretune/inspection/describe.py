@@ -6,6 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -27,6 +28,10 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Rows whose texts are tokenized at a time.
 CHUNK = 256
+#: Characters from which a chunk has fewer rows.
+_CHUNK_CHARS = 1 << 22
+#: Texts whose figures are kept for further rows that share them.
+_SHARED_TEXTS = 16
 #: Examples kept of each problem, and characters of each text shown.
 EXAMPLES, TEXT_LENGTH = 3, 160
 #: Unknown pieces whose first place is kept.
@@ -228,19 +233,19 @@ def _describe_file(
     """Look at all records of a file, and complete its description."""
     facts.label_remarks = [*labels.read.remarks]
     counter = None if tokenizer is None else TokenCounter(tokenizer)
-    # One pass over the rows; texts are tokenized in chunks.
+    # One pass over the rows; texts are tokenized in chunks. A text that many rows share is looked
+    # at once.
     seen: Seen = {}
     characters: Counter[str] = Counter()
-    for start in range(0, len(records), CHUNK):
-        rows = range(start, min(start + CHUNK, len(records)))
-        texts = [row_texts(records, facts, row) for row in rows]
+    figures_of = lru_cache(_SHARED_TEXTS)(_figures)
+    for rows, texts in _chunks(records, facts):
         tokens: Sequence[int | None] = [None] * len(rows)
         if counter is not None:
             tokens = _count_tokens(counter, records, rows, texts)
         for row, parts, length in zip(rows, texts, tokens, strict=True):
-            joined = "\n".join(parts)
-            characters.update(joined)
-            _note(facts, seen, records, row, labels, joined, length)
+            figures = figures_of("\n".join(parts))
+            characters.update(figures.characters)
+            _note(facts, seen, records, row, labels, figures, length)
         if progress is not None:
             progress(rows.stop)
     # What can only be told of the whole file.
@@ -252,6 +257,18 @@ def _describe_file(
         top = (piece for piece, _ in counter.unknown.pieces.most_common(UNKNOWN_PLACES))
         facts.unknown_places = {p: place(records, counter.unknown.places[p]) for p in top}
     return seen
+
+
+def _chunks(records: Records, facts: Facts) -> Iterator[tuple[range, list[list[str]]]]:
+    """Rows with their texts, which are not many, nor long together."""
+    start, size = 0, 0
+    texts: list[list[str]] = []
+    for row in range(len(records)):
+        texts.append(row_texts(records, facts, row))
+        size += sum(map(len, texts[-1]))
+        if len(texts) == CHUNK or size > _CHUNK_CHARS or row == len(records) - 1:
+            yield range(start, row + 1), texts
+            start, size, texts = row + 1, 0, []
 
 
 def _count_tokens(
@@ -274,24 +291,38 @@ def row_texts(records: Records, facts: Facts, row: int) -> list[str]:
     return [as_text(records.rows[row].get(column)) or "" for column in facts.text]
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """What is counted of a text."""
+
+    text: str
+    words: int
+    key: bytes
+    characters: Mapping[str, int]
+
+
+def _figures(text: str) -> _Figures:
+    return _Figures(text, count_words(text), text_key(text), Counter(text))
+
+
 def _note(
     facts: Facts,
     seen: Seen,
     records: Records,
     row: int,
     labels: _Labels,
-    text: str,
+    figures: _Figures,
     tokens: int | None,
 ) -> None:
     """Add a row to the description: labels, lengths, extremes, and the text as seen."""
     facts.labels.update(labels.of(row))
+    text, words = figures.text, figures.words
     if not text.strip():
         facts.empty += 1
         if len(facts.empty_places) < EXAMPLES:
             facts.empty_places.append(place(records, row))
         return
     # Lengths are grouped by label, unless each word has its own.
-    words = count_words(text)
     groups = [ALL, *(labels.of(row) if labels.read.kind != "words" else [])]
     for group in groups:
         facts.words.setdefault(group, Lengths()).counts[words] += 1
@@ -303,7 +334,7 @@ def _note(
     facts.longest = heapq.nlargest(EXAMPLES, [*facts.longest, example], key=by_words)
     facts.shortest = heapq.nsmallest(EXAMPLES, [*facts.shortest, example], key=by_words)
     # Remember the text by its digest, with the labels it occurs with.
-    _, counts = seen.setdefault(text_key(text), (row, {}))
+    _, counts = seen.setdefault(figures.key, (row, {}))
     name = labels.together(row)
     counts[name] = counts.get(name, 0) + 1
 
