@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,12 +18,20 @@ from pretune.bundle.bundle import ADAPTER, load
 from pretune.checkpoints.peft import fill_adapter, save_adapter
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, RecipeError, RunError
-from pretune.models.lora import TARGETS, adapters, add_lora, learned_rows, merged_state
+from pretune.models.lora import (
+    TARGETS,
+    adapters,
+    add_lora,
+    learned_rows,
+    merged_state,
+    without_adapters,
+)
 from pretune.recipe.recipe import Recipe
 from pretune.training.adapters import check_lora
 from pretune.training.checkpoint import checkpoints
 from pretune.training.run import resume, train_recipe
 from tests.inference.conftest import Pair, bpe
+from tests.tasks.alignment.preferences import answering
 from tests.tasks.dialogue.test_instruct import TALKS, messages
 
 __all__ = ["bpe"]  # a fixture
@@ -269,3 +278,20 @@ def test_where_it_makes_no_sense(recipe: Recipe, changes: dict[str, Any], said: 
     with pytest.raises(RecipeError) as caught:
         check_lora(recipe.changed(changes))
     assert said in str(caught.value)
+
+
+def test_without_its_adapters_a_model_is_its_base() -> None:
+    """The frozen weights alone, also of tokens whose rows are learned."""
+    model = copy.deepcopy(answering().model).eval()
+    batch = PackedBatch.of([[1, 2, 290], [3, 291]])
+    with torch.no_grad():
+        base = model(batch)
+        add_lora(model, 2, 4.0, ["attention.qkv", "feed_forward.up"], range(285, 292))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+        adapted = model(batch)
+        with without_adapters(model):
+            assert torch.equal(model(batch), base)
+        assert not torch.allclose(adapted, base, atol=1e-2)
+        assert torch.equal(model(batch), adapted)

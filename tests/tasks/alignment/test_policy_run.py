@@ -22,6 +22,7 @@ from pretune.inference.chat import Conversation
 from pretune.inference.predict import task_of
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
+from pretune.tasks.alignment.grpo import Grpo
 from pretune.training import run
 from pretune.training.data import examined_records
 from pretune.training.run import resume, train_recipe
@@ -115,6 +116,27 @@ def test_a_run_that_was_stopped_inside_a_rollout(
             train_recipe(part, quiet=True)
     resume(part.output, quiet=True)
     assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
+
+
+def test_the_guard_goes_back_inside_a_rollout(
+    made: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replies that were spoilt are those of the second rollout; the first is there again."""
+    calls: list[int] = []
+    original = Grpo.advantages
+
+    def spoilt(self: Grpo, attempts: Any) -> Any:
+        calls.append(len(attempts))
+        targets = original(self, attempts)
+        return {name: v * np.nan if len(calls) == 2 else v for name, v in targets.items()}
+
+    monkeypatch.setattr(Grpo, "advantages", spoilt)
+    guard = {"action": "rollback", "margin": 1}
+    options = {"task.group": 2, "task.passes": 2, "train.save_every": 1, "train.keep": 9}
+    result = train_recipe(made("grpo", **options, **{"train.guard": guard}), quiet=True)
+    assert result.steps == 6
+    assert "back to update" in result.rescues[0]
+    assert calls[:2] == [8, 4]
 
 
 def test_at_the_start_the_reference_is_the_model(
