@@ -26,7 +26,7 @@ _PURPOSES = {
     "answer": "finds the answer to a question in a passage.",
     "tag": "finds entities, such as names, in a text and says of which type each is.",
     "chat": "replies in a conversation.",
-    "instruct": "answers instructions.",
+    **dict.fromkeys(("instruct", "dpo", "ppo", "grpo", "rloo"), "answers instructions."),
     "translate": "translates.",
     "mask_lm": "finds the words that fit the gaps of a text.",
 }

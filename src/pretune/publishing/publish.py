@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.bundle.bundle import Bundle, load, save
+from pretune.bundle.task_file import TASK_FILE
 from pretune.checkpoints.atomic_io import atomic_folder
 from pretune.checkpoints.source import EMBEDDED, HUB_ID
 from pretune.data.readers.files import TABLE_SUFFIXES
@@ -41,6 +42,8 @@ _PATH_IN_TEXT = re.compile(r"""(?<![\w/:.~])(?:~|/[^\s/'"]+|[A-Za-z]:)(?:[\\/][^
 _WORDS = ("task.labels", "data.columns", "model.new_tokens")
 #: Keys of a recipe whose values name data.
 _DATA = {"data.train", "data.validation"}
+#: Keys of a task's file whose values name models: references and rewards.
+_MODELS = {"reference", "run"}
 #: Formats of local files, as `datasets` calls them.
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _FORMATS |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
@@ -151,10 +154,23 @@ def _fill(place: Path, bundle: Bundle, facts: CardFacts) -> None:
     tokenizer = bundle.tokenizer
     tokenizer.settings = {k: v for k, v in tokenizer.settings.items() if not _PLACES.fullmatch(k)}
     save(bundle, place)
+    values = json.loads((place / TASK_FILE).read_text(encoding="utf-8"))
+    text = json.dumps(_without_places(values), ensure_ascii=False, indent=2)
+    (place / TASK_FILE).write_text(text + "\n", encoding="utf-8")
     (place / "README.md").write_text(model_card(facts), encoding="utf-8")
     if facts.recipe is not None:
         text = "# Of local files and folders only the names are given.\n" + facts.recipe.to_yaml()
         (place / RECIPE).write_text(text, encoding="utf-8")
+
+
+def _without_places(value: Any, key: str = "") -> Any:
+    """Copy the values of a task's file, keeping only the last part of paths to other models."""
+    if isinstance(value, Mapping):
+        return {name: _without_places(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item, key) for item in value]
+    path = key in _MODELS and isinstance(value, str) and _ABSOLUTE.match(value)
+    return _name(value) if path else value
 
 
 def find_trained(run: str | Path) -> Trained:

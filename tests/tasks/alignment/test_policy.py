@@ -274,6 +274,7 @@ def test_an_attempt_knows_its_kl() -> None:
         ("ppo", {"top_k": 3}, "must stay off"),
         ("ppo", {"top_p": 0.9}, "must stay off"),
         ("grpo", {"repetition_penalty": 1.2}, "must stay off"),
+        ("rloo", {"label_smoothing": 0.1}, "belong to the cross-entropy"),
         ("grpo", {"temperature": 0}, "greater than 0"),
         ("grpo", {"group": 1}, "greater than or equal to 2"),
         ("rloo", {"reference": None}, "beta needs a reference"),

@@ -20,6 +20,7 @@ from pretune.evaluation.compare import compare
 from pretune.evaluation.examine import examine
 from pretune.inference.chat import Conversation
 from pretune.inference.predict import task_of
+from pretune.publishing.publish import stage
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.tasks.alignment.grpo import Grpo
@@ -195,6 +196,17 @@ def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> N
     with pytest.raises(RunError, match=r"task\.temperature=1\.0") as error:
         compare(names[1:], looked[1:])
     assert "--set 'reward=[" in str(error.value)
+
+
+def test_what_is_published_names_no_folder_of_this_machine(
+    made: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    train_recipe(made("rloo", **{"task.reference": str(tmp_path / "sft")}), quiet=True)
+    stage(tmp_path / "run", "me/x", tmp_path / "staged")
+    for file in (tmp_path / "staged").glob("*.*"):
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    values = json.loads((tmp_path / "staged/pretune.json").read_text(encoding="utf-8"))
+    assert values["state"]["reference"] == values["options"]["reference"] == "sft"
 
 
 def test_without_a_reward_nothing_is_written(made: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -104,6 +104,10 @@ class PolicyOptions(InstructOptions):
                 "top_k, top_p and repetition_penalty must stay off: what they keep from being "
                 "written would be trained as if it could be"
             )
+        if self.label_smoothing or self.z_loss:
+            raise ValueError(
+                "label_smoothing and z_loss belong to the cross-entropy, which is not trained here"
+            )
         if self.reference is None and self.beta:
             raise ValueError("beta needs a reference: start, or a folder; or set beta to 0")
         if self.max_new_tokens >= self.max_length:
