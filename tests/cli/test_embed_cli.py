@@ -50,7 +50,7 @@ def test_blank_lines_are_left_out_and_counted(tiny_folder: Path, tmp_path: Path)
     path.write_text(f"{TEXTS[0]}\n\n \t\n{TEXTS[1]}\n\n{TEXTS[2]}\n", encoding="utf-8")
     done = run(tiny_folder, path, "--output", vectors, "--json")
     assert done.exit_code == 0, done.output
-    assert "blank lines left out: 3 (2, 3, 5);" in done.stderr
+    assert "lines without text left out: 3 (2, 3, 5);" in done.stderr
     assert json.loads(done.stdout)["rows"] == 3
     assert json.loads(done.stdout)["blank_lines"] == [2, 3, 5]
     wanted = pretune.embed(tiny_folder, TEXTS, device="cpu")

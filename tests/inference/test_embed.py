@@ -254,6 +254,24 @@ def test_long_texts_are_cut(tiny_folder: Path) -> None:
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "blank"),
+    [
+        ("a.tsv", "text\tlabel\na\t1\n \t1\nb\t1\n", [3]),
+        ("a.csv", 'text\na\n\n""\nb\n\n', [3, 4]),
+        ("a.jsonl", '{"text": "a"}\n{"text": null}\n{"text": "b"}\n', [2]),
+        ("a.json", '[{"text": "a"}, {"text": ""}, {"text": "b"}]', [2]),
+    ],
+)
+def test_records_without_text_are_left_out(
+    tmp_path: Path, name: str, content: str, blank: list[int]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    records, texts, left_out = read_texts(str(tmp_path / name))
+    assert (texts, left_out) == (["a", "b"], blank)
+    assert [row["text"] for row in records.rows] == ["a", "b"]
+
+
 @pytest.mark.parametrize("column", [None, "text"])
 def test_a_table_without_a_telling_name(tmp_path: Path, column: str | None) -> None:
     path = tmp_path / "a.dat"
@@ -302,10 +320,10 @@ class TestMistakes:
         with pytest.raises(DataError, match="text 1: a text without tokens after the prompt 'a '"):
             pretune.embed(folder, [""], prompt="a ", device="cpu")
 
-    def test_a_record_without_text(self, tmp_path: Path) -> None:
+    def test_no_record_with_text(self, tmp_path: Path) -> None:
         path = tmp_path / "a.tsv"
-        path.write_text("text\tlabel\na\t1\n \t1\n", encoding="utf-8")
-        with pytest.raises(DataError, match=r"a\.tsv, line 3, column 'text': no text"):
+        path.write_text("text\tlabel\n \t1\n \t1\n", encoding="utf-8")
+        with pytest.raises(DataError, match=r"a\.tsv: no text in column 'text'"):
             read_texts(str(path))
 
     @pytest.mark.parametrize("name", ["a.txt", "there.npy", "no/a.npy", "folder.npy"])

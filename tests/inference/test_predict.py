@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import threading
@@ -14,7 +15,9 @@ import torch
 
 import pretune
 from pretune.bundle.bundle import Bundle, load
+from pretune.data.batch import FeatureSet
 from pretune.data.readers.files import read
+from pretune.data.records import Records
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.predict import (
     Predictor,
@@ -27,7 +30,7 @@ from pretune.inference.predict import (
 from pretune.tasks.base import Prediction
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
-from pretune.tasks.features import read_for
+from pretune.tasks.features import featurize, read_for
 from pretune.training.data import examined_records
 from tests.tasks.every_task import CASES
 
@@ -81,7 +84,7 @@ class TestInputs:
     def test_an_empty_text_gets_an_answer(self, single: Bundle) -> None:
         assert len(pretune.predict(single, [""])) == 1
 
-    @pytest.mark.parametrize("row", [("a", "b"), [], {"body": "a"}, [None], {"text": None}])
+    @pytest.mark.parametrize("row", [("a", "b"), [], {"body": "a"}, [["x"]]])
     def test_of_another_form_name_the_row(self, single: Bundle, row: object) -> None:
         with pytest.raises(DataError, match=r"row 2|line 2"):
             pretune.predict(single, ["fine", row])
@@ -229,7 +232,7 @@ def worded(answer: Prediction) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted({*CASES} - {"choose"}))
-@pytest.mark.parametrize("blank", ["", " \t　"])
+@pytest.mark.parametrize("blank", ["", " \t　", None, math.nan])
 def test_a_blank_record_keeps_its_place(
     name: str, blank: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +251,28 @@ def test_a_blank_record_keeps_its_place(
     if answers[0].written is not None:
         assert answers[0].written == ""
     assert [*map(worded, predictor.predict(predictor.records([empty])))] == [worded(answers[0])]
+
+
+@pytest.mark.parametrize("name", sorted({*CASES} - {"choose"}))
+def test_a_record_without_text_is_neither_learned_nor_evaluated(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """It is skipped with its place, and the others keep theirs."""
+    bundle = CASES[name].bundle(tiny_folder, tmp_path)
+    task, rows = bundle.task, CASES[name].rows(4)
+    assert task is not None
+    empty = {**rows[0], **dict.fromkeys(task.inputs)}
+    mixed = Records([rows[0], empty, rows[1], empty, *rows[2:]], "x.jsonl", range(1, 7))
+    for evaluation in (False, True):
+        without = featurize(task, Records(rows, "x.jsonl"), bundle.tokenizer, evaluation=evaluation)
+        features = featurize(task, mixed, bundle.tokenizer, evaluation=evaluation)
+        assert isinstance(features, FeatureSet)
+        assert isinstance(without, FeatureSet)
+        assert features.tokens.tolist() == without.tokens.tolist()
+        texts = [item.record for item in features.skipped if item.why == "an empty text"]
+        assert texts == [1, 3]
+        assert {*features.records.tolist()} <= {0, 2, 4, 5}
+    assert pretune.evaluate(bundle, mixed, quiet=True).metrics
 
 
 def test_a_book_is_no_mistake_where_nothing_is_cut(single: Bundle, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pretune.cli.app import (
 from pretune.errors import PretuneError
 from pretune.text.terminal import in_line
 
-#: Numbers of blank lines in a note; JSON has all of them.
+#: Numbers of lines without text in a note; JSON has all of them.
 SHOWN_LINES = 10
 
 
@@ -108,11 +108,12 @@ def embed(
         check_output(output, overwrite=overwrite)
     records, texts, blank = read_texts(data, column=column, encoding=encoding, quoting=quoting)
     print_notes(records)
-    # Blank lines have no vector, so the vectors have other numbers than the lines.
+    # No text, no vector: the vectors have other numbers than the lines.
     if blank:
         numbers = ", ".join(map(str, blank[:SHOWN_LINES])) + ", ..." * (len(blank) > SHOWN_LINES)
-        left_out = f"blank lines left out: {len(blank):,} ({numbers})"
-        notes.say(f"{left_out}; the vectors are of the other lines, in order")
+        what = "rows" if records.lines is None else "lines"
+        left_out = f"{what} without text left out: {len(blank):,} ({numbers})"
+        notes.say(f"{left_out}; the vectors are of the others, in order")
     # The head that a task trained is of no use here.
     embedder = Embedder(
         load(run, bare=True, allow_pickle=allow_pickle),

@@ -210,13 +210,15 @@ class Records:
         )
 
     def text(self, row: int, column: str) -> str:
-        """The text in a column; numbers are written out.
+        """The text in a column; numbers are written out, and nothing is an empty text.
 
         Raises:
-            DataError: it is missing, null, NaN, a list or an object, over `max_chars` characters,
-                or not valid Unicode.
+            DataError: it is infinite, a list or an object, over `max_chars` characters, or not
+                valid Unicode.
         """
         value = self.rows[row].get(column)
+        if value is None or value != value:
+            return ""
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not_finite(value):
             raise DataError(
                 f"{self.where(row, column)}: expected a text, found {describe_value(value)}",

@@ -413,21 +413,19 @@ def read_texts(
 ) -> tuple[Records, list[str], list[int]]:
     """Read the texts to embed.
 
-    A `.txt` file has one text a line. Blank lines, which have no vector, are left out. Without
-    `column` it is guessed. Returns the records, the text of each, and the numbers of the blank
-    lines (1-based): the rows of the vectors have other numbers than the lines then.
+    A `.txt` file has one text a line. Without `column` it is guessed. Returns the records, the text
+    of each, and the numbers of the lines or rows (1-based) without text. These have no vector and
+    are left out: the rows of the vectors have other numbers than the lines then.
 
     Raises:
-        DataError: the source cannot be read, has no such column or several columns with text, or a
-            record has no text.
+        DataError: the source cannot be read, has no such column or several columns with text, or no
+            record has a text.
     """
-    path, blank, kind = Path(source), [], None
+    path, kind = Path(source), None
     if is_file(path):
         kind = table_kind(path, partial(_names_texts, column), encoding=encoding)
     if is_file(path) and kind is None:
-        every = file_lines(path, encoding)
-        lines = [(number, line) for number, line in every if line.strip()]
-        blank = [number for number, line in every if not line.strip()]
+        lines = file_lines(path, encoding)
         rows = [{"text": line} for _, line in lines]
         records = Records(rows, source, [number for number, _ in lines], ("text",))
     else:
@@ -439,16 +437,16 @@ def read_texts(
             f"{records.origin}: several columns hold text: {', '.join(columns)}",
             f"Name one of them: --column {columns[0]}",
         )
-    texts = []
-    for row, record in enumerate(records.rows):
-        text = as_text(record.get(columns[0]))
-        if text is None or not text.strip():
-            raise DataError(
-                f"{records.where(row, columns[0])}: no text there",
-                "Give every record a text, or remove the record.",
-            )
-        texts.append(text)
-    return records, texts, blank
+    # Records without text are left out.
+    every = [as_text(record.get(columns[0])) or "" for record in records.rows]
+    filled = [row for row, text in enumerate(every) if text.strip()]
+    if not filled:
+        raise DataError(
+            f"{records.origin}: no text in column '{columns[0]}'", "Name another: --column NAME"
+        )
+    numbers = records.lines or records.numbers or range(1, len(records) + 1)
+    blank = [number for number, text in zip(numbers, every, strict=True) if not text.strip()]
+    return records.take(filled) if blank else records, [every[row] for row in filled], blank
 
 
 def _names_texts(column: str | None, columns: Collection[str]) -> bool:

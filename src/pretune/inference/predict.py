@@ -74,7 +74,8 @@ class Predictor:
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
-        blank = [i for i, row in enumerate(records.rows) if is_blank(self.task, row)]
+        rows = enumerate(records.rows)
+        blank = [i for i, row in rows if self.task.without_text(row, with_targets=False)]
         self.blank += len(blank)
         empty = self.task.empty_answer()
         if empty is None or not blank:
@@ -152,12 +153,6 @@ def task_of(bundle: Bundle) -> AnyTask:
             f"Fine-tune it first: pretune train RECIPE model.from={source}",
         )
     return bundle.task
-
-
-def is_blank(task: Preprocessor, row: Mapping[str, Any]) -> bool:
-    """Whether all texts of a record are blank."""
-    texts = [row.get(name) for name in task.inputs]
-    return all(isinstance(text, str) and not text.strip() for text in texts)
 
 
 def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -> Records:

@@ -35,7 +35,7 @@ from typing_extensions import override
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Repaired, Skipped
-from pretune.data.records import Records
+from pretune.data.records import Records, is_missing
 from pretune.models.backbone import Backbone
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tokenizers.tokenizer import Tokenizer, segments_of
@@ -131,6 +131,11 @@ O = TypeVar("O", bound=TaskOptions)  # noqa: E741 - O for options
 P = TypeVar("P", bound=Prediction)
 
 
+def no_text(value: object) -> bool:
+    """Whether a cell holds nothing, a blank text or an empty list."""
+    return value in ([], ()) or is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
 class Preprocessor(ABC):
     """Turn records into features."""
 
@@ -164,6 +169,18 @@ class Preprocessor(ABC):
         return (
             records.text(r, column) for r in range(len(records)) for column in self.text_columns
         )
+
+    def without_text(self, row: Mapping[str, Any], *, with_targets: bool) -> bool:
+        """Whether a record has no text in any of its inputs.
+
+        Such records are passed over and counted in training and evaluation; a prediction keeps
+        their places, with an empty answer where the task has such an answer.
+
+        Args:
+            row: the record.
+            with_targets: whether it is to be learned from or evaluated.
+        """
+        return all(no_text(row.get(name)) for name in self.inputs)
 
     def fit(self, records: Records) -> None:  # noqa: B027 - most tasks need nothing
         """Learn from the training records what must be known before the model is built.

@@ -158,7 +158,39 @@ def record_features(
     progress: Callable[[int], None] | None = None,
     cache: FeatureCache | None = None,
 ) -> FeatureSet:
-    """Make the features of records, as `featurize` does, in arrays."""
+    """Make the features of records, as `featurize` does, in arrays.
+
+    Records without text are skipped where they have targets: nothing is learned from them.
+    """
+    how: dict[str, Any] = {"with_targets": with_targets, "evaluation": evaluation}
+    how |= {"progress": progress, "cache": cache}
+    empty = [with_targets and task.without_text(row, with_targets=True) for row in records.rows]
+    if not any(empty):
+        return _record_features(task, records, tokenizer, **how)
+    # The features of the others, with their places among all records.
+    others = np.flatnonzero(~np.array(empty))
+    features = _record_features(task, records.take(others.tolist()), tokenizer, **how)
+    skipped = [Skipped(row, "an empty text") for row in np.flatnonzero(empty).tolist()]
+    skipped += [replace(item, record=int(others[item.record])) for item in features.skipped]
+    return replace(
+        features,
+        records=others[features.records],
+        skipped=tuple(sorted(skipped, key=lambda item: item.record)),
+        repaired=tuple(replace(x, record=int(others[x.record])) for x in features.repaired),
+        rows=records.rows,
+    )
+
+
+def _record_features(
+    task: Preprocessor,
+    records: Records,
+    tokenizer: Tokenizer,
+    *,
+    with_targets: bool,
+    evaluation: bool,
+    progress: Callable[[int], None] | None,
+    cache: FeatureCache | None,
+) -> FeatureSet:
     # Features of an earlier run, if they would be the same.
     key = ""
     if cache is not None:

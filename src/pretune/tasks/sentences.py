@@ -102,23 +102,6 @@ class SentenceTask(Task[S, P], UsesTokenizer):
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped]:
-        """Yield a sequence for each record; in training one without any text is skipped."""
-        for feature in self._features(records, rows, tokenizer, with_targets=with_targets):
-            texts = (records.text(feature.record, column) for column in self.inputs)
-            if with_targets and not any(text.strip() for text in texts):
-                yield Skipped(feature.record, "an empty text")
-            else:
-                yield feature
-
-    @override
-    def evaluation_features(
-        self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature]:
-        return self._features(records, rows, tokenizer, with_targets=True)
-
-    def _features(
-        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature]:
         targets_of = self.target_reader(records) if with_targets else lambda row: {}
         # All texts are tokenized at once, in parallel, to `[CLS] text [SEP]` or `[CLS] a [SEP] b
         # [SEP]`. A decoder's tokenizer puts nothing around a text: there it is `text` or `a END b`.
@@ -126,12 +109,18 @@ class SentenceTask(Task[S, P], UsesTokenizer):
         first, *second = [[records.text(row, column) for row in rows] for column in columns]
         encoded = tokenizer.encode(first, *second, max_length=self.options.max_length)
         for row, text in zip(rows, encoded, strict=True):
-            if not text.ids:
+            if text.ids:
+                yield Feature(text.ids, text.segments, targets_of(row), row, text.truncated)
+            elif with_targets:
+                yield Skipped(row, "not a single token in the text")
+            # A decoder's tokenizer adds nothing to an empty text: its end stands for it.
+            elif tokenizer.end_id is not None:
+                yield Feature([tokenizer.end_id], [0], record=row)
+            else:
                 raise DataError(
                     f"{records.where(row, columns[0])}: not a single token in the text",
                     "Remove the record: this model's tokenizer adds nothing to an empty text.",
                 )
-            yield Feature(text.ids, text.segments, targets_of(row), row, text.truncated)
 
     @override
     def build(self, backbone: Backbone) -> nn.Module:

@@ -207,6 +207,40 @@ class TestDelimiters:
         assert (len(records), records.columns) == (60, ("text", "label"))
 
 
+class TestBlankLines:
+    """A blank line is an empty cell of a table with one column, and nothing in others."""
+
+    @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+    def test_as_pandas_reads_them_with_blank_lines(self, tmp_path, name, ends):
+        import pandas
+
+        path = write(tmp_path, name, "text\nalpha\n\nbeta\n \ngamma\n".replace("\n", ends))
+        records = read(path)
+        theirs = pandas.read_csv(path, skip_blank_lines=False, keep_default_na=False)
+        assert [row["text"] for row in records.rows] == theirs["text"].tolist()
+        assert list(records.lines) == [2, 3, 4, 5, 6]
+        (note,) = records.notes
+        told = "empty cells, as blank lines are in one column: 1, the first on line 3"
+        assert note == f"{path}: {told}"
+
+    @pytest.mark.parametrize("end", ["", "\n", "\n\n\n"])
+    def test_none_before_the_names_and_after_the_last(self, tmp_path, end):
+        records = read(write(tmp_path, "a.csv", f'\n\ntext\na\n\n""\nb{end}'))
+        assert ([*records.lines], [row["text"] for row in records.rows]) == (
+            [4, 5, 6, 7],
+            ["a", "", "", "b"],
+        )
+
+    def test_in_other_tables_they_are_nothing(self, tmp_path):
+        records = read(write(tmp_path, "a.csv", "text,label\n\na,1\n\nb,0\n"))
+        assert ([*records.lines], records.notes) == ([3, 5], ())
+
+    def test_a_column_by_its_number(self, tmp_path):
+        records = read(write(tmp_path, "a.csv", "a\n\nb\n"), columns={"text": "1"})
+        assert [row["1"] for row in records.rows] == ["a", "", "b"]
+
+
 class TestNumberedColumns:
     """Tables whose first line is a record."""
 

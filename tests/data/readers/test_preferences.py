@@ -88,6 +88,23 @@ def test_other_columns_stay_and_lines_too() -> None:
     assert read.rows[1]["chosen"] == "", "missing replies are passed over where they are learned"
 
 
+@pytest.mark.parametrize("prompt", ["", " ", None, [], [{"role": "user", "content": None}]])
+def test_an_empty_prompt_is_left_out_and_told(prompt: Any) -> None:
+    given = [{"prompt": own, "chosen": "a", "rejected": "b"} for own in ("Hi?", prompt, "Hm?")]
+    read = with_preferences(records(*given), PAIR)
+    assert (list(read.lines or ()), [row["messages"][0]["content"] for row in read.rows]) == (
+        [1, 3],
+        ["Hi?", "Hm?"],
+    )
+    (note,) = read.notes
+    told = "1 of 3 records left out for an empty message; the first: p.jsonl, line 2"
+    assert note.startswith(told)
+    if not isinstance(prompt, list):
+        assert "item" not in note
+    kept = with_preferences(records(*given), PAIR, keep_empty=True)
+    assert [len(row["messages"]) for row in kept.rows] == [1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -267,8 +267,8 @@ class TestFeatures:
         task, tokenizer = Classify(ClassifyOptions(), ["a", "b"]), load_tokenizer(tiny_vocab_folder)
         features = featurize(task, data, tokenizer)
         assert (len(features), [s.record for s in features.skipped]) == (1, [1])
-        # It is asked about all the same.
-        assert len(featurize(task, data, tokenizer, evaluation=True)) == 2
+        assert len(featurize(task, data, tokenizer, evaluation=True)) == 1
+        # It is answered all the same.
         assert len(featurize(task, data, tokenizer, with_targets=False)) == 2
 
     def test_a_pair_with_one_empty_text_is_a_pair(self, tiny_vocab_folder: Any) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, DataError
+from pretune.errors import CheckpointError
 from pretune.inference.predict import Predictor
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
@@ -139,12 +139,14 @@ def test_a_pair_without_anything_to_put_between_is_refused(tmp_path: Path) -> No
         )
 
 
-def test_an_empty_text_names_the_place(language_model: str) -> None:
+def test_an_empty_text_is_skipped_and_answered(language_model: str) -> None:
     task = Classify(ClassifyOptions(max_length=32), "ab")
     bundle = load(language_model, task=task)
     rows = [{"text": "good", "label": "a"}, {"text": "", "label": "b"}]
-    with pytest.raises(DataError, match=r"t\.tsv, line 3, column 'text': not a single token"):
-        featurize(task, Records(rows, "t.tsv", [2, 3], ("text", "label")), bundle.tokenizer)
+    given = Records(rows, "t.tsv", [2, 3], ("text", "label"))
+    assert [item.record for item in featurize(task, given, bundle.tokenizer).skipped] == [1]
+    answers = Predictor(bundle, device="cpu").predict(given)
+    assert len(answers) == 2
 
 
 def test_predicts(language_model: str, data: Path, tmp_path: Path) -> None:

@@ -377,10 +377,10 @@ def test_records_with_an_empty_message_are_left_out_and_counted(row: dict[str, A
         with_messages(given.take([1]), replies=True)
 
 
-def test_an_empty_question_is_an_error_where_answers_are_asked_for() -> None:
-    rows = [ALPACA, {**ALPACA, "instruction": "", "input": ""}]
-    with pytest.raises(DataError, match="line 2, column 'instruction': an empty message"):
-        with_messages(Records(rows, "talk.jsonl", [1, 2], tuple(ALPACA)), replies=False)
+def test_an_empty_question_keeps_its_place_where_answers_are_asked_for() -> None:
+    rows = [{**ALPACA, "instruction": "", "input": ""}, ALPACA]
+    given = with_messages(Records(rows, "talk.jsonl", [1, 2], tuple(ALPACA)), replies=False)
+    assert [len(row["messages"]) for row in given.rows] == [0, 2]
     (row,) = with_messages(
         Records([{**ALPACA, "output": ""}], "talk.jsonl", [1], tuple(ALPACA)), replies=False
     ).rows
@@ -443,7 +443,7 @@ def test_a_reply_of_nought_is_one_without_targets_too() -> None:
         ([("usr", "a")], "the role 'usr' is not known\n  Did you mean 'user'?"),
         ([("user", "a"), ("assistant", " ")], "item 2: an empty reply"),  # with no other record
         ([("user", "")], "item 1: an empty message"),
-        ([], "found an empty list"),
+        ([], "an empty message"),
     ],
 )
 def test_what_is_no_conversation_is_named(talk: list[tuple[str, str]], said: str) -> None:
@@ -459,6 +459,8 @@ def test_what_is_no_conversation_is_named(talk: list[tuple[str, str]], said: str
         {**ALPACA, "output": " "},
         {**ALPACA, "output": None},
         {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": None},
         {"messages": 3},
     ],
 )

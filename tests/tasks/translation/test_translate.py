@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from pretune.bundle.bundle import Bundle, load
-from pretune.data.batch import Skipped
+from pretune.data.batch import FeatureSet, Skipped
 from pretune.errors import CheckpointError, DataError, RecipeError, RunError
 from pretune.evaluation.explain import gradient_times_input
 from pretune.inference.generate import TextGenerator
@@ -71,11 +71,19 @@ class TestFeatures:
         end = bpe.model.backbone.config.eos_token_id
         assert kept[0].tokens[kept[0].choices[0] - 1] == end
 
-    @pytest.mark.parametrize("wrong", [("", "x"), ("x", "  "), ("x", None), (["x"], "y")])
-    def test_a_side_without_a_text_names_the_place(self, wrong: Any, bpe: Bundle) -> None:
-        column = "target" if wrong[0] == "x" else "source"
-        with pytest.raises(DataError, match=rf"pairs\.tsv, line 3, column '{column}'"):
-            featurize(bpe.task, records([PAIRS[0], wrong]), bpe.tokenizer)
+    @pytest.mark.parametrize("evaluation", [False, True])
+    @pytest.mark.parametrize("wrong", [("", "x"), ("x", "  "), ("x", None)])
+    def test_a_pair_without_a_side_is_skipped(
+        self, wrong: Any, evaluation: bool, bpe: Bundle
+    ) -> None:
+        given = records([PAIRS[0], wrong])
+        features = featurize(bpe.task, given, bpe.tokenizer, evaluation=evaluation)
+        assert isinstance(features, FeatureSet)
+        assert features.skipped == (Skipped(1, "an empty text"),)
+
+    def test_what_is_no_text_names_the_place(self, bpe: Bundle) -> None:
+        with pytest.raises(DataError, match=r"pairs\.tsv, line 3, column 'source'"):
+            featurize(bpe.task, records([PAIRS[0], (["x"], "y")]), bpe.tokenizer)
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class _EmptyMessageError(DataError):
     """A message without a text: the record teaches nothing."""
 
 
-def with_messages(records: Records, *, replies: bool) -> Records:
+def with_messages(records: Records, *, replies: bool, keep_empty: bool | None = None) -> Records:
     """Make the column `messages` of the columns of any form, which it replaces.
 
     The forms are `messages` (`{"role": ..., "content": ...}`); `conversations` (`{"from": ...,
@@ -61,13 +61,15 @@ def with_messages(records: Records, *, replies: bool) -> Records:
 
     Args:
         records: in one of these forms.
-        replies: whether there must be a reply. Records with an empty message are left out then, and
-            counted in the notes.
+        replies: whether there must be a reply.
+        keep_empty: whether a record with an empty message keeps its place, with no messages; else
+            it is left out, and counted in the notes. Default: where there need be no reply.
 
     Raises:
-        DataError: there is no such form, or a record has roles out of order or an unknown one, or
-            an empty message where no reply is needed; names file, line and message.
+        DataError: there is no such form, a record has roles out of order or an unknown one, or
+            every record to be left out; names file, line and message.
     """
+    keep_empty = not replies if keep_empty is None else keep_empty
     form = next((name for name in FORMS if name in records.columns), None)
     if form is None:
         raise _no_form(records)
@@ -78,14 +80,15 @@ def with_messages(records: Records, *, replies: bool) -> Records:
         records.mapped({}, [form, answer])  # raises if it is missing
     # Each record by the form that the data set has.
     rows, kept, empty = [], [], list[DataError]()
+    messages: list[dict[str, str]]
     for row in range(len(records)):
         try:
             messages = _messages(records, row, _turns(records, row, form, replies=replies))
         except _EmptyMessageError as error:
-            if not replies:
-                raise
-            empty.append(error)
-            continue
+            if not keep_empty:
+                empty.append(error)
+                continue
+            messages = []
         others = {k: v for k, v in records.rows[row].items() if k not in FORMS[form]}
         rows.append({**others, MESSAGES: messages})
         kept.append(row)
@@ -174,8 +177,9 @@ def _turns(records: Records, row: int, form: str, *, replies: bool) -> Iterator[
 def _listed(records: Records, row: int, column: str, alone: str = "user") -> Iterator[_Turn]:
     """The messages in the list of a column; a plain text there is one message, by `alone`."""
     value = records.rows[row].get(column)
-    if isinstance(value, str):
-        value = [{"role": alone, "content": value}]
+    if is_missing(value) or value in ([], ()) or isinstance(value, str):
+        yield _Turn(alone, value if isinstance(value, str) else "", column)
+        return
     hint = 'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
     for item, message in enumerate(records.items(value, row, column, "messages", hint)):
         yield _listed_turn(message, records, row, column, item)
@@ -186,6 +190,8 @@ def _listed_turn(value: Any, records: Records, row: int, column: str, item: int)
     names = (
         ("from", "value") if isinstance(value, dict) and "from" in value else ("role", "content")
     )
+    if isinstance(value, dict) and names[1] in value and value[names[1]] is None:
+        value = {**value, names[1]: ""}
     if not isinstance(value, dict) or not all(isinstance(value.get(n), str) for n in names):
         raise DataError(
             f"{where}: expected a message with a {names[0]} and a {names[1]}, both texts",

@@ -70,7 +70,7 @@ def read_table(
     quoted = quoting == "standard" or (quoting == "auto" and (own, delimiter) != ("\t", "\t"))
     # The first line that is not blank is the header.
     lines = _fields(path, text, delimiter, quoted=quoted)
-    header_line, cells = next(lines, (0, []))
+    header_line, cells = next(((number, cells) for number, cells in lines if cells), (0, []))
     header = tuple(cell.strip().strip("\ufeff") for cell in cells)
     numbers = numbered_columns(header, columns)
     if numbers is not None:
@@ -78,7 +78,7 @@ def read_table(
         lines, header = chain([(header_line, cells)], lines), tuple(numbers)
     table = _Table(path, header_line, header, delimiter, quoted=quoted)
     rows, places, again = [], [], []
-    for number, fields in lines:
+    for number, fields in _records(lines, header):
         if numbers is None and table.is_header(number, fields):
             again.append(number)
             continue
@@ -88,11 +88,36 @@ def read_table(
         notes.append(f"{path}: the first column, numbers without a name, is left out as an index")
     if numbers is None and looks_like_record(table.names, rows):
         notes.append(names_note(path, f"line {header_line}", table.names))
+    empty = [i for i, row in enumerate(rows) if not any(row.values())] if len(header) == 1 else []
+    if empty:
+        notes.append(
+            f"{path}: empty cells, as blank lines are in one column: {len(empty):,}, the first on "
+            f"line {places[empty[0]]}"
+        )
     if again:
         more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
         notes.append(f"{path}: line {again[0]}{more}, the names of the columns again, left out")
     line = header_line if numbers is None else None
     return Records(rows, str(path), places, table.names, header_line=line, notes=tuple(notes))
+
+
+def _records(
+    lines: Iterator[tuple[int, list[str]]], header: Sequence[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a table after its header; blank ones are left out, as pandas does.
+
+    In a table of one column a blank line is an empty cell, as Excel writes it; not so after the
+    last cell.
+    """
+    blank: list[int] = []
+    for number, fields in lines:
+        if not fields:
+            blank.append(number)
+            continue
+        if len(header) == 1:
+            yield from ((empty, [""]) for empty in blank)
+        blank = []
+        yield number, fields
 
 
 def _other_delimiter(path: Path, text: str, delimiter: str, quoting: str) -> str | None:
@@ -128,7 +153,8 @@ def _sample(text: str, delimiter: str, *, quoted: bool) -> list[list[str]]:
     lines = []
     with suppress(DataError):
         for _, fields in islice(_fields(Path(), text, delimiter, quoted=quoted), _PROBE_LINES):
-            lines.append(fields)
+            if fields:
+                lines.append(fields)
     return lines
 
 
@@ -211,10 +237,10 @@ def _spare_columns(header: Sequence[str]) -> dict[int, re.Pattern[str]]:
 def _fields(
     path: Path, text: str, delimiter: str, *, quoted: bool
 ) -> Iterator[tuple[int, list[str]]]:
+    """The number and the fields of each line; a blank line has none."""
     if not quoted:
         for number, line in enumerate(lines_of(text), start=1):
-            if line:
-                yield number, line.split(delimiter)
+            yield number, line.split(delimiter) if line else []
         return
     # The limit holds for the whole process, to guard its memory; texts over a task's own limit are
     # reported later, with their line and column. Lines are cut one by one: a StringIO takes four
@@ -225,8 +251,7 @@ def _fields(
     number = 1
     try:
         for fields in reader:
-            if fields:
-                yield number, fields
+            yield number, fields
             number = reader.line_num + 1  # a quoted field may hold several lines
     except csv.Error as error:
         raise DataError(

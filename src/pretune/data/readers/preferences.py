@@ -27,10 +27,14 @@ CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
 
 #: How the turns of a dialogue that is one text begin, as in Bai et al. 2022 (Anthropic's "HH").
 _TURNS = re.compile(r"\n\n(Human|Assistant): ?")
+#: Where the texts of a record's replies wait while its prompt is read.
+_TEXTS = "texts of the replies"
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-def with_preferences(records: Records, replies: Sequence[str]) -> Records:
+def with_preferences(
+    records: Records, replies: Sequence[str], *, keep_empty: bool = False
+) -> Records:
     """Make the column `messages`, which is the prompt, and texts of the replies.
 
     The prompt has one of the forms of `with_messages`, without a reply. Where there is no prompt,
@@ -40,9 +44,11 @@ def with_preferences(records: Records, replies: Sequence[str]) -> Records:
         records: as read from their file.
         replies: the columns with replies, such as `chosen` and `rejected`: texts, messages, or
             lists that end with one. A reply that is missing is an empty text.
+        keep_empty: whether a record with an empty prompt keeps its place, with no messages; else
+            it is left out, and counted in the notes.
 
     Raises:
-        DataError: a column is missing, a record has no prompt, or a reply is no text; names file,
+        DataError: a column is missing, no record has a prompt, or a reply is no text; names file,
             line and column.
     """
     _check_replies(records, replies)
@@ -51,16 +57,23 @@ def with_preferences(records: Records, replies: Sequence[str]) -> Records:
     texts = [{name: _reply(records, row, name) for name in replies} for row in range(len(records))]
     # The prompt by itself: a completion beside it would be taken for the end of the conversation.
     asked = [name for name in records.columns if name not in replies]
-    rows: list[Record] = [{name: row.get(name) for name in asked} for row in records.rows]
-    prompts = with_messages(replace(records, rows=rows, columns=tuple(asked)), replies=False)
+    rows: list[Record] = [
+        {**{name: row.get(name) for name in asked}, _TEXTS: own}
+        for row, own in zip(records.rows, texts, strict=True)
+    ]
+    bare = replace(records, rows=rows, columns=tuple(asked))
+    prompts = with_messages(bare, replies=False, keep_empty=keep_empty)
     for row, messages in enumerate(record[MESSAGES] for record in prompts.rows):
-        if messages[-1]["role"] != "user":
+        if messages and messages[-1]["role"] != "user":
             raise DataError(
-                f"{records.where(row)}: the prompt ends with a message of the "
+                f"{prompts.where(row)}: the prompt ends with a message of the "
                 f"{messages[-1]['role']}",
                 "A reply answers the user: the last message before it must be theirs.",
             )
-    whole = [{**row, **own} for row, own in zip(prompts.rows, texts, strict=True)]
+    whole = []
+    for record in prompts.rows:
+        waiting = record.pop(_TEXTS)
+        whole.append({**record, **waiting})
     return replace(prompts, rows=whole, columns=(*prompts.columns, *replies))
 
 

@@ -36,6 +36,7 @@ from pretune.tasks.base import (
     Task,
     TaskOptions,
     UsesTokenizer,
+    no_text,
 )
 from pretune.tasks.dialogue.dialogue import Instruct
 from pretune.tasks.dialogue.layouts import TemplateLayout, give_template
@@ -134,11 +135,16 @@ class Reward(Task[RewardOptions, RewardPrediction], UsesTokenizer, AdaptsRecords
     # Preprocessor
 
     @override
+    def without_text(self, row: Mapping[str, Any], *, with_targets: bool) -> bool:
+        """Whether there is no prompt; an empty reply to one is a reply."""
+        return no_text(row.get(MESSAGES))
+
+    @override
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         """Bring any form of preferences to one."""
         records = records.mapped(columns, ())
         if not with_targets:
-            return with_preferences(records, [COMPLETION])
+            return with_preferences(records, [COMPLETION], keep_empty=True)
         adapted = with_preferences(records, [CHOSEN, REJECTED])
         if COMPLETION in adapted.columns:
             return adapted

@@ -15,7 +15,7 @@ from typing_extensions import override
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, Layout, PackedBatch, Selection
-from pretune.data.records import Records
+from pretune.data.records import Records, is_missing
 from pretune.errors import CheckpointError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
@@ -29,6 +29,7 @@ from pretune.tasks.base import (
     ReadsStream,
     ReadsWindows,
     Task,
+    no_text,
     published_architecture,
     usual_length,
 )
@@ -109,6 +110,12 @@ class CausalLm(
     inputs: ClassVar[dict[str, str]] = {"text": "a text"}
 
     # Preprocessor: blocks of texts and of prepared corpora.
+
+    @override
+    def without_text(self, row: Mapping[str, Any], *, with_targets: bool) -> bool:
+        """Whether a text is empty; spaces and line ends are text to learn."""
+        text = row.get("text")
+        return is_missing(text) or (not with_targets and no_text(text))
 
     @override
     def features(

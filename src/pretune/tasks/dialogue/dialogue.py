@@ -98,8 +98,9 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
 
     @override
     def texts(self, records: Records) -> Iterator[str]:
-        for row in range(len(records)):
-            yield from (message["content"] for message in self.messages(records, row))
+        for row, record in enumerate(records.rows):
+            if not self.without_text(record, with_targets=True):
+                yield from (message["content"] for message in self.messages(records, row))
 
     @override
     def features(

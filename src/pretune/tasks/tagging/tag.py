@@ -270,6 +270,11 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
         return Repaired(row, f"{records.where(row, item=at)}: {problem}; read as conlleval does")
 
     @override
+    def without_text(self, row: Mapping[str, Any], *, with_targets: bool) -> bool:
+        """Whether there is no sentence; one without words is a sentence with no tags."""
+        return super().without_text(row, with_targets=with_targets) and row.get("tokens") != []
+
+    @override
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped | Repaired]:

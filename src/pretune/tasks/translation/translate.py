@@ -19,7 +19,7 @@ from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipp
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Prompt, Writer
-from pretune.errors import DataError, RunError
+from pretune.errors import RunError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.vocabulary import Scores
@@ -31,6 +31,7 @@ from pretune.tasks.base import (
     TaskOptions,
     UsesTokenizer,
     WritesAnswers,
+    no_text,
     usual_length,
 )
 from pretune.tasks.grading import EachLoss, Grade
@@ -181,6 +182,12 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
             tokenizer.settings["tokenizer_class"] = "PreTrainedTokenizerFast"
 
     @override
+    def without_text(self, row: Mapping[str, Any], *, with_targets: bool) -> bool:
+        """Whether the source is blank; of a pair, whether either side is."""
+        columns = self.text_columns if with_targets else self.inputs
+        return any(no_text(row.get(column)) for column in columns)
+
+    @override
     def fit(self, records: Records) -> None:
         """Learn nothing; from now on, evaluations are those of a training."""
         self._training = True
@@ -196,7 +203,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
     ) -> Iterable[Feature | Skipped]:
         """Yield pairs; for training none that is too long: parts do not translate each other."""
         if not with_targets:
-            texts = [_text(records, row, "source") for row in rows]
+            texts = [records.text(row, "source") for row in rows]
             for row, (ids, cut) in zip(rows, self._sources(texts, tokenizer), strict=True):
                 yield Feature(tokens=ids, record=row, truncated=cut)
             return
@@ -212,7 +219,7 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
         self, records: Records, rows: range, tokenizer: Tokenizer
     ) -> Iterable[Feature]:
         """Yield all pairs; long ones are truncated, but not the texts that BLEU compares."""
-        texts = [[_text(records, row, column) for row in rows] for column in self.text_columns]
+        texts = [[records.text(row, column) for row in rows] for column in self.text_columns]
         limit = self.options.max_length - 1
         sources = self._sources(texts[0], tokenizer)
         targets = tokenizer.written.encode_bare(texts[1], offsets=False, literal=True)
@@ -376,19 +383,6 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
         if architecture != "MarianMTModel":
             return None
         return cls(TranslateOptions(max_length=usual_length(config, 512)))
-
-
-def _text(records: Records, row: int, column: str) -> str:
-    """Return a text that is not blank.
-
-    Raises:
-        DataError: the text is blank or missing; names file, line and column.
-    """
-    text = records.text(row, column)
-    if not text.strip():
-        where = records.where(row, column)
-        raise DataError(f"{where}: blank", "Fill it in, or remove the record.")
-    return text
 
 
 def tokenization_for(references: Sequence[str]) -> Tokenization:
