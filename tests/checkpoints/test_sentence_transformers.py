@@ -70,6 +70,14 @@ def test_the_length(
     assert settings.unsupported is None
 
 
+def test_how_a_model_is_computed_changes_no_vector(bare: Path, tmp_path: Path) -> None:
+    entries = {"torch_dtype": "float32", "attn_implementation": "sdpa", "add_pooling_layer": False}
+    folder = sentence_folder(tmp_path / "model", bare, transformer={"model_kwargs": entries})
+    settings = embedding_settings(folder)
+    assert settings is not None
+    assert settings.unsupported is None
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -88,6 +96,12 @@ def test_the_length(
         ({"transformer": {"query_length": 32}}, "sentence_bert_config.json: query_length is 32"),
         ({"transformer": {"transformer_task": "fill-mask"}}, 'transformer_task is "fill-mask"'),
         ({"transformer": {"config_args": {"n_layer": 1}}}, 'config_args is {"n_layer": 1}'),
+        ({"transformer": {"model_args": {"dtype": "bfloat16"}}}, 'model_args is {"dtype": "bfl'),
+        (
+            {"transformer": {"model_kwargs": {"torch_dtype": "float16", "use_cache": False}}},
+            'model_kwargs is {"torch_dtype": "float16"}',
+        ),
+        ({"transformer": {"model_kwargs": {"subfolder": "v2"}}}, "model_kwargs is"),
         ({"transformer": {"modality_config": {"message": {}}}}, "modality_config is"),
         ({"tokenizer": {"truncation_side": "left"}}, "truncation_side is left"),
         ({"general": {"model_type": "CrossEncoder"}}, "model_type is CrossEncoder"),

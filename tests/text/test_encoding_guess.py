@@ -70,6 +70,26 @@ def test_one_letter_in_much_ascii_is_western(text: str) -> None:
     assert likely_encoding(raw, 1000)[0] == "cp1252"  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Das schöne Café “0” kostet 5 € für Müller, böse", "German"),
+        ("für das Café", "German"),
+        ("Müller", "German"),
+        ("ein Märchen im Café", "German"),
+        ("für den garçon", "French"),
+        ("le café", "French"),
+        (FRENCH, "French"),
+        (SPANISH, "Spanish"),
+        ("el pingüino salió de la habitación", "Spanish"),
+        ("på väg till en idé för Müller", "Scandinavian"),
+    ],
+)
+def test_words_of_other_languages_do_not_change_the_language(text: str, kind: str) -> None:
+    raw = text.encode("cp1252")
+    assert likely_encoding(raw) == ("cp1252", kind)
+
+
 @pytest.mark.parametrize("text", ["好", "很好的电影", "我,我们"])
 def test_few_characters_of_chinese(text: str) -> None:
     raw = f"text\tlabel\n{text}\tgood\n".encode("gb18030")

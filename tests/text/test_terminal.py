@@ -59,6 +59,8 @@ def test_a_text_keeps_its_lines(text: str, shown: str) -> None:
 
 def test_a_name_is_on_one_line_and_shows_what_it_holds() -> None:
     assert in_line("a\nb\t\x1b[2J\u202e\r.csv") == r"a\nb\t\x1b[2J\u202e\r.csv"
+    # Two labels that look the same.
+    assert in_line("spam\u200f \u200e\u061c") == r"spam\u200f \u200e\u061c"
     assert in_line("电影 👩‍💻 C:\\x") == "电影 👩‍💻 C:\\x"
 
 

@@ -52,11 +52,16 @@ _FIXED: dict[str, Any] = {
     "query_expansion": None,
     "config_args": {},
     "config_kwargs": {},
+    "model_args": {},
+    "model_kwargs": {},
     "tokenizer_args": {},
     "processor_kwargs": {},
 }
 #: Entries of those that change no vector: they are about code, files, padding, or read here.
 _HARMLESS = {"trust_remote_code", "use_fast", "padding_side", "model_max_length", "use_cache"}
+_HARMLESS |= {"attn_implementation", "add_pooling_layer", "low_cpu_mem_usage", "device_map"}
+#: Names of the precision of the weights.
+_PRECISIONS = ("dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
@@ -298,7 +303,9 @@ def _odd_transformer(values: _Values) -> Iterator[str]:
     for name, neutral in _FIXED.items():
         value = values.entries.get(name)
         if isinstance(value, dict):
-            value = {key: item for key, item in value.items() if key not in _HARMLESS}
+            # A precision is followed where it is the one that is computed in.
+            kept = _HARMLESS | {key for key in _PRECISIONS if value.get(key) == "float32"}
+            value = {key: item for key, item in value.items() if key not in kept}
         if value is not None and value != neutral:
             yield f"{values.path}: {name} is {brief(json.dumps(value, ensure_ascii=False))}"
     # How texts are read: not as messages of a chat, and the last hidden states are what counts.

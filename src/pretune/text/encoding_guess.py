@@ -100,9 +100,12 @@ def _around(text: str, place: int) -> tuple[str, str]:
     return text[place - 1 : place] or " ", text[place + 1 : place + 2] or " "
 
 
-def _latin(letters: str) -> Callable[[str, int], float]:
-    """The weight of letters with accents: among ASCII letters, not in runs of their own."""
-    usual = frozenset(letters + letters.upper())
+def _latin(letters: str, rare: str = "") -> Callable[[str, int], float]:
+    """The weight of letters with accents: among ASCII letters, not in runs of their own.
+
+    Those that are `rare`, or tell it from none of the languages before it, weigh a little less.
+    """
+    usual, loaned = (frozenset(own + own.upper()) for own in (letters, rare))
 
     def weight(text: str, place: int) -> float:
         character, (before, after) = text[place], _around(text, place)
@@ -111,9 +114,9 @@ def _latin(letters: str) -> Callable[[str, int], float]:
         if character in _MARKS:
             inside = _is_ascii_letter(before) and _is_ascii_letter(after)
             return 1.0 if not inside or character in _INSIDE_WORDS else 0.0
-        if character not in usual or (character.isupper() and before.islower()):
+        if character.isupper() and before.islower():
             return 0.0
-        return 1.0
+        return 1.0 if character in usual else 0.99 if character in loaned else 0.0
 
     return weight
 
@@ -153,17 +156,17 @@ _CANDIDATES = (
     _Candidate(("shift_jis", "cp932"), "Japanese", _japanese),
     _Candidate(("euc_jp",), "Japanese", _japanese),
     _Candidate(("euc_kr", "cp949"), "Korean", _korean),
-    *_in_each(_WESTERN, "German", _latin("äöüß")),
-    *_in_each(_WESTERN, "French", _latin("éèêëàâçùûîïôœæü")),
-    *_in_each(_WESTERN, "Spanish", _latin("áéíóúñü")),
-    *_in_each(_WESTERN, "Portuguese", _latin("ãõáéíóúâêôçàü")),
+    *_in_each(_WESTERN, "German", _latin("äöüß", "é")),
+    *_in_each(_WESTERN, "French", _latin("éèêëàâçùûîïôœ", "æü")),
+    *_in_each(_WESTERN, "Spanish", _latin("áéíóúñ", "ü")),
+    *_in_each(_WESTERN, "Portuguese", _latin("ãõáéíóúâêôçà", "ü")),
     *_in_each(_WESTERN, "Italian", _latin("àèéìòù")),
-    *_in_each(_WESTERN, "Scandinavian", _latin("åäöæøéü")),
-    *_in_each(("cp1254",), "Turkish", _latin("çğıİöşüâîû")),
-    *_in_each(_WESTERN, "Icelandic", _latin("áðéíóúýþæö")),
+    *_in_each(_WESTERN, "Scandinavian", _latin("åäöæø", "éü")),
+    *_in_each(("cp1254",), "Turkish", _latin("ğıİş", "çöüâîû")),
+    *_in_each(_WESTERN, "Icelandic", _latin("ðýþ", "áéíóúæö")),
     *_in_each(_CENTRAL, "Polish", _latin("ąćęłńóśźż")),
-    *_in_each(_CENTRAL, "Czech or Slovak", _latin("áčďéěíňóřšťúůýžľĺŕôä")),
-    *_in_each(_CENTRAL, "Hungarian", _latin("áéíóöőúüű")),
+    *_in_each(_CENTRAL, "Czech or Slovak", _latin("čďěňřšťůžľĺŕ", "áéíóúýôä")),
+    *_in_each(_CENTRAL, "Hungarian", _latin("őű", "áéíóöúü")),
     *_in_each(
         ("cp1251", "koi8-r", "cp866", "iso8859-5"),
         "Russian",

@@ -20,7 +20,9 @@ from typing import Any, TextIO, cast
 #: direction of writing (Unicode standard annex 9), but neither tabs nor line ends.
 _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _STEERS = re.compile(f"[{_UNSAFE}]")
-_STEERS_OR_BREAKS = re.compile(f"[\t\n\u2028\u2029{_UNSAFE}]")
+#: Names are told apart by what is seen. In running text the three marks of a direction stay: they
+#: move no more than the punctuation beside them, and Arabic and Hebrew are written with them.
+_STEERS_OR_BREAKS = re.compile(f"[\t\n\u061c\u200e\u200f\u2028\u2029{_UNSAFE}]")
 #: Errors of a stream whose reader is gone: a closed pipe, terminal or descriptor.
 _UNREAD = (errno.EPIPE, errno.EIO, errno.EBADF)
 
