@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from pretune.checkpoints.manifest import write_manifest
+from pretune.cli.app import app
 from pretune.data.batch import FeatureSet
 from pretune.errors import RunError
 from pretune.recipe.recipe import Recipe
+from pretune.text import byte_stream
 from pretune.training import run
 from pretune.training.checkpoint import TENSORS, VALUES, checkpoints
 from pretune.training.run import resume, train_recipe
@@ -299,3 +305,47 @@ def test_generators_go_back_to_where_they_were(seed: int, draws: int) -> None:
     first = [draw() for _ in range(2)]
     restore_generators(state)
     assert [draw() for _ in range(2)] == first
+
+
+def test_data_from_a_pipe_are_named_as_a_file(
+    toy_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pipe gave is gone: the stop and the error say how to go on, and that goes on."""
+    file = Path(toy_recipe().data.train)
+    pipe, folder = tmp_path / "63.tsv", str(tmp_path / "piped")
+    os.mkfifo(pipe)
+    thread = threading.Thread(target=pipe.write_bytes, args=(file.read_bytes(),))
+    thread.start()
+    recipe = toy_recipe(output=folder, data__train=str(pipe), data__validation=None)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(4))
+        done = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml"), "--quiet"])
+    thread.join()
+    assert f"pretune train --resume {folder} data.train=FILE" in done.stderr
+    pipe.unlink()
+    monkeypatch.setattr(byte_stream, "_OPEN_FILE", re.compile(re.escape(str(pipe))))
+    with pytest.raises(RunError, match=r"came through a pipe.*gone\n.*data\.train=FILE"):
+        resume(folder, quiet=True)
+    other = tmp_path / "other.tsv"
+    other.write_text(file.read_text(encoding="utf-8").replace("good", "fine"), encoding="utf-8")
+    with pytest.raises(RunError, match="trained on other data"):
+        resume(folder, {"data.train": str(other)}, quiet=True)
+    resume(folder, {"data.train": str(file)}, quiet=True)
+    whole = toy_recipe(output=str(tmp_path / "whole"), data__validation=None)
+    train_recipe(whole, quiet=True)
+    assert_alike(outcome(folder), outcome(whole.output))
+
+
+@pytest.mark.parametrize(
+    ("name", "passing"),
+    [
+        ("/dev/stdin", True),
+        ("/dev/fd/63", True),
+        ("/proc/self/fd/0", True),
+        ("/dev/fd/x", False),
+        ("a.csv", False),
+    ],
+)
+def test_names_of_open_files(name: str, passing: bool) -> None:
+    assert byte_stream.is_passing(name) is passing

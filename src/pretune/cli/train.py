@@ -48,7 +48,7 @@ def train(
     130, 143 or 129. Without a reader of its notes (`| head`) training goes on.
     """
     from pretune.training.run import resume as resume_run
-    from pretune.training.run import train_recipe, train_seeds
+    from pretune.training.run import resume_command, train_recipe, train_seeds
     from pretune.training.stop import Interrupted
 
     # With --resume the first argument is no recipe but the first override.
@@ -75,7 +75,9 @@ def train(
         several = train_seeds(chosen, seeds, overwrite=overwrite, quiet=quiet)
     except Interrupted as stopped:
         # A run by itself is resumed; with several seeds the same command skips those that are done.
-        again = f"pretune train --resume {stopped.folder}"
+        again = resume_command(stopped.folder)
+        if "=FILE" in again:
+            again += "  (the data came through a pipe, and is gone: save the same to FILE)"
         if seeds > 1:
             again = "the same command" + (", without --overwrite" if overwrite else "")
         fail(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import re
 import shutil
 import stat
 import sys
@@ -30,6 +31,9 @@ READ_BYTES = 1 << 20
 FREE_BYTES = 1 << 26
 MAX_RATIO = 200
 
+#: Names of files that a process has open.
+_OPEN_FILE = re.compile(r"/dev/(?:stdin|fd/\d+)|/proc/(?:self|\d+)/fd/\d+")
+
 #: Called with the number of bytes read since the last call.
 OnBytes = Callable[[int], None]
 
@@ -48,6 +52,11 @@ def is_pipe(path: str | Path) -> bool:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except (OSError, ValueError):  # ValueError: a name with a NUL in it
         return False
+
+
+def is_passing(path: str | Path) -> bool:
+    """Whether no later process finds there what this one does: in a pipe, or its own open file."""
+    return is_pipe(path) or _OPEN_FILE.fullmatch(str(path)) is not None
 
 
 def is_file(path: str | Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from pretune.models.lora import add_lora, without_adapters
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn
 from pretune.tasks.builtin import task_class
+from pretune.text.byte_stream import is_file, is_passing
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
 from pretune.training.data import Data, fit, read_data, read_features, tokenizer_for
@@ -90,13 +91,36 @@ def resume(path: str | Path, overrides: Overrides = (), *, quiet: bool = False) 
     # The folder may have been moved since the run began.
     earlier = folder.recipe().changed({"output": str(path)})
     recipe = earlier.changed(overrides)
-    _check_unchanged(earlier, recipe)
+    passing = passing_data(earlier)
+    _check_unchanged(earlier, recipe, (*MAY_CHANGE, *passing))
     if (finished := folder.result()) is not None:
         return finished
+    for key, source in passing_data(recipe).items():
+        if not all(map(is_file, source.split(","))):
+            raise RunError(
+                f"{path}: its {key} came through a pipe ({source}), and is gone",
+                f"Save the same data to a file, and name it: {resume_command(path)}",
+            )
     world = environment_world()
     device = own_device(recipe.train.device, world)
     with joined(world, device), folder.locked() if world.main else nullcontext():
         return _Run(recipe, folder, world, device, quiet=quiet, resumed=True).go()
+
+
+def passing_data(recipe: Recipe) -> dict[str, str]:
+    """Return the sources of data that cannot be read again, by their keys in the recipe."""
+    sources = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
+    return {
+        key: source
+        for key, source in sources.items()
+        if isinstance(source, str) and any(map(is_passing, source.split(",")))
+    }
+
+
+def resume_command(path: str | Path) -> str:
+    """Return the shell command that continues a run; it names files for data from pipes."""
+    named = "".join(f" {key}=FILE" for key in passing_data(RunFolder(path).recipe()))
+    return f"pretune train --resume {path}{named}"
 
 
 def train_seeds(
@@ -393,12 +417,12 @@ def _below_adapters(model: nn.Module, batch: PackedBatch, **options: Any) -> Any
         return model(batch, **options)
 
 
-def _check_unchanged(earlier: Recipe, recipe: Recipe) -> None:
-    """Check that a resumed run has the recipe it was started with."""
+def _check_unchanged(earlier: Recipe, recipe: Recipe, may_change: Sequence[str]) -> None:
+    """Check that a resumed run has the recipe it was started with, but for some keys."""
     differing = [
         line
         for line in RunFolder.differences(earlier.to_dict(), recipe.to_dict())
-        if not line.startswith(tuple(f"{key}{end}" for key in MAY_CHANGE for end in ":."))
+        if not line.startswith(tuple(f"{key}{end}" for key in may_change for end in ":."))
     ]
     if differing:
         raise RunError(
