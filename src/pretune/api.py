@@ -24,7 +24,7 @@ from pretune.data.readers.files import read
 from pretune.data.records import MAX_CHARS, Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation
-from pretune.errors import DataError, PretuneError, did_you_mean
+from pretune.errors import DataError, PretuneError, did_you_mean, note
 from pretune.evaluation.few_shot.result import FewShotResult
 from pretune.evaluation.few_shot.study import measure, options_from
 from pretune.inference.embed import Embedder
@@ -248,7 +248,10 @@ def prompt(
         if isinstance(source, Records):
             return source
         limit = MAX_CHARS if max_chars is None else max_chars
-        return read(source, encoding=encoding, quoting=quoting, max_chars=limit)
+        own = read(source, encoding=encoding, quoting=quoting, max_chars=limit)
+        for text in own.notes:
+            note(text)
+        return own
 
     return measure(
         model if isinstance(model, Bundle) else load(model),

@@ -72,6 +72,11 @@ def describe_value(value: object) -> str:
     return type_name(type(value))
 
 
+def with_article(word: str) -> str:
+    """Return a word after its article, by its first letter: an electra, a bert."""
+    return f"{'an' if word[:1].lower() in tuple('aeio') else 'a'} {word}"
+
+
 def type_name(kind: type) -> str:
     """The name of a type with its article: "a list", "an int"."""
     return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from pretune.bundle.bundle import save
 from pretune.cli.app import COMMANDS, app, defined, main, progress_bar
+from pretune.errors import with_article
 from tests.tasks.every_task import CASES
 
 
@@ -495,3 +496,24 @@ def test_a_model_that_was_an_argument_is_not_answered_by_a_key_of_recipes(
     assert "model.from=" not in done.stderr
     if "runs/mrcp" in arguments:
         assert "Did you mean 'runs/mrpc'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ((b"caf\xe9",), "TEXT: the byte 0xe9, at character 4, is not UTF-8"),
+        ((b"caf", b"\xff"), "TEXT 2: the byte 0xff, at character 1"),
+        (("--question", b"\x80", "--context", "a"), "--question: the byte 0x80"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named(options: tuple[Any, ...], place: str) -> None:
+    given = [os.fsdecode(option) for option in options]
+    done = CliRunner().invoke(app, ["predict", "no-such-run", *given], env={"COLUMNS": "100"})
+    assert done.exit_code == 2
+    assert place in done.stderr
+    assert "surrogate" not in done.stderr
+
+
+@pytest.mark.parametrize(("word", "whole"), [("electra", "an electra"), ("bert", "a bert")])
+def test_a_word_has_its_article(word: str, whole: str) -> None:
+    assert with_article(word) == whole

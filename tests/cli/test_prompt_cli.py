@@ -70,6 +70,14 @@ def test_a_table_and_a_file(bpe: Pair, data: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["summary"] == saved["summary"]
 
 
+def test_how_the_data_were_read_is_said(bpe: Pair, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text(data.read_text(encoding="utf-8").replace("\t", ";"), encoding="utf-8")
+    done = run(bpe.folder, table, *OPTIONS, "--shots", "0", "--seeds", 1, "-q")
+    assert done.exit_code == 0, done.output
+    assert "read with semicolons between columns, not commas" in " ".join(done.stderr.split())
+
+
 def test_what_had_no_room_is_said(bpe: Pair, data: Path) -> None:
     done = run(bpe.folder, data, "--train", data, *OPTIONS, "--shots", "5", "-q")
     assert done.exit_code == 0, done.output

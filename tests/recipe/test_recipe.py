@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from pretune.corpus.store import CORPUS_MANIFEST
 from pretune.errors import DataError, RecipeError
@@ -22,6 +23,7 @@ from pretune.recipe.recipe import (
     named_recipes,
     parse_override,
 )
+from pretune.tasks.base import TaskOptions
 from pretune.tasks.builtin import TASKS
 from tests.plugins import forget_plugins, install_plugin
 
@@ -469,6 +471,36 @@ def test_the_commented_recipe_is_the_default_one(task: str) -> None:
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     assert len(lines) > 30, "every key is there"
     assert all(len(line) <= 100 for line in text.splitlines())
+
+
+class _Required(TaskOptions):
+    """Options of a task of somebody else's."""
+
+    teacher: str = Field(description="The model to learn from.")
+    sizes: tuple[int, ...] = Field((1, 2), description="What YAML has no word for.")
+
+
+def test_an_option_without_a_default_is_left_for_the_person(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = type("Other", (), {"options_type": _Required})
+    monkeypatch.setattr("pretune.recipe.commented.task_class", lambda name: other)
+    text = commented_recipe("other")
+    assert "  # The model to learn from.\n  teacher:  # must be given\n" in text
+    assert yaml12.parse(text, "x")["task"]["sizes"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "change", ["train.batch_size=1_0", "train.learning_rate=5_0e-5", "task.max_length='1_28'"]
+)
+def test_a_number_with_underscores_is_refused(change: str) -> None:
+    with pytest.raises(RecipeError, match=r"a number is written without _ \(it is '"):
+        Recipe.of(SMALL).changed([change])
+
+
+@pytest.mark.parametrize("change", ["output=1_0", "data.validation=1_0", "task.labels=[1_0, b]"])
+def test_a_text_may_have_underscores(change: str) -> None:
+    assert "1_0" in str(Recipe.of(SMALL).changed([change]).to_dict())
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -18,7 +18,7 @@ from pretune.checkpoints.save import save_model
 from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.weights import named_dtype
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, with_article
 from pretune.models.config import brief
 from pretune.models.family import Family
 from pretune.tasks.base import published_architecture
@@ -81,7 +81,7 @@ def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:
     if architecture and architecture not in known:
         raise CheckpointError(
             f"{folder / 'config.json'}: a {brief(architecture)} is not supported",
-            f"The classes of a {family.model_type} that are read: {', '.join(known)}.",
+            f"The classes of {with_article(family.model_type)} that are read: {', '.join(known)}.",
         )
     name = known.get(architecture, "backbone")
     with_crf = name == "token_classification" and config.get(CRF) is True

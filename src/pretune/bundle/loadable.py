@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretune.checkpoints.manifest import MANIFEST, find_damage
 from pretune.checkpoints.names import expand, head_parameters
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, with_article
 from pretune.models.config import ModelConfig
 from pretune.models.family import Family
 from pretune.tasks.base import AnyTask
@@ -41,7 +41,7 @@ def head_names(family: Family, task: AnyTask) -> set[str]:
     """
     if task.head not in family.heads:
         raise CheckpointError(
-            f"a {family.model_type} model cannot be used for the task {task.name}",
+            f"{with_article(family.model_type)} model cannot be used for the task {task.name}",
             f"It has heads for: {', '.join(h for h in family.heads if h != 'backbone')}.",
         )
     return head_parameters(family, task.head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +91,22 @@ def option_pairs(given: list[str] | None) -> dict[str, Any]:
     from pretune.recipe.recipe import parse_override
 
     return dict(parse_override(text) for text in given)
+
+
+def check_utf8(called: str, texts: Sequence[str]) -> None:
+    """Raise a PretuneError for a text of the command line with bytes that are not UTF-8.
+
+    Python puts half of a surrogate pair, 0xDC80 to 0xDCFF, in the place of each (PEP 383).
+    """
+    for number, text in enumerate(texts, start=1):
+        place = next((i for i, mark in enumerate(text) if 0xDC80 <= ord(mark) <= 0xDCFF), None)
+        if place is not None:
+            which = f"{called} {number}" if len(texts) > 1 else called
+            raise PretuneError(
+                f"{which}: the byte 0x{ord(text[place]) - 0xDC00:02x}, at character {place + 1}, "
+                "is not UTF-8",
+                "Give the text in UTF-8, or in a file whose encoding you name (--encoding).",
+            )
 
 
 def records_to_examine(

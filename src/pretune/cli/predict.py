@@ -80,6 +80,9 @@ def predict(
         raise PretuneError("--column is about the columns of --file FILE, and there is none")
     if not texts and file is None and not asked and sys.stdin.isatty():
         raise PretuneError("nothing to predict: give TEXT, --file FILE, or lines through a pipe")
+    options.check_utf8("TEXT", texts or [])
+    options.check_utf8("--question", questions or [])
+    options.check_utf8("--context", [] if context is None else [context])
     from pretune.bundle.bundle import load
     from pretune.inference.predict import Predictor, read_inputs
     from pretune.render.result_views import answer_view

@@ -21,7 +21,7 @@ from pretune.data.batch_order import batches_by_length
 from pretune.data.columns import as_text, label_column, text_columns, usual_texts
 from pretune.data.readers.files import read, table_kind
 from pretune.data.records import Records
-from pretune.errors import CheckpointError, DataError, RunError, did_you_mean
+from pretune.errors import CheckpointError, DataError, RunError, did_you_mean, with_article
 from pretune.inference.predict import file_lines
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.models.backbone import Backbone
@@ -306,7 +306,7 @@ def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None, own: str | 
     # A recurrent or window model has a state after each token, and none of the text.
     if not backbone.has_attention:
         raise RunError(
-            f"a {family} model gives no vectors of whole texts",
+            f"{with_article(family)} model gives no vectors of whole texts",
             "Take a BERT, DistilBERT or GPT-2, such as minilm.",
         )
     # What the makers of a model chose needs no sense that we see in it.
@@ -325,7 +325,7 @@ def _pooling(bundle: Bundle, backbone: Backbone, wanted: str | None, own: str | 
             else "its last token is [SEP], which stands for nothing"
         )
         raise RunError(
-            f"pooling '{wanted}' makes no sense for a {family} model: {why}",
+            f"pooling '{wanted}' makes no sense for {with_article(family)} model: {why}",
             f"Take {', '.join(known[:-1])} or {known[-1]}.",
         )
     # The first token of a text would be any word.

@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 from torch import nn
 
 from pretune.bundle.bundle import Bundle
-from pretune.errors import DataError, PretuneError, RunError
+from pretune.errors import DataError, PretuneError, RunError, with_article
 from pretune.inference.runtime import choose_device
 from pretune.models.families import build_head
 from pretune.models.language_model import LanguageModel
@@ -27,15 +27,15 @@ def language_model(bundle: Bundle) -> LanguageModel:
     where = bundle.report.source if bundle.report else "this model"
     if getattr(model, "opening", None) is not None:
         raise RunError(
-            f"{where}: a {bundle.family.model_type} model translates; it does not go on from a "
-            "prompt",
+            f"{where}: {with_article(bundle.family.model_type)} model translates; it does "
+            "not go on from a prompt",
             "Ask it with: pretune predict RUN TEXT",
         )
     if hasattr(model, "start") and hasattr(model, "step"):
         return cast(LanguageModel, model)
     trained = "" if bundle.task is None else f", trained for the task {bundle.task.name},"
     raise RunError(
-        f"{where}: a {bundle.family.model_type} model{trained} cannot generate text",
+        f"{where}: {with_article(bundle.family.model_type)} model{trained} cannot generate text",
         "Name a language model that reads from left to right, such as a GPT-2.",
     )
 

@@ -35,6 +35,7 @@ from pretune.errors import (
     describe_value,
     did_you_mean,
     note,
+    with_article,
 )
 from pretune.inference.predict import Predictor, task_of
 from pretune.models.config import brief
@@ -377,7 +378,8 @@ def _rows(
     # A decoder reads nothing in an empty text, and a reply is empty sooner or later.
     if part.empty is None and not bundle.tokenizer.encode([""])[0].ids:
         raise CheckpointError(
-            f"{part.run}: a {bundle.family.model_type} model gives an empty reply no score",
+            f"{part.run}: {with_article(bundle.family.model_type)} model gives an empty reply "
+            "no score",
             "Say what an empty reply is worth, e.g. empty: -5; or text: both.",
         )
     return lambda _, replies, __: list(replies)

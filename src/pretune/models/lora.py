@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretune.errors import RunError
+from pretune.errors import RunError, with_article
 from pretune.models import ops
 from pretune.models.backbone import Backbone
 from pretune.models.layers import Embedding, Linear
@@ -124,8 +124,8 @@ def add_lora(
             linear = getattr(holder, name, None)
             if holder is None or not isinstance(linear, Linear):
                 raise RunError(
-                    f"train.lora.targets: the layers of a {backbone.config.model_type} have no "
-                    f"'{target}'",
+                    f"train.lora.targets: the layers of {with_article(backbone.config.model_type)} "
+                    f"have no '{target}'",
                     "LoRA is for Transformers, such as GPT-2.",
                 )
             if rank > (full := min(linear.in_features, linear.out_features)):

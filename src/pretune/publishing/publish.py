@@ -39,7 +39,15 @@ _ABSOLUTE = re.compile(r"(?:/|~|\\\\|[A-Za-z]:[\\/]|file:)")
 #: Such a path with at least one folder in the middle of a text, but not the end of a URL.
 _PATH_IN_TEXT = re.compile(r"""(?<![\w/:.~])(?:~|/[^\s/'"]+|[A-Za-z]:)(?:[\\/][^\s\\/'"]+)+""")
 #: Keys of a recipe whose values are words, even if they look like paths.
-_WORDS = ("task.labels", "data.columns", "model.new_tokens")
+_WORDS = (
+    "task.labels",
+    "task.label_columns",
+    "task.separator",
+    "task.system",
+    "task.reward.match",
+    "data.columns",
+    "model.new_tokens",
+)
 #: Keys of a recipe whose values name data.
 _DATA = {"data.train", "data.validation"}
 #: Keys of a task's file whose values name models: references and rewards.

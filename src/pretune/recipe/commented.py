@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
@@ -51,7 +52,10 @@ def _fields(
             subsequent_indent=f"{indent}# ",
             break_on_hyphens=False,
         )
-        value = given[key] if key in given else item.get_default(call_default_factory=True)
-        yield f"{indent}{key}: {yaml12.inline(value)}"
+        if key not in given and item.is_required():
+            yield f"{indent}{key}:  # must be given"
+        else:
+            value = given[key] if key in given else item.get_default(call_default_factory=True)
+            yield f"{indent}{key}: {yaml12.inline(to_jsonable_python(value))}"
         if not indent:
             yield ""

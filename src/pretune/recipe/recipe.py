@@ -371,8 +371,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         parsed = yaml12.parse(value, f"override '{brief(text)}'")
     except RecipeError:
-        # What is no YAML is a text too, unless it begins as a list, a map or a quoted text.
-        if typed[:1] in tuple("[{\"'|>!&*"):
+        # What is no YAML is a text too, unless it begins as a list, a map or a quoted text, or has
+        # control characters.
+        if typed[:1] in tuple("[{\"'|>!&*") or not typed.isprintable():
             raise
         return key, typed
     # YAML would join the lines of such a text, and end it at " #".

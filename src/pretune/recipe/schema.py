@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pretune.data.records import MAX_CHARS
+from pretune.tasks.base import CheckedNumbers
 
 #: The upper limit of what the guard remembers or counts.
 GUARD_LIMIT = 10**6
 
 
-class RecipeSection(BaseModel):
+class RecipeSection(CheckedNumbers):
     """Refuses unknown keys, checks all values, and never changes afterwards."""
 
     model_config = ConfigDict(

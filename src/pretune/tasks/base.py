@@ -14,10 +14,11 @@ Each contract is what one part of pretune asks of a task:
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    field_validator,
     model_serializer,
 )
 from torch import Tensor, nn
@@ -49,7 +51,31 @@ def is_from_checkpoint(info: ValidationInfo) -> bool:
     return bool((info.context or {}).get("from_checkpoint"))
 
 
-class TaskOptions(BaseModel):
+#: A number with underscores in it, which Python reads as one, and YAML and people do not.
+_UNDERSCORED = re.compile(r"\s*[-+]?[\d.]*\d_\d[\d_.]*(?:[eE][-+]?\d+)?\s*")
+
+
+class CheckedNumbers(BaseModel):
+    """A section of a recipe in whose numbers no underscore may stand."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _written_plainly(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `1_0`, which pydantic would read as 10, unless it may be a text there."""
+        if isinstance(value, str) and _UNDERSCORED.fullmatch(value):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            if str not in _leaves(kind):
+                raise ValueError("a number is written without _")
+        return value
+
+
+def _leaves(kind: Any) -> set[Any]:
+    """Return the types that a union, or what else is made of types, is made of."""
+    inner = get_args(kind)
+    return {kind}.union(*map(_leaves, inner)) if inner else {kind}
+
+
+class TaskOptions(CheckedNumbers):
     """The `task:` section of a recipe; each task adds keys of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
