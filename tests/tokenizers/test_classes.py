@@ -26,7 +26,12 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<unk>", "<s>", "</s>", "Good", "good"]
 WORDS += ["Ärger", "ärger", "arger", "中", "国", "中国", "film", "##s", *string.ascii_lowercase]
-TEXTS = ["Good films Ärger 中国 good", "zz[MASK] <s> </s> 😀", "x <e1> BLOCKBUSTER </s>y", ""]
+TEXTS = [
+    "Good films Ärger 中国 good",
+    "zz[MASK] <s> </s> 😀",
+    "x <e1> BLOCKBUSTER </s>y<e5> <e4><e3><e2>",
+    "",
+]
 PAIRS = [TEXTS[::-1], TEXTS]
 #: Settings that contradict the file below, which is cased, keeps accents, and spaces ideographs.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,6 +49,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "extra": {"extra_special_tokens": ["<e1>"]},
     "additional": {"additional_special_tokens": ["<e1>", "good"]},
     "own name": {"image_token": "<e1>"},
+    "own names and a list": {
+        "additional_special_tokens": ["<e2>", "<e1>"],
+        "extra_special_tokens": {"image_token": "<e3>", "video_token": "<e4>"},
+        "audio_token": "<e5>",
+    },
+    "own name and a list": {"additional_special_tokens": ["<e2>"], "image_token": "<e1>"},
+    "two lists": {"additional_special_tokens": ["<e2>"], "extra_special_tokens": ["<e1>"]},
     "added": {
         "added_tokens_decoder": {
             str(i): {"content": WORDS[i], "special": True, "normalized": False} for i in range(5)

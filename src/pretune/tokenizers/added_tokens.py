@@ -86,11 +86,14 @@ def named_token(settings: Mapping[str, Any], name: str, usual: Mapping[str, str]
 
 def _extra(settings: Mapping[str, Any]) -> dict[str, AddedToken]:
     """The special tokens of a tokenizer that have no fixed names."""
-    listed = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or ()
-    entries = [*listed.values()] if isinstance(listed, dict) else listed
-    # A model may have a name of its own for one, e.g. `image_token`.
+    extra, older = (settings.get(f"{name}_special_tokens") for name in ("extra", "additional"))
+    # A model may have a name of its own for one, e.g. `image_token`: at the top, or in an object.
     named = [v for k, v in settings.items() if k.endswith("_token") and k not in _ORDER]
-    every = [*(entries if isinstance(entries, list) else ()), *named]
+    if isinstance(extra, dict):
+        named, extra = [*named, *extra.values()], None
+    # The older name of the list counts where the newer has none.
+    listed = extra or older
+    every = [*named, *(listed if isinstance(listed, list) else ())]
     return {_content(entry): _made(entry) for entry in every if _content(entry)}
 
 
