@@ -113,3 +113,10 @@ def test_other_models_do_not_answer(tiny_folder: Path, tmp_path: Path) -> None:
     assert "this one reads text" in said
     found = json.loads(run(tmp_path, "good film", "--json", "--top-k", "1"))
     assert list(found["scores"]) == [found["label"]]
+
+
+def test_an_input_that_pandas_left_empty_is_null(model: str, tmp_path: Path) -> None:
+    """NaN is no JSON."""
+    (tmp_path / "a.jsonl").write_text('{"question": NaN, "context": "x"}\n', encoding="utf-8")
+    shown = run(model, "--file", tmp_path / "a.jsonl", "--json")
+    assert json.loads(shown.splitlines()[0], parse_constant=pytest.fail)["question"] is None

@@ -84,6 +84,7 @@ def predict(
     options.check_utf8("--question", questions or [])
     options.check_utf8("--context", [] if context is None else [context])
     from pretune.bundle.bundle import load
+    from pretune.data.records import not_finite
     from pretune.inference.predict import Predictor, read_inputs
     from pretune.render.result_views import answer_view
 
@@ -112,7 +113,9 @@ def predict(
             answers = predictor.predict(batch, progress=bar)
         # Each answer is printed beside what it answers.
         for row, answer in zip(batch.rows, answers, strict=True):
-            inputs = {name: row[name] for name in predictor.task.shown if name in row}
+            shown_columns = [name for name in predictor.task.shown if name in row]
+            # NaN, which pandas writes for nothing, is no JSON.
+            inputs = {name: None if not_finite(row[name]) else row[name] for name in shown_columns}
             shown = answer.top(top_k)
             if as_json:
                 print_json_line({**inputs, **shown.to_dict()})

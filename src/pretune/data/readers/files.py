@@ -64,8 +64,8 @@ _PROBE_BYTES = 1 << 16
 #: What people are told about a file that is not what its name says, by the end of that kind's name.
 _TOLD = {
     ".jsonl": "JSON",
-    ".csv": "a table, whose first line names the columns",
-    ".tsv": "a table, whose first line names the columns",
+    ".csv": "a table",
+    ".tsv": "a table",
     ".conll": "CoNLL columns: a word and its tag on a line, blank lines between sentences",
 }
 _CELLS = re.compile(rb"\s*[a-z_][^\n]*?[,\t]", re.IGNORECASE)
