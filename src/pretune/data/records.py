@@ -191,8 +191,9 @@ class Records:
 
     def _no_column(self, name: str, wanted: str, needed: Sequence[str]) -> DataError:
         """The error for a task's column that is missing under the name that is `wanted`."""
-        # A column that the task reads as it is called cannot be meant.
-        near = similar_column(wanted, [own for own in self.columns if own not in needed])
+        # A column that the task reads for something else cannot be meant.
+        others = {*needed} - {name}
+        near = similar_column(wanted, [own for own in self.columns if own not in others])
         hint = f"Did you mean '{near}'? " if near is not None else ""
         hint += f"Say which one it is with data.columns.{name}=COLUMN"
         # With none of the task's names there, the first record may have been taken for names.
