@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 from pretune.bundle.bundle import Bundle
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
-from pretune.errors import DataError, PretuneError
+from pretune.errors import DataError, Note, PretuneError
 from pretune.evaluation.few_shot.in_context import MARGIN, SCORES, find_answer
 from pretune.evaluation.few_shot.result import Cell, Guess, cell_of
 from pretune.evaluation.few_shot.study import draw_shots, measure, options_from
@@ -276,5 +276,13 @@ def test_bad_rows_are_named(bpe: Pair) -> None:
         ask(bpe, train=records(["a", "b"], ["1", "1"]), answers=None)
     with pytest.raises(DataError, match="all 2 rows are examples"):
         ask(bpe, records(["a", "b"], ["0", "1"]), train=None)
-    with pytest.raises(DataError, match="line 2, column 'text': expected a text, found nothing"):
-        ask(bpe, replace(DATA, rows=[{"label": "0", "text": None}, *DATA.rows[1:]]))
+    with pytest.raises(DataError, match="line 2, column 'text': expected a text, found a list"):
+        ask(bpe, replace(DATA, rows=[{"label": "0", "text": ["a"]}, *DATA.rows[1:]]))
+
+
+@pytest.mark.parametrize("blank", [None, "", " \t"])
+def test_rows_without_text_are_left_out_and_told(bpe: Pair, blank: str | None) -> None:
+    rows = [{"label": "0", "text": blank}, *DATA.rows[1:]]
+    with pytest.warns(Note, match="1 records without a text"):
+        found = ask(bpe, replace(DATA, rows=rows))
+    assert found.count == len(rows) - 1

@@ -11,11 +11,12 @@ import numpy as np
 from pretune.bundle.bundle import Bundle
 from pretune.data.batch_order import epoch_order
 from pretune.data.records import Records
-from pretune.errors import DataError, PretuneError, did_you_mean
+from pretune.errors import DataError, PretuneError, did_you_mean, note
 from pretune.evaluation.few_shot.in_context import FewShot, FewShotOptions, Question
 from pretune.evaluation.few_shot.result import Cell, FewShotResult, cell_of
 from pretune.evaluation.few_shot.template import Template
 from pretune.inference.likelihood import LikelihoodScorer
+from pretune.tasks.base import no_text
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 
 
@@ -147,10 +148,15 @@ def _questions(records: Records, task: Classify, template: Template, label: str)
     labelled = _labelled(records, label)
     ids = {name: i for i, name in enumerate(task.labels)}
     questions = []
-    for row in range(len(records)):
+    for row, record in enumerate(records.rows):
+        # Nothing can be asked, as in any other evaluation.
+        if all(no_text(record.get(name)) for name in template.columns):
+            continue
         values = {name: records.text(row, name) for name in template.columns}
         number = task.label_id(labelled, row, ids)
         questions.append(Question(values, number, records.where(row)))
+    if left_out := len(records) - len(questions):
+        note(f"{records.origin}: {left_out:,} records without a text are left out")
     return questions
 
 
