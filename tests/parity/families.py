@@ -78,9 +78,12 @@ SIZES: dict[str, dict[str, Any]] = {
 #: Families that read a source and a target.
 PAIRS = ("marian",)
 
-#: A conditional random field is nothing that transformers has.
+#: A conditional random field and a policy's values are nothing that transformers has.
 CASES = [
-    (name, head) for name in SIZES for head in FAMILIES[name].heads if not head.endswith("_crf")
+    (name, head)
+    for name in SIZES
+    for head in FAMILIES[name].heads
+    if not head.endswith(("_crf", "actor_critic"))
 ]
 
 

@@ -195,9 +195,10 @@ class Trainer:
             self._save(best=False)  # something to go back to
         with reusing_memory(self.device.type == "cpu") as tidy:
             while self.history.steps < self.total and not self.history.early:
-                began = time.perf_counter()
+                began, held = time.perf_counter(), self.strategy.holds(self.cursor)
                 self.strategy.prepare(self.cursor)
-                self.history.seconds += time.perf_counter() - began
+                if not held:
+                    self.history.seconds += time.perf_counter() - began
                 # Recovering from trouble moves the cursor, and the batches start there afresh.
                 with closing(self._batches()) as batches:
                     self._train_on(batches, tidy)
@@ -338,18 +339,21 @@ class Trainer:
 
     def _read_frozen_backbone(self) -> None:
         """Where a frozen backbone would be read in several epochs, read it once, now."""
-        began = time.perf_counter()
         repeats = self.total > self.order.updates(1, self.sizes.at, self.sizes.updates)
-        if self.world.size == 1 and repeats and reads_once(self.task, self.model, self.train):
-            with self.reporter.working("reading once", len(self.train)) as progress:
-                self.strategy = ReadOnce(
-                    self.task,
-                    self.model,
-                    self.train,
-                    device=self.device,
-                    precision=self.options.precision,
-                    progress=progress,
-                )
+        if self.world.size > 1 or not repeats:
+            return
+        if not reads_once(self.task, self.model, self.train):
+            return
+        began = time.perf_counter()
+        with self.reporter.working("reading once", len(self.train)) as progress:
+            self.strategy = ReadOnce(
+                self.task,
+                self.model,
+                self.train,
+                device=self.device,
+                precision=self.options.precision,
+                progress=progress,
+            )
         self.history.seconds += time.perf_counter() - began
 
     def _log(self, rate: float, norm: float) -> None:
