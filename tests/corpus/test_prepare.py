@@ -212,6 +212,7 @@ def start(
     return begin
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_is_the_same(
     whole: tuple[Path, Prepared], tmp_path: Path, start: Callable[..., Any]
 ) -> None:

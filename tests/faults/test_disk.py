@@ -30,7 +30,11 @@ outcome, assert_alike = _resume.outcome, _resume.assert_alike
 
 Start = Callable[..., Running]
 RecipeFile = Callable[..., Path]
-MODES = pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+MODES = pytest.mark.parametrize(
+    "background",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["foreground", "background"],
+)
 #: Nothing but checkpoints is written before the end.
 SILENT = {"train__log_every": 1000, "train__eval_every": 1000}
 
@@ -139,7 +143,7 @@ def test_a_run_that_fills_its_disk_goes_on_when_there_is_room(
 @pytest.mark.parametrize(
     ("name", "background"),
     [
-        ("model.safetensors", False),
+        pytest.param("model.safetensors", False, marks=pytest.mark.slow),
         (TENSORS, True),
         pytest.param("model.safetensors", True, marks=pytest.mark.slow),
         pytest.param(TENSORS, False, marks=pytest.mark.slow),

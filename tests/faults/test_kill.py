@@ -147,7 +147,7 @@ def torture(
     return killer
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_few_times(
     background: bool,
     start: Start,

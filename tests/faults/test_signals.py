@@ -21,8 +21,14 @@ MOMENTS = pytest.mark.parametrize(
     ("number", "where", "background"),
     [
         (signal.SIGINT, "pretune.training.checkpoint:write_manifest", False),
-        (signal.SIGTERM, "pretune.training.checkpoint:write_manifest", True),
-        (signal.SIGINT, "pretune.training.loop:evaluate_features", True),
+        pytest.param(
+            *(signal.SIGTERM, "pretune.training.checkpoint:write_manifest", True),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(signal.SIGINT, "pretune.training.loop:evaluate_features", True),
+            marks=pytest.mark.slow,
+        ),
         (signal.SIGTERM, "pretune.training.loop:evaluate_features", False),
     ],
     ids=["INT-writing", "TERM-writing-beside", "INT-evaluating", "TERM-evaluating"],
