@@ -141,6 +141,8 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     epochs = updates / len(batches) if recipe.train.max_steps else recipe.train.epochs
     every = recipe.train.eval_every
     evaluations = math.ceil(epochs) if every == "epoch" else math.ceil(updates / every)
+    if isinstance(run.task, MakesExperience) and run.validation is not None:
+        evaluations += 1  # before the first update
     per_token = _flops_per_token(model, max(1, round(per_epoch / len(train))))
     # A frozen backbone is run once, and its outputs are kept for all epochs.
     passes = 1.0 if epochs > 1 and reads_once(run.task, model, train) else epochs

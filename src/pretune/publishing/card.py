@@ -206,7 +206,7 @@ def _results(facts: CardFacts) -> Iterator[str]:
     count = _measured(facts)
     size = "" if count is None else f" ({count:,} examples)"
     best = facts.result.get("best_step")
-    chosen = "" if best is None else f", after {best:,} updates"
+    chosen = "" if best is None else f", after {best:,} updates" if best else ", before training"
     yield f"Of the best checkpoint{chosen}, on {_source(facts.validation)}{size}:"
     rows = [(facts.metric_title(name), f"{value:.4f}") for name, value in facts.metrics.items()]
     yield Grid(["metric", "value"], rows).markdown()

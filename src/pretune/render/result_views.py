@@ -34,7 +34,8 @@ def run_view(result: RunResult) -> RenderableType:
     """Lay out the outcome of one training."""
     title = "result"
     if result.metrics:
-        title = f"best model on the validation data (after {result.best_step} updates)"
+        when = f"after {result.best_step} updates" if result.best_step else "before training"
+        title = f"best model on the validation data ({when})"
     rows = [
         *((name, f"{value:.4f}") for name, value in result.metrics.items()),
         ("updates", f"{result.steps:,}"),

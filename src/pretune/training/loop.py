@@ -191,9 +191,9 @@ class Trainer:
         train_mode(self.model)
         self._read_frozen_backbone()
         self.reporter.begin(self.total, self.history.steps)
-        if self.options.guard.action == "rollback" and self.history.steps == 0:
-            self._save(best=False)  # something to go back to
         with reusing_memory(self.device.type == "cpu") as tidy:
+            if self.history.steps == 0:
+                self._before_first(tidy)
             while self.history.steps < self.total and not self.history.early:
                 began, held = time.perf_counter(), self.strategy.holds(self.cursor)
                 self.strategy.prepare(self.cursor)
@@ -203,6 +203,15 @@ class Trainer:
                 with closing(self._batches()) as batches:
                     self._train_on(batches, tidy)
         return self.history
+
+    def _before_first(self, tidy: Callable[[], None]) -> None:
+        """Save, and perhaps evaluate, what training starts from."""
+        # Replies before training are what later ones are compared with, and may stay the best.
+        compared = isinstance(self.task, MakesExperience) and self.validation is not None
+        if compared and self.history.evaluated is None:
+            self._evaluate_and_save(tidy)
+        elif self.options.guard.action == "rollback":
+            self._save(best=False)  # something to go back to
 
     def _train_on(self, batches: Iterator[GlobalBatch], tidy: Callable[[], None]) -> None:
         """Make updates until the batches end, or until the run goes on at another place."""

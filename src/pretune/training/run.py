@@ -226,7 +226,8 @@ class _Run:
             if start is not None:
                 trainer.restore(store.read(start))
             if self.resumed:
-                self.reporter.rewind(trainer.history.steps)
+                # From the beginning also the evaluation before the first update is made again.
+                self.reporter.rewind(-1 if start is None else trainer.history.steps)
                 where = start or "the beginning"
                 self._say(f"resumed from {where}: update {trainer.history.steps}")
             self._say(_summary(trainer, self.world))

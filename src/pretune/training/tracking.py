@@ -193,7 +193,8 @@ class Mlflow(Sink):
         for name in ("best_step", "steps", "examples", "tokens", "seconds", "peak_memory_mb"):
             if result.get(name) is not None:
                 figures[f"run/{name}"] = result[name]
-        step = int(result.get("best_step") or result["steps"])
+        best = result.get("best_step")
+        step = int(result["steps"] if best is None else best)
         self._client.log_batch(run, metrics=_metrics(figures, step))
         self._client.log_text(run, text, RESULT)
 

@@ -26,8 +26,9 @@ from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.tasks.alignment.grpo import Grpo
 from pretune.training import run
 from pretune.training.data import examined_records
+from pretune.training.loop import Trainer
 from pretune.training.run import resume, train_recipe
-from pretune.training.stop import Interrupted
+from pretune.training.stop import Interrupted, Stopped
 from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
 from tests.training.outcomes import StopAt, assert_alike, outcome
 
@@ -116,6 +117,53 @@ def test_a_run_that_was_stopped_inside_a_rollout(
         with pytest.raises(Interrupted):
             train_recipe(part, quiet=True)
     resume(part.output, quiet=True)
+    assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "metrics.jsonl").open(encoding="utf-8"))
+    return [entry for entry in lines if "validation/reward" in entry]
+
+
+def test_replies_before_training_are_evaluated(
+    made: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are those of the reference, and may stay the best."""
+    result = train_recipe(made("grpo", **{"task.group": 2, "train.learning_rate": 1e-12}))
+    before, after = evaluations(tmp_path / "run")
+    assert (before["step"], before["epoch"]) == (0, 0)
+    assert before["validation/kl"] == pytest.approx(0, abs=1e-5)
+    assert after["step"] == result.steps == 3
+    assert result.best_step == 0
+    best = load(tmp_path / "run" / "best").model.state_dict()
+    start = load(tmp_path / "sft").model.state_dict()
+    assert all(torch.equal(best[name], value) for name, value in start.items())
+    assert "epoch 0.00  validation" in capsys.readouterr().err
+    run_without = made("grpo", "other", **{"task.group": 2, "data.validation": None})
+    assert train_recipe(run_without, quiet=True).best_step is None
+
+
+@pytest.mark.parametrize("guard", ["stop", "rollback"])
+@pytest.mark.parametrize("saved_it", [False, True])
+def test_a_run_that_was_stopped_before_the_first_update(
+    guard: str, saved_it: bool, made: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first evaluation is in the logs once."""
+    options = {"task.group": 2, "train.guard": guard}
+    train_recipe(made("grpo", "whole", **options), quiet=True)
+    part, original = made("grpo", "part", **options), Trainer._save
+
+    def stopping(self: Trainer, *, best: bool) -> None:
+        if saved_it:
+            original(self, best=best)
+        raise Stopped(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", stopping)
+        with pytest.raises(Interrupted):
+            train_recipe(part, quiet=True)
+    resume(part.output, quiet=True)
+    assert [entry["step"] for entry in evaluations(Path(part.output))] == [0, 3]
     assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
 
 
