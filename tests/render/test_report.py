@@ -18,12 +18,13 @@ from pretune.evaluation.examine import Example, examine
 from pretune.evaluation.explain import explain
 from pretune.experiments.history import MetricHistory
 from pretune.render.example_table import SCRIPT, ExampleTable, example_rows
-from pretune.render.page import page
+from pretune.render.page import Picture, page
 from pretune.render.report import (
     ReportFacts,
     by_length,
     calibration_section,
     check_writable,
+    report_sections,
     write_report,
 )
 from pretune.tasks.grading import Grade
@@ -74,6 +75,20 @@ def test_pictures_are_files_too(tiny_folder: Path, tmp_path: Path) -> None:
         *("training", "confusion", "calibration", "lengths", f"attention-line-{line}")
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in found.values())
+
+
+@pytest.mark.parametrize("name", ["reward", "judge", "win_rate"])
+def test_gains_are_drawn_against_the_kl(name: str, made: ReportFacts, tmp_path: Path) -> None:
+    values = ((1, 0.0, 0.1), (2, 0.5, 0.3))
+    lines = [
+        json.dumps({"step": step, "validation/kl": kl, f"validation/{name}": gain})
+        for step, kl, gain in values
+    ]
+    for count, pictures in ((1, {"training"}), (2, {"training", "frontier"})):
+        known = replace(made, history=MetricHistory.of(lines[:count]))
+        parts = [part for section in report_sections(known) for part in section.parts]
+        names = {part.name for part in parts if isinstance(part, Picture)}
+        assert names & {"training", "frontier"} == pictures
 
 
 @pytest.mark.parametrize("name", CASES)

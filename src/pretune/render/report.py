@@ -34,6 +34,7 @@ from pretune.render.grid import Grid
 from pretune.render.page import Folded, PagePart, PageSection, Paragraph, Picture, page
 from pretune.render.report_charts import (
     confusion_chart,
+    frontier_chart,
     history_chart,
     reliability_chart,
     scatter_chart,
@@ -45,6 +46,8 @@ from pretune.tasks.grading import Decision, Mistake
 MISTAKE_ROWS, MISTAKE_LENGTH = 25, 300
 #: Groups of examples by length.
 LENGTH_GROUPS = 6
+#: What replies are rated by, drawn against how far the model is from its reference.
+GAINED = ("reward", "judge", "win_rate")
 #: A confusion matrix of more classes cannot be read.
 MAX_CONFUSION_CLASSES = 60
 #: Shown in the place of no entities, or no labels.
@@ -128,8 +131,19 @@ def _metrics_section(examined: Examined) -> PageSection:
 def _training_section(history: MetricHistory) -> PageSection | None:
     if not history.curves:
         return None
-    picture = Picture(history_chart(history), "figures over the updates", name="training")
-    return PageSection("Training", [picture])
+    parts: list[PagePart] = [
+        Picture(history_chart(history), "figures over the updates", name="training")
+    ]
+    # What is gained costs distance from the reference: is it worth it?
+    gained = [name for name in GAINED if len(history.frontier(name)) > 1]
+    if gained:
+        caption = (
+            "Evaluations: what was gained against how far the model is from its reference. Where "
+            "more KL brings no more, training only moves the model away."
+        )
+        picture = frontier_chart(history, gained)
+        parts.append(Picture(picture, "gain against KL", caption, "frontier"))
+    return PageSection("Training", parts)
 
 
 def _class_section(examined: Examined) -> PageSection | None:

@@ -12,38 +12,106 @@ from pretune.experiments.history import MetricHistory
 from pretune.render.charts import COLOURS, chart_labels, cut_label, label_ticks, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 #: Confusion matrices of more labels have no numbers in their cells.
 MAX_NUMBERED_LABELS = 20
 #: Curves of at least this many points are drawn without a mark at each point.
 _MANY_POINTS = 40
 _GUIDE_COLOUR = "#8a94a0"
+#: Lines of several metrics in one panel.
+_LINES = ("-", "--", ":")
+#: At most so many panels stand in two columns; more stand in three.
+_TWO_COLUMNS = 6
+#: Values that differ by at most this share of their size are the same but for rounding.
+_ROUNDING = 1e-5
 
 
 def history_chart(history: MetricHistory) -> Figure:
-    """Draw a panel for each metric over the updates; training and validation share a panel."""
-    names = history.names
-    rows = -(-len(names) // 2)
-    figure = new_figure(7.5, 1.9 * rows)
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
-    for axes, name in zip(panels, names, strict=False):
-        for colour, (kind, curves) in zip(COLOURS, history.curves.items(), strict=False):
+    """Draw metrics over the updates, a panel for each or for several that belong together.
+
+    Training and validation share a panel and differ in colour, metrics of one panel in the line.
+    """
+    panels = history.panels
+    columns = 2 if len(panels) <= _TWO_COLUMNS else 3
+    rows = -(-len(panels) // columns)
+    figure = new_figure(3.5 * columns, 1.9 * rows + 0.3)
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, names in zip(every, panels, strict=False):
+        _draw_panel(axes, history, names)
+    # The last row may have empty places.
+    for axes in every[len(panels) :]:
+        axes.set_visible(False)
+    # What the colours mean is told once, where it covers no curve.
+    kinds = [_key(color=colour) for colour in COLOURS[: len(history.curves)]]
+    figure.legend(
+        kinds, list(history.curves), loc="outside upper left", ncols=2, fontsize=8, frameon=False
+    )
+    figure.supxlabel("updates", fontsize=8)
+    return figure
+
+
+def _draw_panel(axes: Axes, history: MetricHistory, names: Sequence[str]) -> None:
+    """Draw the curves of some metrics, which share the vertical axis."""
+    for colour, curves in zip(COLOURS, history.curves.values(), strict=False):
+        for line, name in zip(_LINES, names, strict=False):
             if name in curves:
                 steps, values = curves[name]
                 mark = "." if len(steps) < _MANY_POINTS else ""
-                axes.plot(steps, values, color=colour, label=kind, marker=mark)
-        axes.set_title(name.replace("_", " "), fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.locator_params(axis="x", integer=True)
-        axes.ticklabel_format(axis="y", scilimits=(-3, 5))
-        axes.yaxis.get_offset_text().set_fontsize(7)
+                axes.plot(steps, values, color=colour, linestyle=line, marker=mark)
+    axes.set_title(", ".join(name.replace("_", " ") for name in names), fontsize=9)
+    if len(names) > 1:
+        lines = [_key(color="black", linestyle=line) for line in _LINES[: len(names)]]
+        shown = [name.replace("_", " ") for name in names]
+        axes.legend(lines, shown, fontsize=7, frameon=False)
+    axes.tick_params(labelsize=7)
+    axes.locator_params(axis="x", integer=True)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
+    axes.yaxis.get_offset_text().set_fontsize(7)
+    axes.grid(alpha=0.3)
+    _show_as_flat(axes)
+
+
+def _key(**style: Any) -> Line2D:
+    """Make a line for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **style)
+
+
+def _show_as_flat(axes: Axes) -> None:
+    """Keep differences from rounding alone from filling a panel."""
+    low, high = axes.dataLim.intervaly
+    size = max(abs(low), abs(high))
+    if high - low < _ROUNDING * size:
+        axes.set_ylim(low - 0.1 * size, high + 0.1 * size)
+
+
+def frontier_chart(history: MetricHistory, metrics: Sequence[str]) -> Figure:
+    """Draw what each evaluation gained against how far the model had come from its reference.
+
+    Args:
+        history: of the run.
+        metrics: of the validation data, beside `kl`; a panel for each.
+    """
+    figure = new_figure(0.5 + 3.9 * len(metrics), 3.4)
+    panels = figure.subplots(1, len(metrics), squeeze=False).ravel()
+    for axes, metric in zip(panels, metrics, strict=True):
+        steps, far, gained = zip(*history.frontier(metric), strict=True)
+        axes.plot(far, gained, color=_GUIDE_COLOUR, linewidth=0.8, zorder=1)
+        points = axes.scatter(far, gained, c=steps, s=18, cmap="viridis_r", zorder=2)
+        # The ends have names: between them the colour tells the way.
+        ends = {0: "before training" if steps[0] == 0 else f"{steps[0]:.0f}"}
+        ends[len(steps) - 1] = f"{steps[-1]:.0f}"
+        for place, name in ends.items():
+            at, offset = (far[place], gained[place]), (4, 4)
+            axes.annotate(name, at, offset, textcoords="offset points", fontsize=7)
+        axes.set(xlabel="KL to the reference (nats a reply)", ylabel=metric.replace("_", " "))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, frameon=False)
-    # An odd number of metrics leaves the last panel empty.
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    figure.supxlabel("updates", fontsize=8)
+        axes.margins(x=0.12, y=0.1)
+    figure.colorbar(points, ax=panels.tolist(), label="updates")
     return figure
 
 
