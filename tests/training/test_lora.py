@@ -18,6 +18,7 @@ from pretune.bundle.bundle import ADAPTER, load
 from pretune.checkpoints.peft import fill_adapter, save_adapter
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, RecipeError, RunError
+from pretune.models.heads.language import ActorCritic
 from pretune.models.lora import (
     TARGETS,
     adapters,
@@ -88,6 +89,44 @@ def test_an_adapter_is_pefts_there_and_back(
     plain = load(bpe.folder).model
     plain.load_state_dict(merged_state(bundle.model))
     assert torch.allclose(logits(plain), theirs(merged), atol=1e-4)
+
+
+def test_a_head_of_values_goes_with_the_adapter(bpe: Pair, tmp_path: Path) -> None:
+    """There and back, and in peft on a model that has such a head (as TRL names it)."""
+
+    def critic() -> Any:
+        bundle = load(bpe.folder)
+        torch.manual_seed(3)
+        model = ActorCritic(bundle.backbone).eval()
+        add_lora(model, 3, 6.0, TARGETS[:1])
+        return bundle, model
+
+    bundle, model = critic()
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"value.weight", "value.bias"} < learns
+    assert all(".lora_" in name or name.startswith("value.") for name in learns)
+    for name in learns:
+        torch.nn.init.normal_(model.get_parameter(name), std=0.1)
+    save_adapter(model, tmp_path / "a", bundle.family, "actor_critic", str(bpe.folder))
+    base = transformers.GPT2LMHeadModel.from_pretrained(bpe.folder)
+    base.v_head = torch.nn.Sequential()
+    base.v_head.add_module("summary", torch.nn.Linear(bpe.theirs.config.n_embd, 1))
+    opened = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    with torch.no_grad():
+        _, mine = model(PackedBatch.of(IDS), labels=torch.zeros(9, dtype=torch.int64), each=True)
+        hidden = [opened.base_model.model.transformer(torch.tensor([ids]))[0][0] for ids in IDS]
+        found = opened.base_model.model.v_head.summary(torch.cat(hidden))[:, 0]
+    assert torch.allclose(found, mine, atol=1e-4)
+    opened.save_pretrained(tmp_path / "b")
+    for folder in ("a", "b"):
+        other, again = critic()
+        fill_adapter(again, tmp_path / folder, other.family, "actor_critic")
+        values = again.state_dict()
+        assert all(torch.equal(own, values[name]) for name, own in model.state_dict().items())
+    plain = load(bpe.folder)
+    add_lora(plain.model, 3, 6.0, TARGETS[:1])
+    with pytest.raises(CheckpointError, match=r"v_head\.summary"):
+        fill_adapter(plain.model, tmp_path / "a", plain.family, "causal_lm")
 
 
 @pytest.mark.parametrize("new", [range(0), range(5, 9)])

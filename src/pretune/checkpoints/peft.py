@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretune.checkpoints.config import read_object
-from pretune.checkpoints.names import name_table
+from pretune.checkpoints.names import expand, name_table
 from pretune.errors import CheckpointError
 from pretune.models.family import Family
 from pretune.models.lora import LearnedRows, LoraLinear, adapters, learned_rows
@@ -42,10 +42,18 @@ def _named(
     return named
 
 
+def _whole(model: nn.Module, family: Family, head: str) -> dict[str, nn.Parameter]:
+    """Parameters that the head adds, which are trained and saved whole, by published names."""
+    table = expand(family.heads[head].rules, (1,))
+    return {names.parts[0]: model.get_parameter(ours) for ours, names in table.items()}
+
+
 def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base: str) -> None:
     """Write the adapters that `add_lora` put into a model into a new folder, as peft does.
 
-    `base` is the model that was adapted, for `base_model_name_or_path`.
+    What the head adds is written with them (`modules_to_save`): a plain language model opens with
+    the adapter and passes over it, one with the head takes it too. `base` is the model that was
+    adapted, for `base_model_name_or_path`.
     """
     named = _named(model, family, head, adapters(model))
     first = named[0][1]
@@ -57,6 +65,9 @@ def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base
     for name, rows in _named(model, family, head, learned_rows(model)):
         tensors[f"{_PREFIX}{name}.{_ROWS}"] = rows.rows.detach().cpu().contiguous()
         new = list(rows.learned)
+    whole = _whole(model, family, head)
+    for name, value in whole.items():
+        tensors[f"{_PREFIX}{name}"] = value.detach().cpu().contiguous()
     # peft selects modules by the end of their names: h.0.attn.c_proj -> attn.c_proj.
     targets = sorted({".".join(name.split(".")[-2:]) for name, _ in named})
     config = {
@@ -71,6 +82,7 @@ def save_adapter(model: nn.Module, folder: Path, family: Family, head: str, base
         "fan_in_fan_out": any(rule.transposed for rule in family.rules),  # GPT-2's Conv1D
         "inference_mode": True,
         **({"trainable_token_indices": new} if new else {}),
+        **({"modules_to_save": sorted({n.split(".")[0] for n in whole})} if whole else {}),
     }
     folder.mkdir()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -106,6 +118,9 @@ def fill_adapter(model: nn.Module, folder: Path, family: Family, head: str) -> N
                 "Set model.new_tokens to the tokens it was trained with.",
             )
         _fill(rows.rows, tensors, f"{name}.{_ROWS}", folder / WEIGHTS)
+    # What the head adds.
+    for name, value in _whole(model, family, head).items():
+        _fill(value, tensors, name, folder / WEIGHTS)
     # `_fill` takes tensors out: what is left has no place.
     if tensors:
         raise CheckpointError(

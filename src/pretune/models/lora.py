@@ -101,7 +101,9 @@ class LearnedRows(nn.Module):
 def add_lora(
     model: nn.Module, rank: int, alpha: float, targets: Sequence[str], new_tokens: range = range(0)
 ) -> None:
-    """Add trained low-rank matrices to every layer, in place, and freeze everything else.
+    """Add trained low-rank matrices to every layer, in place, and freeze the rest of the backbone.
+
+    A head that adds parameters to the backbone, such as one of values, stays trained as a whole.
 
     Args:
         model: holds its backbone as `backbone`.
@@ -115,7 +117,7 @@ def add_lora(
     """
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-    model.requires_grad_(False)
+    backbone.requires_grad_(False)
     # Replace each target in every layer by a LoraLinear around the same matrix.
     for layer in backbone.layers:
         for target in dict.fromkeys(targets):

@@ -17,6 +17,9 @@ from pretune.models.lora import adapters
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.builtin import task_class
 
+#: Heads of language models: the backbone is adapted, and what the head adds is trained whole.
+HEADS = ("causal_lm", "actor_critic")
+
 
 def check_lora(recipe: Recipe) -> None:
     """Check that a recipe with `train.lora` makes sense."""
@@ -29,10 +32,11 @@ def check_lora(recipe: Recipe) -> None:
         raise RecipeError(
             "train.lora freezes everything except what it adds", "Leave out train.freeze."
         )
-    if task_class(recipe.task.name)(recipe.task).head != "causal_lm":
+    if task_class(recipe.task.name)(recipe.task).head not in HEADS:
         raise RecipeError(
             f"train.lora: the task {recipe.task.name} has a head that must be trained",
-            "LoRA is for language models: the tasks causal_lm, chat, instruct, dpo, grpo and rloo.",
+            "LoRA is for language models: the tasks causal_lm, chat, instruct, dpo, ppo, grpo and "
+            "rloo.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from pydantic import ValidationError
 
 from pretune.data.batch import PackedBatch
+from pretune.models.lora import adapters, add_lora, merged_state, without_adapters
 from pretune.tasks.alignment.policy import ADVANTAGE, OLD, Attempt
 from pretune.tasks.alignment.ppo import RETURN, VALUE
 from pretune.tasks.base import REFERENCE
@@ -183,6 +185,48 @@ def test_alone_or_in_a_batch(name: str, sft: Path) -> None:
         total = sum(float(loss.sum if key == "sum" else loss.parts[key]) for loss in losses)
         own = float(together.sum if key == "sum" else together.parts[key])
         assert own == pytest.approx(total, rel=1e-5, abs=1e-5), key
+
+
+def test_an_adapted_policy_is_the_merged_one(sft: Path) -> None:
+    """Its scores and its gradients are those of the model that its matrices add up to."""
+    task, bundle = policy("ppo", sft)
+    base = copy.deepcopy(bundle.model).eval()
+    add_lora(bundle.model, 2, 6.0, ["attention.qkv"])
+
+    def below(batch: PackedBatch, **options: Any) -> Any:
+        with without_adapters(bundle.model):
+            return bundle.model(batch, **options)
+
+    task.reference_model = below  # type: ignore[assignment]
+    # B is 0: the reference is the model itself.
+    for attempt in attempts(task, bundle):
+        assert np.array_equal(attempt.old, attempt.reference)
+    for part in adapters(bundle.model).values():
+        torch.nn.init.normal_(part.lora_b, std=0.2)
+    merged = copy.deepcopy(base)
+    merged.load_state_dict(merged_state(bundle.model))
+    # The reference is still the base, and the model is the merged one.
+    batch = rollout(task, bundle)
+    actions = batch.targets[NEXT] != IGNORED
+    with torch.no_grad():
+        expected = task.forward(base, batch).log_probs
+        assert torch.equal(batch.targets[REFERENCE][actions], expected)
+        assert not torch.allclose(batch.targets[OLD][actions], expected, atol=1e-2)
+        other = task.forward(merged, batch)
+        assert torch.allclose(batch.targets[OLD][actions], other.log_probs, atol=1e-6)
+        assert torch.allclose(batch.targets[VALUE][actions], other.values, atol=1e-6)
+    for model in (bundle.model, merged):
+        task.loss(task.forward(model, batch), batch).sum.backward()
+    # W = W0 + 3 B A, so the gradient of A is 3 B' times that of W, and of B that of W times 3 A'.
+    whole = dict(merged.named_parameters())
+    for name, part in adapters(bundle.model).items():
+        own = whole[f"{name}.weight"].grad
+        torch.testing.assert_close(part.lora_a.grad, 3 * part.lora_b.T @ own, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part.lora_b.grad, 3 * own @ part.lora_a.T, rtol=1e-4, atol=1e-5)
+    values = bundle.model.get_parameter("value.weight").grad
+    assert values is not None
+    assert bool(values.any())
+    torch.testing.assert_close(values, whole["value.weight"].grad, rtol=1e-4, atol=1e-5)
 
 
 def test_a_group_of_equal_rewards_gives_no_gradient(sft: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 from pretune.api import evaluate
 from pretune.bundle.bundle import load
+from pretune.bundle.convert import convert
+from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, DataError, RecipeError, RunError
 from pretune.evaluation.compare import compare
 from pretune.evaluation.examine import examine
@@ -100,6 +103,7 @@ def test_transformers_reads_the_language_model(made: Callable[..., Recipe], tmp_
     [
         ("ppo", {"task.passes": 2, "task.target_kl": 0.1, "task.kl_horizon": 20}),
         ("grpo", {"task.group": 2, "train.lora": {"rank": 2}}),
+        ("ppo", {"task.passes": 2, "train.lora": {"rank": 2}, "train.ema": 0.5}),
         ("grpo", {"task.group": 2, "task.passes": 2, "train.ema": 0.5, "train.guard": "rollback"}),
     ],
 )
@@ -188,18 +192,55 @@ def test_the_guard_goes_back_inside_a_rollout(
     assert calls[:2] == [8, 4]
 
 
+@pytest.mark.parametrize(
+    ("name", "lora"), [("grpo", None), ("grpo", {"rank": 2}), ("ppo", {"rank": 2})]
+)
 def test_at_the_start_the_reference_is_the_model(
-    made: Callable[..., Recipe], tmp_path: Path
+    name: str, lora: dict[str, Any] | None, made: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """With LoRA it is the model below the adapters."""
-    for lora in (None, {"rank": 2}):
-        rates = {"train.learning_rate": 1e-2, "train.lora": lora, "task.group": 2}
-        name = f"run-{lora is None}"
-        train_recipe(made("grpo", name, **rates), quiet=True)
-        lines = (tmp_path / name / "metrics.jsonl").open(encoding="utf-8")
-        logs = [entry for entry in map(json.loads, lines) if "train/kl" in entry]
-        assert logs[0]["train/kl"] == pytest.approx(0, abs=1e-5)
-        assert logs[-1]["train/kl_k3"] > 1e-4
+    rates = {"train.learning_rate": 1e-2, "train.lora": lora, "task.group": 2}
+    train_recipe(made(name, **rates), quiet=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").open(encoding="utf-8")
+    logs = [entry for entry in map(json.loads, lines) if "train/kl" in entry]
+    assert logs[0]["train/kl"] == pytest.approx(0, abs=1e-5)
+    assert logs[-1]["train/kl_k3"] > 1e-4
+
+
+def test_ppo_with_lora_trains_the_adapter_and_the_values(
+    made: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """What is saved is the merged model, and beside it what peft puts on the base."""
+    lora = {"rank": 2, "targets": ["attention.qkv", "feed_forward.down"]}
+    train_recipe(made("ppo", **{"train.lora": lora, "train.learning_rate": 1e-2}), quiet=True)
+    last = tmp_path / "run" / "last"
+    trained, base = load(last).model.eval(), load(tmp_path / "sft").model.state_dict()
+    changed = {n for n, v in trained.state_dict().items() if not torch.equal(v, base.get(n, v))}
+    assert changed == {n for n in base if n.endswith(("qkv.weight", "down.weight"))}
+    # peft, on the base as the plain language model.
+    config = json.loads((last / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["modules_to_save"], config["base_model_name_or_path"]) == (
+        ["v_head"],
+        str(tmp_path / "sft"),
+    )
+    opened = peft.AutoPeftModelForCausalLM.from_pretrained(last / "adapter").eval()
+    ids = [5, 6, 7, 8]
+    with torch.no_grad():
+        theirs = opened(torch.tensor([ids])).logits[0]
+        assert torch.allclose(trained(PackedBatch.of([ids])), theirs, atol=1e-4)
+    # The values are in both files.
+    whole = load_file(last / "model.safetensors")
+    adapter = load_file(last / "adapter" / "adapter_model.safetensors")
+    for part in ("weight", "bias"):
+        stored = adapter[f"base_model.model.v_head.summary.{part}"]
+        assert torch.equal(stored, whole[f"v_head.summary.{part}"])
+    # It is used as every run is: it replies, is evaluated, converted, and trained further.
+    convert(last, tmp_path / "copy")
+    before = evaluate(last, tmp_path / "v.jsonl", device="cpu").metrics
+    assert evaluate(tmp_path / "copy", tmp_path / "v.jsonl", device="cpu").metrics == before
+    assert list(Conversation(load(tmp_path / "copy"), device="cpu").say("Add 2 and 2"))
+    more = made("ppo", "more", **{"model.from": str(last), "train.lora": lora})
+    assert train_recipe(more, quiet=True).steps
 
 
 def test_a_reward_that_is_no_number(
