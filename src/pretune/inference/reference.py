@@ -15,9 +15,15 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import CheckpointError, PretuneError
-from pretune.inference.rewards import reward_of
+from pretune.inference.rewards import named_reward, reward_function
 from pretune.inference.runtime import evaluation_mode, precision_context
-from pretune.tasks.base import REFERENCE, AnyTask, HasReference, MakesExperience
+from pretune.tasks.base import (
+    REFERENCE,
+    AnyTask,
+    ComparesWithReference,
+    HasReference,
+    MakesExperience,
+)
 from pretune.tokenizers.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Features)
@@ -28,7 +34,7 @@ BATCH_TOKENS = 8192
 
 @torch.no_grad()
 def reference_scores(
-    task: HasReference,
+    task: ComparesWithReference,
     model: nn.Module,
     features: Features,
     *,
@@ -80,24 +86,32 @@ def compared(task: AnyTask, features: F, device: torch.device, tokenizer: Tokeni
     Raises:
         CheckpointError: the reference is not where it was in training.
     """
-    if isinstance(task, MakesExperience):
-        equip(task, device, tokenizer)
-    if not isinstance(task, HasReference) or task.reference is None:
+    if not isinstance(task, HasReference):
         return features
-    reference = load_reference(task)
-    model = reference.model.to(device)
+    equip(task, device, tokenizer)
+    if not isinstance(task, ComparesWithReference) or task.reference is None:
+        return features
+    held = task.reference_model
+    model = held if isinstance(held, nn.Module) else load_reference(task).model.to(device)
     return with_scores(features, reference_scores(task, model, features, device=device))
 
 
-def equip(task: MakesExperience, device: torch.device, tokenizer: Tokenizer) -> None:
-    """Give a task the reward, and the reference that its model was trained beside, if it has one.
+def equip(task: HasReference, device: torch.device, tokenizer: Tokenizer) -> None:
+    """Give a task what the replies of an evaluation are scored by.
+
+    That is its reward, its judge, and the reference that its model was trained beside; where it has
+    none, or nothing is written, it gets none.
 
     Raises:
         PretuneError: the reference is not where it was in training, or the reward cannot be made.
     """
-    if task.rewarding is None:
-        task.rewarding = reward_of(task, device=device, tokenizer=tokenizer)
-    if task.reference is not None and task.reference_model is None:
+    if isinstance(task, MakesExperience) and task.rewarding is None:
+        spec = named_reward(task)
+        task.rewarding = reward_function(spec, device=device, tokenizer=tokenizer)
+    if task.judge is not None and task.judging is None:
+        task.judging = reward_function(task.judge, device=device, tokenizer=tokenizer)
+    needed = task.reference is not None and task.writes_in_evaluations
+    if needed and task.reference_model is None:
         task.reference_model = frozen(load_reference(task).model, device)
 
 
@@ -106,7 +120,7 @@ def frozen(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_reference(task: HasReference | MakesExperience) -> Bundle:
+def load_reference(task: HasReference) -> Bundle:
     """Load the reference that a model was trained beside.
 
     Raises:

@@ -173,17 +173,11 @@ def reward_function(
     return SummedReward(terms)
 
 
-def reward_of(
-    task: MakesExperience,
-    *,
-    device: torch.device | str,
-    precision: str = "auto",
-    tokenizer: Tokenizer | None = None,
-) -> SummedReward:
-    """Make the reward that a task's options name; see `reward_function`.
+def named_reward(task: MakesExperience) -> Any:
+    """Return what a task's options say of its reward, for `reward_function`.
 
     Raises:
-        PretuneError: they name none, or it cannot be made.
+        RecipeError: they say nothing.
     """
     if task.reward is None:
         raise RecipeError(
@@ -191,7 +185,7 @@ def reward_of(
             "Name a model, task.reward='{run: FOLDER}', or a Python function, "
             "task.reward=MODULE:FUNCTION.",
         )
-    return reward_function(task.reward, device=device, precision=precision, tokenizer=tokenizer)
+    return task.reward
 
 
 def _scorer(

@@ -45,6 +45,7 @@ _WORDS = (
     "task.separator",
     "task.system",
     "task.reward.match",
+    "task.judge.match",
     "data.columns",
     "model.new_tokens",
 )

@@ -619,32 +619,48 @@ class WritesAnswers(ABC):
         """
 
 
-#: The name of the targets that `HasReference` gives features.
+#: The name of the targets that `ComparesWithReference` gives features.
 REFERENCE = "reference"
+#: Prompts, replies and the records of the prompts -> a reward for each reply.
+RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], list[float]]
 
 
 class HasReference(ABC):
-    """Ability: the loss compares the model with a frozen reference.
-
-    The reference's scores never change, so they are computed once, before training, and become
-    targets of the features under the name `REFERENCE`.
-    """
+    """Ability: the model stays close to a frozen reference, and what it writes may be judged."""
 
     #: Where the reference was found; part of `state`, so that a later evaluation finds it again.
     reference_source: str | None = None
+    #: The frozen reference, called as the model is; set where replies are compared with it.
+    reference_model: Callable[..., Any] | None = None
+    #: Scores replies of an evaluation, which are never trained on; set where `judge` is.
+    judging: RewardFunction | None = None
 
     @property
     @abstractmethod
     def reference(self) -> str | None:
         """Where the reference comes from: a folder, `start` (the model before training) or None."""
 
+    @property
+    @abstractmethod
+    def judge(self) -> Any:
+        """What judges replies: see `tasks/alignment/reward_spec.py`; None: nothing does."""
+
+    @property
+    @abstractmethod
+    def writes_in_evaluations(self) -> bool:
+        """Whether an evaluation has the model write replies, which the reference reads."""
+
+
+class ComparesWithReference(ABC):
+    """Ability of a task that `HasReference`: the loss compares the model with it on the data.
+
+    The reference's scores never change, so they are computed once, before training, and become
+    targets of the features under the name `REFERENCE`.
+    """
+
     @abstractmethod
     def reference_scores(self, model: nn.Module, batch: PackedBatch) -> Tensor:
         """Score a batch by the reference: `[B, K]`, in the order of the batch's features."""
-
-
-#: Prompts, replies and the records of the prompts -> a reward for each reply.
-RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -663,19 +679,10 @@ class MakesExperience(ABC):
     and scored, and becomes the features that are trained on.
     """
 
-    #: Where the reference was found; part of `state`, so that a later evaluation finds it again.
-    reference_source: str | None = None
-    #: The frozen reference, called as the model is; set before training and evaluation.
-    reference_model: Callable[..., Any] | None = None
     #: Scores replies; set before training and evaluation.
     rewarding: RewardFunction | None = None
     #: The present strength of the tie to the reference; a part of the state of a run.
     beta: float
-
-    @property
-    @abstractmethod
-    def reference(self) -> str | None:
-        """Where the reference comes from: a folder, `start` (the model before training) or None."""
 
     @property
     @abstractmethod

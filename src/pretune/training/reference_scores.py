@@ -15,7 +15,7 @@ from pretune.data.arrays import Array
 from pretune.errors import RecipeError, RunError
 from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import HasReference, MakesExperience, Preprocessor
+from pretune.tasks.base import HasReference, Preprocessor
 
 #: The file in a run folder: an array `[N, K]` for each set of features.
 REFERENCE_FILE = "reference.safetensors"
@@ -76,7 +76,7 @@ def check_reference(task: Preprocessor, recipe: Recipe) -> None:
     Raises:
         RecipeError: it is the start of a run that begins with random weights.
     """
-    tied = isinstance(task, HasReference | MakesExperience) and task.reference == "start"
+    tied = isinstance(task, HasReference) and task.reference == "start"
     if tied and preset(recipe.model.source) is not None:
         raise RecipeError(
             f"task.reference: {task.name} stays close to the model it starts from, but "

@@ -19,10 +19,16 @@ from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import RunError
 from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
-from pretune.inference.rewards import reward_of
+from pretune.inference.rewards import named_reward, reward_function
 from pretune.models.lora import add_lora, without_adapters
 from pretune.recipe.recipe import Overrides, Recipe
-from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn
+from pretune.tasks.base import (
+    AnyTask,
+    ComparesWithReference,
+    HasReference,
+    MakesExperience,
+    drawn,
+)
 from pretune.tasks.builtin import task_class
 from pretune.text.byte_stream import is_file, is_passing
 from pretune.training.adapters import check_base, check_lora, frozen_digest
@@ -282,17 +288,28 @@ class _Run:
         self.world.wait()
 
     def _equip(self) -> None:
-        """Give a task that makes experience its reward and its frozen reference."""
+        """Give a task what its replies are scored by: its reward, its judge and its reference."""
         task, train = self.task, self.recipe.train
-        if not isinstance(task, MakesExperience):
+        if not isinstance(task, HasReference):
             return
-        task.rewarding = reward_of(
-            task, device=self.device, precision=train.precision, tokenizer=self.bundle.tokenizer
+        scorer = partial(
+            reward_function,
+            device=self.device,
+            precision=train.precision,
+            tokenizer=self.bundle.tokenizer,
         )
+        if isinstance(task, MakesExperience):
+            task.rewarding = scorer(named_reward(task))
+        if task.judge is not None:
+            task.judging = scorer(task.judge)
         if task.reference is None:
             return
         start = self.recipe.model.source
         task.reference_source = start if task.reference == "start" else task.reference
+        # The data's scores are kept, but what the model will write is not known yet.
+        writes = task.writes_in_evaluations and self.validation is not None
+        if not writes and not isinstance(task, MakesExperience):
+            return
         if task.reference == "start" and train.lora is not None:
             # The model below its adapters: one copy of the weights.
             task.reference_model = partial(_below_adapters, self.bundle.model)
@@ -305,15 +322,17 @@ class _Run:
     def _compare_with_reference(self) -> None:
         """Give the features the scores of the frozen reference, if the task has one."""
         task = self.task
-        if not isinstance(task, HasReference) or task.reference is None:
+        if not isinstance(task, ComparesWithReference) or not isinstance(task, HasReference):
             return
-        start = self.recipe.model.source
-        task.reference_source = start if task.reference == "start" else task.reference
+        if task.reference is None:
+            return
         known = {name: self.fingerprints[name] for name in ("data", "validation")}
         key = scores_key(known, f"{task.reference_source} {self.recipe.seed}")
         # The main process computes them, unless the run did so before it was stopped.
         if self.world.main and read_scores(self.folder.path, key) is None:
-            keep_scores(self.folder.path, key, self._reference_scores(task))
+            held = task.reference_model
+            model = held if isinstance(held, nn.Module) else self._reference_model(task)
+            keep_scores(self.folder.path, key, self._reference_scores(task, model))
         self.world.wait()
         scores = read_scores(self.folder.path, key)
         if scores is None:
@@ -326,9 +345,9 @@ class _Run:
         if self.validation is not None:
             self.validation = with_scores(self.validation, scores["validation"])
 
-    def _reference_scores(self, task: HasReference) -> dict[str, Array]:
-        """Compute the scores of all features, by the name of their data."""
-        model = self._reference_model(task).to(self.device)
+    def _reference_scores(self, task: ComparesWithReference, model: nn.Module) -> dict[str, Array]:
+        """Compute the scores of all features by the reference, by the name of their data."""
+        model = model.to(self.device)
         sets = {"train": self.train, "validation": self.validation}
         scores = {}
         for name, features in sets.items():
@@ -343,7 +362,7 @@ class _Run:
                 )
         return scores
 
-    def _reference_model(self, task: HasReference | MakesExperience) -> nn.Module:
+    def _reference_model(self, task: HasReference) -> nn.Module:
         # The model itself is the reference until it learns; a checkpoint has learned already.
         if task.reference != "start":
             return load_reference(task).model

@@ -7,7 +7,7 @@ option `loss` names the formula (`preference_losses.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -29,6 +29,7 @@ from pretune.data.readers.preferences import (
 )
 from pretune.data.records import Records
 from pretune.errors import DataError
+from pretune.tasks.alignment.aligned import Aligned, AlignedOptions, sums_of_replies
 from pretune.tasks.alignment.pairs import ReplyTokens, reply_tokens, useless_pair
 from pretune.tasks.alignment.preference_losses import (
     PAIR_LOSSES,
@@ -37,8 +38,8 @@ from pretune.tasks.alignment.preference_losses import (
     PairScores,
     kto,
 )
-from pretune.tasks.base import REFERENCE, HasReference, Loss, Metrics
-from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
+from pretune.tasks.base import REFERENCE, ComparesWithReference, Loss, Metrics
+from pretune.tasks.dialogue.dialogue import InstructOptions
 from pretune.tasks.dialogue.replies import ReplyOutputs, ReplyPrediction
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.losses import IGNORED, NEXT
@@ -63,7 +64,7 @@ LossName = Literal[
 ]
 
 
-class DpoOptions(InstructOptions):
+class DpoOptions(AlignedOptions):
     """Options of `dpo`."""
 
     name: Literal["dpo"] = Field(  # type: ignore[assignment]
@@ -97,12 +98,6 @@ class DpoOptions(InstructOptions):
     )
     undesirable_weight: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="kto: the weight of unwanted replies."
-    )
-    reference: str | None = Field(
-        "start",
-        min_length=1,
-        description="What the model is compared with: start (itself before training; with LoRA the "
-        "model below the adapter), or a folder; null, as sft, orpo, simpo and cpo need none.",
     )
 
     @model_validator(mode="after")
@@ -138,7 +133,7 @@ class SequenceScores:
     tokens: Tensor
 
 
-class Dpo(Instruct, HasReference):
+class Dpo(Aligned, ComparesWithReference):
     """Learns from pairs of replies; used like a model trained by `instruct`.
 
     The two replies of a record are two sequences of one feature, and only they are scored.
@@ -208,14 +203,10 @@ class Dpo(Instruct, HasReference):
             )
 
     @override
-    def features(
-        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature | Skipped]:
-        if not with_targets:
-            yield from super().features(records, rows, tokenizer, with_targets=False)
-            return
+    def _learned(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, evaluation: bool
+    ) -> Iterator[Feature | Skipped]:
         layout = self.layout(tokenizer)
-        layout.require_end()  # a model that never learns to stop would be of no use
         for row in rows:
             record = records.rows[row]
             replies = [record[COMPLETION]] if self.unpaired else [record[CHOSEN], record[REJECTED]]
@@ -236,12 +227,6 @@ class Dpo(Instruct, HasReference):
                 targets = {WANTED: label_of(records, row)} if self.unpaired else {}
                 yield _pair_feature(read, row, targets)
 
-    @override
-    def evaluation_features(
-        self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature | Skipped]:
-        return self.features(records, rows, tokenizer, with_targets=True)
-
     # Head
 
     @override
@@ -250,12 +235,10 @@ class Dpo(Instruct, HasReference):
         labels = batch.targets.get(NEXT)
         if labels is None:
             return ReplyOutputs(None, None)
-        select = batch.where(labels != IGNORED)
-        each = model(batch, select=select, labels=labels[select.rows], each=True)
-        counts = torch.tensor(select.layout.lengths, device=each.device)
-        owner = torch.repeat_interleave(torch.arange(len(counts), device=each.device), counts)
-        sums = each.new_zeros(len(counts)).index_add(0, owner, each)
-        return SequenceScores(sums, counts.to(each.dtype))
+        scores = self.scores(model, batch, labels)
+        sums = sums_of_replies(scores.log_probs, scores)
+        lengths = scores.select.layout.lengths
+        return SequenceScores(sums, torch.tensor(lengths, dtype=sums.dtype, device=sums.device))
 
     @override
     def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
@@ -290,24 +273,14 @@ class Dpo(Instruct, HasReference):
 
     @property
     @override
-    def reference(self) -> str | None:
-        return self.options.reference
+    def writes_in_evaluations(self) -> bool:
+        return False
 
     @override
     def reference_scores(self, model: nn.Module, batch: PackedBatch) -> Tensor:
         """Return `[B, 2]`: the log-probabilities of both replies."""
         log_probs: Tensor = self.forward(model, batch).log_probs
         return log_probs.detach().view(-1, 2)
-
-    @override
-    def state(self) -> dict[str, Any]:
-        return {} if self.reference_source is None else {"reference": self.reference_source}
-
-    @override
-    def with_state(self, state: Mapping[str, Any]) -> Self:
-        task = super().with_state(state)
-        task.reference_source = state.get("reference")
-        return task
 
     # Answers: in an evaluation, which of the replies the model prefers.
 

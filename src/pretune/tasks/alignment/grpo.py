@@ -13,13 +13,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from pretune.data.arrays import Array
+from pretune.tasks.alignment.aligned import ActionScores
 from pretune.tasks.alignment.policy import (
     ADVANTAGE,
     OLD,
-    ActionScores,
     Attempt,
     Policy,
     PolicyOptions,
+    by_action,
     of_replies,
 )
 from pretune.tasks.alignment.policy_losses import clipped_loss, group_advantages, k3
@@ -60,7 +61,7 @@ class Grpo(Policy):
     def advantages(self, attempts: Sequence[Attempt]) -> dict[str, Array]:
         rewards = np.array([attempt.reward for attempt in attempts]).reshape(-1, self.options.group)
         each = group_advantages(rewards, scale=self.options.scale == "group").ravel()
-        return {ADVANTAGE: np.repeat(each, [len(attempt.tokens) for attempt in attempts])}
+        return {ADVANTAGE: by_action(each, attempts)}
 
     @override
     def objective(self, scores: ActionScores, targets: Mapping[str, Tensor]) -> Loss:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -20,18 +20,26 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pretune.data.arrays import Array
-from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selection, Skipped
-from pretune.data.batch_order import batches_by_length
-from pretune.data.readers.conversations import ALPACA, COMPLETION, MESSAGES
+from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipped
+from pretune.data.readers.conversations import ALPACA, COMPLETION
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.writer import Generation, Prompt
+from pretune.decoding.writer import Prompt
 from pretune.errors import DataError, did_you_mean
+from pretune.tasks.alignment.aligned import (
+    ActionScores,
+    Aligned,
+    AlignedOptions,
+    JudgedReply,
+    WrittenReplies,
+    has_ended,
+    next_tokens,
+)
 from pretune.tasks.alignment.policy_losses import k3, kl_estimates, per_reply
 from pretune.tasks.alignment.reward_spec import ExactReward, RewardSpec
 from pretune.tasks.base import REFERENCE, Loss, MakesExperience, Metrics, RolloutPlan
-from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
-from pretune.tasks.dialogue.replies import ASKED, ReplyOutputs, ReplyPrediction, distinct
+from pretune.tasks.dialogue.dialogue import InstructOptions
+from pretune.tasks.dialogue.replies import ASKED, ReplyOutputs, ReplyPrediction
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.losses import IGNORED, NEXT
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -40,15 +48,11 @@ from pretune.tokenizers.tokenizer import Tokenizer
 OLD, ADVANTAGE = "old", "advantage"
 #: Target of a reply: figures of its whole rollout, in the order of `rollout_figures`.
 ROLLOUT = "rollout"
-#: Tokens that are scored at a time. Batching changes scores by rounding, so nobody may choose it.
-SCORED_TOKENS = 8192
 #: Describes the columns of a reward `{exact: COLUMN}`.
 COMPARED = "what a reply is compared with"
-#: How many written replies `details` has.
-REPLIES_IN_DETAILS = 20
 
 
-class PolicyOptions(InstructOptions):
+class PolicyOptions(AlignedOptions):
     """Options of tasks that learn from rewards for what they write."""
 
     temperature: float = Field(
@@ -89,12 +93,6 @@ class PolicyOptions(InstructOptions):
         allow_inf_nan=False,
         description="Leave the rest of a rollout's passes when the model is farther than this from "
         "the one that wrote it (nats a token).",
-    )
-    reference: str | None = Field(
-        "start",
-        min_length=1,
-        description="What the model is tied to: start (itself before training; with LoRA the model "
-        "below the adapter), or a folder; null with beta 0.",
     )
 
     @model_validator(mode="after")
@@ -152,41 +150,18 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class ActionScores:
-    """What the model gives the R actions of a batch.
-
-    Attributes:
-        log_probs: `[R]` with its graph.
-        values: `[R]` of the states before them, with its graph; None without a value head.
-        select: which tokens of the batch they follow.
-    """
-
-    log_probs: Tensor
-    values: Tensor | None
-    select: Selection
-
-
-@dataclass(frozen=True)
-class JudgedReply(ReplyPrediction):
-    """A reply that was written in an evaluation."""
-
-    kl: float  # the sum of log(policy / reference) over its tokens
-    ended: bool  # whether it ended by itself
-
-
-@dataclass(frozen=True)
 class JudgedOutputs(ReplyOutputs):
-    """Written replies, with the sum of log(policy / reference) over each one's tokens."""
+    """Written replies, compared with the reference; by place in the batch."""
 
-    kl: Mapping[int, float] = field(default_factory=dict)  # by position in the batch
+    judged: Mapping[int, JudgedReply] = field(default_factory=dict)
 
 
-class Policy(Instruct, MakesExperience):
+class Policy(Aligned, MakesExperience):
     """A model that learns from rewards for its own replies; used as one trained by `instruct`."""
 
     best_by: ClassVar[str] = "reward"
     metric_options: ClassVar[tuple[str, ...]] = (
-        *("reward", "end_penalty", "temperature", "max_new_tokens"),
+        *("reward", "end_penalty", "judge", "temperature", "max_new_tokens"),
     )
     options_type: ClassVar[type[InstructOptions]] = PolicyOptions
     options: PolicyOptions
@@ -224,20 +199,12 @@ class Policy(Instruct, MakesExperience):
         return replace(adapted, rows=rows, columns=(*adapted.columns, *given))
 
     @override
-    def features(
-        self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
-    ) -> Iterable[Feature | Skipped]:
-        if with_targets:
-            self.layout(tokenizer).require_end()
-        return super().features(records, rows, tokenizer, with_targets=False)
-
-    @override
-    def evaluation_features(
-        self, records: Records, rows: range, tokenizer: Tokenizer
-    ) -> Iterable[Feature | Skipped]:
-        """The prompts; `samples` of them are replied to."""
-        for feature in self.features(records, rows, tokenizer, with_targets=True):
-            if isinstance(feature, Feature):
+    def _learned(
+        self, records: Records, rows: range, tokenizer: Tokenizer, *, evaluation: bool
+    ) -> Iterator[Feature | Skipped]:
+        """The prompts; in an evaluation `samples` of them are replied to."""
+        for feature in self.features(records, rows, tokenizer, with_targets=False):
+            if evaluation and isinstance(feature, Feature):
                 asked = self.options.is_sample(feature.record, len(records))
                 targets = {ASKED: len(feature.tokens) if asked else 0}
                 feature = replace(feature, targets=targets)
@@ -261,7 +228,7 @@ class Policy(Instruct, MakesExperience):
     @property
     @override
     def optional(self) -> dict[str, str]:
-        parts = self.options.reward or ()
+        parts = (*(self.options.reward or ()), *(self.options.judge or ()))
         columns = [part.exact for part in parts if isinstance(part, ExactReward)]
         return {**super().optional, **dict.fromkeys(columns, COMPARED)}
 
@@ -273,19 +240,12 @@ class Policy(Instruct, MakesExperience):
         labels = batch.targets.get(NEXT)
         if labels is None:
             return ReplyOutputs(None, None)
-        return self._scores(model, batch, labels)
+        return self.scores(model, batch, labels)
 
-    def _scores(self, model: Any, batch: PackedBatch, labels: Tensor) -> ActionScores:
-        select = batch.where(labels != IGNORED)
-        scored = model(
-            batch,
-            select=select,
-            labels=labels[select.rows],
-            each=True,
-            temperature=self.options.temperature,
-        )
-        log_probs, values = scored if isinstance(scored, tuple) else (scored, None)
-        return ActionScores(log_probs, values, select)
+    @property
+    @override
+    def draws_at(self) -> float:
+        return self.options.temperature
 
     @override
     def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
@@ -320,11 +280,6 @@ class Policy(Instruct, MakesExperience):
         }
 
     # Experience
-
-    @property
-    @override
-    def reference(self) -> str | None:
-        return self.options.reference
 
     @property
     @override
@@ -363,12 +318,12 @@ class Policy(Instruct, MakesExperience):
         rewards = self.rewards(
             [prompts.rows[record] for record in records],
             [reply.text.strip() for reply in written],
-            [_ended(reply) for reply in written],
+            [has_ended(reply) for reply in written],
         )
         whole = [(_tokens(prompts, n), w.tokens) for n, w in zip(copies, written, strict=True)]
-        scored = self._score(model, device, whole)
+        scored = self.scored(model, device, whole)
         return [
-            Attempt(tuple(prompt), tokens, record, reward, _ended(reply), *scores)
+            Attempt(tuple(prompt), tokens, record, reward, has_ended(reply), *scores)
             for (prompt, tokens), record, reward, reply, scores in zip(
                 whole, records, rewards, written, scored, strict=True
             )
@@ -390,41 +345,12 @@ class Policy(Instruct, MakesExperience):
         rewards, penalty = self.rewarding(prompts, replies, rows), self.options.end_penalty
         return [reward - penalty * (not end) for reward, end in zip(rewards, ended, strict=True)]
 
-    def asked(self, row: Mapping[str, Any]) -> list[str]:
-        """Return the texts before the reply to a record, oldest first."""
-        return [message["content"] for message in self.unanswered(list(row[MESSAGES]))]
-
-    @torch.no_grad()
-    def _score(
-        self, model: Any, device: torch.device, whole: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> list[tuple[Array, Array, Array]]:
-        """Of each prompt with its reply: `old`, `reference` and `values`, as in `Attempt`."""
-        features = FeatureSet.of(
-            Feature([*prompt, *reply[:-1]], targets={NEXT: _labels(prompt, reply)})
-            for prompt, reply in whole
-        )
-        scored: dict[int, tuple[Array, Array, Array]] = {}
-        for which in batches_by_length(features.lengths, SCORED_TOKENS):
-            batch = features.batch(which).to(device)
-            labels = batch.targets[NEXT]
-            own = self._scores(model, batch, labels)
-            old, values = own.log_probs, own.values
-            other = old
-            if self.reference_model is not None:
-                other = self._scores(self.reference_model, batch, labels).log_probs
-            table = [old, other, torch.zeros_like(old) if values is None else values]
-            columns = torch.stack(table).float().cpu().numpy()
-            ends = np.cumsum(own.select.layout.lengths)[:-1]
-            for number, part in zip(batch.index.tolist(), np.split(columns, ends, 1), strict=True):
-                scored[number] = part[0], part[1], part[2]
-        return [scored[i] for i in range(len(whole))]
-
     @override
     def experience(self, attempts: Sequence[Attempt]) -> FeatureSet:
         features = FeatureSet.of(
             Feature(
                 [*attempt.prompt, *attempt.tokens[:-1]],
-                targets={NEXT: _labels(attempt.prompt, attempt.tokens)},
+                targets={NEXT: next_tokens(attempt.prompt, attempt.tokens)},
                 record=attempt.record,
             )
             for attempt in attempts
@@ -492,16 +418,9 @@ class Policy(Instruct, MakesExperience):
         if ASKED not in batch.targets:
             return outputs
         tokens, starts, lengths = batch.tokens.tolist(), batch.layout.starts, batch.layout.lengths
-        places = list(outputs.written)
-        whole = [
-            (tokens[starts[i] : starts[i] + lengths[i]], outputs.written[i].tokens) for i in places
-        ]
-        scored = self._score(model, batch.tokens.device, whole)
-        kl = {
-            place: float((old.astype(np.float64) - reference).sum())
-            for place, (old, reference, _) in zip(places, scored, strict=True)
-        }
-        return JudgedOutputs(None, None, outputs.written, kl)
+        histories = {i: tokens[starts[i] : starts[i] + lengths[i]] for i in outputs.written}
+        judged = self.judged(model, batch.tokens.device, histories, outputs.written)
+        return JudgedOutputs(None, None, outputs.written, judged)
 
     @override
     def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss:
@@ -511,124 +430,73 @@ class Policy(Instruct, MakesExperience):
 
     @override
     def predict(self, outputs: ReplyOutputs, batch: PackedBatch) -> list[ReplyPrediction | None]:
-        replies = super().predict(outputs, batch)
-        if isinstance(outputs, JudgedOutputs):
-            for place, kl in outputs.kl.items():
-                reply, ended = replies[place], _ended(outputs.written[place])
-                if reply is not None:
-                    replies[place] = JudgedReply(**vars(reply), kl=kl, ended=ended)
-        return replies
+        if not isinstance(outputs, JudgedOutputs):
+            return super().predict(outputs, batch)
+        return [outputs.judged.get(place) for place in range(batch.num_sequences)]
 
     @override
     def grader(self, records: Records) -> Callable[[ReplyPrediction, int], Grade]:
         def grade(answer: ReplyPrediction, row: int) -> Grade:
-            if not isinstance(answer, JudgedReply):  # not one of the `samples`
-                return Grade(counts=(0.0,) * 5)
-            (reward,) = self.rewards([records.rows[row]], [answer.reply], [answer.ended])
-            return Grade(
-                counts=(reward, answer.kl, float(answer.tokens), float(not answer.ended), 1.0)
-            )
+            # Of records that are not among the `samples`, zeros.
+            replies = [answer] if isinstance(answer, JudgedReply) else []
+            counts = self.reply_counts([records.rows[row]] * len(replies), replies)
+            return Grade(counts=tuple(counts.sum(0).tolist()))
 
         return grade
 
     @override
+    def reply_counts(
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[JudgedReply]
+    ) -> Array:
+        rewards = np.zeros(0)
+        if replies:
+            texts, ends = [reply.reply for reply in replies], [reply.ended for reply in replies]
+            rewards = np.array(self.rewards(rows, texts, ends))
+        return np.column_stack([rewards, super().reply_counts(rows, replies)])
+
+    @override
+    def reply_figures(self, sums: Array) -> dict[str, Array]:
+        figures = super().reply_figures(sums[..., 1:])
+        reward = sums[..., 0] / np.maximum(sums[..., 1], 1)
+        loss = self.options.beta * figures.get("kl", 0.0) - reward
+        return {"loss": loss, "reward": reward, **figures}
+
+    @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        return policy_figures(sums[..., 2:], self.options.beta)
+        return self.reply_figures(sums[..., 2:])
 
     @override
     def metrics(self, features: Features | None = None) -> Any:
         """Rewards of the written replies, and how far the model is from the reference."""
         return PolicyMetrics(self, features)
 
-    # Described
-
-    @override
-    def state(self) -> dict[str, Any]:
-        return {} if self.reference_source is None else {"reference": self.reference_source}
-
-    @override
-    def with_state(self, state: Mapping[str, Any]) -> Self:
-        task = super().with_state(state)
-        task.reference_source = state.get("reference")
-        return task
-
-
-def policy_figures(sums: Array, beta: float) -> dict[str, Array]:
-    """Compute figures by name.
-
-    Args:
-        sums: `[..., 5]` over replies: reward, KL, tokens, whether the end is missing, and 1.
-        beta: weight of the KL in the loss.
-    """
-    reward, kl, tokens, endless, count = np.moveaxis(sums, -1, 0)
-    count = np.maximum(count, 1)
-    return {
-        "loss": (beta * kl - reward) / count,
-        "reward": reward / count,
-        "kl": kl / count,
-        "reply_tokens": tokens / count,
-        "share_without_end": endless / count,
-    }
-
 
 class PolicyMetrics(Metrics):
     """Figures of written replies, means over them.
 
-    `reward`; `kl`, the sum of log(policy / reference) over a reply's tokens; `reply_tokens`;
-    `share_without_end`; `distinct_2` of all replies; and as `loss` what training lowers: beta times
-    `kl` less `reward`.
+    Those of `WrittenReplies`; `reward`; and as `loss` what training lowers: beta times `kl` less
+    `reward`.
     """
 
     def __init__(self, task: Policy, features: Features | None) -> None:
-        self._task = task
-        self._features = features if isinstance(features, FeatureSet) else None
-        # By record: the reply, and its figures.
-        self._written: dict[int, tuple[str, tuple[float, ...]]] = {}
+        self._replies = WrittenReplies(task, features)
 
     @override
     def update(self, outputs: Any, batch: PackedBatch) -> None:
-        if self._features is None or not outputs.written:
-            return
-        places, written = [*outputs.written], [*outputs.written.values()]
-        records = [self._features.record(int(batch.index[place])) for place in places]
-        rows = [self._features.rows[record] for record in records]
-        texts = [reply.text.strip() for reply in written]
-        rewards = self._task.rewards(rows, texts, [_ended(reply) for reply in written])
-        for place, reply, text, record, reward in zip(
-            places, written, texts, records, rewards, strict=True
-        ):
-            counts = reward, outputs.kl[place], float(len(reply.tokens)), float(not _ended(reply))
-            self._written[record] = text, (*counts, 1.0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What another process merges: the task's models and functions stay here.
-        return {"_written": self._written}
+        if isinstance(outputs, JudgedOutputs):
+            self._replies.update(outputs.judged, batch)
 
     @override
     def merge(self, other: Self) -> None:
-        self._written |= other._written
+        self._replies.merge(other._replies)
 
     @override
     def result(self) -> dict[str, float]:
-        # In the order of the records, so that sums do not depend on batches or processes.
-        replies = [self._written[record] for record in sorted(self._written)]
-        sums = np.array([counts for _, counts in replies]).reshape(-1, 5).sum(0)
-        figures = policy_figures(sums, self._task.options.beta)
-        return {
-            **{name: float(value) for name, value in figures.items()},
-            "distinct_2": distinct([text for text, _ in replies], 2),
-        }
+        return self._replies.figures()
 
     @override
     def details(self) -> dict[str, Any]:
-        records, rows = sorted(self._written), () if self._features is None else self._features.rows
-        step = max(1, -(-len(records) // REPLIES_IN_DETAILS))
-        samples = [
-            {"history": self._task.asked(rows[record]), "reply": text, "reward": figures[0]}
-            for record in records[::step]
-            for text, figures in [self._written[record]]
-        ]
-        return {"replies": len(records), "samples": samples}
+        return self._replies.details()
 
 
 def _tokens(features: FeatureSet, number: int) -> list[int]:
@@ -637,24 +505,13 @@ def _tokens(features: FeatureSet, number: int) -> list[int]:
     return tokens
 
 
-def _labels(prompt: Sequence[int], reply: Sequence[int]) -> list[int]:
-    """For each token that is read the action that follows; `IGNORED` within the prompt."""
-    return [*[IGNORED] * (len(prompt) - 1), *reply]
+def by_action(each: Array, attempts: Sequence[Attempt]) -> Array:
+    """Give every action the value of its reply: `[replies]` to `[actions]`."""
+    values: Array = np.repeat(each, [len(attempt.tokens) for attempt in attempts])
+    return values
 
 
 def of_replies(scores: ActionScores) -> tuple[Tensor, Tensor]:
     """The lengths `[B]` of the replies in a batch, and the share `[R]` of each action in its."""
     lengths = torch.tensor(scores.select.layout.lengths, device=scores.log_probs.device)
     return lengths, torch.repeat_interleave(1 / lengths, lengths)
-
-
-def sums_of_replies(values: Tensor, scores: ActionScores) -> Tensor:
-    """Sum values `[R]` of actions over each reply: `[B]`."""
-    count = len(scores.select.layout.lengths)
-    lengths, _ = of_replies(scores)
-    owner = torch.repeat_interleave(torch.arange(count, device=values.device), lengths)
-    return values.new_zeros(count).index_add(0, owner, values)
-
-
-def _ended(reply: Generation) -> bool:
-    return reply.finish in ("stop_token", "stop_text")

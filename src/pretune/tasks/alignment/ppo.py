@@ -15,10 +15,10 @@ from typing_extensions import override
 from pretune.data.arrays import Array
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
+from pretune.tasks.alignment.aligned import ActionScores
 from pretune.tasks.alignment.policy import (
     ADVANTAGE,
     OLD,
-    ActionScores,
     Attempt,
     Policy,
     PolicyOptions,

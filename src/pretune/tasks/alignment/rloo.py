@@ -12,15 +12,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from pretune.data.arrays import Array
+from pretune.tasks.alignment.aligned import ActionScores, sums_of_replies
 from pretune.tasks.alignment.policy import (
     ADVANTAGE,
     OLD,
-    ActionScores,
     Attempt,
     Policy,
     PolicyOptions,
+    by_action,
     of_replies,
-    sums_of_replies,
 )
 from pretune.tasks.alignment.policy_losses import clipped_loss, leave_one_out
 from pretune.tasks.base import Loss
@@ -60,7 +60,7 @@ class Rloo(Policy):
     def advantages(self, attempts: Sequence[Attempt]) -> dict[str, Array]:
         rewards = np.array([a.reward - self.beta * a.kl for a in attempts])
         each = leave_one_out(rewards.reshape(-1, self.options.group)).ravel()
-        return {ADVANTAGE: np.repeat(each, [len(attempt.tokens) for attempt in attempts])}
+        return {ADVANTAGE: by_action(each, attempts)}
 
     @override
     def objective(self, scores: ActionScores, targets: Mapping[str, Tensor]) -> Loss:

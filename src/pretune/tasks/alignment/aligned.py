@@ -1,0 +1,301 @@
+"""What `dpo`, `ppo`, `grpo` and `rloo` have in common: replies beside a frozen reference.
+
+In an evaluation the model writes replies, whose probabilities are compared with the reference's.
+A judge, which nothing is trained on, may score them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from pretune.data.arrays import Array
+from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selection
+from pretune.data.batch_order import batches_by_length
+from pretune.data.readers.conversations import MESSAGES
+from pretune.decoding.writer import Generation
+from pretune.tasks.alignment.reward_spec import RewardSpec
+from pretune.tasks.base import HasReference
+from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
+from pretune.tasks.dialogue.replies import REPLIES_IN_DETAILS, ReplyPrediction, distinct
+from pretune.tasks.losses import IGNORED, NEXT
+
+#: Tokens that are scored at a time. Batching changes scores by rounding, so nobody may choose it.
+SCORED_TOKENS = 8192
+#: The figures that are shown of a single reply.
+SCORES = ("reward", "judge")
+
+
+class AlignedOptions(InstructOptions):
+    """Options of tasks that keep a model close to a reference."""
+
+    reference: str | None = Field(
+        "start",
+        min_length=1,
+        description="What the model is compared with: start (itself before training; with LoRA the "
+        "model below the adapter), or a folder; null where nothing needs it.",
+    )
+    judge: RewardSpec | None = Field(
+        None,
+        description="What scores the replies of an evaluation and is not trained on; the same "
+        "forms as a reward: {run: FOLDER}, MODULE:FUNCTION, {match: REGEX}, ...",
+    )
+
+
+@dataclass(frozen=True)
+class ActionScores:
+    """What the model gives the R actions of a batch.
+
+    Attributes:
+        log_probs: `[R]` with its graph.
+        values: `[R]` of the states before them, with its graph; None without a value head.
+        select: which tokens of the batch they follow.
+    """
+
+    log_probs: Tensor
+    values: Tensor | None
+    select: Selection
+
+
+@dataclass(frozen=True)
+class JudgedReply(ReplyPrediction):
+    """A reply that was written in an evaluation."""
+
+    kl: float  # the sum of log(policy / reference) over its tokens; 0 without a reference
+    ended: bool  # whether it ended by itself
+
+
+class Aligned(Instruct, HasReference):
+    """A model that replies, beside a frozen reference; used as one trained by `instruct`."""
+
+    options_type: ClassVar[type[InstructOptions]] = AlignedOptions
+    options: AlignedOptions
+
+    @property
+    @override
+    def reference(self) -> str | None:
+        return self.options.reference
+
+    @property
+    @override
+    def judge(self) -> Any:
+        return self.options.judge
+
+    @property
+    @override
+    def writes_in_evaluations(self) -> bool:
+        return self.options.samples > 0
+
+    @property
+    def draws_at(self) -> float:
+        """The temperature at which replies are drawn, and that divides the logits."""
+        return 1.0
+
+    # Head
+
+    def scores(self, model: Any, batch: PackedBatch, labels: Tensor) -> ActionScores:
+        """Score the tokens of replies.
+
+        Args:
+            model: the model, or the reference.
+            batch: prompts with replies.
+            labels: `[T]` for each token the one that follows; `IGNORED` within prompts.
+        """
+        select = batch.where(labels != IGNORED)
+        scored = model(
+            batch,
+            select=select,
+            labels=labels[select.rows],
+            each=True,
+            temperature=self.draws_at,
+        )
+        log_probs, values = scored if isinstance(scored, tuple) else (scored, None)
+        return ActionScores(log_probs, values, select)
+
+    @torch.no_grad()
+    def scored(
+        self, model: Any, device: torch.device, whole: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[Array, Array, Array]]:
+        """Score prompts `whole`, each with its reply of n tokens.
+
+        Returns:
+            of each reply `[n]` float32 arrays: log-probabilities under the model, those under the
+            reference (a copy where there is none), and values (zeros without a value head).
+        """
+        features = FeatureSet.of(
+            Feature([*prompt, *reply[:-1]], targets={NEXT: next_tokens(prompt, reply)})
+            for prompt, reply in whole
+        )
+        scored: dict[int, tuple[Array, Array, Array]] = {}
+        for which in batches_by_length(features.lengths, SCORED_TOKENS):
+            batch = features.batch(which).to(device)
+            labels = batch.targets[NEXT]
+            own = self.scores(model, batch, labels)
+            old, values = own.log_probs, own.values
+            other = old
+            if self.reference_model is not None:
+                other = self.scores(self.reference_model, batch, labels).log_probs
+            table = [old, other, torch.zeros_like(old) if values is None else values]
+            columns = torch.stack(table).float().cpu().numpy()
+            ends = np.cumsum(own.select.layout.lengths)[:-1]
+            for number, part in zip(batch.index.tolist(), np.split(columns, ends, 1), strict=True):
+                scored[number] = part[0], part[1], part[2]
+        return [scored[i] for i in range(len(whole))]
+
+    # Replies of an evaluation
+
+    def judged(
+        self,
+        model: Any,
+        device: torch.device,
+        histories: Mapping[int, Sequence[int]],
+        written: Mapping[int, Generation],
+    ) -> dict[int, JudgedReply]:
+        """Compare the probabilities of written replies with the reference's.
+
+        Args:
+            model: that wrote them.
+            device: where it is.
+            histories: the tokens before each reply, by its place in the batch.
+            written: the replies, by place.
+        """
+        kl = dict.fromkeys(written, 0.0)
+        if self.reference is not None:
+            if self.reference_model is None:
+                raise ValueError("no reference was set")
+            whole = [(histories[place], reply.tokens) for place, reply in written.items()]
+            scores = self.scored(model, device, whole)
+            for place, (own, other, _) in zip(written, scores, strict=True):
+                kl[place] = float((own.astype(np.float64) - other).sum())
+        return {
+            place: JudgedReply(
+                *(reply.text.strip(), reply.logprob, len(reply.tokens)),
+                kl=kl[place],
+                ended=has_ended(reply),
+            )
+            for place, reply in written.items()
+        }
+
+    def asked(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the texts before the reply to a record, oldest first."""
+        return [message["content"] for message in self.unanswered(list(row[MESSAGES]))]
+
+    def scores_by_judge(
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str]
+    ) -> list[float]:
+        """Return the judge's score of each reply to these records; zeros without a judge."""
+        if self.judge is None or not replies:
+            return [0.0] * len(replies)
+        if self.judging is None:
+            raise ValueError("no judge was set")
+        return self.judging([self.asked(row)[-1] for row in rows], replies, rows)
+
+    def reply_counts(
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[JudgedReply]
+    ) -> Array:
+        """Return `[N, K]` float64 numbers of replies to N records, for `reply_figures`."""
+        judged = self.scores_by_judge(rows, [reply.reply for reply in replies])
+        counts = [
+            (1.0, reply.kl, reply.tokens, not reply.ended, score)
+            for reply, score in zip(replies, judged, strict=True)
+        ]
+        return np.array(counts, dtype=np.float64).reshape(-1, 5)
+
+    def reply_figures(self, sums: Array) -> dict[str, Array]:
+        """Compute figures by name from sums `[..., K]` of `reply_counts`."""
+        count, kl, tokens, endless, judged = np.moveaxis(sums, -1, 0)
+        count = np.maximum(count, 1)
+        figures: dict[str, Array] = {} if self.reference is None else {"kl": kl / count}
+        figures |= {"reply_tokens": tokens / count, "share_without_end": endless / count}
+        return figures if self.judge is None else {**figures, "judge": judged / count}
+
+    # Described
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return {} if self.reference_source is None else {"reference": self.reference_source}
+
+    @override
+    def with_state(self, state: Mapping[str, Any]) -> Self:
+        task = super().with_state(state)
+        task.reference_source = state.get("reference")
+        return task
+
+
+class WrittenReplies:
+    """The replies that a model writes in an evaluation, with their figures.
+
+    `kl`, the sum of log(policy / reference) over a reply's tokens, where there is a reference;
+    `reply_tokens`; `share_without_end`; `judge`, where there is one: means over replies; and
+    `distinct_2` of all of them.
+    """
+
+    def __init__(self, task: Aligned, features: Features | None) -> None:
+        self._task = task
+        self._features = features if isinstance(features, FeatureSet) else None
+        # By record: the reply, and its numbers.
+        self._written: dict[int, tuple[str, tuple[float, ...]]] = {}
+
+    def update(self, judged: Mapping[int, JudgedReply], batch: PackedBatch) -> None:
+        """Add the replies in a batch, by their feature's place."""
+        if self._features is None or not judged:
+            return
+        records = [self._features.record(int(batch.index[place])) for place in judged]
+        replies = list(judged.values())
+        counts = self._task.reply_counts([self._features.rows[n] for n in records], replies)
+        for record, reply, own in zip(records, replies, counts.tolist(), strict=True):
+            self._written[record] = reply.reply, tuple(own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What another process merges: the task's models and functions stay here.
+        return {"_written": self._written}
+
+    def merge(self, other: Self) -> None:
+        """Add what another process saw."""
+        self._written |= other._written
+
+    def figures(self) -> dict[str, float]:
+        """Compute the figures, by name."""
+        # In the order of the records, so that sums do not depend on batches or processes.
+        replies = [self._written[record] for record in sorted(self._written)]
+        none = self._task.reply_counts((), ())
+        sums = np.concatenate([none, *(np.array([counts]) for _, counts in replies)]).sum(0)
+        figures = {name: float(v) for name, v in self._task.reply_figures(sums).items()}
+        return {**figures, "distinct_2": distinct([text for text, _ in replies], 2)}
+
+    def details(self) -> dict[str, Any]:
+        """Return the number of replies, and some of them."""
+        records, rows = sorted(self._written), () if self._features is None else self._features.rows
+        step = max(1, -(-len(records) // REPLIES_IN_DETAILS))
+        samples = []
+        for record in records[::step]:
+            reply, counts = self._written[record]
+            figures = self._task.reply_figures(np.array(counts))
+            scores = {name: float(figures[name]) for name in SCORES if name in figures}
+            samples.append({"history": self._task.asked(rows[record]), "reply": reply, **scores})
+        return {"replies": len(records), "samples": samples}
+
+
+def next_tokens(prompt: Sequence[int], reply: Sequence[int]) -> list[int]:
+    """For each token that is read the action that follows; `IGNORED` within the prompt."""
+    return [*[IGNORED] * (len(prompt) - 1), *reply]
+
+
+def sums_of_replies(values: Tensor, scores: ActionScores) -> Tensor:
+    """Sum values `[R]` of actions over each reply: `[B]`."""
+    count = len(scores.select.layout.lengths)
+    lengths = torch.tensor(scores.select.layout.lengths, device=values.device)
+    owner = torch.repeat_interleave(torch.arange(count, device=values.device), lengths)
+    return values.new_zeros(count).index_add(0, owner, values)
+
+
+def has_ended(reply: Generation) -> bool:
+    """Whether a reply ended by itself."""
+    return reply.finish in ("stop_token", "stop_text")
