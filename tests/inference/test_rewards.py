@@ -285,6 +285,21 @@ def test_functions_get_prompts_and_records(module: Callable[[str], str]) -> None
     assert prompts == PROMPTS
 
 
+def test_a_function_cannot_change_the_data(module: Callable[[str], str]) -> None:
+    name = module(
+        "def f(replies, records):\n"
+        "    for record in records:\n"
+        "        record.pop('answer'), record['messages'].clear()\n"
+        "    return [0.0] * len(replies)\n"
+    )
+    rows = [
+        {"answer": reply, "messages": [{"role": "user", "content": "?"}]} for reply in REPLIES[:2]
+    ]
+    own = reward_function([f"{name}:f", {"exact": "answer"}], device="cpu")
+    assert own(PROMPTS[:2], REPLIES[:2], rows) == [1.0, 1.0]
+    assert all(len(row["messages"]) == 1 for row in rows)
+
+
 @pytest.mark.parametrize(
     "made",
     [
@@ -308,7 +323,8 @@ def test_numbers_of_any_kind(module: Callable[[str], str], made: str) -> None:
         ("[0.0] * 3", "gave 3 values for 4 replies"),
         ("[0.0] * 3 + [float('nan')]", r"gave nan for reply 4 \('a\\x1b\[31m\\nb{73}\.\.\.'\)"),
         ("[0.0, -float('inf'), 0.0, 0.0]", r"gave -inf for reply 2 \('bad'\)"),
-        ("[0.0, 1e39, 0.0, 0.0]", r"gave 1e\+39 for reply 2"),
+        ("[0.0, 1e16, 0.0, 0.0]", r"gave 1e\+16 for reply 2"),
+        ("[0.0]", "gave 1 value for 4 replies"),
         ("[0.0, 10**400, 0.0, 0.0]", "gave inf for reply 2"),
         ("[0.0, None, 0.0, 0.0]", "gave nothing for reply 2"),
         ("[0.0, '1', 0.0, 0.0]", "gave a str for reply 2"),
@@ -503,8 +519,8 @@ def test_a_list_is_a_weighted_sum_of_named_parts(classifier: str) -> None:
 
 
 def test_a_sum_that_overflows_names_the_reply(module: Callable[[str], str]) -> None:
-    name = module("def f(texts):\n    return [1e38] * len(texts)\n")
-    with pytest.raises(RunError, match=r"the sum of the rewards gave 1e\+39 for reply 1"):
+    name = module("def f(texts):\n    return [1e15] * len(texts)\n")
+    with pytest.raises(RunError, match=r"the sum of the rewards gave 1e\+16 for reply 1"):
         rewards_of({"function": f"{name}:f", "weight": 10})
 
 
@@ -515,7 +531,7 @@ def test_a_sum_that_overflows_names_the_reply(module: Callable[[str], str]) -> N
         ("f", "should be MODULE:FUNCTION"),
         (None, "found nothing"),
         (3, "found an int"),
-        ([], "at least 1 item"),
+        ([], "is empty: name a reward"),
         ({}, "should be MODULE:FUNCTION"),
         ({"model": "x"}, "should be MODULE:FUNCTION, {run: FOLDER}"),
         ({"exct": "answer"}, "Did you mean 'exact'"),
@@ -526,6 +542,7 @@ def test_a_sum_that_overflows_names_the_reply(module: Callable[[str], str]) -> N
         ({"length": True}, "valid integer"),
         ({"length": 5, "weight": math.nan}, "finite number"),
         ({"run": ""}, "at least 1 character"),
+        ([{"length": 5, "weight": 0}], "nothing counts"),
     ],
 )
 def test_specifications_that_make_no_sense(spec: Any, message: str) -> None:

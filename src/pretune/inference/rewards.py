@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -62,8 +63,8 @@ from pretune.tokenizers.tokenizer import Tokenizer
 SHOWN = 80
 #: Seconds that a regular expression may take for one reply; usual ones take microseconds.
 MATCH_SECONDS = 1.0
-#: A larger reward would be infinite in float32.
-LARGEST = float(torch.finfo(torch.float32).max)
+#: The squares of larger rewards, summed over a rollout, could be infinite in float32.
+LARGEST = 1e15
 #: What functions call their parameters -> what they get.
 PARAMETERS = {
     "prompts": "prompts",
@@ -223,14 +224,15 @@ def _finite(values: object, replies: Sequence[str], origin: str) -> list[float]:
     Raises:
         RunError: they are not as many finite numbers as there are replies; names the reply.
     """
-    hint = "It has to give a list with a finite number (of float32) for each reply."
+    hint = f"It has to give a list with a number from {-LARGEST:g} to {LARGEST:g} for each reply."
     if hasattr(values, "tolist"):  # an array, a tensor, a column of a table
         values = values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise RunError(f"{origin} gave {describe_value(values)} for {_counted(len(replies))}", hint)
     rewards = list(values)
     if len(rewards) != len(replies):
-        raise RunError(f"{origin} gave {len(rewards)} values for {_counted(len(replies))}", hint)
+        values = "1 value" if len(rewards) == 1 else f"{len(rewards)} values"
+        raise RunError(f"{origin} gave {values} for {_counted(len(replies))}", hint)
     for number, value in enumerate(rewards):
         if hasattr(value, "item"):  # a number of numpy or torch
             value = value.item()
@@ -403,7 +405,8 @@ def _by_function(part: FunctionReward) -> RewardFunction:
     def score(
         prompts: Sequence[str], replies: Sequence[str], records: Sequence[Mapping[str, Any]]
     ) -> list[float]:
-        given = {"prompts": prompts, "replies": replies, "records": records}
+        # Copies: what a function does to them must not change the data.
+        given = {"prompts": prompts, "replies": replies, "records": copy.deepcopy(records)}
         try:
             return call(given)
         except (Exception, SystemExit) as error:

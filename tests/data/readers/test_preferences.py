@@ -109,7 +109,7 @@ def test_an_empty_prompt_is_left_out_and_told(prompt: Any) -> None:
     ("row", "message"),
     [
         ({"chosen": "yes", "rejected": "no"}, "line 1: 'chosen' and 'rejected' have no common"),
-        ({"prompt": "Hi?", "chosen": 3, "rejected": "no"}, "line 1, column 'chosen': expected a"),
+        ({"prompt": "Hi?", "chosen": True, "rejected": "a"}, "line 1, column 'chosen': expected a"),
         ({"prompt": [ASK, SAY], "chosen": "a", "rejected": "b"}, "line 1: the prompt ends with"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "line 1, column 'prompt'.*empty message"),
         ({"prompt": "Hi?", "chosen": "a"}, "no column 'rejected'"),
@@ -182,3 +182,38 @@ def test_labels(value: Any, wanted: bool) -> None:
 def test_labels_that_say_nothing(value: Any) -> None:
     with pytest.raises(DataError, match="line 1, column 'label': expected true or false"):
         label_of(records({"label": value}), 0)
+
+
+def test_records_of_different_forms_in_one_file() -> None:
+    """Each is read by its own form, as where files were joined."""
+    own = {"chosen": "good", "rejected": "bad"}
+    rows = [
+        {"prompt": "Hi?", **own},
+        {"prompt": [ASK], **own},
+        {"conversations": [{"from": "human", "value": "Hi?"}], "system": "Be.", **own},
+        {"instruction": "Hi?", "input": "", **own},
+        {"messages": [ASK], **own},
+    ]
+    read = with_preferences(records(*rows), PAIR)
+    system = {"role": "system", "content": "Be."}
+    expected = [[ASK], [ASK], [system, ASK], [ASK], [ASK]]
+    assert [row["messages"] for row in read.rows] == expected
+    assert all(set(row) == {"messages", *PAIR} for row in read.rows)
+    assert {*read.columns} == {"messages", *PAIR}
+    assert not read.notes
+
+
+def test_a_form_that_every_record_has_leaves_the_others_alone() -> None:
+    rows = [{"messages": [ASK], "prompt": "Hi?", "chosen": "good", "rejected": "bad"}]
+    assert with_preferences(records(*rows), PAIR).rows[0]["prompt"] == "Hi?"
+
+
+def test_numbers_are_texts() -> None:
+    (read,) = with_preferences(records({"prompt": 7, "chosen": 4, "rejected": 0.5}), PAIR).rows
+    asked = [{"role": "user", "content": "7"}]
+    assert read == {"messages": asked, "chosen": "4", "rejected": "0.5"}
+
+
+def test_a_label_that_is_no_label_is_shown() -> None:
+    with pytest.raises(DataError, match=r"line 1.*expected true or false, found 'may\\x1bbe'"):
+        label_of(records({"completion": "a", "label": "may\x1bbe"}), 0)

@@ -269,6 +269,44 @@ def test_a_rule_compares_with_a_column_of_the_data(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a"}, r"p\.jsonl, line 2, column 'answer': .*found nothing"),
+        ({"prompt": "a", "answer": ["1"]}, r"line 2, column 'answer': .*found a list"),
+        (
+            {"messages": [{"role": "system", "content": "Be."}], "answer": 1},
+            "line 2: the prompt ends with a message of the system",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_named_before_training(
+    row: dict[str, Any], message: str, made: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    own = made("rloo", **{"task.reward": {"exact": "answer"}})
+    good = {"prompt": "a", "answer": 4}
+    write(tmp_path / "v.jsonl", [good])
+    write(tmp_path / "p.jsonl", [good, row])
+    with pytest.raises(DataError, match=message):
+        train_recipe(own, quiet=True)
+    # The same of what it is evaluated on.
+    write(tmp_path / "v.jsonl", [good, row])
+    write(tmp_path / "p.jsonl", [good])
+    with pytest.raises(DataError, match=message.replace("p\\.", "v\\.")):
+        train_recipe(own, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rule_compares_with_a_column_of_another_name(
+    made: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    own = made("rloo", **{"task.reward": {"exact": "completion"}, "train.max_steps": 1})
+    own = own.changed({"data.columns": {"completion": "answer"}})
+    for name in ("p.jsonl", "v.jsonl"):
+        write(tmp_path / name, [{"prompt": "a", "answer": 4}])
+    assert train_recipe(own, quiet=True).steps == 1
+
+
 def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> None:
     for name, temperature in (("one", 1.0), ("two", 1.0), ("three", 0.5)):
         own = made("grpo", name, **{"task.group": 2, "task.temperature": temperature})

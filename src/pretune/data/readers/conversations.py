@@ -17,7 +17,8 @@ ALPACA = ("instruction", "input", "output")
 PROMPT, COMPLETION = "prompt", "completion"
 SYSTEM, HISTORY = "system", "history"
 
-#: The columns of each form, by the column that tells it; the first form that is there is read.
+#: The columns of each form, by the column that tells it; of each record the first that it has is
+#: read.
 FORMS = {
     MESSAGES: (MESSAGES, SYSTEM),
     CONVERSATIONS: (CONVERSATIONS, SYSTEM),
@@ -70,18 +71,22 @@ def with_messages(records: Records, *, replies: bool, keep_empty: bool | None = 
             every record to be left out; names file, line and message.
     """
     keep_empty = not replies if keep_empty is None else keep_empty
-    form = next((name for name in FORMS if name in records.columns), None)
-    if form is None:
+    known = [name for name in FORMS if name in records.columns]
+    if not known:
         raise _no_form(records)
-    answer = {ALPACA[0]: ALPACA[2], PROMPT: COMPLETION}.get(form)
-    if replies and form == PROMPT:
-        _check_no_pairs(records)
-    if replies and answer is not None:
-        records.mapped({}, [form, answer])  # raises if it is missing
-    # Each record by the form that the data set has.
+    # Each record has a form of its own: a file may be several that were joined.
+    forms = [_form(records, row, known) for row in range(len(records))]
+    used = [name for name in known if name in forms] or known[:1]
+    for form in used if replies else ():
+        answer = {ALPACA[0]: ALPACA[2], PROMPT: COMPLETION}.get(form)
+        if form == PROMPT:
+            _check_no_pairs(records)
+        if answer is not None:
+            records.mapped({}, [form, answer])  # raises if it is missing
+    taken = [name for name in records.columns if any(name in FORMS[form] for form in used)]
     rows, kept, empty = [], [], list[DataError]()
     messages: list[dict[str, str]]
-    for row in range(len(records)):
+    for row, form in enumerate(forms):
         try:
             messages = _messages(records, row, _turns(records, row, form, replies=replies))
         except _EmptyMessageError as error:
@@ -89,23 +94,27 @@ def with_messages(records: Records, *, replies: bool, keep_empty: bool | None = 
                 empty.append(error)
                 continue
             messages = []
-        others = {k: v for k, v in records.rows[row].items() if k not in FORMS[form]}
+        others = {k: v for k, v in records.rows[row].items() if k not in taken}
         rows.append({**others, MESSAGES: messages})
         kept.append(row)
     if not rows and empty:
         raise empty[0]
-    columns = [name for name in records.columns if name not in FORMS[form]]
-    taken = {name: name for name in FORMS[form] if name in records.columns}
+    columns = [name for name in records.columns if name not in taken]
     adapted = replace(
         records.take(kept) if empty else records,
         rows=rows,
         columns=(*dict.fromkeys(columns), MESSAGES),
-        renamed={**taken, **records.renamed},
+        renamed={**{name: name for name in taken}, **records.renamed},
     )
     if not empty:
         return adapted
     count = f"{len(empty):,} of {len(records):,} records left out"
     return adapted.noting(f"{count} for an empty message; the first: {empty[0].message}")
+
+
+def _form(records: Records, row: int, known: list[str]) -> str:
+    """The form of a record: the first that it has something of, else the first of its data."""
+    return next((form for form in known if not _is_blank(records, row, form)), known[0])
 
 
 def messages_of(records: Records, row: int, column: str = MESSAGES) -> list[dict[str, str]]:
@@ -175,10 +184,14 @@ def _turns(records: Records, row: int, form: str, *, replies: bool) -> Iterator[
 
 
 def _listed(records: Records, row: int, column: str, alone: str = "user") -> Iterator[_Turn]:
-    """The messages in the list of a column; a plain text there is one message, by `alone`."""
+    """The messages in the list of a column; a text or a number is one message, by `alone`."""
     value = records.rows[row].get(column)
-    if is_missing(value) or value in ([], ()) or isinstance(value, str):
-        yield _Turn(alone, value if isinstance(value, str) else "", column)
+    if is_missing(value) or value in ([], ()):
+        yield _Turn(alone, "", column)
+        return
+    number = isinstance(value, int | float) and column in (PROMPT, COMPLETION)
+    if isinstance(value, str) or number:
+        yield _Turn(alone, records.text(row, column), column)
         return
     hint = 'A conversation is [{"role": "user", "content": "..."}, {"role": "assistant", ...}].'
     for item, message in enumerate(records.items(value, row, column, "messages", hint)):

@@ -22,7 +22,10 @@ from pretune.data.readers.conversations import (
 )
 from pretune.data.records import Record, Records, is_missing
 from pretune.errors import DataError, describe_value
+from pretune.text.terminal import in_line
 
+#: Characters of a cell in an error.
+SHOWN = 40
 CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
 
 #: How the turns of a dialogue that is one text begin, as in Bai et al. 2022 (Anthropic's "HH").
@@ -63,18 +66,26 @@ def with_preferences(
     ]
     bare = replace(records, rows=rows, columns=tuple(asked))
     prompts = with_messages(bare, replies=False, keep_empty=keep_empty)
-    for row, messages in enumerate(record[MESSAGES] for record in prompts.rows):
-        if messages and messages[-1]["role"] != "user":
-            raise DataError(
-                f"{prompts.where(row)}: the prompt ends with a message of the "
-                f"{messages[-1]['role']}",
-                "A reply answers the user: the last message before it must be theirs.",
-            )
+    for row, record in enumerate(prompts.rows):
+        check_prompt(prompts, row, record[MESSAGES])
     whole = []
     for record in prompts.rows:
         waiting = record.pop(_TEXTS)
         whole.append({**record, **waiting})
     return replace(prompts, rows=whole, columns=(*prompts.columns, *replies))
+
+
+def check_prompt(records: Records, row: int, messages: Sequence[Mapping[str, str]]) -> None:
+    """Check that the messages of a record's prompt, if it has any, end with one of the user.
+
+    Raises:
+        DataError: they do not; names file and line.
+    """
+    if messages and messages[-1]["role"] != "user":
+        raise DataError(
+            f"{records.where(row)}: the prompt ends with a message of the {messages[-1]['role']}",
+            "A reply answers the user: the last message before it must be theirs.",
+        )
 
 
 def _check_replies(records: Records, replies: Sequence[str]) -> None:
@@ -118,6 +129,8 @@ def _reply(records: Records, row: int, column: str) -> str:
         value = value[-1]
     if isinstance(value, Mapping):
         value = value.get("content", value.get("value"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str):
         raise DataError(
             f"{records.where(row, column)}: expected a reply, found {describe_value(value)}",
@@ -194,6 +207,7 @@ def label_of(records: Records, row: int) -> bool:
     if word in ("false", "0", "0.0"):
         return False
     raise DataError(
-        f"{records.where(row, LABEL)}: expected true or false, found {describe_value(value)}",
+        f"{records.where(row, LABEL)}: expected true or false, found "
+        + (f"'{in_line(value[:SHOWN])}'" if isinstance(value, str) else describe_value(value)),
         "true: the completion is wanted; false: it is not.",
     )

@@ -21,11 +21,12 @@ from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipped
-from pretune.data.readers.conversations import ALPACA, COMPLETION
-from pretune.data.records import Records
+from pretune.data.readers.conversations import ALPACA, COMPLETION, MESSAGES
+from pretune.data.readers.preferences import check_prompt
+from pretune.data.records import Records, is_missing
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Prompt
-from pretune.errors import DataError, did_you_mean
+from pretune.errors import DataError, describe_value, did_you_mean
 from pretune.tasks.alignment.aligned import (
     ActionScores,
     Aligned,
@@ -190,13 +191,20 @@ class Policy(Aligned, MakesExperience):
     @override
     def adapted(self, records: Records, columns: Mapping[str, str], with_targets: bool) -> Records:
         # Replies in the data are not learned; a reward may compare with them.
-        adapted = super().adapted(records, columns, with_targets=False)
+        records = records.mapped(columns, ())
+        adapted = super().adapted(records, {}, with_targets=False)
         given = [name for name in (ALPACA[2], COMPLETION) if name in records.columns]
         rows = [
             {**row, **{name: own.get(name) for name in given}}
             for row, own in zip(adapted.rows, records.rows, strict=True)
         ]
-        return replace(adapted, rows=rows, columns=(*adapted.columns, *given))
+        adapted = replace(adapted, rows=rows, columns=(*adapted.columns, *given))
+        if with_targets:
+            self._check_compared(adapted)
+            for number, row in enumerate(rows):
+                messages = row[MESSAGES]
+                check_prompt(adapted, number, messages and self.unanswered(messages))
+        return adapted
 
     @override
     def _learned(
@@ -210,12 +218,11 @@ class Policy(Aligned, MakesExperience):
                 feature = replace(feature, targets=targets)
             yield feature
 
-    @override
-    def fit(self, records: Records) -> None:
-        """Check that the data have what a reward compares with.
+    def _check_compared(self, records: Records) -> None:
+        """Check that every record has what a reward compares with.
 
         Raises:
-            DataError: they lack a column.
+            DataError: a column is missing, or a cell is no text and no number; names file and line.
         """
         needed = [column for column, what in self.optional.items() if what == COMPARED]
         for column in needed:
@@ -224,6 +231,14 @@ class Policy(Aligned, MakesExperience):
                     f"{records.origin}: no column '{column}', which the reward compares with",
                     did_you_mean(column, records.columns),
                 )
+            for number, row in enumerate(records.rows):
+                value = row.get(column)
+                if is_missing(value) or not isinstance(value, str | int | float):
+                    raise DataError(
+                        f"{records.where(number, column)}: expected the reply that the reward "
+                        f"compares with, a text or a number, found {describe_value(value)}",
+                        "Write it, or remove the record.",
+                    )
 
     @property
     @override

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -191,9 +192,18 @@ def _part(value: Any, info: ValidationInfo) -> RewardPart:
     return kind.model_validate(dict(value), context=info.context)
 
 
+def _weighing(parts: list[RewardPart]) -> list[RewardPart]:
+    """Return parts of which at least one counts."""
+    if not parts:
+        raise ValueError(f"is empty: name a reward, {_FORMS}")
+    if all(part.weight == 0 for part in parts):
+        raise ValueError("nothing counts: at least one part needs another weight than 0")
+    return parts
+
+
 #: The option of a task: one part or a list of parts, whose weighted sum is the reward.
 RewardSpec = Annotated[
     list[Annotated[SerializeAsAny[RewardPart], BeforeValidator(_part)]],
     BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
-    Field(min_length=1),
+    AfterValidator(_weighing),
 ]
