@@ -109,7 +109,7 @@ def equip(task: HasReference, device: torch.device, tokenizer: Tokenizer) -> Non
         spec = named_reward(task)
         task.rewarding = reward_function(spec, device=device, tokenizer=tokenizer)
     if task.judge is not None and task.judging is None:
-        task.judging = reward_function(task.judge, device=device, tokenizer=tokenizer)
+        task.judging = reward_function(task.judge, device=device, tokenizer=tokenizer, key="judge")
     needed = task.reference is not None and task.writes_in_evaluations
     if needed and task.reference_model is None:
         task.reference_model = frozen(load_reference(task).model, device)

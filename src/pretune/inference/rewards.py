@@ -49,6 +49,7 @@ from pretune.tasks.alignment.reward_spec import (
     RewardPart,
     RewardSpec,
     RunReward,
+    names_of,
 )
 from pretune.tasks.base import AnyTask, MakesExperience, RewardFunction
 from pretune.tasks.classification.classify import Classify
@@ -82,14 +83,14 @@ class RewardTerm:
     Attributes:
         name: in logs.
         origin: what it is called in errors.
-        weight: what its rewards are multiplied by.
         score: computes its rewards.
+        weight: what its rewards are multiplied by.
     """
 
     name: str
     origin: str
-    weight: float
     score: RewardFunction
+    weight: float = 1.0
 
 
 class SummedReward:
@@ -146,6 +147,7 @@ def reward_function(
     device: torch.device | str,
     precision: str = "auto",
     tokenizer: Tokenizer | None = None,
+    key: str = "reward",
 ) -> SummedReward:
     """Make a reward of what a recipe says.
 
@@ -154,6 +156,7 @@ def reward_function(
         device: where models compute.
         precision: of models, as in training.
         tokenizer: of the model that is trained, for lengths in tokens.
+        key: where the recipe says it, for errors.
 
     Raises:
         PretuneError: a model cannot be loaded or gives no reward, or a function cannot be imported.
@@ -162,16 +165,13 @@ def reward_function(
         kinds: list[RewardPart] = TypeAdapter(RewardSpec).validate_python(spec)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"reward: {message}") from None
-    terms: list[RewardTerm] = []
-    for part in kinds:
-        origin, score = _scorer(part, device, precision, tokenizer)
-        # Logs tell two parts of one name apart by a number.
-        name, taken = part.name or part.title, {term.name for term in terms}
-        numbered = (name if n == 1 else f"{name}_{n}" for n in range(1, len(kinds) + 1))
-        free = next(own for own in numbered if own not in taken)
-        terms.append(RewardTerm(free, origin, part.weight, score))
-    return SummedReward(terms)
+        raise RecipeError(f"{key}: {message}") from None
+    return SummedReward(
+        [
+            RewardTerm(name, *_scorer(part, device, precision, tokenizer, key), part.weight)
+            for name, part in zip(names_of(kinds), kinds, strict=True)
+        ]
+    )
 
 
 def named_reward(task: MakesExperience) -> Any:
@@ -190,20 +190,24 @@ def named_reward(task: MakesExperience) -> Any:
 
 
 def _scorer(
-    part: RewardPart, device: torch.device | str, precision: str, tokenizer: Tokenizer | None
+    part: RewardPart,
+    device: torch.device | str,
+    precision: str,
+    tokenizer: Tokenizer | None,
+    key: str,
 ) -> tuple[str, RewardFunction]:
     """Return what a part is called in errors, and its function."""
     match part:
         case RunReward():
-            return f"the model {part.run}", _by_run(part, device, precision)
+            return f"the model {part.run}", _by_run(part, device, precision, key)
         case FunctionReward():
-            return f"the reward function {part.function}", _by_function(part)
+            return f"the {key} function {part.function}", _by_function(part, key)
         case ExactReward():
-            return "the reward 'exact'", _by_column(part.exact)
+            return f"the {key} 'exact'", _by_column(part.exact, key)
         case MatchReward():
-            return "the reward 'match'", _by_pattern(part.match)
+            return f"the {key} 'match'", _by_pattern(part.match, key)
         case LengthReward():
-            return "the reward 'length'", _by_length(part, tokenizer)
+            return f"the {key} 'length'", _by_length(part, tokenizer, key)
     raise TypeError(type(part).__name__)
 
 
@@ -255,14 +259,16 @@ def _as_float(value: Any) -> float:
 # By a model
 
 
-def _by_run(part: RunReward, device: torch.device | str, precision: str) -> RewardFunction:
+def _by_run(
+    part: RunReward, device: torch.device | str, precision: str, key: str
+) -> RewardFunction:
     try:
         bundle = load(part.run)
         task = task_of(bundle)
     except PretuneError as error:
         raise type(error)(
-            f"the reward's model {part.run} cannot be loaded: {error.message}",
-            error.hint or "Say where it is: reward='{run: FOLDER}'.",
+            f"the {key}'s model {part.run} cannot be loaded: {error.message}",
+            error.hint or f"Say where it is: {key}='{{run: FOLDER}}'.",
         ) from None
     read = _reader(part, task)
     rows = _rows(part, task, bundle)
@@ -392,15 +398,16 @@ def _asked(record: Mapping[str, Any], prompt: str) -> Any:
 # By a Python function
 
 
-def _by_function(part: FunctionReward) -> RewardFunction:
+def _by_function(part: FunctionReward, key: str) -> RewardFunction:
     if part.from_checkpoint:
         raise CheckpointError(
-            f"the checkpoint names the Python function {part.function} for its rewards, and what a "
+            f"the checkpoint names the Python function {part.function} for its {key}, and what a "
             "checkpoint names is not run",
-            f"If you trust it, name it yourself: --set reward={part.function}",
+            f"If you trust it, name it yourself: --set {key}={part.function}"
+            + ("; or go without: --set judge=null" if key == "judge" else ""),
         )
-    call = _caller(_imported(part.function), part.function)
-    origin = f"the reward function {part.function}"
+    origin = f"the {key} function {part.function}"
+    call = _caller(_imported(part.function, key), origin)
 
     def score(
         prompts: Sequence[str], replies: Sequence[str], records: Sequence[Mapping[str, Any]]
@@ -420,7 +427,7 @@ def _by_function(part: FunctionReward) -> RewardFunction:
     return score
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _imported(name: str, key: str) -> Callable[..., Any]:
     """Import `module:function`; the current folder is searched as by `python FILE`.
 
     Raises:
@@ -435,11 +442,11 @@ def _imported(name: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
-            message = f"reward {name}: no module is called '{missing}'"
+            message = f"{key} {name}: no module is called '{missing}'"
             hint = f"Write it in this folder ({module_name.replace('.', '/')}.py), or install it."
             raise RecipeError(message, hint) from None
         raise RecipeError(
-            f"reward {name}: the module cannot be imported: {_described(error)}", "Mend it."
+            f"{key} {name}: the module cannot be imported: {_described(error)}", "Mend it."
         ) from error
     value: Any = module
     for attribute in path.split("."):
@@ -447,11 +454,11 @@ def _imported(name: str) -> Callable[..., Any]:
             where = getattr(module, "__file__", None) or f"the module {module_name}"
             names = [own for own in vars(value) if not own.startswith("_")] if _holds(value) else []
             hint = did_you_mean(attribute, names) if names else "It is empty."
-            raise RecipeError(f"reward {name}: no '{attribute}' in {where}", hint)
+            raise RecipeError(f"{key} {name}: no '{attribute}' in {where}", hint)
         value = getattr(value, attribute)
     if not callable(value):
         raise RecipeError(
-            f"reward {name}: {describe_value(value)}, not a function", "Name a function."
+            f"{key} {name}: {describe_value(value)}, not a function", "Name a function."
         )
     return cast(Callable[..., Any], value)
 
@@ -461,7 +468,7 @@ def _holds(value: object) -> bool:
 
 
 def _caller(
-    function: Callable[..., Any], name: str
+    function: Callable[..., Any], origin: str
 ) -> Callable[[Mapping[str, Sequence[Any]]], list[float]]:
     """Return what calls a function with what its parameters ask for.
 
@@ -494,7 +501,7 @@ def _caller(
     )
     if not places or misplaced or any(p.kind is p.KEYWORD_ONLY for p in needed):
         raise RecipeError(
-            f"the reward function {name} takes ({', '.join(map(str, parameters))})",
+            f"{origin} takes ({', '.join(map(str, parameters))})",
             "It has to take (replies), (prompts, replies) or (prompts, replies, records), and to "
             "give a list of floats.",
         )
@@ -530,7 +537,7 @@ def _described(error: BaseException) -> str:
 # By a rule
 
 
-def _by_column(column: str) -> RewardFunction:
+def _by_column(column: str, key: str) -> RewardFunction:
     def score(
         _: Sequence[str], replies: Sequence[str], records: Sequence[Mapping[str, Any]]
     ) -> list[float]:
@@ -538,14 +545,14 @@ def _by_column(column: str) -> RewardFunction:
         for number, (reply, record) in enumerate(zip(replies, records, strict=True)):
             if column not in record:
                 raise DataError(
-                    f"reward {{exact: {column}}}: the record of {_shown(replies, number)} has no "
+                    f"{key} {{exact: {column}}}: the record of {_shown(replies, number)} has no "
                     f"column '{column}'",
                     did_you_mean(column, map(str, record)) if record else "It has no columns.",
                 )
             value = record[column]
             if is_missing(value) or not isinstance(value, str | int | float):
                 raise DataError(
-                    f"reward {{exact: {column}}}: the record of {_shown(replies, number)} has "
+                    f"{key} {{exact: {column}}}: the record of {_shown(replies, number)} has "
                     f"{describe_value(value)} there, not a text or a number",
                     "Give every record the reply that is right.",
                 )
@@ -564,7 +571,7 @@ def _as_text(value: str | float) -> str:
     return str(value).strip()
 
 
-def _by_pattern(pattern: str) -> RewardFunction:
+def _by_pattern(pattern: str, key: str) -> RewardFunction:
     compiled = re.compile(pattern)
 
     def score(
@@ -577,7 +584,7 @@ def _by_pattern(pattern: str) -> RewardFunction:
                     rewards.append(float(compiled.search(reply) is not None))
             except TimeoutError:
                 raise RunError(
-                    f"reward {{match: {brief(pattern)}}}: took over {MATCH_SECONDS:g} seconds for "
+                    f"{key} {{match: {brief(pattern)}}}: took over {MATCH_SECONDS:g} seconds for "
                     f"{_shown(replies, number)}",
                     "Write it without repeats inside of repeats, such as (a+)+.",
                 ) from None
@@ -610,10 +617,10 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, earlier)
 
 
-def _by_length(part: LengthReward, tokenizer: Tokenizer | None) -> RewardFunction:
+def _by_length(part: LengthReward, tokenizer: Tokenizer | None, key: str) -> RewardFunction:
     if part.unit == "tokens" and tokenizer is None:
         raise RecipeError(
-            "reward {length: ..., unit: tokens}: there is no model whose tokens are counted",
+            f"{key} {{length: ..., unit: tokens}}: there is no model whose tokens are counted",
             "Count characters: unit: characters.",
         )
 

@@ -43,6 +43,7 @@ def run_view(result: RunResult) -> RenderableType:
         ("examples per second", f"{result.examples_per_second:.1f}"),
         ("peak memory", f"{result.peak_memory_mb:,.0f} MiB"),
         ("folder", result.folder),
+        *(("warning", text) for text in result.warnings),
     ]
     return Grid(("", "value"), rows, title).terminal()
 
@@ -127,8 +128,9 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
         sheet.append(f"   model: {one_line(sample['reply'])}\n")
         if "reference" in sample:
             sheet.append(f"   given: {one_line(sample['reference'])}\n", "dim")
-        if "reward" in sample:
-            sheet.append(f"   reward: {sample['reward']:.4g}\n", "dim")
+        for name in ("reward", "judge"):
+            if name in sample:
+                sheet.append(f"   {name}: {sample[name]:.4g}\n", "dim")
     return sheet
 
 

@@ -663,6 +663,21 @@ class ComparesWithReference(ABC):
         """Score a batch by the reference: `[B, K]`, in the order of the batch's features."""
 
 
+class SumOfRewards(Protocol):
+    """Scores replies by a weighted sum."""
+
+    def parts(
+        self,
+        prompts: Sequence[str],
+        replies: Sequence[str],
+        records: Sequence[Mapping[str, Any]],
+    ) -> dict[str, list[float]]:
+        """Compute each summand of each reply, without its weight, by name."""
+
+    def total(self, parts: Mapping[str, Sequence[float]], replies: Sequence[str]) -> list[float]:
+        """Add up what `parts` returned for these replies."""
+
+
 @dataclass(frozen=True)
 class RolloutPlan:
     """How much experience is made at a time, and how long it is used."""
@@ -680,7 +695,7 @@ class MakesExperience(ABC):
     """
 
     #: Scores replies; set before training and evaluation.
-    rewarding: RewardFunction | None = None
+    rewarding: SumOfRewards | None = None
     #: The present strength of the tie to the reference; a part of the state of a run.
     beta: float
 
@@ -722,6 +737,15 @@ class MakesExperience(ABC):
     def stops(self, means: Mapping[str, float]) -> bool:
         """Whether the rest of a rollout is passed over after an update with these loss parts."""
         return False
+
+    def warning(self, before: Mapping[str, float], now: Mapping[str, float]) -> str | None:
+        """Describe what looks wrong with the training, or return None.
+
+        Args:
+            before: figures of the run's first evaluation.
+            now: figures of the last one.
+        """
+        return None
 
     @abstractmethod
     def rehearsal(self, prompts: FeatureSet) -> PackedBatch:

@@ -408,6 +408,12 @@ class Trainer:
         history.evaluations.append((history.steps, self.epoch, result.metrics))
         note = "  best so far" if is_best else ""
         self.reporter.evaluation(history.steps, self.epoch, result.metrics, result.seconds, note)
+        # Does something look wrong? It is said once.
+        if isinstance(self.task, MakesExperience) and not history.warnings:
+            warning = self.task.warning(history.evaluations[0][2], result.metrics)
+            if warning is not None:
+                history.warnings = [warning]
+                self.reporter.say(f"warning: {warning}")
         # Early stopping.
         patience = self.options.patience
         if patience is not None and history.evaluations_since_best >= patience:

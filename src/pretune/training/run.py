@@ -301,7 +301,7 @@ class _Run:
         if isinstance(task, MakesExperience):
             task.rewarding = scorer(named_reward(task))
         if task.judge is not None:
-            task.judging = scorer(task.judge)
+            task.judging = scorer(task.judge, key="judge")
         if task.reference is None:
             return
         start = self.recipe.model.source
@@ -499,4 +499,5 @@ def _result(recipe: Recipe, history: TrainingHistory, device: torch.device) -> R
         environment=environment(device),
         rescues=history.rescues,
         stopped_early=history.early,
+        warnings=history.warnings,
     )

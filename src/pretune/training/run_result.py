@@ -36,6 +36,7 @@ class RunResult:
         environment: versions and machine.
         rescues: what the guard did, one sentence per recovery.
         stopped_early: whether training ended because nothing got better any more.
+        warnings: what looked wrong with the training, one sentence each.
     """
 
     folder: str
@@ -51,6 +52,7 @@ class RunResult:
     environment: dict[str, str] = field(default_factory=dict)
     rescues: list[str] = field(default_factory=list)
     stopped_early: bool = False
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def examples_per_second(self) -> float:

@@ -80,6 +80,8 @@ class TrainingHistory:
     # What the guard did, one sentence per recovery.
     rescues: list[str] = field(default_factory=list)
     early: bool = False  # ends because nothing got better any more
+    # What looked wrong, one sentence each.
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

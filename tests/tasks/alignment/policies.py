@@ -11,11 +11,13 @@ import torch
 
 from pretune.bundle.bundle import Bundle, load
 from pretune.data.batch import FeatureSet, PackedBatch
+from pretune.inference.rewards import RewardTerm, SummedReward
 from pretune.recipe.schema import TrainSection
 from pretune.tasks.alignment.grpo import Grpo, GrpoOptions
 from pretune.tasks.alignment.policy import Attempt, Policy
 from pretune.tasks.alignment.ppo import Ppo, PpoOptions
 from pretune.tasks.alignment.rloo import Rloo, RlooOptions
+from pretune.tasks.base import RewardFunction
 from pretune.tasks.features import record_features
 from pretune.training.loop import Trainer
 from tests.tasks.alignment.preferences import ROWS, records
@@ -33,6 +35,12 @@ def by_length(
     return [len(reply) / 10 - reply.count("e") for reply in replies]
 
 
+def summed(*functions: RewardFunction) -> SummedReward:
+    """A reward by functions, as a recipe makes it."""
+    terms = [RewardTerm(f"part {i}", "a function", f) for i, f in enumerate(functions)]
+    return SummedReward(terms)
+
+
 def policy(name: str, folder: Path, **options: Any) -> tuple[Policy, Bundle]:
     """A policy on the model in a folder, its reference another one, if it has one."""
     kind, options_type = TASKS[name]
@@ -44,7 +52,7 @@ def policy(name: str, folder: Path, **options: Any) -> tuple[Policy, Bundle]:
         with torch.no_grad():
             for parameter in task.reference_model.parameters():
                 parameter.mul_(0.97)
-    task.rewarding = by_length
+    task.rewarding = summed(by_length)
     return task, bundle
 
 

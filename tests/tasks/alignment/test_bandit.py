@@ -17,7 +17,7 @@ from tokenizers import models
 
 from pretune.bundle.bundle import Bundle, load
 from pretune.tokenizers.tokenizer import Tokenizer
-from tests.tasks.alignment.policies import TASKS, prompts, trainer
+from tests.tasks.alignment.policies import TASKS, prompts, summed, trainer
 
 ARMS = ["<end>", "a", "b", "c", "d", "e", "f", "g"]
 REWARD = {arm: (i * 5 % 8) / 4 - 1 for i, arm in enumerate(ARMS)} | {"": 0.25}
@@ -83,7 +83,7 @@ def test_the_best_policy_is_reached(name: str, options: dict[str, Any]) -> None:
     )
     torch.nn.init.normal_(bundle.backbone.embeddings.tokens.weight, std=0.15)
     reference.model.load_state_dict(bundle.model.state_dict())
-    task.reference_model, task.rewarding = reference.model.eval(), reward
+    task.reference_model, task.rewarding = reference.model.eval(), summed(reward)
     made = prompts(task, bundle, [{"prompt": "a"}])
     ids = made.tokens.tolist()
     start = chances(bundle, ids)

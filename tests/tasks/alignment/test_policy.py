@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from pydantic import ValidationError
 
 from pretune.data.batch import PackedBatch
+from pretune.inference.rewards import RewardTerm, SummedReward, reward_function
 from pretune.models.lora import adapters, add_lora, merged_state, without_adapters
 from pretune.tasks.alignment.policy import ADVANTAGE, OLD, Attempt
 from pretune.tasks.alignment.ppo import RETURN, VALUE
@@ -25,6 +27,7 @@ from tests.tasks.alignment.policies import (
     policy,
     prompts,
     rollout,
+    summed,
 )
 from tests.tasks.alignment.preferences import ROWS, saved
 
@@ -231,7 +234,7 @@ def test_an_adapted_policy_is_the_merged_one(sft: Path) -> None:
 
 def test_a_group_of_equal_rewards_gives_no_gradient(sft: Path) -> None:
     task, bundle = policy("grpo", sft, beta=0.0)
-    task.rewarding = lambda prompts, replies, rows: [0.1] * len(replies)
+    task.rewarding = summed(lambda prompts, replies, rows: [0.1] * len(replies))
     batch = rollout(task, bundle)
     grads = gradient(bundle.model, lambda: task.loss(task.forward(bundle.model, batch), batch).sum)
     assert not any(bool(grad.any()) for grad in grads)
@@ -286,6 +289,71 @@ def test_the_figures_of_a_rollout(sft: Path) -> None:
     assert parts["share_without_end"] == np.mean([not a.ended for a in written])
     assert parts["beta"] == pytest.approx(0.05)
     assert parts["explained_variance"] <= 1
+
+
+SUM = [{"length": 12, "weight": 2}, {"match": "e", "name": "vowel"}, {"match": "n"}]
+
+
+def test_the_parts_of_a_reward(sft: Path) -> None:
+    """Each by its name and without its weight, as the mean of the rollout; the end is none."""
+    task, bundle = policy("grpo", sft, reward=SUM, end_penalty=2.0)
+    texts: list[str] = []
+
+    def seen(prompts: Any, replies: Any, rows: Any) -> list[float]:
+        texts.extend(replies)
+        return [0.0] * len(replies)
+
+    reward = reward_function(SUM, device="cpu")
+    task.rewarding = SummedReward([*reward.terms, RewardTerm("seen", "a function", seen)])
+    written = attempts(task, bundle)
+    batch = task.experience(written).batch(np.array([2]))
+    parts = task.loss(task.forward(bundle.model, batch), batch).parts
+    expected = {
+        "reward_length": np.mean([-abs(len(text) - 12) / 12 for text in texts]),
+        "reward_vowel": np.mean(["e" in text for text in texts]),
+        "reward_match": np.mean(["n" in text for text in texts]),
+    }
+    ours = {name: float(value) for name, value in parts.items() if name.startswith("reward_")}
+    assert ours == pytest.approx(expected, abs=1e-6)
+    whole = 2 * expected["reward_length"] + expected["reward_vowel"] + expected["reward_match"]
+    endless = np.mean([not attempt.ended for attempt in written])
+    assert float(parts["reward"]) == pytest.approx(whole - 2 * endless, abs=1e-5)
+    # Of one part the mean is the reward.
+    task, bundle = policy("grpo", sft, reward=SUM[0])
+    assert [name for name in task.metrics().result() if "reward_" in name] == ["reward_se"]
+
+
+def test_a_rollout_from_before_there_were_parts(sft: Path) -> None:
+    """A checkpoint holds it; its figures are those that it has."""
+    task, bundle = policy("ppo", sft)
+    held = task.experience(attempts(task, bundle))
+    task, bundle = policy("ppo", sft, reward=SUM)
+    batch = held.batch(np.arange(2))
+    parts = task.loss(task.forward(bundle.model, batch), batch).parts
+    assert "beta" in parts
+    assert "reward_vowel" not in parts
+
+
+@pytest.mark.parametrize(
+    ("reward", "judge", "warned"),
+    [
+        (0.61, 0.5, True),  # 0.2 up, with a standard error of 0.1
+        (0.61, 0.4, True),
+        (0.61, 0.51, False),
+        (0.59, 0.4, False),
+        (0.2, 0.4, False),
+        (math.nan, 0.4, False),
+    ],
+)
+def test_a_reward_that_rises_alone(sft: Path, reward: float, judge: float, warned: bool) -> None:
+    task, _ = policy("rloo", sft)
+    before = {"reward": 0.4, "reward_se": 0.06, "judge": 0.5}
+    now = {"reward": reward, "reward_se": 0.08, "judge": judge}
+    text = task.warning(before, now)
+    assert (text is not None) == warned
+    assert text is None or f"from 0.4 to 0.61, but the judge went from 0.5 to {judge}" in text
+    del before["judge"]
+    assert task.warning(before, now) is None
 
 
 def test_a_reply_without_an_end_is_worth_less(sft: Path) -> None:

@@ -18,7 +18,7 @@ from pretune.api import evaluate
 from pretune.bundle.bundle import load
 from pretune.bundle.convert import convert
 from pretune.data.batch import PackedBatch
-from pretune.errors import CheckpointError, DataError, RecipeError, RunError
+from pretune.errors import CheckpointError, DataError, PretuneError, RecipeError, RunError
 from pretune.evaluation.compare import compare
 from pretune.evaluation.examine import examine
 from pretune.inference.chat import Conversation
@@ -31,6 +31,7 @@ from pretune.training import run
 from pretune.training.data import examined_records
 from pretune.training.loop import Trainer
 from pretune.training.run import resume, train_recipe
+from pretune.training.run_folder import RunFolder
 from pretune.training.stop import Interrupted, Stopped
 from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
 from tests.training.outcomes import StopAt, assert_alike, outcome
@@ -64,15 +65,22 @@ def made(tmp_path: Path) -> Callable[..., Recipe]:
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
 def test_a_run_learns_and_is_used(name: str, made: Callable[..., Recipe], tmp_path: Path) -> None:
-    options = {"task.reward": {"match": "e"}, "task.group": 8, "task.rollout": 6}
+    options = {"task.reward": {"match": "e"}, "task.judge": {"match": "e", "weight": -1}}
+    options |= {"task.group": 8, "task.rollout": 6}
     options |= {"task.beta": 0.01, "train.epochs": 8 if name == "ppo" else 12}
     options |= {"train.batch_size": 24, "train.learning_rate": 5e-3}
     result = train_recipe(made(name, **options), quiet=True)
     logs = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open(encoding="utf-8")]
     rewards = [entry["train/reward"] for entry in logs if "train/reward" in entry]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
-    figures = {"loss", "reward", "kl", "reply_tokens", "share_without_end", "distinct_2"}
-    assert set(result.metrics) == figures
+    figures = {"loss", "reward", "reward_se", "judge", "kl", "reply_tokens", "share_without_end"}
+    assert set(result.metrics) == {*figures, "distinct_2"}
+    samples = result.details["samples"]
+    rewards = [sample["reward"] for sample in samples]
+    assert len(samples) == 4
+    assert result.metrics["reward"] == np.mean(rewards)
+    assert result.metrics["reward_se"] == pytest.approx(np.std(rewards, ddof=1) / 2)
+    assert result.metrics["judge"] == np.mean([sample["judge"] for sample in samples])
     assert result.metrics["kl"] > 0
     # The saved model finds its reference and its reward again, replies, and is an instruct model.
     again = evaluate(tmp_path / "run", tmp_path / "v.jsonl", device="cpu").metrics
@@ -169,6 +177,40 @@ def test_a_run_that_was_stopped_before_the_first_update(
     resume(part.output, quiet=True)
     assert [entry["step"] for entry in evaluations(Path(part.output))] == [0, 3]
     assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
+
+
+def test_what_looks_wrong_is_said_once(
+    made: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a run that was resumed; it is compared with the first evaluation."""
+    compared: list[tuple[float, float]] = []
+
+    def warning(self: Grpo, before: Any, now: Any) -> str | None:
+        compared.append((before["kl"], now["kl"]))
+        return "it rose alone" if now["kl"] != before["kl"] else None
+
+    monkeypatch.setattr(Grpo, "warning", warning)
+    part = made("grpo", **{"task.group": 2, "train.eval_every": 1, "train.learning_rate": 1e-2})
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(2))
+        with pytest.raises(Interrupted):
+            train_recipe(part)
+    result = resume(part.output)
+    assert result.warnings == ["it rose alone"]
+    assert len(compared) == 2
+    assert compared[0][0] == compared[0][1] == compared[1][0]
+    assert capsys.readouterr().err.count("warning: it rose alone") == 1
+    assert result == RunFolder(part.output).result()
+
+
+@pytest.mark.parametrize("judge", ["nowhere", "my_judge:score"])
+def test_a_judge_that_is_not_there(judge: str, made: Callable[..., Recipe], tmp_path: Path) -> None:
+    spec = judge if ":" in judge else {"run": str(tmp_path / judge)}
+    with pytest.raises(PretuneError, match=f"judge.*{judge.split(':')[0]}"):
+        train_recipe(made("grpo", **{"task.judge": spec}), quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="no column 'x', which the reward compares with"):
+        train_recipe(made("grpo", **{"task.judge": {"exact": "x"}}), quiet=True)
 
 
 def test_the_guard_goes_back_inside_a_rollout(
@@ -309,7 +351,10 @@ def test_a_rule_compares_with_a_column_of_another_name(
 
 def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> None:
     for name, temperature in (("one", 1.0), ("two", 1.0), ("three", 0.5)):
-        own = made("grpo", name, **{"task.group": 2, "task.temperature": temperature})
+        options = {"task.group": 2, "task.temperature": temperature}
+        options |= {"task.reward": [{"length": 12}, {"match": "e", "name": "vowel"}]}
+        options |= {"task.judge": [{"length": 3}, {"length": 5}]}
+        own = made("grpo", name, **options)
         train_recipe(own.changed({"seed": ord(name[0])}), quiet=True)
     names = ["one", "two", "three"]
     task = task_of(load(tmp_path / "one"))
@@ -318,7 +363,9 @@ def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> N
     compared = compare(names[:2], looked[:2], resamples=20).to_dict()["runs"]
     for name, figures in zip(names, compared, strict=False):
         own = evaluate(tmp_path / name, tmp_path / "v.jsonl", device="cpu").metrics
-        for metric in ("reward", "kl", "loss", "reply_tokens", "share_without_end"):
+        assert {"reward_length", "reward_vowel", "judge"} <= set(own)
+        assert own["reward"] == pytest.approx(own["reward_length"] + own["reward_vowel"])
+        for metric in sorted({*own} - {"distinct_2", "reward_se"}):
             assert figures["figures"][metric]["value"] == pytest.approx(own[metric], abs=1e-6)
     with pytest.raises(RunError, match=r"task\.temperature=1\.0") as error:
         compare(names[1:], looked[1:])

@@ -261,14 +261,20 @@ class WrittenReplies:
         """Add what another process saw."""
         self._written |= other._written
 
+    @property
+    def numbers(self) -> Array:
+        """`[N, K]` what `reply_counts` gives all replies, in the order of the records."""
+        # In this order, so that sums do not depend on batches or processes.
+        counts = [self._written[record][1] for record in sorted(self._written)]
+        none = self._task.reply_counts((), ())
+        return np.array(counts).reshape(-1, none.shape[1])
+
     def figures(self) -> dict[str, float]:
         """Compute the figures, by name."""
-        # In the order of the records, so that sums do not depend on batches or processes.
-        replies = [self._written[record] for record in sorted(self._written)]
-        none = self._task.reply_counts((), ())
-        sums = np.concatenate([none, *(np.array([counts]) for _, counts in replies)]).sum(0)
+        sums = self.numbers.sum(0)
         figures = {name: float(v) for name, v in self._task.reply_figures(sums).items()}
-        return {**figures, "distinct_2": distinct([text for text, _ in replies], 2)}
+        texts = [self._written[record][0] for record in sorted(self._written)]
+        return {**figures, "distinct_2": distinct(texts, 2)}
 
     def details(self) -> dict[str, Any]:
         """Return the number of replies, and some of them."""

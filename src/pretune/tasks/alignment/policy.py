@@ -7,6 +7,7 @@ log-probability is meant here. The end of a reply is an action as every other to
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from pretune.tasks.alignment.aligned import (
     next_tokens,
 )
 from pretune.tasks.alignment.policy_losses import k3, kl_estimates, per_reply
-from pretune.tasks.alignment.reward_spec import ExactReward, RewardSpec
+from pretune.tasks.alignment.reward_spec import ExactReward, RewardSpec, names_of
 from pretune.tasks.base import REFERENCE, Loss, MakesExperience, Metrics, RolloutPlan
 from pretune.tasks.dialogue.dialogue import InstructOptions
 from pretune.tasks.dialogue.replies import ASKED, ReplyOutputs, ReplyPrediction
@@ -133,6 +134,7 @@ class Attempt:
         old: `[n]` float32 log-probabilities under the model that wrote it.
         reference: `[n]` the same under the reference; a copy of `old` where there is none.
         values: `[n]` the value of the state before each token; zeros without a value head.
+        parts: the summands of the reward, where there are several; in the order of `part_names`.
     """
 
     prompt: tuple[int, ...]
@@ -143,6 +145,7 @@ class Attempt:
     old: Array
     reference: Array
     values: Array
+    parts: tuple[float, ...] = ()
 
     @property
     def kl(self) -> float:
@@ -272,7 +275,9 @@ class Policy(Aligned, MakesExperience):
         targets = {name: t[rows] for name, t in batch.targets.items() if len(t) == whole}
         loss = self.objective(outputs, targets)
         rollout = batch.targets[ROLLOUT].view(batch.num_sequences, -1)[0]
-        figures = dict(zip(self.figure_names, loss.count * rollout, strict=True))
+        # A checkpoint from before there were parts may hold a rollout without theirs.
+        names = (*self.figure_names, *self.part_names)
+        figures = dict(zip(names, loss.count * rollout, strict=False))
         return Loss(loss.sum, loss.count, {**loss.parts, **figures})
 
     def changes(self, scores: ActionScores, old: Tensor, weights: Tensor) -> dict[str, Tensor]:
@@ -300,6 +305,12 @@ class Policy(Aligned, MakesExperience):
     @override
     def reward(self) -> Any:
         return self.options.reward
+
+    @property
+    def part_names(self) -> list[str]:
+        """What logs call the parts of the reward; nothing where there is only one."""
+        parts = self.options.reward or ()
+        return [f"reward_{name}" for name in names_of(parts)] if len(parts) > 1 else []
 
     @property
     @override
@@ -338,27 +349,29 @@ class Policy(Aligned, MakesExperience):
         whole = [(_tokens(prompts, n), w.tokens) for n, w in zip(copies, written, strict=True)]
         scored = self.scored(model, device, whole)
         return [
-            Attempt(tuple(prompt), tokens, record, reward, has_ended(reply), *scores)
-            for (prompt, tokens), record, reward, reply, scores in zip(
-                whole, records, rewards, written, scored, strict=True
+            Attempt(tuple(prompt), tokens, record, reward, has_ended(reply), *scores, tuple(parts))
+            for (prompt, tokens), record, (reward, *parts), reply, scores in zip(
+                whole, records, rewards.tolist(), written, scored, strict=True
             )
         ]
 
     def rewards(
         self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str], ended: Sequence[bool]
-    ) -> list[float]:
-        """Return the reward of each reply.
+    ) -> Array:
+        """Return `[R, 1 + P]`: the reward of each reply, and its P parts (`part_names`).
 
         Args:
             rows: the records of the prompts.
-            replies: a text for each.
+            replies: a text for each of the R replies.
             ended: whether it ended by itself.
         """
         if self.rewarding is None:
             raise ValueError("no reward function was set")
-        prompts = [self.asked(row)[-1] for row in rows]
-        rewards, penalty = self.rewarding(prompts, replies, rows), self.options.end_penalty
-        return [reward - penalty * (not end) for reward, end in zip(rewards, ended, strict=True)]
+        parts = self.rewarding.parts([self.asked(row)[-1] for row in rows], replies, rows)
+        penalty = self.options.end_penalty * ~np.array(ended, dtype=bool)
+        rewards = np.array(self.rewarding.total(parts, replies)) - penalty
+        several = [*parts.values()][: len(self.part_names)]
+        return np.column_stack([rewards, *several])
 
     @override
     def experience(self, attempts: Sequence[Attempt]) -> FeatureSet:
@@ -382,7 +395,11 @@ class Policy(Aligned, MakesExperience):
             targets[name] = np.zeros(len(actions), dtype=np.float32)
             targets[name][actions] = values
         # The figures of the whole rollout, for logs: at each reply the same.
-        figures = self.rollout_figures(attempts, given)
+        parts = np.array([attempt.parts for attempt in attempts]).mean(0)
+        figures = {
+            **self.rollout_figures(attempts, given),
+            **dict(zip(self.part_names, parts.tolist(), strict=True)),
+        }
         row = np.array([list(figures.values())], dtype=np.float32)
         targets[ROLLOUT] = np.repeat(row, len(attempts), axis=0)
         self.follow(attempts, figures)
@@ -415,7 +432,8 @@ class Policy(Aligned, MakesExperience):
     def rehearsal(self, prompts: FeatureSet) -> PackedBatch:
         ids = tuple(_tokens(prompts, 0))
         zeros = np.zeros(1, dtype=np.float32)
-        attempt = Attempt(ids, ids[:1], 0, 0.0, True, zeros, zeros, zeros)
+        parts = (0.0,) * len(self.part_names)
+        attempt = Attempt(ids, ids[:1], 0, 0.0, True, zeros, zeros, zeros, parts)
         beta = self.beta
         batch = self.experience([attempt] * self.options.group).batch(np.array([0]))
         self.beta = beta
@@ -463,22 +481,43 @@ class Policy(Aligned, MakesExperience):
     def reply_counts(
         self, rows: Sequence[Mapping[str, Any]], replies: Sequence[JudgedReply]
     ) -> Array:
-        rewards = np.zeros(0)
+        rewards = np.zeros((0, 1 + len(self.part_names)))
         if replies:
             texts, ends = [reply.reply for reply in replies], [reply.ended for reply in replies]
-            rewards = np.array(self.rewards(rows, texts, ends))
+            rewards = self.rewards(rows, texts, ends)
         return np.column_stack([rewards, super().reply_counts(rows, replies)])
 
     @override
     def reply_figures(self, sums: Array) -> dict[str, Array]:
-        figures = super().reply_figures(sums[..., 1:])
-        reward = sums[..., 0] / np.maximum(sums[..., 1], 1)
-        loss = self.options.beta * figures.get("kl", 0.0) - reward
-        return {"loss": loss, "reward": reward, **figures}
+        names = ("reward", *self.part_names)
+        rest = sums[..., len(names) :]
+        count, figures = np.maximum(rest[..., 0], 1), super().reply_figures(rest)
+        rewards = {name: sums[..., i] / count for i, name in enumerate(names)}
+        loss = self.options.beta * figures.get("kl", 0.0) - rewards["reward"]
+        return {"loss": loss, **rewards, **figures}
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:
         return self.reply_figures(sums[..., 2:])
+
+    @override
+    def warning(self, before: Mapping[str, float], now: Mapping[str, float]) -> str | None:
+        """Compare the reward with the judge.
+
+        The reward counts as risen by more than two standard errors of the difference of two means
+        over different draws.
+        """
+        if not {"judge", "reward_se"} <= {*before} & {*now}:
+            return None
+        risen = now["reward"] - before["reward"]
+        error = math.hypot(now["reward_se"], before["reward_se"])
+        if not (risen > 2 * error and now["judge"] <= before["judge"]):
+            return None
+        return (
+            f"the reward rose from {before['reward']:.4g} to {now['reward']:.4g}, but the judge "
+            f"went from {before['judge']:.4g} to {now['judge']:.4g}: the model may be learning "
+            "what the reward is wrong about"
+        )
 
     @override
     def metrics(self, features: Features | None = None) -> Any:
@@ -489,8 +528,8 @@ class Policy(Aligned, MakesExperience):
 class PolicyMetrics(Metrics):
     """Figures of written replies, means over them.
 
-    Those of `WrittenReplies`; `reward`; and as `loss` what training lowers: beta times `kl` less
-    `reward`.
+    Those of `WrittenReplies`; `reward` and its parts; `reward_se`, the standard error of `reward`;
+    and as `loss` what training lowers: beta times `kl` less `reward`.
     """
 
     def __init__(self, task: Policy, features: Features | None) -> None:
@@ -507,7 +546,10 @@ class PolicyMetrics(Metrics):
 
     @override
     def result(self) -> dict[str, float]:
-        return self._replies.figures()
+        rewards = self._replies.numbers[:, 0]
+        count = len(rewards)
+        error = float(rewards.std(ddof=1)) / count**0.5 if count > 1 else math.nan
+        return {**self._replies.figures(), "reward_se": error}
 
     @override
     def details(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -163,6 +163,16 @@ class LengthReward(RewardPart):
     unit: Literal["characters", "tokens"] = Field(
         "characters", description="What is counted; tokens of the model that is trained."
     )
+
+
+def names_of(parts: Sequence[RewardPart]) -> list[str]:
+    """Return what logs call the parts of a sum; a number tells two of one name apart."""
+    names: list[str] = []
+    for part in parts:
+        own = part.name or part.title
+        numbered = (own if n == 1 else f"{own}_{n}" for n in range(1, len(parts) + 1))
+        names.append(next(name for name in numbered if name not in names))
+    return names
 
 
 _KINDS: dict[str, type[RewardPart]] = {
