@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 
@@ -13,20 +12,19 @@ from hypothesis import strategies as st
 from pretune.data.batch import Layout
 from pretune.models.attention import (
     GROUP_SLACK,
-    SDPA_LENGTH,
     _make_plan,
     attention,
     attention_maps,
     attention_reference,
 )
 
-# `pretune.models.attention` is the function; its module has to be asked for.
-module = importlib.import_module("pretune.models.attention")
-
 few = settings(deadline=None, max_examples=25)
 lengths = st.lists(st.integers(1, 15), min_size=1, max_size=6)
 sizes = st.tuples(st.integers(1, 3), st.sampled_from([1, 3, 4, 8, 16]))  # heads, dim of each
 seeds = st.integers(0, 2**32 - 1)
+
+#: A probability that rounds to 0 of 65536: dropout's own path, which drops nothing.
+DROPS_NOTHING = 1e-9
 
 
 def tensors(seed: int, rows: int, size: tuple[int, int], count: int = 3, scale: float = 1.0):
@@ -43,10 +41,10 @@ def qkv_for(seed: int, queries: Layout, keys: Layout, size: tuple[int, int]):
     return q, k, v
 
 
-def agree(q, k, v, queries, keys, *, causal=False, tolerance=1e-5):
+def agree(q, k, v, queries, keys, *, causal=False, dropout_p=0.0, tolerance=1e-5):
     """Values and all three gradients agree with the reference; gives back what was computed."""
     probe = torch.randn(q.shape, generator=torch.Generator().manual_seed(7))
-    ours = attention(q, k, v, queries, keys, causal=causal)
+    ours = attention(q, k, v, queries, keys, causal=causal, dropout_p=dropout_p)
     reference = attention_reference(q, k, v, queries, keys, causal=causal)
     assert ours.shape == q.shape
     torch.testing.assert_close(ours[: queries.total], reference, rtol=0, atol=tolerance)
@@ -90,18 +88,33 @@ def test_causal_cross_attention_counts_from_the_end(layouts, size, seed):
 @pytest.mark.parametrize("causal", [False, True])
 @few
 @given(data=st.data(), size=sizes, seed=seeds)
-def test_the_path_for_long_sequences_is_the_equation(causal, data, size, seed):
+def test_the_path_with_dropout_is_the_equation(causal, data, size, seed):
     layouts = data.draw(cross(causal=causal))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SDPA_LENGTH", 3)
-        agree(*qkv_for(seed, *layouts, size), *layouts, causal=causal)
+    agree(*qkv_for(seed, *layouts, size), *layouts, causal=causal, dropout_p=DROPS_NOTHING)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_sequences_longer_than_the_switch_to_sdpa(causal):
-    layout = Layout.of([3, SDPA_LENGTH + 40, SDPA_LENGTH, SDPA_LENGTH + 1, 1])
+def test_long_sequences_beside_short_ones(causal):
+    layout = Layout.of([3, 540, 512, 513, 1])
     q, k, v = tensors(0, layout.total, (2, 8))
     agree(q, k, v, layout, layout, causal=causal)
+
+
+@pytest.mark.parametrize("lens", [[7, 7, 7], [7]])
+def test_sequences_of_the_same_length_are_not_copied(lens, monkeypatch):
+    layout = Layout.of(lens)
+    taken = []
+    sdpa = F.scaled_dot_product_attention
+
+    def watched(*qkv, **options):
+        taken.extend(x.data_ptr() for x in qkv)
+        assert options == {"is_causal": True}  # and no mask
+        return sdpa(*qkv, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    q, k, v = (x.detach() for x in tensors(0, layout.total, (2, 4)))
+    attention(q, k, v, layout, layout, causal=True)
+    assert taken == [x.data_ptr() for x in (q, k, v)]
 
 
 @few
@@ -143,10 +156,10 @@ def test_rows_past_the_total_are_zeros_and_are_not_looked_at(lens, extra, causal
         assert torch.equal(gradient[layout.total :], torch.zeros(extra, 2, 4))
 
 
-@pytest.mark.parametrize("switch", [512, 2])
+@pytest.mark.parametrize("dropout_p", [0.0, DROPS_NOTHING])
 @few
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=7), st.booleans(), seeds, st.data())
-def test_no_query_sees_another_sequence(switch, lens, causal, seed, data):
+def test_no_query_sees_another_sequence(dropout_p, lens, causal, seed, data):
     # NaN is the strictest witness: 0 * NaN is NaN, so not even a weight of zero may touch it.
     layout = Layout.of(lens)
     victim = data.draw(st.integers(0, len(lens) - 1))
@@ -157,10 +170,8 @@ def test_no_query_sees_another_sequence(switch, lens, causal, seed, data):
     spoiled = [x.detach().clone() for x in (q, k, v)]
     for x in spoiled:
         x[rows] = float("nan")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SDPA_LENGTH", switch)
-        before = attention(q, k, v, layout, layout, causal=causal)
-        after = attention(*spoiled, layout, layout, causal=causal)
+    before = attention(q, k, v, layout, layout, causal=causal, dropout_p=dropout_p)
+    after = attention(*spoiled, layout, layout, causal=causal, dropout_p=dropout_p)
     assert torch.equal(before[others], after[others])
     assert after[rows].isnan().all()
     for gradient in torch.autograd.grad(before[rows].sum(), (q, k, v)):
@@ -287,7 +298,7 @@ def test_no_dropout_draws_nothing():
     assert torch.equal(drawn, torch.rand(1))
 
 
-@pytest.mark.parametrize("lens", [[3, 9, 9], [SDPA_LENGTH + 8]])
+@pytest.mark.parametrize("lens", [[3, 9, 9], [520]])
 def test_the_seed_decides_what_is_dropped(lens):
     layout = Layout.of(lens)
     q, k, v = tensors(0, layout.total, (2, 4))

@@ -22,10 +22,6 @@ from torch import Tensor
 from pretune.data.batch import Layout
 from pretune.models.ops import dropout
 
-#: Above this length the grouped path uses SDPA, which never holds the L x L scores. Below it, three
-#: plain products are faster on a CPU, forward and backward.
-SDPA_LENGTH = 512
-
 #: How much longer than its shortest sequence the longest sequence of a group may be.
 GROUP_RATIO = 1.15
 GROUP_SLACK = 2
@@ -78,7 +74,7 @@ def _grouped(
     # Groups come out sorted by length; `restore` puts their rows back.
     plan = _plan(queries, keys, q.device)
     outputs = [_attend_group(q, k, v, group, causal, dropout_p) for group in plan.groups]
-    packed = torch.cat(outputs) if outputs else q[:0]
+    packed = outputs[0] if len(outputs) == 1 else torch.cat([q[:0], *outputs])
     if plan.restore is not None:
         packed = packed.index_select(0, plan.restore)
     return _pad_rows(packed, len(q))
@@ -156,6 +152,12 @@ class _Group:
     valid: Tensor | None  # [number of real queries] positions in the flattened [B * Lq]
     key_lengths: Tensor | None  # [B, 1], if not all have key_length keys
     causal_shift: Tensor  # [B, 1, 1]: keys - queries of each sequence
+
+    @property
+    def square(self) -> bool:
+        """Whether all sequences have the same number of queries, and as many keys."""
+        ragged = self.valid is not None or self.key_lengths is not None
+        return not ragged and self.query_length == self.key_length
 
 
 @dataclass(frozen=True)
@@ -266,13 +268,16 @@ def _attend_group(
     q = _gather(q, group.query_rows, group.size)
     k = _gather(k, group.key_rows, group.size)
     v = _gather(v, group.key_rows, group.size)
-    forbidden = _forbidden(group, causal, q.device)
-    if group.key_length > SDPA_LENGTH and dropout_p == 0.0:
+    # SDPA never holds the L x L scores, but its dropout is slow on a CPU.
+    if dropout_p > 0.0:
+        weights = _weights(q, k, _forbidden(group, causal, q.device))
+        mixed = dropout(weights, dropout_p, training=True) @ v
+    elif causal and group.square:
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        forbidden = _forbidden(group, causal, q.device)
         allowed = None if forbidden is None else ~forbidden
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-    else:
-        weights = _weights(q, k, forbidden)
-        mixed = dropout(weights, dropout_p, training=True) @ v
     # Back to packed rows, without those of padding.
     mixed = mixed.transpose(1, 2).reshape(-1, mixed.shape[1], mixed.shape[3])
     return mixed if group.valid is None else mixed.index_select(0, group.valid)
