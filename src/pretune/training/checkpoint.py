@@ -283,7 +283,7 @@ class RunCheckpoints(CheckpointStore):
         whole = next((path for path in known if self._is_whole(path)), None)
         kept = "" if whole is None else f"; {whole} is intact"
         return RunError(
-            f"{target}: the checkpoint cannot be written ({_reason(error)}){kept}",
+            f"{target}: the checkpoint cannot be written ({write_reason(error)}){kept}",
             f"Make room, then go on: pretune train --resume {self.run}",
         )
 
@@ -347,7 +347,8 @@ def _best_step(path: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _reason(error: Exception) -> str:
+def write_reason(error: Exception) -> str:
+    """Say in the system's words why a file could not be written."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     number = re.search(r"\(os error (\d+)\)", str(error))  # in the words of Rust

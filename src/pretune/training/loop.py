@@ -27,7 +27,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.data.prefetch import prefetched
-from pretune.errors import RunError, did_you_mean
+from pretune.errors import PretuneError, RunError, did_you_mean
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import Strategy, strategy_for
 from pretune.recipe.schema import TrainSection
@@ -186,6 +186,7 @@ class Trainer:
 
         Raises:
             Stopped: `should_stop` asked for it; the model was saved.
+            PretuneError: the strategy cannot make its examples; the model was saved.
             RunError: the numbers went wrong and the guard gave up. The update is not applied.
         """
         train_mode(self.model)
@@ -196,7 +197,7 @@ class Trainer:
                 self._before_first(tidy)
             while self.history.steps < self.total and not self.history.early:
                 began, held = time.perf_counter(), self.strategy.holds(self.cursor)
-                self.strategy.prepare(self.cursor)
+                self._prepare()
                 if not held:
                     self.history.seconds += time.perf_counter() - began
                 # Recovering from trouble moves the cursor, and the batches start there afresh.
@@ -212,6 +213,24 @@ class Trainer:
             self._evaluate_and_save(tidy)
         elif self.options.guard.action == "rollback":
             self._save(best=False)  # something to go back to
+
+    def _prepare(self) -> None:
+        """Let the strategy make its examples; what was trained before is kept if it cannot.
+
+        A reward may fail or hang after hours. Nothing of the run has changed since the last update,
+        and a run that is resumed there makes the same examples again.
+        """
+        try:
+            self.strategy.prepare(self.cursor)
+        except (PretuneError, KeyboardInterrupt) as error:
+            # Other processes are somewhere else, and saving takes all of them.
+            if self.world.size > 1 or self.history.steps == 0:
+                raise
+            if self._saved_at != self.history.steps:
+                self._save(best=False)
+            if isinstance(error, KeyboardInterrupt) and self._should_stop():
+                raise Stopped(self.history.steps) from None
+            raise
 
     def _train_on(self, batches: Iterator[GlobalBatch], tidy: Callable[[], None]) -> None:
         """Make updates until the batches end, or until the run goes on at another place."""
@@ -473,6 +492,7 @@ class Trainer:
         self.strategy.restore(state.under("carried."), self.device)
         values = state.values
         self.history = TrainingHistory.from_dict(values["course"])
+        self._saved_at = self.history.steps
         self._log_sums = LogSums(**values["window"])
         self.guard.restore(values["guard"])
         self.cursor = Cursor(*values["cursor"])

@@ -16,6 +16,7 @@ from pretune.errors import RecipeError, RunError
 from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import HasReference, Preprocessor
+from pretune.training.checkpoint import write_reason
 
 #: The file in a run folder: an array `[N, K]` for each set of features.
 REFERENCE_FILE = "reference.safetensors"
@@ -43,16 +44,22 @@ def keep_scores(folder: Path, key: str, scores: Mapping[str, Array]) -> None:
     """Write the scores of a run's features, atomically.
 
     Raises:
-        RunError: a folder lies in the place of the file.
+        RunError: a folder lies in the place of the file, or it cannot be written.
     """
     place = folder / REFERENCE_FILE
     if place.is_dir():
         raise RunError(
             f"{place}: is a folder, where a file is to be written", "Move it away, then go on."
         )
-    with atomic_file(place) as path:
-        whole = {name: np.ascontiguousarray(values) for name, values in scores.items()}
-        save_file(whole, path, {"key": key, "digest": _digest(whole)})
+    whole = {name: np.ascontiguousarray(values) for name, values in scores.items()}
+    try:
+        with atomic_file(place) as path:
+            save_file(whole, path, {"key": key, "digest": _digest(whole)})
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{place}: cannot be written ({write_reason(error)})",
+            f"Make room, then go on: pretune train --resume {folder}",
+        ) from None
 
 
 def _digest(scores: Mapping[str, Array]) -> str:

@@ -17,7 +17,7 @@ from pretune.bundle.bundle import Bundle, grow_vocabulary, load
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
-from pretune.errors import RunError
+from pretune.errors import PretuneError, RunError
 from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
 from pretune.inference.rewards import named_reward, reward_function
 from pretune.models.lora import add_lora, without_adapters
@@ -425,7 +425,7 @@ class _Run:
         except Stopped as stopped:
             store.flush()
             raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
-        except RunError:
+        except PretuneError:
             store.finish()
             raise
         store.flush()
