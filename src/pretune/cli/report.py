@@ -71,6 +71,7 @@ def report(
     from pretune.render.charts import undrawable
     from pretune.render.report import ReportFacts, check_writable, write_report
     from pretune.training.run_folder import METRICS, RECIPE, RunFolder
+    from pretune.training.sample_sheet import SAMPLES, read_sheet
 
     # Mistakes in the command line are reported before the model is loaded.
     options.only_with_data(context, data, "DATA")
@@ -104,6 +105,7 @@ def report(
         recipe=None if recipe is None else recipe.to_yaml(),
         history=MetricHistory.read(place / METRICS),
         explained=explained,
+        sheet=read_sheet(place / SAMPLES),
         fitted=fitted,
     )
     write_report(facts, output, png)

@@ -93,14 +93,20 @@ def train(
 
 def _show_result(result: RunResult, *, as_json: bool) -> None:
     """Print the outcome; in a group of processes only the first one does."""
-    from pretune.render.result_views import run_view
+    from pretune.render.result_views import run_view, sheet_view
     from pretune.training.distributed import environment_world
+    from pretune.training.sample_sheet import SAMPLES, read_sheet
 
     if not environment_world().main:
         return
+    # What reinforcement learning did is seen in the replies; of them all the file tells.
+    place = Path(result.folder) / SAMPLES
+    sheet = sheet_view(read_sheet(place))
+    replies = () if sheet is None else (sheet, f"all replies: {place}")
     print_result(
         result.to_dict(),
         run_view(result),
+        *replies,
         f"ask it:      {_usage(result.folder)}",
         f"evaluate it: pretune evaluate {result.folder} DATA",
         f"look at it:  pretune report {result.folder}",

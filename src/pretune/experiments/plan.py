@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import override
 
 from pretune.data.arrays import Array
 from pretune.data.batch import Features
@@ -41,7 +42,7 @@ from pretune.tasks.builtin import task_class
 from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
 from pretune.training.freeze import reads_once
-from pretune.training.logging import Reporter
+from pretune.training.logging import Reporter, Sink
 from pretune.training.loop import Trainer
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
@@ -235,18 +236,21 @@ def _backward_share(model: nn.Module) -> float:
     return (len(trained) - trained.index(True)) / len(trained) if any(trained) else 0.0
 
 
-class _Rates:
+class _Rates(Sink):
     """A log that keeps the tokens per second of each update."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
 
+    @override
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         self.values.append(figures["train/tokens_per_second"])
 
+    @override
     def rewind(self, step: int) -> None:
         pass
 
+    @override
     def close(self) -> None:
         pass
 

@@ -39,8 +39,10 @@ from pretune.render.report_charts import (
     reliability_chart,
     scatter_chart,
 )
+from pretune.render.result_views import sheet_summary
 from pretune.tasks.base import ReadsStream
 from pretune.tasks.grading import Decision, Mistake
+from pretune.training.sample_sheet import SheetRow, score_names
 
 #: Rows of the tables of mistakes, and characters of each text in them.
 MISTAKE_ROWS, MISTAKE_LENGTH = 25, 300
@@ -48,6 +50,8 @@ MISTAKE_ROWS, MISTAKE_LENGTH = 25, 300
 LENGTH_GROUPS = 6
 #: What replies are rated by, drawn against how far the model is from its reference.
 GAINED = ("reward", "judge", "win_rate")
+#: Prompts of the sheet of replies on a page, and characters of each text in it.
+SHEET_ROWS, SHEET_LENGTH = 200, 1000
 #: A confusion matrix of more classes cannot be read.
 MAX_CONFUSION_CLASSES = 60
 #: Shown in the place of no entities, or no labels.
@@ -63,6 +67,7 @@ class ReportFacts:
     recipe: str | None = None  # as YAML; None for a model that comes from no run
     history: MetricHistory = field(default_factory=MetricHistory)
     explained: Mapping[int, Explained] = field(default_factory=dict)  # by number of the example
+    sheet: Sequence[SheetRow] = ()  # replies before and after training
     fitted: Examined | None = None  # examples to fit the temperature on; None: `examined` itself
 
 
@@ -106,6 +111,7 @@ def report_sections(facts: ReportFacts) -> list[PageSection]:
     sections = [
         _metrics_section(examined),
         _training_section(facts.history),
+        _sheet_section(facts.sheet),
         _class_section(examined),
         _score_section(examined),
         calibration_section(examined, facts.fitted),
@@ -144,6 +150,30 @@ def _training_section(history: MetricHistory) -> PageSection | None:
         picture = frontier_chart(history, gained)
         parts.append(Picture(picture, "gain against KL", caption, "frontier"))
     return PageSection("Training", parts)
+
+
+def _sheet_section(sheet: Sequence[SheetRow]) -> PageSection | None:
+    """Show the replies before training beside those after it."""
+    if not sheet:
+        return None
+    names, shown = score_names(sheet), sheet[:SHEET_ROWS]
+    rows = []
+    for row in shown:
+        cells: list[object] = [shortened("\n".join(row.history), SHEET_LENGTH)]
+        for reply in (row.before, row.after):
+            cells.append(shortened(reply.reply, SHEET_LENGTH))
+            cells += [f"{reply.scores[name]:.4g}" for name in names]
+        rows.append(cells)
+    steps = sorted({row.after.step for row in sheet})
+    after = f"after {', '.join(f'{step:,}' for step in steps)} updates"
+    header = ("prompt", "before training", *names, after, *names)
+    width = 1 + len(names)
+    numbers = [start + i for start in (2, 2 + width) for i in range(len(names))]
+    caption = f"The first {len(shown):,} of them" if len(shown) < len(sheet) else ""
+    return PageSection(
+        "Replies before and after",
+        [Paragraph(sheet_summary(sheet)), Grid(header, rows, caption, numbers=numbers)],
+    )
 
 
 def _class_section(examined: Examined) -> PageSection | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation 
     from pretune.evaluation.compare import Compared, Difference, Interval
     from pretune.evaluation.few_shot.result import Cell, FewShotResult
     from pretune.training.run_result import RunResult, SeedsResult
+    from pretune.training.sample_sheet import SheetReply, SheetRow
     from pretune.training.validation import Evaluation
 
 #: A confusion matrix of more classes is wider than a terminal or the page of a model card.
@@ -28,6 +29,8 @@ MAX_CONFUSION_CLASSES = 12
 MAX_ANSWER_COLUMNS = 8
 #: Characters of an example that are shown where models are compared.
 _EXAMPLE_LENGTH = 160
+#: Prompts whose replies before and after are shown when training ends.
+_SHEET_ROWS = 3
 
 
 def run_view(result: RunResult) -> RenderableType:
@@ -132,6 +135,43 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
             if name in sample:
                 sheet.append(f"   {name}: {sample[name]:.4g}\n", "dim")
     return sheet
+
+
+def sheet_summary(sheet: Sequence[SheetRow]) -> str:
+    """Tell in a line what training did to the scores of the replies."""
+    from pretune.training.sample_sheet import score_names
+
+    parts = [f"{len(sheet):,} held-out prompts"]
+    for name in score_names(sheet):
+        before, after = ([r.scores[name] for r in own] for own in _replies(sheet))
+        means = (sum(values) / len(sheet) for values in (before, after))
+        higher = sum(new > old for old, new in zip(before, after, strict=True))
+        lower = sum(new < old for old, new in zip(before, after, strict=True))
+        change = " before training, ".join(f"{mean:.4g}" for mean in means)
+        parts.append(f"{name} {change} after it (higher {higher:,} times, lower {lower:,} times)")
+    return "; ".join(parts) + "."
+
+
+def _replies(sheet: Sequence[SheetRow]) -> tuple[list[SheetReply], list[SheetReply]]:
+    return [row.before for row in sheet], [row.after for row in sheet]
+
+
+def sheet_view(sheet: Sequence[SheetRow]) -> Text | None:
+    """Show some replies before and after training; None if there are none."""
+    if not sheet:
+        return None
+    text = Text(sheet_summary(sheet) + "\n")
+    for number, row in enumerate(sheet[:_SHEET_ROWS], start=1):
+        text.append(f"{number}. " + _cut(" / ".join(row.history)) + "\n", "bold")
+        for name, reply in (("before", row.before), ("after", row.after)):
+            scores = "".join(f"  {in_line(n)} {score:.4g}" for n, score in reply.scores.items())
+            text.append(f"   {name + ':':<7} {_cut(reply.reply)}")
+            text.append(scores + "\n", "dim")
+    return text
+
+
+def _cut(text: str) -> str:
+    return shortened(one_line(text), _EXAMPLE_LENGTH)
 
 
 def answer_view(inputs: Mapping[str, Any], answer: Prediction, longest: int = 20) -> Text:

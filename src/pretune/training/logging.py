@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing_extensions import override
 from pretune.checkpoints.atomic_io import atomic_text
 from pretune.text.console import PlainConsole
 from pretune.text.terminal import hanging
+from pretune.training.sample_sheet import SheetRow, write_sheet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +60,13 @@ class Sink(Protocol):
 
     def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """Keep figures."""
+
+    def samples(self, sheet: Sequence[SheetRow]) -> None:
+        """Keep replies of before and after training, in the place of earlier ones.
+
+        By default a log has no place for them.
+        """
+        return
 
     def rewind(self, step: int) -> None:
         """Drop what was written after update `step`: the updates will be made again."""
@@ -107,6 +115,29 @@ class JsonLines(Sink):
     def close(self) -> None:
         with self._file:
             self._write()
+
+
+class SampleFile(Sink):
+    """The sample sheet of a run: a file that is replaced at each evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @override
+    def write(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+        pass  # the figures have other logs
+
+    @override
+    def samples(self, sheet: Sequence[SheetRow]) -> None:
+        write_sheet(self.path, sheet)
+
+    @override
+    def rewind(self, step: int) -> None:
+        pass  # the next evaluation writes it anew
+
+    @override
+    def close(self) -> None:
+        pass  # it is written at once
 
 
 class TensorBoard(Sink):
@@ -250,6 +281,14 @@ class Reporter:
         self._keep(step, epoch, {f"validation/{name}": value for name, value in metrics.items()})
         figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"epoch {epoch:.2f}  validation: {figures}  ({seconds:.1f} s){note}")
+
+    def samples(self, sheet: Sequence[SheetRow]) -> None:
+        """Keep replies of before and after training, if there are any."""
+        if not sheet:
+            return
+        for sink in self._sinks:
+            with self._going_on(sink):
+                sink.samples(sheet)
 
 
 def _bar(console: Console, figures: str) -> Progress:

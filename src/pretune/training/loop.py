@@ -41,6 +41,7 @@ from pretune.training.logging import Reporter, Step
 from pretune.training.memory import reusing_memory
 from pretune.training.on_policy import OnPolicy
 from pretune.training.optimizer import Optimizer
+from pretune.training.sample_sheet import sheet_of
 from pretune.training.schedule import Schedule, planned_updates
 from pretune.training.state import (
     CheckpointStore,
@@ -52,7 +53,7 @@ from pretune.training.state import (
     restore_all_generators,
 )
 from pretune.training.stop import Stopped
-from pretune.training.validation import better, evaluate_features
+from pretune.training.validation import Evaluation, better, evaluate_features
 
 #: The examples of a bad batch that are looked at one by one.
 MAX_EXAMINED = 1024
@@ -427,6 +428,7 @@ class Trainer:
         history.evaluations.append((history.steps, self.epoch, result.metrics))
         note = "  best so far" if is_best else ""
         self.reporter.evaluation(history.steps, self.epoch, result.metrics, result.seconds, note)
+        self._show_samples(result)
         # Does something look wrong? It is said once.
         if isinstance(self.task, MakesExperience) and not history.warnings:
             warning = self.task.warning(history.evaluations[0][2], result.metrics)
@@ -439,6 +441,19 @@ class Trainer:
             history.early = True
             self.reporter.say(f"no better in {patience} evaluations: stopping early")
         return is_best
+
+    def _show_samples(self, result: Evaluation) -> None:
+        """Put the replies before training beside those of the best model, if it has any."""
+        history = self.history
+        if history.steps == 0:
+            history.before = result
+        if history.before is None or history.best is None or history.steps == 0:
+            return
+        # Where nothing was better than the start, what came of it is seen in the last replies.
+        after, step = (result, history.steps)
+        if history.best_step:
+            after, step = history.best, history.best_step
+        self.reporter.samples(sheet_of(history.before, after, step))
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

@@ -36,7 +36,7 @@ from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_value
 from pretune.training.data import Data, fit, read_data, read_features, tokenizer_for
 from pretune.training.distributed import World, environment_world, joined, own_device
 from pretune.training.freeze import freeze
-from pretune.training.logging import JsonLines, Reporter, TensorBoard
+from pretune.training.logging import JsonLines, Reporter, SampleFile, TensorBoard
 from pretune.training.loop import Trainer
 from pretune.training.modes import determinism, set_modes
 from pretune.training.reference_scores import (
@@ -48,6 +48,7 @@ from pretune.training.reference_scores import (
 )
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
 from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
+from pretune.training.sample_sheet import SAMPLES
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
 from pretune.training.stop import Interrupted, Stopped, StopRequest
 from pretune.training.tracking import Mlflow
@@ -278,7 +279,8 @@ class _Run:
                 self._say(str(self.bundle.report))
             path = self.folder.path
             try:
-                self.reporter.add(JsonLines(path / METRICS), TensorBoard(path / EVENTS))
+                logs = JsonLines(path / METRICS), TensorBoard(path / EVENTS)
+                self.reporter.add(*logs, SampleFile(path / SAMPLES))
             except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:
                 raise RunError(
                     f"{error.filename or path}: cannot be written ({error.strerror})",

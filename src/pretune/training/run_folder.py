@@ -25,13 +25,14 @@ from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training.reference_scores import REFERENCE_FILE
 from pretune.training.run_result import RunResult
+from pretune.training.sample_sheet import SAMPLES
 
 RECIPE, RESULT, METRICS = "recipe.yaml", "result.json", "metrics.jsonl"
 EVENTS, CHECKPOINTS = "events", "checkpoints"
 #: Locked by the process that trains, whose number it holds.
 RUN_LOCK = ".lock"
 #: What a run writes in addition to its recipe; links stand before what they point at.
-_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS, REFERENCE_FILE)
+_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS, REFERENCE_FILE, SAMPLES)
 #: Errors of a disk that is full or read-only.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -45,6 +46,7 @@ class RunFolder:
     metrics.jsonl        the figures of the training, one JSON object per line
     events/              the same for TensorBoard
     result.json          the outcome, once the run is finished
+    samples.jsonl        replies before and after training, for tasks that are evaluated before it
     reference.safetensors  the scores of a frozen reference, for tasks that have one
     """
 

@@ -77,6 +77,8 @@ class TrainingHistory:
     evaluations: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
     best_step: int | None = None  # the update after which the model was best
     best: Evaluation | None = None
+    # Before the first update, where the task is evaluated then.
+    before: Evaluation | None = None
     # What the guard did, one sentence per recovery.
     rescues: list[str] = field(default_factory=list)
     early: bool = False  # ends because nothing got better any more
@@ -91,8 +93,9 @@ class TrainingHistory:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Make a history from what `to_dict` gave."""
         known = dict(values)
-        if known["best"] is not None:
-            known["best"] = Evaluation(**known["best"])
+        for name in ("best", "before"):
+            if known.get(name) is not None:
+                known[name] = Evaluation(**known[name])
         known["evaluations"] = [(step, epoch, dict(m)) for step, epoch, m in known["evaluations"]]
         return cls(**known)
 

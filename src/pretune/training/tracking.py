@@ -27,6 +27,7 @@ from pretune.recipe.recipe import Recipe
 from pretune.training.logging import Sink
 from pretune.training.run_folder import EVENTS, RECIPE, RESULT
 from pretune.training.run_result import environment
+from pretune.training.sample_sheet import SAMPLES
 from pretune.training.stop import Interrupted
 
 if TYPE_CHECKING:
@@ -197,6 +198,8 @@ class Mlflow(Sink):
         step = int(result["steps"] if best is None else best)
         self._client.log_batch(run, metrics=_metrics(figures, step))
         self._client.log_text(run, text, RESULT)
+        if (sheet := self._folder / SAMPLES).is_file():
+            self._client.log_text(run, sheet.read_text(encoding="utf-8"), SAMPLES)
 
 
 def _metrics(figures: Mapping[str, float], step: int) -> list[Metric]:
