@@ -18,6 +18,7 @@ from pretune.evaluation.examine import Example, examine
 from pretune.evaluation.explain import explain
 from pretune.experiments.history import MetricHistory
 from pretune.render.example_table import SCRIPT, ExampleTable, example_rows
+from pretune.render.grid import Grid
 from pretune.render.page import Picture, page
 from pretune.render.report import (
     ReportFacts,
@@ -28,6 +29,7 @@ from pretune.render.report import (
     write_report,
 )
 from pretune.tasks.grading import Grade
+from pretune.training.sample_sheet import SheetReply, SheetRow
 from tests.render.examined import HISTORY, facts
 from tests.render.test_page import Reader
 from tests.tasks.every_task import CASES, NASTY
@@ -89,6 +91,31 @@ def test_gains_are_drawn_against_the_kl(name: str, made: ReportFacts, tmp_path: 
         parts = [part for section in report_sections(known) for part in section.parts]
         names = {part.name for part in parts if isinstance(part, Picture)}
         assert names & {"training", "frontier"} == pictures
+
+
+def test_replies_stand_beside_those_before_training(made: ReportFacts) -> None:
+    rows = [
+        SheetRow(
+            (NASTY, f"{n}?"),
+            SheetReply(0, NASTY, {"reward": -1.0, "judge": 0.25}),
+            SheetReply(8, "y" * 2000, {"reward": 1 / 3, "judge": 0.5}),
+        )
+        for n in range(203)
+    ]
+    sections = report_sections(replace(made, sheet=rows))
+    (section,) = [own for own in sections if own.heading == "Replies before and after"]
+    _, grid = section.parts
+    assert isinstance(grid, Grid)
+    scores = ["reward", "judge"]
+    assert grid.header == ("prompt", "before training", *scores, "after 8 updates", *scores)
+    assert grid.numbers == [2, 3, 5, 6]
+    assert (len(grid.rows), grid.caption) == (200, "The first 200 of them")
+    cells = [str(cell) for cell in grid.rows[1]]
+    assert cells == [f"{NASTY}\n1?", NASTY, "-1", "0.25", "y" * 999 + "…", "0.3333", "0.5"]
+    read = Reader(page("", [section]))
+    assert not [tag for tag, _ in read.tags if tag in ("b", "i", "iframe", "script")]
+    assert "203 held-out prompts; reward -1 before training, 0.3333 after it" in read.text
+    assert not [s for s in report_sections(made) if s.heading == section.heading]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from rich.console import Console
 
 from pretune.evaluation.few_shot.result import Cell
-from pretune.render.result_views import answer_view, evaluation_view, shortened_prompts
+from pretune.render.result_views import (
+    answer_view,
+    evaluation_view,
+    samples_view,
+    sheet_summary,
+    sheet_view,
+    shortened_prompts,
+)
 from pretune.tasks.base import Prediction
 from pretune.tasks.classification.classify import ClassPrediction
 from pretune.tasks.classification.multilabel import LabelsPrediction
 from pretune.tasks.regression.regress import ScorePrediction
 from pretune.tasks.tagging.tag import TagPrediction
+from pretune.training.sample_sheet import SheetReply, SheetRow
 from pretune.training.validation import Evaluation
 
 
@@ -51,6 +59,51 @@ def test_the_labels_that_are_given_are_named_whatever_their_threshold() -> None:
 def test_a_conversation_is_shown_by_its_texts() -> None:
     asked = {"messages": [{"role": "user", "content": "Hi?"}], "completion": "Yes"}
     assert answer_view(asked, ScorePrediction(1.0)).plain.startswith("Hi?  |  Yes\n")
+
+
+def test_some_of_many_replies_are_shown_with_their_scores() -> None:
+    samples = [
+        {"history": [f"p{n}"], "reply": "a\nb", "reference": "c", "reward": n / 2, "judge": 1.0}
+        for n in range(45)
+    ]
+    view = samples_view({"samples": samples})
+    assert view is not None
+    lines = view.plain.splitlines()
+    assert lines[:5] == [
+        *("1. p0", "   model: a b", "   given: c", "   reward: 0", "   judge: 1"),
+    ]
+    assert [line.split(". ")[1] for line in lines if ". p" in line] == [
+        f"p{n}" for n in range(0, 45, 3)
+    ]
+    assert samples_view({"samples": []}) is None
+
+
+def sheet(*rewards: tuple[float, float], reply: str = "yes") -> list[SheetRow]:
+    return [
+        SheetRow(
+            ("Hi", f"{n}?"),
+            SheetReply(0, reply, {"reward": old}),
+            SheetReply(8, "x" * 999, {"reward": new}),
+        )
+        for n, (old, new) in enumerate(rewards)
+    ]
+
+
+def test_what_training_did_to_the_replies() -> None:
+    rows = sheet((0, 1), (1, 1), (2, 1.5), (0, 1.5), reply="\x1b[31mno\nafter: yes")
+    summary = (
+        "4 held-out prompts; reward 0.75 before training, 1.25 after it (higher 2 times, lower 1 "
+        "times)."
+    )
+    assert sheet_summary(rows) == summary
+    view = sheet_view(rows)
+    assert view is not None
+    lines = view.plain.splitlines()
+    assert lines[0] == summary
+    assert lines[1:3] == ["1. Hi / 0?", "   before: [31mno after: yes  reward 0"]
+    assert lines[3] == f"   after:  {'x' * 159}…  reward 1"
+    assert len(lines) == 10
+    assert sheet_view([]) is None
 
 
 def test_only_the_input_is_bold_and_the_labels_that_are_given() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.training.checkpoint import TENSORS, VALUES
+from pretune.training.sample_sheet import SAMPLES, read_sheet
 
 
 class StopAt:
@@ -41,7 +42,8 @@ def outcome(folder: str | Path) -> dict[str, Any]:
     """All that must be alike: the weights, the moments, the place, the log, the figures."""
     folder = Path(folder)
     values = json.loads((folder / "last" / VALUES).read_text(encoding="utf-8"))
-    for timed in (values["course"], values["window"], values["course"]["best"] or {}):
+    course = values["course"]
+    for timed in (course, values["window"], course["best"] or {}, course["before"] or {}):
         timed.pop("seconds", None)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     for name in ("seconds", "peak_memory_mb", "folder"):
@@ -54,6 +56,7 @@ def outcome(folder: str | Path) -> dict[str, Any]:
         "state": (folder / "last" / TENSORS).read_bytes(),
         "values": values,
         "log": metrics_log(folder),
+        "samples": read_sheet(folder / SAMPLES),
         "result": result,
     }
 

@@ -37,7 +37,7 @@ from pretune.experiments.costs import (
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask, MakesExperience, drawn, with_answers
+from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn, with_answers
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
@@ -142,7 +142,7 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     epochs = updates / len(batches) if recipe.train.max_steps else recipe.train.epochs
     every = recipe.train.eval_every
     evaluations = math.ceil(epochs) if every == "epoch" else math.ceil(updates / every)
-    if isinstance(run.task, MakesExperience) and run.validation is not None:
+    if isinstance(run.task, HasReference) and run.validation is not None:
         evaluations += 1  # before the first update
     per_token = _flops_per_token(model, max(1, round(per_epoch / len(train))))
     # A frozen backbone is run once, and its outputs are kept for all epochs.

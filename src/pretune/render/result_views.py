@@ -29,6 +29,8 @@ MAX_CONFUSION_CLASSES = 12
 MAX_ANSWER_COLUMNS = 8
 #: Characters of an example that are shown where models are compared.
 _EXAMPLE_LENGTH = 160
+#: Replies that are shown after an evaluation.
+_SHOWN_SAMPLES = 20
 #: Prompts whose replies before and after are shown when training ends.
 _SHEET_ROWS = 3
 
@@ -125,15 +127,17 @@ def samples_view(details: Mapping[str, Any]) -> Text | None:
     samples: Sequence[Mapping[str, Any]] = details.get("samples", ())
     if not samples:
         return None
+    # Of many some are shown, spread over all of them.
+    step = -(-len(samples) // _SHOWN_SAMPLES)
     sheet = Text()
-    for number, sample in enumerate(samples, start=1):
+    for number, sample in enumerate(samples[::step], start=1):
         sheet.append(f"{number}. " + one_line(" / ".join(sample["history"])) + "\n", "bold")
         sheet.append(f"   model: {one_line(sample['reply'])}\n")
         if "reference" in sample:
             sheet.append(f"   given: {one_line(sample['reference'])}\n", "dim")
-        for name in ("reward", "judge"):
-            if name in sample:
-                sheet.append(f"   {name}: {sample[name]:.4g}\n", "dim")
+        for name, value in sample.items():
+            if isinstance(value, float):  # what the reply was found to be worth
+                sheet.append(f"   {in_line(name)}: {value:.4g}\n", "dim")
     return sheet
 
 

@@ -32,7 +32,7 @@ from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import Strategy, strategy_for
 from pretune.recipe.schema import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
-from pretune.tasks.base import AnyTask, MakesExperience, drawn
+from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.freeze import ReadOnce, reads_once, train_mode
@@ -208,8 +208,8 @@ class Trainer:
 
     def _before_first(self, tidy: Callable[[], None]) -> None:
         """Save, and perhaps evaluate, what training starts from."""
-        # Replies before training are what later ones are compared with, and may stay the best.
-        compared = isinstance(self.task, MakesExperience) and self.validation is not None
+        # What it starts from is what a reference ties it to, and may stay the best.
+        compared = isinstance(self.task, HasReference) and self.validation is not None
         if compared and self.history.evaluated is None:
             self._evaluate_and_save(tidy)
         elif self.options.guard.action == "rollback":
@@ -447,13 +447,12 @@ class Trainer:
         history = self.history
         if history.steps == 0:
             history.before = result
-        if history.before is None or history.best is None or history.steps == 0:
-            return
-        # Where nothing was better than the start, what came of it is seen in the last replies.
-        after, step = (result, history.steps)
-        if history.best_step:
-            after, step = history.best, history.best_step
-        self.reporter.samples(sheet_of(history.before, after, step))
+        elif history.before is not None:
+            # Where nothing was better than the start, the last replies show what came of it.
+            after, step = result, history.steps
+            if history.best is not None and history.best_step:
+                after, step = history.best, history.best_step
+            self.reporter.samples(sheet_of(history.before, after, step))
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

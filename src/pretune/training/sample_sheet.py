@@ -18,8 +18,6 @@ from pretune.training.validation import Evaluation
 
 #: The file in a run folder: a JSON object for each prompt.
 SAMPLES = "samples.jsonl"
-#: Entries of a sample in the details of an evaluation that are no score.
-_TEXTS = ("history", "reply", "reference")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class SheetReply:
     @classmethod
     def of(cls, sample: Mapping[str, Any], step: int) -> Self:
         """Take a reply from the `samples` of an evaluation."""
-        scores = {name: float(v) for name, v in sample.items() if name not in _TEXTS}
+        scores = {name: value for name, value in sample.items() if isinstance(value, float)}
         return cls(step, sample["reply"], scores)
 
     @classmethod

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from pretune.api import evaluate
 from pretune.bundle.bundle import load
 from pretune.bundle.convert import convert
+from pretune.cli.train import _show_result
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, DataError, PretuneError, RecipeError, RunError
 from pretune.evaluation.compare import compare
@@ -32,6 +33,7 @@ from pretune.training.data import examined_records
 from pretune.training.loop import Trainer
 from pretune.training.run import resume, train_recipe
 from pretune.training.run_folder import RunFolder
+from pretune.training.sample_sheet import SAMPLES, read_sheet
 from pretune.training.stop import Interrupted, Stopped
 from tests.tasks.alignment.preferences import ROWS, recipe, saved, write
 from tests.training.outcomes import StopAt, assert_alike, outcome
@@ -153,6 +155,39 @@ def test_replies_before_training_are_evaluated(
     assert "epoch 0.00  validation" in capsys.readouterr().err
     run_without = made("grpo", "other", **{"task.group": 2, "data.validation": None})
     assert train_recipe(run_without, quiet=True).best_step is None
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_sheet_has_the_replies_of_the_saved_models(
+    better: bool,
+    made: Callable[..., Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where no reply is worth more than before, the best model is the start: the last is shown."""
+    changes = {"task.group": 8, "task.rollout": 6, "train.batch_size": 24, "train.epochs": 6}
+    changes |= {"train.learning_rate": 5e-3, "train.keep": 99, "train.eval_every": 4}
+    # No reply of these models ends by itself: by that no later one is better.
+    changes |= {"task.reward": {"match": "e"}}
+    changes |= {"train.best": "reward" if better else "share_without_end"}
+    result = train_recipe(made("grpo", **changes), quiet=True)
+    assert bool(result.best_step) == better
+    rows = read_sheet(tmp_path / "run" / SAMPLES)
+    assert [row.history for row in rows] == [(row["prompt"],) for row in ASKED[:4]]
+    last = result.best_step or result.steps
+    for step, replies in ((0, [row.before for row in rows]), (last, [row.after for row in rows])):
+        folder = tmp_path / "run" / "checkpoints" / f"step-{step:06d}"
+        again = evaluate(folder, tmp_path / "v.jsonl", device="cpu").details["samples"]
+        assert [{"reply": r.reply, **r.scores} for r in replies] == [
+            {"reply": sample["reply"], "reward": sample["reward"]} for sample in again
+        ]
+        assert {reply.step for reply in replies} == {step}
+    assert [row.before.reply for row in rows] != [row.after.reply for row in rows]
+    _show_result(result, as_json=False)
+    shown = capsys.readouterr().out
+    assert "4 held-out prompts; reward" in shown
+    assert shown.count("   after:  ") == 3
+    assert "samples.jsonl" in shown
 
 
 @pytest.mark.parametrize("guard", ["stop", "rollback"])

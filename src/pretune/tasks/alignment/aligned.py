@@ -24,7 +24,7 @@ from pretune.decoding.writer import Generation
 from pretune.tasks.alignment.reward_spec import RewardSpec
 from pretune.tasks.base import HasReference
 from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
-from pretune.tasks.dialogue.replies import REPLIES_IN_DETAILS, ReplyPrediction, distinct
+from pretune.tasks.dialogue.replies import ReplyPrediction, distinct
 from pretune.tasks.losses import IGNORED, NEXT
 
 #: Tokens that are scored at a time. Batching changes scores by rounding, so nobody may choose it.
@@ -277,11 +277,10 @@ class WrittenReplies:
         return {**figures, "distinct_2": distinct(texts, 2)}
 
     def details(self) -> dict[str, Any]:
-        """Return the number of replies, and some of them."""
+        """Return the number of replies, and all of them: a run puts its first beside its best."""
         records, rows = sorted(self._written), () if self._features is None else self._features.rows
-        step = max(1, -(-len(records) // REPLIES_IN_DETAILS))
         samples = []
-        for record in records[::step]:
+        for record in records:
             reply, counts = self._written[record]
             figures = self._task.reply_figures(np.array(counts))
             scores = {name: float(figures[name]) for name in SCORES if name in figures}
