@@ -32,6 +32,8 @@ from pretune.tasks.grading import Grade
 from pretune.training.sample_sheet import SheetReply, SheetRow
 from tests.render.examined import HISTORY, facts
 from tests.render.test_page import Reader
+from tests.tasks.alignment.policies import policy
+from tests.tasks.alignment.preferences import ROWS, records, saved
 from tests.tasks.every_task import CASES, NASTY
 
 EVERYWHERE = ["Figures", "Every example", "What the loss hangs on", "Recipe"]
@@ -118,12 +120,26 @@ def test_replies_stand_beside_those_before_training(made: ReportFacts) -> None:
     assert not [s for s in report_sections(made) if s.heading == section.heading]
 
 
+def test_a_policy_has_replies_but_no_losses(tmp_path: Path) -> None:
+    task, bundle = policy("grpo", saved(tmp_path / "sft"))
+    looked = examine(bundle, records(task, ROWS[1:3]), device="cpu")
+    header, rows = example_rows(looked)
+    assert header == ["line", "tokens", "answer", "messages"]
+    assert [row[2] for row in rows] == [s["reply"] for s in looked.details["samples"]]
+    assert [row[3] for row in rows] == ["Who are you?", "你是谁"]
+    data = json.loads(ExampleTable(looked).html().split('id="examples">')[1].split("</script>")[0])
+    assert (data["sort"], data["down"]) == (0, False)
+    sections = report_sections(ReportFacts("policy", looked))
+    assert [section.heading for section in sections] == ["Figures", "Every example"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_table_has_every_example(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     made = facts(name, tiny_folder, tmp_path)
     header, rows = example_rows(made.examined)
     assert len(rows) == len(made.examined.examples)
-    assert header[:2] == ["line", "loss"]
+    learns_from_rollouts = name in ("ppo", "grpo", "rloo")
+    assert header[:2] == ["line", "tokens" if learns_from_rollouts else "loss"]
     assert min(row[0] for row in rows) == 2
     html = ExampleTable(made.examined).html()
     shown = json.loads(html.split('id="examples">')[1].split("</script>")[0])

@@ -92,7 +92,8 @@ def report(
     if data is not None and is_run and calibrates:
         fitted = _fitted_on(bundle, place, device, notes)
     # Which tokens the loss depends on, of the examples asked for and of the worst.
-    chosen = dict.fromkeys([*_numbers(examined, examples or []), *examined.worst_first()[:explain]])
+    worst = examined.worst_first()[:explain] if examined.has_losses else []
+    chosen = dict.fromkeys([*_numbers(examined, examples or []), *worst])
     explained = {}
     with progress_bar("explaining", len(chosen)) as bar:
         for count, number in enumerate(chosen, start=1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from pretune.bundle.bundle import Bundle
 from pretune.data.arrays import Array
 from pretune.data.batch import FeatureSet, PackedBatch
+from pretune.data.columns import as_text
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.inference.predict import task_of
@@ -64,6 +65,11 @@ class Examined:
         rows = [(e.loss, e.terms, *e.grade.counts) for e in self.examples]
         return np.array(rows, dtype=np.float64)
 
+    @property
+    def has_losses(self) -> bool:
+        """Whether examples have losses of their own; a policy learns from whole rollouts."""
+        return any(example.terms for example in self.examples)
+
     def worst_first(self) -> list[int]:
         """Return the numbers of the examples by their mean loss, the highest first."""
         losses = np.nan_to_num([-example.mean_loss for example in self.examples], nan=np.inf)
@@ -93,6 +99,8 @@ def _as_text(value: Any) -> str:
     """Return a cell as people read it; a list as its words, characters or texts."""
     if not isinstance(value, list):
         return "" if value is None else str(value)
+    if any(isinstance(item, Mapping) for item in value):  # the messages of a conversation
+        return as_text(value) or ""
     texts = [str(item) for item in value]
     if any(" " in text for text in texts):
         return " | ".join(texts)

@@ -3,7 +3,7 @@
   const get = id => document.getElementById(id);
   const data = JSON.parse(get("examples").textContent);
   const body = get("rows"), filter = get("filter"), wrong = get("wrong"), kind = get("kind");
-  const state = { column: data.sort, down: true, page: 0 };
+  const state = { column: data.sort, down: data.down, page: 0 };
   let shown = [];
   const number = value => value === "" || typeof value === "boolean" ? NaN : Number(value);
   const compare = (a, b) => {

@@ -39,7 +39,8 @@ class ExampleTable(PagePart):
         values = {
             "rows": [[*row, own] for row, own in zip(rows, kinds, strict=True)],
             "short": SHORT,
-            "sort": header.index("loss"),
+            "sort": header.index("loss") if "loss" in header else 0,
+            "down": "loss" in header,
             "right": header.index("right") if "right" in header else -1,
             "size": PAGE_ROWS,
         }
@@ -74,10 +75,9 @@ def example_rows(examined: Examined) -> tuple[list[str], list[list[Any]]]:
     """
     examples = examined.examples
     name_of_place, places = examined.places()
-    columns: dict[str, list[Any]] = {
-        name_of_place: places,
-        "loss": [_finite(example.mean_loss) for example in examples],
-    }
+    columns: dict[str, list[Any]] = {name_of_place: places}
+    if examined.has_losses:
+        columns["loss"] = [_finite(example.mean_loss) for example in examples]
     if {"perplexity", "pseudo_perplexity"} & examined.metrics.keys():
         columns["perplexity"] = [_finite(math.exp(min(e.mean_loss, 700.0))) for e in examples]
     columns["tokens"] = [example.tokens for example in examples]

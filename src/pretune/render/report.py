@@ -117,7 +117,10 @@ def report_sections(facts: ReportFacts) -> list[PageSection]:
         calibration_section(examined, facts.fitted),
         _mistake_section(examined),
         _length_section(examined),
-        PageSection("Every example", [Paragraph(losses), ExampleTable(examined)]),
+        PageSection(
+            "Every example",
+            [*([Paragraph(losses)] if examined.has_losses else []), ExampleTable(examined)],
+        ),
         _explained_section(examined, facts.explained),
         None if facts.recipe is None else PageSection("Recipe", [Paragraph(facts.recipe, "pre")]),
     ]
@@ -321,7 +324,7 @@ def _most_confident(
 def _length_section(examined: Examined) -> PageSection | None:
     """Show loss and accuracy by the length of the examples."""
     groups = by_length(examined.examples)
-    if len(groups) < 2:
+    if len(groups) < 2 or not examined.has_losses:
         return None
     names, shares, rows = [], [], []
     for own in groups:

@@ -473,7 +473,8 @@ class Policy(Aligned, MakesExperience):
             # Of records that are not among the `samples`, zeros.
             replies = [answer] if isinstance(answer, JudgedReply) else []
             counts = self.reply_counts([records.rows[row]] * len(replies), replies)
-            return Grade(counts=tuple(counts.sum(0).tolist()))
+            text = replies[0].reply if replies else ""
+            return Grade(answer=text, counts=tuple(counts.sum(0).tolist()))
 
         return grade
 
