@@ -14,7 +14,7 @@ from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.sequence_reader import SequenceReader
-from pretune.decoding.writer import Generation, TextChunk
+from pretune.decoding.writer import Generation, TextChunk, _remaining
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.generate import TextGenerator
 from pretune.inference.prompts import stop_tokens_of
@@ -132,6 +132,21 @@ def test_log_probabilities_are_the_models_own(bpe: Pair) -> None:
         expected = [float(logs[i, token]) for i, token in enumerate(generation.tokens)]
         assert generation.logprobs == pytest.approx(expected, abs=1e-4)
         assert generation.logprob == pytest.approx(sum(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ended", "rows"),
+    [
+        ([False, False], [0, 1]),
+        ([False, True, False, False], [0, 3, 2]),
+        ([True, False, True, False, True, False], [5, 1, 3]),
+        ([True, True], []),
+    ],
+)
+def test_the_last_ones_take_the_places_of_those_that_ended(
+    ended: list[bool], rows: list[int]
+) -> None:
+    assert _remaining(ended) == rows
 
 
 @pytest.mark.parametrize("options", [GREEDY, {"max_new_tokens": 12}, {"beams": 2}])

@@ -76,7 +76,7 @@ def test_it_holds_up_to_the_last_position(model: CausalLM) -> None:
     torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [[2, 0], [1, 1, 0, 1], [2, 1, 0], [0]])
+@pytest.mark.parametrize("rows", [[2, 0], [2, 1], [0, 1], [1, 1, 0, 1], [2, 1, 0], [0]])
 @torch.inference_mode()
 def test_sequences_are_dropped_forked_and_reordered(model: CausalLM, rows: list[int]) -> None:
     torch.manual_seed(2)
@@ -88,6 +88,23 @@ def test_sequences_are_dropped_forked_and_reordered(model: CausalLM, rows: list[
     for _ in range(3):
         logits = feed(model, chosen, state)
         torch.testing.assert_close(logits, from_scratch(model, chosen), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "copied"),
+    [([3, 1, 2], False), ([0, 1], False), ([3, 2], True), ([0, 2, 1, 3], True), ([0], True)],
+)
+@torch.inference_mode()
+def test_those_that_stay_in_their_places_are_not_copied(
+    model: CausalLM, rows: list[int], copied: bool
+) -> None:
+    _, state = model.start([draw(n) for n in (5, 3, 7, 4)])
+    places = [layer.keys.data_ptr() for layer in state.layers]
+    state.select(rows)
+    assert [
+        layer.keys.data_ptr() == place for layer, place in zip(state.layers, places, strict=True)
+    ] == ([not copied] * len(places))
+    assert all(len(layer.keys) == len(layer.values) == len(rows) for layer in state.layers)
 
 
 @pytest.mark.parametrize("lengths", [(3, 5), (BLOCK + 9,)])

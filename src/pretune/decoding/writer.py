@@ -207,7 +207,7 @@ class Writer:
                 else:
                     yield draft.take(token, logprob)
             # Drop what has ended, and read the new tokens.
-            going = [i for i, draft in enumerate(live) if draft.finish is None]
+            going = _remaining([draft.finish is not None for draft in live])
             live = [live[i] for i in going]
             reader.keep(going)
             if live:
@@ -274,6 +274,13 @@ def _admit(reader: SequenceReader, drafts: Sequence[_Draft]) -> None:
             prompts.append(draft.ids)
             copies.append(1)
     reader.add(prompts, copies)
+
+
+def _remaining(ended: Sequence[bool]) -> list[int]:
+    """Rows that go on, the last ones in the places of those that ended: few states move."""
+    count = len(ended) - sum(ended)
+    last = [row for row in range(count, len(ended)) if not ended[row]]
+    return [last.pop() if ended[row] else row for row in range(count)]
 
 
 def _choose(

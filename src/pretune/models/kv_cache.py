@@ -6,7 +6,7 @@ layer. With a cache, each new token costs one row instead of t + 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,12 @@ class LayerCache:
         """Keep these sequences; see `KVCache.select`."""
         self.keys = self.keys[:, :, :capacity].index_select(0, rows)
         self.values = self.values[:, :, :capacity].index_select(0, rows)
+
+    def move(self, moved: Mapping[int, int], count: int) -> None:
+        """Put sequences into the places of others, in place, and keep the first `count`."""
+        for place, row in moved.items():
+            self.keys[place], self.values[place] = self.keys[row], self.values[row]
+        self.keys, self.values = self.keys[:count], self.values[:count]
 
     def extend(self, other: LayerCache) -> None:
         """Append the sequences of another cache."""
@@ -220,15 +226,24 @@ class KVCache:
         return entry.keys[:, :, :longest], entry.values[:, :, :longest]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order; a sequence that is named twice is forked."""
-        rows = list(rows)
-        if rows == list(range(len(self.lengths))):
+        """Keep these sequences, in this order; a sequence that is named twice is forked.
+
+        Where most stay in their places, and others come from behind them, only those are copied.
+        """
+        rows, before = list(rows), len(self.lengths)
+        if rows == list(range(before)):
             return
         self.lengths = [self.lengths[row] for row in rows]
-        capacity = _capacity(max(self.lengths, default=0))
-        index = torch.tensor(rows, dtype=torch.int64, device=self.layers[0].keys.device)
-        for layer in self.layers:
-            layer.select(index, capacity)
+        moved = {place: row for place, row in enumerate(rows) if row != place}
+        few = 2 * len(moved) <= len(rows) and before <= 2 * len(rows)
+        if few and all(row >= len(rows) for row in moved.values()):
+            for layer in self.layers:
+                layer.move(moved, len(rows))
+        else:
+            capacity = _capacity(max(self.lengths, default=0))
+            index = torch.tensor(rows, dtype=torch.int64, device=self.layers[0].keys.device)
+            for layer in self.layers:
+                layer.select(index, capacity)
         if self.source is not None:
             self.source.select(rows)
 
