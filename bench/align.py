@@ -211,8 +211,8 @@ def run_trl(place: Path, shape: Shape, steps: int, *, precomputed: bool) -> Call
     """The same for TRL's trainer."""
     import datasets
     import transformers
-    import trl
     from transformers import PrinterCallback, TrainerCallback
+    from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
@@ -223,15 +223,17 @@ def run_trl(place: Path, shape: Shape, steps: int, *, precomputed: bool) -> Call
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
             clocks[-1].tick()
 
-    class Counting(trl.DPOTrainer):  # type: ignore[misc]
+    class Counting(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
             return dataset  # tokenized already
 
         def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
             clocks[-1].tokens += int(inputs["attention_mask"].sum())
-            return super()._compute_loss(model, inputs, return_outputs)
+            return super()._compute_loss(  # type: ignore[no-untyped-call]
+                model, inputs, return_outputs
+            )
 
-    arguments = trl.DPOConfig(
+    arguments = DPOConfig(
         output_dir=tempfile.mkdtemp(prefix="peer-"),
         per_device_train_batch_size=shape.pairs,
         max_steps=WARM + steps,
@@ -336,7 +338,7 @@ def train_alone(place: Path, kind: str, shape: Shape) -> None:
         counts["trained"] += task.options.passes * len(made.tokens)
         return made
 
-    Ppo.experience = experience  # type: ignore[method-assign]
+    setattr(Ppo, "experience", experience)  # noqa: B010 - mypy knows another signature
     watched: tuple[tuple[Any, str, str], ...] = (
         (Ppo, "written", "writing"),
         (Ppo, "_score", "scoring"),

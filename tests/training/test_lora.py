@@ -17,17 +17,21 @@ from safetensors.torch import load_file, save_file
 from pretune.bundle.bundle import ADAPTER, load
 from pretune.checkpoints.peft import fill_adapter, save_adapter
 from pretune.data.batch import PackedBatch
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.writer import Prompt, Writer
 from pretune.errors import CheckpointError, RecipeError, RunError
 from pretune.models.heads.language import ActorCritic
 from pretune.models.lora import (
     TARGETS,
     adapters,
     add_lora,
+    kept_sums,
     learned_rows,
     merged_state,
     without_adapters,
 )
 from pretune.recipe.recipe import Recipe
+from pretune.tasks.dialogue.dialogue import Instruct
 from pretune.training.adapters import check_lora
 from pretune.training.checkpoint import checkpoints
 from pretune.training.run import resume, train_recipe
@@ -317,6 +321,37 @@ def test_where_it_makes_no_sense(recipe: Recipe, changes: dict[str, Any], said: 
     with pytest.raises(RecipeError) as caught:
         check_lora(recipe.changed(changes))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("new", [range(0), range(5, 9)])
+def test_what_is_kept_is_the_sum_of_that_moment(bpe: Pair, new: range) -> None:
+    model = load(bpe.folder).model
+    add_lora(model, 2, 4.0, TARGETS, new)
+    parts = [*adapters(model).values(), *learned_rows(model).values()]
+    for step in range(2):  # what was kept before does not stay
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+        expected = logits(model)
+        with kept_sums(model):
+            assert all(part.weight is part.weight for part in parts), step
+            assert torch.equal(logits(model), expected)
+            with without_adapters(model):
+                assert not torch.allclose(logits(model), expected, atol=1e-2)
+        assert not any(part.weight is part.weight for part in parts)
+
+
+def test_replies_are_written_with_kept_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = copy.deepcopy(answering())
+    task = bundle.task
+    assert isinstance(task, Instruct)
+    task.bind(bundle.tokenizer)
+    add_lora(bundle.model, 2, 4.0, TARGETS[:1])
+    (part, *_), kept = adapters(bundle.model).values(), list[bool]()
+    monkeypatch.setattr(Writer, "write", lambda *given: kept.append(part.weight is part.weight))
+    task.written(bundle.model, torch.device("cpu"), [Prompt((), [1])], Decoding())
+    assert kept == [True]
 
 
 def test_without_its_adapters_a_model_is_its_base() -> None:

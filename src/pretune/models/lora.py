@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ class LoraLinear(nn.Module):
     """
 
     on = True  # off: the map of W alone (see `without_adapters`)
+    kept: Tensor | None = None  # the sum of both matrices, while it is kept (see `kept_sums`)
 
     def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
         super().__init__()
@@ -52,6 +52,8 @@ class LoraLinear(nn.Module):
         """The sum of both matrices, `[out, in]`."""
         if not self.on:
             return self.base
+        if self.kept is not None:
+            return self.kept
         return self.base + (self.alpha / self.rank) * (self.lora_b @ self.lora_a)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,6 +71,7 @@ class LearnedRows(nn.Module):
     """
 
     on = True  # off: the table of `base` alone
+    kept: Tensor | None = None  # the table with the trained rows, while it is kept
 
     def __init__(self, table: Embedding, learned: range) -> None:
         super().__init__()
@@ -85,6 +88,8 @@ class LearnedRows(nn.Module):
         """The table with the trained rows, `[vocab, hidden]`."""
         if not self.on:
             return self.base
+        if self.kept is not None:
+            return self.kept
         return torch.cat([self.base[: self.first], self.rows, self.base[self.learned.stop :]])
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -153,10 +158,32 @@ def learned_rows(model: nn.Module) -> dict[str, LearnedRows]:
     return {name: part for name, part in model.named_modules() if isinstance(part, LearnedRows)}
 
 
+def _changed(model: nn.Module) -> dict[str, LoraLinear | LearnedRows]:
+    """Everything that `add_lora` put into a model, by name."""
+    return {**adapters(model), **learned_rows(model)}
+
+
+@contextmanager
+def kept_sums(model: nn.Module) -> Iterator[None]:
+    """Context in which nothing is trained: sums of matrices are computed once.
+
+    Text that is written token by token would add them up for every token.
+    """
+    parts = list(_changed(model).values())
+    with torch.no_grad():
+        for part in parts:
+            part.kept = part.weight
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.kept = None
+
+
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """Context in which a model computes with its frozen weights alone."""
-    parts: list[Any] = [*adapters(model).values(), *learned_rows(model).values()]
+    parts = list(_changed(model).values())
     for part in parts:
         part.on = False
     try:
@@ -170,8 +197,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The `state_dict` of a model without adapters: added matrices are merged into the others."""
     state: dict[str, Tensor] = model.state_dict()
-    changed: dict[str, LoraLinear | LearnedRows] = {**adapters(model), **learned_rows(model)}
-    for name, part in changed.items():
+    for name, part in _changed(model).items():
         for own in ("base", "lora_a", "lora_b", "rows"):
             state.pop(f"{name}.{own}", None)
         state[f"{name}.weight"] = part.weight

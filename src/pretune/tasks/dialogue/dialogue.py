@@ -26,6 +26,7 @@ from pretune.decoding.writer import Generation, Prompt, Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
+from pretune.models.lora import kept_sums
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
 from pretune.tasks.dialogue.layouts import (
     ConversationLayout,
@@ -216,7 +217,8 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
             stop_tokens=[*(token for token in special if token is not None), *ends.tokens],
             stop_texts=ends.texts,
         )
-        return writer.write(prompts, decoding)
+        with kept_sums(model):
+            return writer.write(prompts, decoding)
 
     @override
     def predict(self, outputs: ReplyOutputs, batch: PackedBatch) -> list[ReplyPrediction | None]:
