@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
 MANIFEST = "manifest.json"
@@ -43,6 +43,19 @@ def find_damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True)
         if wanted(name) and (damage := _compare(folder / name, size, digest)) is not None:
             return damage
     return None
+
+
+def files_digest(folder: Path, but: Collection[str] = ()) -> str:
+    """SHA-256 of the names and contents of the files that lie in a folder, but for some names.
+
+    The manifest, hidden files and descriptions (`.md`) do not count.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        ignored = path.name in (MANIFEST, *but) or path.name.startswith(".") or path.suffix == ".md"
+        if path.is_file() and not ignored:
+            digest.update(f"{path.name} {_digest(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, tuple[int, str]]:

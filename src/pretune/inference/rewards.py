@@ -189,6 +189,11 @@ def named_reward(task: MakesExperience) -> Any:
     return task.reward
 
 
+def reward_models(parts: Sequence[RewardPart]) -> list[str]:
+    """Return where the models of a reward come from."""
+    return [part.run for part in parts if isinstance(part, RunReward)]
+
+
 def _scorer(
     part: RewardPart,
     device: torch.device | str,

@@ -242,6 +242,31 @@ class BatchRamp(RecipeSection):
     _check = field_validator("updates")(_share_or_count)
 
 
+class Limit(RecipeSection):
+    """The range that a figure must stay in."""
+
+    above: float | None = Field(None, description="End when it is above this.")
+    below: float | None = Field(None, description="End when it is below this.")
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if self.above is None and self.below is None:
+            raise ValueError("should be a number, or {above: X}, or {below: X}")
+        return self
+
+    def passed(self, value: float) -> str | None:
+        """Say which limit a value is beyond: `above 10`; None if it is in the range, or NaN."""
+        if self.above is not None and value > self.above:
+            return f"above {self.above:g}"
+        if self.below is not None and value < self.below:
+            return f"below {self.below:g}"
+        return None
+
+
+def _limit(value: Any) -> Any:
+    return {"above": value} if isinstance(_not_bool(value), int | float) else value
+
+
 def _guard(value: Any) -> Any:
     return {"action": value} if isinstance(value, str) else value
 
@@ -340,6 +365,11 @@ class TrainSection(RecipeSection):
     )
     patience: int | None = Field(
         None, ge=1, description="Stop early after this many evaluations without a better one."
+    )
+    stop_on: dict[str, Annotated[Limit, BeforeValidator(_limit)]] = Field(
+        default_factory=dict,
+        description="End the run when a figure goes above a limit, {kl: 10}, or below one, "
+        "{reward: {below: 0}}. Figures of evaluations; of ppo, grpo and rloo also of each update.",
     )
     log_every: int = Field(10, ge=1, description="Updates between two entries in the logs.")
     # How it is computed.

@@ -41,6 +41,9 @@ def run_view(result: RunResult) -> RenderableType:
     if result.metrics:
         when = f"after {result.best_step} updates" if result.best_step else "before training"
         title = f"best model on the validation data ({when})"
+    stopped = []
+    if (end := result.stopped_on) is not None:
+        stopped = [("stopped on", f"{end['figure']} {end['value']:.4g}, {end['limit']}")]
     rows = [
         *((name, f"{value:.4f}") for name, value in result.metrics.items()),
         ("updates", f"{result.steps:,}"),
@@ -48,6 +51,7 @@ def run_view(result: RunResult) -> RenderableType:
         ("examples per second", f"{result.examples_per_second:.1f}"),
         ("peak memory", f"{result.peak_memory_mb:,.0f} MiB"),
         ("folder", result.folder),
+        *stopped,
         *(("warning", text) for text in result.warnings),
     ]
     return Grid(("", "value"), rows, title).terminal()

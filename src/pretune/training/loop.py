@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
@@ -196,7 +196,7 @@ class Trainer:
         with reusing_memory(self.device.type == "cpu") as tidy:
             if self.history.steps == 0:
                 self._before_first(tidy)
-            while self.history.steps < self.total and not self.history.early:
+            while self.history.steps < self.total and not self.history.ended:
                 began, held = time.perf_counter(), self.strategy.holds(self.cursor)
                 self._prepare()
                 if not held:
@@ -249,13 +249,13 @@ class Trainer:
             tidy()
             # Once in a while: evaluate and save, or only save.
             step, every = self.history.steps, self.options.eval_every
-            done = step == self.total
+            done = step == self.total or self.history.ended
             epoch_ended = self.cursor.epoch > batch.start.epoch
             if done or (epoch_ended if every == "epoch" else step % every == 0):
                 self._evaluate_and_save(tidy)
             elif self.options.save_every is not None and step % self.options.save_every == 0:
                 self._save(best=False)
-            if done or self.history.early:
+            if done or self.history.ended:
                 return
             # Somebody asked to stop: leave with a checkpoint of this very update.
             if self._stopping:
@@ -332,8 +332,11 @@ class Trainer:
         tokens = int(self.strategy.examples.lengths[batch.features].sum())
         seconds = time.perf_counter() - began
         self.history.add_update(tokens, len(batch.features), seconds)
+        if count and isinstance(self.task, MakesExperience):
+            self._compare_with_limits(means)
         self._log_sums.add(total, count, parts, tokens, seconds)
-        due = self.history.steps % self.options.log_every == 0 or self.history.steps == self.total
+        last = self.history.steps == self.total or self.history.ended
+        due = last or self.history.steps % self.options.log_every == 0
         if due and self._log_sums.count > 0:
             self._log(rate, norm_of_mean)
         return None
@@ -435,9 +438,10 @@ class Trainer:
             if warning is not None:
                 history.warnings = [warning]
                 self.reporter.say(f"warning: {warning}")
-        # Early stopping.
-        patience = self.options.patience
-        if patience is not None and history.evaluations_since_best >= patience:
+        # Stop on a figure, or early.
+        self._compare_with_limits(result.metrics)
+        patience, waited = self.options.patience, history.evaluations_since_best
+        if patience is not None and waited >= patience and not history.ended:
             history.early = True
             self.reporter.say(f"no better in {patience} evaluations: stopping early")
         return is_best
@@ -453,6 +457,18 @@ class Trainer:
             if history.best is not None and history.best_step:
                 after, step = history.best, history.best_step
             self.reporter.samples(sheet_of(history.before, after, step))
+
+    def _compare_with_limits(self, figures: Mapping[str, float]) -> None:
+        """End the run where a figure has passed its limit (`train.stop_on`)."""
+        for name, limit in self.options.stop_on.items():
+            passed = limit.passed(figures[name]) if name in figures else None
+            if passed is not None and not self.history.ended:
+                step, value = self.history.steps, figures[name]
+                stopped_on = {"figure": name, "value": value, "limit": passed, "step": step}
+                self.history.stopped_on = stopped_on
+                self.reporter.say(
+                    f"{name} is {value:.4g}, {passed} (train.stop_on): stopping after update {step}"
+                )
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

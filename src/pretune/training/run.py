@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from pretune.bundle.bundle import Bundle, grow_vocabulary, load
+from pretune.checkpoints.manifest import files_digest
+from pretune.checkpoints.source import find_source
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import PretuneError, RunError
 from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
-from pretune.inference.rewards import named_reward, reward_function
+from pretune.inference.rewards import named_reward, reward_function, reward_models
 from pretune.models.lora import add_lora, without_adapters
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import (
@@ -32,10 +34,17 @@ from pretune.tasks.base import (
 from pretune.tasks.builtin import task_class
 from pretune.text.byte_stream import is_file, is_passing
 from pretune.training.adapters import check_base, check_lora, frozen_digest
-from pretune.training.checkpoint import RunCheckpoints, newest_whole, read_values
+from pretune.training.checkpoint import (
+    TENSORS,
+    VALUES,
+    RunCheckpoints,
+    newest_whole,
+    read_values,
+)
 from pretune.training.data import Data, fit, read_data, read_features, tokenizer_for
 from pretune.training.distributed import World, environment_world, joined, own_device
 from pretune.training.freeze import freeze
+from pretune.training.limits import check_limits
 from pretune.training.logging import JsonLines, Reporter, SampleFile, TensorBoard
 from pretune.training.loop import Trainer
 from pretune.training.modes import determinism, set_modes
@@ -64,6 +73,7 @@ MAY_CHANGE = (
     "train.workers",
     "train.device",
     "train.guard",
+    "train.stop_on",
     "description",
     "track",
 )
@@ -220,9 +230,12 @@ class _Run:
             # Everything is read and checked before the folder is touched.
             start = newest_whole(self.folder.path, say=self._say) if self.resumed else None
             self._gather(start)
+            self._equip()
             if start is not None:
                 _check_unchanged_data(start, self.fingerprints, self.recipe)
-            self._equip()
+            check_limits(
+                self.recipe.train, self.task, self.bundle.model, self.train, self.validation
+            )
             self._open_folder(stack)
             self._compare_with_reference()
             stop = stack.enter_context(StopRequest(self._say))
@@ -262,10 +275,11 @@ class _Run:
                 "validation", task, held_back, bundle, reporter, evaluation=True
             )
         # Of data and frozen weights; kept with each checkpoint.
-        self.fingerprints = {
+        self.fingerprints: dict[str, Any] = {
             "data": self.train.fingerprint(),
             "validation": None if self.validation is None else self.validation.fingerprint(),
             "base": frozen_digest(bundle.model),
+            "models": {},
         }
 
     def _open_folder(self, stack: ExitStack) -> None:
@@ -302,8 +316,10 @@ class _Run:
         )
         if isinstance(task, MakesExperience):
             task.rewarding = scorer(named_reward(task))
+            self._remember("task.reward", reward_models(task.reward))
         if task.judge is not None:
             task.judging = scorer(task.judge, key="judge")
+            self._remember("task.judge", reward_models(task.judge))
         if task.reference is None:
             return
         start = self.recipe.model.source
@@ -320,6 +336,13 @@ class _Run:
         if model is self.bundle.model:
             model = copy.deepcopy(model)
         task.reference_model = frozen(model, self.device)
+        self._remember("task.reference", [task.reference_source])
+
+    def _remember(self, key: str, sources: Sequence[str]) -> None:
+        """Add the files of models to the fingerprints, which are kept with each checkpoint."""
+        for source in sources:
+            digest = files_digest(find_source(source), (TENSORS, VALUES))
+            self.fingerprints["models"][f"{source} ({key})"] = digest
 
     def _compare_with_reference(self) -> None:
         """Give the features the scores of the frozen reference, if the task has one."""
@@ -463,6 +486,12 @@ def _check_unchanged_data(start: Path, now: Mapping[str, Any], recipe: Recipe) -
     # A checkpoint of an early version does not tell what it was evaluated on.
     elif "validation" in then and then["validation"] != now["validation"]:
         wrong = "was evaluated on other data than data.validation gives now"
+    elif changed := [
+        name
+        for name, digest in now["models"].items()
+        if then.get("models", {}).get(name, digest) != digest
+    ]:
+        wrong = f"was trained beside other files of {', '.join(changed)} than there are now"
     else:
         check_base(then.get("base"), now["base"], start, recipe.model.source)
         return
@@ -501,5 +530,6 @@ def _result(recipe: Recipe, history: TrainingHistory, device: torch.device) -> R
         environment=environment(device),
         rescues=history.rescues,
         stopped_early=history.early,
+        stopped_on=history.stopped_on,
         warnings=history.warnings,
     )

@@ -36,6 +36,8 @@ class RunResult:
         environment: versions and machine.
         rescues: what the guard did, one sentence per recovery.
         stopped_early: whether training ended because nothing got better any more.
+        stopped_on: the figure that ended the training (`train.stop_on`): `figure`, its `value`, the
+            `limit` that it passed, and the `step`; None if none did.
         warnings: what looked wrong with the training, one sentence each.
     """
 
@@ -52,6 +54,7 @@ class RunResult:
     environment: dict[str, str] = field(default_factory=dict)
     rescues: list[str] = field(default_factory=list)
     stopped_early: bool = False
+    stopped_on: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property

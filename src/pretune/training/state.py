@@ -82,6 +82,8 @@ class TrainingHistory:
     # What the guard did, one sentence per recovery.
     rescues: list[str] = field(default_factory=list)
     early: bool = False  # ends because nothing got better any more
+    # The figure that ended the run: `figure`, `value`, `limit` and `step`.
+    stopped_on: dict[str, Any] | None = None
     # What looked wrong, one sentence each.
     warnings: list[str] = field(default_factory=list)
 
@@ -105,6 +107,11 @@ class TrainingHistory:
         self.tokens += tokens
         self.examples += examples
         self.seconds += seconds
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run ends before its last update."""
+        return self.early or self.stopped_on is not None
 
     @property
     def evaluated(self) -> int | None:

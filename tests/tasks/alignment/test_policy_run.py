@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import transformers
 from safetensors.torch import load_file
 
 from pretune.api import evaluate
-from pretune.bundle.bundle import load
+from pretune.bundle.bundle import load, save
 from pretune.bundle.convert import convert
 from pretune.cli.train import _show_result
 from pretune.data.batch import PackedBatch
@@ -28,7 +29,9 @@ from pretune.publishing.publish import stage
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.tasks.alignment.grpo import Grpo
+from pretune.tasks.alignment.reward import Reward, RewardOptions
 from pretune.training import run
+from pretune.training.checkpoint import read_values
 from pretune.training.data import examined_records
 from pretune.training.loop import Trainer
 from pretune.training.run import resume, train_recipe
@@ -214,6 +217,95 @@ def test_a_run_that_was_stopped_before_the_first_update(
     assert_alike(outcome(part.output), outcome(Path(part.output).with_name("whole")))
 
 
+@pytest.mark.parametrize(
+    ("limits", "eval_every", "figure", "step"),
+    [
+        ({"kl_k3": 1e-7, "judge": 9}, 100, "kl_k3", 5),  # of the second rollout
+        ({"reply_tokens": {"below": 100}}, 100, "reply_tokens", 0),
+        ({"distinct_2": {"above": 5, "below": -1}, "ratio": {"below": 2}}, 1, "ratio", 1),
+    ],
+)
+def test_a_figure_ends_the_run(
+    limits: dict[str, Any],
+    eval_every: int,
+    figure: str,
+    step: int,
+    made: Callable[..., Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is evaluated and saved then, and says why."""
+    options = {"task.group": 1, "train.epochs": 3, "train.eval_every": eval_every}
+    options |= {"task.judge": {"length": 3}, "train.stop_on": limits, "train.learning_rate": 1e-2}
+    result = train_recipe(made("ppo", **options))
+    stopped = result.stopped_on
+    assert stopped is not None
+    assert stopped["figure"] == figure
+    assert result.steps == stopped["step"]
+    assert stopped["limit"].startswith("above 1e-07" if figure == "kl_k3" else "below ")
+    assert not result.stopped_early
+    assert result.steps == step
+    assert evaluations(tmp_path / "run")[-1]["step"] == step
+    assert read_values(tmp_path / "run" / "last")["course"]["steps"] == step
+    shown = capsys.readouterr().err
+    assert shown.count(f"(train.stop_on): stopping after update {step}") == 1
+    # It is finished: to resume it changes nothing.
+    assert resume(tmp_path / "run", quiet=True) == result
+
+
+def test_a_limit_may_change_when_a_run_is_resumed(
+    made: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = made("grpo", **{"task.group": 2, "train.stop_on": {"kl": 1e9}})
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
+        with pytest.raises(Interrupted):
+            train_recipe(part, quiet=True)
+    result = resume(part.output, {"train.stop_on": {"reply_tokens": 1}}, quiet=True)
+    assert result.stopped_on is not None
+    assert result.stopped_on["step"] == result.steps == 2
+
+
+def test_a_limit_of_a_figure_that_nobody_has(made: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no figure is called 'entropi'") as error:
+        train_recipe(made("grpo", **{"train.stop_on.entropi": 1}), quiet=True)
+    assert "Did you mean 'entropy'" in str(error.value)
+    with pytest.raises(RunError, match="no figure is called 'judge'"):  # there is none
+        train_recipe(made("grpo", **{"train.stop_on": {"judge": 1}}), quiet=True)
+    assert not (tmp_path / "run").exists()
+    for wrong in ({"kl": True}, {"kl": {}}, {"kl": {"abov": 1}}, {"kl": "much"}):
+        with pytest.raises(RecipeError, match=r"train\.stop_on\.kl"):
+            made("grpo", **{"train.stop_on": wrong})
+
+
+def test_the_models_beside_a_run_may_not_change(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: dict[str, Any] = {"scores": Reward(RewardOptions(max_length=64))}
+    tasks["judges"] = Reward(RewardOptions(max_length=32))
+    for name, task in tasks.items():
+        bundle = load(tmp_path / "sft", task=task)
+        (tmp_path / name).mkdir()
+        save(bundle, tmp_path / name)
+    shutil.copytree(tmp_path / "sft", tmp_path / "other")
+    options = {"task.reward": {"run": str(tmp_path / "scores")}, "task.group": 2}
+    options |= {"task.judge": {"run": str(tmp_path / "judges")}}
+    part = made("grpo", **options, **{"task.reference": str(tmp_path / "other")})
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(1))
+        with pytest.raises(Interrupted):
+            train_recipe(part, quiet=True)
+    for name, key in (("scores", "reward"), ("judges", "judge"), ("other", "reference")):
+        file = tmp_path / name / "config.json"
+        before = file.read_text(encoding="utf-8")
+        file.write_text(before + "\n", encoding="utf-8")
+        with pytest.raises(RunError, match=rf"other files of \S*{name} \(task\.{key}\) than"):
+            resume(part.output, quiet=True)
+        file.write_text(before, encoding="utf-8")
+    (tmp_path / "scores" / "README.md").write_text("Words.", encoding="utf-8")
+    assert resume(part.output, quiet=True).steps == 3
+
+
 def test_what_looks_wrong_is_said_once(
     made: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,7 +480,7 @@ def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> N
     for name, temperature in (("one", 1.0), ("two", 1.0), ("three", 0.5)):
         options = {"task.group": 2, "task.temperature": temperature}
         options |= {"task.reward": [{"length": 12}, {"match": "e", "name": "vowel"}]}
-        options |= {"task.judge": [{"length": 3}, {"length": 5}]}
+        options |= {"task.judge": [{"length": 3}, {"length": 5}], "task.end_penalty": 0.5}
         own = made("grpo", name, **options)
         train_recipe(own.changed({"seed": ord(name[0])}), quiet=True)
     names = ["one", "two", "three"]
@@ -399,7 +491,8 @@ def test_policies_are_compared(made: Callable[..., Recipe], tmp_path: Path) -> N
     for name, figures in zip(names, compared, strict=False):
         own = evaluate(tmp_path / name, tmp_path / "v.jsonl", device="cpu").metrics
         assert {"reward_length", "reward_vowel", "judge"} <= set(own)
-        assert own["reward"] == pytest.approx(own["reward_length"] + own["reward_vowel"])
+        whole = own["reward_length"] + own["reward_vowel"]
+        assert own["reward"] == pytest.approx(whole - 0.5 * own["share_without_end"])
         for metric in sorted({*own} - {"distinct_2", "reward_se"}):
             assert figures["figures"][metric]["value"] == pytest.approx(own[metric], abs=1e-6)
     with pytest.raises(RunError, match=r"task\.temperature=1\.0") as error:
