@@ -119,6 +119,7 @@ def test_a_metric_states_which_of_its_figures_are_better_when_lower() -> None:
     assert better("edit_distance", 1.0, 2.0)
     # Where nothing is stated, the name decides.
     assert lower_is_better("validation_loss")
+    assert lower_is_better("kl")
     assert not lower_is_better("accuracy")
 
 

@@ -27,6 +27,10 @@ METRICS: Registry[Callable[[AnyTask, Features | None], Metrics]] = Registry(
 )
 
 
+#: Figures that are better when lower and whose names do not tell.
+LOWER = ("mse", "mae", "kl", "share_without_end")
+
+
 def lower_is_better(figure: str) -> bool:
     """Whether a smaller value of a figure is better.
 
@@ -40,7 +44,7 @@ def lower_is_better(figure: str) -> bool:
             continue
         if isinstance(stated, Mapping) and figure in stated:
             return bool(stated[figure])
-    return figure.endswith(("loss", "cross_entropy", "perplexity")) or figure in ("mse", "mae")
+    return figure.endswith(("loss", "cross_entropy", "perplexity")) or figure in LOWER
 
 
 @dataclass

@@ -55,6 +55,15 @@ def test_every_form_of_prompt_and_reply(
     assert read == {"messages": messages, "chosen": "good", "rejected": "bad"}
 
 
+@pytest.mark.parametrize("completion", ["", "Once.", None])
+def test_a_completion_beside_a_pair_is_no_part_of_the_prompt(completion: str | None) -> None:
+    row = {"prompt": "Hi?", "completion": completion, "chosen": "good", "rejected": "bad"}
+    read = with_preferences(records(row), PAIR)
+    expected = {"messages": [ASK], "chosen": "good", "rejected": "bad", "completion": completion}
+    assert read.rows == [expected]
+    assert {*read.columns} == {*expected}
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "messages", "replies"),
     [

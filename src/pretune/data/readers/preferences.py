@@ -59,9 +59,13 @@ def with_preferences(
         records = _split(records, replies)
     texts = [{name: _reply(records, row, name) for name in replies} for row in range(len(records))]
     # The prompt by itself: a completion beside it would be taken for the end of the conversation.
-    asked = [name for name in records.columns if name not in replies]
+    aside = [name for name in (COMPLETION,) if name in records.columns and name not in replies]
+    asked = [name for name in records.columns if name not in (*replies, *aside)]
     rows: list[Record] = [
-        {**{name: row.get(name) for name in asked}, _TEXTS: own}
+        {
+            **{name: row.get(name) for name in asked},
+            _TEXTS: {**{name: row.get(name) for name in aside}, **own},
+        }
         for row, own in zip(records.rows, texts, strict=True)
     ]
     bare = replace(records, rows=rows, columns=tuple(asked))
@@ -72,7 +76,7 @@ def with_preferences(
     for record in prompts.rows:
         waiting = record.pop(_TEXTS)
         whole.append({**record, **waiting})
-    return replace(prompts, rows=whole, columns=(*prompts.columns, *replies))
+    return replace(prompts, rows=whole, columns=(*prompts.columns, *aside, *replies))
 
 
 def check_prompt(records: Records, row: int, messages: Sequence[Mapping[str, str]]) -> None:
@@ -194,6 +198,14 @@ def _shared_text(
     return asked, [text[cut:] for text in (first, second)]
 
 
+def is_wanted(label: Any) -> bool | None:
+    """Read a label, whether a completion is wanted; None where it is neither true nor false."""
+    word = str(label).strip().lower()
+    if word in ("true", "1", "1.0"):
+        return True
+    return False if word in ("false", "0", "0.0") else None
+
+
 def label_of(records: Records, row: int) -> bool:
     """Whether the completion of a record is wanted.
 
@@ -201,11 +213,9 @@ def label_of(records: Records, row: int) -> bool:
         DataError: the label is neither true nor false.
     """
     value = records.rows[row].get(LABEL)
-    word = str(value).strip().lower()
-    if word in ("true", "1", "1.0"):
-        return True
-    if word in ("false", "0", "0.0"):
-        return False
+    wanted = is_wanted(value)
+    if wanted is not None:
+        return wanted
     raise DataError(
         f"{records.where(row, LABEL)}: expected true or false, found "
         + (f"'{in_line(value[:SHOWN])}'" if isinstance(value, str) else describe_value(value)),

@@ -31,6 +31,8 @@ from pretune.tasks.losses import IGNORED, NEXT
 SCORED_TOKENS = 8192
 #: The figures that are shown of a single reply.
 SCORES = ("reward", "judge")
+#: The column of `Aligned.reply_counts` with the judge's scores.
+JUDGED = 4
 
 
 class AlignedOptions(InstructOptions):
@@ -271,6 +273,8 @@ class WrittenReplies:
 
     def figures(self) -> dict[str, float]:
         """Compute the figures, by name."""
+        if not self._task.writes_in_evaluations:
+            return {}
         sums = self.numbers.sum(0)
         figures = {name: float(v) for name, v in self._task.reply_figures(sums).items()}
         texts = [self._written[record][0] for record in sorted(self._written)]
@@ -278,6 +282,8 @@ class WrittenReplies:
 
     def details(self) -> dict[str, Any]:
         """Return the number of replies, and all of them: a run puts its first beside its best."""
+        if not self._task.writes_in_evaluations:
+            return {}
         records, rows = sorted(self._written), () if self._features is None else self._features.rows
         samples = []
         for record in records:

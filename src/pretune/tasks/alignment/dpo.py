@@ -7,8 +7,10 @@ option `loss` names the formula (`preference_losses.py`).
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -24,12 +26,22 @@ from pretune.data.readers.preferences import (
     CHOSEN,
     LABEL,
     REJECTED,
+    is_wanted,
     label_of,
     with_preferences,
 )
 from pretune.data.records import Records
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.writer import Prompt
 from pretune.errors import DataError
-from pretune.tasks.alignment.aligned import Aligned, AlignedOptions, sums_of_replies
+from pretune.tasks.alignment.aligned import (
+    JUDGED,
+    Aligned,
+    AlignedOptions,
+    JudgedReply,
+    WrittenReplies,
+    sums_of_replies,
+)
 from pretune.tasks.alignment.pairs import ReplyTokens, reply_tokens, useless_pair
 from pretune.tasks.alignment.preference_losses import (
     PAIR_LOSSES,
@@ -40,6 +52,7 @@ from pretune.tasks.alignment.preference_losses import (
 )
 from pretune.tasks.base import REFERENCE, ComparesWithReference, Loss, Metrics
 from pretune.tasks.dialogue.dialogue import InstructOptions
+from pretune.tasks.dialogue.layouts import TemplateLayout
 from pretune.tasks.dialogue.replies import ReplyOutputs, ReplyPrediction
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.losses import IGNORED, NEXT
@@ -47,6 +60,9 @@ from pretune.tokenizers.tokenizer import Tokenizer
 
 #: Target of a feature of `kto`: whether its reply is wanted.
 WANTED = "wanted"
+#: Target by token: the tokens that an evaluation replies to, from the feature's first place on, and
+#: then `IGNORED`. They may be others than those before the given replies, which get other room.
+HISTORY = "history"
 
 LossName = Literal[
     "sigmoid",
@@ -90,6 +106,12 @@ class DpoOptions(AlignedOptions):
         description="Add this times the cross-entropy of the chosen reply (a token), which keeps "
         "it likely.",
     )
+    samples: int = Field(
+        100,
+        ge=0,
+        description="How many prompts, spread over the data, an evaluation replies to; 0: none, "
+        "and training has no reference beside the model in memory.",
+    )
     gamma: float = Field(
         0.5, ge=0, allow_inf_nan=False, description="simpo: the margin that is aimed at."
     )
@@ -106,6 +128,8 @@ class DpoOptions(AlignedOptions):
             raise ValueError(f"the loss {self.loss} needs a reference: start, or a folder")
         if self.loss == "robust" and self.label_smoothing >= 0.5:
             raise ValueError("label_smoothing of the loss robust must be below 0.5")
+        if self.judge is not None and not self.samples:
+            raise ValueError("judge scores the replies of evaluations: samples must be above 0")
         return self
 
     @property
@@ -127,10 +151,12 @@ class SequenceScores:
     Attributes:
         log_probs: `[2B]` of each reply: the sum over its tokens, in nats, with its graph.
         tokens: `[2B]` the number of its tokens.
+        judged: what the model wrote in an evaluation, by the place of its feature.
     """
 
     log_probs: Tensor
     tokens: Tensor
+    judged: Mapping[int, JudgedReply] = field(default_factory=dict)
 
 
 class Dpo(Aligned, ComparesWithReference):
@@ -144,6 +170,7 @@ class Dpo(Aligned, ComparesWithReference):
 
     name: ClassVar[str] = "dpo"
     options_type: ClassVar[type[InstructOptions]] = DpoOptions
+    metric_options: ClassVar[tuple[str, ...]] = ("judge", "max_new_tokens")
     options: DpoOptions
 
     # Preprocessor
@@ -224,8 +251,21 @@ class Dpo(Aligned, ComparesWithReference):
             elif not self.unpaired and read.replies[0] == read.replies[1]:
                 yield Skipped(row, "the replies differ only where they were cut")
             else:
-                targets = {WANTED: label_of(records, row)} if self.unpaired else {}
-                yield _pair_feature(read, row, targets)
+                feature = _pair_feature(read, row)
+                targets = dict(feature.targets)
+                if self.unpaired:
+                    targets[WANTED] = label_of(records, row)
+                if evaluation and self.options.samples:
+                    targets[HISTORY] = self._history(records, row, layout, len(feature.tokens))
+                yield replace(feature, targets=targets)
+
+    def _history(self, records: Records, row: int, layout: TemplateLayout, size: int) -> list[int]:
+        """The target `HISTORY` of a feature of `size` tokens."""
+        history: list[int] = []
+        if self.options.is_sample(row, len(records)):
+            room = min(self.options.room, size)
+            history = layout.fitted(self.messages(records, row), room).ids[:size]
+        return [*history, *[IGNORED] * (size - len(history))]
 
     # Head
 
@@ -271,24 +311,43 @@ class Dpo(Aligned, ComparesWithReference):
 
     # The reference
 
-    @property
-    @override
-    def writes_in_evaluations(self) -> bool:
-        return False
-
     @override
     def reference_scores(self, model: nn.Module, batch: PackedBatch) -> Tensor:
         """Return `[B, 2]`: the log-probabilities of both replies."""
         log_probs: Tensor = self.forward(model, batch).log_probs
         return log_probs.detach().view(-1, 2)
 
-    # Answers: in an evaluation, which of the replies the model prefers.
+    # Answers: in an evaluation, which of the replies the model prefers, and what it writes itself.
+
+    @override
+    def write(self, model: Any, outputs: Any, batch: PackedBatch) -> Any:
+        if HISTORY not in batch.targets:
+            return super().write(model, outputs, batch)
+        histories = _histories(batch)
+        numbers, options = batch.index.tolist(), self.options
+        # Other random numbers for each record, also where two have the same prompt.
+        prompts = [
+            Prompt((), ids, salt=zlib.crc32(str((numbers[place], ids)).encode()))
+            for place, ids in histories.items()
+        ]
+        # From the whole distribution, which is what the KL is about.
+        decoding = Decoding(
+            max_new_tokens=min(options.max_new_tokens, options.max_length - options.room),
+            temperature=self.draws_at,
+            top_p=1.0,
+            seed=options.seed,
+        )
+        device = batch.tokens.device
+        written = self.written(model, device, prompts, decoding)
+        replies = dict(zip(histories, written, strict=True))
+        return replace(outputs, judged=self.judged(model, device, histories, replies))
 
     @override
     def predict(self, outputs: Any, batch: PackedBatch) -> list[Any]:
         if isinstance(outputs, ReplyOutputs):
             return super().predict(outputs, batch)
-        return [tuple(row) for row in self.measured(outputs, batch).tolist()]
+        measured = enumerate(self.measured(outputs, batch).tolist())
+        return [(tuple(row), outputs.judged.get(place)) for place, row in measured]
 
     def measured(self, outputs: SequenceScores, batch: PackedBatch) -> Tensor:
         """Return `[B, 4]`: of both replies the implicit reward and the log-probability."""
@@ -300,12 +359,13 @@ class Dpo(Aligned, ComparesWithReference):
     def combine(self, parts: Sequence[Any], record: Mapping[str, Any]) -> ReplyPrediction:
         if parts and not isinstance(parts[0], tuple):
             return super().combine(parts, record)
-        reward, log_prob, other, other_log_prob = measured = parts[0] if parts else (0.0,) * 4
+        measured, judged = parts[0] if parts else ((0.0,) * 4, None)
+        reward, log_prob, other, other_log_prob = measured
         if self.unpaired:
-            return MeasuredReply(record[COMPLETION], log_prob, 0, measured)
+            return MeasuredReply(record[COMPLETION], log_prob, 0, measured, judged)
         if reward > other:
-            return MeasuredReply(record[CHOSEN], log_prob, 0, measured)
-        return MeasuredReply(record[REJECTED], other_log_prob, 0, measured)
+            return MeasuredReply(record[CHOSEN], log_prob, 0, measured, judged)
+        return MeasuredReply(record[REJECTED], other_log_prob, 0, measured, judged)
 
     # Scorer
 
@@ -317,7 +377,13 @@ class Dpo(Aligned, ComparesWithReference):
     @override
     def grader(self, records: Records) -> Callable[[ReplyPrediction, int], Grade]:
         def grade(answer: ReplyPrediction, row: int) -> Grade:
-            measured = answer.measured if isinstance(answer, MeasuredReply) else (0.0,) * 4
+            measured: tuple[float, ...] = (0.0,) * 4
+            judged: list[JudgedReply] = []
+            if isinstance(answer, MeasuredReply):
+                measured = answer.measured
+                judged = [] if answer.judged is None else [answer.judged]
+            # Of records that are not among the `samples`, zeros.
+            written = self.reply_counts([records.rows[row]] * len(judged), judged).sum(0)
             wanted = np.array([label_of(records, row)]) if self.unpaired else None
             (counts,) = preference_counts(np.array([measured]), wanted)
             # How sure the model is, by the implicit rewards (Rafailov et al. 2023, equation 6).
@@ -330,25 +396,75 @@ class Dpo(Aligned, ComparesWithReference):
             else:
                 truth, given = records.rows[row][CHOSEN], answer.reply
             decisions = (Decision(chance, right),)
-            return Grade(truth, given, right=right, decisions=decisions, counts=tuple(counts))
+            numbers = (*counts.tolist(), *written.tolist())
+            return Grade(truth, given, right=right, decisions=decisions, counts=numbers)
 
         return grade
 
     @override
     def figures(self, sums: Array) -> dict[str, Array]:
-        return {**super().figures(sums), **preference_figures(sums[..., 2:])}
+        figures = {**super().figures(sums), **preference_figures(sums[..., 2:10])}
+        return {**figures, **self.reply_figures(sums[..., 10:])}
+
+    @override
+    def reply_counts(
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[JudgedReply]
+    ) -> Array:
+        """Also whether the judge prefers a reply to the wanted one, and whether there is one."""
+        counts = super().reply_counts(rows, replies)
+        wanted = [(i, text) for i, row in enumerate(rows) if (text := self._wanted(row))]
+        given = self.scores_by_judge([rows[i] for i, _ in wanted], [text for _, text in wanted])
+        duels = np.zeros((len(counts), 2))
+        for (i, _), score in zip(wanted, given, strict=True):
+            own = counts[i, JUDGED]
+            duels[i] = (own > score) + 0.5 * (own == score), 1
+        return np.column_stack([duels, counts])
+
+    def _wanted(self, row: Mapping[str, Any]) -> str | None:
+        """Return the reply of a record that is better than another, or wanted; None: it has none.
+
+        Blanks around it do not count, as in the replies that a model writes.
+        """
+        if self.unpaired:
+            return str(row[COMPLETION]).strip() if is_wanted(row[LABEL]) else None
+        return str(row[CHOSEN]).strip()
+
+    @override
+    def reply_figures(self, sums: Array) -> dict[str, Array]:
+        if not self.writes_in_evaluations:
+            return {}
+        figures = super().reply_figures(sums[..., 2:])
+        if self.judge is not None:
+            figures["win_rate"] = sums[..., 0] / np.maximum(sums[..., 1], 1)
+        return figures
 
     @override
     def metrics(self, features: Features | None = None) -> PreferenceMetrics:  # type: ignore[override]
-        """Implicit rewards, and the log-probabilities of both replies apart."""
-        return PreferenceMetrics(self)
+        """Implicit rewards, the log-probabilities of both replies apart, and written replies."""
+        return PreferenceMetrics(self, features)
 
 
 @dataclass(frozen=True)
 class MeasuredReply(ReplyPrediction):
-    """The reply that a model prefers; `measured` is its pair's row of `Dpo.measured`."""
+    """The reply that a model prefers.
+
+    Attributes:
+        measured: its pair's row of `Dpo.measured`.
+        judged: what the model wrote to its prompt; None where it was not asked to.
+    """
 
     measured: tuple[float, ...] = (0.0,) * 4
+    judged: JudgedReply | None = None
+
+
+def _histories(batch: PackedBatch) -> dict[int, list[int]]:
+    """Return the tokens that are replied to, by the place of their feature."""
+    ids, starts = batch.targets[HISTORY].tolist(), [*batch.layout.starts[::2], batch.num_tokens]
+    histories = {}
+    for place, (start, end) in enumerate(pairwise(starts)):
+        if own := [token for token in ids[start:end] if token != IGNORED]:
+            histories[place] = own
+    return histories
 
 
 def _other_reply(records: Records, row: int) -> str:
@@ -360,7 +476,7 @@ def _other_reply(records: Records, row: int) -> str:
     return other
 
 
-def _pair_feature(read: ReplyTokens, row: int, targets: dict[str, Any]) -> Feature:
+def _pair_feature(read: ReplyTokens, row: int) -> Feature:
     """Both sequences end to end; of each the reply is predicted, with its end."""
     tokens: list[int] = []
     labels: list[int] = []
@@ -372,7 +488,7 @@ def _pair_feature(read: ReplyTokens, row: int, targets: dict[str, Any]) -> Featu
         lengths.append(len(whole) - 1)
     return Feature(
         tokens,
-        targets={NEXT: labels, **targets},
+        targets={NEXT: labels},
         record=row,
         truncated=read.truncated,
         choices=lengths,
@@ -422,22 +538,37 @@ class PreferenceMetrics(Metrics):
     by how much; `chosen_reward`, `rejected_reward`, `chosen_log_prob`, `rejected_log_prob`: apart,
     so that it is seen where both fall (Pal et al. 2024, "Smaug"). For `kto` chosen and rejected
     are the wanted and the unwanted replies, and right is a reward above or below 0.
+
+    Then those of `WrittenReplies`, and with a judge `win_rate`: how often it scores what the model
+    writes above the chosen (wanted) reply; ties count half.
     """
 
-    def __init__(self, task: Dpo) -> None:
+    def __init__(self, task: Dpo, features: Features | None) -> None:
         self._task = task
         self._sums = np.zeros(8)
+        self._replies = WrittenReplies(task, features)
 
     @override
     def update(self, outputs: SequenceScores, batch: PackedBatch) -> None:
         wanted = batch.targets[WANTED].cpu().numpy() if self._task.unpaired else None
         measured = self._task.measured(outputs, batch).numpy()
         self._sums += preference_counts(measured, wanted).sum(0)
+        self._replies.update(outputs.judged, batch)
 
     @override
     def merge(self, other: Self) -> None:
         self._sums += other._sums
+        self._replies.merge(other._replies)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What another process merges: the task's models and functions stay here.
+        return {"_sums": self._sums, "_replies": self._replies}
 
     @override
     def result(self) -> dict[str, float]:
-        return {name: float(value) for name, value in preference_figures(self._sums).items()}
+        figures = preference_figures(self._sums)
+        return {name: float(value) for name, value in figures.items()} | self._replies.figures()
+
+    @override
+    def details(self) -> dict[str, Any]:
+        return self._replies.details()
