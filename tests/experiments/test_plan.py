@@ -216,3 +216,17 @@ def test_of_a_policy_the_updates_are_known_and_the_costs_are_not(tmp_path: Path)
     assert train_recipe(own, quiet=True).steps == 6
     with pytest.raises(RunError, match="is not known before"):
         plan_run(own)
+
+
+def test_with_a_reference_its_copy_is_counted(tmp_path: Path) -> None:
+    """The copy is there where evaluations write replies, unless the model has an adapter."""
+    saved(tmp_path / "sft")
+    plans = []
+    for changes in ({}, {"task.samples": 0}, {"train.lora": {"rank": 2}}):
+        own = recipe("dpo", tmp_path, **{"task.max_new_tokens": 4, "train.epochs": 1, **changes})
+        plans.append(plan_run(own, measure=not changes))
+    whole, alone, adapted = plans
+    assert whole.speed is not None
+    assert whole.speed.evaluation_tokens_per_second
+    assert whole.process_bytes - alone.process_bytes == 4 * whole.parameters
+    assert adapted.process_bytes < whole.process_bytes

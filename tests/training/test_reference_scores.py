@@ -59,7 +59,7 @@ def test_goes_on_as_if_never_stopped(
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_read_where_it_is_whole_and_of_the_same_data(tmp_path: Path) -> None:
     scores = {"train": np.ones((3, 2), dtype=np.float32)}
     keep_scores(tmp_path, "key", scores)
     read = read_scores(tmp_path, "key")

@@ -34,16 +34,26 @@ from pretune.experiments.costs import (
     count_flops,
     estimate_memory,
 )
+from pretune.inference.reference import with_scores
+from pretune.inference.rewards import reward_function
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn, with_answers
+from pretune.tasks.base import (
+    AnyTask,
+    ComparesWithReference,
+    HasReference,
+    MakesExperience,
+    drawn,
+    with_answers,
+)
 from pretune.tasks.builtin import task_class
 from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
 from pretune.training.freeze import reads_once
 from pretune.training.logging import Reporter, Sink
 from pretune.training.loop import Trainer
+from pretune.training.reference_scores import holds_reference
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
 from pretune.training.stop import Stopped
@@ -160,6 +170,8 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     # The memory comes last, as estimating it takes the values of the model away.
     largest = max(batches, key=lambda which: int(train.lengths[which].sum()))
     memory, process = _memory(run, train.sequences(largest))
+    if holds_reference(run.task, recipe, validated=run.validation is not None):
+        process += FLOAT * parameters
     return RunPlan(
         examples=len(train),
         validation_examples=0 if run.validation is None else len(run.validation),
@@ -209,7 +221,28 @@ def _prepare(recipe: Recipe) -> _Start:
     validation = None
     if held_out is not None:
         validation = featurize(task, held_out, bundle.tokenizer, evaluation=True, cache=cache)
-    return _Start(recipe, device, task, bundle.model.to(device), train, validation)
+    model = bundle.model.to(device)
+    # The model takes as long as its reference, which is not loaded.
+    if isinstance(task, HasReference):
+        task.reference_model = model
+        if task.judge is not None:
+            task.judging = reward_function(task.judge, device=device, tokenizer=bundle.tokenizer)
+    train = _scored(task, model, train)
+    if validation is not None:
+        validation = _scored(task, model, validation)
+    return _Start(recipe, device, task, model, train, validation)
+
+
+def _scored(task: AnyTask, model: nn.Module, features: Features) -> Features:
+    """Give features the scores of the first of them in the place of those of a reference."""
+    if not isinstance(task, ComparesWithReference) or not isinstance(task, HasReference):
+        return features
+    if task.reference is None or not len(features):
+        return features
+    batch = features.batch(np.zeros(1, dtype=np.int64)).to(next(model.parameters()).device)
+    with torch.no_grad():
+        scores = task.reference_scores(model, batch).float().cpu().numpy()
+    return with_scores(features, np.repeat(scores, len(features), axis=0))
 
 
 def _first_epoch(trainer: Trainer) -> list[Array]:

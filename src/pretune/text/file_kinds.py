@@ -24,6 +24,10 @@ class FileKind(NamedTuple):
     way_out: str  # a sentence
 
 
+def _unpack(command: str) -> str:
+    return f"Decompress it first: {command} FILE"
+
+
 _SAVE_AS_TEXT = "Export its text to a .txt file."
 _OTHER = "Give a file of text: .txt, .jsonl, .csv or .tsv."
 #: How a compressed file is unpacked, by the end of its name.
@@ -47,28 +51,29 @@ _BY_NAME = {
     ".pdf": FileKind("a PDF file", _SAVE_AS_TEXT),
     ".epub": FileKind("an e-book", _SAVE_AS_TEXT),
 }
-_MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (_DEFLATE, "a gzip file", "gunzip -k"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "zstd -d"),
-    (b"\xfd7zXZ\0", "an xz file", "xz -dk"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x"),
-    (b"Rar!\x1a\x07", "a RAR archive", "unrar x"),
-    (b"\x04\x22\x4d\x18", "an LZ4 file", "lz4 -d"),
-    (b"%PDF-", "a PDF file", _SAVE_AS_TEXT),
-    (b"{\\rtf", "an RTF document", _SAVE_AS_TEXT),
-    (b"\x89PNG\r\n", "a PNG image", _OTHER),
-    (b"\xff\xd8\xff", "a JPEG image", _OTHER),
-    (b"GIF87a", "a GIF image", _OTHER),
-    (b"GIF89a", "a GIF image", _OTHER),
-    (b"\x7fELF", "a program (ELF)", _OTHER),
-    (b"MZ\x90\0", "a program (Windows)", _OTHER),
-    (b"PAR1\x15", "a Parquet file", "Let its name end in .parquet."),
-    (b"ARROW1\0\0", "an Arrow file", "Write it as Parquet."),
-    (b"FEA1", "a Feather file", "Write it as Parquet."),
-    (b"SQLite format 3\0", "an SQLite database", "Export its table as CSV."),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Export its table as CSV."),
-    (b"\x93NUMPY", "a NumPy array", _OTHER),
-    (b"GGUF", "a GGUF model", _OTHER),
+#: Kinds by the bytes that a file begins with.
+_MAGIC = (
+    (_DEFLATE, FileKind("a gzip file", _unpack("gunzip -k"))),
+    (b"\x28\xb5\x2f\xfd", FileKind("a Zstandard file", _unpack("zstd -d"))),
+    (b"\xfd7zXZ\0", FileKind("an xz file", _unpack("xz -dk"))),
+    (b"7z\xbc\xaf\x27\x1c", FileKind("a 7-Zip archive", _unpack("7z x"))),
+    (b"Rar!\x1a\x07", FileKind("a RAR archive", _unpack("unrar x"))),
+    (b"\x04\x22\x4d\x18", FileKind("an LZ4 file", _unpack("lz4 -d"))),
+    (b"%PDF-", FileKind("a PDF file", _SAVE_AS_TEXT)),
+    (b"{\\rtf", FileKind("an RTF document", _SAVE_AS_TEXT)),
+    (b"\x89PNG\r\n", FileKind("a PNG image", _OTHER)),
+    (b"\xff\xd8\xff", FileKind("a JPEG image", _OTHER)),
+    (b"GIF87a", FileKind("a GIF image", _OTHER)),
+    (b"GIF89a", FileKind("a GIF image", _OTHER)),
+    (b"\x7fELF", FileKind("a program (ELF)", _OTHER)),
+    (b"MZ\x90\0", FileKind("a program (Windows)", _OTHER)),
+    (b"PAR1\x15", FileKind("a Parquet file", "Let its name end in .parquet.")),
+    (b"ARROW1\0\0", FileKind("an Arrow file", "Write it as Parquet.")),
+    (b"FEA1", FileKind("a Feather file", "Write it as Parquet.")),
+    (b"SQLite format 3\0", FileKind("an SQLite database", "Export its table as CSV.")),
+    (b"\x89HDF\r\n\x1a\n", FileKind("an HDF5 file", "Export its table as CSV.")),
+    (b"\x93NUMPY", FileKind("a NumPy array", _OTHER)),
+    (b"GGUF", FileKind("a GGUF model", _OTHER)),
 )
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|\}|\]|c|\x8a)")
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
@@ -93,10 +98,6 @@ def kind_by_name(name: str) -> FileKind | None:
     return next((kind for suffix, kind in _BY_NAME.items() if name.endswith(suffix)), None)
 
 
-def _unpack(command: str) -> str:
-    return f"Decompress it first: {command} FILE"
-
-
 def page_kind(head: bytes) -> FileKind | None:
     """Whether a file begins as a page of HTML or XML, which is text, but neither table nor JSON."""
     if not _PAGE.match(head):
@@ -111,10 +112,9 @@ def kind_by_content(head: bytes, *, wide: bool = False) -> FileKind | None:
 
     `wide` says that the text is expected in UTF-16 or UTF-32, where zero bytes are usual.
     """
-    for magic, what, way_out in _MAGIC:
+    for magic, kind in _MAGIC:
         if head.startswith(magic):
-            sentence = way_out.endswith(".")
-            return FileKind(what, way_out if sentence else _unpack(way_out))
+            return kind
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(head)
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):

@@ -192,10 +192,14 @@ class _Limiter(NodeTransformer):
         place = {"lineno": node.lineno, "environment": self.environment}
         return nodes.Filter(node, name, [], [], None, None, **place)
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's name
+    def _around(self, node: nodes.Node, part: str, name: str) -> nodes.Node:
+        """Put a filter around a part of a node."""
         self.generic_visit(node)
-        node.iter = self._filtered("counted ", node.iter)
+        setattr(node, part, self._filtered(name, getattr(node, part)))
         return node
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's name
+        return self._around(node, "iter", "counted ")
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - Jinja's name
         self.generic_visit(node)
@@ -204,9 +208,7 @@ class _Limiter(NodeTransformer):
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802 - Jinja's name
-        self.generic_visit(node)
-        node.expr = self._filtered("read ", node.expr)
-        return node
+        return self._around(node, "expr", "read ")
 
     def visit_Operand(self, node: nodes.Operand) -> nodes.Node:  # noqa: N802 - Jinja's name
         self.generic_visit(node)

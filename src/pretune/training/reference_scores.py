@@ -15,7 +15,7 @@ from pretune.data.arrays import Array
 from pretune.errors import RecipeError, RunError
 from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe
-from pretune.tasks.base import HasReference, Preprocessor
+from pretune.tasks.base import HasReference, MakesExperience, Preprocessor
 from pretune.training.checkpoint import write_reason
 
 #: The file in a run folder: an array `[N, K]` for each set of features.
@@ -90,3 +90,23 @@ def check_reference(task: Preprocessor, recipe: Recipe) -> None:
             f"{recipe.model.source} has random weights",
             "Name a trained model with model.from=FOLDER.",
         )
+
+
+def holds_reference(task: Preprocessor, recipe: Recipe, *, validated: bool) -> bool:
+    """Whether a run has a copy of the reference in memory beside the model.
+
+    Args:
+        task: of the run.
+        recipe: of the run.
+        validated: whether there are validation data.
+    """
+    if not isinstance(task, HasReference) or not reads_replies(task, validated=validated):
+        return False
+    # With adapters the model below them is the reference: one copy of the weights.
+    return task.reference != "start" or recipe.train.lora is None
+
+
+def reads_replies(task: HasReference, *, validated: bool) -> bool:
+    """Whether a run's reference reads what the model writes, and not only the data."""
+    written = isinstance(task, MakesExperience) or (task.writes_in_evaluations and validated)
+    return task.reference is not None and written

@@ -53,6 +53,7 @@ from pretune.training.reference_scores import (
     check_reference,
     keep_scores,
     read_scores,
+    reads_replies,
     scores_key,
 )
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
@@ -325,8 +326,7 @@ class _Run:
         start = self.recipe.model.source
         task.reference_source = start if task.reference == "start" else task.reference
         # The data's scores are kept, but what the model will write is not known yet.
-        writes = task.writes_in_evaluations and self.validation is not None
-        if not writes and not isinstance(task, MakesExperience):
+        if not reads_replies(task, validated=self.validation is not None):
             return
         if task.reference == "start" and train.lora is not None:
             # The model below its adapters: one copy of the weights.
