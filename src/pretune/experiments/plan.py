@@ -226,7 +226,9 @@ def _prepare(recipe: Recipe) -> _Start:
     if isinstance(task, HasReference):
         task.reference_model = model
         if task.judge is not None:
-            task.judging = reward_function(task.judge, device=device, tokenizer=bundle.tokenizer)
+            task.judging = reward_function(
+                task.judge, device=device, tokenizer=bundle.tokenizer, key="judge"
+            )
     train = _scored(task, model, train)
     if validation is not None:
         validation = _scored(task, model, validation)

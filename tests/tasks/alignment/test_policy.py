@@ -182,12 +182,22 @@ def test_alone_or_in_a_batch(name: str, sft: Path) -> None:
         whole = made.batch(np.arange(len(made)))
         together = task.loss(task.forward(model, whole), whole)
         alone = [made.batch(np.array([i])) for i in range(len(made))]
-        losses = [task.loss(task.forward(model, batch), batch) for batch in alone]
+        outputs = [task.forward(model, batch) for batch in alone]
+        losses = [task.loss(own, batch) for own, batch in zip(outputs, alone, strict=True)]
+        scored = task.forward(model, whole)
+    # Every token has its log-probability and its value, to the last digits.
+    for kind in ("log_probs", "values") if name == "ppo" else ("log_probs",):
+        values = getattr(scored, kind).split(list(scored.select.layout.lengths))
+        for number, part in zip(whole.index.tolist(), values, strict=True):
+            own = getattr(outputs[number], kind)
+            assert own.tolist() == pytest.approx(part.tolist(), rel=1e-6, abs=0), kind
+    # What is summed up has no more error than its terms: a sum of both signs may be near 0.
     assert together.count == sum(loss.count for loss in losses)
     for key in ("sum", *together.parts):
-        total = sum(float(loss.sum if key == "sum" else loss.parts[key]) for loss in losses)
-        own = float(together.sum if key == "sum" else together.parts[key])
-        assert own == pytest.approx(total, rel=1e-5, abs=1e-5), key
+        terms = [float(loss.sum if key == "sum" else loss.parts[key]) for loss in losses]
+        whole_sum = float(together.sum if key == "sum" else together.parts[key])
+        size = sum(map(abs, terms))
+        assert whole_sum == pytest.approx(sum(terms), rel=0, abs=1e-6 * size), key
 
 
 def test_an_adapted_policy_is_the_merged_one(sft: Path) -> None:

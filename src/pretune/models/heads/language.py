@@ -203,4 +203,13 @@ class ActorCritic(CausalLM):
         log-probabilities and values, `[T]` or `[R]`."""
         hidden = self.backbone(batch, select=select).last_hidden_state
         scored = self.decode(hidden, labels, each=each, **options)
-        return (scored, self.value(hidden)[:, 0].float()) if each else scored
+        return (scored, self.values(hidden)) if each else scored
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Map hidden states `[R, hidden]` to values `[R]`, in float32.
+
+        Row by row: a product with a single column adds up in another order for another R, and an
+        advantage would depend on the batch that a reply was scored in.
+        """
+        values: Tensor = (hidden.float() * self.value.weight[0].float()).sum(-1) + self.value.bias
+        return values
