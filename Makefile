@@ -18,7 +18,8 @@ help:
 	@echo "make mutants     break the code in fifty places: the tests have to notice"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff format the code"
-	@echo "make bench       speed and memory beside transformers' Trainer (needs PRETUNE_DATA)"
+	@echo "make bench       speed and memory beside transformers and others (needs PRETUNE_DATA);"
+	@echo "                 BASE=COMMIT: beside an older version; ARGS='--isa avx2': as on AVX2"
 	@echo "make clean       remove .venv and caches"
 
 # The stamps are newer than what they were made from, so a second call does nothing.
@@ -55,7 +56,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 bench: .venv/.dev
-	$(BIN)/python bench/finetune.py $(ARGS)
+	$(BIN)/python bench/all.py $(if $(BASE),--base $(BASE)) $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -126,26 +124,3 @@ def say_peak() -> None:
     from pretune.training.run_result import peak_memory_mb
 
     print(json.dumps({"peak_mib": peak_memory_mb(torch.device("cpu"))}))
-
-
-def versions() -> str:
-    """What ran, on one line."""
-    import torch
-    import transformers
-
-    return (
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}, {torch.get_num_threads()} threads"
-    )
-
-
-def table(title: str, found: Mapping[str, list[float]], ours: str, unit: str) -> str:
-    """Medians, spans and ratios."""
-    best = statistics.median(found[ours])
-    lines = [f"{title:<40} {unit:>10} {'from - to':>17} {'pretune is':>11}"]
-    for name, rates in found.items():
-        rate = statistics.median(rates)
-        span = f"{min(rates):,.0f} - {max(rates):,.0f}"
-        ratio = "" if name == ours else f"{best / rate:.2f}x"
-        lines.append(f"{name:<40} {rate:>10,.0f} {span:>17} {ratio:>11}")
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import parse, table
 
 from pretune.bundle.bundle import load
 from pretune.checkpoints.source import find_source
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=32, help="of transformers")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     from transformers import AutoModel, AutoTokenizer
 
     records = read(Path(os.environ["PRETUNE_DATA"]) / "sst2" / "train.tsv")
@@ -68,21 +71,18 @@ def main() -> None:
         "transformers": lambda: padded(model, tokenizer, texts, size, by_length=False),
         "transformers, sorted": lambda: padded(model, tokenizer, texts, size, by_length=True),
     }
+    if arguments.ours:
+        sides = {"pretune": sides["pretune"]}
     vectors = {name: side() for name, side in sides.items()}  # also the warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.rounds):
         for name, side in sides.items():
             start = time.perf_counter()
             side()
-            seconds[name].append(time.perf_counter() - start)
-    ours = statistics.median(seconds["pretune"])
-    for name, found in vectors.items():
-        middle = statistics.median(seconds[name])
-        apart = float(np.abs(found - vectors["pretune"]).max())
-        print(
-            f"{name:22} {len(texts) / middle:8.1f} sentences/s  "
-            f"{middle / ours:.2f}x the time  at most {apart:.1e} apart"
-        )
+            rates[name].append(len(texts) / (time.perf_counter() - start))
+    print("\n" + table(f"embed {len(texts):,} sentences", rates, "pretune", "sentences/s"))
+    apart = max(float(np.abs(each - vectors["pretune"]).max()) for each in vectors.values())
+    print(f"vectors are at most {apart:.1e} apart")
 
 
 if __name__ == "__main__":

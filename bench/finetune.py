@@ -26,7 +26,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import WARM_UP, in_turns, peak_of, prepared, run_ours, run_trainer, say_peak, versions
+from clock import WARM_UP, in_turns, peak_of, prepared, run_ours, run_trainer, say_peak
+from machine import parse, table
 from peer import PADDINGS, build_trainer
 
 OURS = "pretune"
@@ -61,17 +62,6 @@ def prepare(engine: str, data: Path, steps: int, precision: str) -> Callable[[],
     if engine == OURS:
         return run_ours(recipe_of(data, steps, precision), steps, tokens=False)
     return run_peer(data, engine, steps, precision)
-
-
-def measure_memory(steps: int, precision: str) -> dict[str, float]:
-    """The peak resident memory of each engine's process, in MiB."""
-    found = {}
-    for engine in ENGINES:
-        found[engine] = peak_of(
-            __file__, "--steps", str(steps), "--only", engine, "--precision", precision
-        )
-        print(f"memory   {engine:<8} {found[engine]:7,.0f} MiB", flush=True)
-    return found
 
 
 def useful_flops(data: Path) -> float:
@@ -124,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=ENGINES, help="run one engine once and print its memory")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
-    options = parser.parse_args()
+    options = parse(parser)
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with mrpc/train.tsv and mrpc/dev.tsv")
     data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"
@@ -132,20 +122,18 @@ def main() -> None:
         prepare(options.only, data, options.steps, options.precision)()
         say_peak()
         return
-    print(versions())
     before = peaks()
     how = data, options.steps, options.precision
-    speed = in_turns({e: prepare(e, *how) for e in ENGINES}, options.rounds)
-    memory = measure_memory(min(options.steps, 40), options.precision)
-    ours = statistics.median(speed[OURS])
-    print(f"\n{'engine':<22} {'examples/s':>10} {'pretune is':>12} {'peak memory':>13}")
-    for engine in ENGINES:
-        rate = statistics.median(speed[engine])
-        name = engine if engine == OURS else f"Trainer, {engine}"
-        ratio = "" if engine == OURS else f"{ours / rate:.2f}x"
-        print(f"{name:<22} {rate:>10.1f} {ratio:>12} {memory[engine]:>9,.0f} MiB")
+    engines = ENGINES[:1] if options.ours else ENGINES
+    names = {e: e if e == OURS else f"Trainer, {e}" for e in engines}
+    speed = in_turns({names[e]: prepare(e, *how) for e in engines}, options.rounds)
+    what = f"MRPC, {options.precision}"
+    print("\n" + table(what, speed, OURS, "examples/s", digits=1))
+    settings = ("--steps", str(min(options.steps, 40)), "--precision", options.precision)
+    memory = {names[e]: [peak_of(__file__, *settings, "--only", e)] for e in engines}
+    print("\n" + table(f"{what}: memory", memory, OURS, "MiB", lower=True))
     flops, after = useful_flops(data), peaks()
-    rate = ours * flops
+    rate = statistics.median(speed[OURS]) * flops
     print(f"\nuseful work: {flops / 1e9:.2f} GFLOP an example, so {rate / 1e9:.0f} GFLOP/s")
     for dtype, found in after.items():
         # The machine may have had other work at one of the two times.

@@ -4,16 +4,15 @@
     python bench/generate.py --batches 1 --new-tokens 256 --modes greedy
 
 Random weights of GPT-2 small's shape (124M): how fast they are does not depend on their values.
-Both write exactly as many tokens; the rounds take turns, so that what else the machine does falls
-on both; the median of each is compared. "ragged" are prompts of different lengths: transformers
-pads them on the left.
+Both write exactly as many tokens, and the prompt is part of the time; the rounds take turns, so
+that what else the machine does falls on both; the median of each is compared. "ragged" are prompts
+of different lengths: transformers pads them on the left.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import parse, table
 
 from pretune.checkpoints.config import read_config
 from pretune.checkpoints.load import load_into
@@ -107,37 +109,29 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=12)
-    options = parser.parse_args()
+    options = parse(parser)
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     writer, theirs = build({"n_layer": options.layers})
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}, {torch.get_num_threads()} threads\n"
-    )
-    print(f"{'':<22} {'pretune':>10} {'transformers':>13}  (tokens/s, prompt included)")
     for batch in options.batches:
         for ragged in (False, True) if batch > 1 else (False,):
             for mode in options.modes:
                 prompts = prompts_of(batch, options.prompt_tokens, ragged)
                 decoding, theirs_options = MODES[mode]
                 decoding = Decoding(**{**vars(decoding), "max_new_tokens": options.new_tokens})
-                found: dict[str, list[float]] = {"ours": [], "theirs": []}
-                for i in range(options.rounds + 1):
-                    mine = seconds(partial(ours, writer, prompts, decoding))
-                    other = seconds(
-                        partial(peer, theirs, prompts, options.new_tokens, theirs_options)
+                jobs = {"pretune": partial(ours, writer, prompts, decoding)}
+                if not options.ours:
+                    jobs["transformers"] = partial(
+                        peer, theirs, prompts, options.new_tokens, theirs_options
                     )
-                    if i:  # the first round warms up
-                        found["ours"].append(mine)
-                        found["theirs"].append(other)
-                tokens = batch * options.new_tokens
-                rates = [tokens / statistics.median(found[name]) for name in ("ours", "theirs")]
-                name = f"{mode}, batch {batch}{', ragged' if ragged else ''}"
-                print(
-                    f"{name:<22} {rates[0]:>10.1f} {rates[1]:>13.1f}  {rates[0] / rates[1]:.2f}x",
-                    flush=True,
-                )
+                rates: dict[str, list[float]] = {name: [] for name in jobs}
+                for i in range(options.rounds + 1):
+                    for name, job in jobs.items():
+                        rate = batch * options.new_tokens / seconds(job)
+                        if i:  # the first round warms up
+                            rates[name].append(rate)
+                what = f"{mode}, batch {batch}{', ragged' if ragged else ''}"
+                print("\n" + table(what, rates, "pretune", "tokens/s", digits=1), flush=True)
 
 
 if __name__ == "__main__":

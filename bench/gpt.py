@@ -33,7 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import WARM_UP, Clock, arguments, in_turns, run_ours, run_trainer, table, versions
+from clock import WARM_UP, Clock, arguments, in_turns, run_ours, run_trainer
+from machine import parse, table
 
 OURS = "pretune"
 
@@ -225,17 +226,18 @@ def run_peer(ids: np.ndarray, shape: Shape, steps: int) -> Callable[[], float]:
     return lambda: run_trainer(trainer, steps, shape.tokens)
 
 
-def measure(text: str, shape: Shape, steps: int, rounds: int) -> dict[str, list[float]]:
+def measure(
+    text: str, shape: Shape, steps: int, rounds: int, *, peers: bool
+) -> dict[str, list[float]]:
     """Tokens a second of each engine in each round."""
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name)
         (workspace / "text.txt").write_text(text, encoding="utf-8")
         ids = read_ids(text, workspace)
-        runs = {
-            OURS: run_ours(recipe_of(workspace, shape, steps), steps, tokens=True),
-            "plain PyTorch": run_plain(ids, shape, steps),
-            "transformers' Trainer": run_peer(ids, shape, steps),
-        }
+        runs = {OURS: run_ours(recipe_of(workspace, shape, steps), steps, tokens=True)}
+        if peers:
+            runs["plain PyTorch"] = run_plain(ids, shape, steps)
+            runs["transformers' Trainer"] = run_peer(ids, shape, steps)
         return in_turns(runs, rounds)
 
 
@@ -245,16 +247,17 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, action="append", help="default: both")
     parser.add_argument("--steps", type=int, help="updates timed; default: 200, or 15 for wide")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = parse(parser)
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with tiny-shakespeare/input.txt")
     book = Path(os.environ["PRETUNE_DATA"]) / "tiny-shakespeare" / "input.txt"
     text = book.read_text(encoding="utf-8")
-    print(versions())
     for name in options.shape or SHAPES:
         shape, steps = SHAPES[name], options.steps or {"small": 200, "wide": 15}[name]
-        found = measure(text, shape, steps, options.rounds)
-        print("\n" + table(f"{name}: {shape.tokens:,} tokens an update", found, OURS, "tokens/s"))
+        found = measure(text, shape, steps, options.rounds, peers=not options.ours)
+        print(
+            "\n" + table(f"GPT {name}: {shape.tokens:,} tokens an update", found, OURS, "tokens/s")
+        )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import parse, table
 
 WEIGHTS = "model.safetensors"
 OURS, WITH_TOKENIZER = "pretune", "transformers, with tokenizer"
@@ -107,21 +108,17 @@ def main() -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "pretune-bench-load"
     )
     parser.add_argument("--only", choices=(*ENGINES, COPYING), help="load once, print the figures")
-    options = parser.parse_args()
-    if options.only:
+    # A process that loads prints its figures alone, and has imported nothing else.
+    if "--only" in sys.argv:
+        options = parser.parse_args()
         print(json.dumps(measure(options.only, options.folder)))
         return
-    import torch
-    import transformers
-
+    options = parse(parser)
     if not (options.folder / WEIGHTS).is_file():
         make_model(options.folder)
     size = len((options.folder / WEIGHTS).read_bytes())  # now it is in the cache
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        f"{platform.python_version()}, {torch.get_num_threads()} threads; {size / 1e6:,.0f} MB"
-    )
-    found: dict[str, list[dict[str, float]]] = {engine: [] for engine in (*ENGINES, COPYING)}
+    engines = (OURS, COPYING) if options.ours else (*ENGINES, COPYING)
+    found: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     for number in range(options.rounds):
         for engine in list(found) if number % 2 == 0 else list(found)[::-1]:
             command = [sys.executable, __file__, "--folder", str(options.folder), "--only", engine]
@@ -131,19 +128,12 @@ def main() -> None:
 
 
 def show(found: dict[str, list[dict[str, float]]], size: int) -> None:
-    """Medians, the range of the times, and pretune's time as a multiple of each engine's."""
-    ours = {key: statistics.median(one[key] for one in found[OURS]) for key in found[OURS][0]}
-    print("\nmedians (least to most); x: pretune's time over this one's")
-    for engine, rounds in found.items():
-        cells = []
-        for key in ("loaded", "used"):
-            times = [one[key] for one in rounds]
-            middle = statistics.median(times)
-            spread = f"({min(times):.3f} to {max(times):.3f})"
-            cells.append(f"{key} {middle:.3f} s {spread} {ours[key] / middle:.2f}x")
-        peak = statistics.median(one["peak"] for one in rounds)
-        cells.append(f"peak {peak:,.0f} MiB, {peak * 2**20 / size:.2f}x the file")
-        print(f"{engine:<28}  " + "  ".join(cells))
+    """Medians and spans of the seconds, and of the memory."""
+    units = {"loaded": ("s", 3), "used": ("s", 3), "peak": ("MiB", 0)}
+    for key, (unit, digits) in units.items():
+        values = {engine: [each[key] for each in rounds] for engine, rounds in found.items()}
+        what = f"{size / 1e6:,.0f} MB: {key}"
+        print("\n" + table(what, values, OURS, unit, lower=True, digits=digits))
 
 
 if __name__ == "__main__":

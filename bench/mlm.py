@@ -32,9 +32,8 @@ from clock import (
     run_ours,
     run_trainer,
     say_peak,
-    table,
-    versions,
 )
+from machine import parse, table
 
 OURS, PEER = "pretune", "transformers' Trainer"
 BATCH, BLOCK = 32, 128
@@ -117,7 +116,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=RUNS, help="run one engine once and print its memory")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
-    options = parser.parse_args()
+    options = parse(parser)
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with wikitext-2/valid.txt")
     text = Path(os.environ["PRETUNE_DATA"]) / "wikitext-2" / "valid.txt"
@@ -125,19 +124,15 @@ def main() -> None:
         RUNS[options.only](text, options.shape, options.steps, options.precision)()
         say_peak()
         return
-    print(versions())
-    found = in_turns(
-        {
-            name: run(text, options.shape, options.steps, options.precision)
-            for name, run in RUNS.items()
-        },
-        options.rounds,
-    )
-    print("\n" + table(f"masked LM, {options.shape}", found, OURS, "tokens/s"))
+    how = text, options.shape, options.steps, options.precision
+    engines = [OURS] if options.ours else list(RUNS)
+    found = in_turns({name: RUNS[name](*how) for name in engines}, options.rounds)
+    what = f"masked LM, {options.shape}, {options.precision}"
+    print("\n" + table(what, found, OURS, "tokens/s"))
     settings = ["--shape", options.shape, "--steps", str(options.steps)]
     settings += ["--precision", options.precision]
-    ours, theirs = (peak_of(__file__, *settings, "--only", name) for name in RUNS)
-    print(f"\npeak memory: {ours:,.0f} MiB, Trainer {theirs:,.0f} MiB: {ours / theirs:.2f} of it")
+    peaks = {name: [peak_of(__file__, *settings, "--only", name)] for name in engines}
+    print("\n" + table(f"{what}: memory", peaks, OURS, "MiB", lower=True))
 
 
 if __name__ == "__main__":

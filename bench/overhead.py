@@ -23,6 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import parse, record
+
 from pretune.recipe.recipe import Recipe
 from pretune.training.checkpoint import RunCheckpoints
 from pretune.training.guard import Guard
@@ -98,13 +101,15 @@ def measure(data: Path, epochs: float, changes: dict[str, Any]) -> None:
     # Waiting for the thread happens inside saving.
     total = sum(s for name, s in clock.seconds.items() if "waiting" not in name)
     print(f"{'all of it':<52}{'':>7}{'':>10}{total / result.seconds:>13.3%}", flush=True)
+    percent = {"pretune": [100 * total / result.seconds]}
+    record(f"safety: {shown}", "% of training", percent, "pretune", lower=True)
 
 
 def main() -> None:
     """Measure with the defaults, and with everything turned up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=float, default=1.0)
-    options = parser.parse_args()
+    options = parse(parser)
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with mrpc/train.tsv and mrpc/dev.tsv")
     data = Path(os.environ["PRETUNE_DATA"]) / "mrpc"

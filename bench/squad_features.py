@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import datasets
 import transformers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import parse, table
 
 from pretune.checkpoints.source import find_source
 from pretune.data.batch import FeatureSet
@@ -111,23 +113,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=int, default=None)
-    given = parser.parse_args()
+    given = parse(parser)
     path = Path(os.environ["PRETUNE_DATA"]) / "squad" / "train-v1.1.json"
     records = read(path).head(given.limit)
-    engines: dict[str, Callable[[], Any]] = {"pretune": ours(records), "datasets": theirs(records)}
-    compare(engines["pretune"](), engines["datasets"]())
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    engines: dict[str, Callable[[], Any]] = {"pretune": ours(records)}
+    if not given.ours:
+        engines["datasets.map"] = theirs(records)
+        compare(*(work() for work in engines.values()))
+    rates: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(given.rounds):
         for name, work in engines.items():
             start = time.perf_counter()
             work()
-            seconds[name].append(time.perf_counter() - start)
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {len(records):,} questions")
-    rates = {name: len(records) / statistics.median(taken) for name, taken in seconds.items()}
-    for name, rate in rates.items():
-        rounds = ", ".join(f"{s:.2f}" for s in seconds[name])
-        print(f"{name:10} {rate:8,.0f} examples/s   ({rounds} s)")
-    print(f"ratio      {rates['pretune'] / rates['datasets']:8.2f}")
+            rates[name].append(len(records) / (time.perf_counter() - start))
+    print("\n" + table(f"{len(records):,} questions to windows", rates, "pretune", "examples/s"))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from clock import WARM_UP, Clock, in_turns, prepared, table, versions
+from clock import WARM_UP, Clock, in_turns, prepared
+from machine import parse, table
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -219,31 +220,31 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="of each translation")
     parser.add_argument("--run", help="a trained model to search with, which ends translations")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = parse(parser)
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with multi30k-en-de/train.de, train.en and val.de")
     folder = Path(os.environ["PRETUNE_DATA"]) / "multi30k-en-de"
     transformers.logging.set_verbosity_error()
-    print(versions())
     recipe = recipe_of(folder, options.shape, options.batch, options.steps)
     made = prepared(recipe)
     sizes = preset(recipe.model.source) or {}
-    runs = {
-        OURS: run_ours(made, recipe, options.steps),
-        "torch.nn.Transformer, padded": run_plain(made[2], sizes, options.batch, options.steps),
-    }
+    runs = {OURS: run_ours(made, recipe, options.steps)}
+    if not options.ours:
+        plain = run_plain(made[2], sizes, options.batch, options.steps)
+        runs["torch.nn.Transformer, padded"] = plain
     if options.steps:
         found = in_turns(runs, options.rounds)
-        print("\n" + table(f"training, {options.batch} pairs an update", found, OURS, "tokens/s"))
+        print(
+            "\n" + table(f"translation, {options.batch} pairs an update", found, OURS, "tokens/s")
+        )
     bundle, count = (load(options.run), None) if options.run else (made[1], options.tokens)
     sources = sources_of(bundle, folder, options.sentences)
-    runs = {
-        OURS: search_ours(bundle, sources, count),
-        "transformers' generate": search_theirs(bundle, sources, count),
-    }
+    runs = {OURS: search_ours(bundle, sources, count)}
+    if not options.ours:
+        runs["transformers' generate"] = search_theirs(bundle, sources, count)
     if options.sentences:
         found = in_turns(runs, options.rounds)
-        print("\n" + table(f"search with {BEAMS} beams", found, OURS, "sent./s"))
+        print("\n" + table(f"search with {BEAMS} beams", found, OURS, "sent./s", digits=1))
 
 
 if __name__ == "__main__":
