@@ -256,7 +256,9 @@ class Golden:
         for part in ("best", "last"):
             for file, digest in weights(folder / part).items():
                 self.record["weights"][f"{name}/{part}/{file}"] = digest
-        self.record["runs"][name] = tree(folder, skip=("checkpoints", ".lock", "best", "last"))
+        self.record["runs"][name] = tree(
+            folder, skip=("checkpoints", ".lock", "best", "last", "kernels.json")
+        )
         part = "best" if (folder / "best").exists() else "last"
         self.record["runs"][name][part] = {
             file: content

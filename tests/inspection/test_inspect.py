@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from transformers import AutoTokenizer
 
 from pretune.bundle.bundle import load, outline
@@ -19,12 +20,14 @@ from pretune.inspection.inspect import (
     chosen,
     components,
     inspect_model,
+    kernel_table,
     module_tree,
     needed_tokenizer,
     token_spans,
     vocabulary_of,
 )
-from pretune.render.model_views import inspection_view, tokens_view
+from pretune.models import kernels
+from pretune.render.model_views import inspection_view, kernels_view, tokens_view
 from pretune.tokenizers.load import load_tokenizer
 from tests.checkpoints.sentence_folders import sentence_folder
 
@@ -229,3 +232,25 @@ class TestAttention:
         for wrong in (3, -1):
             with pytest.raises(RunError, match=f"--layer {wrong}: the model has layers 0 to 2"):
                 chosen("layer", wrong, 3)
+
+
+class TestKernels:
+    def test_every_product_with_its_times(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        times = {"mkl": 2.0, "onednn": 1.0}
+        monkeypatch.setattr(kernels, "timing", lambda shape: kernels.Timing("onednn", times))
+        model = nn.Linear(128, 256)
+        table = kernel_table(model).to_dict()
+        assert table["mode"] == "default"  # tests have no cache
+        assert [(c["kind"], c["rows"], c["used"]) for c in table["classes"]] == [
+            ("forward", 4, "mkl"),
+            ("forward", 128, "mkl"),
+            ("input", 128, "mkl"),
+            ("weight", 128, "mkl"),
+        ]
+        assert "own kernel is used: no cache" in shown(kernels_view(kernel_table(model)))
+        monkeypatch.setattr(kernels, "mode", lambda: kernels.MEASURED)
+        assert {c["used"] for c in kernel_table(model).to_dict()["classes"]} == {"onednn"}
+        text = shown(kernels_view(kernel_table(model)))
+        assert "backward: weight" in text
+        assert "128 and more" in text
+        assert "2.000" in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretune.checkpoints.source import find_source
-from pretune.models import ops
+from pretune.models import kernels
 
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -31,12 +31,13 @@ def all_threads():
 def matmul(request, monkeypatch):
     """Both ways in which a matrix product is done on a CPU."""
     monkeypatch.setenv("PRETUNE_MATMUL", request.param)
-    ops.uses_onednn.cache_clear()
-    if ops.uses_onednn() != (request.param == "onednn"):
-        ops.uses_onednn.cache_clear()
+    kernels.forget()
+    if kernels.mode() != request.param:
+        kernels.forget()
         pytest.skip("this build of PyTorch has no oneDNN")
     yield request.param
-    ops.uses_onednn.cache_clear()
+    monkeypatch.undo()
+    kernels.forget()
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,7 @@ def products_of_bf16(monkeypatch):
     """As on a processor that has them; oneDNN does them more slowly where there are none."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN does not multiply bf16 on this processor")
-    monkeypatch.setattr(ops, "uses_onednn", lambda: True)
-    monkeypatch.setattr(ops, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(ops, "has_bf16", lambda: True)
 
 
 def exact(x: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def test_linear_without_autocast_is_float32(trains):
 
 
 def test_without_the_instructions_products_stay_float32(monkeypatch):
-    monkeypatch.setattr(ops, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(ops, "has_bf16", lambda: False)
     x, weight = random(64, 48), random(32, 48, seed=1)
     with autocast():
         # Torch's own autocast would be slower than float32 there: our products stay float32.

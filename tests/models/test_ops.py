@@ -7,7 +7,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretune.models import ops
 from pretune.models.ops import ROW_TILE, dropout, keep_mask, linear, padded_rows
 
 few = settings(
@@ -201,32 +200,19 @@ def test_without_gradients_there_is_no_graph(matmul):
     assert not linear(random(3, 4), weight.detach()).requires_grad
 
 
-@pytest.mark.parametrize("choice", ["onednn", "mkl", "auto"])
-def test_the_environment_decides_the_path(choice, monkeypatch):
-    available = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    monkeypatch.setenv("PRETUNE_MATMUL", choice)
-    monkeypatch.setattr(ops.platform, "machine", lambda: "x86_64")
-    for intel in (False, True):
-        monkeypatch.setattr(ops, "_is_intel", lambda intel=intel: intel)
-        ops.uses_onednn.cache_clear()
-        expected = {"onednn": True, "mkl": False, "auto": not intel}[choice]
-        assert ops.uses_onednn() == (available and expected)
-    ops.uses_onednn.cache_clear()
-
-
 # padded_rows
 
 
 @given(st.integers(0, 10**6))
 @few
 def test_padded_rows(matmul, rows):
-    padded = padded_rows(rows, cpu)
+    padded = padded_rows(rows, 384, cpu)
     if matmul == "mkl" or rows < 4 * ROW_TILE:
         assert padded == rows
     else:
         assert padded % ROW_TILE == 0
         assert rows <= padded < rows + ROW_TILE
-    assert padded_rows(rows, torch.device("cuda")) == rows
+    assert padded_rows(rows, 384, torch.device("cuda")) == rows
 
 
 # dropout

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "pretune inspect minilm",
     "pretune inspect runs/tickets --batch 64 --length 256 --json",
     "pretune inspect minilm --tokens 'unaffable films'",
+    "pretune inspect minilm --kernels",
     "pretune inspect minilm --attention 'The cat sat on the mat.' --layer 2 --head 5 -o map.png",
 )
 def inspect(
@@ -51,10 +52,14 @@ def inspect(
     head: Annotated[
         int | None, Option(help="Draw this head only, counted from 0. Default: all.")
     ] = None,
+    kernels: Annotated[
+        bool,
+        Option("--kernels", help="Time the kernels for its matrix products on this processor."),
+    ] = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a model's modules and costs, the tokens of a text, or an attention map.
+    """Show a model's modules and costs, the tokens of a text, an attention map, or kernels.
 
     Modules with their shapes, parameters, FLOPs, memory for inference and training, and the
     vocabulary come from config.json, which must fit the names and shapes of the weights; only
@@ -63,8 +68,13 @@ def inspect(
     if attention is None and (layer is not None or head is not None):
         raise PretuneError("--layer and --head choose what --attention draws", "Add it.")
     from pretune.bundle.bundle import load, outline
-    from pretune.inspection.inspect import inspect_model, needed_tokenizer, token_spans
-    from pretune.render.model_views import inspection_view, tokens_view
+    from pretune.inspection.inspect import (
+        inspect_model,
+        kernel_table,
+        needed_tokenizer,
+        token_spans,
+    )
+    from pretune.render.model_views import inspection_view, kernels_view, tokens_view
 
     # Of a text: its tokens, and the attention between them.
     shown: dict[str, Any] = {}
@@ -77,7 +87,11 @@ def inspect(
         bundle = load(source, allow_pickle=allow_pickle)
         shown["attention"] = _attention(bundle, attention, output, layer, head)
         views.append(f"wrote {output}")
-    # Without a text, the model itself is shown.
+    if kernels:
+        table = kernel_table(outline(source).model)
+        shown["kernels"] = table.to_dict()
+        views.append(kernels_view(table))
+    # Without any of these, the model itself is shown.
     if not shown:
         inspection = inspect_model(outline(source), batch, length)
         shown, views = inspection.to_dict(), [inspection_view(inspection)]

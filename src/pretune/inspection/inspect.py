@@ -15,6 +15,8 @@ from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embeddi
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, DataError, RunError
 from pretune.experiments.costs import Flops, Memory, backbone_of, count_flops, estimate_memory
+from pretune.models import kernels
+from pretune.models.products import ONEDNN, PLAIN
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -123,6 +125,43 @@ def inspect_model(outline: Outline, batch: int = 32, length: int | None = None) 
         memory=estimate_memory(model, batch, length),
         vocabulary=None if tokenizer is None else vocabulary_of(tokenizer),
         embedding=None if outline.folder is None else embedding_settings(outline.folder),
+    )
+
+
+@dataclass(frozen=True)
+class KernelTable:
+    """The kernels for a model's products on this CPU."""
+
+    processor: str
+    threads: int
+    # How kernels are chosen: `measured`; `default` where there is no cache; or the forced one.
+    mode: str
+    timings: dict[kernels.ShapeClass, kernels.Timing]
+
+    def used(self, shape: kernels.ShapeClass) -> str:
+        """The kernel that products of a class go to."""
+        if self.mode == kernels.MEASURED:
+            return self.timings[shape].kernel
+        return ONEDNN if self.mode == ONEDNN else PLAIN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON; times in milliseconds."""
+        classes = [
+            {**shape._asdict(), "ms": timing.ms, "used": self.used(shape)}
+            for shape, timing in self.timings.items()
+        ]
+        how = {"processor": self.processor, "threads": self.threads, "mode": self.mode}
+        return {**how, "classes": classes}
+
+
+def kernel_table(model: nn.Module) -> KernelTable:
+    """Time the kernels for all products of a model; what the cache knows is not timed again."""
+    shapes = kernels.shapes_of(model)
+    return KernelTable(
+        processor=kernels.processor(),
+        threads=torch.get_num_threads(),
+        mode=kernels.mode(),
+        timings={shape: kernels.timing(shape) for shape in shapes},
     )
 
 

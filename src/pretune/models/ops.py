@@ -2,8 +2,8 @@
 
 On CUDA both are PyTorch's own. On a CPU three things are done by hand:
 
-- PyTorch sends float32 matrix products to MKL, which takes an AVX2 path on processors that are not
-  Intel's. oneDNN, which PyTorch ships too, uses AVX-512 there and is about twice as fast.
+- Each float32 product goes to the kernel that was measured to be the fastest for its shape, forward
+  and backward (`kernels`).
 - Under bf16 autocast, `linear` is twice as fast on processors that multiply bf16 (AVX512-BF16,
   AMX). Softmax, GELU and the small products of attention are slower in bf16 than in float32, so
   that inputs and outputs stay float32.
@@ -13,10 +13,7 @@ On CUDA both are PyTorch's own. On a CPU three things are done by hand:
 
 from __future__ import annotations
 
-import os
-import platform
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,30 +22,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretune.models import kernels
+from pretune.models.products import ONEDNN, PLAIN, product
+
 #: On the oneDNN path, a model pads its rows to a multiple of this: oneDNN compiles a kernel for
 #: every shape (about 10 ms for a layer), and packed batches rarely have the same T twice.
 ROW_TILE = 64
 
 
 @lru_cache(maxsize=1)
-def uses_onednn() -> bool:
-    """Whether float32 products on this CPU go to oneDNN; `PRETUNE_MATMUL=onednn|mkl` overrides."""
-    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    available = built_in and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    choice = os.environ.get("PRETUNE_MATMUL", "auto")
-    if choice in ("onednn", "mkl"):
-        return available and choice == "onednn"
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return available and x86 and not _is_intel()
-
-
-@lru_cache(maxsize=1)
-def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for bf16 products, and oneDNN is used."""
-    if not uses_onednn():
-        return False
+def has_bf16() -> bool:
+    """Whether this processor has instructions for bf16 products."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def multiplies_bf16() -> bool:
+    """Whether products under bf16 autocast are rounded here, and go to oneDNN.
+
+    That changes results by more than a last bit, so that no measurement decides it.
+    """
+    return kernels.current_mode() != PLAIN and has_bf16()
 
 
 def _rounds() -> bool:
@@ -65,24 +59,22 @@ def rounded(weight: Tensor) -> Tensor:
     return weight
 
 
-def _is_intel() -> bool:
-    try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        described = platform.processor()
-    return "GenuineIntel" in described
+def padded_rows(rows: int, width: int, device: torch.device) -> int:
+    """The number of rows to pad to for `rows` tokens of a model `width` wide; see `ROW_TILE`.
 
-
-def padded_rows(rows: int, device: torch.device) -> int:
-    """The number of rows to pad to for `rows` tokens; see `ROW_TILE`. Few rows are not padded."""
-    if device.type != "cpu" or not uses_onednn() or rows < 4 * ROW_TILE:
+    Few rows are not padded, nor any where products of that width do not go to oneDNN.
+    """
+    if device.type != "cpu" or rows < 4 * ROW_TILE:
+        return rows
+    if kernels.choose("forward", rows, width, width) != ONEDNN and not _rounds():
         return rows
     return -(-rows // ROW_TILE) * ROW_TILE
 
 
 def pad_rows(x: Tensor) -> Tensor:
     """Append rows of zeros to `[rows, hidden]`, up to `padded_rows`."""
-    return F.pad(x, (0, 0, 0, padded_rows(len(x), x.device) - len(x)))
+    rows = padded_rows(len(x), x.shape[1], x.device)
+    return F.pad(x, (0, 0, 0, rows - len(x))) if rows > len(x) else x
 
 
 def linear(
@@ -96,53 +88,80 @@ def linear(
         bias: `[out]`.
         keep_bf16: return bf16 where products are in bf16, for an activation and another product.
     """
-    # Use PyTorch's own wherever the oneDNN kernel does not apply.
-    given = (x, weight) if bias is None else (x, weight, bias)
     half = _rounds()
-    types = (torch.float32, torch.bfloat16) if half else (torch.float32,)
-    plain = (
-        # The kernel does not check: for a weight on CUDA or meta it would read arbitrary memory.
-        any(t.device.type != "cpu" or t.dtype not in types for t in given)
-        or x.dim() != 2
-        or len(x) == 0
-        or (bias is not None and bias.shape != weight.shape[:1])
-        or not uses_onednn()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    )
-    if plain:
+    # Asked to round on a processor that would only be slower for it.
+    unwanted = torch.is_autocast_enabled("cpu") and not half and kernels.current_mode() != PLAIN
+    if unwanted and all(t.is_cpu and t.dtype == torch.float32 for t in (x, weight)):
+        with torch.autocast("cpu", enabled=False):
+            return linear(x, weight, bias)
+    # Use PyTorch's own wherever no other kernel applies.
+    if not _chooses(x, weight, bias, half=half):
         return F.linear(x, weight, bias)
+    given = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        # Nothing of our own in the graph where it would do what PyTorch does.
+        rows, inner, outer = *x.shape, len(weight)
+        if not half and {_kernel(x, weight), *_backward(rows, inner, outer)} == {PLAIN}:
+            return F.linear(x, weight, bias)
         how = (half, keep_bf16)
-        product: Tensor = _OneDnnLinear.apply(x, weight, bias, how)  # type: ignore[no-untyped-call]
-        return product
+        differentiable: Tensor = _Linear.apply(x, weight, bias, how)  # type: ignore[no-untyped-call]
+        return differentiable
     if half:
-        x, weight = x.bfloat16(), weight.bfloat16()
-    return _product(x, weight, bias, keep_bf16)
+        return _half_product(x.bfloat16(), weight.bfloat16(), bias, keep_bf16)
+    return product(_kernel(x, weight), x, weight, bias)
 
 
-def _product(
+def _chooses(x: Tensor, weight: Tensor, bias: Tensor | None, *, half: bool) -> bool:
+    """Whether there is a choice of kernels for these operands."""
+    if not half and kernels.current_mode() in (PLAIN, kernels.DEFAULT):
+        return False
+    # The kernels do not check: for a weight on CUDA or meta one would read arbitrary memory.
+    types = (torch.float32, torch.bfloat16) if half else (torch.float32,)
+    given = (x, weight) if bias is None else (x, weight, bias)
+    if any(t.device.type != "cpu" or t.dtype not in types for t in given):
+        return False
+    if x.dim() != 2 or len(x) == 0 or (bias is not None and bias.shape != weight.shape[:1]):
+        return False
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _kernel(x: Tensor, weight: Tensor) -> str:
+    """The kernel for `x @ weight.T`; which product of a layer it is shows in the layout."""
+    (rows, inner), outer = x.shape, len(weight)
+    if not x.is_contiguous() and x.t().is_contiguous():
+        return kernels.choose("weight", inner, *sorted((rows, outer)))
+    gradient = not weight.is_contiguous() and weight.t().is_contiguous()
+    return kernels.choose("input" if gradient else "forward", rows, inner, outer)
+
+
+def _backward(rows: int, inner: int, outer: int) -> tuple[str, str]:
+    """The kernels for the gradients of the inputs and of the weight of a layer."""
+    to_input = kernels.choose("input", rows, outer, inner)
+    return to_input, kernels.choose("weight", rows, min(inner, outer), max(inner, outer))
+
+
+def _half_product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, keep_bf16: bool = False
 ) -> Tensor:
-    """A product by oneDNN, in float32, or in bf16 with sums in float32."""
-    if bias is not None:
-        bias = bias.to(x.dtype).contiguous()  # the kernel ignores strides
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product if keep_bf16 else product.float()
+    """A product of bf16 with sums in float32."""
+    result = product(ONEDNN, x, weight, bias)
+    return result if keep_bf16 else result.float()
 
 
-class _OneDnnLinear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[bool, bool]
     ) -> Tensor:
-        half, keep_bf16 = how
+        ctx.half, keep_bf16 = how
         ctx.keep_bf16 = x.dtype == torch.bfloat16  # a gradient has the type of its input
-        if half:
+        if ctx.half:
             x, weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias, keep_bf16)
+        if ctx.half:
+            return _half_product(x, weight, bias, keep_bf16)
+        return product(_kernel(x, weight), x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -152,14 +171,18 @@ class _OneDnnLinear(torch.autograd.Function):
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0, dtype=torch.float32)
         grad = grad.to(x.dtype).contiguous()
+        to_input, to_weight = _backward(len(x), x.shape[1], grad.shape[1])
+        if ctx.half:
+            to_input = to_weight = ONEDNN
         if ctx.needs_input_grad[0]:
-            grad_x = _product(grad, weight.t(), keep_bf16=ctx.keep_bf16)
+            grad_x = product(to_input, grad, weight.t())
+            grad_x = grad_x if ctx.keep_bf16 else grad_x.float()
         if ctx.needs_input_grad[1]:
             # Both give grad.T @ x; the kernel is faster with the smaller side first.
             if grad.shape[1] <= x.shape[1]:
-                grad_weight = _product(grad.t(), x.t())
+                grad_weight = product(to_weight, grad.t(), x.t()).float()
             else:
-                grad_weight = _product(x.t(), grad.t()).t()
+                grad_weight = product(to_weight, x.t(), grad.t()).float().t()
         return grad_x, grad_weight, grad_bias, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,7 +13,9 @@ from rich.tree import Tree
 
 from pretune.checkpoints.sentence_transformers import EmbeddingSettings
 from pretune.experiments.costs import Flops, Memory
-from pretune.inspection.inspect import Inspection, ModuleTree, TokenSpan, Vocabulary
+from pretune.inspection.inspect import Inspection, KernelTable, ModuleTree, TokenSpan, Vocabulary
+from pretune.models import kernels
+from pretune.models.kernels import KERNEL_NAMES
 from pretune.render.grid import Grid
 from pretune.text.terminal import in_line
 
@@ -47,6 +50,30 @@ def _module_tree(module: ModuleTree, into: Tree | None = None) -> Tree:
     for inner in module.parts:
         _module_tree(inner, node)
     return node
+
+
+def kernels_view(table: KernelTable) -> RenderableType:
+    """Lay out the times of the kernels, and the one that is used for each class of products."""
+    # The tokens from one class to the next.
+    last = {low: f"{low} to {high - 1}" for low, high in pairwise(kernels.ROWS)}
+    rows = [
+        (
+            "forward" if shape.kind == "forward" else f"backward: {shape.kind}",
+            last.get(shape.rows, f"{shape.rows} and more"),
+            f"{shape.inner:,} × {shape.outer:,}",
+            *(f"{timing.ms[name]:.3f}" if name in timing.ms else "" for name in kernels.FORCED),
+            KERNEL_NAMES[table.used(shape)],
+        )
+        for shape, timing in table.timings.items()
+    ]
+    header = ("product", "tokens", "sizes", *(f"{KERNEL_NAMES[k]}, ms" for k in kernels.FORCED))
+    why = {
+        kernels.MEASURED: "the faster kernel of each is used",
+        kernels.DEFAULT: "PyTorch's own kernel is used: no cache to remember a choice in",
+    }.get(table.mode, f"PRETUNE_MATMUL={table.mode} holds")
+    threads = "1 thread" if table.threads == 1 else f"{table.threads} threads"
+    title = f"matrix products on {in_line(table.processor)}, {threads}: {why}"
+    return Grid((*header, "used"), rows, title).terminal()
 
 
 def _components(inspection: Inspection) -> RenderableType:

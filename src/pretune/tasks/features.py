@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 
 from pretune.corpus.store import StoredDocuments
 from pretune.data.batch import Feature, Features, FeatureSet, Repaired, Skipped
+from pretune.data.cache_folder import cache_folder
 from pretune.data.readers.files import read
 from pretune.data.records import MAX_CHARS, Records
 from pretune.errors import DataError
@@ -241,11 +242,9 @@ class FeatureCache:
     @classmethod
     def usual(cls) -> FeatureCache | None:
         """Return the cache that the environment asks for; None where it is turned off."""
-        named = os.environ.get("PRETUNE_CACHE")
-        if named == "off":
+        folder = cache_folder()
+        if folder is None:
             return None
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(named) if named else Path(base) / "pretune"
         try:
             gigabytes = float(os.environ.get("PRETUNE_CACHE_GB", ""))
         except ValueError:

@@ -22,6 +22,7 @@ from pretune.data.records import Records
 from pretune.errors import PretuneError, RunError
 from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
 from pretune.inference.rewards import named_reward, reward_function, reward_models
+from pretune.models.kernels import Choice, kept
 from pretune.models.lora import add_lora, without_adapters
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.base import (
@@ -57,6 +58,7 @@ from pretune.training.reference_scores import (
     scores_key,
 )
 from pretune.training.run_folder import EVENTS, METRICS, RunFolder
+from pretune.training.run_kernels import chosen_kernels, keep_kernels
 from pretune.training.run_result import RunResult, SeedsResult, environment, peak_memory_mb
 from pretune.training.sample_sheet import SAMPLES
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
@@ -237,6 +239,8 @@ class _Run:
             check_limits(
                 self.recipe.train, self.task, self.bundle.model, self.train, self.validation
             )
+            # Before anything is computed: what the run computes with stays the same to its end.
+            self._choose_kernels(stack)
             self._open_folder(stack)
             self._compare_with_reference()
             stop = stack.enter_context(StopRequest(self._say))
@@ -283,6 +287,17 @@ class _Run:
             "models": {},
         }
 
+    def _choose_kernels(self, stack: ExitStack) -> None:
+        """Choose how matrices are multiplied on a CPU, or keep to what the run began with."""
+        self.kernels: Choice | None = None
+        if self.device.type == "cpu":
+            self.kernels = chosen_kernels(
+                *(self.folder.path, self.bundle.model, self.world),
+                resumed=self.resumed,
+                say=self._say,
+            )
+            stack.enter_context(kept(self.kernels))
+
     def _open_folder(self, stack: ExitStack) -> None:
         """Lock and create the run folder, and open the logs in it; only the main process does."""
         if self.world.main:
@@ -292,6 +307,8 @@ class _Run:
                 stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
                 self._say(str(self.bundle.report))
+            if self.kernels is not None:
+                keep_kernels(self.folder.path, self.kernels)
             path = self.folder.path
             try:
                 logs = JsonLines(path / METRICS), TensorBoard(path / EVENTS)

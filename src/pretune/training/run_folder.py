@@ -24,6 +24,7 @@ from pretune.errors import PretuneError, RunError
 from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe
 from pretune.training.reference_scores import REFERENCE_FILE
+from pretune.training.run_kernels import KERNELS_FILE
 from pretune.training.run_result import RunResult
 from pretune.training.sample_sheet import SAMPLES
 
@@ -32,7 +33,10 @@ EVENTS, CHECKPOINTS = "events", "checkpoints"
 #: Locked by the process that trains, whose number it holds.
 RUN_LOCK = ".lock"
 #: What a run writes in addition to its recipe; links stand before what they point at.
-_OURS = (RESULT, METRICS, EVENTS, "best", "last", CHECKPOINTS, REFERENCE_FILE, SAMPLES)
+_OURS = (
+    *(RESULT, METRICS, EVENTS, "best", "last"),
+    *(CHECKPOINTS, REFERENCE_FILE, SAMPLES, KERNELS_FILE),
+)
 #: Errors of a disk that is full or read-only.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -45,6 +49,7 @@ class RunFolder:
     best, last           links to two of them
     metrics.jsonl        the figures of the training, one JSON object per line
     events/              the same for TensorBoard
+    kernels.json         the kernels that multiply matrices, chosen when the run began
     result.json          the outcome, once the run is finished
     samples.jsonl        replies before and after training, for tasks that are evaluated before it
     reference.safetensors  the scores of a frozen reference, for tasks that have one

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from pretune.models import ops
+from pretune.models import kernels
 from pretune.version import __version__
 
 
@@ -129,5 +129,5 @@ def environment(device: torch.device) -> dict[str, str]:
         "system": platform.platform(),
         "device": f"{device} ({name})",
         "threads": str(torch.get_num_threads()),
-        "matmul": "oneDNN" if device.type == "cpu" and ops.uses_onednn() else "PyTorch",
+        "matmul": "PyTorch" if device.type != "cpu" else kernels.current().summary(),
     }
