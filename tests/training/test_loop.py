@@ -17,13 +17,14 @@ from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.errors import RunError
 from pretune.recipe.schema import TrainSection
+from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.tasks.base import Loss
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.features import featurize
 from pretune.training import loop
 from pretune.training.data import read_data
 from pretune.training.logging import Reporter
-from pretune.training.loop import Trainer
+from pretune.training.loop import Trainer, check_nothing_is_written
 from pretune.training.state import TrainingState, seed_everything
 from pretune.training.stop import Stopped
 
@@ -468,3 +469,11 @@ def test_trains_on_cuda(toy_recipe: Callable[..., Any], tmp_path: Path) -> None:
         toy_recipe(train__device="cuda", train__epochs=10, train__learning_rate=5e-3), quiet=True
     )
     assert result.metrics["accuracy"] > 0.9
+
+
+def test_a_shard_of_a_model_writes_nothing() -> None:
+    """Each process would wait for the others at another token."""
+    check_nothing_is_written(Dpo(DpoOptions(samples=0)))
+    with pytest.raises(RunError, match="whole of the model") as error:
+        check_nothing_is_written(Dpo(DpoOptions()))
+    assert "task.samples=0" in (error.value.hint or "")

@@ -32,7 +32,7 @@ from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import Strategy, strategy_for
 from pretune.recipe.schema import TrainSection
 from pretune.tasks.added_metrics import AllMetrics
-from pretune.tasks.base import AnyTask, HasReference, MakesExperience, drawn
+from pretune.tasks.base import AnyTask, HasReference, MakesExperience, WritesAnswers, drawn
 from pretune.training.distributed import World, is_sharded, load_weights
 from pretune.training.ema import MovingAverage
 from pretune.training.freeze import ReadOnce, reads_once, train_mode
@@ -92,6 +92,22 @@ def share_out(
     return [p if ok else stand_in for p, ok in zip(pieces, real, strict=True)], real
 
 
+def check_nothing_is_written(task: AnyTask) -> None:
+    """Check that a task's evaluations work with a model of which each process has only a shard.
+
+    Raises:
+        RunError: they write texts.
+    """
+    samples = getattr(task.options, "samples", None)
+    if isinstance(task, WritesAnswers) and samples != 0:
+        others = "" if samples is None else " or task.samples=0"
+        raise RunError(
+            "train.parallel=fsdp: evaluations write texts token by token, which takes the whole of "
+            "the model in each process",
+            f"Set train.parallel=ddp{others}.",
+        )
+
+
 class Trainer:
     """Trains a model on features, by the `train:` section of a recipe.
 
@@ -121,6 +137,8 @@ class Trainer:
             raise RunError(f"there is nothing to train on{why}", "Give data.train more records.")
         if validation is not None and len(validation) == 0:
             raise RunError("there is nothing to evaluate on", "Give other data.validation.")
+        if validation is not None and is_sharded(model):
+            check_nothing_is_written(task)
         self.task, self.model, self.options, self.seed = task, model, options, seed
         self.train, self.validation = train, validation
         self.device = device or torch.device("cpu")

@@ -17,7 +17,7 @@ from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.added_metrics import AllMetrics, lower_is_better
 from pretune.tasks.base import AnyTask, Calibrated, Loss, drawn, with_answers
-from pretune.training.distributed import World
+from pretune.training.distributed import World, is_sharded
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def better(metric: str, new: float, old: float) -> bool:
     return new < old if lower_is_better(metric) else new > old
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_features(
     task: AnyTask,
     model: nn.Module,
@@ -75,7 +75,8 @@ def evaluate_features(
     strategy = strategy_for(task, model, features)
     shares = strategy.batches(features.lengths, batch_tokens, world.size)
     mine, rounds = shares[world.rank], len(shares[0])
-    with evaluation_mode(model):
+    # Tensors that a sharded model gathers for the first time stay with it, and training needs them.
+    with evaluation_mode(model), torch.inference_mode(not is_sharded(model)):
         for turn in range(rounds):
             # A sharded model runs only in all processes at once: one that has no batch left takes
             # part with a stand-in, which counts for nothing.

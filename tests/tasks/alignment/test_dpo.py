@@ -183,3 +183,16 @@ def test_the_reference_is_kept_by_the_names_of_the_data(tmp_path: Path) -> None:
     made = features(Dpo(DpoOptions(max_length=96)))
     assert made.targets[REFERENCE].shape == (len(ROWS), 2)
     assert np.isfinite(made.targets[REFERENCE]).all()
+
+
+def test_what_the_judge_compares_with_is_checked_before_training() -> None:
+    judge: Any = [{"exact": "answer"}]
+    task = Dpo(DpoOptions(judge=judge))
+    assert "answer" in task.optional
+    with pytest.raises(DataError, match="no column 'answer', which the reward compares with"):
+        records(task)
+    rows = [{**row, "answer": "4"} for row in ROWS]
+    assert records(task, rows).rows[0]["answer"] == "4"
+    rows[2]["answer"] = None
+    with pytest.raises(DataError, match=r"p.jsonl, line 3, column 'answer'"):
+        records(task, rows)

@@ -20,8 +20,10 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selection
 from pretune.data.batch_order import batches_by_length
 from pretune.data.readers.conversations import MESSAGES
+from pretune.data.records import Records, is_missing
 from pretune.decoding.writer import Generation
-from pretune.tasks.alignment.reward_spec import RewardSpec
+from pretune.errors import DataError, describe_value, did_you_mean
+from pretune.tasks.alignment.reward_spec import ExactReward, RewardPart, RewardSpec
 from pretune.tasks.base import HasReference
 from pretune.tasks.dialogue.dialogue import Instruct, InstructOptions
 from pretune.tasks.dialogue.replies import ReplyPrediction, distinct
@@ -29,6 +31,8 @@ from pretune.tasks.losses import IGNORED, NEXT
 
 #: Tokens that are scored at a time. Batching changes scores by rounding, so nobody may choose it.
 SCORED_TOKENS = 8192
+#: Describes the columns of a reward or a judge `{exact: COLUMN}`.
+COMPARED = "what a reply is compared with"
 #: The figures that are shown of a single reply.
 SCORES = ("reward", "judge")
 #: The column of `Aligned.reply_counts` with the judge's scores.
@@ -99,6 +103,41 @@ class Aligned(Instruct, HasReference):
     def draws_at(self) -> float:
         """The temperature at which replies are drawn, and that divides the logits."""
         return 1.0
+
+    # Preprocessor
+
+    @property
+    def scored_by(self) -> Sequence[RewardPart]:
+        """What scores replies, part by part."""
+        return self.options.judge or ()
+
+    @property
+    @override
+    def optional(self) -> dict[str, str]:
+        columns = [part.exact for part in self.scored_by if isinstance(part, ExactReward)]
+        return {**super().optional, **dict.fromkeys(columns, COMPARED)}
+
+    def check_compared(self, records: Records) -> None:
+        """Check that every record has what a reward compares with.
+
+        Raises:
+            DataError: a column is missing, or a cell is no text and no number; names file and line.
+        """
+        needed = [column for column, what in self.optional.items() if what == COMPARED]
+        for column in needed:
+            if column not in records.columns:
+                raise DataError(
+                    f"{records.origin}: no column '{column}', which the reward compares with",
+                    did_you_mean(column, records.columns),
+                )
+            for number, row in enumerate(records.rows):
+                value = row.get(column)
+                if is_missing(value) or not isinstance(value, str | int | float):
+                    raise DataError(
+                        f"{records.where(number, column)}: expected the reply that the reward "
+                        f"compares with, a text or a number, found {describe_value(value)}",
+                        "Write it, or remove the record.",
+                    )
 
     # Head
 

@@ -192,7 +192,11 @@ class Dpo(Aligned, ComparesWithReference):
         """Bring any form of preferences to one; a pair is two records for `kto`."""
         if not with_targets:
             return super().adapted(records, columns, with_targets)
-        records = records.mapped(columns, ())
+        adapted = self._preferences(records.mapped(columns, ()))
+        self.check_compared(adapted)
+        return adapted
+
+    def _preferences(self, records: Records) -> Records:
         if self.unpaired and COMPLETION in records.columns:
             return with_preferences(records, [COMPLETION])
         records = with_preferences(records, [CHOSEN, REJECTED])

@@ -24,10 +24,9 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipped
 from pretune.data.readers.conversations import ALPACA, COMPLETION, MESSAGES
 from pretune.data.readers.preferences import check_prompt
-from pretune.data.records import Records, is_missing
+from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Prompt
-from pretune.errors import DataError, describe_value, did_you_mean
 from pretune.tasks.alignment.aligned import (
     ActionScores,
     Aligned,
@@ -38,7 +37,7 @@ from pretune.tasks.alignment.aligned import (
     next_tokens,
 )
 from pretune.tasks.alignment.policy_losses import k3, kl_estimates, per_reply
-from pretune.tasks.alignment.reward_spec import ExactReward, RewardSpec, names_of
+from pretune.tasks.alignment.reward_spec import RewardPart, RewardSpec, names_of
 from pretune.tasks.base import REFERENCE, Loss, MakesExperience, Metrics, RolloutPlan
 from pretune.tasks.dialogue.dialogue import InstructOptions
 from pretune.tasks.dialogue.replies import ASKED, ReplyOutputs, ReplyPrediction
@@ -50,8 +49,6 @@ from pretune.tokenizers.tokenizer import Tokenizer
 OLD, ADVANTAGE = "old", "advantage"
 #: Target of a reply: figures of its whole rollout, in the order of `rollout_figures`.
 ROLLOUT = "rollout"
-#: Describes the columns of a reward `{exact: COLUMN}`.
-COMPARED = "what a reply is compared with"
 
 
 class PolicyOptions(AlignedOptions):
@@ -203,7 +200,7 @@ class Policy(Aligned, MakesExperience):
         ]
         adapted = replace(adapted, rows=rows, columns=(*adapted.columns, *given))
         if with_targets:
-            self._check_compared(adapted)
+            self.check_compared(adapted)
             for number, row in enumerate(rows):
                 messages = row[MESSAGES]
                 check_prompt(adapted, number, messages and self.unanswered(messages))
@@ -221,34 +218,10 @@ class Policy(Aligned, MakesExperience):
                 feature = replace(feature, targets=targets)
             yield feature
 
-    def _check_compared(self, records: Records) -> None:
-        """Check that every record has what a reward compares with.
-
-        Raises:
-            DataError: a column is missing, or a cell is no text and no number; names file and line.
-        """
-        needed = [column for column, what in self.optional.items() if what == COMPARED]
-        for column in needed:
-            if column not in records.columns:
-                raise DataError(
-                    f"{records.origin}: no column '{column}', which the reward compares with",
-                    did_you_mean(column, records.columns),
-                )
-            for number, row in enumerate(records.rows):
-                value = row.get(column)
-                if is_missing(value) or not isinstance(value, str | int | float):
-                    raise DataError(
-                        f"{records.where(number, column)}: expected the reply that the reward "
-                        f"compares with, a text or a number, found {describe_value(value)}",
-                        "Write it, or remove the record.",
-                    )
-
     @property
     @override
-    def optional(self) -> dict[str, str]:
-        parts = (*(self.options.reward or ()), *(self.options.judge or ()))
-        columns = [part.exact for part in parts if isinstance(part, ExactReward)]
-        return {**super().optional, **dict.fromkeys(columns, COMPARED)}
+    def scored_by(self) -> Sequence[RewardPart]:
+        return (*(self.options.reward or ()), *super().scored_by)
 
     # Head
 
