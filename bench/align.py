@@ -41,7 +41,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import Clock, in_turns, prepared, table, versions
+from clock import Clock, in_turns, prepared
+from machine import parse, record, table
 
 OURS = "pretune"
 #: Updates before the clock starts.
@@ -270,14 +271,15 @@ def run_trl(place: Path, shape: Shape, steps: int, *, precomputed: bool) -> Call
     return run
 
 
-def measure_dpo(place: Path, name: str, steps: int, rounds: int) -> None:
+def measure_dpo(place: Path, name: str, steps: int, rounds: int, *, peers: bool) -> None:
     """Print a table of tokens a second."""
     shape = SHAPES[name]
-    runs = {
-        OURS: run_ours(place, shape, steps),
-        "TRL, reference precomputed": run_trl(place, shape, steps, precomputed=True),
-        "TRL, reference in memory": run_trl(place, shape, steps, precomputed=False),
-    }
+    runs = {OURS: run_ours(place, shape, steps)}
+    if peers:
+        runs |= {
+            "TRL, reference precomputed": run_trl(place, shape, steps, precomputed=True),
+            "TRL, reference in memory": run_trl(place, shape, steps, precomputed=False),
+        }
     rates = in_turns(runs, rounds)
     print("\n" + table(f"dpo, {name}: {shape.pairs} pairs an update", rates, OURS, "tokens/s"))
 
@@ -341,7 +343,7 @@ def train_alone(place: Path, kind: str, shape: Shape) -> None:
     setattr(Ppo, "experience", experience)  # noqa: B010 - mypy knows another signature
     watched: tuple[tuple[Any, str, str], ...] = (
         (Ppo, "written", "writing"),
-        (Ppo, "_score", "scoring"),
+        (Ppo, "scored", "scoring"),
         (OnPolicy, "prepare", "prepare"),
         (Trainer, "fit", "fit"),
     )
@@ -383,9 +385,12 @@ def measure_ppo(place: Path, name: str) -> None:
         peaks[title] = found["peak_mib"]
         if kind.startswith("ppo"):
             show_time(f"{title}, {name}", found)
+            rates = {OURS: [found["written"] / found["fit"]]}
+            record(f"{title}, {name}: written, of the whole", "tokens/s", rates, OURS)
     base = peaks["instruct, LoRA"]
     print(f"\n{'memory, ' + name:<28} {'peak':>10} {'of instruct, LoRA':>18}")
     for title, peak in peaks.items():
+        record(f"{title}, {name}: memory", "MiB", {OURS: [peak]}, OURS, lower=True)
         print(f"{title:<28} {peak:>6,.0f} MiB {peak / base:>17.2f}x")
 
 
@@ -398,13 +403,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="of dpo; default: of the shape")
     parser.add_argument("--only", choices=KINDS.values(), help="train once, print time and memory")
     parser.add_argument("--place", type=Path, help="of --only: the folder of the model")
-    options = parser.parse_args()
+    options = parse(parser)
     if options.only:
         train_alone(options.place, options.only, SHAPES[options.shape[0]])
         return
     if "PRETUNE_DATA" not in os.environ:
         sys.exit("set PRETUNE_DATA to a folder with preference/train.jsonl and vocab/gpt2")
-    print(versions())
     for name in options.shape or USUAL:
         shape = SHAPES[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -412,7 +416,7 @@ def main() -> None:
             make_model(place, Path(os.environ["PRETUNE_DATA"]), name)
             if "dpo" in (options.part or ["dpo"]):
                 steps, rounds = options.steps or shape.dpo_steps, options.rounds or shape.rounds
-                measure_dpo(place, name, steps, rounds)
+                measure_dpo(place, name, steps, rounds, peers=not options.ours)
             if "ppo" in (options.part or ["ppo"]):
                 measure_ppo(place, name)
 

@@ -52,6 +52,7 @@ JOBS = {
     "embed": Job("embed.py", "--sentences 300"),
     "generate": Job("generate.py", "--new-tokens 24 --modes greedy"),
     "translate": Job("translate.py", "--steps 5 --sentences 48"),
+    "align": Job("align.py", "--shape small --part dpo --steps 2", 2),
     "startup": Job("startup.py", ""),
     "squad-features": Job("squad_features.py", "--limit 2000"),
     "load": Job("load.py", "", 2),
