@@ -31,7 +31,7 @@ from pretune.inference.embed import Embedder
 from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, column_names, task_of
 from pretune.inference.reference import compared
-from pretune.inference.runtime import choose_device
+from pretune.inference.runtime import check_precision, choose_device
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import Prediction
 from pretune.tasks.features import adapt_records, read_for
@@ -97,6 +97,7 @@ def evaluate(
     *,
     columns: Mapping[str, str] | None = None,
     device: str = "auto",
+    precision: str = "auto",
     batch_tokens: int = 8192,
     encoding: str = "utf-8",
     quoting: str = "auto",
@@ -110,6 +111,7 @@ def evaluate(
         data: a file, a Hub dataset `owner/name[:config]:split`, a prepared corpus, or records.
         columns: the task's names of columns -> the data's; default: as in the training data.
         device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto`, `float32`, `bf16` or `int8`.
         batch_tokens: tokens at a time; changes memory and speed only.
         encoding: of a text file.
         quoting: of a CSV or TSV file: `auto`, `standard` or `none`.
@@ -124,6 +126,7 @@ def evaluate(
     bundle = model if isinstance(model, Bundle) else load(model)
     task = task_of(bundle)
     target = choose_device(device)
+    check_precision(precision, target)
     # Records, or documents of a prepared corpus.
     records: Data
     if isinstance(data, Records):
@@ -144,7 +147,12 @@ def evaluate(
         raise DataError(f"{records.origin}: nothing to evaluate on{why}", "Name other data.")
     bundle.model.to(target)
     features = compared(task, features, target, bundle.tokenizer)
-    return evaluate_features(task, bundle.model, features, device=target, batch_tokens=batch_tokens)
+    return evaluate_features(
+        *(task, bundle.model, features),
+        device=target,
+        precision=precision,
+        batch_tokens=batch_tokens,
+    )
 
 
 def predict(
@@ -152,6 +160,7 @@ def predict(
     inputs: Sequence[Any] | str,
     *,
     device: str = "auto",
+    precision: str = "auto",
     max_chars: int | None = None,
 ) -> list[Prediction]:
     """Answer inputs, in their order.
@@ -161,13 +170,14 @@ def predict(
         inputs: texts; for models of pairs, two texts each: `[("a", "b"), ...]`; or mappings with
             the task's column names. A single text works too.
         device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto`, `float32`, `bf16` or `int8`: products in 8 bits, on a CPU.
         max_chars: longer texts are refused as mistakes; default: as for `evaluate`.
 
     Raises:
         PretuneError: the inputs or the model cannot be used; says what to do.
     """
     bundle = model if isinstance(model, Bundle) else load(model)
-    predictor = Predictor(bundle, device=device)
+    predictor = Predictor(bundle, device=device, precision=precision)
     rows = [inputs] if isinstance(inputs, str) else list(inputs)
     if not rows:
         return []
@@ -290,7 +300,7 @@ def embed(
         prompt: what to put before every text; default: nothing.
         prompt_name: the name of such a prompt in the model's folder, e.g. `query`.
         device: `auto`, `cpu`, `cuda`, ...
-        precision: `float32`, `bf16` or `auto`.
+        precision: `float32`, `bf16`, `int8` or `auto`.
         batch_tokens: tokens at a time; changes memory and speed only.
         max_length: tokens to read of a text; the rest is cut. Default: all the model can read.
 

@@ -227,7 +227,7 @@ def test_all_products_of_a_model(measuring, monkeypatch):
 @pytest.mark.parametrize(("inner", "outer"), [(24, 40), (40, 24)])
 def test_any_mixture_of_kernels_is_the_formula(monkeypatch, mixture, inner, outer):
     """Each product goes where its own class was chosen to go, and the gradients are right."""
-    monkeypatch.setattr(kernels, "_SMALLEST", 0)
+    monkeypatch.setattr(kernels, "SMALLEST", 0)
     sizes = {
         "forward": (inner, outer),
         "input": (outer, inner),

@@ -28,7 +28,7 @@ CHOICE = Choice("measured", {ShapeClass("forward", 128, 384, 384): ONEDNN}, kern
 def measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """Kernels are measured, of weights however small; the test says which kernel is faster."""
     monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels, "_SMALLEST", 0)
+    monkeypatch.setattr(kernels, "SMALLEST", 0)
 
     def faster(kernel: str) -> None:
         monkeypatch.setattr(kernels, "timing", lambda shape: Timing(kernel, {}))

@@ -79,9 +79,7 @@ def embed(
             "else all the model can read."
         ),
     ] = None,
-    precision: Annotated[
-        str, Option(help="float32, or bf16 or auto, which round to 3 digits.")
-    ] = "float32",
+    precision: options.Precision = "float32",
     overwrite: Annotated[bool, Option(help="Replace an existing file.")] = False,
     encoding: options.Encoding = "utf-8",
     quoting: options.Quoting = "auto",

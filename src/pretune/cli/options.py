@@ -48,6 +48,13 @@ TaskSet = Annotated[
     Option("--set", metavar="KEY=VALUE", help="Change an option of the task, e.g. --set beams=1."),
 ]
 Device = Annotated[str, Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[
+    str,
+    Option(
+        help="auto (float32 on a CPU, bf16 on CUDA), float32, bf16, or int8: products in 8 bits, "
+        "on a CPU."
+    ),
+]
 BatchTokens = Annotated[int, Option(min=1, help="Tokens at a time; changes memory and speed only.")]
 AllowPickle = Annotated[
     bool,

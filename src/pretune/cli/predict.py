@@ -63,6 +63,7 @@ def predict(
     quoting: options.Quoting = "auto",
     max_chars: options.MaxChars = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     task_options: options.TaskSet = None,
     allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
@@ -89,7 +90,7 @@ def predict(
     from pretune.render.result_views import answer_view
 
     bundle = load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle)
-    predictor = Predictor(bundle, device=device)
+    predictor = Predictor(bundle, device=device, precision=precision)
     # The inputs come in batches, so that answers appear before the end of a long file or pipe.
     if texts:
         batches: Iterable[Records] = [_texts_as_records(predictor, texts)]

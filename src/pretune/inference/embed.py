@@ -23,7 +23,7 @@ from pretune.data.readers.files import read, table_kind
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RunError, did_you_mean, with_article
 from pretune.inference.predict import file_lines
-from pretune.inference.runtime import choose_device, precision_context
+from pretune.inference.runtime import check_precision, choose_device, inference_context
 from pretune.models.backbone import Backbone
 from pretune.models.config import brief
 from pretune.text.byte_stream import is_file
@@ -96,7 +96,8 @@ class Embedder:
         prompt: str | None = None,
         prompt_name: str | None = None,  # the same, by the name that the model's folder gives it
         device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
-        # `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits.
+        # `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits; `int8` multiplies
+        # in 8 bits.
         precision: str = "float32",
         batch_tokens: int = 8192,  # at a time; changes memory and speed only
         # Special tokens included; default: as the folder says, else all positions.
@@ -126,6 +127,7 @@ class Embedder:
         self._tokenizer = lowercasing(bundle.tokenizer) if lowercase else bundle.tokenizer
         self.cut = 0
         self._device = choose_device(device)
+        check_precision(precision, self._device)
         self._precision = precision
         self._batch_tokens = batch_tokens
         self._model = backbone.to(self._device).eval()
@@ -207,7 +209,7 @@ class Embedder:
         vectors = np.empty((len(features), self.size), dtype=np.float32)
         for which in batches_by_length(features.lengths, self._batch_tokens):
             batch = features.batch(which).to(self._device)
-            with precision_context(self._device, self._precision):
+            with inference_context(self._device, self._precision):
                 pooled = pool(self._model, batch, self.pooling, left_out)
             pooled = pooled.float()
             if self.normalize:

@@ -16,7 +16,7 @@ from pretune.data.readers.conll import WORDS
 from pretune.data.readers.files import kind_of_lines, table_kind
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
-from pretune.inference.runtime import choose_device, precision_context
+from pretune.inference.runtime import check_precision, choose_device, inference_context
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import (
     AdaptsRecords,
@@ -47,12 +47,13 @@ class Predictor:
         bundle: Bundle,  # with a task
         *,
         device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
-        precision: str = "auto",  # `auto`, `float32` or `bf16`
+        precision: str = "auto",  # `auto`, `float32`, `bf16` or `int8`
         batch_tokens: int = 8192,  # tokens at a time; changes memory and speed only
     ) -> None:
         self.task = task_of(bundle)
         self.bundle = bundle
         self.device = choose_device(device)
+        check_precision(precision, self.device)
         self._precision = precision
         self._batch_tokens = batch_tokens
         self._model = bundle.model.to(self.device).eval()
@@ -127,7 +128,7 @@ class Predictor:
         (batches,) = strategy.batches(features.lengths, self._batch_tokens)
         for which in batches:
             batch = features.batch(which).to(self.device)
-            with precision_context(self.device, self._precision):
+            with inference_context(self.device, self._precision):
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
                 outputs = with_answers(task, self._model, outputs, batch)

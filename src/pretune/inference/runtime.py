@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretune.errors import RunError
+from pretune.errors import RunError, did_you_mean
+from pretune.models.packed import packing
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -48,8 +49,38 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+#: How precisely a model can compute when it does not learn.
+PRECISIONS = ("auto", "float32", "bf16", "int8")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Check that a model can answer in this precision on this device.
+
+    Raises:
+        RunError: it is none of `PRECISIONS`, or int8 on another device than a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise RunError(f"no precision is called '{precision}'", did_you_mean(precision, PRECISIONS))
+    if precision == "int8" and device.type != "cpu":
+        raise RunError(
+            f"precision int8 is for a CPU, not for {device.type}", "Use bf16 there, or device cpu."
+        )
+
+
+def inference_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Context for the forward passes of a model whose weights stay as they are."""
+    if device.type == "cpu" and precision in ("auto", "float32"):
+        return packing("float32")
+    return precision_context(device, precision)
+
+
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Context for forward passes: bf16 autocast for `bf16`, and for `auto` on CUDA; else none."""
+    """Context for forward passes: bf16 autocast for `bf16`, and for `auto` on CUDA.
+
+    `int8` is for passes without gradients: large matrices are multiplied in 8 bits.
+    """
+    if precision == "int8":
+        return packing("int8")
     if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

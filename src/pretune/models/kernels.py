@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -33,16 +33,37 @@ import torch
 from torch import Tensor, nn
 
 from pretune.data.cache_folder import cache_folder
-from pretune.models.products import ONEDNN, PLAIN, has_onednn, product
+from pretune.models.products import (
+    INT8,
+    INT_MM,
+    MKL_PACKED,
+    ONEDNN,
+    ONEDNN_PACKED,
+    PLAIN,
+    QLINEAR,
+    has_onednn,
+    pack,
+    packed_product,
+    product,
+    scaled_int8_product,
+)
 
 #: The products of a layer: its map, and the gradients of its inputs and of its weight.
 KINDS = ("forward", "input", "weight")
+#: Products of weights that stay as they are (`packed`), in float32 and in 8 bits.
+INFERENCE_KINDS = ("packed", "int8")
+#: The kernels for each kind of product; the first one, unless another is clearly faster.
+CANDIDATES = {
+    **dict.fromkeys(KINDS, (PLAIN, ONEDNN)),
+    "packed": (PLAIN, ONEDNN, MKL_PACKED, ONEDNN_PACKED),
+    "int8": INT8,
+}
 #: The smallest number of rows (tokens) of each class: one text's last token, one text, a batch.
 ROWS = (1, 4, 128)
 #: The rows that stand for each of them when it is timed.
 _TIMED_ROWS = {1: 1, 4: 24, 128: 256}
 #: Smaller weights are not worth a choice: what counts is the time of the call.
-_SMALLEST = 128 * 128
+SMALLEST = 128 * 128
 #: A product is timed with fewer rows where it has more FLOPs.
 _TIMED_FLOPS = 3e8
 #: Weights of several layers are multiplied in turns, as in a model: together about this large, so
@@ -58,14 +79,21 @@ MARGIN = 1.08
 DEFAULT, MEASURED = "default", "measured"
 FORCED = (PLAIN, ONEDNN)
 #: The kernels as people know them.
-KERNEL_NAMES = {PLAIN: "PyTorch", ONEDNN: "oneDNN"}
+KERNEL_NAMES = {
+    PLAIN: "PyTorch",
+    ONEDNN: "oneDNN",
+    MKL_PACKED: "PyTorch, packed",
+    ONEDNN_PACKED: "oneDNN, packed",
+    QLINEAR: "oneDNN, 8 bits",
+    INT_MM: "PyTorch, 8 bits",
+}
 
 
 class ShapeClass(NamedTuple):
     """Products that one choice is made for.
 
     Attributes:
-        kind: of `KINDS`.
+        kind: of `KINDS` or `INFERENCE_KINDS`.
         rows: of `ROWS`, the smallest number of tokens.
         inner: the length of the sums; for `weight` the smaller size of the result.
         outer: the last size of the result; for `weight` the larger one.
@@ -166,19 +194,19 @@ def current() -> Choice:
 
 def choose(kind: str, rows: int, inner: int, outer: int) -> str:
     """The kernel for a product; see `ShapeClass`."""
-    how = current_mode()
+    how, usual = current_mode(), CANDIDATES[kind][0]
     if how != MEASURED:
-        return ONEDNN if how == ONEDNN else PLAIN
+        return how if how in CANDIDATES[kind] else usual
     shape = _class_of(kind, rows, inner, outer)
     if shape is None:
-        return PLAIN
+        return usual
     if _kept:
-        return _kept[-1].kernels.get(shape, PLAIN)
+        return _kept[-1].kernels.get(shape, usual)
     return timing(shape).kernel
 
 
 def _class_of(kind: str, rows: int, inner: int, outer: int) -> ShapeClass | None:
-    if inner * outer < _SMALLEST:
+    if inner * outer < SMALLEST:
         return None
     bucket = ROWS[2] if rows >= ROWS[2] else ROWS[1] if rows >= ROWS[1] else ROWS[0]
     return ShapeClass(kind, bucket, inner, outer)
@@ -202,10 +230,10 @@ def prepare(model: nn.Module) -> Choice:
     return Choice(mode(), kernels, machine())
 
 
-def shapes_of(model: nn.Module) -> list[ShapeClass]:
+def shapes_of(model: nn.Module, kinds: Sequence[str] = KINDS) -> list[ShapeClass]:
     """The classes of shape in a model's products; it may lie on the meta device.
 
-    For few tokens there are only forward products.
+    For few tokens there are no gradients.
     """
     # All matrices but the tables of embeddings; the largest of these may be the output layer.
     tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
@@ -214,13 +242,13 @@ def shapes_of(model: nn.Module) -> list[ShapeClass]:
     weights = [p for p in model.parameters() if p.dim() == 2 and id(p) not in others]
     sizes = sorted({(weight.shape[1], weight.shape[0]) for weight in weights})
     shapes: dict[ShapeClass, None] = {}
-    for kind in KINDS:
+    for kind in kinds:
         for inner, outer in sizes:
             # The gradient of the inputs sums over the outputs; that of the weight over the tokens.
             order = (outer, inner) if kind == "input" else (inner, outer)
             if kind == "weight":
                 order = (min(order), max(order))
-            for rows in ROWS[1:] if kind == "forward" else ROWS[-1:]:
+            for rows in ROWS[-1:] if kind in ("input", "weight") else ROWS[1:]:
                 shape = _class_of(kind, rows, *order)
                 if shape is not None:
                     shapes[shape] = None
@@ -267,15 +295,15 @@ def measure(shape: ShapeClass) -> Timing:
                 start = clock()
                 call()
                 best[name] = min(best[name], clock() - start)
-    # PyTorch's own, unless another is clearly faster.
-    fastest = min(best, key=lambda name: best[name])
-    kernel = fastest if best[fastest] * MARGIN < best[PLAIN] else PLAIN
+    # The usual one, unless another is clearly faster.
+    fastest, usual = min(best, key=lambda name: best[name]), next(iter(best))
+    kernel = fastest if best[fastest] * MARGIN < best[usual] else usual
     return Timing(kernel, {name: round(1e3 * seconds, 4) for name, seconds in best.items()})
 
 
 def _checked(calls: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
     """Those of the candidates that work here; this also lets each of them get ready."""
-    right = calls[PLAIN]()
+    right = next(iter(calls.values()))()
     working = {}
     for name, call in calls.items():
         with suppress(RuntimeError, NotImplementedError):
@@ -297,6 +325,8 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
     # Its own generator: the numbers of a run stay what they are.
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator)
+    if shape.kind == "int8":
+        return _int8_candidates(rows, inner, outer, copies)
     if shape.kind == "weight":
         sides = [(draw(rows, inner).t(), draw(rows, outer).t()) for _ in range(copies)]
     else:
@@ -308,7 +338,49 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
     def in_turns(kernel: str) -> Tensor:
         return [product(kernel, *pair) for pair in sides][-1]
 
-    return {kernel: partial(in_turns, kernel) for kernel in (PLAIN, ONEDNN)}
+    plain: dict[str, Callable[[], Tensor]]
+    plain = {kernel: partial(in_turns, kernel) for kernel in FORCED}
+    if shape.kind != "packed":
+        return plain
+
+    def packed(kernel: str) -> Callable[[], Tensor]:
+        forms = [pack(kernel, weight) for _, weight in sides]
+
+        def call() -> Tensor:
+            pairs = zip(sides, forms, strict=True)
+            return [packed_product(kernel, x, form, w, None) for (x, w), form in pairs][-1]
+
+        return call
+
+    return {**plain, **_ready(packed, (MKL_PACKED, ONEDNN_PACKED))}
+
+
+def _ready(
+    make: Callable[[str], Callable[[], Tensor]], kernels: Iterable[str]
+) -> dict[str, Callable[[], Tensor]]:
+    """The calls of the kernels whose weights can be packed here."""
+    calls = {}
+    for kernel in kernels:
+        with suppress(RuntimeError, NotImplementedError, AttributeError):
+            calls[kernel] = make(kernel)
+    return calls
+
+
+def _int8_candidates(
+    rows: int, inner: int, outer: int, copies: int
+) -> dict[str, Callable[[], Tensor]]:
+    """For each kernel of integers a call that multiplies several weights in turns."""
+    # Seven bits, which no kernel overflows with.
+    draw = partial(torch.randint, -63, 64, generator=torch.Generator().manual_seed(0))
+    x = draw((rows, inner)).to(torch.int8)
+    weights = [draw((outer, inner)).to(torch.int8) for _ in range(copies)]
+    scale = torch.ones(outer)
+
+    def ready(kernel: str) -> Callable[[], Tensor]:
+        forms = [pack(kernel, weight) for weight in weights]
+        return lambda: [scaled_int8_product(kernel, x, form, scale) for form in forms][-1]
+
+    return _ready(ready, INT8)
 
 
 # Remembering

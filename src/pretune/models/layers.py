@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pretune.data.batch import Layout, Selection
 from pretune.models import ops
 from pretune.models.attention import attention, attention_after, attention_maps, attention_step
 from pretune.models.kv_cache import KVCache
+from pretune.models.packed import PackedWeights, active
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -53,13 +54,29 @@ class ModelOutput:
 class Linear(nn.Linear):
     """`nn.Linear` for `[rows, in]`, by the fastest matrix product of this machine."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.packed = PackedWeights()
+
     #: Whether outputs may stay in bf16 where products are in bf16, because they go through an
     #: activation into another product.
     keep_bf16 = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
         """Map `[rows, in]` to `[rows, out]`."""
-        return ops.linear(input, self.weight, self.bias, keep_bf16=self.keep_bf16)
+        return self.part(input, slice(None), keep_bf16=self.keep_bf16)
+
+    def part(self, x: Tensor, outputs: slice, *, keep_bf16: bool = False) -> Tensor:
+        """Some of the outputs only."""
+        how = active()
+        if how is not None:
+            product = self.packed.product(how, x, self.weight, self.bias, outputs)
+            if product is not None:
+                return product
+        if outputs == slice(None):
+            return ops.linear(x, self.weight, self.bias, keep_bf16=keep_bf16)
+        bias = None if self.bias is None else self.bias[outputs]
+        return ops.linear(x, self.weight[outputs], bias, keep_bf16=keep_bf16)
 
 
 class Embedding(nn.Embedding):
@@ -170,10 +187,8 @@ class SelfAttention(nn.Module):
             q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         else:
             size = x.shape[1]
-            weight, bias = self.qkv.weight, self.qkv.bias
-            rows = ops.linear(x[select.rows], weight[:size], bias[:size])
-            (q,) = heads_of(rows, 1, self.num_heads)
-            k, v = heads_of(ops.linear(x, weight[size:], bias[size:]), 2, self.num_heads)
+            (q,) = heads_of(self.qkv.part(x[select.rows], slice(size)), 1, self.num_heads)
+            k, v = heads_of(self.qkv.part(x, slice(size, None)), 2, self.num_heads)
         # Attend to the cache in later passes, else to the batch itself.
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)

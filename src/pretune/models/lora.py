@@ -60,6 +60,11 @@ class LoraLinear(nn.Module):
         """Map `[rows, in]` to `[rows, out]`."""
         return ops.linear(x, self.weight, self.bias, keep_bf16=self.keep_bf16)
 
+    def part(self, x: Tensor, outputs: slice) -> Tensor:
+        """Some of the outputs only."""
+        bias = None if self.bias is None else self.bias[outputs]
+        return ops.linear(x, self.weight[outputs], bias)
+
 
 class LearnedRows(nn.Module):
     """A frozen table of embeddings with some trained rows, for tokens that are new to the model.

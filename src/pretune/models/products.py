@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,11 @@ from torch import Tensor
 PLAIN = "mkl"
 #: oneDNN, through the operator that PyTorch's compiler uses.
 ONEDNN = "onednn"
+#: The same with a weight in the layout of the kernel, see `pack`.
+MKL_PACKED, ONEDNN_PACKED = "mkl-packed", "onednn-packed"
+#: Products of 8-bit integers: oneDNN's, with a packed weight, and PyTorch's `_int_mm`.
+QLINEAR, INT_MM = "qlinear", "int_mm"
+INT8 = (QLINEAR, INT_MM)
 
 
 def has_onednn() -> bool:
@@ -33,3 +40,61 @@ def product(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
         bias = bias.to(x.dtype).contiguous()  # the kernel ignores strides
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
+
+
+# Weights that stay as they are
+
+
+def pack(kernel: str, weight: Tensor) -> Tensor:
+    """A weight `[out, in]`, float32 or int8, in the layout of a kernel."""
+    packed = weight
+    if kernel == MKL_PACKED:
+        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)
+    elif kernel == ONEDNN_PACKED:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    elif kernel == QLINEAR:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed
+
+
+def packed_product(
+    kernel: str, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """`x @ weight.T + bias` by `MKL_PACKED` or `ONEDNN_PACKED`, from what `pack` gave."""
+    if kernel == ONEDNN_PACKED:
+        return product(ONEDNN, x, packed, bias)
+    # The layout does not depend on the rows; the operator wants to hear their number all the same.
+    result: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, bias, len(x))
+    return result
+
+
+def scaled_int8_product(kernel: str, x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """`(x @ weight.T) * scale` of integers, exact up to the last product, `[rows, out]` float32.
+
+    Args:
+        kernel: `QLINEAR` or `INT_MM`.
+        x: `[rows, in]` int8.
+        packed: the weight, from `pack`.
+        scale: `[out]`.
+    """
+    if kernel == INT_MM:
+        return torch._int_mm(x, packed.t()).float().mul_(scale)
+    result: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *(x, 1.0, 0, packed, scale, _zeros(len(scale)), None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    )
+    return result
+
+
+@lru_cache(maxsize=64)
+def _zeros(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def saturates(kernel: str) -> bool:
+    """Whether sums of 8-bit products overflow in a kernel, as on processors without VNNI."""
+    x, weight = torch.full((8, 64), 127, dtype=torch.int8), torch.full((16, 64), 127)
+    weight = weight.to(torch.int8)
+    with torch.inference_mode():
+        summed = scaled_int8_product(kernel, x, pack(kernel, weight), torch.ones(16))
+    return not bool((summed == 64 * 127**2).all())
