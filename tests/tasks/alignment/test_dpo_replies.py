@@ -111,22 +111,21 @@ def test_equal_prompts_get_different_replies(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_judge_compares_with_the_chosen_reply(monkeypatch: pytest.MonkeyPatch) -> None:
-    result, replies, _ = evaluated(monkeypatch, judge=LETTER)
-    # In the order of their features' lengths: by the prompt's text.
-    chosen = {row["prompt"]: float("o" in row["chosen"]) for row in ROWS}
+    def score(text: str) -> float:
+        return -abs(len(text) - 12) / 12
+
+    result, replies, _ = evaluated(monkeypatch, judge={"length": 12})
     tokenizer = answering().tokenizer
     duels, scores = [], []
     for prompt, reply in replies:
         text = tokenizer.decode(prompt)
-        (other,) = (score for name, score in chosen.items() if name in text)
-        own = float("o" in reply.text)
-        scores.append(own)
-        duels.append(1.0 if own > other else 0.5 if own == other else 0.0)
-    assert {0.0, 1.0} <= {*scores}
+        (chosen,) = (row["chosen"] for row in ROWS if row["prompt"] in text)
+        scores.append(score(reply.text.strip()))
+        duels.append(float(scores[-1] > score(chosen)))
     assert result.metrics["judge"] == pytest.approx(np.mean(scores))
     assert result.metrics["win_rate"] == pytest.approx(np.mean(duels))
-    assert len({*duels}) > 1
-    assert [sample["judge"] in (0, 1) for sample in result.details["samples"]] == [True] * len(ROWS)
+    shown = [sample["judge"] for sample in result.details["samples"]]
+    assert sorted(shown) == pytest.approx(sorted(scores))
 
 
 @pytest.mark.parametrize("wanted", ["always o", "nothing"])

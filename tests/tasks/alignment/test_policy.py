@@ -200,6 +200,18 @@ def test_alone_or_in_a_batch(name: str, sft: Path) -> None:
         assert whole_sum == pytest.approx(sum(terms), rel=0, abs=1e-6 * size), key
 
 
+def test_a_value_is_the_same_number_whatever_stands_beside_it(sft: Path) -> None:
+    """To the last bit, and the linear map that it is by its name."""
+    _, bundle = policy("ppo", sft)
+    model: Any = bundle.model
+    hidden = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = model.values(hidden)
+        alone = torch.cat([model.values(hidden[i : i + 1]) for i in range(len(hidden))])
+        assert torch.allclose(together, model.value(hidden)[:, 0], rtol=1e-4, atol=1e-6)
+    assert torch.equal(together, alone)
+
+
 def test_an_adapted_policy_is_the_merged_one(sft: Path) -> None:
     """Its scores and its gradients are those of the model that its matrices add up to."""
     task, bundle = policy("ppo", sft)
