@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,28 @@ def test_chunks_change_nothing(
     assert done[-1] == len(TEXTS)
     again = embedder.search("the film", TEXTS, top_k=3)
     assert [item.row for item in again] == [item.row for item in near]
+
+
+def test_the_next_texts_are_tokenized_while_the_model_reads(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Embedder(load(tiny_folder), device="cpu")
+    tokenize, run, second = embedder._features, embedder._embed_part, threading.Event()
+
+    def noted(texts: Any, prompt: str, left_out: int, where: Any, start: int = 0) -> Any:
+        made = list(tokenize(texts, prompt, left_out, where, start))
+        if start == 1:
+            second.set()
+        return made
+
+    def after_the_next(features: Any, left_out: int) -> Any:
+        assert second.wait(10)  # in another thread, or it never comes
+        return run(features, left_out)
+
+    monkeypatch.setattr(module, "TEXTS_AT_A_TIME", 1)
+    monkeypatch.setattr(embedder, "_features", noted)
+    monkeypatch.setattr(embedder, "_embed_part", after_the_next)
+    assert [start for start, _ in embedder.chunks(["a", "good film", "bad"])] == [0, 1, 2]
 
 
 def test_neighbours_are_those_of_all_cosines(tiny_folder: Path) -> None:

@@ -85,6 +85,7 @@ def predict(
     options.check_utf8("--question", questions or [])
     options.check_utf8("--context", [] if context is None else [context])
     from pretune.bundle.bundle import load
+    from pretune.data.prefetch import prefetched
     from pretune.data.records import not_finite
     from pretune.inference.predict import Predictor, read_inputs
     from pretune.render.result_views import answer_view
@@ -105,15 +106,17 @@ def predict(
         batches = (records.take(range(i, min(i + ROWS_AT_A_TIME, len(records)))) for i in starts)
     else:
         batches = _piped(predictor, encoding, max_chars)
-    out = to_stdout()
-    for batch in batches:
-        # The limit on texts is the model's own, unless the person gives another.
-        if max_chars is not None:
-            batch = replace(batch, max_chars=max_chars)
+    # The limit on texts is the model's own, unless the person gives another.
+    if max_chars is not None:
+        batches = (replace(batch, max_chars=max_chars) for batch in batches)
+    # The next rows of a file are tokenized while the model answers. Of a pipe nothing is read
+    # ahead: who writes there may wait for the answers.
+    out, workers = to_stdout(), 0 if file is None else 1
+    for part in prefetched(predictor.tokenize, batches, workers):
         with progress_bar("reading", shown=asked or file is not None) as bar:
-            answers = predictor.predict(batch, progress=bar)
+            answers = predictor.answer(part, progress=bar)
         # Each answer is printed beside what it answers.
-        for row, answer in zip(batch.rows, answers, strict=True):
+        for row, answer in zip(part.records.rows, answers, strict=True):
             shown_columns = [name for name in predictor.task.shown if name in row]
             # NaN, which pandas writes for nothing, is no JSON.
             inputs = {name: None if not_finite(row[name]) else row[name] for name in shown_columns}

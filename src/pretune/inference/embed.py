@@ -19,6 +19,7 @@ from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embeddi
 from pretune.data.batch import Feature, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
 from pretune.data.columns import as_text, label_column, text_columns, usual_texts
+from pretune.data.prefetch import prefetched
 from pretune.data.readers.files import read, table_kind
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RunError, did_you_mean, with_article
@@ -170,13 +171,19 @@ class Embedder:
         where: Callable[[int], str],
         progress: Callable[[int], None] | None,
     ) -> Iterator[tuple[int, Vectors]]:
-        for start in range(0, len(texts), TEXTS_AT_A_TIME):
+        left_out = self._left_out(prompt)
+
+        def tokenize(start: int) -> tuple[int, FeatureSet]:
             part = texts[start : start + TEXTS_AT_A_TIME]
-            features = FeatureSet.of(self._features(part, prompt, where, start))
+            return start, FeatureSet.of(self._features(part, prompt, left_out, where, start))
+
+        # The next texts are tokenized while the model reads.
+        starts = range(0, len(texts), TEXTS_AT_A_TIME)
+        for start, features in prefetched(tokenize, starts, workers=1):
             self.cut += features.truncated
-            yield start, self._embed_part(features, self._left_out(prompt))
+            yield start, self._embed_part(features, left_out)
             if progress is not None:
-                progress(start + len(part))
+                progress(start + len(features))
 
     def search(
         self,
@@ -192,8 +199,9 @@ class Embedder:
 
         Near is what the model's folder says, else the cosine.
         """
-        asked = FeatureSet.of(self._features([query], self.prompts.query, lambda _: "the query"))
-        wanted = self._embed_part(asked, self._left_out(self.prompts.query))[0]
+        left_out = self._left_out(self.prompts.query)
+        of_query = self._features([query], self.prompts.query, left_out, lambda _: "the query")
+        wanted = self._embed_part(FeatureSet.of(of_query), left_out)[0]
         similarity = "cosine" if self.settings is None else self.settings.similarity
         best: list[tuple[float, int]] = []
         for start, vectors in self._chunks(texts, self.prompts.searched, where, progress):
@@ -221,9 +229,13 @@ class Embedder:
         return vectors
 
     def _features(
-        self, texts: Sequence[str], prompt: str, where: Callable[[int], str], start: int = 0
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        left_out: int,  # of the prompt's tokens, see `_left_out`
+        where: Callable[[int], str],
+        start: int = 0,
     ) -> Iterator[Feature]:
-        left_out = self._left_out(prompt)
         prompted = [prompt + text for text in texts]
         encoded = self._tokenizer.encode(prompted, max_length=self.max_length)
         for row, text in enumerate(encoded):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.batch import PackedBatch
+from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.readers.conll import WORDS
 from pretune.data.readers.files import kind_of_lines, table_kind
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
@@ -37,6 +38,17 @@ from pretune.text.decode import (
     not_in,
 )
 from pretune.text.encoding_guess import likely_encoding
+
+
+@dataclass(frozen=True)
+class TokenizedRecords:
+    """Records that a model is about to answer."""
+
+    records: Records
+    blank: int  # how many of them have no text
+    asked: Sequence[int]  # the places of those that the model reads; the others are blank
+    task: AnyTask  # that made the features
+    features: FeatureSet | None  # of the records that the model reads; None if it reads none
 
 
 class Predictor:
@@ -75,28 +87,46 @@ class Predictor:
         Raises:
             DataError: a record cannot be used; names its file, line and column.
         """
+        return self.answer(self.tokenize(records), progress=progress)
+
+    def tokenize(self, records: Records) -> TokenizedRecords:
+        """Make records ready for `answer`.
+
+        It changes nothing here, so that a thread may do it while the model answers other records.
+
+        Raises:
+            DataError: a record cannot be used; names its file, line and column.
+        """
         rows = enumerate(records.rows)
         blank = [i for i, row in rows if self.task.without_text(row, with_targets=False)]
-        self.blank += len(blank)
-        empty = self.task.empty_answer()
-        if empty is None or not blank:
-            return self._answers(records, progress)
-        asked = sorted({*range(len(records))} - {*blank})
-        answers: list[Prediction] = [empty] * len(records)
-        if asked:
-            for i, answer in zip(asked, self._answers(records.take(asked), progress), strict=True):
-                answers[i] = answer
-        return answers
-
-    def _answers(
-        self, records: Records, progress: Callable[[int, int], None] | None
-    ) -> list[Prediction]:
+        asked = range(len(records))
+        if blank and self.task.empty_answer() is not None:
+            asked = sorted({*asked} - {*blank})
         # A record may become several sequences, and is answered without those before it.
         task = self.task.isolated() if isinstance(self.task, ReadsStream) else self.task
-        parts = self.outputs(records, task.predict, task=task, progress=progress)
-        return [task.combine(own, row) for own, row in zip(parts, records.rows, strict=True)]
+        features = None
+        if asked:
+            chosen = records if len(asked) == len(records) else records.take(asked)
+            features = self._features(task, chosen)
+        return TokenizedRecords(records, len(blank), asked, task, features)
 
-    @torch.inference_mode()
+    def answer(
+        self, part: TokenizedRecords, *, progress: Callable[[int, int], None] | None = None
+    ) -> list[Prediction]:
+        """Answer what `tokenize` made of records, as `predict` does."""
+        self.blank += part.blank
+        task, rows = part.task, part.records.rows
+        empty = self.task.empty_answer()
+        if part.features is None:
+            return [] if empty is None else [empty] * len(rows)
+        parts = self._run(part.features, len(part.asked), task.predict, task, progress)
+        answers = (task.combine(own, rows[i]) for i, own in zip(part.asked, parts, strict=True))
+        if empty is None or len(part.asked) == len(rows):
+            return list(answers)
+        # Blank records have the empty answer, at their places among the others.
+        of_row = dict(zip(part.asked, answers, strict=True))
+        return [of_row.get(i, empty) for i in range(len(rows))]
+
     def outputs(
         self,
         records: Records,
@@ -120,7 +150,21 @@ class Predictor:
             DataError: a record cannot be used; names its file, line and column.
         """
         task = task or self.task
-        features = record_features(task, records, self.bundle.tokenizer, with_targets=False)
+        return self._run(self._features(task, records), len(records), read, task, progress)
+
+    def _features(self, task: AnyTask, records: Records) -> FeatureSet:
+        return record_features(task, records, self.bundle.tokenizer, with_targets=False)
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        features: FeatureSet,
+        count: int,  # of records
+        read: Callable[[Any, PackedBatch], Sequence[Any]],
+        task: AnyTask,
+        progress: Callable[[int, int], None] | None,
+    ) -> list[list[Any]]:
+        """Run the model over features, as `outputs` does."""
         self.cut += features.truncated
         # Run the model on batches of about equally long sequences, in whatever order that gives.
         parts: dict[int, Any] = {}
@@ -137,7 +181,7 @@ class Predictor:
             if progress is not None:
                 progress(len(parts), len(features))
         # Put the parts of each record together again.
-        of_record: list[list[Any]] = [[] for _ in range(len(records))]
+        of_record: list[list[Any]] = [[] for _ in range(count)]
         for index, record in enumerate(features.records.tolist()):
             of_record[record].append(parts[index])
         return of_record

@@ -56,6 +56,9 @@ def preset(name: str) -> dict[str, Any] | None:
 
     A preset's name begins with its family's name, so that only that family is imported.
     """
+    # A path or a Hub id: the packages that are installed need not be searched for families.
+    if "/" in name:
+        return None
     named = _PRESET_FAMILIES.get(name.partition("-")[0], "")
     for kind in FAMILIES:
         if kind == named or (not named and f"{name}-".startswith(f"{kind}-")):

@@ -141,13 +141,16 @@ class Tokenizer:
 
     @contextmanager
     def _reading(self, texts: Sequence[object], literal: bool) -> Iterator[None]:
-        before = self.engine.encode_special_tokens
-        self.engine.encode_special_tokens = before or literal
+        # Changed only where that is needed: another thread may be reading with this engine.
+        changed = literal and not self.engine.encode_special_tokens
+        if changed:
+            self.engine.encode_special_tokens = True
         try:
             with explained(self.engine, texts, self.origin):
                 yield
         finally:
-            self.engine.encode_special_tokens = before
+            if changed:
+                self.engine.encode_special_tokens = False
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[Encoding]:
         """Encode sentences that are split into words, in parallel, without special tokens.
