@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from pretune.bundle.bundle import save
+from pretune.cli.app import SPINS, wait_briefly
 from tests.tasks.every_task import CASES
 
 #: Runs a command and prints the names of all modules that are imported then.
@@ -47,12 +49,21 @@ NOT_FOR_ANSWERS = (
 )
 
 
-def imported(*arguments: Any) -> list[str]:
+def ran(*arguments: Any) -> str:
+    """What a command writes to standard error, with the settings of libgomp when it is loaded."""
+    rest = {name: value for name, value in os.environ.items() if name[:4] not in ("OMP_", "GOMP")}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-c", DRIVER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**rest, "OMP_DISPLAY_ENV": "verbose"},
     )
     assert done.returncode == 0, done.stderr
-    modules: list[str] = json.loads(done.stderr.splitlines()[-1])
+    return done.stderr
+
+
+def imported(*arguments: Any) -> list[str]:
+    modules: list[str] = json.loads(ran(*arguments).splitlines()[-1])
     return modules
 
 
@@ -69,8 +80,24 @@ def test_help(arguments: tuple[str, ...]) -> None:
     assert len(within(modules, ("pretune",))) <= 10
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, str(SPINS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_soon_unless_a_person_says_how(
+    given: dict[str, str], spins: str | None
+) -> None:
+    environment = {"PATH": "/bin", **given}
+    wait_briefly(environment)
+    assert environment.get("GOMP_SPINCOUNT") == spins
+    assert {**environment, **given} == environment
+
+
 def test_one_text(tiny_folder: Path, tmp_path: Path) -> None:
     save(CASES["classify"].bundle(tiny_folder, tmp_path), tmp_path)
-    modules = imported("predict", tmp_path, "a good film", "--device", "cpu")
+    written = ran("predict", tmp_path, "a good film", "--device", "cpu")
+    # It was set before torch loaded libgomp, which reads it only then.
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in written
+    modules: list[str] = json.loads(written.splitlines()[-1])
     assert not within(modules, NOT_FOR_ANSWERS)
     assert len(within(modules, ("pretune",))) <= 95

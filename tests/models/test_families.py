@@ -46,6 +46,15 @@ def test_other_names_are_no_presets(name: str) -> None:
     assert preset(name) is None
 
 
+@pytest.mark.parametrize("name", ["runs/films", "owner/bert-base", "/tmp/gpt2-small"])
+def test_for_a_path_no_package_is_searched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def searched(_: object) -> None:
+        raise AssertionError("the installed packages were searched")
+
+    monkeypatch.setattr(type(FAMILIES), "plugins", property(searched))
+    assert preset(name) is None
+
+
 def test_a_head_that_a_family_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match="a gpt2 has no head for token classification"):
         build_head(Gpt2Model(TINY), "token_classification")

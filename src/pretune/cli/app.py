@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
@@ -36,6 +36,9 @@ Function = TypeVar("Function", bound=Callable[..., None])
 USER_MISTAKE = 2
 #: A program that a signal ended exits with this plus the signal's number: 130 for Ctrl-C.
 STOPPED_BY = 128
+#: How often a waiting thread looks before it sleeps: a fraction of a millisecond, longer than
+#: Python takes from a parallel region to the next.
+SPINS = 10_000
 
 
 class Listed(NamedTuple):
@@ -316,6 +319,7 @@ def progress_bar(
 def main() -> None:
     """Run the command line, whatever becomes of its standard streams."""
     _read_as_utf8()
+    wait_briefly(os.environ)
     try:
         with lasting_streams():
             app(prog_name="pretune")
@@ -325,6 +329,18 @@ def main() -> None:
             sys.exit(STOPPED_BY + signal.SIGPIPE)
         to_stderr().say(f"error: {lost}")
         sys.exit(1)
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Let threads that wait for each other give their core away soon, unless a person says how.
+
+    At the end of a parallel region torch's OpenMP (libgomp) tries 300,000 times, several
+    milliseconds long, before a thread sleeps. Where another process is busy, the thread that all
+    wait for may be without a core just because the others wait on one. libgomp reads this when it
+    is loaded, so it has to be set before torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*environment}:
+        environment["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def _read_as_utf8() -> None:
