@@ -70,7 +70,7 @@ def worker(shape: str, steps: int, settings: dict[str, str]) -> Iterator[Any]:
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, env={**rest, **settings}, **pipes)
     try:
-        assert process.stdout.readline() == "ready\n"
+        process.stdout.readline()  # "ready"
         yield process
     finally:
         process.kill()

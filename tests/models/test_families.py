@@ -46,7 +46,7 @@ def test_other_names_are_no_presets(name: str) -> None:
     assert preset(name) is None
 
 
-@pytest.mark.parametrize("name", ["runs/films", "owner/bert-base", "/tmp/gpt2-small"])
+@pytest.mark.parametrize("name", ["runs/films", "owner/bert-base", "/home/gpt2-small"])
 def test_for_a_path_no_package_is_searched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def searched(_: object) -> None:
         raise AssertionError("the installed packages were searched")
