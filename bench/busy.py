@@ -48,6 +48,7 @@ def ways(threads: int) -> dict[str, dict[str, str]]:
 def train(shape_name: str, steps: int) -> None:
     """Train some updates for each line of standard input, and print milliseconds an update."""
     import gpt
+    from clock import run_ours
 
     shape = gpt.SHAPES[shape_name]
     book = Path(os.environ["PRETUNE_DATA"]) / "tiny-shakespeare" / "input.txt"
@@ -56,7 +57,7 @@ def train(shape_name: str, steps: int) -> None:
         workspace = Path(name)
         (workspace / "text.txt").write_text(text, encoding="utf-8")
         gpt.read_ids(text, workspace)
-        run = gpt.run_ours(gpt.recipe_of(workspace, shape, steps), steps, tokens=True)
+        run = run_ours(gpt.recipe_of(workspace, shape, steps), steps, tokens=True)
         print("ready", flush=True)
         for _ in sys.stdin:
             print(1000 * shape.tokens / run(), flush=True)
@@ -68,7 +69,7 @@ def worker(shape: str, steps: int, settings: dict[str, str]) -> Iterator[Any]:
     rest = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, __file__, "--worker", "--shape", shape, "--steps", str(steps)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env={**rest, **settings}, **pipes)
+    process: Any = subprocess.Popen(command, env={**rest, **settings}, **pipes)
     try:
         process.stdout.readline()  # "ready"
         yield process

@@ -99,7 +99,7 @@ class Predictor:
         """
         rows = enumerate(records.rows)
         blank = [i for i, row in rows if self.task.without_text(row, with_targets=False)]
-        asked = range(len(records))
+        asked: Sequence[int] = range(len(records))
         if blank and self.task.empty_answer() is not None:
             asked = sorted({*asked} - {*blank})
         # A record may become several sequences, and is answered without those before it.
@@ -120,12 +120,14 @@ class Predictor:
         if part.features is None:
             return [] if empty is None else [empty] * len(rows)
         parts = self._run(part.features, len(part.asked), task.predict, task, progress)
-        answers = (task.combine(own, rows[i]) for i, own in zip(part.asked, parts, strict=True))
+        answered = [task.combine(own, rows[i]) for i, own in zip(part.asked, parts, strict=True)]
         if empty is None or len(part.asked) == len(rows):
-            return list(answers)
+            return answered
         # Blank records have the empty answer, at their places among the others.
-        of_row = dict(zip(part.asked, answers, strict=True))
-        return [of_row.get(i, empty) for i in range(len(rows))]
+        answers: list[Prediction] = [empty] * len(rows)
+        for i, answer in zip(part.asked, answered, strict=True):
+            answers[i] = answer
+        return answers
 
     def outputs(
         self,
