@@ -14,9 +14,6 @@ from types import MappingProxyType
 
 from pretune.data.readers.conll import CONLL_SUFFIXES, WORDS, looks_like_conll, read_conll
 from pretune.data.readers.delimited import fitting_headers, read_table
-from pretune.data.readers.hub import HUB_DATASET, read_hub
-from pretune.data.readers.json_files import read_json
-from pretune.data.readers.parquet import read_parquet
 from pretune.data.readers.plain_text import (
     TextUnit,
     is_plain,
@@ -36,20 +33,39 @@ QUOTINGS = ("auto", "standard", "none")
 #: The task's names of columns -> those in the data.
 Columns = Mapping[str, str]
 
+
+# Imported by the first file of their kind: a text on the command line needs none of them.
+
+
+def _json(path: Path, encoding: str, quoting: str, columns: Columns) -> Records:
+    from pretune.data.readers.json_files import read_json
+
+    return read_json(path, encoding, columns)
+
+
+def _parquet(path: Path, encoding: str, quoting: str, columns: Columns) -> Records:
+    from pretune.data.readers.parquet import read_parquet
+
+    return read_parquet(path)
+
+
+def _hub(source: str) -> Records | None:
+    from pretune.data.readers.hub import HUB_DATASET, read_hub
+
+    return read_hub(source) if HUB_DATASET.fullmatch(source) else None
+
+
 #: From the end of a file's name to its reader, which takes the path, the encoding, the quoting and
 #: the names of columns.
 _READERS: dict[str, Callable[[Path, str, str, Columns], Records]] = {
-    **dict.fromkeys(
-        (".jsonl", ".ndjson", ".json"),
-        lambda path, encoding, quoting, columns: read_json(path, encoding, columns),
-    ),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json),
     ".csv": lambda path, encoding, quoting, columns: read_table(
         path, encoding, ",", quoting, columns
     ),
     ".tsv": lambda path, encoding, quoting, columns: read_table(
         path, encoding, "\t", quoting, columns
     ),
-    ".parquet": lambda path, encoding, quoting, columns: read_parquet(path),
+    ".parquet": _parquet,
     **dict.fromkeys(
         CONLL_SUFFIXES, lambda path, encoding, quoting, columns: read_conll(path, encoding, columns)
     ),
@@ -129,8 +145,8 @@ def read(
             f"{path}: is a folder, expected a file",
             "Name a file in it; only folders with .txt files are read as a whole.",
         )
-    elif reader is None and HUB_DATASET.fullmatch(str(source)):
-        records = read_hub(str(source))
+    elif reader is None and (of_hub := _hub(str(source))) is not None:
+        records = of_hub
     elif os.path.exists(path):
         raise DataError(f"{path}: is neither a file nor a pipe", "Give a file.")
     else:
