@@ -127,9 +127,9 @@ def main() -> None:
     folders = {"GPT-2 before": output / "gpt2"}
     for title, (method, seed) in runs.items():
         folders[title] = train_method(output, method, seed)
-    rows = [measure(output, title, folder) for title, folder in folders.items()]
-    write_table(output, rows)
-    draw(output, {title: folder for title, folder in folders.items() if folder.name != "gpt2"})
+    found = [measure(output, title, folder) for title, folder in folders.items()]
+    write_table(output, found)
+    draw(output, {title: folders[title] for title in runs}, found)
 
 
 # Data
@@ -327,7 +327,7 @@ def measure(output: Path, title: str, folder: Path) -> dict[str, Any]:
     options = {key.removeprefix("task."): v for key, v in shared.items() if key.startswith("task.")}
     task = Rloo(RlooOptions(**options, reference=str(output / "gpt2")))
     figures = pretune.evaluate(load(folder, task=task), output / "held-out.jsonl").metrics
-    row |= {name: figures[name] for name in ("kl", "distinct_2", "reply_tokens")}
+    row |= {name: figures[name] for name in ("reward", "kl", "distinct_2", "reply_tokens")}
     print(row, flush=True)
     return row
 
@@ -343,20 +343,26 @@ def write_table(output: Path, found: Sequence[Mapping[str, Any]]) -> None:
         print("| " + " | ".join(line) + " |")
 
 
-def draw(output: Path, runs: Mapping[str, Path]) -> None:
-    """Reward against KL, over the evaluations of each run."""
+def draw(output: Path, runs: Mapping[str, Path], measured: Sequence[Mapping[str, Any]]) -> None:
+    """Mean reward against KL: over the evaluations of each run, and of what only `measure` sees."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for title, folder in runs.items():
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        points = [json.loads(line) for line in lines]
-        points = [p for p in points if "kl" in p and "distinct_2" in p]
-        axes.plot([p["kl"] for p in points], [p["reward"] for p in points], marker=".", label=title)
-    axes.set(xlabel="KL to the GPT-2 it started from (nats a reply)", ylabel="mean reward")
+        found = [
+            (line["validation/kl"], line["validation/reward"])
+            for line in map(json.loads, lines)
+            if "validation/kl" in line and "validation/reward" in line
+        ]
+        own = [(row["kl"], row["reward"]) for row in measured if row["model"] == title]
+        kl, reward = zip(*(found or own), strict=True)
+        axes.plot(kl, reward, marker="o", markersize=4, label=title)
+    axes.set(xlabel="KL to the GPT-2 at the start (nats a reply)", ylabel="mean reward")
+    axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(output / "praise.png", dpi=150)
+    figure.savefig(output / "praise.png", dpi=110)
 
 
 if __name__ == "__main__":
