@@ -36,7 +36,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import versions
+from machine import parse
 
 import pretune
 
@@ -116,9 +116,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/praise"))
     parser.add_argument("--seeds", type=int, default=3, help="of ppo")
-    options = parser.parse_args()
+    options = parse(parser)
     data, output = Path(os.environ["PRETUNE_DATA"]), options.output
-    print(versions(), flush=True)
 
     make_data(data, output)
     train_starts(data, output)
