@@ -90,6 +90,12 @@ def test_what_is_saved_loads_as_it_was(saved: tuple[Bundle, Path]) -> None:
         assert torch.equal(again.model.eval()(BATCH), bundle.model.eval()(BATCH))
 
 
+def test_a_loaded_model_answers_without_dropout(saved: tuple[Bundle, Path]) -> None:
+    model = load(saved[1], dropout=0.5).model
+    with torch.no_grad():
+        assert torch.equal(model(BATCH), model(BATCH))
+
+
 def test_transformers_opens_it_and_gives_the_same_logits(saved: tuple[Bundle, Path]) -> None:
     bundle, folder = saved
     theirs = AutoModelForSequenceClassification.from_pretrained(folder).eval()

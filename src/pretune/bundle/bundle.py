@@ -87,7 +87,7 @@ def load(
     mmap: bool = True,
     allow_pickle: bool = False,
 ) -> Bundle:
-    """Load a model with its tokenizer.
+    """Load a model with its tokenizer; the model is in evaluation mode, as it answers.
 
     Args:
         source: the folder of a run, a folder in the Hugging Face layout, Google's TensorFlow
@@ -147,7 +147,8 @@ def load(
     if wanted is not None and isinstance(wanted, UsesTokenizer):
         wanted.bind(tokenizer)
     check_segments(origin.name, sizes, tokenizer, wanted)
-    return Bundle(model, tokenizer, family, wanted, columns, report, origin.folder)
+    # Without dropout: a training turns it on by itself.
+    return Bundle(model.eval(), tokenizer, family, wanted, columns, report, origin.folder)
 
 
 @dataclass(frozen=True)
