@@ -47,6 +47,10 @@ class RunError(PretuneError):
     """A run folder that cannot be used, or a training that cannot go on."""
 
 
+class RewardError(RunError):
+    """A reward that failed on replies; a person may mend it while the run waits."""
+
+
 class HubError(PretuneError):
     """The Hugging Face Hub refused, could not be reached, or holds something else there."""
 

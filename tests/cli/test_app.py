@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -49,6 +50,18 @@ def refused(done: Any, *said: str) -> None:
     assert isinstance(done.exception, SystemExit)
     for part in said:
         assert part in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [((), 130), ((signal.SIGTERM,), 143)])
+def test_who_insists_on_an_end_is_told_by_its_exit_code(
+    number: tuple[int, ...], code: int, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def insisted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt(*number)
+
+    monkeypatch.setattr("pretune.inspection.describe.describe", insisted)
+    done = run("describe", table)
+    assert (done.exit_code, done.stderr) == (code, "stopped; nothing more was saved\n")
 
 
 def test_a_full_memory_is_told_in_a_sentence(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

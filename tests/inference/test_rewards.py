@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 import pretune
 from pretune.bundle import task_file
@@ -23,7 +23,7 @@ from pretune.errors import CheckpointError, DataError, Note, PretuneError, Recip
 from pretune.inference import rewards
 from pretune.inference.rewards import reward_function
 from pretune.tasks.alignment.reward import Reward, RewardOptions
-from pretune.tasks.alignment.reward_spec import FunctionReward, RewardSpec
+from pretune.tasks.alignment.reward_spec import FunctionReward, RewardPart, RewardSpec, names_of
 from pretune.tasks.base import AnyTask, TaskOptions
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.classification.multilabel import Multilabel, MultilabelOptions
@@ -550,3 +550,16 @@ def test_specifications_that_make_no_sense(spec: Any, message: str) -> None:
         reward_function(spec, device="cpu")
     with pytest.raises(ValidationError):
         _Options.model_validate({"reward": spec})
+
+
+def test_parts_are_told_apart_by_their_names() -> None:
+    unnamed: list[Any] = [{"length": 3}, {"length": 9}, {"match": "a", "name": "length"}]
+    reward = reward_function(unnamed, device="cpu")
+    assert [part.name for part in reward.terms] == ["length_2", "length_3", "length"]
+    equal = [{"length": 3, "name": "a"}, {"match": "a", "name": "a"}]
+    with pytest.raises(RecipeError, match="two parts have the name 'a': give each its own"):
+        reward_function(equal, device="cpu")
+    # A checkpoint may be older than this rule.
+    of_checkpoint = {"from_checkpoint": True}
+    parts: list[RewardPart] = TypeAdapter(RewardSpec).validate_python(equal, context=of_checkpoint)
+    assert names_of(parts) == ["a", "a"]

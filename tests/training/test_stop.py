@@ -50,8 +50,9 @@ def test_a_person_may(stop: StopRequest, numbers: tuple[signal.Signals, ...]) ->
     *before, last = numbers
     for number in before:
         signal.raise_signal(number)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as insisted:
         signal.raise_signal(last)
+    assert insisted.value.args == (last,)  # the command line exits with its number
 
 
 def test_nohup_stays_in_force(notes: list[str]) -> None:

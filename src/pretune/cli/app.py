@@ -151,8 +151,10 @@ class _Commands(TyperGroup):
                 "or shorter texts, or a smaller batch.",
                 1,
             )
-        except KeyboardInterrupt:
-            fail("stopped; nothing more was saved", STOPPED_BY + signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            # Ctrl-C, unless a training was told otherwise: it gives the number of its signal.
+            number = next((n for n in interrupt.args if isinstance(n, int)), signal.SIGINT)
+            fail("stopped; nothing more was saved", STOPPED_BY + number)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from pretune.errors import (
     DataError,
     PretuneError,
     RecipeError,
-    RunError,
+    RewardError,
     describe_value,
     did_you_mean,
     note,
@@ -231,17 +231,19 @@ def _finite(values: object, replies: Sequence[str], origin: str) -> list[float]:
     """Return rewards as floats.
 
     Raises:
-        RunError: they are not as many finite numbers as there are replies; names the reply.
+        RewardError: they are not as many finite numbers as there are replies; names the reply.
     """
     hint = f"It has to give a list with a number from {-LARGEST:g} to {LARGEST:g} for each reply."
     if hasattr(values, "tolist"):  # an array, a tensor, a column of a table
         values = values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise RunError(f"{origin} gave {describe_value(values)} for {_counted(len(replies))}", hint)
+        raise RewardError(
+            f"{origin} gave {describe_value(values)} for {_counted(len(replies))}", hint
+        )
     rewards = list(values)
     if len(rewards) != len(replies):
         values = "1 value" if len(rewards) == 1 else f"{len(rewards)} values"
-        raise RunError(f"{origin} gave {values} for {_counted(len(replies))}", hint)
+        raise RewardError(f"{origin} gave {values} for {_counted(len(replies))}", hint)
     for number, value in enumerate(rewards):
         if hasattr(value, "item"):  # a number of numpy or torch
             value = value.item()
@@ -250,7 +252,7 @@ def _finite(values: object, replies: Sequence[str], origin: str) -> list[float]:
             rewards[number] = _as_float(value)
             given = f"{rewards[number]:g}"
         if not isinstance(value, Real) or not abs(rewards[number]) <= LARGEST:  # nor is NaN
-            raise RunError(f"{origin} gave {given} for {_shown(replies, number)}", hint)
+            raise RewardError(f"{origin} gave {given} for {_shown(replies, number)}", hint)
     return rewards
 
 
@@ -424,7 +426,7 @@ def _by_function(part: FunctionReward, key: str) -> RewardFunction:
         except (Exception, SystemExit) as error:
             which = _failing(call, given)
             at = _counted(len(replies)) if which is None else _shown(replies, which)
-            raise RunError(
+            raise RewardError(
                 f"{origin} failed at {at}: {_described(error)}",
                 "It gets a list of all replies, and a reply may be any text, also an empty one.",
             ) from error
@@ -588,7 +590,7 @@ def _by_pattern(pattern: str, key: str) -> RewardFunction:
                 with _time_limit(MATCH_SECONDS):
                     rewards.append(float(compiled.search(reply) is not None))
             except TimeoutError:
-                raise RunError(
+                raise RewardError(
                     f"{key} {{match: {brief(pattern)}}}: took over {MATCH_SECONDS:g} seconds for "
                     f"{_shown(replies, number)}",
                     "Write it without repeats inside of repeats, such as (a+)+.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -242,6 +243,9 @@ class BatchRamp(RecipeSection):
     _check = field_validator("updates")(_share_or_count)
 
 
+_LIMIT_FORMS = "should be a number, or {above: X}, or {below: X}"
+
+
 class Limit(RecipeSection):
     """The range that a figure must stay in."""
 
@@ -251,7 +255,7 @@ class Limit(RecipeSection):
     @model_validator(mode="after")
     def _limits(self) -> Self:
         if self.above is None and self.below is None:
-            raise ValueError("should be a number, or {above: X}, or {below: X}")
+            raise ValueError(_LIMIT_FORMS)
         return self
 
     def passed(self, value: float) -> str | None:
@@ -264,7 +268,11 @@ class Limit(RecipeSection):
 
 
 def _limit(value: Any) -> Any:
-    return {"above": value} if isinstance(_not_bool(value), int | float) else value
+    if value is None:  # YAML takes {kl:3} for a key without a value
+        raise ValueError(f"{_LIMIT_FORMS}, with a space after every colon: {{kl: 3}}")
+    if not isinstance(_not_bool(value), int | float | Mapping | Limit):
+        raise ValueError(_LIMIT_FORMS)
+    return {"above": value} if isinstance(value, int | float) else value
 
 
 def _guard(value: Any) -> Any:
@@ -404,7 +412,10 @@ class TrainSection(RecipeSection):
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:
         if self.batch_size is not None and self.batch_tokens is not None:
-            raise ValueError("give batch_size or batch_tokens, and set the other to null")
+            raise ValueError(
+                "give batch_size or batch_tokens, not both: add train.batch_tokens=null, or "
+                "train.batch_size=null"
+            )
         if self.batch_size is None and self.batch_tokens is None:
             object.__setattr__(self, "batch_size", 32)  # frozen: this is still construction
         full = self.batch_size or self.batch_tokens or 0

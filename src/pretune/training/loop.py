@@ -484,9 +484,10 @@ class Trainer:
                 step, value = self.history.steps, figures[name]
                 stopped_on = {"figure": name, "value": value, "limit": passed, "step": step}
                 self.history.stopped_on = stopped_on
-                self.reporter.say(
-                    f"{name} is {value:.4g}, {passed} (train.stop_on): stopping after update {step}"
-                )
+                end = f": stopping after update {step}"
+                if step == self.total:
+                    end = ", after the last update"
+                self.reporter.say(f"{name} is {value:.4g}, {passed} (train.stop_on){end}")
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

@@ -19,12 +19,13 @@ from pretune.checkpoints.source import find_source
 from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
-from pretune.errors import PretuneError, RunError
+from pretune.errors import PretuneError, RewardError, RunError
 from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
 from pretune.inference.rewards import named_reward, reward_function, reward_models
 from pretune.models.kernels import Choice, kept
 from pretune.models.lora import add_lora, without_adapters
 from pretune.recipe.recipe import Overrides, Recipe
+from pretune.tasks.alignment.aligned import Aligned
 from pretune.tasks.base import (
     AnyTask,
     ComparesWithReference,
@@ -279,6 +280,8 @@ class _Run:
             self.validation = read_features(
                 "validation", task, held_back, bundle, reporter, evaluation=True
             )
+            if isinstance(task, Aligned) and (few := task.few_replies(self.validation)):
+                reporter.say(few)
         # Of data and frozen weights; kept with each checkpoint.
         self.fingerprints: dict[str, Any] = {
             "data": self.train.fingerprint(),
@@ -467,8 +470,11 @@ class _Run:
         except Stopped as stopped:
             store.flush()
             raise Interrupted(self.folder.path, stopped.step, stop.signal) from None
-        except PretuneError:
+        except PretuneError as error:
             store.finish()
+            if isinstance(error, RewardError):
+                again = resume_command(self.folder.path)
+                error.hint = f"{error.hint}\n  Once it is mended, the run goes on: {again}"
             raise
         store.flush()
         return history

@@ -30,10 +30,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 class StopRequest:
     """A flag that SIGINT, SIGTERM or SIGHUP sets while the context is entered.
 
-    A second SIGINT or SIGTERM exits at once. SIGHUP, of a terminal that was closed, insists on
-    nothing: it comes from the system and from the shell, hence often twice or beside SIGTERM. Where
-    it is ignored, as under nohup, it stays so. Outside the main thread, where Python allows no
-    signal handlers, the flag is never set.
+    A second SIGINT or SIGTERM raises KeyboardInterrupt with its number. SIGHUP, of a terminal that
+    was closed, insists on nothing: it comes from the system and from the shell, hence often twice
+    or beside SIGTERM. Where it is ignored, as under nohup, it stays so. Outside the main thread,
+    where Python allows no signal handlers, the flag is never set.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -63,7 +63,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGHUP:
             if self._insisting:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(number)
             self._insisting = True
         if self._asked:
             return

@@ -20,13 +20,20 @@ from pretune.bundle.bundle import load, save
 from pretune.bundle.convert import convert
 from pretune.cli.train import _show_result
 from pretune.data.batch import PackedBatch
-from pretune.errors import CheckpointError, DataError, PretuneError, RecipeError, RunError
+from pretune.errors import (
+    CheckpointError,
+    DataError,
+    PretuneError,
+    RecipeError,
+    RewardError,
+    RunError,
+)
 from pretune.evaluation.compare import compare
 from pretune.evaluation.examine import examine
 from pretune.inference.chat import Conversation
 from pretune.inference.predict import task_of
 from pretune.publishing.publish import stage
-from pretune.recipe.recipe import Recipe
+from pretune.recipe.recipe import Recipe, parse_override
 from pretune.tasks.alignment.dpo import Dpo, DpoOptions
 from pretune.tasks.alignment.grpo import Grpo
 from pretune.tasks.alignment.reward import Reward, RewardOptions
@@ -276,6 +283,47 @@ def test_a_limit_of_a_figure_that_nobody_has(made: Callable[..., Recipe], tmp_pa
     for wrong in ({"kl": True}, {"kl": {}}, {"kl": {"abov": 1}}, {"kl": "much"}):
         with pytest.raises(RecipeError, match=r"train\.stop_on\.kl"):
             made("grpo", **{"train.stop_on": wrong})
+    with pytest.raises(RecipeError, match=r"kl: should be a number, or {above: X}, or .* 'abc'"):
+        made("grpo", **{"train.stop_on": {"kl": "abc"}})
+    _, without_space = parse_override("train.stop_on={kl:3}")
+    with pytest.raises(RecipeError, match=r"stop_on\.kl:3: .* a space after every colon: {kl: 3}"):
+        made("grpo", **{"train.stop_on": without_space})
+
+
+def test_a_limit_that_the_last_update_passes_stops_nothing(
+    made: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"train.stop_on": {"reply_tokens": {"below": 100}}, "train.max_steps": 1}
+    result = train_recipe(made("ppo", **limits, **{"data.validation": None}))
+    assert result.stopped_on is not None
+    shown = capsys.readouterr().err
+    assert "below 100 (train.stop_on), after the last update" in shown
+    assert "stopping" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "note"),
+    [
+        ("ppo", 8, "reply to 4 prompts (task.samples=8): figures of so few say little; hold back"),
+        ("dpo", 100, "reply to 3 prompts (task.samples=100): figures of so few"),
+        ("rloo", 1, "reply to 1 prompt (task.samples=1): figures of so few say little; take more"),
+        ("dpo", 0, None),
+    ],
+)
+def test_evaluations_of_few_replies_are_told(
+    name: str,
+    samples: int,
+    note: str | None,
+    made: Callable[..., Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    few = {"task.samples": samples, "train.max_steps": 1}
+    of_dpo = {**few, "task.max_length": 64, "task.max_new_tokens": 6}
+    train_recipe(recipe(name, tmp_path, **of_dpo) if name == "dpo" else made(name, **few))
+    shown = capsys.readouterr().err
+    assert shown.count("evaluations reply to") == (note is not None)
+    assert note is None or note in shown
 
 
 def test_the_models_beside_a_run_may_not_change(
@@ -426,6 +474,23 @@ def test_a_reward_that_is_no_number(
     train_recipe(made("grpo", "other", **{"task.reward": "whole_rewards:score"}), quiet=True)
     with pytest.raises(CheckpointError, match="is not run"):
         evaluate(tmp_path / "other", tmp_path / "v.jsonl", device="cpu")
+
+
+def test_a_run_goes_on_once_its_reward_is_mended(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "good = False\n\n\ndef score(replies):\n    return [1.0 if good else None] * len(replies)\n"
+    )
+    (tmp_path / "mended_rewards.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "run"
+    again = f"Once it is mended, the run goes on: pretune train --resume {folder}"
+    with pytest.raises(RewardError) as error:
+        train_recipe(made("grpo", **{"task.reward": "mended_rewards:score"}), quiet=True)
+    assert str(error.value).endswith(again)
+    monkeypatch.setattr("mended_rewards.good", True)
+    assert resume(folder, quiet=True).steps
 
 
 def test_a_rule_compares_with_a_column_of_the_data(

@@ -37,6 +37,8 @@ COMPARED = "what a reply is compared with"
 SCORES = ("reward", "judge")
 #: The column of `Aligned.reply_counts` with the judge's scores.
 JUDGED = 4
+#: Means over fewer replies say little.
+FEW = 20
 
 
 class AlignedOptions(InstructOptions):
@@ -98,6 +100,22 @@ class Aligned(Instruct, HasReference):
     @override
     def writes_in_evaluations(self) -> bool:
         return self.options.samples > 0
+
+    def few_replies(self, features: Features) -> str | None:
+        """Say how many replies an evaluation writes where they are too few to say much."""
+        wanted = self.options.samples
+        if not self.writes_in_evaluations or not isinstance(features, FeatureSet):
+            return None
+        # Samples are spread over all records, also over those that were skipped.
+        rows = len(features.rows)
+        count = sum(self.options.is_sample(int(n), rows) for n in np.unique(features.records))
+        if count >= FEW:
+            return None
+        more = "hold back more (data.validation=0.2)" if count < wanted else "take more of them"
+        return (
+            f"evaluations reply to {count} {'prompt' if count == 1 else 'prompts'} "
+            f"(task.samples={wanted}): figures of so few say little; {more}"
+        )
 
     @property
     def draws_at(self) -> float:

@@ -108,7 +108,11 @@ class PolicyOptions(AlignedOptions):
         if self.reference is None and self.beta:
             raise ValueError("beta needs a reference: start, or a folder; or set beta to 0")
         if self.max_new_tokens >= self.max_length:
-            raise ValueError("max_new_tokens leaves no room for a prompt in max_length")
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
+                f"max_length={self.max_length}: set task.max_new_tokens below it, or "
+                "task.max_length higher"
+            )
         return self
 
     @property

@@ -166,13 +166,14 @@ class LengthReward(RewardPart):
 
 
 def names_of(parts: Sequence[RewardPart]) -> list[str]:
-    """Return what logs call the parts of a sum; a number tells two of one name apart."""
-    names: list[str] = []
-    for part in parts:
-        own = part.name or part.title
-        numbered = (own if n == 1 else f"{own}_{n}" for n in range(1, len(parts) + 1))
-        names.append(next(name for name in numbered if name not in names))
-    return names
+    """Return what logs call the parts of a sum; those without a name of their own get a number."""
+    names = [part.name for part in parts]
+    for place, part in enumerate(parts):
+        if part.name is None:
+            numbers = range(2, len(parts) + 2)
+            own = [part.title, *(f"{part.title}_{n}" for n in numbers)]
+            names[place] = next(name for name in own if name not in names)
+    return [name for name in names if name is not None]
 
 
 _KINDS: dict[str, type[RewardPart]] = {
@@ -202,12 +203,16 @@ def _part(value: Any, info: ValidationInfo) -> RewardPart:
     return kind.model_validate(dict(value), context=info.context)
 
 
-def _weighing(parts: list[RewardPart]) -> list[RewardPart]:
-    """Return parts of which at least one counts."""
+def _weighing(parts: list[RewardPart], info: ValidationInfo) -> list[RewardPart]:
+    """Return parts of which at least one counts, and whose names tell them apart."""
     if not parts:
         raise ValueError(f"is empty: name a reward, {_FORMS}")
     if all(part.weight == 0 for part in parts):
         raise ValueError("nothing counts: at least one part needs another weight than 0")
+    given = [part.name for part in parts if part.name is not None]
+    twice = [name for name in given if given.count(name) > 1]
+    if twice and not is_from_checkpoint(info):  # a checkpoint may be older than this rule
+        raise ValueError(f"two parts have the name '{twice[0]}': give each its own")
     return parts
 
 
