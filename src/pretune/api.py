@@ -146,7 +146,7 @@ def evaluate(
         why = f": {features.skipped[0].why}" if features.skipped else ""
         raise DataError(f"{records.origin}: nothing to evaluate on{why}", "Name other data.")
     bundle.model.to(target)
-    features = compared(task, features, target, bundle.tokenizer)
+    features = compared(bundle, features, target)
     return evaluate_features(
         *(task, bundle.model, features),
         device=target,

@@ -127,7 +127,7 @@ def examine(
         raise DataError(
             f"{records.origin}: no record has anything to ask the model about", "Name other data."
         )
-    features = compared(task, features, target, bundle.tokenizer)
+    features = compared(bundle, features, target)
     # By feature: its answer, the sum of its losses, the number of their terms.
     model = bundle.model.to(target).eval()
     parts: dict[int, Any] = {}

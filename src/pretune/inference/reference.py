@@ -15,16 +15,16 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import CheckpointError, PretuneError
+from pretune.inference.predict import task_of
 from pretune.inference.rewards import named_reward, reward_function
 from pretune.inference.runtime import evaluation_mode, precision_context
+from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import (
     REFERENCE,
-    AnyTask,
     ComparesWithReference,
     HasReference,
     MakesExperience,
 )
-from pretune.tokenizers.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Features)
 
@@ -77,7 +77,7 @@ def with_scores(features: F, scores: Array) -> F:
     return replace(features, targets={**features.targets, REFERENCE: scores})
 
 
-def compared(task: AnyTask, features: F, device: torch.device, tokenizer: Tokenizer) -> F:
+def compared(bundle: Bundle, features: F, device: torch.device) -> F:
     """Return the features as the evaluation of a trained model needs them.
 
     For a task that has a reference, the one that the model was trained beside is loaded and scores
@@ -86,17 +86,18 @@ def compared(task: AnyTask, features: F, device: torch.device, tokenizer: Tokeni
     Raises:
         CheckpointError: the reference is not where it was in training.
     """
+    task = task_of(bundle)
     if not isinstance(task, HasReference):
         return features
-    equip(task, device, tokenizer)
+    equip(bundle, task, device)
     if not isinstance(task, ComparesWithReference) or task.reference is None:
         return features
     held = task.reference_model
-    model = held if isinstance(held, nn.Module) else load_reference(task).model.to(device)
+    model = held if isinstance(held, nn.Module) else load_reference(bundle, task).to(device)
     return with_scores(features, reference_scores(task, model, features, device=device))
 
 
-def equip(task: HasReference, device: torch.device, tokenizer: Tokenizer) -> None:
+def equip(bundle: Bundle, task: HasReference, device: torch.device) -> None:
     """Give a task what the replies of an evaluation are scored by.
 
     That is its reward, its judge, and the reference that its model was trained beside; where it has
@@ -105,6 +106,7 @@ def equip(task: HasReference, device: torch.device, tokenizer: Tokenizer) -> Non
     Raises:
         PretuneError: the reference is not where it was in training, or the reward cannot be made.
     """
+    tokenizer = bundle.tokenizer
     if isinstance(task, MakesExperience) and task.rewarding is None:
         spec = named_reward(task)
         task.rewarding = reward_function(spec, device=device, tokenizer=tokenizer)
@@ -112,7 +114,7 @@ def equip(task: HasReference, device: torch.device, tokenizer: Tokenizer) -> Non
         task.judging = reward_function(task.judge, device=device, tokenizer=tokenizer, key="judge")
     needed = task.reference is not None and task.writes_in_evaluations
     if needed and task.reference_model is None:
-        task.reference_model = frozen(load_reference(task).model, device)
+        task.reference_model = frozen(load_reference(bundle, task), device)
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
@@ -120,17 +122,62 @@ def frozen(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_reference(task: HasReference) -> Bundle:
-    """Load the reference that a model was trained beside.
+def load_reference(bundle: Bundle, task: HasReference) -> nn.Module:
+    """Load the reference that a model is compared with.
+
+    The model before training gets again what the run added to its vocabulary.
+
+    Args:
+        bundle: the model.
+        task: of the model; it stays as it is, bound to the tokenizer of the model.
 
     Raises:
-        CheckpointError: it is not known, or not there any more.
+        CheckpointError: the reference is not known, not there any more, or numbers tokens in
+            another way than the model.
     """
     source = task.reference if task.reference != "start" else task.reference_source
     hint = "Say where the reference is now: --set reference=FOLDER."
     if source is None:
         raise CheckpointError("the model does not say what it was compared with", hint)
-    try:
-        return load(source, task=task)  # type: ignore[arg-type]
-    except PretuneError as error:
-        raise CheckpointError(f"the reference {source} cannot be loaded: {error}", hint) from None
+    # Loading binds a task to the tokenizer it loads, and this one belongs to the model.
+    live = task_of(bundle)
+    own = live.with_state(live.state())
+    seed = task.reference_seed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        try:
+            reference = load(source, task=own)
+        except PretuneError as error:
+            raise CheckpointError(
+                f"the reference {source} cannot be loaded: {error}", hint
+            ) from None
+        # The run itself began with `start`, maybe with another tokenizer than lies beside it.
+        if seed is None or task.reference != "start":
+            _check_vocabulary(bundle, reference, grows=seed is not None)
+        # As in the run, new rows are drawn right after the loading.
+        rows = bundle.backbone.config.size("vocab_size")
+        if seed is not None and reference.backbone.config.size("vocab_size") < rows:
+            resize_vocabulary(reference.model, rows)
+    return reference.model
+
+
+def _check_vocabulary(bundle: Bundle, reference: Bundle, *, grows: bool) -> None:
+    """Check that a reference gives every token of a model the id that it has there.
+
+    Where it `grows`, it may lack the model's last tokens.
+    """
+    known = reference.tokenizer.engine.get_vocab(with_added_tokens=True)
+    end = reference.tokenizer.vocab_size if grows else bundle.tokenizer.vocab_size
+    ids = bundle.tokenizer.engine.get_vocab(with_added_tokens=True)
+    differing = sorted((i, token) for token, i in ids.items() if i < end and known.get(token) != i)
+    if not differing:
+        return
+    number, token = differing[0]
+    there = "lacks it" if token not in known else f"has it as {known[token]}"
+    raise CheckpointError(
+        f"the reference {reference.folder} numbers tokens in another way than the model "
+        f"{bundle.folder}: {token!r} is {number} in the model, and the reference {there} "
+        f"(tokens that differ: {len(differing):,})",
+        "Probabilities can be compared only token by token: name a reference with the tokenizer "
+        "of the model, or task.reference=start.",
+    )

@@ -630,6 +630,9 @@ class HasReference(ABC):
 
     #: Where the reference was found; part of `state`, so that a later evaluation finds it again.
     reference_source: str | None = None
+    #: The seed of a run that began with its reference: it drew the rows of new tokens, which a
+    #: later evaluation draws again. None for a reference of another origin. Part of `state`, too.
+    reference_seed: int | None = None
     #: The frozen reference, called as the model is; set where replies are compared with it.
     reference_model: Callable[..., Any] | None = None
     #: Scores replies of an evaluation, which are never trained on; set where `judge` is.

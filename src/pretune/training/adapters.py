@@ -70,7 +70,9 @@ def weights_in(path: Path, bundle: Bundle) -> dict[str, Tensor]:
     """Read the weights of a checkpoint, by parameter name."""
     task, model = bundle.task, bundle.model
     if task is None or not adapters(model):
-        return load(path, task=task).model.state_dict()
+        # The live task stays bound to the run's own tokenizer.
+        own = None if task is None else task.with_state(task.state())
+        return load(path, task=own).model.state_dict()
     # The checkpoint's own weights have the adapter merged in; its adapter is kept apart, and what
     # is frozen never changes.
     model = copy.deepcopy(model)

@@ -344,7 +344,10 @@ class _Run:
         if task.reference is None:
             return
         start = self.recipe.model.source
-        task.reference_source = start if task.reference == "start" else task.reference
+        if task.reference == "start":
+            task.reference_source, task.reference_seed = start, self.recipe.seed
+        else:
+            task.reference_source = task.reference
         # The data's scores are kept, but what the model will write is not known yet.
         if not reads_replies(task, validated=self.validation is not None):
             return
@@ -410,11 +413,13 @@ class _Run:
     def _reference_model(self, task: HasReference) -> nn.Module:
         # The model itself is the reference until it learns; a checkpoint has learned already.
         if task.reference != "start":
-            return load_reference(task).model
+            return load_reference(self.bundle, task)
         if not self.resumed:
             return self.bundle.model
         seed_everything(self.recipe.seed)
-        return starting_model(self.recipe, self.task, self.data).model
+        # Loading binds a task to the tokenizer it loads: the run's own is not given away.
+        own = self.task.with_state(self.task.state())
+        return starting_model(self.recipe, own, self.data).model
 
     def _store(self) -> RunCheckpoints:
         options = self.recipe.train

@@ -279,12 +279,18 @@ class Aligned(Instruct, HasReference):
 
     @override
     def state(self) -> dict[str, Any]:
-        return {} if self.reference_source is None else {"reference": self.reference_source}
+        if self.reference_source is None:
+            return {}
+        return {"reference": self.reference_source, "reference_seed": self.reference_seed}
 
     @override
     def with_state(self, state: Mapping[str, Any]) -> Self:
         task = super().with_state(state)
         task.reference_source = state.get("reference")
+        # Earlier versions kept no seed: rows drawn by another one differ by far less than a figure's
+        # last digit (see `sample_rows`).
+        usual = 0 if self.reference == "start" else None
+        task.reference_seed = state.get("reference_seed", usual)
         return task
 
 
