@@ -103,14 +103,14 @@ class TestTheTaskStaysBoundToItsModel:
 class TestTheVocabulary:
     def test_another_is_refused(self, tmp_path: Path) -> None:
         bundle, task = beside(saved(tmp_path / "sft"), exchanged(saved(tmp_path / "other")))
-        with pytest.raises(CheckpointError, match="'a' is .* has it as ") as error:
+        with pytest.raises(CheckpointError, match=r"'a' is .* has it as ") as error:
             load_reference(bundle, task)
         assert str(tmp_path / "sft") in str(error.value)
         assert str(tmp_path / "other") in str(error.value)
 
     def test_a_smaller_one_is_refused(self, tmp_path: Path) -> None:
         bundle, task = beside(grown(tmp_path / "sft"), saved(tmp_path / "other"))
-        with pytest.raises(CheckpointError, match="'<x>' is .* lacks it"):
+        with pytest.raises(CheckpointError, match=r"'<x>' is .* lacks it"):
             load_reference(bundle, task)
 
     def test_a_larger_one_is_fine(self, tmp_path: Path) -> None:

@@ -287,8 +287,8 @@ class Aligned(Instruct, HasReference):
     def with_state(self, state: Mapping[str, Any]) -> Self:
         task = super().with_state(state)
         task.reference_source = state.get("reference")
-        # Earlier versions kept no seed: rows drawn by another one differ by far less than a figure's
-        # last digit (see `sample_rows`).
+        # Earlier versions kept no seed; rows that another one draws are nearly the same
+        # (see `sample_rows`).
         usual = 0 if self.reference == "start" else None
         task.reference_seed = state.get("reference_seed", usual)
         return task
