@@ -23,8 +23,13 @@ from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.features import featurize
 from pretune.training import loop
 from pretune.training.data import read_data
+from pretune.training.distributed import World
 from pretune.training.logging import Reporter
-from pretune.training.loop import Trainer, check_nothing_is_written
+from pretune.training.loop import (
+    Trainer,
+    check_batches_stay_whole,
+    check_nothing_is_written,
+)
 from pretune.training.state import TrainingState, seed_everything
 from pretune.training.stop import Stopped
 
@@ -477,3 +482,12 @@ def test_a_shard_of_a_model_writes_nothing() -> None:
     with pytest.raises(RunError, match="whole of the model") as error:
         check_nothing_is_written(Dpo(DpoOptions()))
     assert "task.samples=0" in (error.value.hint or "")
+
+
+def test_a_batch_stays_whole_where_its_loss_is_no_sum() -> None:
+    alone, several = World(), World(rank=0, size=2)
+    kto, pairs = Dpo(DpoOptions(loss="kto")), Dpo(DpoOptions())
+    check_batches_stay_whole(kto, TrainSection(), alone)
+    check_batches_stay_whole(pairs, TrainSection(accumulate=2), several)
+    with pytest.raises(RunError, match="2 processes: the loss of dpo compares"):
+        check_batches_stay_whole(kto, TrainSection(), several)

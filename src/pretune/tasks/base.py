@@ -294,6 +294,11 @@ class Head(ABC):
     def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
         """Compute the loss that is minimised."""
 
+    @property
+    def loss_adds_up(self) -> bool:
+        """Whether the loss of a batch in training is the sum of the losses of its parts."""
+        return True
+
 
 class Answers(ABC, Generic[P]):
     """Turn outputs into answers for people."""

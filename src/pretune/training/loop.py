@@ -108,6 +108,23 @@ def check_nothing_is_written(task: AnyTask) -> None:
         )
 
 
+def check_batches_stay_whole(task: AnyTask, options: TrainSection, world: World) -> None:
+    """Check that no batch is split whose loss is not the sum of the losses of its parts.
+
+    Raises:
+        RunError: it would be, into micro-batches or among processes.
+    """
+    if task.loss_adds_up or (options.accumulate == 1 and world.size == 1):
+        return
+    split = "train.accumulate" if options.accumulate > 1 else f"{world.size} processes"
+    raise RunError(
+        f"{split}: the loss of {task.name} compares each reply with the mean of its whole batch, "
+        "which must not be split",
+        "Train in one process with train.accumulate=1; a smaller train.batch_size or train.lora "
+        "saves memory.",
+    )
+
+
 class Trainer:
     """Trains a model on features, by the `train:` section of a recipe.
 
@@ -137,6 +154,7 @@ class Trainer:
             raise RunError(f"there is nothing to train on{why}", "Give data.train more records.")
         if validation is not None and len(validation) == 0:
             raise RunError("there is nothing to evaluate on", "Give other data.validation.")
+        check_batches_stay_whole(task, options, world or World())
         if validation is not None and is_sharded(model):
             check_nothing_is_written(task)
         self.task, self.model, self.options, self.seed = task, model, options, seed

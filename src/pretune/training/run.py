@@ -48,7 +48,7 @@ from pretune.training.distributed import World, environment_world, joined, own_d
 from pretune.training.freeze import freeze
 from pretune.training.limits import check_limits
 from pretune.training.logging import JsonLines, Reporter, SampleFile, TensorBoard
-from pretune.training.loop import Trainer
+from pretune.training.loop import Trainer, check_batches_stay_whole
 from pretune.training.modes import determinism, set_modes
 from pretune.training.reference_scores import (
     REFERENCE_FILE,
@@ -269,6 +269,7 @@ class _Run:
         self.data, held_back = read_data(self.recipe)
         fit(task, self.data)
         check_reference(task, self.recipe)
+        check_batches_stay_whole(task, self.recipe.train, self.world)
         if isinstance(self.data, Records):
             for remark in task.remarks(self.data):
                 reporter.say(remark)

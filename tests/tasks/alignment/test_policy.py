@@ -418,6 +418,8 @@ def test_an_attempt_knows_its_kl() -> None:
             {"max_new_tokens": 512, "max_length": 500},
             "=512 leaves no room .*=500: set task.m",
         ),
+        ("grpo", {"reward": [{"length": 3, "name": "se"}, {"match": "a"}]}, "hide the figure"),
+        ("ppo", {"reward": [{"run": "runs/se/best"}, {"match": "a"}]}, "hide the figure"),
     ],
 )
 def test_options_that_make_no_sense(name: str, options: dict[str, Any], why: str) -> None:

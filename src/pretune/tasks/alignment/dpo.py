@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -45,12 +45,19 @@ from pretune.tasks.alignment.aligned import (
 from pretune.tasks.alignment.pairs import ReplyTokens, reply_tokens, useless_pair
 from pretune.tasks.alignment.preference_losses import (
     PAIR_LOSSES,
+    READ_BY,
     WITHOUT_REFERENCE,
     LossSettings,
     PairScores,
     kto,
 )
-from pretune.tasks.base import REFERENCE, ComparesWithReference, Loss, Metrics
+from pretune.tasks.base import (
+    REFERENCE,
+    ComparesWithReference,
+    Loss,
+    Metrics,
+    is_from_checkpoint,
+)
 from pretune.tasks.dialogue.dialogue import InstructOptions
 from pretune.tasks.dialogue.layouts import TemplateLayout
 from pretune.tasks.dialogue.replies import ReplyOutputs, ReplyPrediction
@@ -103,8 +110,8 @@ class DpoOptions(AlignedOptions):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Add this times the cross-entropy of the chosen reply (a token), which keeps "
-        "it likely.",
+        description="Add this times the cross-entropy of the chosen (kto: a wanted) reply, a "
+        "token, which keeps it likely.",
     )
     samples: int = Field(
         100,
@@ -123,11 +130,26 @@ class DpoOptions(AlignedOptions):
     )
 
     @model_validator(mode="after")
+    def _is_read(self, info: ValidationInfo) -> Self:
+        """Refuse options that would do nothing; checkpoints that have some still open."""
+        if is_from_checkpoint(info):
+            return self
+        if self.z_loss:
+            raise ValueError("z_loss belongs to the cross-entropy, and no loss of dpo reads it")
+        for name, losses in READ_BY.items():
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and self.loss not in losses:
+                raise ValueError(
+                    f"the loss {self.loss} does not read {name}, only {', '.join(losses)}"
+                )
+        if self.label_smoothing >= 0.5:
+            raise ValueError("label_smoothing must be below 0.5: more would turn the pairs round")
+        return self
+
+    @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.reference is None and self.loss not in WITHOUT_REFERENCE:
             raise ValueError(f"the loss {self.loss} needs a reference: start, or a folder")
-        if self.loss == "robust" and self.label_smoothing >= 0.5:
-            raise ValueError("label_smoothing of the loss robust must be below 0.5")
         if self.judge is not None and not self.samples:
             raise ValueError("judge scores the replies of evaluations: samples must be above 0")
         return self
@@ -287,20 +309,48 @@ class Dpo(Aligned, ComparesWithReference):
     @override
     def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
         """Compute the loss that the option names, counted in pairs; for kto in replies."""
-        each = self._losses(outputs, batch)
-        return Loss(each.sum(), len(each))
+        pairs = self._pairs(outputs, batch)
+        each = self._losses(pairs, batch)
+        return Loss(each.sum(), len(each), self._loss_parts(pairs, batch))
 
-    def _losses(self, outputs: SequenceScores, batch: PackedBatch) -> Tensor:
+    @property
+    @override
+    def loss_adds_up(self) -> bool:
+        return not self.unpaired
+
+    def _losses(self, pairs: PairScores, batch: PackedBatch) -> Tensor:
         """Compute `[B]` losses, in the order of the batch."""
-        pairs, how = self._pairs(outputs, batch), self.options.settings
+        how, weight = self.options.settings, self.options.sft_weight
         if self.unpaired:
-            # The replies of other records say how far the model has come from the reference.
-            baseline = pairs.rejected_ratio.detach().mean().clamp(min=0)
-            return kto(pairs.chosen_ratio, batch.targets[WANTED], baseline, how)
-        each = PAIR_LOSSES[self.options.loss](pairs, how)
-        if self.options.sft_weight:
-            each = each + self.options.sft_weight * PAIR_LOSSES["sft"](pairs, how)
+            each = kto(pairs.chosen_ratio, batch.targets[WANTED], _baseline(pairs), how)
+        else:
+            each = PAIR_LOSSES[self.options.loss](pairs, how)
+        if weight:
+            likely = PAIR_LOSSES["sft"](pairs, how)
+            each = each + weight * (likely * batch.targets[WANTED] if self.unpaired else likely)
         return each
+
+    def _loss_parts(self, pairs: PairScores, batch: PackedBatch) -> dict[str, Tensor]:
+        """Return the sums over the batch of figures that need no more than the loss.
+
+        For kto those that are means over all replies; the others are of some of them alone.
+        """
+        chosen, rejected = (
+            self.options.beta * ratio.detach()
+            for ratio in (pairs.chosen_ratio, pairs.rejected_ratio)
+        )
+        if self.unpaired:
+            right = (chosen > 0) == batch.targets[WANTED]
+            return {"reward_accuracy": right.sum(), "baseline": len(right) * _baseline(pairs)}
+        each = {
+            "reward_accuracy": chosen > rejected,
+            "reward_margin": chosen - rejected,
+            "chosen_reward": chosen,
+            "rejected_reward": rejected,
+            "chosen_log_prob": pairs.chosen.detach(),
+            "rejected_log_prob": pairs.rejected.detach(),
+        }
+        return {name: values.sum() for name, values in each.items()}
 
     def _pairs(self, outputs: SequenceScores, batch: PackedBatch) -> PairScores:
         (chosen, rejected), (own, other) = (
@@ -375,7 +425,7 @@ class Dpo(Aligned, ComparesWithReference):
 
     @override
     def each_loss(self, outputs: Any, batch: PackedBatch) -> EachLoss:
-        each = self._losses(outputs, batch).detach()
+        each = self._losses(self._pairs(outputs, batch), batch).detach()
         return EachLoss(each, torch.ones_like(each, dtype=torch.int64))
 
     @override
@@ -459,6 +509,16 @@ class MeasuredReply(ReplyPrediction):
 
     measured: tuple[float, ...] = (0.0,) * 4
     judged: JudgedReply | None = None
+
+
+def _baseline(pairs: PairScores) -> Tensor:
+    """Estimate by the replies of other records how far the model is from the reference (`kto`).
+
+    That takes a whole batch. Where nothing is learned it is 0, so that the loss of a reply is its
+    own, whatever is evaluated beside it.
+    """
+    mean = pairs.rejected_ratio.detach().mean().clamp(min=0)
+    return mean if pairs.chosen.requires_grad else torch.zeros_like(mean)
 
 
 def _histories(batch: PackedBatch) -> dict[int, list[int]]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -38,7 +38,14 @@ from pretune.tasks.alignment.aligned import (
 )
 from pretune.tasks.alignment.policy_losses import k3, kl_estimates, per_reply
 from pretune.tasks.alignment.reward_spec import RewardPart, RewardSpec, names_of
-from pretune.tasks.base import REFERENCE, Loss, MakesExperience, Metrics, RolloutPlan
+from pretune.tasks.base import (
+    REFERENCE,
+    Loss,
+    MakesExperience,
+    Metrics,
+    RolloutPlan,
+    is_from_checkpoint,
+)
 from pretune.tasks.dialogue.dialogue import InstructOptions
 from pretune.tasks.dialogue.replies import ASKED, ReplyOutputs, ReplyPrediction
 from pretune.tasks.grading import EachLoss, Grade
@@ -95,7 +102,7 @@ class PolicyOptions(AlignedOptions):
     )
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
+    def _makes_sense(self, info: ValidationInfo) -> Self:
         if (self.top_k, self.top_p, self.repetition_penalty) != (0, 1.0, 1.0):
             raise ValueError(
                 "top_k, top_p and repetition_penalty must stay off: what they keep from being "
@@ -107,6 +114,12 @@ class PolicyOptions(AlignedOptions):
             )
         if self.reference is None and self.beta:
             raise ValueError("beta needs a reference: start, or a folder; or set beta to 0")
+        # A checkpoint of before this was refused still opens.
+        if "reward_se" in self.part_names and not is_from_checkpoint(info):
+            raise ValueError(
+                "reward: a part called 'se' would hide the figure reward_se, the standard error; "
+                "give it another name, as {run: se, name: quality}"
+            )
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
@@ -114,6 +127,12 @@ class PolicyOptions(AlignedOptions):
                 "task.max_length higher"
             )
         return self
+
+    @property
+    def part_names(self) -> list[str]:
+        """What logs call the parts of the reward; nothing where there is only one."""
+        parts = self.reward or ()
+        return [f"reward_{name}" for name in names_of(parts)] if len(parts) > 1 else []
 
     @property
     @override
@@ -135,7 +154,7 @@ class Attempt:
         old: `[n]` float32 log-probabilities under the model that wrote it.
         reference: `[n]` the same under the reference; a copy of `old` where there is none.
         values: `[n]` the value of the state before each token; zeros without a value head.
-        parts: the summands of the reward, where there are several; in the order of `part_names`.
+        parts: the summands of the reward, where there are several, as `PolicyOptions.part_names`.
     """
 
     prompt: tuple[int, ...]
@@ -253,7 +272,7 @@ class Policy(Aligned, MakesExperience):
         loss = self.objective(outputs, targets)
         rollout = batch.targets[ROLLOUT].view(batch.num_sequences, -1)[0]
         # A checkpoint from before there were parts may hold a rollout without theirs.
-        names = (*self.figure_names, *self.part_names)
+        names = (*self.figure_names, *self.options.part_names)
         figures = dict(zip(names, loss.count * rollout, strict=False))
         return Loss(loss.sum, loss.count, {**loss.parts, **figures})
 
@@ -282,12 +301,6 @@ class Policy(Aligned, MakesExperience):
     @override
     def reward(self) -> Any:
         return self.options.reward
-
-    @property
-    def part_names(self) -> list[str]:
-        """What logs call the parts of the reward; nothing where there is only one."""
-        parts = self.options.reward or ()
-        return [f"reward_{name}" for name in names_of(parts)] if len(parts) > 1 else []
 
     @property
     @override
@@ -347,7 +360,7 @@ class Policy(Aligned, MakesExperience):
         parts = self.rewarding.parts([self.asked(row)[-1] for row in rows], replies, rows)
         penalty = self.options.end_penalty * ~np.array(ended, dtype=bool)
         rewards = np.array(self.rewarding.total(parts, replies)) - penalty
-        several = [*parts.values()][: len(self.part_names)]
+        several = [*parts.values()][: len(self.options.part_names)]
         return np.column_stack([rewards, *several])
 
     @override
@@ -375,7 +388,7 @@ class Policy(Aligned, MakesExperience):
         parts = np.array([attempt.parts for attempt in attempts]).mean(0)
         figures = {
             **self.rollout_figures(attempts, given),
-            **dict(zip(self.part_names, parts.tolist(), strict=True)),
+            **dict(zip(self.options.part_names, parts.tolist(), strict=True)),
         }
         row = np.array([list(figures.values())], dtype=np.float32)
         targets[ROLLOUT] = np.repeat(row, len(attempts), axis=0)
@@ -409,7 +422,7 @@ class Policy(Aligned, MakesExperience):
     def rehearsal(self, prompts: FeatureSet) -> PackedBatch:
         ids = tuple(_tokens(prompts, 0))
         zeros = np.zeros(1, dtype=np.float32)
-        parts = (0.0,) * len(self.part_names)
+        parts = (0.0,) * len(self.options.part_names)
         attempt = Attempt(ids, ids[:1], 0, 0.0, True, zeros, zeros, zeros, parts)
         beta = self.beta
         batch = self.experience([attempt] * self.options.group).batch(np.array([0]))
@@ -459,7 +472,7 @@ class Policy(Aligned, MakesExperience):
     def reply_counts(
         self, rows: Sequence[Mapping[str, Any]], replies: Sequence[JudgedReply]
     ) -> Array:
-        rewards = np.zeros((0, 1 + len(self.part_names)))
+        rewards = np.zeros((0, 1 + len(self.options.part_names)))
         if replies:
             texts, ends = [reply.reply for reply in replies], [reply.ended for reply in replies]
             rewards = self.rewards(rows, texts, ends)
@@ -467,7 +480,7 @@ class Policy(Aligned, MakesExperience):
 
     @override
     def reply_figures(self, sums: Array) -> dict[str, Array]:
-        names = ("reward", *self.part_names)
+        names = ("reward", *self.options.part_names)
         rest = sums[..., len(names) :]
         count, figures = np.maximum(rest[..., 0], 1), super().reply_figures(rest)
         rewards = {name: sums[..., i] / count for i, name in enumerate(names)}

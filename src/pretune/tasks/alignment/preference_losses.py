@@ -200,3 +200,10 @@ PAIR_LOSSES: dict[str, Callable[[PairScores, LossSettings], Tensor]] = {
 }
 #: Those that need no reference.
 WITHOUT_REFERENCE = ("sft", "orpo", "simpo", "cpo")
+#: Numbers that not every formula has, and the losses that read them.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "label_smoothing": ("sigmoid", "sigmoid_norm", "robust", "simpo", "cpo"),
+    "gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
