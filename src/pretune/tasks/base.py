@@ -274,6 +274,8 @@ class Preprocessor(ABC):
 class Head(ABC):
     """Build a model from a backbone, run it, and compute what is minimised."""
 
+    loss_adds_up: bool = True  # in training: a batch's loss is the sum of its parts' losses
+
     @property
     @abstractmethod
     def head(self) -> str:
@@ -293,11 +295,6 @@ class Head(ABC):
     @abstractmethod
     def loss(self, outputs: Any, batch: PackedBatch) -> Loss:
         """Compute the loss that is minimised."""
-
-    @property
-    def loss_adds_up(self) -> bool:
-        """Whether the loss of a batch in training is the sum of the losses of its parts."""
-        return True
 
 
 class Answers(ABC, Generic[P]):

@@ -195,6 +195,10 @@ class Dpo(Aligned, ComparesWithReference):
     metric_options: ClassVar[tuple[str, ...]] = ("judge", "max_new_tokens")
     options: DpoOptions
 
+    def __init__(self, options: DpoOptions) -> None:
+        super().__init__(options)
+        self.loss_adds_up = not self.unpaired
+
     # Preprocessor
 
     @property
@@ -312,11 +316,6 @@ class Dpo(Aligned, ComparesWithReference):
         pairs = self._pairs(outputs, batch)
         each = self._losses(pairs, batch)
         return Loss(each.sum(), len(each), self._loss_parts(pairs, batch))
-
-    @property
-    @override
-    def loss_adds_up(self) -> bool:
-        return not self.unpaired
 
     def _losses(self, pairs: PairScores, batch: PackedBatch) -> Tensor:
         """Compute `[B]` losses, in the order of the batch."""
