@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pretune.cli.app import app
+from pretune.recipe import yaml12
 from pretune.recipe.recipe import Recipe, builtin_recipes
 
 
@@ -334,3 +335,12 @@ def test_a_notebook_needs_five_lines(place: Path, tiny_folder: Path, monkeypatch
     model = package.load(run.folder)
     assert package.evaluate(model, "films.tsv").metrics["accuracy"] == 1.0
     assert package.predict(model, ["a good film"])[0].to_dict()["label"] == "good"
+
+
+@pytest.mark.parametrize("task", ["ppo", "reward", "classify"])
+def test_init_writes_the_recipe_of_that_name(task: str) -> None:
+    done = CliRunner().invoke(app, ["init", task])
+    assert ("drop what you keep" in done.stdout) == (task not in builtin_recipes())
+    written = Recipe.of(yaml12.parse(done.stdout, "x"))
+    plain = {"task": task, "data": {"train": "train.tsv"}, "output": f"runs/{task}"}
+    assert written == (Recipe.load(task) if task in builtin_recipes() else Recipe.of(plain))

@@ -22,9 +22,12 @@ def init(
 ) -> None:
     """Write a recipe to start from, with every key, its meaning and its default."""
     from pretune.checkpoints.atomic_io import atomic_text
+    from pretune.recipe import yaml12
     from pretune.recipe.commented import commented_recipe
+    from pretune.recipe.recipe import builtin_recipes
 
-    text = commented_recipe(task)
+    # The recipe of that name, where there is one: its model and its data fit the task.
+    text = commented_recipe(task, yaml12.parse(builtin_recipes().get(task, "{}"), task))
     if output is None:
         print_live(text)
         return

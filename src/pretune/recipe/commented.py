@@ -18,14 +18,17 @@ WIDTH = 96
 
 
 def commented_recipe(task: str, values: Mapping[str, Any] | None = None) -> str:
-    """A recipe for a task in YAML: each key with its meaning and its default."""
+    """A recipe for a task in YAML: each key with its meaning, and its value or else its default."""
     options = task_class(task).options_type
     given: dict[str, Any] = {"data": {"train": "train.tsv"}, "output": f"runs/{task}"}
     for name, value in (values or {}).items():
         given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
     given["task"] = {"name": task, **given.get("task", {})}
+    about = f"# A recipe for `{task}`. Every key is here with its default; drop what you keep."
+    if values:  # what is dropped would go back to the default, not to these
+        about = f"# A recipe for `{task}`: `pretune recipes {task}`, other keys at their defaults."
     lines = [
-        f"# A recipe for `{task}`. Every key is here with its default; drop what you keep.",
+        about,
         "# Run it:       pretune train THIS_FILE",
         "# Change a bit: pretune train THIS_FILE train.epochs=2 data.train=other.tsv",
         "",
