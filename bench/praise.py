@@ -297,7 +297,7 @@ def log_odds(folder: Path, judged: Sequence[str]) -> list[float]:
     """The log-odds that texts are praise, by a classifier."""
     import math
 
-    answers = pretune.predict(folder, judged)
+    answers: Any = pretune.predict(folder, judged)
     chances = [answer.scores["positive"] for answer in answers]
     return [math.log(max(p, 1e-7) / max(1 - p, 1e-7)) for p in chances]
 
