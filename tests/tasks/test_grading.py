@@ -23,7 +23,7 @@ from tests.tasks.questions import CONTEXT, question, records
 NOT_SUMS = {
     *("spearman", "bits_per_character", "bits_per_byte", "mask_loss", "nsp_loss", "nsp_accuracy"),
     *("HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"),
-    "calibration_error",
+    *("calibration_error", "distinct_2"),
     *("best_exact", "best_f1", "best_exact_thresh", "best_f1_thresh"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,7 +77,9 @@ def evaluate_features(
     shares = strategy.batches(features.lengths, batch_tokens, world.size)
     mine, rounds = shares[world.rank], len(shares[0])
     # Tensors that a sharded model gathers for the first time stay with it, and training needs them.
-    with evaluation_mode(model), torch.inference_mode(not is_sharded(model)):
+    # Not `inference_mode(False)` for a shard, which turns gradients on again.
+    inference = nullcontext() if is_sharded(model) else torch.inference_mode()
+    with evaluation_mode(model), inference:
         for turn in range(rounds):
             # A sharded model runs only in all processes at once: one that has no batch left takes
             # part with a stand-in, which counts for nothing.
