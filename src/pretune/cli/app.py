@@ -90,7 +90,7 @@ _SUMMARIES = {
         "report": (
             "Write one page about a trained model: its training, its mistakes, every example."
         ),
-        "inspect": "Show a model's modules and costs, a text's tokens, an attention map, or kernels.",
+        "inspect": "Show a model's parts and costs, a text's tokens, an attention map, or kernels.",
         "runs": "List the runs below a folder: what was trained, how far, and how good it is.",
     },
     "Share": {

@@ -59,7 +59,7 @@ def inspect(
     allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a model's modules and costs, a text's tokens, an attention map, or kernels.
+    """Show a model's parts and costs, a text's tokens, an attention map, or kernels.
 
     Modules with their shapes, parameters, FLOPs, memory for inference and training, and the
     vocabulary come from config.json, which must fit the names and shapes of the weights; only
