@@ -73,7 +73,7 @@ def sha(content: bytes | str) -> str:
 
 def tidy(text: str) -> str:
     """Without what differs from one run of a command to the next."""
-    text = text.replace(str(Path.cwd()), "WORK")
+    text = text.replace(str(Path.cwd()), "WORK").replace(sys.prefix, "VENV")
     before = text
     for pattern, instead in TIMES:
         text = pattern.sub(instead, text)
