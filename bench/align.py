@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import Clock, in_turns, prepared
+from clock import QUIET, Clock, in_turns, prepared
 from machine import parse, record, table
 
 OURS = "pretune"
@@ -246,11 +246,7 @@ def run_trl(place: Path, shape: Shape, steps: int, *, precomputed: bool) -> Call
         precompute_ref_log_probs=precomputed,
         gradient_checkpointing=False,
         bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        **QUIET,
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)

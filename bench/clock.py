@@ -12,6 +12,14 @@ from typing import Any
 
 #: Updates before the clock starts: first touches of memory, kernels compiled for new shapes.
 WARM_UP = 4
+#: Settings of every trainer of the peers: it trains on the CPU, and neither saves nor reports.
+QUIET: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+}
 
 
 class Clock:
@@ -74,11 +82,7 @@ def arguments(batch_size: int, steps: int, **more: Any) -> Any:
         per_device_train_batch_size=batch_size,
         max_steps=WARM_UP + steps,
         max_grad_norm=1.0,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        **QUIET,
         **more,
     )
 

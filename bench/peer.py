@@ -15,10 +15,14 @@ import csv
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from clock import QUIET
 
 PADDINGS = ("max", "dynamic", "length")
 
@@ -106,12 +110,8 @@ def build_trainer(
         max_grad_norm=1.0,
         seed=seed,
         train_sampling_strategy="group_by_length" if padding == "length" else "random",
-        use_cpu=True,
         bf16=bf16,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        **QUIET,
     )
     return Trainer(
         model=model,
