@@ -33,6 +33,7 @@ ORDER = (
     "evaluation",
     "experiments",
     "inspection",
+    "export",
     "render",
     "publishing",
     "api",
