@@ -284,7 +284,7 @@ def embed(
     prompt_name: str | None = None,
     device: str = "auto",
     precision: str = "float32",
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     max_length: int | None = None,
 ) -> NDArray[np.float32]:
     """Turn texts into vectors.
@@ -301,7 +301,8 @@ def embed(
         prompt_name: the name of such a prompt in the model's folder, e.g. `query`.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `float32`, `bf16`, `int8` or `auto`.
-        batch_tokens: tokens at a time; changes memory and speed only.
+        batch_tokens: tokens at a time; changes memory and speed only. Default: what suits the
+            device.
         max_length: tokens to read of a text; the rest is cut. Default: all the model can read.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ import torch
 import pretune
 from pretune.bundle.bundle import load
 from pretune.errors import RunError
-from pretune.inference.runtime import check_precision, inference_context, precision_context
+from pretune.inference import embed
+from pretune.inference.runtime import (
+    check_precision,
+    inference_context,
+    precision_context,
+    usual_batch_tokens,
+)
 from pretune.models import kernels, packed
 from tests.inference.test_embed import TEXTS
 
@@ -52,3 +59,29 @@ def test_vectors_in_8_bits(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not np.array_equal(exact, rounded)
     # Cosines of vectors of length 1.
     assert ((exact * rounded).sum(1) > 0.995).all()
+
+
+def test_a_cpu_answers_few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for threads, tokens in ((1, 1024), (2, 2048), (64, 8192)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert usual_batch_tokens(cpu) == tokens
+        assert usual_batch_tokens(torch.device("cuda")) == 8192
+
+
+def test_who_asks_for_a_number_of_tokens_gets_it(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = embed.batches_by_length
+
+    def noted(lengths: Any, tokens: int) -> Any:
+        asked.append(tokens)
+        return real(lengths, tokens)
+
+    monkeypatch.setattr(embed, "batches_by_length", noted)
+    for given in (None, 7):
+        pretune.embed(tiny_folder, TEXTS, device="cpu", batch_tokens=given)
+    assert asked == [usual_batch_tokens(torch.device("cpu")), 7]
+    with pytest.raises(ValueError, match="must be positive"):
+        pretune.embed(tiny_folder, TEXTS, device="cpu", batch_tokens=0)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretune.data.batch import Layout
+from pretune.models import attention as module
 from pretune.models.attention import (
     GROUP_SLACK,
     _make_plan,
@@ -268,9 +269,24 @@ def test_an_empty_batch_and_empty_sequences():
 def test_sequences_of_like_length_share_a_group():
     layout = Layout.of([100, 7, 101, 7, 102, 7])
     plan = _make_plan(layout, layout, torch.device("cpu"))
-    assert [(group.size, group.key_length) for group in plan.groups] == [(3, 7), (3, 102)]
+    assert [(group.size, group.key_length) for group in plan.groups] == [(3, 102), (3, 7)]
     apart = Layout.of([1, 1 + GROUP_SLACK + 1])
     assert len(_make_plan(apart, apart, torch.device("cpu")).groups) == 2
+
+
+def test_batches_that_come_longest_first_stay_in_their_order():
+    for order, restores in (([30, 30, 9, 8, 8], False), ([8, 30, 9], True)):
+        layout = Layout.of(order)
+        assert (_make_plan(layout, layout, torch.device("cpu")).restore is not None) == restores
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("longest", "keys"), [(13, 16), (8, 16), (7, 7), (31, 32), (17, 17)])
+def test_keys_fill_the_vectors_of_the_processor(longest, keys, causal, monkeypatch):
+    monkeypatch.setattr(module, "_lanes", lambda device: 16)
+    layout = Layout.of([longest, longest - 1, longest])
+    assert [g.key_length for g in _make_plan(layout, layout, torch.device("cpu")).groups] == [keys]
+    agree(*tensors(0, layout.total, (2, 4)), layout, layout, causal=causal)
 
 
 def test_one_plan_serves_all_layers():

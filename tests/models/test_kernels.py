@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pretune.models import kernels
 from pretune.models.kernels import Choice, ShapeClass, Timing
 from pretune.models.ops import ROW_TILE, linear, padded_rows
-from pretune.models.products import ONEDNN, PLAIN
+from pretune.models.packed import packing
+from pretune.models.products import MKL_PACKED, ONEDNN, ONEDNN_PACKED, PLAIN
 
 LAYER = ShapeClass("forward", 128, 384, 1536)
 
@@ -185,6 +186,20 @@ def test_what_a_run_keeps_to_is_closed(measuring, monkeypatch):
         assert padded_rows(300, 384, torch.device("cpu")) == 300
     with kernels.kept(Choice("measured", {ShapeClass("forward", 128, 384, 384): ONEDNN})):
         assert padded_rows(300, 384, torch.device("cpu")) == 5 * ROW_TILE
+
+
+def test_prepared_weights_have_kernels_of_their_own():
+    cpu, rows = torch.device("cpu"), 300
+    for kernel, padded in ((ONEDNN_PACKED, 5 * ROW_TILE), (MKL_PACKED, rows), (PLAIN, rows)):
+        packed = {ShapeClass("packed", 128, 384, 384): kernel}
+        with kernels.kept(Choice("measured", packed)), torch.inference_mode():
+            assert padded_rows(rows, 384, cpu) == rows
+            with packing("float32"):
+                assert padded_rows(rows, 384, cpu) == padded
+            # Those of 8 bits are compiled for a number of rows, too; small ones are left alone.
+            with packing("int8"):
+                assert padded_rows(rows, 384, cpu) == 5 * ROW_TILE
+                assert padded_rows(rows, 64, cpu) == rows
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,20 @@ def test_rows_are_rounded_to_the_nearest():
     )
 
 
+def test_rows_by_the_definition():
+    x = random(40, 33) * torch.logspace(-12, 12, 40)[:, None]
+    x[3] = x[3].abs()
+    x[4] = -x[4].abs()
+    integers, scale = int8_rows(x)
+    for row, got, unit in zip(x.double(), integers, scale[:, 0].double(), strict=True):
+        step = max(map(abs, row.tolist())) / 127
+        assert unit.item() == pytest.approx(step, rel=1e-6)
+        exact = row / step
+        off = (got.double() - exact).abs()
+        assert off.max() <= 0.5 + 1e-4
+        assert got.abs().max() == 127
+
+
 def test_errors_are_those_of_rounding(kernel):
     """|xy - x'y'| <= |x| sw / 2 + |y| sx / 2 + sx sw / 4 for each of the products summed up."""
     x, weight, bias = random(30, IN), random(OUT, IN, seed=1), random(OUT, seed=2)
@@ -93,10 +107,13 @@ def test_where_sums_overflow_weights_have_seven_bits(kernel, monkeypatch):
 
 def test_what_is_not_finite_stays_in_its_row(kernel):
     x = random(3, IN)
-    x[1, 5] = float("nan")
-    got = int8_product(kernel, x, int8_weight(kernel, random(OUT, IN, seed=1)), None)
-    assert got[[0, 2]].isfinite().all()
-    assert got[1].isnan().all()
+    weight = int8_weight(kernel, random(OUT, IN, seed=1))
+    for value in (float("nan"), float("inf"), float("-inf")):
+        x[1, 5] = value
+        for bias in (None, random(OUT, seed=2)):
+            got = int8_product(kernel, x, weight, bias)
+            assert got[[0, 2]].isfinite().all()
+            assert got[1].isnan().all()
 
 
 # Layouts

@@ -71,7 +71,13 @@ def embed(
     column: Annotated[
         str | None, Option(help="The column with the texts. Default: guessed.")
     ] = None,
-    batch_tokens: options.BatchTokens = 8192,
+    batch_tokens: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Tokens at a time; changes memory and speed only. Default: what suits the device.",
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         Option(

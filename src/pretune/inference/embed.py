@@ -23,8 +23,14 @@ from pretune.data.prefetch import prefetched
 from pretune.data.readers.files import read, table_kind
 from pretune.data.records import Records
 from pretune.errors import CheckpointError, DataError, RunError, did_you_mean, with_article
+from pretune.inference.memory import keep_freed_memory
 from pretune.inference.predict import file_lines
-from pretune.inference.runtime import check_precision, choose_device, inference_context
+from pretune.inference.runtime import (
+    check_precision,
+    choose_device,
+    inference_context,
+    usual_batch_tokens,
+)
 from pretune.models.backbone import Backbone
 from pretune.models.config import brief
 from pretune.text.byte_stream import is_file
@@ -100,7 +106,8 @@ class Embedder:
         # `bf16` or `auto` (bf16 on CUDA) is faster and rounds to 3 digits; `int8` multiplies
         # in 8 bits.
         precision: str = "float32",
-        batch_tokens: int = 8192,  # at a time; changes memory and speed only
+        # At a time; changes memory and speed only. Default: what suits the device.
+        batch_tokens: int | None = None,
         # Special tokens included; default: as the folder says, else all positions.
         max_length: int | None = None,
     ) -> None:
@@ -130,7 +137,9 @@ class Embedder:
         self._device = choose_device(device)
         check_precision(precision, self._device)
         self._precision = precision
-        self._batch_tokens = batch_tokens
+        usual = usual_batch_tokens(self._device)
+        self._batch_tokens = usual if batch_tokens is None else batch_tokens
+        keep_freed_memory()
         self._model = backbone.to(self._device).eval()
 
     def embed(

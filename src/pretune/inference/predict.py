@@ -17,7 +17,13 @@ from pretune.data.readers.conll import WORDS
 from pretune.data.readers.files import kind_of_lines, table_kind
 from pretune.data.records import MAX_CHARS, ColumnNames, Records
 from pretune.errors import DataError, RunError
-from pretune.inference.runtime import check_precision, choose_device, inference_context
+from pretune.inference.memory import keep_freed_memory
+from pretune.inference.runtime import (
+    check_precision,
+    choose_device,
+    inference_context,
+    usual_batch_tokens,
+)
 from pretune.inference.strategies import strategy_for
 from pretune.tasks.base import (
     AdaptsRecords,
@@ -60,14 +66,17 @@ class Predictor:
         *,
         device: str = "auto",  # `auto`, `cpu`, `cuda`, ...
         precision: str = "auto",  # `auto`, `float32`, `bf16` or `int8`
-        batch_tokens: int = 8192,  # tokens at a time; changes memory and speed only
+        # Tokens at a time; changes memory and speed only. Default: what suits the device.
+        batch_tokens: int | None = None,
     ) -> None:
         self.task = task_of(bundle)
         self.bundle = bundle
         self.device = choose_device(device)
         check_precision(precision, self.device)
         self._precision = precision
-        self._batch_tokens = batch_tokens
+        usual = usual_batch_tokens(self.device)
+        self._batch_tokens = usual if batch_tokens is None else batch_tokens
+        keep_freed_memory()
         self._model = bundle.model.to(self.device).eval()
         #: How many records were cut, and how many were blank, so far.
         self.cut = self.blank = 0

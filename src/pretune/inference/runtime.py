@@ -67,6 +67,18 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+#: The most tokens of a batch that a model answers: of any, and for each thread of a CPU, where what
+#: a layer makes of them should stay in the processor's cache.
+BATCH_TOKENS, THREAD_TOKENS = 8192, 1024
+
+
+def usual_batch_tokens(device: torch.device) -> int:
+    """How many tokens a model answers at a time where nobody asks for another number."""
+    if device.type != "cpu":
+        return BATCH_TOKENS
+    return min(BATCH_TOKENS, THREAD_TOKENS * torch.get_num_threads())
+
+
 def inference_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Context for the forward passes of a model whose weights stay as they are."""
     if device.type == "cpu" and precision in ("auto", "float32"):

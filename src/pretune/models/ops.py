@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretune.models import kernels
-from pretune.models.products import ONEDNN, PLAIN, product
+from pretune.models.packed import kernel_now
+from pretune.models.products import COMPILED, ONEDNN, PLAIN, product
 
 #: On the oneDNN path, a model pads its rows to a multiple of this: oneDNN compiles a kernel for
 #: every shape (about 10 ms for a layer), and packed batches rarely have the same T twice.
@@ -66,9 +67,8 @@ def padded_rows(rows: int, width: int, device: torch.device) -> int:
     """
     if device.type != "cpu" or rows < 4 * ROW_TILE:
         return rows
-    if kernels.choose("forward", rows, width, width) != ONEDNN and not _rounds():
-        return rows
-    return -(-rows // ROW_TILE) * ROW_TILE
+    compiled = _rounds() or kernel_now(rows, width, width) in COMPILED
+    return -(-rows // ROW_TILE) * ROW_TILE if compiled else rows
 
 
 def pad_rows(x: Tensor) -> Tensor:

@@ -48,6 +48,15 @@ def active() -> How | None:
     return None if torch.is_grad_enabled() else _how.get()
 
 
+def kernel_now(rows: int, inner: int, outer: int) -> str:
+    """The kernel of a layer's product `[rows, inner] @ [inner, outer]`, prepared or not."""
+    how = active()
+    # Small matrices, such as a classifier's, stay as they are.
+    if how is None or inner * outer < kernels.SMALLEST:
+        return kernels.choose("forward", rows, inner, outer)
+    return kernels.choose(_KINDS[how], rows, inner, outer)
+
+
 class Int8Weight(NamedTuple):
     """A weight in 8 bits.
 
@@ -123,15 +132,19 @@ def int8_weight(kernel: str, weight: Tensor) -> Int8Weight:
 def int8_product(kernel: str, x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
     """`x @ W.T + bias` with both sides in 8 bits, `[T, out]` float32."""
     integers, scale = int8_rows(x)
-    product = scaled_int8_product(kernel, integers, weight.integers, weight.scale).mul_(scale)
-    return product if bias is None else product.add_(bias)
+    product = scaled_int8_product(kernel, integers, weight.integers, weight.scale)
+    if bias is None:
+        return product.mul_(scale)
+    return torch.addcmul(bias, product, scale, out=product)
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row of `[T, in]` to 8 bits with a scale of its own, `[T, 1]`."""
+    # As few passes over the row as there can be, and one of them writes: its two ends tell max|x|.
+    largest = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
     # A number that is not finite makes its row's scale so, and with it the row of the product.
-    scale = x.abs().amax(1, keepdim=True).clamp_(min=1e-30).div_(TOP)
-    return (x / scale).round_().to(torch.int8), scale
+    largest.clamp_(min=1e-30)
+    return torch.mul(x, TOP / largest).round_().to(torch.int8), largest.div_(TOP)
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,8 @@ MKL_PACKED, ONEDNN_PACKED = "mkl-packed", "onednn-packed"
 #: Products of 8-bit integers: oneDNN's, with a packed weight, and PyTorch's `_int_mm`.
 QLINEAR, INT_MM = "qlinear", "int_mm"
 INT8 = (QLINEAR, INT_MM)
+#: Those of oneDNN, which compiles a kernel for every number of rows.
+COMPILED = (ONEDNN, ONEDNN_PACKED, *INT8)
 
 
 def has_onednn() -> bool:

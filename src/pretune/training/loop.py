@@ -28,6 +28,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.batch_order import Cursor
 from pretune.data.prefetch import prefetched
 from pretune.errors import PretuneError, RunError, did_you_mean
+from pretune.inference.memory import reusing_memory
 from pretune.inference.runtime import evaluation_mode, precision_context
 from pretune.inference.strategies import Strategy, strategy_for
 from pretune.recipe.schema import TrainSection
@@ -38,7 +39,6 @@ from pretune.training.ema import MovingAverage
 from pretune.training.freeze import ReadOnce, reads_once, train_mode
 from pretune.training.guard import Guard, Trouble, first_bad_module
 from pretune.training.logging import Reporter, Step
-from pretune.training.memory import reusing_memory
 from pretune.training.on_policy import OnPolicy
 from pretune.training.optimizer import Optimizer
 from pretune.training.sample_sheet import sheet_of

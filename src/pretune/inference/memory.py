@@ -1,12 +1,13 @@
-"""Keeping freed memory at hand while training on a CPU, but not too much.
+"""Keeping freed memory at hand on a CPU, but not too much.
 
-A training step asks for the same large blocks again and again. glibc serves blocks over 128 KiB
-with fresh pages from the kernel and returns them when freed, so each step pays for faulting in and
-clearing hundreds of megabytes that it had a moment ago.
+A training step, or a batch that a model answers, asks for the same large blocks again and again.
+glibc serves blocks over 128 KiB with fresh pages from the kernel and returns them when freed, so
+each step pays for faulting in and clearing hundreds of megabytes that it had a moment ago.
 
-Blocks that are kept become fragmented, though: batches differ in shape, small allocations stay
-between large ones that are freed, and the heap grows to several times what is in use. So free
-memory is returned to the system whenever the process holds much more than it needs.
+For answers a process keeps some tens of megabytes. While it trains it keeps all, and blocks become
+fragmented: batches differ in shape, small allocations stay between large ones that are freed, and
+the heap grows to several times what is in use. So free memory is returned to the system whenever
+the process holds much more than it needs.
 """
 
 from __future__ import annotations
@@ -21,13 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # From glibc's malloc.h; the defaults from mallopt(3).
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _STATM = Path("/proc/self/statm")
 
 #: The least time between two trims, as a multiple of how long a trim takes. Faulting the pages in
 #: again takes about as long, so both cost about two hundredths of the time.
 _APART = 100
+
+
+#: The bytes of free memory that a process keeps for its next answers, and of a block from there.
+_KEPT, _LARGEST = 64 << 20, 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep free memory, though not much, from now on; for a model that answers."""
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 @contextmanager

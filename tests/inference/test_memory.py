@@ -1,8 +1,9 @@
-"""Freed memory is kept while training, but not more of it than half of what is needed."""
+"""Freed memory is kept: some for answers; for training all but half of what is needed."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.training.memory import Tidy, own_memory, reusing_memory
+from pretune.inference.memory import Tidy, keep_freed_memory, own_memory, reusing_memory
 
 glibc = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"),
@@ -98,3 +99,22 @@ def test_free_memory_goes_back_to_the_system() -> None:
 def test_elsewhere_nothing_happens() -> None:
     with reusing_memory(enabled=False) as tidy:
         tidy()
+
+
+@glibc
+def test_an_answers_memory_serves_the_next_one() -> None:
+    def faults(size: int) -> int:
+        """Pages that the system gives, and clears, for ten blocks one after the other."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(size * MIB, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    pages = 16 * MIB // resource.getpagesize()
+    faults(16)
+    assert faults(16) < pages
+    # What is larger goes back to the system.
+    held = own_memory()
+    torch.ones(200 * MIB, dtype=torch.uint8)
+    assert own_memory() < held + 100 * MIB
