@@ -71,7 +71,8 @@ def useful_flops(data: Path) -> float:
     rules; the last layer only where it is read, as we compute it. GELU, LayerNorm, dropout, softmax
     and AdamW count for nothing.
     """
-    from pretune.experiments.costs import backbone_of, count_flops
+    from pretune.experiments.costs import count_flops
+    from pretune.models.backbone import backbone_of
 
     _, bundle, features = prepared(recipe_of(data, 1))
     model = bundle.model

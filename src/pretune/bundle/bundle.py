@@ -28,11 +28,12 @@ from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.checkpoints.weights import WeightSource, named_dtype
 from pretune.errors import CheckpointError, did_you_mean
-from pretune.models.backbone import Backbone
+from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.config import ModelConfig
 from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
 from pretune.models.lora import adapters
+from pretune.models.pruned import remove_heads
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
 from pretune.tokenizers.added_tokens import add_tokens
@@ -133,6 +134,7 @@ def load(
     # The weights: random ones in the size asked for, or those of the checkpoint.
     if origin.folder is None or origin.weights is None:
         model = _build(family, sizes, wanted).to(weights_dtype or torch.float32)
+        remove_heads(backbone_of(model), sizes.removed_heads)
         report = LoadReport(f"random weights of the size {source}", 0, random=True)
     else:
         build = partial(_build, family, sizes, wanted)
@@ -320,6 +322,7 @@ def outline(source: str | Path) -> Outline:
     if origin.folder is not None and has_safetensors(origin.folder):
         head = "backbone" if task is None else task.head
         fit_weights(model, open_weights(origin.folder), origin.folder, origin.family, head)
+    remove_heads(backbone_of(model), sizes.removed_heads)
     return Outline(str(origin.name), origin.folder, origin.family, model, task)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretune.checkpoints.config import config_file
+from pretune.checkpoints.config import config_file, in_file
 from pretune.checkpoints.names import (
     PublishedNames,
     expand,
@@ -30,6 +30,7 @@ from pretune.checkpoints.weights import (
 from pretune.errors import CheckpointError, note
 from pretune.models.backbone import Backbone
 from pretune.models.family import Family
+from pretune.models.pruned import remove_heads
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,10 @@ def load_into(
     hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if hollow:  # a bug: a parameter that no rule names
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
+    try:
+        remove_heads(backbone, backbone.config.removed_heads, zeros=True)
+    except CheckpointError as error:
+        raise in_file(error, config_file(folder)) from None
     # Report what the file has and the model does not.
     unknown = tuple(sorted(weights.stored(name) for name in _unknown(fit, family, backbone.stacks)))
     if unknown:

@@ -17,6 +17,7 @@ from pretune.checkpoints.weights import common_dtype, type_name
 from pretune.models.families import FAMILIES
 from pretune.models.family import Family
 from pretune.models.lora import merged_state
+from pretune.models.pruned import whole_heads
 
 
 def save_model(
@@ -44,7 +45,7 @@ def save_model(
     # Our names and orientation to the published ones.
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors = {}
-    for ours, value in merged_state(model).items():
+    for ours, value in whole_heads(backbone, merged_state(model)).items():  # type: ignore[arg-type]
         names = table[ours]
         for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
             lying = part.t() if names.transposed else part

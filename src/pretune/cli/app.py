@@ -93,6 +93,9 @@ _SUMMARIES = {
         "inspect": "Show a model's parts and costs, a text's tokens, an attention map, or kernels.",
         "runs": "List the runs below a folder: what was trained, how far, and how good it is.",
     },
+    "Make smaller": {
+        "prune": "Make a smaller model: fewer layers, attention heads or neurons.",
+    },
     "Share": {
         "convert": "Convert a checkpoint to config.json, model.safetensors and tokenizer.json.",
         "push": (

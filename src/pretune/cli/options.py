@@ -116,6 +116,16 @@ def check_utf8(called: str, texts: Sequence[str]) -> None:
             )
 
 
+def written_folder(output: Path | None, *, dry_run: bool) -> Path | None:
+    """The folder that a command writes, by `--output` and `--dry-run`, of which it needs one."""
+    if (output is None) != dry_run:
+        raise PretuneError(
+            "--dry-run writes nothing" if dry_run else "where to write it is not known",
+            "Leave out --output or --dry-run." if dry_run else "Name a folder: --output FOLDER.",
+        )
+    return output
+
+
 def records_to_examine(
     context: typer.Context, run: str, bundle: Bundle, data: str | None
 ) -> Records:

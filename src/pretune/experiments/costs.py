@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from typing_extensions import override
 
 from pretune.data.batch import Layout, PackedBatch, Selection
-from pretune.models.backbone import Backbone
+from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.families import FAMILIES, build_head
 from pretune.models.heads.language import LanguageModelHead, MaskedLM
 from pretune.models.heads.pooled import PooledHead
@@ -100,7 +100,11 @@ def count_flops(model: nn.Module, length: int) -> Flops:
         # target also attends to the source, in each layer.
         layers = (layers + backbone.stacks[1]) / 4
         each_token //= 2
-    attention = round(4 * length * config.size("hidden_size") * layers)
+    width = config.size("hidden_size") * layers
+    # Heads that were removed have no queries.
+    lost = sum(map(len, config.removed_heads.values()))
+    width -= lost and lost * config.size("hidden_size") // config.size("num_attention_heads")
+    attention = round(4 * length * width)
     per_token = 2 * each_token + attention
     whole = length * per_token + 2 * each_sequence
     return Flops(length, each_token, attention, per_token, whole)
@@ -116,13 +120,6 @@ def _once_a_sequence(model: nn.Module, name: str) -> bool:
 def _tied(model: nn.Module) -> bool:
     """Tell whether the table of embeddings is the output layer too."""
     return isinstance(model, LanguageModelHead) and model.ties_output
-
-
-def backbone_of(model: nn.Module) -> Backbone:
-    """Return a model without its head."""
-    backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
-    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
-    return backbone
 
 
 @dataclass(frozen=True)

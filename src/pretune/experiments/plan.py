@@ -30,7 +30,6 @@ from pretune.experiments.costs import (
     MOMENTS,
     TRAINING_SLACK,
     Memory,
-    backbone_of,
     count_flops,
     estimate_memory,
 )
@@ -38,6 +37,7 @@ from pretune.inference.reference import with_scores
 from pretune.inference.rewards import reward_function
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
+from pretune.models.backbone import backbone_of
 from pretune.recipe.recipe import Recipe
 from pretune.tasks.base import (
     AnyTask,

@@ -14,8 +14,9 @@ from pretune.bundle.bundle import Bundle, Outline
 from pretune.checkpoints.sentence_transformers import EmbeddingSettings, embedding_settings
 from pretune.data.batch import PackedBatch
 from pretune.errors import CheckpointError, DataError, RunError
-from pretune.experiments.costs import Flops, Memory, backbone_of, count_flops, estimate_memory
+from pretune.experiments.costs import Flops, Memory, count_flops, estimate_memory
 from pretune.models import kernels
+from pretune.models.backbone import backbone_of
 from pretune.models.products import ONEDNN, PLAIN
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer

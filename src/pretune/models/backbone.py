@@ -174,3 +174,10 @@ class Backbone(nn.Module):
     def pool(self, x: Tensor, batch: PackedBatch, select: Selection | None) -> Tensor | None:
         """Give one vector for each sequence, `[B, hidden]`; None for families without a pooler."""
         return None
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """Return a model without its head."""
+    backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    return backbone

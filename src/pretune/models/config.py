@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from pretune.errors import CheckpointError
@@ -19,6 +19,10 @@ MAX_SIZES = {
     "max_position_embeddings": 1_000_000,
     "type_vocab_size": 256,
 }
+
+#: The entry of `config.json` for attention heads that were removed; see `models/pruned.py`. It is
+#: not called `pruned_heads`: transformers 4 knows that name, and expects smaller matrices then.
+REMOVED_HEADS = "pretune_removed_heads"
 
 
 def brief(value: object) -> str:
@@ -51,6 +55,13 @@ class ModelConfig:
 
     #: Standard deviation of fresh weights.
     initializer_range: float = 0.02
+    #: The heads that were removed from layers: `{"0": [2, 7]}`, both counted from 0.
+    pretune_removed_heads: Mapping[str, Sequence[int]] | None = None
+
+    @property
+    def removed_heads(self) -> dict[int, Sequence[int]]:
+        """The numbers of the attention heads that were removed, by layer."""
+        return {int(layer): heads for layer, heads in (self.pretune_removed_heads or {}).items()}
 
     @property
     def hidden_dropout(self) -> float:
@@ -67,6 +78,11 @@ class ModelConfig:
         value = getattr(self, self.names.get(name, name))
         assert isinstance(value, int)  # noqa: S101 - for mypy
         return value
+
+    def resized(self, **entries: Any) -> Self:
+        """A copy with other entries, which are given by our names."""
+        own = {self.names.get(name, name): value for name, value in entries.items()}
+        return replace(self, **own)
 
     @classmethod
     def layer_entries(cls) -> tuple[str, ...]:
@@ -98,6 +114,26 @@ class ModelConfig:
                 f"config: the activation {self.activation_name} '{activation}' is unknown here",
                 # None is suggested: a similar name may be another function.
                 f"Known: {', '.join(ACTIVATIONS)}.",
+            )
+        self._check_removed_heads()
+
+    def _check_removed_heads(self) -> None:
+        """Check that removed heads are of this model, and that each layer has one left."""
+        given = self.pretune_removed_heads
+        if given is None:
+            return
+        layers = [str(number) for number in range(self.size("num_hidden_layers"))]
+        heads = range(self.size("num_attention_heads"))
+        if not isinstance(given, Mapping) or not all(
+            layer in layers
+            and isinstance(lost, list | tuple)
+            and all(type(head) is int and head in heads for head in lost)
+            and len({*lost}) == len(lost) < len(heads)
+            for layer, lost in given.items()
+        ):
+            raise CheckpointError(
+                f"config: {REMOVED_HEADS} must name layers of {len(layers)} and for each some of "
+                f"its {len(heads)} heads, not {brief(repr(given))}"
             )
 
     def check_sizes(self, dropouts: Sequence[str]) -> None:
@@ -151,4 +187,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The entries for `config.json`, with `model_type`."""
-        return {"model_type": self.model_type, **asdict(self)}
+        entries = {"model_type": self.model_type, **asdict(self)}
+        if not self.pretune_removed_heads:
+            del entries[REMOVED_HEADS]
+        return entries

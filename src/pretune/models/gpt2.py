@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -78,6 +78,12 @@ class Gpt2Config(ModelConfig):
     @override
     def size(self, name: str) -> int:
         return self.inner if name == "intermediate_size" else super().size(name)
+
+    @override
+    def resized(self, **entries: Any) -> Self:
+        if "intermediate_size" in entries:  # no name of `names`: it may be missing there
+            entries["n_inner"] = entries.pop("intermediate_size")
+        return super().resized(**entries)
 
 
 class Gpt2Embeddings(Embeddings):

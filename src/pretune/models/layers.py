@@ -162,6 +162,7 @@ class SelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.width = hidden_size  # of all heads; less where heads were removed
         self.dropout = dropout
         self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.output = Linear(hidden_size, hidden_size)
@@ -186,9 +187,9 @@ class SelfAttention(nn.Module):
         if select is None:
             q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         else:
-            size = x.shape[1]
-            (q,) = heads_of(self.qkv.part(x[select.rows], slice(size)), 1, self.num_heads)
-            k, v = heads_of(self.qkv.part(x, slice(size, None)), 2, self.num_heads)
+            width = self.width
+            (q,) = heads_of(self.qkv.part(x[select.rows], slice(width)), 1, self.num_heads)
+            k, v = heads_of(self.qkv.part(x, slice(width, None)), 2, self.num_heads)
         # Attend to the cache in later passes, else to the batch itself.
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)

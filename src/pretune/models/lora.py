@@ -123,10 +123,16 @@ def add_lora(
         new_tokens: tokens whose embeddings are trained as well.
 
     Raises:
-        RunError: the layers have no such target, or the rank is too high for a matrix.
+        RunError: the layers have no such target or lost heads, or the rank is too high.
     """
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    if backbone.config.removed_heads:
+        raise RunError(
+            "train.lora: attention heads were removed from this model: a published one of its size "
+            "has wider matrices, and could not use the adapter",
+            "Train it as a whole: leave out train.lora.",
+        )
     backbone.requires_grad_(False)
     # Replace each target in every layer by a LoraLinear around the same matrix.
     for layer in backbone.layers:

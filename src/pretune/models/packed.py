@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretune.models import kernels
 from pretune.models.products import INT8, pack, packed_product, saturates, scaled_int8_product
@@ -150,3 +150,8 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=8)
 def _saturates(kernel: str) -> bool:
     return saturates(kernel)
+
+
+def is_int8(model: nn.Module) -> bool:
+    """Whether a model has weights that are stored and multiplied in 8 bits."""
+    return any(getattr(part, "int8", None) for part in model.modules())

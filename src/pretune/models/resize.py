@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pretune.models.backbone import Backbone
+from pretune.models.backbone import backbone_of
 from pretune.models.heads.language import LanguageModelHead
 
 
@@ -17,8 +17,7 @@ def resize_vocabulary(model: nn.Module, size: int) -> None:
     Raises:
         ValueError: the model has more rows than that.
     """
-    backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
-    assert isinstance(backbone, Backbone)  # noqa: S101 - for the type checker
+    backbone = backbone_of(model)
     old = len(backbone.embeddings.tokens.weight)
     if size < old:
         raise ValueError(f"{old} token embeddings cannot become {size}")

@@ -1,0 +1,195 @@
+"""Smaller models: layers, attention heads, hidden neurons and tokens that are removed, in place.
+
+What is removed is gone from memory and from the products. `config.json` has an entry for the number
+of layers, of neurons (the same in all layers) and of tokens, so that any reader opens such a file.
+It has none for the width of a layer's attention, which is the hidden size everywhere. A file
+therefore has the matrices at their full size, with zeros for the heads that were removed: any
+reader computes the same. An entry of ours names the heads, which are removed again when pretune
+loads the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pretune.errors import CheckpointError, with_article
+from pretune.models.backbone import Backbone, backbone_of
+from pretune.models.config import REMOVED_HEADS
+from pretune.models.heads.language import LanguageModelHead
+from pretune.models.layers import Linear, TransformerLayer
+
+
+def transformer_layers(backbone: Backbone) -> list[TransformerLayer]:
+    """The layers of a Transformer with one stack.
+
+    Raises:
+        CheckpointError: the model is no Transformer, or has an encoder and a decoder.
+    """
+    layers = [layer for layer in backbone.layers if isinstance(layer, TransformerLayer)]
+    if len(layers) != len(backbone.layers) or len(backbone.stacks) != 1 or not layers:
+        raise CheckpointError(
+            f"{with_article(backbone.config.model_type)} model cannot be pruned",
+            "Transformers of one stack of layers can: bert, distilbert, electra and gpt2.",
+        )
+    return layers
+
+
+def keep_layers(backbone: Backbone, kept: Sequence[int]) -> None:
+    """Remove all layers but these, which are counted from 0."""
+    layers = transformer_layers(backbone)
+    backbone.layers = nn.ModuleList(layers[i] for i in kept)
+    removed = backbone.config.removed_heads
+    heads = {str(new): removed[old] for new, old in enumerate(kept) if old in removed}
+    backbone.config = backbone.config.resized(
+        num_hidden_layers=len(kept), **{REMOVED_HEADS: heads or None}
+    )
+
+
+@torch.no_grad()
+def keep_neurons(backbone: Backbone, kept: Sequence[Tensor]) -> None:
+    """Remove neurons between the two maps of each feed-forward block.
+
+    Args:
+        backbone: a Transformer.
+        kept: for each layer the numbers of the neurons that stay, as many in each layer.
+    """
+    for layer, neurons in zip(transformer_layers(backbone), kept, strict=True):
+        block = layer.feed_forward
+        _keep_outputs(block.up, neurons)
+        _keep_inputs(block.down, neurons)
+    backbone.config = backbone.config.resized(intermediate_size=len(kept[0]))
+
+
+@torch.no_grad()
+def remove_heads(
+    backbone: Backbone, removed: Mapping[int, Sequence[int]], *, zeros: bool = False
+) -> None:
+    """Remove attention heads.
+
+    Args:
+        backbone: a Transformer, whose `config` does not change: see `prune_heads`.
+        removed: layer -> numbers of heads among those that the layer has, both from 0.
+        zeros: check that the weights of these heads are zeros, as a file has them.
+
+    Raises:
+        CheckpointError: `zeros`, and a weight is not 0.
+    """
+    layers = transformer_layers(backbone) if removed else []
+    for number, heads in removed.items():
+        attention = layers[number].attention
+        size = attention.width // attention.num_heads
+        left = [head for head in range(attention.num_heads) if head not in {*heads}]
+        kept, gone = _places(left, size), _places(sorted(heads), size)
+        if zeros:
+            parts = [attention.output.weight[:, gone]]
+            for own in (attention.qkv.weight, attention.qkv.bias):
+                parts += [part[gone] for part in own.chunk(3)]
+            if any(part.any() for part in parts):
+                raise CheckpointError(
+                    f"config: {REMOVED_HEADS} says that layer {number} lost the heads "
+                    f"{', '.join(map(str, heads))}, but their weights are not 0"
+                )
+        rows = torch.cat([kept + i * attention.width for i in range(3)])
+        _keep_outputs(attention.qkv, rows)
+        _keep_inputs(attention.output, kept)
+        attention.num_heads, attention.width = len(left), len(kept)
+
+
+def prune_heads(backbone: Backbone, removed: Mapping[int, Sequence[int]]) -> None:
+    """Remove attention heads from a model, and note them in its configuration.
+
+    The arguments are as for `remove_heads`. In the configuration heads have the numbers that they
+    had before any was removed.
+    """
+    before = backbone.config.removed_heads
+    remove_heads(backbone, removed)
+    after = dict(before)
+    for layer, heads in removed.items():
+        lost = set(before.get(layer, ()))
+        left = [h for h in range(backbone.config.size("num_attention_heads")) if h not in lost]
+        after[layer] = sorted(lost | {left[head] for head in heads})
+    entry = {str(layer): list(heads) for layer, heads in sorted(after.items()) if heads}
+    backbone.config = backbone.config.resized(**{REMOVED_HEADS: entry or None})
+
+
+def whole_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model with zeros for the heads that were removed, for a file.
+
+    Args:
+        backbone: of the model.
+        state: the model's weights, by our names.
+    """
+    whole = dict(state)
+    for layer, heads in backbone.config.removed_heads.items():
+        hidden = backbone.config.size("hidden_size")
+        size = hidden // backbone.config.size("num_attention_heads")
+        left = [head for head in range(hidden // size) if head not in {*heads}]
+        kept = _places(left, size)
+        rows = torch.cat([kept + i * hidden for i in range(3)])
+        for name, value in state.items():
+            _, middle, part = name.rpartition(f"layers.{layer}.attention.")
+            if middle and part in ("qkv.weight", "qkv.bias"):
+                whole[name] = value.new_zeros(3 * hidden, *value.shape[1:])
+                whole[name][rows] = value
+            elif middle and part == "output.weight":
+                whole[name] = value.new_zeros(hidden, hidden)
+                whole[name][:, kept] = value
+    return whole
+
+
+@torch.no_grad()
+def keep_tokens(model: nn.Module, kept: Sequence[int]) -> None:
+    """Remove all tokens but these from the table of embeddings and from the output layer.
+
+    Args:
+        model: a backbone, or a model that holds one as `backbone`.
+        kept: the numbers of the tokens that stay, in their order; among them every token that the
+            configuration names (`pad_token_id`, ...).
+    """
+    backbone = backbone_of(model)
+    table, places = backbone.embeddings.tokens, torch.tensor(kept)
+    table.weight = _part(table.weight, table.weight[places])
+    table.num_embeddings = len(kept)
+    if table.padding_idx is not None:
+        table.padding_idx = list(kept).index(table.padding_idx)
+    bias = model.output_bias() if isinstance(model, LanguageModelHead) else None
+    if bias is not None:
+        model.bias = _part(bias, bias[places])
+    new = {old: number for number, old in enumerate(kept)}
+    named = token_entries(backbone)
+    backbone.config = backbone.config.resized(
+        vocab_size=len(kept), **{name: new[old] for name, old in named.items()}
+    )
+
+
+def token_entries(backbone: Backbone) -> dict[str, int]:
+    """The entries of the configuration that name a token of the vocabulary, such as padding."""
+    entries = vars(backbone.config).items()
+    rows = len(backbone.embeddings.tokens.weight)
+    return {k: v for k, v in entries if k.endswith("_token_id") and v is not None and 0 <= v < rows}
+
+
+def _places(units: Sequence[int], size: int) -> Tensor:
+    """The numbers of all places that some units of `size` places take."""
+    return (torch.tensor(units, dtype=torch.long)[:, None] * size + torch.arange(size)).flatten()
+
+
+def _keep_outputs(linear: Linear, kept: Tensor) -> None:
+    linear.weight = _part(linear.weight, linear.weight[kept])
+    if linear.bias is not None:
+        linear.bias = _part(linear.bias, linear.bias[kept])
+    linear.out_features = len(kept)
+
+
+def _keep_inputs(linear: Linear, kept: Tensor) -> None:
+    linear.weight = _part(linear.weight, linear.weight[:, kept])
+    linear.in_features = len(kept)
+
+
+def _part(whole: Tensor, part: Tensor) -> nn.Parameter:
+    """Make a part of a parameter a parameter, in memory of its own."""
+    own = part.clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(own, requires_grad=whole.requires_grad)
