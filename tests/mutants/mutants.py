@@ -416,4 +416,11 @@ MUTANTS = (
         'fail(f"error: {text}", 1)',
         ("cli/test_app.py",),
     ),
+    Mutant(
+        "importance-of-all-examples-at-once",
+        "export/importance.py",
+        "sums.add_(each.abs().sum(0).cpu())",
+        "sums.add_(each.sum(0).abs().cpu())",
+        ("export/test_importance.py",),
+    ),
 )

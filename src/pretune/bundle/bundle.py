@@ -16,6 +16,7 @@ from pretune.bundle.loadable import (
     check_segments,
     check_sizes,
     head_names,
+    note_gate,
     refuse_damaged,
     refuse_headless,
 )
@@ -33,6 +34,7 @@ from pretune.models.config import ModelConfig
 from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
 from pretune.models.lora import adapters
+from pretune.models.packed import is_int8
 from pretune.models.pruned import remove_heads
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
@@ -149,6 +151,8 @@ def load(
     if wanted is not None and isinstance(wanted, UsesTokenizer):
         wanted.bind(tokenizer)
     check_segments(origin.name, sizes, tokenizer, wanted)
+    if origin.folder is not None and is_int8(model):
+        note_gate(origin.folder, origin.entries)
     # Without dropout: a training turns it on by itself.
     return Bundle(model.eval(), tokenizer, family, wanted, columns, report, origin.folder)
 
@@ -342,14 +346,17 @@ def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) ->
     return added
 
 
-def save(bundle: Bundle, folder: Path) -> None:
-    """Write model, tokenizer and task into an existing folder; transformers can open it."""
+def save(bundle: Bundle, folder: Path, int8: Mapping[str, Any] | None = None) -> None:
+    """Write model, tokenizer and task into an existing folder; transformers can open it.
+
+    With `int8`, which is as for `save_model`, only pretune can.
+    """
     task = bundle.task
     head = "backbone" if task is None else task.head
     entries = {} if task is None else task.config_entries()
     if head == "sequence_classification" and bundle.backbone.causal:
         entries |= _padding_entries(bundle, task.last_tokens() if task else frozenset())
-    save_model(bundle.model, folder, bundle.family, head, entries)
+    save_model(bundle.model, folder, bundle.family, head, entries, int8)
     # The weights above have the adapter merged in; beside them, the adapter alone.
     if adapters(bundle.model):
         base = "" if bundle.report is None else bundle.report.source

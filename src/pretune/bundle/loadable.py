@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pretune.checkpoints.int8_weights import QUANTIZATION
 from pretune.checkpoints.manifest import MANIFEST, find_damage
 from pretune.checkpoints.names import expand, head_parameters
-from pretune.errors import CheckpointError, with_article
-from pretune.models.config import ModelConfig
+from pretune.errors import CheckpointError, note, with_article
+from pretune.models.config import ModelConfig, brief
 from pretune.models.family import Family
+from pretune.models.packed import instruction_set
 from pretune.tasks.base import AnyTask
 from pretune.tokenizers.tokenizer import Tokenizer, segments_of
 
@@ -31,6 +35,19 @@ def refuse_damaged(folder: Path) -> None:
             "Use another checkpoint of the run (RUN/last, RUN/best), or copy this one again. If "
             f"you changed it on purpose, remove its {MANIFEST}.",
         )
+
+
+def note_gate(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Tell of a model in 8 bits whose quality was not measured here, or was not good enough."""
+    record = entries.get(QUANTIZATION)
+    known = record.get("instructions") if isinstance(record, dict) else None
+    if isinstance(known, str) and known != instruction_set():
+        note(
+            f"{folder}: its 8 bits were measured on {brief(known)}; here it is "
+            f"{instruction_set()}, where answers may differ: pretune evaluate measures them"
+        )
+    if isinstance(record, dict) and record.get("forced"):
+        note(f"{folder}: its 8 bits cost more than their limit allows; it was written with --force")
 
 
 def head_names(family: Family, task: AnyTask) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.checkpoints.config import config_file, in_file
+from pretune.checkpoints.int8_weights import Int8Safetensors
 from pretune.checkpoints.names import (
     PublishedNames,
     expand,
@@ -30,6 +31,7 @@ from pretune.checkpoints.weights import (
 from pretune.errors import CheckpointError, note
 from pretune.models.backbone import Backbone
 from pretune.models.family import Family
+from pretune.models.layers import Embedding, Linear
 from pretune.models.pruned import remove_heads
 
 
@@ -179,6 +181,8 @@ def load_into(
     hollow = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if hollow:  # a bug: a parameter that no rule names
         raise RuntimeError(f"left without values: {_some(tuple(hollow))}")
+    if isinstance(weights, Int8Safetensors):
+        _mark_int8(model, weights, fit.plan)
     try:
         remove_heads(backbone, backbone.config.removed_heads, zeros=True)
     except CheckpointError as error:
@@ -328,6 +332,14 @@ def _refuse_missing(
         else f"The file has '{weights.stored(inside)}': save the inner model by itself, or rename "
         "its tensors.",
     )
+
+
+def _mark_int8(model: nn.Module, weights: Int8Safetensors, plan: dict[str, PublishedNames]) -> None:
+    """Tell the layers whose weights are stored in 8 bits that they are multiplied so."""
+    for ours, names in plan.items():
+        part = model.get_submodule(ours.rpartition(".")[0])
+        if isinstance(part, Linear | Embedding) and all(map(weights.is_int8, names.parts)):
+            part.int8 = True
 
 
 def _initialise_missing(model: nn.Module, backbone: Backbone, missing: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from pretune.checkpoints.config import read_object
+from pretune.checkpoints.int8_weights import INT8_FILE, Int8Safetensors
 from pretune.checkpoints.unsupported import no_model
 from pretune.checkpoints.weights import Safetensors, WeightSource
 from pretune.errors import CheckpointError
@@ -16,8 +17,8 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
     """Open the weights of a folder. The code for other formats is imported only when needed.
 
     Args:
-        folder: with `model.safetensors` or an index of its shards; Google's `bert_model.ckpt.*`;
-            or `pytorch_model.bin`.
+        folder: with `model.safetensors` or an index of its shards; `model.int8.safetensors`;
+            Google's `bert_model.ckpt.*`; or `pytorch_model.bin`.
         allow_pickle: also read `pytorch_model.bin`, by torch's restricted unpickler.
         mapped: as for `Safetensors`.
 
@@ -25,6 +26,13 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
         CheckpointError: there are none, they are damaged, or they are a pickle that is not allowed.
     """
     # safetensors first: the safest and the quickest to open.
+    if (folder / INT8_FILE).is_file():
+        if (folder / "model.safetensors").is_file():
+            raise CheckpointError(
+                f"{folder}: has model.safetensors and {INT8_FILE}, which are two models",
+                "Remove one of them.",
+            )
+        return Int8Safetensors(folder / INT8_FILE)
     if (folder / "model.safetensors").is_file():
         return Safetensors([folder / "model.safetensors"], mapped=mapped)
     if (folder / "model.safetensors.index.json").is_file():
@@ -53,7 +61,7 @@ def open_weights(folder: Path, *, allow_pickle: bool = False, mapped: bool = Fal
 
 def has_safetensors(folder: Path) -> bool:
     """Whether a folder has weights whose names can be read without trusting anybody."""
-    names = ("model.safetensors", "model.safetensors.index.json")
+    names = ("model.safetensors", "model.safetensors.index.json", INT8_FILE)
     return any((folder / name).is_file() for name in names)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pretune.checkpoints.config import PACKAGE
+from pretune.checkpoints.int8_weights import INT8_FILE, METHOD, QUANTIZATION, stored_tensors
 from pretune.checkpoints.names import name_table
 from pretune.checkpoints.weights import common_dtype, type_name
 from pretune.models.families import FAMILIES
@@ -26,11 +27,18 @@ def save_model(
     family: Family,
     head: str,
     extra: Mapping[str, Any] | None = None,
+    int8: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `config.json` and `model.safetensors` in the model's type, with adapters merged.
 
-    The model is a backbone, or holds one as `backbone`; the folder exists; `extra` has more entries
-    of `config.json`, e.g. `id2label`.
+    Args:
+        model: a backbone, or a model that holds one as `backbone`.
+        folder: which exists.
+        family: gives the names.
+        head: which of the family's heads the model has.
+        extra: more entries of `config.json`, e.g. `id2label`.
+        int8: write `model.int8.safetensors` instead, with the layers that are `int8` in 8 bits;
+            what is known of the rounding, for `config.json`.
     """
     backbone = model if head == "backbone" else model.get_submodule("backbone")
     config = {
@@ -39,6 +47,8 @@ def save_model(
         "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
         **(extra or {}),
     }
+    if int8 is not None:
+        config[QUANTIZATION] = {"quant_method": METHOD, **int8}
     package = FAMILIES.package_of(family.model_type)
     if package is not None:
         config[PACKAGE] = package
@@ -48,14 +58,21 @@ def save_model(
     for ours, value in whole_heads(backbone, merged_state(model)).items():  # type: ignore[arg-type]
         names = table[ours]
         for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):
-            lying = part.t() if names.transposed else part
-            tensors[name] = lying.detach().cpu().contiguous()
+            lying = (part.t() if names.transposed else part).detach().cpu()
+            if int8 is not None and getattr(_owner(model, ours), "int8", False) and part.dim() == 2:
+                tensors |= stored_tensors(name, lying, outputs=int(names.transposed))
+            else:
+                tensors[name] = lying.contiguous()
     # To a temporary file first: the model may be mapped from the very file that is replaced.
     aside = folder / ".model.safetensors.tmp"
     try:
         save_file(tensors, aside, metadata={"format": "pt"})
-        os.replace(aside, folder / "model.safetensors")
+        os.replace(aside, folder / ("model.safetensors" if int8 is None else INT8_FILE))
     finally:
         aside.unlink(missing_ok=True)
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])

@@ -94,7 +94,8 @@ _SUMMARIES = {
         "runs": "List the runs below a folder: what was trained, how far, and how good it is.",
     },
     "Make smaller": {
-        "prune": "Make a smaller model: fewer layers, attention heads or neurons.",
+        "prune": "Make a smaller model: fewer layers, attention heads, neurons or tokens.",
+        "quantize": "Round a model to 8 bits, as far as its answers stay the same.",
     },
     "Share": {
         "convert": "Convert a checkpoint to config.json, model.safetensors and tokenizer.json.",

@@ -16,6 +16,7 @@ from pretune.cli.app import command, print_result, progress_bar
     "prune",
     "pretune prune runs/tickets --layers top:2 --data dev.tsv -o smaller",
     "pretune prune runs/tickets --heads 0.3 --ffn 0.5 --data dev.tsv --dry-run",
+    "pretune prune runs/tickets --vocab train.tsv --vocab dev.tsv --data dev.tsv -o smaller",
     "pretune train train.tsv model.from=smaller   (afterwards, to recover)",
 )
 def prune(
@@ -36,6 +37,14 @@ def prune(
     ffn: Annotated[
         float, Option(help="Share of each feed-forward block's neurons to remove, e.g. 0.5.")
     ] = 0.0,
+    vocab: Annotated[
+        list[str] | None,
+        Option(
+            metavar="DATA",
+            help="Keep the tokens that this data uses, with or without labels; may be repeated. "
+            "The tokenizer is cut with the model.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         Option(
@@ -56,18 +65,20 @@ def prune(
     allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a smaller model: fewer layers, attention heads or neurons.
+    """Make a smaller model: fewer layers, attention heads, neurons or tokens.
 
     What is removed is gone, not masked. Train the smaller model afterwards to recover.
     """
     from pretune.bundle.bundle import load, save
     from pretune.export.output_folder import check_output_folder, output_folder
     from pretune.export.pruning import PruningPlan, prune
+    from pretune.export.vocabulary import used_text
     from pretune.render.smaller_views import pruning_view
 
     # Mistakes in the command line are reported before the model is loaded.
-    plan = PruningPlan(layers, heads, ffn)
-    options.only_with_data(context, data, "--data")
+    plan = PruningPlan(layers, heads, ffn, tuple(vocab or ()))
+    if not vocab:
+        options.only_with_data(context, data, "--data")
     target = options.written_folder(output, dry_run=dry_run)
     if target is not None:
         check_output_folder(target, overwrite=overwrite)
@@ -75,8 +86,11 @@ def prune(
     records = None
     if data is not None:
         records = options.records_to_examine(context, run, bundle, data).head(limit)
+    used = None
+    if vocab:
+        used = used_text(bundle, vocab, encoding=encoding, quoting=quoting)
     with progress_bar("measuring") as bar:
-        result = prune(bundle, plan, records, device=device, progress=bar)
+        result = prune(bundle, plan, records, used=used, device=device, progress=bar)
     last = "nothing was written (--dry-run)"
     if target is not None:
         with output_folder(target, overwrite=overwrite) as place:

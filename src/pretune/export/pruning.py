@@ -14,6 +14,7 @@ from pretune.errors import RunError, note
 from pretune.evaluation.examine import examine
 from pretune.experiments.costs import FLOAT, count_flops
 from pretune.export.importance import Importance, importance_by_loss, importance_by_weights
+from pretune.export.vocabulary import HeldBackText, UsedText, cut_vocabulary
 from pretune.models.lora import adapters
 from pretune.models.packed import is_int8
 from pretune.models.pruned import (
@@ -37,20 +38,22 @@ class PruningPlan:
             2, 4, ..., or the numbers of the layers to keep, as `0,2,4`; None: all stay.
         heads: share of all attention heads to remove.
         ffn: share of the neurons of each feed-forward block to remove.
+        vocab: the data whose tokens stay; none: all tokens stay.
     """
 
     layers: str | None = None
     heads: float = 0.0
     ffn: float = 0.0
+    vocab: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, share in (("heads", self.heads), ("ffn", self.ffn)):
             if not 0 <= share <= 1:
                 raise RunError(f"--{name} {share:g}: a share is from 0 to 1", "For example 0.5.")
-        if self.layers is None and not self.heads and not self.ffn:
+        if self.layers is None and not self.heads and not self.ffn and not self.vocab:
             raise RunError(
                 "nothing to remove",
-                "Name something: --layers top:2, --heads 0.5, --ffn 0.5.",
+                "Name something: --layers top:2, --heads 0.5, --ffn 0.5, --vocab train.tsv.",
             )
 
 
@@ -75,6 +78,7 @@ class PruningResult:
     before: ModelSize
     after: ModelSize
     measured_by: str  # what importance was measured by
+    held_back: HeldBackText | None  # how text that was not seen fits a vocabulary that was cut
     best_by: str | None  # the metric that decides; None without data
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def prune(
     plan: PruningPlan,
     records: Records | None = None,
     *,
+    used: UsedText | None = None,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> PruningResult:
@@ -97,11 +102,12 @@ def prune(
         plan: what to remove.
         records: labelled, to measure what matters, and the model before and after. Without them
             the weights say what matters.
+        used: what the model is to read, where its vocabulary is to be cut.
         device: where to compute.
         progress: called with the number of sequences done, and of all, in each pass over the data.
 
     Raises:
-        CheckpointError: the model is of a kind that cannot be pruned.
+        CheckpointError: the model or its tokenizer is of a kind that cannot be pruned.
         RunError: the plan would leave nothing, or the model is in 8 bits.
         DataError: a record cannot be used.
     """
@@ -131,8 +137,9 @@ def prune(
         prune_heads(backbone, least_heads(importance().heads, plan.heads))
     if plan.ffn:
         keep_neurons(backbone, best_neurons(importance().neurons, plan.ffn))
+    held_back = None if used is None else cut_vocabulary(bundle, used)
     best_by = None if records is None or bundle.task is None else bundle.task.best_by
-    return PruningResult(before, measure(), measured_by, best_by)
+    return PruningResult(before, measure(), measured_by, held_back, best_by)
 
 
 def check_prunable(bundle: Bundle) -> None:

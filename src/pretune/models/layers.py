@@ -58,6 +58,8 @@ class Linear(nn.Linear):
         super().__init__(*args, **options)
         self.packed = PackedWeights()
 
+    #: Whether the weight is one of 8 bits, and is multiplied so in any precision; False: never.
+    int8: bool | None = None
     #: Whether outputs may stay in bf16 where products are in bf16, because they go through an
     #: activation into another product.
     keep_bf16 = False
@@ -68,7 +70,7 @@ class Linear(nn.Linear):
 
     def part(self, x: Tensor, outputs: slice, *, keep_bf16: bool = False) -> Tensor:
         """Some of the outputs only."""
-        how = active()
+        how = active(self.int8)
         if how is not None:
             product = self.packed.product(how, x, self.weight, self.bias, outputs)
             if product is not None:
@@ -81,6 +83,9 @@ class Linear(nn.Linear):
 
 class Embedding(nn.Embedding):
     """`nn.Embedding` that is quick to make on the meta device."""
+
+    #: Whether the table is stored in 8 bits; it is looked up as the floats that these stand for.
+    int8 = False
 
     def reset_parameters(self) -> None:
         """Initialise as PyTorch does, but skip the meta device, where that imports the compiler."""

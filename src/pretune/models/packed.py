@@ -13,7 +13,7 @@ first, which overflows with 8 bits on both sides; there weights have 7.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -43,9 +43,18 @@ def packing(how: How) -> Iterator[None]:
         _how.reset(token)
 
 
-def active() -> How | None:
-    """How weights are packed now; None where they are used as they are."""
-    return None if torch.is_grad_enabled() else _how.get()
+def active(int8: bool | None = None) -> How | None:
+    """How weights are packed now; None where they are used as they are.
+
+    Args:
+        int8: what a layer says of itself: always in 8 bits, never, or (None) as `packing` says.
+    """
+    if torch.is_grad_enabled():
+        return None
+    how = _how.get()
+    if int8 is None or (how is None and not int8):
+        return how
+    return "int8" if int8 else "float32"
 
 
 def kernel_now(rows: int, inner: int, outer: int) -> str:
@@ -145,6 +154,16 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     # A number that is not finite makes its row's scale so, and with it the row of the product.
     largest.clamp_(min=1e-30)
     return torch.mul(x, TOP / largest).round_().to(torch.int8), largest.div_(TOP)
+
+
+def instruction_set() -> str:
+    """What products in 8 bits depend on here: the instruction set, and the bits of the weights."""
+    bits = 8
+    for kernel in INT8:
+        # Not every build of PyTorch has every kernel.
+        with suppress(RuntimeError, NotImplementedError, AttributeError):
+            bits = min(bits, 7 if _saturates(kernel) else 8)
+    return f"{torch.backends.cpu.get_cpu_capability()}, weights of {bits} bits"
 
 
 @lru_cache(maxsize=8)

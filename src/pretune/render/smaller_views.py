@@ -10,6 +10,7 @@ from pretune.render.grid import Grid
 
 if TYPE_CHECKING:
     from pretune.export.pruning import PruningResult
+    from pretune.export.quality_gate import GateResult
 
 
 def pruning_view(result: PruningResult) -> RenderableType:
@@ -32,8 +33,44 @@ def pruning_view(result: PruningResult) -> RenderableType:
         for name, value in before.metrics.items()
         if name in after.metrics
     ]
+    held = result.held_back
+    if held is not None and held.words:
+        rows.append(
+            (f"of {held.words:,} words held back, cut otherwise", "", f"{held.changed:.2%}", "")
+        )
+        rows.append(("... and unknown", "", f"{held.unknown:.2%}", ""))
     return Grid(("", "before", "after", ""), rows, "pruned").terminal()
 
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def gate_view(result: GateResult) -> RenderableType:
+    """Lay out the settings from safest to fastest beside float32, and which was taken."""
+    metric = result.metric or "metric"
+    header = ("setting", "in 8 bits", "MB", "seconds", metric, "change (95 %)", "p", "agree", "")
+    before = "" if result.value is None else f"{result.value:.4f}"
+    rows: list[tuple[object, ...]] = [
+        ("float32", "0 %", f"{result.megabytes:.1f}", f"{result.seconds:.1f}", before, *[""] * 4)
+    ]
+    for own in result.tried:
+        span = own.interval
+        verdict = "; ".join(own.reasons)
+        if own is result.chosen:
+            verdict = f"taken by --force: {verdict}" if result.forced else "taken"
+        rows.append(
+            (
+                own.name,
+                f"{100 * own.share:.0f} %",
+                f"{own.megabytes:.1f}",
+                f"{own.seconds:.1f}",
+                "" if own.metric is None else f"{own.metric:.4f}",
+                "" if span is None else f"{span.value:+.4f} [{span.low:+.4f}, {span.high:+.4f}]",
+                "" if own.p is None else f"{own.p:.3f}",
+                "" if own.agreement is None else f"{own.agreement:.2f} %",
+                verdict or "passes",
+            )
+        )
+    caption = f"{result.examples:,} examples, {result.instructions}"
+    return Grid(header, rows, caption, numbers=range(1, 8)).terminal()

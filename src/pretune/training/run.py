@@ -24,6 +24,7 @@ from pretune.inference.reference import frozen, load_reference, reference_scores
 from pretune.inference.rewards import named_reward, reward_function, reward_models
 from pretune.models.kernels import Choice, kept
 from pretune.models.lora import add_lora, without_adapters
+from pretune.models.packed import is_int8
 from pretune.recipe.recipe import Overrides, Recipe
 from pretune.tasks.alignment.aligned import Aligned
 from pretune.tasks.base import (
@@ -196,6 +197,11 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
         mmap=False,  # every weight is about to be written to
         allow_pickle=model.allow_pickle,
     )
+    if is_int8(bundle.model):
+        raise RunError(
+            f"{model.source}: its weights are in 8 bits, which are not trained",
+            "Train the model that it was made of, and quantize the result.",
+        )
     bundle.columns = dict(recipe.data.columns)
     # Tokens are added once; a checkpoint has them already.
     known = bundle.tokenizer.vocab_size
