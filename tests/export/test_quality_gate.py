@@ -90,7 +90,7 @@ def test_products_are_in_8_bits_in_any_precision(classifier: Bundle, tmp_path: P
     again = load(artifact(classifier, tmp_path / "int8"))
     inexact = scores(again)
     for linear in candidates(again.model).values():
-        linear.int8 = None
+        linear.int8 = False
     # The weights are the same now; only the inputs are no longer rounded.
     assert not torch.equal(scores(again), inexact)
     torch.testing.assert_close(scores(again, precision="int8"), inexact, atol=1e-5, rtol=0)

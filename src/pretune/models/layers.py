@@ -58,8 +58,8 @@ class Linear(nn.Linear):
         super().__init__(*args, **options)
         self.packed = PackedWeights()
 
-    #: Whether the weight is one of 8 bits, and is multiplied so in any precision; False: never.
-    int8: bool | None = None
+    #: Whether the weight is one of 8 bits, and is multiplied so in any precision.
+    int8 = False
     #: Whether outputs may stay in bf16 where products are in bf16, because they go through an
     #: activation into another product.
     keep_bf16 = False

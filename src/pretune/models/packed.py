@@ -43,18 +43,15 @@ def packing(how: How) -> Iterator[None]:
         _how.reset(token)
 
 
-def active(int8: bool | None = None) -> How | None:
+def active(int8: bool = False) -> How | None:
     """How weights are packed now; None where they are used as they are.
 
     Args:
-        int8: what a layer says of itself: always in 8 bits, never, or (None) as `packing` says.
+        int8: whether the weight is one of 8 bits, whatever `packing` says.
     """
     if torch.is_grad_enabled():
         return None
-    how = _how.get()
-    if int8 is None or (how is None and not int8):
-        return how
-    return "int8" if int8 else "float32"
+    return "int8" if int8 else _how.get()
 
 
 def kernel_now(rows: int, inner: int, outer: int) -> str:
