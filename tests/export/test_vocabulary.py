@@ -44,8 +44,8 @@ def unigram() -> Tokenizer:
         trainers.UnigramTrainer(
             vocab_size=60,
             special_tokens=["<unk>", "<s>"],
-            unk_token="<unk>",
-            show_progress=False,  # noqa: S106
+            unk_token="<unk>",  # noqa: S106
+            show_progress=False,
         ),
     )
     engine.post_processor = processors.TemplateProcessing(

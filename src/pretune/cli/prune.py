@@ -88,7 +88,8 @@ def prune(
         records = options.records_to_examine(context, run, bundle, data).head(limit)
     used = None
     if vocab:
-        used = used_text(bundle, vocab, encoding=encoding, quoting=quoting)
+        names = options.column_pairs(columns)
+        used = used_text(bundle, vocab, columns=names, encoding=encoding, quoting=quoting)
     with progress_bar("measuring") as bar:
         result = prune(bundle, plan, records, used=used, device=device, progress=bar)
     last = "nothing was written (--dry-run)"

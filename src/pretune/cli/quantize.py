@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
 from pretune.cli import options
 from pretune.cli.app import USER_MISTAKE, command, fail, print_notes, print_result, progress_bar
+
+if TYPE_CHECKING:
+    from pretune.data.records import Records
 
 
 @command(
@@ -75,6 +78,7 @@ def quantize(
     if target is not None:
         check_output_folder(target, overwrite=overwrite)
     bundle = load(run, allow_pickle=allow_pickle)
+    examples: Records | list[str]
     if bundle.task is None:
         records, texts, _ = read_texts(data, encoding=encoding, quoting=quoting)
         print_notes(records)

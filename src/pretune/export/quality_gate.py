@@ -232,7 +232,11 @@ def gate_settings(model: nn.Module, errors: dict[str, float]) -> list[Int8Settin
     for share in SHARES:
         count = len(names) - round(share * len(names))
         if count and (not settings or count > len(settings[-1].matrices)):
-            what = f"all but {len(names) - count} of {len(names)} matrices" if share else "all matrices"
+            what = (
+                f"all but {len(names) - count} of {len(names)} matrices"
+                if share
+                else "all matrices"
+            )
             settings.append(Int8Setting(what, tuple(names[:count]), ()))
     last = Int8Setting("all matrices, tables", tuple(names), tuple(tables))
     return [*settings, last]
@@ -333,20 +337,23 @@ def _judged(
 ) -> TriedSetting:
     """Compare the answers of a setting with those of float32."""
     (name, before), (_, after) = _measure(base), _measure(own)
-    lost = interval = p = None
+    lost: float | None = None
+    interval: Interval | None = None
+    p: float | None = None
     if base.examined is not None and own.examined is not None and name and after is not None:
         lost = points_lost(base.examined.task.name, name, before or 0.0, after)
         pair = (base.examined, own.examined)
         difference = compare(("float32", "int8"), pair, resamples=RESAMPLES).differences[0]
         if name in difference:
-            interval, p = difference[name], difference[name].p
+            change = difference[name]
+            interval, p = Interval(change.value, change.low, change.high), change.p
     agreement = _agreement(base, own)
     reasons = []
     if lost is not None and not lost <= limits.max_loss:
         reasons.append(f"{name} {lost:.2f} worse, at most {limits.max_loss:g}")
     if agreement is not None and not agreement >= limits.min_agreement:
         reasons.append(f"{agreement:.2f} % agree, at least {limits.min_agreement:g}")
-    every = sum(p.numel() for p in model.parameters())
+    every = sum(parameter.numel() for parameter in model.parameters())
     in_int8 = sum(model.get_submodule(n).weight.numel() for n in setting.matrices)  # type: ignore[union-attr, operator]
     tables = sum(model.get_submodule(n).weight.numel() for n in setting.tables)  # type: ignore[union-attr, operator]
     linear = sum(part.weight.numel() for part in model.modules() if isinstance(part, Linear))
@@ -359,9 +366,7 @@ def _judged(
         seconds=own.seconds,
         metric=after,
         lost=lost,
-        interval=None
-        if interval is None
-        else Interval(interval.value, interval.low, interval.high),
+        interval=interval,
         p=p,
         agreement=agreement,
         reasons=tuple(reasons),

@@ -60,24 +60,33 @@ class UsedText:
 
 
 def used_text(
-    bundle: Bundle, sources: Sequence[str], *, encoding: str = "utf-8", quoting: str = "auto"
+    bundle: Bundle,
+    sources: Sequence[str],
+    *,
+    columns: dict[str, str] | None = None,
+    encoding: str = "utf-8",
+    quoting: str = "auto",
 ) -> UsedText:
     """Read everything that a model is to read.
 
     Args:
         bundle: the model with its tokenizer; a task reads the data as for `predict`.
         sources: files with or without labels, or Hub datasets.
+        columns: the task's names of columns -> the data's; default: as in the training data.
         encoding: of text files.
         quoting: of CSV and TSV files.
 
     Raises:
         DataError: a file is missing or broken, or lacks what the task reads.
     """
-    texts, tokens = [], set()
+    texts: list[str] = []
+    tokens: set[int] = set()
     for source in sources:
         texts += texts_of(read(source, encoding=encoding, quoting=quoting).rows)
         if bundle.task is not None:
-            records = read_inputs(bundle, Path(source), encoding=encoding, quoting=quoting)
+            records = read_inputs(
+                bundle, Path(source), columns=columns, encoding=encoding, quoting=quoting
+            )
             made = record_features(bundle.task, records, bundle.tokenizer, with_targets=False)
             tokens |= {*np.unique(made.tokens).tolist()}
     return UsedText(texts, tokens)
@@ -150,7 +159,7 @@ def _characters(
     """The numbers of the entries of one character or byte, as far as a text can lead to them."""
     prefix = model.get("continuing_subword_prefix") or ""
     suffix = model.get("end_of_word_suffix") or ""
-    kept = set()
+    kept: set[int] = set()
     for token, number in vocabulary.items():
         inner = token.removesuffix(suffix) if suffix else token
         follows = bool(prefix) and inner.startswith(prefix) and len(inner) > len(prefix)
@@ -241,17 +250,16 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
 
 
 def _used(tokenizer: Tokenizer, texts: Sequence[str]) -> set[int]:
-    return set().union(*_encoded(tokenizer, texts))
+    return set[int]().union(*_encoded(tokenizer, texts))
 
 
 def _framing(bundle: Bundle) -> set[int]:
     """The numbers of the tokens that are put around texts."""
     return {
         number
-        for pair in (None, ["a"])
-        for encoded in bundle.tokenizer.encode(["a"], pair)
-        for number, span in zip(encoded.ids, encoded.offsets, strict=True)
-        if span == (0, 0)
+        for pair in (None, [""])
+        for encoded in bundle.tokenizer.encode([""], pair)
+        for number in encoded.ids
     }
 
 
