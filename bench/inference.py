@@ -5,10 +5,11 @@
 
 The same MiniLM with a head of two classes (random: how fast it is does not depend on its values)
 answers real texts: pairs of MRPC, sentences of SST-2 and of `emotion`, passages of SQuAD. All
-engines tokenize, cut to 256 tokens, and run in float32 in one process, in turns:
+engines tokenize, cut to 256 tokens, and run in one process, in turns, in float32 but for two:
 
     pretune              `Predictor`, which packs and pads nothing
     pretune, int8        the same with products of 8 bits, where this version has them
+    onnxruntime, int8    its dynamic quantization of the exported model, prepared as it asks
     pipeline, 1 and 32   transformers' `pipeline("text-classification")`, as users call it
     sorted               transformers, longest texts first, padded batches of 32
     onnxruntime          the same batches with the exported model, where it is installed
@@ -24,6 +25,7 @@ import csv
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
@@ -48,6 +50,7 @@ from machine import parse, table
 OURS = "pretune"
 INT8 = "pretune, int8"
 ORT = "onnxruntime"
+ORT_INT8 = "onnxruntime, int8"
 SORTED = "transformers, sorted"
 LENGTH, BATCH = 256, 32
 LABELS = ["LABEL_0", "LABEL_1"]
@@ -137,12 +140,12 @@ def pipeline_answers(folder: Path, batch: int) -> Answers:
     return answers
 
 
-def sorted_answers(folder: Path, onnx: bool) -> Answers:
+def sorted_answers(folder: Path, onnx: str | None = None) -> Answers:
     """Answers by plain transformers, or by onnxruntime, in padded batches of like lengths."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    run = _onnx_model(folder) if onnx else _torch_model(folder)
+    run = _onnx_model(folder, onnx) if onnx else _torch_model(folder)
 
     def answers(texts: Sequence[Text]) -> np.ndarray:
         size = [len(t) if isinstance(t, str) else sum(map(len, t)) for t in texts]
@@ -177,13 +180,15 @@ def _torch_model(folder: Path) -> Callable[[dict[str, Any]], np.ndarray]:
     return run
 
 
-def _onnx_model(folder: Path) -> Callable[[dict[str, Any]], np.ndarray]:
+#: What the exported model reads.
+NAMES = ["input_ids", "attention_mask", "token_type_ids"]
+
+
+def _export(folder: Path, engine: str) -> Path:
+    """The file of a model for onnxruntime, made at its first use."""
     import transformers
 
-    onnxruntime = importlib.import_module("onnxruntime")
-
     path = folder / "model.onnx"
-    names = ["input_ids", "attention_mask", "token_type_ids"]
     if not path.is_file():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, attn_implementation="eager"
@@ -194,17 +199,35 @@ def _onnx_model(folder: Path) -> Callable[[dict[str, Any]], np.ndarray]:
                 model,
                 (example, example, torch.zeros_like(example)),
                 str(path),
-                input_names=names,
+                input_names=NAMES,
                 output_names=["logits"],
-                dynamic_axes={name: {0: "batch", 1: "length"} for name in names},
+                dynamic_axes={name: {0: "batch", 1: "length"} for name in NAMES},
                 dynamo=False,
             )
+    if engine == ORT:
+        return path
+    prepared, small = folder / "prepared.onnx", folder / "int8.onnx"
+    if not small.is_file():
+        quantization = importlib.import_module("onnxruntime.quantization")
+        shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
+        logging.disable(logging.WARNING)
+        shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        signed = quantization.QuantType.QInt8
+        quantization.quantize_dynamic(str(prepared), str(small), weight_type=signed)
+        logging.disable(logging.NOTSET)
+    return small
+
+
+def _onnx_model(folder: Path, engine: str) -> Callable[[dict[str, Any]], np.ndarray]:
+    onnxruntime = importlib.import_module("onnxruntime")
+
+    path = _export(folder, engine)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
     def run(inputs: dict[str, Any]) -> np.ndarray:
-        given = {name: inputs[name].astype(np.int64) for name in names}
+        given = {name: inputs[name].astype(np.int64) for name in NAMES}
         logits: np.ndarray = session.run(["logits"], given)[0]
         return logits
 
@@ -217,8 +240,9 @@ ENGINES: dict[str, Callable[[Path], Answers]] = {
     INT8: lambda folder: pretune_answers(folder, "int8"),
     "pipeline, batches of 1": lambda folder: pipeline_answers(folder, 1),
     "pipeline, batches of 32": lambda folder: pipeline_answers(folder, BATCH),
-    SORTED: lambda folder: sorted_answers(folder, onnx=False),
-    ORT: lambda folder: sorted_answers(folder, onnx=True),
+    SORTED: sorted_answers,
+    ORT: lambda folder: sorted_answers(folder, ORT),
+    ORT_INT8: lambda folder: sorted_answers(folder, ORT_INT8),
 }
 #: Engines that answer a single text as another one does, or not at all like it.
 ALIKE = ("pipeline, batches of 32",)
@@ -228,7 +252,7 @@ def prepare(folder: Path, *, peers: bool) -> dict[str, Answers]:
     """The engines that there are; says which are not."""
     missing = {}
     if importlib.util.find_spec("onnxruntime") is None:
-        missing[ORT] = "it is not installed (pip install onnx onnxruntime)"
+        missing |= dict.fromkeys((ORT, ORT_INT8), "pip install onnx onnxruntime")
     made: dict[str, Answers] = {}
     for name, make in ENGINES.items():
         if name in missing or (not peers and not name.startswith(OURS)):
@@ -252,7 +276,7 @@ def measure_many(
     right = engines[OURS](texts)
     for engine, answers in engines.items():
         apart = float(np.abs(answers(texts) - right).max())
-        if apart > (0.05 if engine == INT8 else 1e-3):
+        if apart > (0.05 if engine in (INT8, ORT_INT8) else 1e-3):
             raise SystemExit(f"{name}: {engine} differs from {OURS} by up to {apart:.1e}")
     rates: dict[str, list[float]] = {engine: [] for engine in engines}
     for number in range(rounds):
@@ -291,7 +315,7 @@ def main() -> None:
     )
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--texts", type=int, default=128, help="of each data set")
-    parser.add_argument("--single", type=int, default=24, help="texts asked one by one")
+    parser.add_argument("--single", type=int, default=24, help="texts asked one by one, or 0")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--only", choices=ENGINES, help="run one engine once and print its memory")
@@ -315,6 +339,8 @@ def main() -> None:
             texts = read_texts(name, options.texts)
             many = measure_many(name, texts, engines, options.rounds)
             print("\n" + table(f"{name}: {len(texts)} texts", many, OURS, "texts/s", digits=1))
+            if not options.single:
+                continue
             single = measure_single(texts[: options.single], engines, options.rounds)
             for part, each in single.items():
                 what = f"{name}: one text, {part}"
