@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.inference.memory import Tidy, keep_freed_memory, own_memory, reusing_memory
+from pretune.inference.memory import HugePages, Tidy, keep_freed_memory, own_memory, reusing_memory
 
 glibc = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"),
@@ -118,3 +120,62 @@ def test_an_answers_memory_serves_the_next_one() -> None:
     held = own_memory()
     torch.ones(200 * MIB, dtype=torch.uint8)
     assert own_memory() < held + 100 * MIB
+
+
+@glibc
+def test_large_blocks_lie_in_large_pages() -> None:
+    with reusing_memory() as tidy:
+        tidy()
+        block = torch.empty(128 * MIB)  # more than other tests may have left
+        offered = Path("/sys/kernel/mm/transparent_hugepage").is_dir()
+        assert ("hg" in flags_of(block.data_ptr())) == offered
+
+
+def flags_of(address: int) -> list[str]:
+    """What the kernel knows of the pages at an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and ":" not in first:
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
+    return []
+
+
+class Calls:
+    """A C library with a heap that grows when it is told to, in pages of 4 KiB."""
+
+    def __init__(self) -> None:
+        self.end = 1 << 30
+        self.asked: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        calls = {"sbrk": lambda _: self.end, "malloc": self.grow, "free": lambda _: None}
+        calls["madvise"] = lambda start, size, advice: self.asked.append((start, size))
+        setattr(self, name, lambda *arguments: calls[name](*arguments))
+        return self.__dict__[name]
+
+    def grow(self, size: int) -> int:
+        self.end += size
+        return self.end - size
+
+
+def test_large_pages_are_asked_for_once_for_each_part() -> None:
+    libc: Any = Calls()
+    pages = HugePages(libc)
+    pages.reserve()
+    pages.ask()
+    libc.grow(8 * MIB)
+    pages.ask()
+    libc.end -= 4 * MIB  # a trim
+    pages.ask()
+    libc.grow(MIB)
+    pages.ask()
+    start, ahead = 1 << 30, 1 << 30
+    assert libc.asked == [
+        (start, ahead),
+        (start + ahead, 8 * MIB),
+        (start + ahead + 4 * MIB, MIB),
+    ]

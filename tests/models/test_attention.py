@@ -303,6 +303,20 @@ def test_one_plan_serves_all_layers():
 # Dropout
 
 
+def test_sequences_of_one_length_are_neither_cut_nor_gathered():
+    layout = Layout.of([6, 6, 6])
+    q, k, v = qkv_for(0, layout, layout, (2, 8))
+    agree(q, k, v, layout, layout, causal=True)
+    waiting, seen = [attention(q, k, v, layout, layout, causal=True).grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            seen.add(node.name())
+            waiting += [previous for previous, _ in node.next_functions]
+    assert not {name for name in seen if "Slice" in name or "Index" in name or "Cat" in name}
+    assert any("ScaledDotProduct" in name for name in seen)
+
+
 def test_no_dropout_draws_nothing():
     layout = Layout.of([3, 9])
     q, k, v = tensors(0, 12, (2, 4))

@@ -1,4 +1,4 @@
-"""Keeping freed memory at hand on a CPU, but not too much.
+"""Keeping freed memory at hand on a CPU, but not too much, and in large pages while training.
 
 A training step, or a batch that a model answers, asks for the same large blocks again and again.
 glibc serves blocks over 128 KiB with fresh pages from the kernel and returns them when freed, so
@@ -8,6 +8,9 @@ For answers a process keeps some tens of megabytes. While it trains it keeps all
 fragmented: batches differ in shape, small allocations stay between large ones that are freed, and
 the heap grows to several times what is in use. So free memory is returned to the system whenever
 the process holds much more than it needs.
+
+A step also reads and writes more pages of 4 KiB than the processor keeps addresses of (in its TLB).
+Where Linux has pages of 2 MiB for who asks, the heap of a process that trains asks for them.
 """
 
 from __future__ import annotations
@@ -16,36 +19,42 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# From glibc's malloc.h; the defaults from mallopt(3).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+# From glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+#: The bytes of free memory that a process keeps for its next answers, and of a block from there:
+#: what glibc's own thresholds grow to as large blocks are freed, until one of them is set.
+_KEPT, _LARGEST = 64 << 20, 32 << 20
+_ANSWERING = {_TRIM_THRESHOLD: _KEPT, _MMAP_THRESHOLD: _LARGEST}
+_TRAINING = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _MMAP_MAX: 0}
+#: The other two have the defaults of mallopt(3) again.
+_AFTERWARDS = {**_ANSWERING, _TOP_PAD: 128 << 10, _MMAP_MAX: 65536}
 _STATM = Path("/proc/self/statm")
+
+#: From Linux's mman.h: the advice to use large pages.
+_HUGE_PAGES = 14
+#: The bytes that the heap grows by ahead of its use; only what is used takes memory.
+_AHEAD = 1 << 30
 
 #: The least time between two trims, as a multiple of how long a trim takes. Faulting the pages in
 #: again takes about as long, so both cost about two hundredths of the time.
 _APART = 100
 
 
-#: The bytes of free memory that a process keeps for its next answers, and of a block from there.
-_KEPT, _LARGEST = 64 << 20, 32 << 20
-
-
 def keep_freed_memory() -> None:
     """Let the process keep free memory, though not much, from now on; for a model that answers."""
     libc = _glibc()
     if libc is not None:
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
-        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
+        _set(libc, _ANSWERING)
 
 
 @contextmanager
 def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
-    """Context that lets the process keep freed memory; afterwards it returns to the system.
+    """Context that lets the process keep freed memory; afterwards most returns to the system.
 
     Does nothing where the C library is not glibc. Yields a function to call between updates (and
     batches of an evaluation), which returns memory when the process holds too much.
@@ -55,14 +64,57 @@ def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     libc.malloc_trim(0)  # what reading and tokenizing left in their threads' arenas
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_MMAP_MAX, 0)
-    try:
-        yield Tidy(lambda: libc.malloc_trim(0), own_memory)
-    finally:
-        for option, value in _DEFAULTS.items():
-            libc.mallopt(option, value)
+    _set(libc, _TRAINING)
+    pages = HugePages(libc)
+    pages.reserve()
+
+    def trim() -> None:
         libc.malloc_trim(0)
+        pages.reserve()
+
+    try:
+        yield Tidy(trim, own_memory, grown=pages.ask)
+    finally:
+        _set(libc, _AFTERWARDS)
+        libc.malloc_trim(0)
+
+
+def _set(libc: ctypes.CDLL, options: Mapping[int, int]) -> None:
+    for option, value in options.items():
+        libc.mallopt(option, value)
+
+
+class HugePages:
+    """Asks Linux for large pages wherever glibc's heap has grown.
+
+    Args:
+        libc: the C library.
+    """
+
+    def __init__(self, libc: ctypes.CDLL) -> None:
+        self._libc = libc
+        libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+        libc.free.argtypes = libc.sbrk.argtypes = libc.malloc.argtypes = (ctypes.c_size_t,)
+        libc.madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+        self._asked_to = self._end()  # the address up to which it has asked
+
+    def reserve(self) -> None:
+        """Let the heap grow ahead of its use: pages that are in use stay as small as they are."""
+        self._asked_to = self._end()
+        self._libc.free(self._libc.malloc(_AHEAD) or 0)
+        self.ask()
+
+    def ask(self) -> None:
+        """Ask for the part that is new since the last time."""
+        end = self._end()
+        if end > self._asked_to:
+            self._libc.madvise(self._asked_to, end - self._asked_to, _HUGE_PAGES)
+        self._asked_to = end
+
+    def _end(self) -> int:
+        """The end of the heap, at the border of a page."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        return -(-int(self._libc.sbrk(0)) // page) * page
 
 
 @dataclass
@@ -76,11 +128,13 @@ class Tidy:
     trim: Callable[[], object]  # returns all free memory to the system
     held: Callable[[], int]  # counts the bytes that the process holds
     clock: Callable[[], float] = time.perf_counter  # the time in seconds
+    grown: Callable[[], object] = lambda: None  # hears that the heap may have grown
     limit: float = 0.0  # the bytes above which memory is returned
     _not_before: float = 0.0
 
     def __call__(self) -> None:
         """Check the memory after an update."""
+        self.grown()
         held, now = self.held(), self.clock()
         if not self.limit:
             self.limit = 1.5 * held

@@ -263,7 +263,11 @@ def _lanes(device: torch.device) -> int:
 
 def _gather(x: Tensor, rows: Tensor | tuple[int, int], size: int) -> Tensor:
     """`[T, H, D]` to `[B, H, L, D]`."""
-    taken = x.index_select(0, rows) if isinstance(rows, Tensor) else x[rows[0] : rows[1]]
+    if isinstance(rows, Tensor):
+        taken = x.index_select(0, rows)
+    else:
+        # The gradient of a slice is a table of zeros that it is copied into: none of all rows.
+        taken = x if rows == (0, len(x)) else x[rows[0] : rows[1]]
     return taken.view(size, -1, *x.shape[1:]).transpose(1, 2)
 
 

@@ -139,7 +139,7 @@ class Backbone(nn.Module):
                 hidden_states.append(x)
 
         if select is None:
-            x = x[:total]
+            x = x if total == len(x) else x[:total]
         elif late:
             x = x[select.rows]
         return ModelOutput(
