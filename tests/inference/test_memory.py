@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class Calls:
     def __getattr__(self, name: str) -> Any:
         calls = {"sbrk": lambda _: self.end, "malloc": self.grow, "free": lambda _: None}
         calls["madvise"] = lambda start, size, advice: self.asked.append((start, size))
-        setattr(self, name, lambda *arguments: calls[name](*arguments))
+        setattr(self, name, partial(calls[name]))  # ctypes sets attributes of functions
         return self.__dict__[name]
 
     def grow(self, size: int) -> int:
