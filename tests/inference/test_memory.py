@@ -6,6 +6,7 @@ import ctypes
 import resource
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def heap_flags() -> list[list[str]]:
     """What the kernel knows of each part of the heap."""
     parts = Path("/proc/self/smaps").read_text().split("VmFlags:")
     # A part's flags come last, so that they begin what follows.
-    pairs = zip(parts, parts[1:], strict=False)
+    pairs = pairwise(parts)
     return [after.splitlines()[0].split() for part, after in pairs if "[heap]" in part]
 
 
