@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -84,6 +84,7 @@ def load(
     options: Mapping[str, Any] | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     config: Mapping[str, Any] | None = None,
+    layers: Literal["every-other"] | Sequence[int] | None = None,
     dropout: float | None = None,
     attention_dropout: float | None = None,
     dtype: str = "float32",
@@ -102,6 +103,7 @@ def load(
         options: changed options of the task the checkpoint was trained for, e.g. `{"beams": 1}`.
         tokenizer: another tokenizer than the source's, or where to find it (see `find_tokenizer`).
         config: entries of `config.json` to change; for random weights only.
+        layers: which layers of a checkpoint to keep, counted from 0; default: all.
         dropout: of the hidden layers; default: as the checkpoint says.
         attention_dropout: of the attention weights; default: as the checkpoint says.
         dtype: the type of the model: `float32` (which training needs), `float16` or `bfloat16`;
@@ -146,6 +148,15 @@ def load(
             build, origin.weights, origin.folder, family, head, fresh=fresh, dtype=weights_dtype
         )
         refuse_headless(origin.folder, family, head, promised & set(report.missing))
+
+    if layers is not None:
+        if origin.folder is None:
+            raise CheckpointError(
+                f"{source}: model.layers picks layers of a trained model, and these are new",
+                "model.config gives random weights any number of layers.",
+            )
+        built = model if wanted is None else model.get_submodule("backbone")
+        keep_layers(cast(Backbone, built), layers)
 
     # The tokenizer is complete only now: a task may add a template, or a token between two texts.
     if wanted is not None and isinstance(wanted, UsesTokenizer):
@@ -281,7 +292,7 @@ def _head_parts(
     task also takes over what was chosen on validation data.
     """
     names = set() if wanted is None else head_names(family, wanted)
-    if trained is None or wanted is None or type(trained) is not type(wanted):
+    if trained is None or wanted is None or trained.name != wanted.name:
         return names, set()
     if trained.output_meaning() != wanted.output_meaning():
         return names, set()
@@ -328,6 +339,34 @@ def outline(source: str | Path) -> Outline:
         fit_weights(model, open_weights(origin.folder), origin.folder, origin.family, head)
     remove_heads(backbone_of(model), sizes.removed_heads)
     return Outline(str(origin.name), origin.folder, origin.family, model, task)
+
+
+def keep_layers(backbone: Backbone, layers: Literal["every-other"] | Sequence[int]) -> None:
+    """Remove all layers of a model but some, in place, as a student begins (Sanh et al. 2019).
+
+    Args:
+        backbone: with one stack of layers.
+        layers: the numbers of those to keep, from 0, or `every-other`: 0, 2, 4, ...
+
+    Raises:
+        CheckpointError: the model has no such layer, or two stacks.
+    """
+    count = len(backbone.layers)
+    chosen = range(0, count, 2) if layers == "every-other" else [*map(int, layers)]
+    if len(backbone.stacks) != 1:
+        raise CheckpointError(
+            f"model.layers: a {backbone.config.model_type} has an encoder and a decoder",
+            "Leave it out; model.from names a smaller model.",
+        )
+    if not chosen or any(number >= count for number in chosen) or [*chosen] != sorted({*chosen}):
+        shown = ", ".join(map(str, chosen))
+        raise CheckpointError(
+            f"model.layers: [{shown}] of a model with the layers 0 to {count - 1}",
+            "Name each layer to keep once, in their order, e.g. model.layers=[0, 2, 4].",
+        )
+    backbone.layers = nn.ModuleList(backbone.layers[number] for number in chosen)
+    (entry,) = backbone.config.layer_entries()
+    backbone.config = replace(backbone.config, **{entry: len(chosen)})
 
 
 def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) -> int:

@@ -107,6 +107,12 @@ class PackedBatch:
         return self.layout.total
 
     @cached_property
+    def owners(self) -> Tensor:
+        """`[T]` int64: the sequence of each token."""
+        lengths = torch.tensor(self.layout.lengths, device=self.tokens.device)
+        return torch.repeat_interleave(lengths, output_size=self.num_tokens)
+
+    @cached_property
     def first(self) -> Selection:
         """The first token of each sequence (`[CLS]`)."""
         return Selection(self.cu_seqlens[:-1].long(), self._one_each())

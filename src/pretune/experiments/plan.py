@@ -47,7 +47,6 @@ from pretune.tasks.base import (
     drawn,
     with_answers,
 )
-from pretune.tasks.builtin import task_class
 from pretune.tasks.features import FeatureCache, featurize
 from pretune.training.data import fit, read_data
 from pretune.training.freeze import reads_once
@@ -57,6 +56,7 @@ from pretune.training.reference_scores import holds_reference
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
 from pretune.training.stop import Stopped
+from pretune.training.teaching import student_task
 
 #: Updates before the timed ones (the first ones allocate memory), timed updates at least, and the
 #: seconds after which no further update begins.
@@ -205,7 +205,7 @@ def measure_speed(recipe: Recipe) -> Speed:
 def _prepare(recipe: Recipe) -> _Start:
     """Read data and model as a run does before its first update."""
     device = choose_device(recipe.train.device)
-    task = task_class(recipe.task.name)(recipe.task)
+    task = student_task(recipe)
     if isinstance(task, MakesExperience):
         raise RunError(
             f"{task.name} trains on replies that the model first writes: how many tokens they have "

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretune.bundle.bundle import Bundle, load
-from pretune.data.arrays import Array
-from pretune.data.batch import Features, FeatureSet
+from pretune.data.arrays import Array, ranges
+from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.batch_order import batches_by_length
 from pretune.errors import CheckpointError, PretuneError
 from pretune.inference.predict import task_of
@@ -55,26 +56,75 @@ def reference_scores(
     Returns:
         `[N, K]` float32: the scores of each feature.
     """
-    scores: Array | None = None
+    assert isinstance(features, FeatureSet)  # noqa: S101 - records are compared, never a corpus
+    scores = frozen_outputs(
+        lambda batch: {REFERENCE: task.reference_scores(model, batch).float()},
+        [model],
+        features,
+        device=device,
+        precision=precision,
+        progress=progress,
+    )
+    return scores.get(REFERENCE, np.zeros((0, 1), dtype=np.float32))
+
+
+@torch.no_grad()
+def frozen_outputs(
+    outputs: Callable[[PackedBatch], Mapping[str, Tensor]],
+    models: Sequence[nn.Module],
+    features: FeatureSet,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Array]:
+    """Run models that never change over features, once.
+
+    Args:
+        outputs: runs them on a batch; returns arrays by name, by feature (`[B, ...]`) or by token
+            (`[T, ...]`), in the order of the batch.
+        models: the ones that it runs, on the device; their mode is the same afterwards.
+        features: what to read.
+        device: where to compute.
+        precision: as in training.
+        progress: called with the number of features done.
+
+    Returns:
+        arrays by name, `[N, ...]` or as long as the features' tokens; none without features.
+    """
+    arrays: dict[str, Array] = {}
     done = 0
-    with evaluation_mode(model):
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluation_mode(model))
         for which in batches_by_length(features.lengths, BATCH_TOKENS):
             batch = features.batch(which).to(device)
             with precision_context(device, precision):
-                own = task.reference_scores(model, batch).float().cpu().numpy()
-            if scores is None:
-                scores = np.zeros((len(features), own.shape[1]), dtype=np.float32)
-            scores[batch.index.numpy()] = own
+                own = {name: v.cpu().numpy() for name, v in outputs(batch).items()}
+            # Batches are in the order of lengths; arrays are in that of the features.
+            index = batch.index.numpy()
+            rows = ranges(features.starts[:-1][index], features.lengths[index])
+            for name, values in own.items():
+                by_feature = len(values) == len(index)
+                size = len(features) if by_feature else len(features.tokens)
+                if name not in arrays:
+                    arrays[name] = np.zeros((size, *values.shape[1:]), dtype=values.dtype)
+                arrays[name][index if by_feature else rows] = values
             done += len(which)
             if progress is not None:
                 progress(done)
-    return np.zeros((0, 1), dtype=np.float32) if scores is None else scores
+    return arrays
 
 
 def with_scores(features: F, scores: Array) -> F:
     """Return features that have the scores `[N, K]` of a reference among their targets."""
-    assert isinstance(features, FeatureSet)  # noqa: S101 - records are compared, never a corpus
-    return replace(features, targets={**features.targets, REFERENCE: scores})
+    return with_targets(features, {REFERENCE: scores})
+
+
+def with_targets(features: F, arrays: Mapping[str, Array]) -> F:
+    """Return features with further targets, by feature or by token."""
+    assert isinstance(features, FeatureSet)  # noqa: S101 - a corpus has none kept
+    return replace(features, targets={**features.targets, **arrays})
 
 
 def compared(bundle: Bundle, features: F, device: torch.device) -> F:
@@ -153,7 +203,13 @@ def load_reference(bundle: Bundle, task: HasReference) -> nn.Module:
             ) from None
         # The run itself began with `start`, maybe with another tokenizer than lies beside it.
         if seed is None or task.reference != "start":
-            _check_vocabulary(bundle, reference, grows=seed is not None)
+            check_vocabulary(
+                bundle,
+                reference,
+                "Probabilities can be compared only token by token: name a reference with the "
+                "tokenizer of the model, or task.reference=start.",
+                grows=seed is not None,
+            )
         # As in the run, new rows are drawn right after the loading.
         rows = bundle.backbone.config.size("vocab_size")
         if seed is not None and reference.backbone.config.size("vocab_size") < rows:
@@ -161,10 +217,20 @@ def load_reference(bundle: Bundle, task: HasReference) -> nn.Module:
     return reference.model
 
 
-def _check_vocabulary(bundle: Bundle, reference: Bundle, *, grows: bool) -> None:
+def check_vocabulary(
+    bundle: Bundle, reference: Bundle, hint: str, *, what: str = "reference", grows: bool = False
+) -> None:
     """Check that a reference gives every token of a model the id that it has there.
 
-    Where it `grows`, it may lack the model's last tokens.
+    Args:
+        bundle: the model.
+        reference: what it is compared with.
+        hint: the way out where it does not.
+        what: the name of the reference for people.
+        grows: whether the reference may lack the model's last tokens.
+
+    Raises:
+        CheckpointError: it does not; names the first token that differs.
     """
     known = reference.tokenizer.engine.get_vocab(with_added_tokens=True)
     end = reference.tokenizer.vocab_size if grows else bundle.tokenizer.vocab_size
@@ -175,9 +241,8 @@ def _check_vocabulary(bundle: Bundle, reference: Bundle, *, grows: bool) -> None
     number, token = differing[0]
     there = "lacks it" if token not in known else f"has it as {known[token]}"
     raise CheckpointError(
-        f"the reference {reference.folder} numbers tokens in another way than the model "
-        f"{bundle.folder}: {token!r} is {number} in the model, and the reference {there} "
+        f"the {what} {reference.folder} numbers tokens in another way than the model "
+        f"{bundle.folder}: {token!r} is {number} in the model, and the {what} {there} "
         f"(tokens that differ: {len(differing):,})",
-        "Probabilities can be compared only token by token: name a reference with the tokenizer "
-        "of the model, or task.reference=start.",
+        hint,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
@@ -43,6 +43,8 @@ def _fields(
     for name, item in model.model_fields.items():
         key = item.alias or name
         kind = options if key == "task" else item.annotation
+        if not indent and key in given and get_args(kind):  # a section that may be left out
+            kind = next(k for k in get_args(kind) if isinstance(k, type))
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield f"{indent}{key}:"
             yield from _fields(kind, given.get(key, {}), options, indent + "  ")

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
+from pretune.bundle.bundle import outline
 from pretune.corpus.store import VALIDATION_SPLIT, is_corpus
 from pretune.data.readers.conversations import (
     ALPACA,
@@ -36,7 +37,7 @@ from pretune.data.readers.files import TABLE_SUFFIXES, read, table_kind
 from pretune.data.readers.plain_text import is_plain
 from pretune.data.readers.preferences import CHOSEN, LABEL, REJECTED
 from pretune.data.records import Records, is_missing
-from pretune.errors import RecipeError, did_you_mean
+from pretune.errors import PretuneError, RecipeError, did_you_mean
 from pretune.models.config import brief
 from pretune.recipe import yaml12
 from pretune.recipe.mistakes import init_hint, recipe_error
@@ -44,8 +45,10 @@ from pretune.recipe.schema import (
     DataSection,
     ModelSection,
     RecipeSection,
+    TeacherSection,
     TrackSection,
     TrainSection,
+    teacher_section,
 )
 from pretune.registry import Registry
 from pretune.tasks.base import TaskOptions
@@ -62,7 +65,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 ADDED_RECIPES: Registry[Any] = Registry("pretune.recipes", "recipe", {})
 
 #: The keys of a recipe, and how it begins, after comments: with one of them.
-_SECTIONS = {"description", "task", "model", "data", "train", "track", "output", "seed"}
+_SECTIONS = {"description", "task", "teacher", "model", "data", "train", "track", "output", "seed"}
 _RECIPE_START = re.compile(
     rb"(?:\s*#[^\n]*\n|\s*---)*\s*(?:%s)\s*:" % "|".join(sorted(_SECTIONS)).encode()
 )
@@ -100,6 +103,11 @@ class Recipe(RecipeSection):
 
     description: str = Field("", description="One line for people.")
     task: Annotated[SerializeAsAny[TaskOptions], BeforeValidator(_task_options)]
+    teacher: Annotated[TeacherSection | None, BeforeValidator(teacher_section)] = Field(
+        None,
+        description="A trained model, or several, that this one learns from: {from: RUN, "
+        "temperature: 2, soft: 0.5, labels: 0.5, ...} (docs/distillation.md).",
+    )
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
@@ -135,7 +143,8 @@ class Recipe(RecipeSection):
         values, origin = _read_source(str(source), pairs)
         values = _override(values, pairs)
         if str(source) in builtin_recipes() or str(source) in ADDED_RECIPES:
-            values = _for_corpus(values, {key for key, _ in pairs})
+            changed = {key for key, _ in pairs}
+            values = _named_by_teacher(_for_corpus(values, changed), changed)
         return cls.of(values, origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
@@ -146,6 +155,7 @@ class Recipe(RecipeSection):
     def of(cls, values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
         """Check plain values and make a recipe of them; a RecipeError names every wrong one."""
         try:
+            values = _with_teacher(values)
             return cls.model_validate(values)
         except ValidationError as error:
             raise recipe_error(error, cls, values, origin) from None
@@ -286,6 +296,60 @@ def _for_corpus(values: dict[str, Any], changed: Collection[str]) -> dict[str, A
         held = os.path.join(train, VALIDATION_SPLIT)
         values = _override(values, [("data.validation", held if is_corpus(held) else None)])
     return values
+
+
+def _named_by_teacher(values: dict[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """Leave the task of a recipe with a name to its teacher, if that is there.
+
+    That is where the recipe says no more of its task than a name, which was not `changed`.
+    """
+    source, task = _first_teacher(values), values.get("task")
+    if source is None or not isinstance(task, dict) or _TASK & {*changed}:
+        return values
+    if {key for key in task if f"task.{key}" not in changed} != {"name"}:
+        return values
+    try:
+        there = outline(source).task is not None
+    except PretuneError:  # the run itself says what is wrong
+        there = False
+    return {**values, "task": {k: v for k, v in task.items() if k != "name"}} if there else values
+
+
+def _first_teacher(values: Mapping[str, Any]) -> str | None:
+    """Return where the first teacher is; None where the recipe has none, or a wrong one."""
+    section = teacher_section(values.get("teacher"))
+    source = section.get("from") if isinstance(section, Mapping) else None
+    source = source[0] if isinstance(source, list) and source else source
+    return source if isinstance(source, str) else None
+
+
+def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a recipe what it leaves to its teacher: the task, and the model to start from.
+
+    Raises:
+        RecipeError: no task is named, and the teacher is not there or has none.
+    """
+    source = _first_teacher(values)
+    if source is None:
+        return values
+    model, task = values.get("model") or {}, values.get("task") or {}
+    if isinstance(model, Mapping) and not {"from", "source"} & {*model}:
+        values = {**values, "model": {**model, "from": source}}
+    if not isinstance(task, Mapping) or "name" in task:
+        return values
+    try:
+        trained = outline(source).task
+    except PretuneError as error:
+        raise RecipeError(
+            f"teacher.from: {error.message}",
+            "The teacher is a model that was trained before; its task is the student's.",
+        ) from None
+    if trained is None:
+        raise RecipeError(
+            f"teacher.from: {source} was not trained for a task",
+            "Name the task of the student, e.g. task.name=classify, or another teacher.",
+        )
+    return {**values, "task": {**trained.options.model_dump(mode="json"), **task}}
 
 
 def _for_data(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

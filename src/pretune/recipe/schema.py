@@ -54,6 +54,11 @@ class ModelSection(RecipeSection):
         alias="from",
         description="A folder in the Hugging Face layout, a run folder, a Hub id, or minilm.",
     )
+    layers: Literal["every-other"] | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="The layers of the checkpoint that the model keeps, counted from 0, e.g. "
+        "[0, 2, 4], or every-other: a smaller model that starts from a larger one. Default: all.",
+    )
     tokenizer: str | None = Field(
         None,
         description="A folder with another tokenizer than the model's own, a run, or a Hub id.",
@@ -87,6 +92,67 @@ class ModelSection(RecipeSection):
         description="Also read pytorch_model.bin, by torch's restricted unpickler. Only from "
         "people you trust.",
     )
+
+
+class TeacherSection(RecipeSection):
+    """A trained model, or several, that the model learns from (knowledge distillation)."""
+
+    source: list[Annotated[str, Field(min_length=1)]] = Field(
+        alias="from",
+        min_length=1,
+        description="A run, a folder or a Hub id; a list: the mean of several teachers.",
+    )
+    temperature: float = Field(
+        2.0, gt=0, description="Divides the logits of teacher and student: above 1 is softer."
+    )
+    soft: float = Field(
+        0.5, ge=0, description="Weight of the KL from the teacher's probabilities, times T^2."
+    )
+    labels: float = Field(0.5, ge=0, description="Weight of the task's own loss.")
+    hidden: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of 1 - cos between the last hidden states (DistilBERT), for a student "
+        "of the teacher's width.",
+    )
+    relations: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the KL between the last layers' attention and relations of values "
+        "(MiniLM), for a student of any width with as many heads.",
+    )
+    top_k: int | None = Field(
+        64,
+        ge=1,
+        description="Tokens of a vocabulary that keep a probability of their own, the rest "
+        "together; null: all.",
+    )
+    keep: bool | None = Field(
+        None,
+        description="Whether the teacher is run once, before training, and its outputs are kept "
+        "in the run folder; false: for each batch. Default: kept where batches stay the same and "
+        "only outputs are learned.",
+    )
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        if not (self.soft or self.hidden or self.relations):
+            raise ValueError(
+                "nothing is learned from it: soft, hidden or relations must be above 0"
+            )
+        if self.keep and (self.hidden or self.relations):
+            raise ValueError("keep is for outputs; hidden and relations are of each batch")
+        return self
+
+
+def teacher_section(value: Any) -> Any:
+    """Take a name, or a list of names, for a section with only these."""
+    return {"from": value} if isinstance(value, str | list) else value
 
 
 #: The name of a column in the data, or its number.

@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from pretune.data.batch import Feature, Skipped
-from pretune.data.records import Records
+from pretune.data.records import Records, is_missing
 from pretune.errors import CheckpointError, DataError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
@@ -24,6 +24,7 @@ from pretune.tasks.base import (
     published_architecture,
     usual_length,
 )
+from pretune.tasks.distillation.teachable import TeachableRecord
 from pretune.tasks.labels import label_entries, published_labels
 from pretune.tokenizers.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ class SentenceOptions(TaskOptions):
 S = TypeVar("S", bound=SentenceOptions)
 
 
-class SentenceTask(Task[S, P], UsesTokenizer):
+class SentenceTask(Task[S, P], UsesTokenizer, TeachableRecord):
     """A task with one output vector for each text or pair; `labels` name the head's outputs."""
 
     head: ClassVar[str] = "sequence_classification"
@@ -102,7 +103,12 @@ class SentenceTask(Task[S, P], UsesTokenizer):
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
     ) -> Iterable[Feature | Skipped]:
-        targets_of = self.target_reader(records) if with_targets else lambda row: {}
+        read = self.target_reader(records) if with_targets else lambda row: {}
+
+        def targets_of(row: int) -> dict[str, Any]:
+            lacking = self.unlabelled and with_targets and not self.has_label(records, row)
+            return self.no_label() if lacking else read(row)
+
         # All texts are tokenized at once, in parallel, to `[CLS] text [SEP]` or `[CLS] a [SEP] b
         # [SEP]`. A decoder's tokenizer puts nothing around a text: there it is `text` or `a END b`.
         columns = list(self.inputs)
@@ -121,6 +127,14 @@ class SentenceTask(Task[S, P], UsesTokenizer):
                     f"{records.where(row, columns[0])}: not a single token in the text",
                     "Remove the record: this model's tokenizer adds nothing to an empty text.",
                 )
+
+    @override
+    def has_label(self, records: Records, row: int) -> bool:
+        return not any(is_missing(records.rows[row].get(name)) for name in self.targets)
+
+    @override
+    def feature_key(self) -> Any:
+        return [super().feature_key(), *(["unlabelled"] if self.unlabelled else [])]
 
     @override
     def build(self, backbone: Backbone) -> nn.Module:

@@ -21,6 +21,7 @@ from pretune.models.families import preset
 from pretune.recipe.recipe import Recipe, usual_columns
 from pretune.tasks.base import AnyTask, Preprocessor, ReadsStream
 from pretune.tasks.builtin import task_class
+from pretune.tasks.distillation.teachable import TeachableRecord
 from pretune.tasks.features import (
     FeatureCache,
     featurize,
@@ -32,6 +33,7 @@ from pretune.tokenizers.tokenizer import Tokenizer
 from pretune.tokenizers.train import train_tokenizer
 from pretune.training.logging import Reporter
 from pretune.training.run_folder import RECIPE, RunFolder
+from pretune.training.teaching import student_task
 
 #: Records, or the documents of a prepared corpus.
 Data = Records | StoredDocuments
@@ -85,17 +87,17 @@ def _noting_columns(recipe: Recipe, records: Records) -> Records:
 
 def _hold_back(recipe: Recipe, data: Data, share: float) -> tuple[Data, Data]:
     """Split off a share of the data to validate on; the split does not depend on the run's seed."""
-    task = task_class(recipe.task.name)
+    task = student_task(recipe)
     count = round(share * len(data))
     groups, what = np.arange(len(data)), "documents"
     # In a random order that is the same for all seeds, so that runs compare.
     if isinstance(data, Records):
         # Labels are held back in proportion, if any can be without losing its last record.
-        strata = task(recipe.task).strata(data) if recipe.data.stratify else None
+        strata = task.strata(data) if recipe.data.stratify else None
         if strata is not None and (rows := stratified(strata, count)):
             return _parted(data, rows, f"{share:g} of the records, in proportion to the labels")
         # A single long text, as of a language model, is split by itself.
-        if issubclass(task, ReadsStream) and (count == 0 or len(data) == 1):
+        if isinstance(task, ReadsStream) and (count == 0 or len(data) == 1):
             return _split_texts(data, share)
         what = "records"
         if task.kept_together:
@@ -215,6 +217,8 @@ def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
         check_no_columns(source, given)
         return StoredDocuments.open(source)
     data, task = recipe.data, task_class(recipe.task.name)(recipe.task)
+    # Where a teacher gives what is learned, records need no labels.
+    needs_labels = recipe.teacher is None or not isinstance(task, TeachableRecord)
     return read_for(
         task,
         source,
@@ -222,6 +226,7 @@ def _read(recipe: Recipe, source: str, given: Mapping[str, str]) -> Data:
         encoding=data.encoding,
         quoting=data.quoting,
         max_chars=data.max_chars,
+        with_targets=needs_labels,
     )
 
 

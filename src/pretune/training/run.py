@@ -20,7 +20,13 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, FeatureSet, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import PretuneError, RewardError, RunError
-from pretune.inference.reference import frozen, load_reference, reference_scores, with_scores
+from pretune.inference.reference import (
+    frozen,
+    load_reference,
+    reference_scores,
+    with_scores,
+    with_targets,
+)
 from pretune.inference.rewards import named_reward, reward_function, reward_models
 from pretune.models.kernels import Choice, kept
 from pretune.models.lora import add_lora, without_adapters
@@ -34,7 +40,7 @@ from pretune.tasks.base import (
     MakesExperience,
     drawn,
 )
-from pretune.tasks.builtin import task_class
+from pretune.tasks.distillation.taught import Taught
 from pretune.text.byte_stream import is_file, is_passing
 from pretune.training.adapters import check_base, check_lora, frozen_digest
 from pretune.training.checkpoint import (
@@ -65,6 +71,7 @@ from pretune.training.run_result import RunResult, SeedsResult, environment, pea
 from pretune.training.sample_sheet import SAMPLES
 from pretune.training.state import TrainingHistory, seed_everything, seed_process
 from pretune.training.stop import Interrupted, Stopped, StopRequest
+from pretune.training.teaching import Lessons, lessons_key, student_task
 from pretune.training.tracking import Mlflow
 
 #: What a resumed run may change: what is kept, what is shown and how fast it goes, but not what is
@@ -192,6 +199,7 @@ def starting_model(recipe: Recipe, task: AnyTask, data: Data, start: Path | None
         task=task,
         tokenizer=tokenizer_for(recipe, data) if start is None else None,
         config=model.config if start is None else None,
+        layers=model.layers if start is None else None,
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
         mmap=False,  # every weight is about to be written to
@@ -232,7 +240,8 @@ class _Run:
         self.device = device
         self.reporter = Reporter(quiet=quiet or not world.main)
         self._say = self.reporter.say
-        self.task = task_class(recipe.task.name)(recipe.task)
+        self.task = student_task(recipe)
+        self.lessons: Lessons | None = None
 
     def go(self) -> RunResult:
         """Read, load, train, and write the result."""
@@ -241,6 +250,7 @@ class _Run:
             start = newest_whole(self.folder.path, say=self._say) if self.resumed else None
             self._gather(start)
             self._equip()
+            self._find_teachers()
             if start is not None:
                 _check_unchanged_data(start, self.fingerprints, self.recipe)
             check_limits(
@@ -250,6 +260,7 @@ class _Run:
             self._choose_kernels(stack)
             self._open_folder(stack)
             self._compare_with_reference()
+            self._ask_teachers()
             stop = stack.enter_context(StopRequest(self._say))
             stack.enter_context(determinism(self.recipe.train.deterministic))
             # From the checkpoint on, if there is one.
@@ -272,7 +283,8 @@ class _Run:
     def _gather(self, start: Path | None) -> None:
         """Read the data, load the model and make the features."""
         task, reporter = self.task, self.reporter
-        self.data, held_back = read_data(self.recipe)
+        self.data, self.held_back = read_data(self.recipe)
+        held_back = self.held_back
         fit(task, self.data)
         check_reference(task, self.recipe)
         check_batches_stay_whole(task, self.recipe.train, self.world)
@@ -399,6 +411,65 @@ class _Run:
         self.train = with_scores(self.train, scores["train"])
         if self.validation is not None:
             self.validation = with_scores(self.validation, scores["validation"])
+
+    def _find_teachers(self) -> None:
+        """Load the models that the student learns from, if there are any, and check them."""
+        task, section = self.task, self.recipe.teacher
+        if not isinstance(task, Taught) or section is None:
+            return
+        sets = (self.train, self.validation)
+        self.lessons = Lessons.of(self.recipe, self.task, self.bundle, sets, self.device)
+        self._remember("teacher.from", section.source)
+        if not self.lessons.kept:
+            task.live = self.lessons.live()
+        task.teaching = self.lessons.how
+        if isinstance(self.held_back, Records) and not task.labelled(self.held_back):
+            task.without_labels()
+            self._say(
+                "validation: no record has a label, so the figures compare with the teacher alone"
+            )
+
+    def _ask_teachers(self) -> None:
+        """Give the features what the teachers say, where that is asked once."""
+        lessons, self.lessons = self.lessons, None
+        if lessons is None or not lessons.kept:
+            return
+        files = self.fingerprints["models"]
+        known = {name: self.fingerprints[name] for name in ("data", "validation")}
+        key = scores_key(known, lessons_key(lessons.section, self.task, files))
+        path, sets = self.folder.path, {"train": self.train, "validation": self.validation}
+        # The main process asks, unless the run did so before it was stopped.
+        if self.world.main and read_scores(path, key) is None:
+            if (note := lessons.check_room(path, [*sets.values()])) is not None:
+                self._say(note)
+            kept: dict[str, Array] = {}
+            for name, records in (("train", self.data), ("validation", self.held_back)):
+                features = sets[name]
+                if features is None:
+                    continue
+                assert isinstance(features, FeatureSet)  # noqa: S101 - else nothing is kept
+                assert isinstance(records, Records)  # noqa: S101
+                with self.reporter.working(f"teacher: {name}", len(features)) as done:
+                    given = lessons.outputs(features, records, done)
+                kept |= {f"{name}.{target}": values for target, values in given.items()}
+            keep_scores(path, key, kept)
+        self.world.wait()
+        targets = read_scores(path, key)
+        if targets is None:
+            raise RunError(
+                f"{path / REFERENCE_FILE}: the outputs of the teacher are not finite numbers, or "
+                "cannot be read",
+                "Look at the teacher (teacher.from): does it give numbers for these data?",
+            )
+
+        def part(name: str) -> dict[str, Array]:
+            start = f"{name}."
+            own = (item for item in targets.items() if item[0].startswith(start))
+            return {target.removeprefix(start): values for target, values in own}
+
+        self.train = with_targets(self.train, part("train"))
+        if self.validation is not None:
+            self.validation = with_targets(self.validation, part("validation"))
 
     def _reference_scores(self, task: ComparesWithReference, model: nn.Module) -> dict[str, Array]:
         """Compute the scores of all features by the reference, by the name of their data."""

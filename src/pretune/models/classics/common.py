@@ -20,7 +20,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.config import MAX_SIZES, ModelConfig
 from pretune.models.family import Family, HeadLayout, rules
 from pretune.models.heads.language import LanguageModelHead
-from pretune.models.heads.vocabulary import Scores
+from pretune.models.heads.vocabulary import Scores, SoftTargets
 from pretune.models.language_model import RecurrentState, SequenceState
 from pretune.models.layers import Linear, ModelOutput, sample_rows
 
@@ -226,6 +226,7 @@ class ClassicLM(LanguageModelHead):
         z_loss: float = 0.0,
         each: bool = False,
         temperature: float = 1.0,
+        soft: SoftTargets | None = None,
     ) -> Tensor | Scores:
         """Predict the next tokens, as `LanguageModelHead.forward`.
 
@@ -233,8 +234,8 @@ class ClassicLM(LanguageModelHead):
         of which nothing has been read.
         """
         output = self.backbone(batch, select=select, state=state)
-        hidden, how = output.last_hidden_state, (smoothing, z_loss)
-        scored = self.decode(hidden, labels, *how, each=each, temperature=temperature)
+        how: dict[str, Any] = {"each": each, "temperature": temperature, "soft": soft}
+        scored = self.decode(output.last_hidden_state, labels, smoothing, z_loss, **how)
         return replace(scored, state=output.state) if isinstance(scored, Scores) else scored
 
     @override

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
 from pretune.models.backbone import Backbone
-from pretune.models.heads.vocabulary import Scores, over_vocabulary, token_log_probs
+from pretune.models.heads.vocabulary import Scores, SoftTargets, over_vocabulary, token_log_probs
 from pretune.models.kv_cache import KVCache
 from pretune.models.layers import ACTIVATIONS, Linear
 
@@ -33,6 +33,7 @@ class LanguageModelHead(nn.Module):
         z_loss: float = 0.0,
         each: bool = False,
         temperature: float = 1.0,
+        soft: SoftTargets | None = None,
     ) -> Any:
         """Predict a token at each position.
 
@@ -45,13 +46,15 @@ class LanguageModelHead(nn.Module):
             z_loss: weight of the z-loss, as for `score_tokens`.
             each: return the log-probability of each label, with its graph, instead of scores.
             temperature: with `each`, divides the logits.
+            soft: what a teacher expects of the labelled tokens, as for `score_tokens`.
 
         Returns:
             logits `[T, vocab]`, or `[R, vocab]` with `select`; with `labels` the scores, or with
             `each` their log-probabilities, `[T]` or `[R]`.
         """
         hidden = self.backbone(batch, select=select).last_hidden_state
-        return self.decode(hidden, labels, smoothing, z_loss, each=each, temperature=temperature)
+        how: dict[str, Any] = {"each": each, "temperature": temperature, "soft": soft}
+        return self.decode(hidden, labels, smoothing, z_loss, **how)
 
     def decode(
         self,
@@ -62,6 +65,7 @@ class LanguageModelHead(nn.Module):
         *,
         each: bool = False,
         temperature: float = 1.0,
+        soft: SoftTargets | None = None,
     ) -> Tensor | Scores:
         """Map hidden states `[R, hidden]` to logits `[R, vocab]`; given `labels` to scores, or with
         `each` to their log-probabilities `[R]`, at a temperature."""
@@ -69,7 +73,7 @@ class LanguageModelHead(nn.Module):
         if each and labels is not None:
             bias = bias if bias is None else bias / temperature
             return token_log_probs(hidden / temperature, table, bias, labels)
-        return over_vocabulary(hidden, table, bias, labels, smoothing, z_loss)
+        return over_vocabulary(hidden, table, bias, labels, smoothing, z_loss, soft)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.decode(hidden)

@@ -7,7 +7,7 @@ tensors of the size of the hidden states and of the table are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ class Scores:
             computed.
         nats: `[R]` -log p of each token, without a graph.
         state: the state after the batch, from a model that carries one (`StatefulLM`).
+        divergence: scalar without a graph: with soft targets, the sum of the tokens' divergences.
+        agreeing: with soft targets, the number of tokens whose most probable one is the teacher's;
+            -1 in training.
     """
 
     sum: Tensor
@@ -44,11 +47,67 @@ class Scores:
     right: int
     nats: Tensor
     state: SequenceState | None = None
+    divergence: Tensor | None = None
+    agreeing: int = -1
 
     def each(self, layout: Layout) -> list[float]:
         """The cross-entropy of each sequence, in nats."""
         parts = torch.split(self.nats, list(layout.lengths))
         return [float(part.double().sum()) for part in parts]
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What a teacher expects at some tokens, for a loss that compares distributions.
+
+    The tokens that have no probability of their own count as one: a teacher is kept as its K most
+    probable tokens and what is left, and a student that agrees with it has no gradient.
+
+    Attributes:
+        probs: `[R, V]` the teacher's probabilities at the temperature; with `ids` `[R, K + 1]`,
+            those of K tokens and that of all others together. Rows add up to 1.
+        ids: `[R, K]` int64: the tokens, the most probable first.
+        temperature: T, which divides the student's logits, too.
+        weight: of T^2 times the divergence in the loss (Hinton et al. 2015, section 2: the factor
+            keeps its gradient as large as that of the cross-entropy).
+        label_weight: of the cross-entropy of the labels, with its smoothing and z-loss.
+    """
+
+    probs: Tensor
+    ids: Tensor | None
+    temperature: float
+    weight: float
+    label_weight: float
+
+    @property
+    def best(self) -> Tensor:
+        """`[R]` the teacher's most probable tokens."""
+        return self.probs.argmax(-1) if self.ids is None else self.ids[:, 0]
+
+    def part(self, rows: slice) -> SoftTargets:
+        """The targets of some rows."""
+        ids = None if self.ids is None else self.ids[rows]
+        return replace(self, probs=self.probs[rows], ids=ids)
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """Compute `[R]` KL(teacher || student) at the temperature, of logits `[R, V]`."""
+        p, log_q = self.probs.float(), (logits / self.temperature).log_softmax(-1)
+        if self.ids is not None:
+            others = log_q.scatter(1, self.ids, -torch.inf).logsumexp(-1, keepdim=True)
+            log_q = torch.cat([log_q.gather(1, self.ids), others], 1)
+        return (torch.xlogy(p, p) - p * log_q).sum(-1)
+
+    def gradient(self, logits: Tensor) -> Tensor:
+        """Compute `[R, V]`, the gradient of T^2 times the divergence, of logits in float32."""
+        p, q = self.probs.float(), (logits / self.temperature).softmax(-1)
+        if self.ids is None:
+            return (q - p).mul_(self.temperature)
+        # All other tokens share what is left to them in the proportion of the student.
+        own = q.gather(1, self.ids)
+        others = q.scatter(1, self.ids, 0.0).sum(-1, keepdim=True)
+        ratio = p[:, -1:] / others.clamp_min(torch.finfo(q.dtype).tiny)
+        grad = q.mul_(1.0 - ratio).scatter_(1, self.ids, own - p[:, :-1])
+        return grad.mul_(self.temperature)
 
 
 def score_tokens(
@@ -59,6 +118,7 @@ def score_tokens(
     *,
     smoothing: float = 0.0,
     z_loss: float = 0.0,
+    soft: SoftTargets | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Scores:
     """Cross-entropy of tokens whose logits are `hidden @ table.T + bias`.
@@ -73,6 +133,7 @@ def score_tokens(
         labels: `[R]` int64.
         smoothing: s: the share of the target that is spread evenly over the vocabulary.
         z_loss: weight of the penalty (log Z)^2.
+        soft: what a teacher expects; its divergence is then part of the loss.
         chunk_bytes: memory that logits may take at a time.
     """
     # Logits are float32: as many rows at a time as the memory holds.
@@ -80,10 +141,12 @@ def score_tokens(
     trains = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden, table, bias)
     )
-    total, plain, penalty, right, nats = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, table, bias, labels, (rows, smoothing, z_loss, trains)
+    total, plain, penalty, counts, nats, divergence = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, table, bias, labels, (rows, smoothing, z_loss, soft, trains)
     )
-    return Scores(total, len(labels), plain, penalty, -1 if trains else int(right), nats)
+    right, agreeing = (-1, -1) if trains else counts.tolist()
+    scores = Scores(total, len(labels), plain, penalty, right, nats)
+    return scores if soft is None else replace(scores, divergence=divergence, agreeing=agreeing)
 
 
 def token_log_probs(
@@ -121,11 +184,12 @@ def over_vocabulary(
     labels: Tensor | None,
     smoothing: float,
     z_loss: float,
+    soft: SoftTargets | None = None,
 ) -> Tensor | Scores:
     """Map `[R, hidden]` to logits `[R, vocab]`, or given `labels` to scores by `score_tokens`."""
     if labels is None:
         return ops.linear(hidden, table, bias)
-    return score_tokens(hidden, table, bias, labels, smoothing=smoothing, z_loss=z_loss)
+    return score_tokens(hidden, table, bias, labels, smoothing=smoothing, z_loss=z_loss, soft=soft)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -136,11 +200,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         table: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        how: tuple[int, float, float, bool],
+        how: tuple[int, float, float, SoftTargets | None, bool],
     ) -> tuple[Tensor, ...]:
-        rows, smoothing, z_loss, trains = how
-        sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
-        right = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        rows, smoothing, z_loss, soft, trains = how
+        sums = torch.zeros(4, dtype=torch.float32, device=hidden.device)
+        counts = torch.zeros(2, dtype=torch.int64, device=hidden.device)
         nats = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         # Gradients are accumulated here, where the logits exist, and scaled in `backward`.
         wanted = [trains and need for need in ctx.needs_input_grad[:3]]
@@ -158,10 +222,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             nats[start : start + rows] = log_z - picked
             plain, penalty = (log_z - picked).sum(), z_loss * log_z.square().sum()
             spread = (log_z - logits.mean(-1)).sum() if smoothing else plain
-            sums += torch.stack([(1 - smoothing) * plain + smoothing * spread, plain, penalty])
+            own = None if soft is None else soft.part(slice(start, start + rows))
+            far = penalty.new_zeros(()) if own is None else own.divergence(logits).sum()
+            smoothed = (1 - smoothing) * plain + smoothing * spread
+            sums += torch.stack([smoothed, plain, penalty, far])
             if not trains:
-                right += (logits.argmax(-1) == target).sum()
+                best = logits.argmax(-1)
+                counts[0] += (best == target).sum()
+                counts[1] += 0 if own is None else (best == own.best).sum()
                 continue
+            # What comes from the teacher, before the logits give way.
+            taught = None if own is None else own.gradient(logits).mul_(own.weight)
             # d/dlogits: p (1 + 2 z log Z) - (1 - s) [label] - s / C, in the memory of the logits.
             grad = logits.sub_(log_z[:, None]).exp_()
             if z_loss:
@@ -169,12 +240,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), smoothing - 1))
             if smoothing:
                 grad.sub_(smoothing / grad.shape[1])
+            if own is not None and taught is not None:
+                grad = taught.add_(grad, alpha=own.label_weight)
             _add_gradients(grads, grad.to(part.dtype), part, table, start)
-        # The loss includes the penalty; all other outputs are for reports.
+        # The loss includes the penalty and the teacher; all other outputs are for reports.
         sums[0] += sums[2]
+        if soft is not None:
+            taught = soft.weight * soft.temperature**2 * sums[3]
+            sums[0] = soft.label_weight * sums[0] + taught
         ctx.save_for_backward(*(g for g in grads if g is not None))
         ctx.has = [g is not None for g in grads]
-        outputs = (sums[0].clone(), sums[1].clone(), sums[2].clone(), right, nats)
+        total, plain, penalty, far = (part.clone() for part in sums)
+        outputs = (total, plain, penalty, counts, nats, far)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 

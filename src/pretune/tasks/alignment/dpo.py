@@ -300,7 +300,7 @@ class Dpo(Aligned, ComparesWithReference):
     # Head
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
+    def forward(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Any:
         """Score both replies; without targets there is nothing to score."""
         labels = batch.targets.get(NEXT)
         if labels is None:

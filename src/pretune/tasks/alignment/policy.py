@@ -249,7 +249,7 @@ class Policy(Aligned, MakesExperience):
     # Head
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Any:
+    def forward(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Any:
         """Score the actions; a batch of prompts has none."""
         labels = batch.targets.get(NEXT)
         if labels is None:

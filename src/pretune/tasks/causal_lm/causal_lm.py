@@ -34,6 +34,7 @@ from pretune.tasks.base import (
     usual_length,
 )
 from pretune.tasks.causal_lm.blocks import stored_blocks, stream_blocks, text_stream
+from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import (
     IGNORED,
@@ -95,7 +96,12 @@ class LmPrediction(Prediction):
 
 
 class CausalLm(
-    Task[CausalLmOptions, LmPrediction], CarriesState, ReadsCorpus, ReadsStream, ReadsWindows
+    Task[CausalLmOptions, LmPrediction],
+    CarriesState,
+    ReadsCorpus,
+    ReadsStream,
+    ReadsWindows,
+    TeachableTokens,
 ):
     """Predicts each token from those before it in its block; evaluated by perplexity and bits.
 
@@ -183,14 +189,14 @@ class CausalLm(
         return build_head(backbone, "causal_lm")
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch, **state: Any) -> Scores:
-        """Score the token that follows each."""
+    def forward(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Scores:
+        """Score the token that follows each; `more` is for the model."""
         # Blocks that are trained on do not overlap: all their tokens are predicted.
         select = None if model.training else self._predicted(batch)
         labels = batch.targets[NEXT]
         if select is not None:
             labels = labels[select.rows]
-        options = {**self.options.score_options, **state}
+        options = {**self.options.score_options, **more}
         scores: Scores = model(batch, select=select, labels=labels, **options)
         return scores
 
@@ -209,6 +215,16 @@ class CausalLm(
         """How many tokens are predicted in each block."""
         select = self._predicted(batch)
         return batch.layout if select is None else select.layout
+
+    # Learning from a teacher
+
+    @override
+    def scored_tokens(self, batch: PackedBatch) -> Selection | None:
+        return self._predicted(batch)
+
+    @override
+    def token_scores(self, outputs: Scores) -> Scores:
+        return outputs
 
     # CarriesState: models that keep a state read a text block by block.
 

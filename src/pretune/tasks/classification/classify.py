@@ -20,6 +20,7 @@ from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
 from pretune.tasks.base import Loss, Prediction, TaskOptions
 from pretune.tasks.classification.counts import class_figures, class_table
+from pretune.tasks.distillation.teachable import Comparison, compare_classes
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import (
     LabelText,
@@ -33,7 +34,7 @@ from pretune.tasks.labels import (
     numbered,
     stored_labels,
 )
-from pretune.tasks.losses import CrossEntropyOptions, cross_entropy
+from pretune.tasks.losses import IGNORED, CrossEntropyOptions, cross_entropy
 from pretune.tasks.sentences import CLASSES, SentenceOptions, SentenceTask
 
 #: How much an example counts in the loss.
@@ -200,6 +201,23 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
         )
         return Loss(total, len(labels), parts)
 
+    # Learning from a teacher
+
+    @override
+    def no_label(self) -> dict[str, Any]:
+        return {"label": IGNORED}
+
+    @override
+    def soften(self, outputs: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
+        """Return probabilities `[B, C]` at the temperature."""
+        return (outputs.float() / temperature).softmax(-1)
+
+    @override
+    def compare(
+        self, outputs: Tensor, soft: Tensor, batch: PackedBatch, temperature: float
+    ) -> Comparison:
+        return compare_classes(outputs, soft, temperature)
+
     # Answers
 
     @override
@@ -275,10 +293,11 @@ class ClassificationMetrics:
         self.confusion: Array = np.zeros((len(labels), len(labels)), dtype=np.int64)
 
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Count one batch of logits `[B, C]`."""
+        """Count one batch of logits `[B, C]`; records without a label do not count."""
         # The number of each cell of the matrix, counted at once.
-        pairs = batch.targets["label"] * len(self.labels) + outputs.argmax(-1)
-        counts = torch.bincount(pairs, minlength=self.confusion.size)
+        labels = batch.targets["label"]
+        pairs = labels * len(self.labels) + outputs.argmax(-1)
+        counts = torch.bincount(pairs[labels != IGNORED], minlength=self.confusion.size)
         self.confusion += counts.cpu().numpy().reshape(self.confusion.shape)
 
     def merge(self, other: Self) -> None:

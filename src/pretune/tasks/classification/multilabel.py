@@ -22,6 +22,7 @@ from pretune.models.config import brief
 from pretune.tasks.base import Calibrated, Loss, Prediction, TaskOptions
 from pretune.tasks.classification.counts import class_table, label_figures
 from pretune.tasks.classification.label_lists import count_flags, flag, is_number, parse_list
+from pretune.tasks.distillation.teachable import Comparison, compare_flags
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import (
     LabelNames,
@@ -38,6 +39,8 @@ from pretune.tasks.labels import (
 from pretune.tasks.sentences import LABELS, SentenceOptions, SentenceTask
 from pretune.text.terminal import in_line
 
+#: In the place of 0 and 1 in a record of which nobody says which labels it has.
+UNKNOWN = 255
 #: What people put between labels instead of the separator.
 OTHER_SEPARATORS = (",", ";", "，", "；", "、")
 
@@ -293,9 +296,41 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
     @override
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Compute the binary cross-entropy; its terms are sequences times labels."""
-        truth = batch.targets["labels"].float()
-        total = F.binary_cross_entropy_with_logits(outputs.float(), truth, reduction="sum")
-        return Loss(total, truth.numel())
+        truth, logits = batch.targets["labels"].float(), outputs.float()
+        count = truth.numel()
+        if self.unlabelled:
+            known = _known(batch)
+            truth, logits = truth[known], logits[known]
+        return Loss(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"), count)
+
+    # Learning from a teacher
+
+    @override
+    def has_label(self, records: Records, row: int) -> bool:
+        """Whether it is known which labels a record has; an empty text says that it has none."""
+        if self.options.label_columns is not None:
+            return super().has_label(records, row)
+        return records.rows[row].get("labels") is not None
+
+    @override
+    def no_label(self) -> dict[str, Any]:
+        return {"labels": np.full((1, len(self.labels)), UNKNOWN, dtype=np.uint8)}
+
+    @override
+    def terms(self, batch: PackedBatch) -> Tensor:
+        """Return the number of labels for each feature."""
+        return super().terms(batch) * len(self.labels)
+
+    @override
+    def soften(self, outputs: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
+        """Return the probability of each label, `[B, K]`, at the temperature."""
+        return (outputs.float() / temperature).sigmoid()
+
+    @override
+    def compare(
+        self, outputs: Tensor, soft: Tensor, batch: PackedBatch, temperature: float
+    ) -> Comparison:
+        return compare_flags(outputs, soft, temperature)
 
     # Answers
 
@@ -391,6 +426,11 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
         return task
 
 
+def _known(batch: PackedBatch) -> Tensor:
+    """Return `[B]` bool: which records have labels, or none on purpose."""
+    return batch.targets["labels"][:, 0] != UNKNOWN
+
+
 def _shown(text: str) -> str:
     return in_line(brief(text))
 
@@ -423,9 +463,10 @@ class MultilabelMetrics:
         self._truth: list[Array] = []
 
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Add one batch of logits `[B, K]`."""
-        self._scores.append(outputs.float().sigmoid().cpu().numpy())
-        self._truth.append(batch.targets["labels"].bool().cpu().numpy())
+        """Add one batch of logits `[B, K]`; records without labels do not count."""
+        known = _known(batch)
+        self._scores.append(outputs[known].float().sigmoid().cpu().numpy())
+        self._truth.append(batch.targets["labels"][known].bool().cpu().numpy())
 
     def merge(self, other: Self) -> None:
         """Add the decisions of another evaluation."""

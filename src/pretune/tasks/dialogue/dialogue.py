@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 from typing_extensions import override
 
-from pretune.data.batch import Feature, Features, PackedBatch, Skipped
+from pretune.data.batch import Feature, Features, PackedBatch, Selection, Skipped
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
@@ -26,6 +26,7 @@ from pretune.decoding.writer import Generation, Prompt, Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
+from pretune.models.heads.vocabulary import Scores
 from pretune.models.lora import kept_sums
 from pretune.tasks.base import AdaptsRecords, Loss, ReadsWindows, Task, UsesTokenizer, WritesAnswers
 from pretune.tasks.dialogue.layouts import (
@@ -46,6 +47,7 @@ from pretune.tasks.dialogue.replies import (
     agreement,
     diversity,
 )
+from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import IGNORED, NEXT, token_losses
 from pretune.tokenizers.chat_template import ChatTemplate, Message
@@ -58,7 +60,7 @@ REPLIES_AT_A_TIME = 128
 R = TypeVar("R", bound=ReplyOptions)
 
 
-class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
+class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers, TeachableTokens):
     """Replies to conversations; a subclass says how those are read and laid out.
 
     The target of each token is the next one where that is learned, and `IGNORED` elsewhere.
@@ -164,13 +166,13 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         return build_head(backbone, "causal_lm")
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch) -> ReplyOutputs:
+    def forward(self, model: nn.Module, batch: PackedBatch, **more: Any) -> ReplyOutputs:
         """Score the tokens that are learned; without targets there is nothing to score."""
         labels = batch.targets.get(NEXT)
         if labels is None:
             return ReplyOutputs(None, None)
-        select = batch.where(labels != IGNORED)
-        options = self.options.score_options
+        select = self.scored_tokens(batch)
+        options = {**self.options.score_options, **more}
         return ReplyOutputs(
             model(batch, select=select, labels=labels[select.rows], **options), select
         )
@@ -180,6 +182,16 @@ class Dialogue(Task[R, ReplyPrediction], UsesTokenizer, WritesAnswers):
         """Cross-entropy, counted in tokens that are learned."""
         scores, _ = outputs.scored
         return Loss(scores.sum, scores.count, self.options.loss_parts(scores))
+
+    # Learning from a teacher
+
+    @override
+    def scored_tokens(self, batch: PackedBatch) -> Selection:
+        return batch.where(batch.targets[NEXT] != IGNORED)
+
+    @override
+    def token_scores(self, outputs: ReplyOutputs) -> Scores:
+        return outputs.scored[0]
 
     # Answers: replies, written after the forward pass.
 

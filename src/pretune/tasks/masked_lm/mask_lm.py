@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from pretune.corpus.store import StoredDocuments
 from pretune.data.arrays import Array
-from pretune.data.batch import Feature, Features, PackedBatch
+from pretune.data.batch import Feature, Features, PackedBatch, Selection
 from pretune.data.masking import NOT_MASKED, MaskRule, MaskVocabulary, draw_masks, segmenter
 from pretune.data.records import Records
 from pretune.data.sentence_pairs import (
@@ -42,6 +42,7 @@ from pretune.tasks.base import (
     published_architecture,
     usual_length,
 )
+from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import CrossEntropyOptions, perplexity, token_losses, with_perplexity
 from pretune.tasks.masked_lm.corpus_sequences import (
@@ -155,7 +156,9 @@ class MaskPrediction(Prediction):
         return replace(self, gaps=tuple(gap[:count] for gap in self.gaps))
 
 
-class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTokenizer):
+class MaskLm(
+    Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTokenizer, TeachableTokens
+):
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
 
     Evaluated on masks drawn as in training, or by pseudo-perplexity (Salazar et al. 2020, equation
@@ -374,11 +377,12 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         return build_head(backbone, self.head)
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch) -> MaskLmOutputs:
+    def forward(self, model: nn.Module, batch: PackedBatch, **more: Any) -> MaskLmOutputs:
         """Score the masked tokens: the last layer computes nothing for the others."""
-        select = batch.where(batch.targets[MASKED] != NOT_MASKED)
+        select = self.scored_tokens(batch)
         labels = batch.targets[MASKED][select.rows]
         options: dict[str, Any] = {"both": True} if PAIR_LABEL in batch.targets else {}
+        options |= more
         if not bool((labels == UNKNOWN).any()):
             options |= {"labels": labels, **self.options.score_options}
         outputs: MaskLmOutputs = model(batch, select=select, **options)
@@ -406,6 +410,16 @@ class MaskLm(Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTo
         pairs = (each * masks).sum()
         shown = {"mask_loss": scores.sum.detach(), f"{self.options.next}_loss": pairs.detach()}
         return Loss(scores.sum + pairs, scores.count, {**parts, **shown})
+
+    # Learning from a teacher
+
+    @override
+    def scored_tokens(self, batch: PackedBatch) -> Selection:
+        return batch.where(batch.targets[MASKED] != NOT_MASKED)
+
+    @override
+    def token_scores(self, outputs: MaskLmOutputs) -> Scores:
+        return token_scores(outputs)
 
     # Answers: candidates for each gap.
 

@@ -29,6 +29,7 @@ from pretune.tasks.base import (
     TaskOptions,
     usual_length,
 )
+from pretune.tasks.distillation.teachable import Comparison, Teachable
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import finite
 from pretune.tasks.question_answering import windows
@@ -155,7 +156,7 @@ class AnswerPrediction(Prediction):
         return replace(self, candidates=() if count in (None, 1) else self.candidates[:count])
 
 
-class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
+class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows, Teachable):
     """Two logits for each token, of being the first and the last of the answer (BERT, section 4.2).
 
     Only tokens of the passage can be the answer; `[CLS]` stands for no answer. A passage that is
@@ -317,6 +318,21 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows):
         """Compute the mean of the cross-entropies of start and end, counted in windows."""
         sums, known = windows.span_loss(outputs, batch, windows.allowed(batch))
         return Loss(sums.sum(), int(known.sum()))
+
+    # Learning from a teacher
+
+    @override
+    def soften(self, outputs: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
+        """Return the probability of each token of being the first and the last, `[T, 2]`."""
+        return windows.span_log_probs(outputs / temperature, batch).exp()
+
+    @override
+    def compare(
+        self, outputs: Tensor, soft: Tensor, batch: PackedBatch, temperature: float
+    ) -> Comparison:
+        """Compare windows: the mean of the KLs of start and end; they agree where both do."""
+        far, agreeing = windows.span_divergence(outputs, soft, batch, temperature)
+        return Comparison(far, agreeing, temperature**2)
 
     # Answers
 

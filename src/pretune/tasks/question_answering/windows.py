@@ -148,15 +148,9 @@ def window_starts(tokens: int, room: int, overlap: int) -> range:
     return range(0, count * step, step)
 
 
-def sequence_of(batch: PackedBatch) -> Tensor:
-    """Return `[T]` int64: the sequence of each token."""
-    lengths = torch.tensor(batch.layout.lengths, device=batch.tokens.device)
-    return torch.repeat_interleave(lengths, output_size=batch.num_tokens)
-
-
 def allowed(batch: PackedBatch) -> Tensor:
     """Return `[T]` bool: the tokens of the passage, and `[CLS]`, which stands for no answer."""
-    which, at, targets = sequence_of(batch), batch.positions, batch.targets
+    which, at, targets = batch.owners, batch.positions, batch.targets
     inside = (at >= targets[PASSAGE][which]) & (at < targets[PASSAGE_END][which])
     return inside | (at == 0)
 
@@ -175,7 +169,7 @@ def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor,
     Returns:
         `[B]`, the loss of each window, 0 where it does not count; and `[B]` bool, whether it does.
     """
-    which = sequence_of(batch)
+    which = batch.owners
     index = which[:, None].expand(-1, 2)
     scores = logits.float().masked_fill(~mask[:, None], -torch.inf)
     # The log-sum-exp of each window, with its highest score subtracted so that nothing overflows.
@@ -190,6 +184,43 @@ def span_loss(logits: Tensor, batch: PackedBatch, mask: Tensor) -> tuple[Tensor,
     rows = batch.cu_seqlens[:-1].long()[:, None] + ends.clamp(min=0)
     each = (top + total.log() - scores.gather(0, rows)).mean(1)
     return each.masked_fill(~known, 0.0), known
+
+
+def span_log_probs(logits: Tensor, batch: PackedBatch) -> Tensor:
+    """Compute `[T, 2]` the log-probabilities of starts and ends over the tokens of each window.
+
+    Tokens that cannot be an answer have -inf.
+    """
+    scores = logits.float().masked_fill(~allowed(batch)[:, None], -torch.inf)
+    parts = torch.split(scores, list(batch.layout.lengths))
+    return torch.cat([part.log_softmax(0) for part in parts])
+
+
+def span_divergence(
+    logits: Tensor, soft: Tensor, batch: PackedBatch, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Compare a student's spans with a teacher's, window by window.
+
+    Args:
+        logits: `[T, 2]` of the student.
+        soft: `[T, 2]` the teacher's probabilities at the temperature.
+        batch: the windows.
+        temperature: T.
+
+    Returns:
+        `[B]` the mean of KL(teacher || student) of start and end, with its graph; and `[B]` 1 where
+        both have the same most probable start and end, else 0.
+    """
+    lengths = list(batch.layout.lengths)
+    mine = torch.split(span_log_probs(logits / temperature, batch), lengths)
+    far, agreeing = [], []
+    for log_q, p in zip(mine, torch.split(soft, lengths), strict=True):
+        p = p / p.sum(0)
+        # Where nothing can be an answer, both have none.
+        crossed = (p * log_q.masked_fill(p == 0, 0.0)).sum(0)
+        far.append((torch.xlogy(p, p).sum(0) - crossed).mean())
+        agreeing.append((log_q.argmax(0) == p.argmax(0)).all())
+    return torch.stack(far), torch.stack(agreeing).float()
 
 
 @dataclass(frozen=True)
@@ -216,7 +247,7 @@ def best_spans(
     at most `count` spans. (BERT's own script compares only spans of the 20 best starts and ends.)
     """
     start, end = logits.detach().float().unbind(1)
-    which, tokens = sequence_of(batch), torch.arange(len(start), device=start.device)
+    which, tokens = batch.owners, torch.arange(len(start), device=start.device)
     offsets = batch.cu_seqlens[:-1].long()
     begin, stop = (offsets + batch.targets[name] for name in (PASSAGE, PASSAGE_END))
     # [T, longest]: in row t and column d the span from token t to token t + d.

@@ -18,6 +18,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.tasks.base import Loss, Metrics, Prediction, TaskOptions
+from pretune.tasks.distillation.teachable import Comparison
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.labels import as_number
 from pretune.tasks.sentences import SCORE, SentenceOptions, SentenceTask
@@ -53,6 +54,7 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
     options_type: ClassVar[type[TaskOptions]] = RegressOptions
     best_by: ClassVar[str] = "pearson"
     problem_type: ClassVar[str] = SCORE
+    soft_type: ClassVar[torch.dtype] = torch.float32
 
     def __init__(self, options: RegressOptions, labels: Iterable[str] = ()) -> None:
         # The one output keeps transformers' default name, whatever a checkpoint calls it.
@@ -107,7 +109,29 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Loss:
         """Compute the squared error, counted in sequences."""
         scores = batch.targets["score"]
-        return Loss((outputs[:, 0].float() - scores).square().sum(), len(scores))
+        errors = outputs[:, 0].float() - scores
+        if self.unlabelled:
+            errors = errors[~scores.isnan()]
+        return Loss(errors.square().sum(), len(scores))
+
+    # Learning from a teacher
+
+    @override
+    def no_label(self) -> dict[str, Any]:
+        return {"score": np.float32(np.nan)}
+
+    @override
+    def soften(self, outputs: Tensor, batch: PackedBatch, temperature: float) -> Tensor:
+        """Return the scores `[B, 1]` as they are."""
+        return outputs.float()
+
+    @override
+    def compare(
+        self, outputs: Tensor, soft: Tensor, batch: PackedBatch, temperature: float
+    ) -> Comparison:
+        """Compare scores: the squared error; they agree if they differ by less than a half."""
+        errors = (outputs.float() - soft)[:, 0]
+        return Comparison(errors.square(), (errors.abs() < 0.5).float(), 1.0)
 
     # Answers
 
@@ -165,7 +189,8 @@ class RegressionMetrics(Metrics):
     @override
     def update(self, outputs: Tensor, batch: PackedBatch) -> None:
         predicted, truth = outputs[:, 0].cpu().double(), batch.targets["score"].cpu().double()
-        self._pairs.append(np.stack([predicted.numpy(), truth.numpy()]))
+        pairs = np.stack([predicted.numpy(), truth.numpy()])
+        self._pairs.append(pairs[:, ~np.isnan(pairs[1])])
 
     @override
     def merge(self, other: Self) -> None:

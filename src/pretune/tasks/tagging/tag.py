@@ -22,6 +22,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
 from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, TaskOptions, usual_length
+from pretune.tasks.distillation.teachable import Comparison, Teachable, compare_classes
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.labels import (
     label_entries,
@@ -142,7 +143,7 @@ class TagPrediction(Prediction):
         return [(f"{e.text}  {e.type}  [{e.start}:{e.end}]", e.score) for e in self.entities]
 
 
-class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
+class Tagger(Task[TagOptions, TagPrediction], ReadsWindows, Teachable):
     """A label for the first token of each word (BERT, section 5.3); other tokens have none.
     In some data, such as Chinese ones, every character is a word (`characters`).
     """
@@ -358,6 +359,28 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows):
             outputs.logits, labels, options.label_smoothing, options.z_loss
         )
         return Loss(total, len(labels), parts)
+
+    # Learning from a teacher
+
+    @override
+    def soften(self, outputs: TagScores, batch: PackedBatch, temperature: float) -> Tensor:
+        """Return the probabilities of each word's tags at its first token, `[T, labels]`."""
+        probs = (outputs.logits.float() / temperature).softmax(-1)
+        rows = batch.where(batch.targets[WORD] >= 0).rows
+        return probs.new_zeros(batch.num_tokens, probs.shape[1]).index_copy(0, rows, probs)
+
+    @override
+    def compare(
+        self, outputs: TagScores, soft: Tensor, batch: PackedBatch, temperature: float
+    ) -> Comparison:
+        words = soft[batch.targets[WORD] >= 0]
+        return compare_classes(outputs.logits, words, temperature)
+
+    @override
+    def terms(self, batch: PackedBatch) -> Tensor:
+        """Return the number of words in each window."""
+        lengths = batch.where(batch.targets[WORD] >= 0).layout.lengths
+        return torch.tensor(lengths, dtype=torch.float32, device=batch.tokens.device)
 
     # Answers
 

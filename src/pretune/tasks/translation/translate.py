@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import override
 
 from pretune.data.arrays import Array
-from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipped
+from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selection, Skipped
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Generation, Prompt, Writer
@@ -34,6 +34,7 @@ from pretune.tasks.base import (
     no_text,
     usual_length,
 )
+from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.losses import (
     NEXT,
@@ -137,7 +138,9 @@ class Translated:
     written: Sequence[Sequence[Generation]] = ()
 
 
-class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, WritesAnswers):
+class Translate(
+    Task[TranslateOptions, TranslationPrediction], UsesTokenizer, WritesAnswers, TeachableTokens
+):
     """A source and a target, read and written by an encoder-decoder; evaluated by BLEU and chrF.
 
     A pair is a feature of two sequences: the source with its end, and the start token with the
@@ -257,12 +260,12 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
         return model
 
     @override
-    def forward(self, model: nn.Module, batch: PackedBatch) -> Translated:
+    def forward(self, model: nn.Module, batch: PackedBatch, **more: Any) -> Translated:
         """Score the targets, if there are any."""
         if batch.choices is None:
             return Translated(None)
         labels = batch.pairs[1].targets[NEXT]
-        return Translated(model(batch, labels=labels, **self.options.score_options))
+        return Translated(model(batch, labels=labels, **self.options.score_options, **more))
 
     @override
     def loss(self, outputs: Translated, batch: PackedBatch) -> Loss:
@@ -270,6 +273,19 @@ class Translate(Task[TranslateOptions, TranslationPrediction], UsesTokenizer, Wr
         assert outputs.scores is not None  # noqa: S101 - there are targets
         scores = outputs.scores
         return Loss(scores.sum, scores.count, self.options.loss_parts(scores))
+
+    # Learning from a teacher
+
+    @override
+    def scored_tokens(self, batch: PackedBatch) -> Selection:
+        """Return the tokens of the targets, every other sequence."""
+        targets = batch.owners % 2 == 1
+        return Selection(targets.nonzero()[:, 0], batch.pairs[1].layout)
+
+    @override
+    def token_scores(self, outputs: Translated) -> Scores:
+        assert outputs.scores is not None  # noqa: S101 - there are targets
+        return outputs.scores
 
     # Answers
 

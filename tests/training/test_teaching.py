@@ -1,0 +1,345 @@
+"""Runs with a teacher: ordinary runs of its task, exact, and clear about what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import pretune
+from pretune.bundle.bundle import load
+from pretune.data.batch import PackedBatch
+from pretune.errors import PretuneError, RunError
+from pretune.recipe.recipe import Recipe
+from pretune.tasks.distillation.taught import SOFT
+from pretune.training import run, teaching
+from pretune.training.logging import Reporter
+from pretune.training.reference_scores import REFERENCE_FILE
+from pretune.training.run import resume, train_recipe
+from tests.training.groups import Together, assert_close, result_of, weights
+from tests.training.outcomes import StopAt, assert_alike, outcome
+
+ROWS = [
+    {"text": f"{'the ' * (i % 4)}{word} film {'un x' * (i % 3)}", "label": word}
+    for i, word in enumerate(["good", "bad"] * 10)
+]
+#: What makes several processes add up the same numbers.
+SAME: dict[str, Any] = {"model.dropout": 0.0, "model.attention_dropout": 0.0}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with data, and a teacher that was trained on them."""
+    folder = tmp_path_factory.mktemp("school")
+    train_recipe(of(folder, folder / "teacher", tiny_folder), quiet=True)
+    return folder
+
+
+def of(folder: Path, output: Path, model: Path | None = None, **changes: Any) -> Recipe:
+    """A recipe on the data in a folder; without a model one of a student."""
+    values: dict[str, Any] = {
+        "data": {"train": write(folder / "t.jsonl", ROWS), "validation": 0.3},
+        "train": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu"},
+        "output": str(output),
+    }
+    if model is None:
+        values |= {"teacher": str(folder / "teacher"), "model": {"layers": [1]}}
+    else:
+        values |= {"task": {"name": "classify", "max_length": 12}, "model": {"from": str(model)}}
+    values["seed"] = 0 if model is None else 1
+    return Recipe.of(values).changed({k.replace("__", "."): v for k, v in changes.items()})
+
+
+class TestAnOrdinaryRun:
+    def test_of_the_teachers_task(self, school: Path, tmp_path: Path) -> None:
+        result = train_recipe(of(school, tmp_path / "run"), quiet=True)
+        assert {"accuracy", "teacher_kl", "teacher_agreement", "label_loss"} <= {*result.metrics}
+        student = pretune.load(tmp_path / "run")
+        assert student.task is not None
+        assert student.task.options.max_length == 12
+        assert len(student.backbone.layers) == 1
+        assert "teacher" not in (tmp_path / "run/last/pretune.json").read_text(encoding="utf-8")
+        evaluated = pretune.evaluate(student, write(tmp_path / "e.jsonl", ROWS[:4]))
+        assert "teacher_kl" not in evaluated.metrics
+        # The recipe needs no teacher to be read.
+        text = (tmp_path / "run/recipe.yaml").read_text(encoding="utf-8")
+        (tmp_path / "r.yaml").write_text(text.replace(str(school), "/gone"), encoding="utf-8")
+        assert Recipe.load(tmp_path / "r.yaml").task.name == "classify"
+
+    def test_its_layers_are_the_teachers(self, school: Path) -> None:
+        whole = load(school / "teacher").model.state_dict()
+        part = load(school / "teacher", layers=[1]).model.state_dict()
+        for name, values in part.items():
+            assert torch.equal(values, whole[name.replace("layers.0.", "layers.1.")])
+        first = load(school / "teacher", layers="every-other").model.state_dict()
+        assert torch.equal(
+            first["backbone.layers.0.attention.qkv.weight"],
+            whole["backbone.layers.0.attention.qkv.weight"],
+        )
+
+    def test_without_weight_it_is_the_run_without_a_teacher(
+        self, school: Path, tmp_path: Path
+    ) -> None:
+        taught = of(school, tmp_path / "taught", teacher__soft=0, teacher__labels=1)
+        taught = taught.changed({"teacher.relations": 1e-30})
+        train_recipe(taught, quiet=True)
+        train_recipe(taught.changed({"teacher": None, "output": str(tmp_path / "o")}), quiet=True)
+        assert_close(tmp_path / "taught", weights(tmp_path / "o"))
+
+
+@pytest.mark.parametrize("lost", [None, "missing", "damaged"])
+def test_goes_on_as_if_never_stopped(
+    lost: str | None, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_recipe(of(school, tmp_path / "whole"), quiet=True)
+    _stopped(of(school, tmp_path / "run"), monkeypatch)
+    file = tmp_path / "run" / REFERENCE_FILE
+    if lost == "missing":
+        file.unlink()
+    elif lost == "damaged":  # other numbers, which are numbers
+        with safe_open(file, framework="numpy") as opened:
+            known = opened.metadata()
+        kept = load_file(file)
+        kept[f"train.{SOFT}"][0] = kept[f"train.{SOFT}"][0][::-1]
+        save_file(kept, file, known)
+    resume(tmp_path / "run", quiet=True)
+    assert_alike(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+def _stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", lambda say: StopAt(5))
+        with pytest.raises(run.Interrupted):
+            train_recipe(recipe, quiet=True)
+
+
+def test_another_teacher_than_at_the_start_is_refused(
+    school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(school / "teacher", tmp_path / "teacher", symlinks=True)
+    recipe = of(school, tmp_path / "run", teacher__from=[str(tmp_path / "teacher")])
+    _stopped(recipe, monkeypatch)
+    shutil.rmtree(tmp_path / "teacher")
+    train_recipe(of(school, tmp_path / "teacher", school / "teacher"), quiet=True)
+    with pytest.raises(RunError, match=r"other files of .*teacher\.from"):
+        resume(tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"teacher__hidden": 1.0, "teacher__relations": 0.5}])
+def test_asked_batch_by_batch_it_says_the_same(
+    changes: dict[str, Any], school: Path, tmp_path: Path, together: Together
+) -> None:
+    """As kept, but for the rounding of what is kept; and in two processes as in one."""
+    changes = {**changes, **{k.replace(".", "__"): v for k, v in SAME.items()}}
+    live = of(school, tmp_path / "live", **changes, teacher__keep=False)
+    result = train_recipe(live, quiet=True)
+    assert not (tmp_path / "live" / REFERENCE_FILE).exists()
+    together.train(2, live.changed({"output": str(tmp_path / "two")}))
+    assert_close(tmp_path / "two", weights(tmp_path / "live"))
+    assert result_of(tmp_path / "two")["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+    if "teacher__hidden" not in changes:
+        kept = of(school, tmp_path / "kept", **changes)
+        train_recipe(kept, quiet=True)
+        for name, values in weights(tmp_path / "kept").items():
+            torch.testing.assert_close(values, weights(live.output)[name], rtol=0, atol=2e-3)
+        together.train(2, kept.changed({"output": str(tmp_path / "kept-two")}))
+        assert_close(tmp_path / "kept-two", weights(tmp_path / "kept"))
+
+
+class TestWithoutLabels:
+    def said(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        lines: list[str] = []
+        monkeypatch.setattr(Reporter, "say", lambda self, text: lines.append(text))
+        return lines
+
+    def test_all_comes_from_the_teacher(
+        self, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = self.said(monkeypatch)
+        plain = write(tmp_path / "plain.jsonl", [{"text": row["text"]} for row in ROWS])
+        result = train_recipe(of(school, tmp_path / "run", data__train=plain), quiet=True)
+        assert any("none of 14 records has a label" in line for line in lines)
+        assert any(line.startswith("validation: no record has a label") for line in lines)
+        assert "accuracy" not in result.metrics
+        assert result.metrics["label_loss"] == 0
+        assert pretune.load(tmp_path / "run").task.labels == ["bad", "good"]
+
+    def test_some_have_one(
+        self, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = self.said(monkeypatch)
+        mixed = [{**row, "label": row["label"] if i < 6 else None} for i, row in enumerate(ROWS)]
+        changes = {"data__train": write(tmp_path / "mixed.jsonl", mixed)}
+        changes["data__validation"] = write(tmp_path / "v.jsonl", ROWS[:4])
+        result = train_recipe(of(school, tmp_path / "run", **changes), quiet=True)
+        assert "14 of 20 records have no label, and are learned from the teacher alone" in lines
+        assert "accuracy" in result.metrics
+
+    def test_the_loss_of_labels_is_of_those_that_have_one(self, school: Path) -> None:
+        task: Any = teaching.student_task(of(school, school / "none"))
+        batch = PackedBatch.of([[1], [2], [3]], targets={"label": [0, -100, 1]})
+        logits = torch.tensor([[1.0, 2.0], [9.0, 0.0], [0.5, 0.0]])
+        loss = task.loss(logits, batch)
+        expected = -logits.log_softmax(-1)[[0, 2], [0, 1]].sum()
+        torch.testing.assert_close(loss.sum, expected)
+        assert loss.count == 3
+
+    def test_an_unknown_label_is_named(self, school: Path, tmp_path: Path) -> None:
+        data = write(tmp_path / "x.jsonl", [*ROWS, {"text": "the", "label": "ugly"}])
+        with pytest.raises(PretuneError, match="unknown label 'ugly'") as error:
+            train_recipe(of(school, tmp_path / "run", data__train=data), quiet=True)
+        assert "bad, good" in str(error.value.hint)
+
+
+def test_teachers_with_other_tokenizers_and_orders_of_labels(
+    school: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """What is kept is the mean of what each predicts by itself, by the labels' names."""
+    shutil.copytree(tiny_folder, tmp_path / "other")
+    words = (tiny_folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    turned = [*words[:5], *reversed(words[5:])]
+    (tmp_path / "other/vocab.txt").write_text("\n".join(turned) + "\n", encoding="utf-8")
+    other = of(school, tmp_path / "second", tmp_path / "other", task__labels=["good", "bad"])
+    train_recipe(other.changed({"task.max_length": 6}), quiet=True)
+    teachers = [str(school / "teacher"), str(tmp_path / "second")]
+    recipe = of(school, tmp_path / "run", teacher__from=teachers, data__validation=None)
+    recipe = recipe.changed({"train.max_steps": 1, "teacher.temperature": 1.0})
+    train_recipe(recipe, quiet=True)
+    kept = load_file(tmp_path / "run" / REFERENCE_FILE)[f"train.{SOFT}"]
+    texts = [{"text": row["text"]} for row in ROWS]
+    answers = [pretune.predict(pretune.load(teacher), texts) for teacher in teachers]
+    for i, pair in enumerate(zip(*answers, strict=True)):
+        mean = [np.mean([one.scores[label] for one in pair]) for label in ("bad", "good")]
+        np.testing.assert_allclose(kept[i], mean, atol=1e-3)
+
+
+class TestWhatDoesNotFit:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"teacher.from": ["/nowhere"]}, "teacher.from: '/nowhere': no such folder"),
+            ({"teacher.temperature": 0}, "teacher.temperature"),
+            ({"teacher": {"from": "x", "soft": 0}}, "nothing is learned from it"),
+            ({"teacher.hidden": 1, "teacher.keep": True}, "keep is for outputs"),
+            ({"task": {"name": "multilabel"}}, "was trained for classify, and the student is for"),
+            ({"task": {"name": "choose"}}, "teacher: choose has no teacher"),
+            ({"task.labels": ["good", "bad", "so"]}, "does not know so"),
+            ({"task.pair": True}, "reads text, and the student sentence1, sentence2"),
+            ({"train.parallel": "fsdp"}, "the model of a teacher is whole in each process"),
+            ({"model.layers": [2]}, r"\[2\] of a model with the layers 0 to 1"),
+            ({"model.layers": []}, r"\[\] of a model with the layers 0 to 1"),
+        ],
+    )
+    def test_is_named(
+        self, changes: dict[str, Any], message: str, school: Path, tmp_path: Path
+    ) -> None:
+        if "task.pair" in changes:
+            rows = [{"sentence1": r["text"], "sentence2": "the", "label": r["label"]} for r in ROWS]
+            changes = {**changes, "data.train": write(tmp_path / "pairs.jsonl", rows)}
+        with pytest.raises(PretuneError, match=message):
+            train_recipe(of(school, tmp_path / "run").changed(changes), quiet=True)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_teacher_without_a_task(
+        self, school: Path, tmp_path: Path, tiny_folder: Path
+    ) -> None:
+        values = of(school, tmp_path / "run").to_dict()
+        del values["task"]
+        with pytest.raises(PretuneError, match="was not trained for a task"):
+            Recipe.of({**values, "teacher": str(tiny_folder)})
+
+    def test_other_tokens_where_insides_are_compared(
+        self, school: Path, tmp_path: Path, tiny_folder: Path
+    ) -> None:
+        shutil.copytree(tiny_folder, tmp_path / "other")
+        words = (tiny_folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        (tmp_path / "other/vocab.txt").write_text("\n".join([*words[:5], *words[:4:-1]]) + "\n")
+        changes = {"model.from": str(tmp_path / "other"), "model.layers": None}
+        recipe = of(school, tmp_path / "run", teacher__hidden=1).changed(changes)
+        with pytest.raises(PretuneError, match=r"the teacher .* numbers tokens in another way"):
+            train_recipe(recipe, quiet=True)
+
+    def test_a_disk_that_is_too_small(
+        self, tmp_path: Path, school: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe = language(school, tmp_path)
+        free = shutil.disk_usage(tmp_path)._replace(free=100)
+        monkeypatch.setattr(teaching.shutil, "disk_usage", lambda folder: free)
+        with pytest.raises(RunError, match=r"the outputs of the teacher take .* 100 bytes are"):
+            train_recipe(recipe, quiet=True)
+
+
+def language(school: Path, folder: Path) -> Recipe:
+    """A language model with a teacher of its own."""
+    values = of(school, folder / "lm", Path("gpt2-small")).to_dict()
+    values["task"] = {"name": "causal_lm", "max_length": 16}
+    values["model"]["config"] = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 32}
+    values["model"]["train_tokenizer"] = {"kind": "bpe", "vocab_size": 270}
+    values["train"] |= {"epochs": 1}
+    train_recipe(Recipe.of(values), quiet=True)
+    del values["task"], values["model"]
+    values |= {"teacher": {"from": str(folder / "lm"), "top_k": 8}, "output": str(folder / "run")}
+    return Recipe.of({**values, "model": {"layers": "every-other"}})
+
+
+def test_a_language_model_keeps_the_likeliest_tokens(
+    school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    recipe = language(school, tmp_path)
+    monkeypatch.setattr(Reporter, "say", lambda self, text: lines.append(text))
+    result = train_recipe(recipe, quiet=True)
+    assert {"teacher_kl", "teacher_agreement", "perplexity"} <= {*result.metrics}
+    kept = load_file(tmp_path / "run" / REFERENCE_FILE)
+    size = sum(values.nbytes for values in kept.values())
+    (line,) = (line for line in lines if line.startswith("teacher: its outputs take"))
+    assert f"{size / 1e6:,.1f} MB" in line
+    live = recipe.changed({"teacher.keep": False, "output": str(tmp_path / "live")})
+    asked = train_recipe(live, quiet=True)
+    assert asked.metrics == pytest.approx(result.metrics, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher.hidden": 1.0, "teacher.top_k": None},
+        {"teacher.soft": 0, "teacher.relations": 1.0},
+    ],
+    ids=["DistilBERT", "MiniLM"],
+)
+def test_pre_training_resumes_exactly(
+    changes: dict[str, Any],
+    school: Path,
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Masks are drawn anew, so the teacher is asked in each batch; MiniLM's needs no head."""
+    values = of(school, tmp_path / "teacher", tiny_folder).to_dict()
+    values["task"] = {"name": "mask_lm", "max_length": 12}
+    train_recipe(Recipe.of(values), quiet=True)
+    bare = "teacher.relations" in changes
+    values["teacher"] = str(tiny_folder if bare else tmp_path / "teacher")
+    values["model"] = {"from": str(tmp_path / "teacher"), "layers": [0]}
+    recipe = Recipe.of(values).changed(changes)
+    whole = recipe.changed({"output": str(tmp_path / "whole")})
+    result = train_recipe(whole, quiet=True)
+    assert ("relation_loss" if bare else "hidden_loss") in result.metrics
+    assert ("teacher_kl" in result.metrics) != bare
+    again = recipe.changed({"output": str(tmp_path / "run"), "train.workers": 2})
+    _stopped(again, monkeypatch)
+    resume(tmp_path / "run", quiet=True)
+    for name, values_ in weights(tmp_path / "run").items():
+        assert torch.equal(values_, weights(tmp_path / "whole")[name])
