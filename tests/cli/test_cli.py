@@ -337,7 +337,7 @@ def test_a_notebook_needs_five_lines(place: Path, tiny_folder: Path, monkeypatch
     assert package.predict(model, ["a good film"])[0].to_dict()["label"] == "good"
 
 
-@pytest.mark.parametrize("task", ["ppo", "reward", "classify"])
+@pytest.mark.parametrize("task", ["ppo", "reward", "classify", "distill", "distill-mlm"])
 def test_init_writes_the_recipe_of_that_name(task: str) -> None:
     done = CliRunner().invoke(app, ["init", task])
     assert ("drop what you keep" in done.stdout) == (task not in builtin_recipes())

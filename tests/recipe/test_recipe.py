@@ -374,7 +374,7 @@ class TestMistakes:
         assert f"unknown key '{key}'. Did you mean '{right}'?" in str(caught.value)
 
     def test_a_wrong_key_like_none_gets_the_list(self, small: Path) -> None:
-        with pytest.raises(RecipeError, match="Known here: from, tokenizer, train_tokenizer, "):
+        with pytest.raises(RecipeError, match="Known here: from, layers, tokenizer, "):
             Recipe.load(small, ["model.zzzzzz=1"])
 
     @pytest.mark.parametrize(

@@ -23,15 +23,13 @@ from pretune.training import run, teaching
 from pretune.training.logging import Reporter
 from pretune.training.reference_scores import REFERENCE_FILE
 from pretune.training.run import resume, train_recipe
-from tests.training.groups import Together, assert_close, result_of, weights
+from tests.training.groups import STEADY, Together, assert_close, result_of, weights
 from tests.training.outcomes import StopAt, assert_alike, outcome
 
 ROWS = [
     {"text": f"{'the ' * (i % 4)}{word} film {'un x' * (i % 3)}", "label": word}
     for i, word in enumerate(["good", "bad"] * 10)
 ]
-#: What makes several processes add up the same numbers.
-SAME: dict[str, Any] = {"model.dropout": 0.0, "model.attention_dropout": 0.0}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -92,8 +90,8 @@ class TestAnOrdinaryRun:
     def test_without_weight_it_is_the_run_without_a_teacher(
         self, school: Path, tmp_path: Path
     ) -> None:
-        taught = of(school, tmp_path / "taught", teacher__soft=0, teacher__labels=1)
-        taught = taught.changed({"teacher.relations": 1e-30})
+        weights_of = {"soft": 0, "labels": 1, "relations": 1e-30, "from": str(school / "teacher")}
+        taught = of(school, tmp_path / "taught", teacher=weights_of)
         train_recipe(taught, quiet=True)
         train_recipe(taught.changed({"teacher": None, "output": str(tmp_path / "o")}), quiet=True)
         assert_close(tmp_path / "taught", weights(tmp_path / "o"))
@@ -142,7 +140,7 @@ def test_asked_batch_by_batch_it_says_the_same(
     changes: dict[str, Any], school: Path, tmp_path: Path, together: Together
 ) -> None:
     """As kept, but for the rounding of what is kept; and in two processes as in one."""
-    changes = {**changes, **{k.replace(".", "__"): v for k, v in SAME.items()}}
+    changes = {**STEADY, **changes}
     live = of(school, tmp_path / "live", **changes, teacher__keep=False)
     result = train_recipe(live, quiet=True)
     assert not (tmp_path / "live" / REFERENCE_FILE).exists()
@@ -277,7 +275,7 @@ class TestWhatDoesNotFit:
         recipe = language(school, tmp_path)
         free = shutil.disk_usage(tmp_path)._replace(free=100)
         monkeypatch.setattr(teaching.shutil, "disk_usage", lambda folder: free)
-        with pytest.raises(RunError, match=r"the outputs of the teacher take .* 100 bytes are"):
+        with pytest.raises(RunError, match=r"the outputs of the teacher take .* MB are free"):
             train_recipe(recipe, quiet=True)
 
 

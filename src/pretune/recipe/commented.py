@@ -18,12 +18,15 @@ WIDTH = 96
 
 
 def commented_recipe(task: str, values: Mapping[str, Any] | None = None) -> str:
-    """A recipe for a task in YAML: each key with its meaning, and its value or else its default."""
-    options = task_class(task).options_type
+    """A recipe in YAML: each key with its meaning, and its value or else its default.
+
+    `task` is the name of a task, or of the recipe with these `values`, which names its task.
+    """
     given: dict[str, Any] = {"data": {"train": "train.tsv"}, "output": f"runs/{task}"}
     for name, value in (values or {}).items():
         given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
     given["task"] = {"name": task, **given.get("task", {})}
+    options = task_class(given["task"]["name"]).options_type
     about = f"# A recipe for `{task}`. Every key is here with its default; drop what you keep."
     if values:  # what is dropped would go back to the default, not to these
         about = f"# A recipe for `{task}`: `pretune recipes {task}`, other keys at their defaults."

@@ -134,7 +134,7 @@ class SentenceTask(Task[S, P], UsesTokenizer, TeachableRecord):
 
     @override
     def feature_key(self) -> Any:
-        return [super().feature_key(), *(["unlabelled"] if self.unlabelled else [])]
+        return [*super().feature_key(), *(["unlabelled"] if self.unlabelled else [])]
 
     @override
     def build(self, backbone: Backbone) -> nn.Module:

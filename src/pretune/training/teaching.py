@@ -67,6 +67,12 @@ def student_task(recipe: Recipe) -> AnyTask:
         raise RecipeError(
             "teacher: the model of a teacher is whole in each process", "Set train.parallel=ddp."
         )
+    output = Path(recipe.output).resolve()
+    if any(Path(source).resolve().is_relative_to(output) for source in section.source):
+        raise RecipeError(
+            f"teacher.from: the teacher lies in the folder of the run, {recipe.output}",
+            "Choose another folder: output=FOLDER.",
+        )
     options, state = recipe.task, None
     if section.soft:
         trained = _trained(section.source[0], recipe.task.name)

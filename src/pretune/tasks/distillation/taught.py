@@ -193,9 +193,13 @@ class Taught(DrawsAnew):
             return own
         total, count, parts = how.labels * own.sum, own.count, {"label_loss": own.sum.detach()}
         if SOFT in batch.targets and isinstance(self, TeachableTokens):
-            # The scores have the weights in them.
+            # The scores have the weights in them; what a task adds to them has none yet.
             scores = self.token_scores(outputs)
-            total, parts = own.sum, {"label_loss": scores.cross_entropy}
+            total, parts = scores.sum, {"label_loss": scores.cross_entropy}
+            if own.sum is not scores.sum:
+                more = own.sum - scores.sum
+                total = total + how.labels * more
+                parts["label_loss"] = scores.cross_entropy + more.detach()
             assert scores.divergence is not None  # noqa: S101 - soft targets were given
             parts["teacher_kl"] = scores.divergence
             if scores.agreeing >= 0:
