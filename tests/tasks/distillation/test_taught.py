@@ -137,3 +137,45 @@ def test_several_teachers_are_averaged_by_the_names_of_their_labels(
         as_taught(bundle, how), [Teacher(bundle.model, bundle.task), turned], batch, how
     )
     torch.testing.assert_close(given[SOFT], (probs + probs[:, [2, 0, 1]]) / 2)
+
+
+@pytest.mark.parametrize("name", ["classify", "multilabel", "regress"])
+def test_a_record_without_a_label_has_no_loss_and_no_figure(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Sum and metrics are those of the records with labels; the count is that of all."""
+    case = CASES[name]
+    bundle = case.bundle(tiny_folder, tmp_path)
+    task = as_taught(bundle, Teaching(soft=0.0, labels=1.0))
+    task.unlabelled = True
+    rows, (column,) = case.rows(6), task.targets
+    records = replace(
+        case.records(6), rows=[{**r, column: None} if r in rows[:2] else r for r in rows]
+    )
+    assert task.labelled(records) == [2, 3, 4, 5]
+    figures, losses = [], []
+    for part in (records, records.take([2, 3, 4, 5])):
+        features = record_features(task, part, bundle.tokenizer)
+        batch = features.batch(np.arange(len(features)))
+        with torch.no_grad():
+            outputs = bundle.model(batch)
+            losses.append(task.loss(outputs, batch))
+        metrics = task.metrics(features)
+        metrics.update(outputs, batch)
+        figures.append(metrics.result())
+    torch.testing.assert_close(losses[0].sum, losses[1].sum)
+    assert losses[0].count * 4 == losses[1].count * 6
+    assert figures[0] == pytest.approx(figures[1])
+
+
+def test_the_labels_are_the_teachers_where_data_have_only_some() -> None:
+    case = CASES["tag"]
+    plain: Any = case.task()
+    task: Any = taught(type(plain))(plain.options)
+    rows = [{"tokens": ["un", "x"], "ner_tags": ["B-PER", "O"]}]
+    records = replace(case.records(1), rows=rows)
+    task.fit(records)
+    assert task.labels == ["O", "B-PER", "I-PER"]
+    task.known_labels = plain.labels
+    task.fit(records)
+    assert task.labels == plain.labels
