@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ from pretune.models.families import preset, preset_names
 from pretune.models.family import Family
 from pretune.models.lora import adapters
 from pretune.models.packed import is_int8
-from pretune.models.pruned import remove_heads
+from pretune.models.pruned import keep_layers, remove_heads
 from pretune.models.resize import resize_vocabulary
 from pretune.tasks.base import AnyTask, Calibrated, UsesTokenizer
 from pretune.tokenizers.added_tokens import add_tokens
@@ -155,8 +155,7 @@ def load(
                 f"{source}: model.layers picks layers of a trained model, and these are new",
                 "model.config gives random weights any number of layers.",
             )
-        built = model if wanted is None else model.get_submodule("backbone")
-        keep_layers(cast(Backbone, built), layers)
+        _pick_layers(backbone_of(model), layers)
 
     # The tokenizer is complete only now: a task may add a template, or a token between two texts.
     if wanted is not None and isinstance(wanted, UsesTokenizer):
@@ -341,11 +340,11 @@ def outline(source: str | Path) -> Outline:
     return Outline(str(origin.name), origin.folder, origin.family, model, task)
 
 
-def keep_layers(backbone: Backbone, layers: Literal["every-other"] | Sequence[int]) -> None:
+def _pick_layers(backbone: Backbone, layers: Literal["every-other"] | Sequence[int]) -> None:
     """Remove all layers of a model but some, in place, as a student begins (Sanh et al. 2019).
 
     Args:
-        backbone: with one stack of layers.
+        backbone: a Transformer of one stack.
         layers: the numbers of those to keep, from 0, or `every-other`: 0, 2, 4, ...
 
     Raises:
@@ -353,20 +352,16 @@ def keep_layers(backbone: Backbone, layers: Literal["every-other"] | Sequence[in
     """
     count = len(backbone.layers)
     chosen = range(0, count, 2) if layers == "every-other" else [*map(int, layers)]
-    if len(backbone.stacks) != 1:
-        raise CheckpointError(
-            f"model.layers: a {backbone.config.model_type} has an encoder and a decoder",
-            "Leave it out; model.from names a smaller model.",
-        )
     if not chosen or any(number >= count for number in chosen) or [*chosen] != sorted({*chosen}):
         shown = ", ".join(map(str, chosen))
         raise CheckpointError(
             f"model.layers: [{shown}] of a model with the layers 0 to {count - 1}",
             "Name each layer to keep once, in their order, e.g. model.layers=[0, 2, 4].",
         )
-    backbone.layers = nn.ModuleList(backbone.layers[number] for number in chosen)
-    (entry,) = backbone.config.layer_entries()
-    backbone.config = replace(backbone.config, **{entry: len(chosen)})
+    try:
+        keep_layers(backbone, chosen)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.layers: {error.message}", error.hint) from None
 
 
 def grow_vocabulary(bundle: Bundle, tokens: Sequence[str], multiple: int = 1) -> int:

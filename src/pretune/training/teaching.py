@@ -364,11 +364,12 @@ def _check_inside(source: str, bundle: Bundle, student: Bundle, section: Teacher
             "teacher: hidden and relations compare Transformers of one stack of layers",
             "Set teacher.hidden=0 and teacher.relations=0.",
         )
-    for weight, name, size, hint in (
-        ("hidden", "width", "hidden_size", "teacher.relations compares models of any width."),
-        ("relations", "number of heads", "num_attention_heads", "Choose another student."),
+    widths = [model.config.size("hidden_size") for model in (other, own)]
+    heads = [cast(Any, model.layers[-1]).attention.num_heads for model in (other, own)]
+    for weight, name, sizes, hint in (
+        ("hidden", "width", widths, "teacher.relations compares models of any width."),
+        ("relations", "number of heads in its last layer", heads, "Choose another student."),
     ):
-        sizes = [model.config.size(size) for model in (other, own)]
         if getattr(section, weight) and sizes[0] != sizes[1]:
             raise CheckpointError(
                 f"teacher.{weight}: {source} has another {name} than the student: "

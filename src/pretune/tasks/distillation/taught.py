@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
-from pretune.models.backbone import Backbone
+from pretune.models.backbone import Backbone, backbone_of
 from pretune.models.heads.language import LanguageModelHead
 from pretune.models.heads.vocabulary import CHUNK_BYTES, SoftTargets
 from pretune.tasks.base import AnyTask, DrawsAnew, Loss, Metrics
@@ -80,7 +80,7 @@ class Teacher:
     @property
     def backbone(self) -> Backbone:
         """The model without its head."""
-        return cast(Backbone, getattr(self.model, "backbone", self.model))
+        return backbone_of(self.model)
 
 
 class Taught(DrawsAnew):
@@ -165,7 +165,9 @@ class Taught(DrawsAnew):
             more["soft"] = self._soft_targets(how, batch)
         if HIDDEN not in given and QKV not in given:
             return self.plain.forward(self._own, model, batch, **more)
-        with watched(backbone_of(model)) as self._inside:
+        # Several processes train a wrapped model.
+        whole = getattr(model, "module", model)
+        with watched(backbone_of(whole)) as self._inside:
             return self.plain.forward(self._own, model, batch, **more)
 
     def _soft_targets(self, how: Teaching, batch: PackedBatch) -> SoftTargets:
@@ -267,11 +269,6 @@ def taught(kind: type[AnyTask]) -> type[AnyTask]:
     What it saves is what the plain task saves.
     """
     return cast(type[AnyTask], type(kind.__name__, (Taught, kind), {"plain": kind}))
-
-
-def backbone_of(model: nn.Module) -> Backbone:
-    """Return the backbone of a model, which may be wrapped for several processes."""
-    return cast(Backbone, getattr(model, "module", model).get_submodule("backbone"))
 
 
 @torch.no_grad()
