@@ -329,6 +329,9 @@ class _Run:
                 stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
                 self._say(str(self.bundle.report))
+                if (layers := self.recipe.model.layers) is not None:
+                    which = layers if isinstance(layers, str) else ", ".join(map(str, layers))
+                    self._say(f"layers kept: {which}")
             if self.kernels is not None:
                 keep_kernels(self.folder.path, self.kernels)
             path = self.folder.path
