@@ -91,7 +91,7 @@ class TestAnOrdinaryRun:
         self, school: Path, tmp_path: Path
     ) -> None:
         weights_of = {"soft": 0, "labels": 1, "relations": 1e-30, "from": str(school / "teacher")}
-        taught = of(school, tmp_path / "taught", teacher=weights_of)
+        taught = of(school, tmp_path / "taught", teacher=weights_of, **STEADY)
         train_recipe(taught, quiet=True)
         train_recipe(taught.changed({"teacher": None, "output": str(tmp_path / "o")}), quiet=True)
         assert_close(tmp_path / "taught", weights(tmp_path / "o"))
