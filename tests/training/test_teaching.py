@@ -94,7 +94,10 @@ class TestAnOrdinaryRun:
         taught = of(school, tmp_path / "taught", teacher=weights_of, **STEADY)
         train_recipe(taught, quiet=True)
         train_recipe(taught.changed({"teacher": None, "output": str(tmp_path / "o")}), quiet=True)
-        assert_close(tmp_path / "taught", weights(tmp_path / "o"))
+        plain = weights(tmp_path / "o")
+        for name, values in weights(tmp_path / "taught").items():
+            # The last layer is computed for all tokens here, and for the first alone there.
+            torch.testing.assert_close(values, plain[name], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("lost", [None, "missing", "damaged"])
