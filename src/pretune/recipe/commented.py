@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from pretune.recipe import yaml12
-from pretune.recipe.recipe import Recipe
+from pretune.recipe.recipe import Recipe, with_teacher
 from pretune.tasks.builtin import task_class
 
 #: Columns of a line.
@@ -26,6 +26,7 @@ def commented_recipe(task: str, values: Mapping[str, Any] | None = None) -> str:
     for name, value in (values or {}).items():
         given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
     given["task"] = {"name": task, **given.get("task", {})}
+    given = dict(with_teacher(given))
     options = task_class(given["task"]["name"]).options_type
     about = f"# A recipe for `{task}`. Every key is here with its default; drop what you keep."
     if values:  # what is dropped would go back to the default, not to these

@@ -155,7 +155,7 @@ class Recipe(RecipeSection):
     def of(cls, values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
         """Check plain values and make a recipe of them; a RecipeError names every wrong one."""
         try:
-            values = _with_teacher(values)
+            values = with_teacher(values)
             return cls.model_validate(values)
         except ValidationError as error:
             raise recipe_error(error, cls, values, origin) from None
@@ -323,7 +323,7 @@ def _first_teacher(values: Mapping[str, Any]) -> str | None:
     return source if isinstance(source, str) else None
 
 
-def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give a recipe what it leaves to its teacher: the task, and the model to start from.
 
     Raises:
