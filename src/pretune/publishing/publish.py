@@ -20,6 +20,7 @@ from pretune.data.readers.hub import HUB_DATASET
 from pretune.data.readers.plain_text import parallel_files
 from pretune.errors import RunError
 from pretune.inference.predict import task_of
+from pretune.models.packed import is_int8
 from pretune.publishing.card import CardFacts, DataSource, model_card
 from pretune.publishing.upload import (
     Published,
@@ -129,13 +130,18 @@ def stage(
         the files that would be sent.
 
     Raises:
-        RunError: there is no run, or it is not finished, or the folder cannot be written.
+        RunError: there is no run, it is not finished or in 8 bits, or the folder cannot be written.
         CheckpointError: the model is damaged.
         HubError: the Hub does not accept the name.
     """
     check_name(repo)
     trained = find_trained(run)
     bundle = load(trained.folder, dtype="auto", allow_pickle=allow_pickle)
+    if is_int8(bundle.model):
+        raise RunError(
+            f"{run}: its weights are in 8 bits, which only pretune reads",
+            "Publish the model that it was made of.",
+        )
     task = task_of(bundle)
     facts = CardFacts(
         repo=repo,
