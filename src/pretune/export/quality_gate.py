@@ -336,6 +336,7 @@ def _judged(
     model: nn.Module, setting: Int8Setting, base: _Answered, own: _Answered, limits: GateLimits
 ) -> TriedSetting:
     """Compare the answers of a setting with those of float32."""
+    # The metric: what was lost of it, and whether that is more than luck.
     (name, before), (_, after) = _measure(base), _measure(own)
     lost: float | None = None
     interval: Interval | None = None
@@ -348,21 +349,18 @@ def _judged(
             change = difference[name]
             interval, p = Interval(change.value, change.low, change.high), change.p
     agreement = _agreement(base, own)
+    # What is not within the limits; a figure that is not a number never is.
     reasons = []
     if lost is not None and not lost <= limits.max_loss:
         reasons.append(f"{name} {lost:.2f} worse, at most {limits.max_loss:g}")
     if agreement is not None and not agreement >= limits.min_agreement:
         reasons.append(f"{agreement:.2f} % agree, at least {limits.min_agreement:g}")
-    every = sum(parameter.numel() for parameter in model.parameters())
-    in_int8 = sum(model.get_submodule(n).weight.numel() for n in setting.matrices)  # type: ignore[union-attr, operator]
-    tables = sum(model.get_submodule(n).weight.numel() for n in setting.tables)  # type: ignore[union-attr, operator]
-    linear = sum(part.weight.numel() for part in model.modules() if isinstance(part, Linear))
-    small = in_int8 + tables
+    share, megabytes = _sizes(model, setting)
     return TriedSetting(
         name=setting.name,
         matrices=len(setting.matrices),
-        share=in_int8 / linear,
-        megabytes=(small + (every - small) * FLOAT) / 1e6,
+        share=share,
+        megabytes=megabytes,
         seconds=own.seconds,
         metric=after,
         lost=lost,
@@ -373,6 +371,19 @@ def _judged(
     )
 
 
+def _sizes(model: nn.Module, setting: Int8Setting) -> tuple[float, float]:
+    """The share of the matrices' weights that are in 8 bits, and the megabytes of all weights."""
+    parts = dict(model.named_modules())
+    every = sum(parameter.numel() for parameter in model.parameters())
+    matrices = sum(part.weight.numel() for part in parts.values() if isinstance(part, Linear))
+    weights = [parts[name].get_parameter("weight") for name in setting.matrices]
+    tables = [parts[name].get_parameter("weight") for name in setting.tables]
+    small = sum(weight.numel() for weight in (*weights, *tables))
+    scales = sum(len(weight) for weight in (*weights, *tables))
+    share = sum(weight.numel() for weight in weights) / matrices
+    return share, (small + (every - small + scales) * FLOAT) / 1e6
+
+
 def _agreement(base: _Answered, own: _Answered) -> float | None:
     """Percent of the answers that are the same; None where that is not asked for."""
     if base.examined is None or own.examined is None:
@@ -381,6 +392,7 @@ def _agreement(base: _Answered, own: _Answered) -> float | None:
     task = base.examined.task
     if isinstance(task, WritesAnswers) or lower_is_better(task.best_by):
         return None
+    # Scores are compared as numbers, choices by their numbers, all else as text.
     grades = [
         (a.grade, b.grade)
         for a, b in zip(base.examined.examples, own.examined.examples, strict=True)
