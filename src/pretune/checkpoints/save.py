@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pretune.checkpoints.config import PACKAGE
 from pretune.checkpoints.int8_weights import INT8_FILE, METHOD, QUANTIZATION, stored_tensors
@@ -54,7 +54,7 @@ def save_model(
         config[PACKAGE] = package
     # Our names and orientation to the published ones.
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for ours, value in whole_heads(backbone, merged_state(model)).items():  # type: ignore[arg-type]
         names = table[ours]
         for name, part in zip(names.parts, value.chunk(len(names.parts)), strict=True):

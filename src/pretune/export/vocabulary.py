@@ -121,8 +121,9 @@ def cut_vocabulary(bundle: Bundle, used: UsedText) -> HeldBackText:
     held_back = _on_held_back(tokenizer, texts, always)
     keep_tokens(bundle.model, kept)
     bundle.tokenizer = smaller
-    if isinstance(bundle.task, UsesTokenizer):
-        bundle.task.bind(smaller)
+    task = bundle.task
+    if task is not None and isinstance(task, UsesTokenizer):
+        task.bind(smaller)
     return held_back
 
 
