@@ -106,7 +106,7 @@ def cut_vocabulary(bundle: Bundle, used: UsedText) -> HeldBackText:
         CheckpointError: the tokenizer is of a kind that cannot be cut.
         DataError: there is no text, or one cannot be encoded.
     """
-    texts = [text for text in used.texts if text.strip()]
+    texts = [text for text in dict.fromkeys(used.texts) if text.strip()]
     if not texts:
         raise DataError("--vocab: no text in the data", "Name data with text.")
     tokenizer = bundle.tokenizer
