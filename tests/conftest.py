@@ -135,6 +135,7 @@ MAY_SKIP = (
     "needs an NVIDIA GPU",
     "oneDNN does not multiply bf16 on this processor",
     "running as root",
+    "transformers.js is not installed",
 )
 
 _unexpected: list[str] = []

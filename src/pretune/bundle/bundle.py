@@ -24,7 +24,7 @@ from pretune.bundle.task_file import TASK_FILE, task_entries, trained_task, with
 from pretune.checkpoints.config import config_file, family_of, read_config, sizes_of
 from pretune.checkpoints.load import LoadReport, fit_weights, load_into
 from pretune.checkpoints.open import has_safetensors, open_weights, tensorflow_names
-from pretune.checkpoints.save import save_model
+from pretune.checkpoints.save import save_config, save_model
 from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source, find_tokenizer
 from pretune.checkpoints.weights import WeightSource, named_dtype
@@ -385,11 +385,7 @@ def save(bundle: Bundle, folder: Path, int8: Mapping[str, Any] | None = None) ->
 
     With `int8`, which is as for `save_model`, only pretune can.
     """
-    task = bundle.task
-    head = "backbone" if task is None else task.head
-    entries = {} if task is None else task.config_entries()
-    if head == "sequence_classification" and bundle.backbone.causal:
-        entries |= _padding_entries(bundle, task.last_tokens() if task else frozenset())
+    head, entries = _described(bundle)
     save_model(bundle.model, folder, bundle.family, head, entries, int8)
     # The weights above have the adapter merged in; beside them, the adapter alone.
     if adapters(bundle.model):
@@ -397,6 +393,29 @@ def save(bundle: Bundle, folder: Path, int8: Mapping[str, Any] | None = None) ->
         from pretune.checkpoints.peft import save_adapter
 
         save_adapter(bundle.model, folder / ADAPTER, bundle.family, head, str(base))
+    _save_beside(bundle, folder)
+
+
+def save_without_weights(bundle: Bundle, folder: Path) -> None:
+    """Write what `save` writes, but no weights: for a folder that has them in another format."""
+    head, entries = _described(bundle)
+    save_config(bundle.model, folder, bundle.family, head, entries)
+    _save_beside(bundle, folder)
+
+
+def _described(bundle: Bundle) -> tuple[str, dict[str, Any]]:
+    """Return the name of the model's head, and what the task adds to `config.json`."""
+    task = bundle.task
+    head = "backbone" if task is None else task.head
+    entries = {} if task is None else task.config_entries()
+    if head == "sequence_classification" and bundle.backbone.causal:
+        entries |= _padding_entries(bundle, task.last_tokens() if task else frozenset())
+    return head, entries
+
+
+def _save_beside(bundle: Bundle, folder: Path) -> None:
+    """Write the files that lie beside the weights and `config.json`: tokenizer and task."""
+    task = bundle.task
     save_tokenizer(bundle.tokenizer, bundle.family, folder)
     # A bare model is what it was loaded as, also for sentence-transformers.
     if task is None and bundle.folder is not None:

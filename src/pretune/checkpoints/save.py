@@ -41,17 +41,6 @@ def save_model(
             what is known of the rounding, for `config.json`.
     """
     backbone = model if head == "backbone" else model.get_submodule("backbone")
-    config = {
-        **backbone.config.to_dict(),  # type: ignore[union-attr, operator]
-        "architectures": [family.heads[head].architecture],
-        "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
-        **(extra or {}),
-    }
-    if int8 is not None:
-        config[QUANTIZATION] = {"quant_method": METHOD, **int8}
-    package = FAMILIES.package_of(family.model_type)
-    if package is not None:
-        config[PACKAGE] = package
     # Our names and orientation to the published ones.
     table = name_table(family, head, backbone.stacks)  # type: ignore[arg-type]
     tensors: dict[str, Tensor] = {}
@@ -70,6 +59,28 @@ def save_model(
         os.replace(aside, folder / ("model.safetensors" if int8 is None else INT8_FILE))
     finally:
         aside.unlink(missing_ok=True)
+    saying = {} if int8 is None else {QUANTIZATION: {"quant_method": METHOD, **int8}}
+    save_config(model, folder, family, head, {**(extra or {}), **saying})
+
+
+def save_config(
+    model: nn.Module,
+    folder: Path,
+    family: Family,
+    head: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `config.json` alone; the arguments are those of `save_model`."""
+    backbone = model if head == "backbone" else model.get_submodule("backbone")
+    config = {
+        **backbone.config.to_dict(),  # type: ignore[union-attr, operator]
+        "architectures": [family.heads[head].architecture],
+        "dtype": type_name(common_dtype(p.dtype for p in model.parameters())),
+        **(extra or {}),
+    }
+    package = FAMILIES.package_of(family.model_type)
+    if package is not None:
+        config[PACKAGE] = package
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 

@@ -1,0 +1,223 @@
+"""The program that is written beside an ONNX export: it needs onnxruntime and tokenizers alone."""
+
+from __future__ import annotations
+
+from string import Template
+from typing import Any
+
+from pretune.bundle.bundle import Bundle
+from pretune.export.onnx_models import DECODER, ENCODER, MODEL, Exported
+from pretune.tokenizers.tokenizer import TARGET_FILE
+
+_BEGIN = '''\
+"""Runs this model by onnxruntime alone: pip install onnxruntime tokenizers numpy"""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+here = Path(__file__).parent
+config = json.loads((here / "config.json").read_text(encoding="utf-8"))
+tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
+'''
+
+_READ = """\
+session = ort.InferenceSession(here / "onnx/$model.onnx")
+tokenizer.enable_truncation($length)
+tokenizer.enable_padding(pad_id=$pad)
+texts = sys.argv[1:] or $texts
+read = tokenizer.encode_batch($read)
+inputs = {
+    "input_ids": np.array([line.ids for line in read])$choices,
+    "attention_mask": np.array([line.attention_mask for line in read])$choices,
+$segments}
+"""
+
+_VECTORS = """\
+(vectors,) = session.run(["$vectors"], inputs)
+print(vectors @ vectors.T)
+"""
+
+_LABELS = """\
+(logits,) = session.run(["logits"], inputs)
+for scores in logits:
+    print($answer)
+"""
+
+_CHOICE = """\
+(scores,) = session.run(["logits"], inputs)
+print(texts[1 + scores[0].argmax()])
+"""
+
+_SPAN = """\
+starts, ends = session.run(["start_logits", "end_logits"], inputs)
+# The best start and end within the second text, of an answer of at most 30 tokens.
+inside = np.array([part == 1 for part in read[0].sequence_ids])
+length = np.arange(len(inside)) - np.arange(len(inside))[:, None]
+allowed = inside[:, None] & inside & (length >= 0) & (length < 30)
+scores = np.where(allowed, starts[0][:, None] + ends[0], -np.inf)
+start, end = np.unravel_index(scores.argmax(), scores.shape)
+print(texts[1][read[0].offsets[start][0] : read[0].offsets[end][1]])
+"""
+
+_TAGS = """\
+(logits,) = session.run(["logits"], inputs)
+for text, line, scores in zip(texts, read, logits):
+    first = {word: i for i, word in reversed(list(enumerate(line.word_ids))) if word is not None}
+    places = [first[word] for word in sorted(first)]  # a word's label is its first token's
+$path
+    print(*(f"{w}/{config['id2label'][str(k)]}" for w, k in zip(text.split(), labels)))
+"""
+
+_BEST_LABELS = "    labels = scores[places].argmax(-1)"
+_BEST_PATH = """\
+    crf = json.loads((here / "onnx/crf.json").read_text())
+    moves, best, back = np.array(crf["transitions"]), scores[places[0]] + crf["start"], []
+    for place in places[1:]:  # Viterbi: the best path that ends in each label
+        back.append((best[:, None] + moves).argmax(0))
+        best = (best[:, None] + moves).max(0) + scores[place]
+    labels = [(best + crf["end"]).argmax()]
+    for before in reversed(back):
+        labels.insert(0, before[labels[0]])"""
+
+_MASK = """\
+(logits,) = session.run(["$logits"], inputs)
+for line, scores in zip(read, logits):
+    for place in np.flatnonzero(np.array(line.ids) == $mask):
+        print([tokenizer.id_to_token(i) for i in scores[place].argsort()[:-6:-1]])
+"""
+
+_PAST = """\
+past = {
+    i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
+    for i in session.get_inputs() if i.name.startswith("past_key_values.")
+}
+"""
+
+_WRITE = (
+    """\
+session = ort.InferenceSession(here / "onnx/$model.onnx")
+ids = tokenizer.encode((sys.argv[1:] or $texts)[0], add_special_tokens=False).ids
+"""
+    + _PAST
+    + """\
+new, seen = ids, 0
+while len(ids) < $length:
+    seen += len(new)
+    inputs = {
+        "input_ids": np.array([new]),
+        "attention_mask": np.ones((1, seen), np.int64),
+        "position_ids": np.arange(seen - len(new), seen)[None],
+    }
+    logits, *present = session.run(None, {**inputs, **past})
+    past, new = dict(zip(past, present)), [int(logits[0, -1].argmax())]
+    if new[0] == config["eos_token_id"]:
+        break
+    ids += new
+print(tokenizer.decode(ids))
+"""
+)
+
+_TRANSLATE = (
+    """\
+encoder = ort.InferenceSession(here / "onnx/$encoder.onnx")
+session = ort.InferenceSession(here / "onnx/$decoder.onnx")
+ids = tokenizer.encode((sys.argv[1:] or $texts)[0]).ids
+ids = np.array([ids if ids[-1] == $end else [*ids, $end]])
+inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+source = {"encoder_hidden_states": encoder.run(None, inputs)[0]}
+source["encoder_attention_mask"] = inputs["attention_mask"]
+"""
+    + _PAST
+    + """\
+new, written = config["decoder_start_token_id"], []
+while new != config["eos_token_id"] and len(written) < 2 * ids.shape[1] + 10:
+    inputs = {"input_ids": np.array([[new]]), "use_cache_branch": np.array([bool(written)])}
+    logits, *present = session.run(None, {**inputs, **source, **past})
+    past, new = dict(zip(past, present)), int(logits[0, -1].argmax())
+    written.append(new)
+print(Tokenizer.from_file(str(here / "$written")).decode(written))
+"""
+)
+
+#: What a classifier's outputs stand for, by transformers' `problem_type`.
+_ANSWERS = {
+    "single_label_classification": 'config["id2label"][str(scores.argmax())]',
+    "multi_label_classification": '[config["id2label"][str(i)] for i in np.where(scores > 0)[0]]',
+    "regression": "scores",
+}
+
+
+def example(bundle: Bundle, exported: Exported) -> str:
+    """Write a Python program that opens the export and answers its arguments."""
+    config = bundle.backbone.config
+    if exported.writes:
+        translates = bundle.backbone.reads_pairs
+        return Template(_BEGIN + (_TRANSLATE if translates else _WRITE)).substitute(
+            model=MODEL,
+            encoder=ENCODER,
+            decoder=DECODER,
+            texts=["a text"],
+            length=config.size("max_position_embeddings") if not translates else 0,
+            end=bundle.tokenizer.end_id,
+            written="tokenizer.json" if bundle.tokenizer.target is None else TARGET_FILE,
+        )
+    return Template(_BEGIN + _READ + _ending(bundle, exported)).substitute(
+        _reading(bundle, exported)
+    )
+
+
+def _reading(bundle: Bundle, exported: Exported) -> dict[str, Any]:
+    """What stands in `_READ`: how texts are given to the tokenizer."""
+    head, options = exported.head, getattr(bundle.task, "options", None)
+    texts, read, choices = ["a text", "another text"], "texts", ""
+    if head == "multiple_choice":
+        texts, choices = ["a text", "one choice", "another choice"], "[None]"
+        read = "[(texts[0], choice) for choice in texts[1:]]"
+    elif head == "question_answering" or getattr(options, "pair", False):
+        read = "[tuple(texts)]"
+    elif head.startswith("token_classification"):
+        read = "[text.split() for text in texts], is_pretokenized=True"
+    elif head in ("masked_lm", "pretraining"):
+        texts = [f"a {bundle.tokenizer.special.get('mask_token')} text"]
+    longest = bundle.backbone.config.size("max_position_embeddings")
+    pooling = exported.pooling
+    limit = getattr(options, "max_length", None) if pooling is None else pooling.max_length
+    kinds = f'    "token_type_ids": np.array([line.type_ids for line in read]){choices},\n'
+    return {
+        "model": MODEL,
+        "texts": texts,
+        "read": read,
+        "choices": choices,
+        "length": min(longest, limit or longest),
+        "pad": bundle.tokenizer.special_id("pad_token") or 0,
+        "segments": kinds if exported.segments else "",
+    }
+
+
+def _ending(bundle: Bundle, exported: Exported) -> str:
+    """What is done with the outputs of a model that reads."""
+    head, entries = exported.head, {} if bundle.task is None else bundle.task.config_entries()
+    if head == "backbone":
+        pooled = exported.pooling is not None
+        vectors = "sentence_embedding" if pooled else "last_hidden_state"
+        ending = (
+            _VECTORS
+            if pooled
+            else '(vectors,) = session.run(["$vectors"], inputs)\nprint(vectors.shape)\n'
+        )
+        return Template(ending).safe_substitute(vectors=vectors)
+    if head in ("multiple_choice", "question_answering"):
+        return _CHOICE if head == "multiple_choice" else _SPAN
+    if head.startswith("token_classification"):
+        path = _BEST_PATH if head.endswith("crf") else _BEST_LABELS
+        return Template(_TAGS).safe_substitute(path=path)
+    if head in ("masked_lm", "pretraining"):
+        logits = "logits" if head == "masked_lm" else "prediction_logits"
+        mask = bundle.tokenizer.special_id("mask_token")
+        return Template(_MASK).safe_substitute(logits=logits, mask=mask)
+    answer = _ANSWERS.get(str(entries.get("problem_type")), "scores")
+    return Template(_LABELS).safe_substitute(answer=answer)

@@ -1,0 +1,279 @@
+"""`pretune export --to onnx`: a folder as the Hugging Face Hub has them, checked before it is kept.
+
+onnx/model.onnx             float32; a translator has encoder_model.onnx and
+                            decoder_model_merged.onnx
+onnx/model_quantized.onnx   the same in 8 bits, with --int8
+config.json, tokenizer.json, tokenizer_config.json, special_tokens_map.json, ...
+onnx/crf.json               of a tagger with a CRF: what the best path is chosen by
+example.py                  twenty lines that run it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pretune.bundle.bundle import Bundle, load, save_without_weights
+from pretune.checkpoints.atomic_io import atomic_folder
+from pretune.errors import CheckpointError, PretuneError, RunError, not_writable, note
+from pretune.export.onnx_check import TOLERANCE, Difference, compare
+from pretune.export.onnx_example import example
+from pretune.export.onnx_gate import Gate, measure_gate
+from pretune.export.onnx_graph import LAST_OPSET, OPSET, GraphWriter
+from pretune.export.onnx_models import MODEL, Exported, Pooling, write_graphs
+from pretune.export.onnx_runtime import OnnxFile, OnnxModel
+from pretune.export.packages import needed
+from pretune.export.quality_gate import GateLimits
+from pretune.inference.embed import Embedder
+from pretune.models.lora import adapters, learned_rows
+from pretune.models.packed import is_int8
+from pretune.version import __version__
+
+FOLDER = "onnx"
+EXAMPLE = "example.py"
+#: A protobuf message cannot be larger than 2 GiB; larger weights go to a file of their own.
+LARGEST_FILE = 2**31 - 2**24
+#: Heads whose answers can be compared with labels.
+LABELLED = (
+    *("sequence_classification", "multiple_choice", "question_answering"),
+    *("token_classification", "token_classification_crf"),
+)
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        opset: version of ONNX's operators.
+        files: the size of each ONNX file in bytes, by its name.
+        difference: float32 and the model itself.
+        int8: int8 and the model itself; None: not written.
+        gate: int8 on labelled data; None: not measured.
+        example: a Python program that runs it.
+    """
+
+    folder: Path
+    opset: int
+    files: Mapping[str, int]
+    difference: Difference
+    int8: Difference | None
+    gate: Gate | None
+    example: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        gate = None if self.gate is None else self.gate.to_dict()
+        return {**asdict(self), "folder": str(self.folder), "gate": gate}
+
+
+def export_onnx(
+    source: str | Path | Bundle,
+    folder: Path,
+    *,
+    opset: int = OPSET,
+    int8: bool = False,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limits: GateLimits | None = None,
+    allow_pickle: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> OnnxExport:
+    """Write a model as ONNX into a new folder.
+
+    Args:
+        source: from `load`, or what `load` takes.
+        folder: must not exist yet.
+        opset: version of ONNX's operators, from `OPSET` to `LAST_OPSET`.
+        int8: also write it in 8 bits.
+        data: labelled data to measure int8 on; None: it is not measured.
+        columns: the task's names of columns -> the data's.
+        limits: what int8 may lose there.
+        allow_pickle: as for `load`.
+        progress: called with the number of checks done, and of all.
+
+    Raises:
+        CheckpointError: the model cannot be read, cannot be written as ONNX, or what was written
+            does not compute the same.
+        RunError: the folder exists, a package is missing, there is no such opset, or int8 does not
+            pass the gate.
+    """
+    check_opset(opset)
+    for package in ("onnx", "onnxruntime"):
+        needed(package)
+    if folder.exists():
+        raise RunError(f"{folder}: exists already", "Name another folder: --output FOLDER.")
+    bundle = source if isinstance(source, Bundle) else load(source, allow_pickle=allow_pickle)
+    exported = exported_model(bundle)
+    if data is not None and (exported.head not in LABELLED or not int8):
+        raise RunError(
+            "--data is for measuring --int8 on labels, which this model does not give"
+            if int8
+            else "--data measures what --int8 loses",
+            "Leave it out." if int8 else "Add --int8, or leave it out.",
+        )
+    gate = None
+    try:
+        with atomic_folder(folder) as place:
+            (place / FOLDER).mkdir()
+            _write_beside(bundle, exported, place)
+            differences = {}
+            for small in (False, True) if int8 else (False,):
+                files = _write_graphs(bundle, exported, place / FOLDER, opset, small)
+                differences[small] = compare(exported, files, progress)
+                _refuse_different(differences[small], small=small)
+            if data is not None:
+                form = OnnxModel(files[MODEL], exported)
+                gate = measure_gate(bundle, form, data, limits or GateLimits(), columns=columns)
+                _refuse_worse(gate)
+            written = sorted((place / FOLDER).glob("*.onnx*"))
+            sizes = {path.name: path.stat().st_size for path in written}
+    except OSError as error:
+        raise not_writable(folder, "--output", error) from None
+    program = example(bundle, exported)
+    return OnnxExport(
+        folder, opset, sizes, differences[False], differences.get(True), gate, program
+    )
+
+
+def _write_graphs(
+    bundle: Bundle, exported: Exported, folder: Path, opset: int, int8: bool
+) -> dict[str, OnnxFile]:
+    """Write the graphs of a model, and open them; by name."""
+    onnx, paths = needed("onnx"), {}
+    graphs = write_graphs(exported, partial(GraphWriter, opset=opset, int8=int8))
+    metadata = _metadata(bundle, exported, int8=int8)
+    for name, graph in graphs.items():
+        paths[name] = folder / f"{name}{'_quantized' if int8 else ''}.onnx"
+        save_onnx(onnx, graph.model(metadata, __version__), paths[name])
+    return {name: OnnxFile(path) for name, path in paths.items()}
+
+
+def _refuse_worse(gate: Gate) -> None:
+    if not gate.passed:
+        raise RunError(
+            f"int8 does not pass: {gate}; allowed are {gate.limits.max_loss:g} points, and "
+            f"{gate.limits.min_agreement:g} % of the answers at least",
+            "Nothing was written. Leave out --int8, or allow more: --max-loss, --min-agreement.",
+        )
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that lacks operators, or that nobody has checked.
+
+    Raises:
+        RunError: says which can be had.
+    """
+    if opset < OPSET:
+        raise RunError(
+            f"opset {opset}: has no LayerNormalization, which came with opset {OPSET}",
+            f"Take --opset {OPSET}, which onnxruntime 1.12 and all later ones read.",
+        )
+    if opset > LAST_OPSET:
+        raise RunError(
+            f"opset {opset}: is not known here; the last one is {LAST_OPSET}",
+            f"Leave --opset out: opset {OPSET} is read by all later versions, too.",
+        )
+
+
+def exported_model(bundle: Bundle) -> Exported:
+    """Describe a model for `write_graphs`.
+
+    Raises:
+        RunError: adapters are not merged into it, or its weights are in 8 bits.
+    """
+    if is_int8(bundle.model):
+        raise RunError(
+            "the weights are in 8 bits already",
+            "Export the model that they were rounded from; --int8 makes the export small.",
+        )
+    if adapters(bundle.model) or learned_rows(bundle.model):
+        raise RunError(
+            "the model has an adapter that is not merged into it",
+            "Save it and export the folder: the weights that are saved have it merged in.",
+        )
+    head = "backbone" if bundle.task is None else bundle.task.head
+    segments = any(rule.ours == "embeddings.segments.weight" for rule in bundle.family.rules)
+    exported = Exported(bundle.model.eval(), head, segments)
+    return replace(exported, pooling=_pooling(bundle)) if head == "backbone" else exported
+
+
+def _pooling(bundle: Bundle) -> Pooling | None:
+    """How `pretune embed` makes vectors of a bare model; None, with a note, if it cannot."""
+    if bundle.backbone.reads_pairs or not bundle.backbone.has_attention:
+        return None
+    try:
+        embedder = Embedder(bundle, device="cpu")
+    except PretuneError as error:
+        note(f"the export has no sentence_embedding: {error.message}")
+        return None
+    whole = embedder.size == bundle.backbone.config.size("hidden_size")
+    size = None if whole else embedder.size
+    return Pooling(embedder.pooling, embedder.normalize, size, embedder.max_length)
+
+
+def _metadata(bundle: Bundle, exported: Exported, *, int8: bool) -> dict[str, str]:
+    """Texts that go into the file: where it comes from, and how it computes."""
+    kept = {
+        "pretune": __version__,
+        "model_type": bundle.family.model_type,
+        "head": exported.head,
+    }
+    if int8:
+        kept["int8"] = (
+            "products: weights of 7 bits with a scale for each output, inputs of 8 bits with one "
+            "scale that is found at run time; no sum of two products exceeds 16 bits, so that it "
+            "is right on processors with and without VNNI; tables: 8 bits with a scale for each row"
+        )
+    return kept
+
+
+def save_onnx(onnx: Any, model: Any, path: Path) -> None:
+    """Write a model; weights of more than 2 GB go to a file beside it, `NAME.onnx_data`."""
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights <= LARGEST_FILE:
+        onnx.save_model(model, str(path))
+        return
+    onnx.save_model(
+        model, str(path), save_as_external_data=True, location=f"{path.name}_data", size_threshold=0
+    )
+
+
+def _refuse_different(difference: Difference, *, small: bool) -> None:
+    """Refuse to keep an export that computes something else.
+
+    In 8 bits outputs differ; what is refused is only what no rounding explains.
+    """
+    if small and difference.cosine >= 0.9:
+        return
+    if not small and difference.equal:
+        return
+    raise CheckpointError(
+        f"the {'int8' if small else 'exported'} model does not compute the same: outputs differ by "
+        f"up to {difference.largest:.1e}"
+        + ("" if small else f" (allowed: {TOLERANCE:.0e})")
+        + f", and the smallest cosine is {difference.cosine:.4f}",
+        "Leave out --int8." if small else "This is a mistake of pretune; please report it.",
+    )
+
+
+def _write_beside(bundle: Bundle, exported: Exported, place: Path) -> None:
+    """Write what a reader needs besides the graphs."""
+    save_without_weights(bundle, place)
+    _write_json(place / "special_tokens_map.json", bundle.tokenizer.special)
+    crf: Any = getattr(exported.model, "crf", None)
+    if crf is not None:
+        # A path's score: start + the emissions of its labels + transitions[from][to] + end.
+        parts = asdict(crf.weights.cpu())
+        _write_json(place / FOLDER / "crf.json", {name: t.tolist() for name, t in parts.items()})
+    (place / EXAMPLE).write_text(example(bundle, exported), encoding="utf-8")
+
+
+def _write_json(path: Path, values: Any) -> None:
+    text = json.dumps(values, ensure_ascii=False, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
