@@ -14,14 +14,14 @@ from pathlib import Path
 
 import onnx
 
-from pretune.export.onnx_check import Difference, compare
+from pretune.export.onnx_check import OutputDifference, compare
 from pretune.export.onnx_graph import GraphWriter
 from pretune.export.onnx_models import write_graphs
 from pretune.export.onnx_runtime import OnnxFile
 from tests.export.models import HEADS, random_model
 
 
-def difference(family: str, head: str, *, int8: bool) -> Difference:
+def difference(family: str, head: str, *, int8: bool) -> OutputDifference:
     """Export a model to a temporary folder, and compare."""
     exported, files = random_model(family, head), {}
     with tempfile.TemporaryDirectory() as folder:

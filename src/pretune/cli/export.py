@@ -54,6 +54,9 @@ def export(
     What was written is opened by the engine and compared with the model before it is kept.
     """
     from pretune.errors import RunError, did_you_mean
+    from pretune.export.packages import needed
+
+    needed("onnx")  # before modules that are made of it are imported
     from pretune.export.gguf_file import export_gguf
     from pretune.export.onnx_files import export_onnx
     from pretune.export.onnx_graph import OPSET

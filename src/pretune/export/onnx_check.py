@@ -23,7 +23,7 @@ LONGEST = 1024
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """How far the outputs of an export are from ours.
 
     Attributes:
@@ -47,7 +47,7 @@ def compare(
     exported: Exported,
     files: Mapping[str, OnnxFile],
     progress: Callable[[int, int], None] | None = None,
-) -> Difference:
+) -> OutputDifference:
     """Compare an export with the model on texts from one token to the longest, one and 32 at once.
 
     Args:
@@ -68,7 +68,7 @@ def compare(
         texts += batch.num_sequences
         if progress is not None:
             progress(done, len(batches))
-    return Difference(largest, cosine, texts)
+    return OutputDifference(largest, cosine, texts)
 
 
 def random_batches(exported: Exported) -> Iterator[PackedBatch]:

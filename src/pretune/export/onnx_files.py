@@ -20,7 +20,7 @@ from typing import Any
 from pretune.bundle.bundle import Bundle, load, save_without_weights
 from pretune.checkpoints.atomic_io import atomic_folder
 from pretune.errors import CheckpointError, PretuneError, RunError, not_writable, note
-from pretune.export.onnx_check import TOLERANCE, Difference, compare
+from pretune.export.onnx_check import TOLERANCE, OutputDifference, compare
 from pretune.export.onnx_example import example
 from pretune.export.onnx_gate import Gate, measure_gate
 from pretune.export.onnx_graph import LAST_OPSET, OPSET, GraphWriter
@@ -61,8 +61,8 @@ class OnnxExport:
     folder: Path
     opset: int
     files: Mapping[str, int]
-    difference: Difference
-    int8: Difference | None
+    difference: OutputDifference
+    int8: OutputDifference | None
     gate: Gate | None
     example: str
 
@@ -239,12 +239,12 @@ def save_onnx(onnx: Any, model: Any, path: Path) -> None:
     if weights <= LARGEST_FILE:
         onnx.save_model(model, str(path))
         return
-    onnx.save_model(
-        model, str(path), save_as_external_data=True, location=f"{path.name}_data", size_threshold=0
-    )
+    # Small constants stay: onnxruntime needs those of shapes before it opens the other file.
+    beside = {"save_as_external_data": True, "location": f"{path.name}_data"}
+    onnx.save_model(model, str(path), size_threshold=1024, **beside)
 
 
-def _refuse_different(difference: Difference, *, small: bool) -> None:
+def _refuse_different(difference: OutputDifference, *, small: bool) -> None:
     """Refuse to keep an export that computes something else.
 
     In 8 bits outputs differ; what is refused is only what no rounding explains.
