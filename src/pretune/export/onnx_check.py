@@ -37,11 +37,6 @@ class OutputDifference:
     cosine: float
     texts: int
 
-    @property
-    def equal(self) -> bool:
-        """Whether it is no more than rounding in another order makes."""
-        return self.largest <= TOLERANCE
-
 
 def compare(
     exported: Exported,
