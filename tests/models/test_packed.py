@@ -19,14 +19,15 @@ from pretune.models.products import (
     INT8,
     MKL_PACKED,
     ONEDNN_PACKED,
+    TRANSPOSED,
+    multiplier,
     pack,
-    packed_product,
     saturates,
     scaled_int8_product,
 )
 
 IN, OUT = 40, 56
-PACKED = [ONEDNN_PACKED, *([MKL_PACKED] if torch.backends.mkl.is_available() else [])]
+PACKED = [ONEDNN_PACKED, TRANSPOSED, *([MKL_PACKED] if torch.backends.mkl.is_available() else [])]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -129,7 +130,7 @@ def test_a_layout_serves_any_number_of_rows(form):
             for rows in (1, 2, 3, 7, 16, 31, 64, 65, 200):
                 x = random(rows, inner, seed=rows)
                 for added in (bias, None):
-                    got = packed_product(form, x, laid_out, weight, added)
+                    got = multiplier(form, laid_out, weight, added)(x)
                     wanted = functional.linear(x, weight, added)
                     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
 

@@ -2,9 +2,10 @@
 
     attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V        (Vaswani et al. 2017, equation 1)
 
-Each query sees the keys of its own sequence and no other. Three ways to the same numbers:
+Each query sees the keys of its own sequence and no other. Four ways to the same numbers:
 
 - `attention_reference`: the equation, one query at a time; the others are tested against it.
+- One sequence, as of one text: the rows are seen as they lie, without a plan.
 - CPU (and float32 on CUDA): sequences of similar length form a group, a small padded batch.
 - CUDA in half precision: FlashAttention's varlen kernel, which takes the borders as `cu_seqlens`.
 """
@@ -71,6 +72,12 @@ def attention(
 def _grouped(
     q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, causal: bool, dropout_p: float
 ) -> Tensor:
+    if len(queries.lengths) == 1 and dropout_p == 0.0:
+        length, seen = queries.total, keys.total
+        # A single query sees all keys; others are counted from the end, which is a matter of masks.
+        if length and (length in (1, seen) or not causal):
+            mixed = attention_single(q[:length], k[:seen], v[:seen], causal=causal and length > 1)
+            return _pad_rows(mixed, len(q))
     # Groups come out sorted by length; `restore` puts their rows back.
     plan = _plan(queries, keys, q.device)
     outputs = [_attend_group(q, k, v, group, causal, dropout_p) for group in plan.groups]
@@ -78,6 +85,19 @@ def _grouped(
     if plan.restore is not None:
         packed = packed.index_select(0, plan.restore)
     return _pad_rows(packed, len(q))
+
+
+def attention_single(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Attention within one sequence, `[Lq, H, D]`.
+
+    Args:
+        q: `[Lq, H, D]`.
+        k: `[Lk, H, D]`.
+        v: `[Lk, H, D]`.
+        causal: query i sees keys up to i; Lq is Lk.
+    """
+    sides = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
+    return F.scaled_dot_product_attention(*sides, is_causal=causal).squeeze(0).transpose(0, 1)
 
 
 def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:

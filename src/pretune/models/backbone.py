@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretune.data.batch import Layout, PackedBatch, Selection
 from pretune.models.config import ModelConfig
+from pretune.models.few_rows import FewRows
 from pretune.models.kv_cache import KVCache
 from pretune.models.language_model import SequenceState
 from pretune.models.layers import Embedding, ModelOutput, TransformerLayer
@@ -65,6 +66,7 @@ class Backbone(nn.Module):
         #: In training, compute each layer again in the backward pass instead of keeping its inner
         #: activations (Chen et al. 2016, section 3): less memory for a third more work.
         self.recompute = False
+        self.few_rows = FewRows()
 
     def init_weights(self, module: nn.Module | None = None) -> None:
         """Draw fresh weights: normal(0, initializer_range); biases 0, LayerNorm 1 and 0.
@@ -124,6 +126,8 @@ class Backbone(nn.Module):
         # selected before it; other rows are picked from the full output.
         late = select is None or (self.causal and select is not batch.last)
 
+        quick = self.few_rows.functions(self.layers, x, None if late else select)
+
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, TransformerLayer)  # noqa: S101 - for mypy
@@ -132,7 +136,10 @@ class Backbone(nn.Module):
             last = i == len(self.layers) - 1
             rows = select if last and not late else None
             kept: dict[str, Any] = {} if state is None else {"cache": state, "index": i}
-            x = self.through(layer, x, batch.layout, select=rows, **kept)
+            if quick is None:
+                x = self.through(layer, x, batch.layout, select=rows, **kept)
+            else:
+                x = quick[i](x, batch.layout, rows, state, i)
             if last and self.final_norm is not None:
                 x = self.final_norm(x)
             if output_hidden_states:  # else only autograd should hold on to them

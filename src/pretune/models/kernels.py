@@ -41,9 +41,10 @@ from pretune.models.products import (
     ONEDNN_PACKED,
     PLAIN,
     QLINEAR,
+    TRANSPOSED,
     has_onednn,
+    multiplier,
     pack,
-    packed_product,
     product,
     scaled_int8_product,
 )
@@ -55,7 +56,7 @@ INFERENCE_KINDS = ("packed", "int8")
 #: The kernels for each kind of product; the first one, unless another is clearly faster.
 CANDIDATES = {
     **dict.fromkeys(KINDS, (PLAIN, ONEDNN)),
-    "packed": (PLAIN, ONEDNN, MKL_PACKED, ONEDNN_PACKED),
+    "packed": (PLAIN, ONEDNN, MKL_PACKED, ONEDNN_PACKED, TRANSPOSED),
     "int8": INT8,
 }
 #: The smallest number of rows (tokens) of each class: one text's last token, one text, a batch.
@@ -71,7 +72,9 @@ _TIMED_FLOPS = 3e8
 _TIMED_BYTES, _TIMED_COPIES = 8e6, 4
 #: Each candidate is timed until all together took so many seconds, at least and at most so often.
 _SECONDS, _FEWEST, _LARGEST = 0.02, 3, 9
-#: Another kernel than PyTorch's own must be this much faster.
+#: Another kernel than PyTorch's own must be this much faster. For few rows of a packed weight it
+#: is PyTorch's own with the weight transposed, whose large pages make more of a difference in a
+#: whole model than among the few weights that are timed.
 MARGIN = 1.08
 
 #: How kernels are chosen: one for all by `PRETUNE_MATMUL`, PyTorch's own as nothing can be
@@ -84,6 +87,7 @@ KERNEL_NAMES = {
     ONEDNN: "oneDNN",
     MKL_PACKED: "PyTorch, packed",
     ONEDNN_PACKED: "oneDNN, packed",
+    TRANSPOSED: "PyTorch, transposed",
     QLINEAR: "oneDNN, 8 bits",
     INT_MM: "PyTorch, 8 bits",
 }
@@ -192,6 +196,13 @@ def current() -> Choice:
     return Choice(mode(), {shape: entry.kernel for shape, entry in known.items()}, machine())
 
 
+def standing() -> object:
+    """What choices come from now; the same object as long as they stay what they are."""
+    if _kept:
+        return _kept[-1]
+    return _known.get(torch.get_num_threads()) if mode() == MEASURED else mode()
+
+
 def choose(kind: str, rows: int, inner: int, outer: int) -> str:
     """The kernel for a product; see `ShapeClass`."""
     how, usual = current_mode(), CANDIDATES[kind][0]
@@ -208,8 +219,12 @@ def choose(kind: str, rows: int, inner: int, outer: int) -> str:
 def _class_of(kind: str, rows: int, inner: int, outer: int) -> ShapeClass | None:
     if inner * outer < SMALLEST:
         return None
-    bucket = ROWS[2] if rows >= ROWS[2] else ROWS[1] if rows >= ROWS[1] else ROWS[0]
-    return ShapeClass(kind, bucket, inner, outer)
+    return ShapeClass(kind, bucket(rows), inner, outer)
+
+
+def bucket(rows: int) -> int:
+    """The class, of `ROWS`, that a number of rows belongs to."""
+    return ROWS[2] if rows >= ROWS[2] else ROWS[1] if rows >= ROWS[1] else ROWS[0]
 
 
 @contextmanager
@@ -297,6 +312,8 @@ def measure(shape: ShapeClass) -> Timing:
                 best[name] = min(best[name], clock() - start)
     # The usual one, unless another is clearly faster.
     fastest, usual = min(best, key=lambda name: best[name]), next(iter(best))
+    if shape.kind == "packed" and shape.rows < ROWS[2] and TRANSPOSED in best:
+        usual = TRANSPOSED
     kernel = fastest if best[fastest] * MARGIN < best[usual] else usual
     return Timing(kernel, {name: round(1e3 * seconds, 4) for name, seconds in best.items()})
 
@@ -344,15 +361,10 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
         return plain
 
     def packed(kernel: str) -> Callable[[], Tensor]:
-        forms = [pack(kernel, weight) for _, weight in sides]
+        ready = [(x, multiplier(kernel, pack(kernel, w), w, None)) for x, w in sides]
+        return lambda: [multiply(x) for x, multiply in ready][-1]
 
-        def call() -> Tensor:
-            pairs = zip(sides, forms, strict=True)
-            return [packed_product(kernel, x, form, w, None) for (x, w), form in pairs][-1]
-
-        return call
-
-    return {**plain, **_ready(packed, (MKL_PACKED, ONEDNN_PACKED))}
+    return {**plain, **_ready(packed, CANDIDATES["packed"][2:])}
 
 
 def _ready(
@@ -421,7 +433,7 @@ def _path(threads: int) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    key = json.dumps([machine(), threads], sort_keys=True)
+    key = json.dumps([machine(), threads, CANDIDATES], sort_keys=True)
     return folder / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

@@ -186,16 +186,30 @@ class SelfAttention(nn.Module):
         The arguments are as for `TransformerLayer`. After the first pass of `cache`, queries see
         all that it holds.
         """
-        dropout = self.dropout if self.training else 0.0
-        queries = layout if select is None else select.layout
         # Queries only for the selected rows, keys and values for all.
         if select is None:
-            q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
+            projected = heads_of(self.qkv(x), 3, self.num_heads)
         else:
             width = self.width
             (q,) = heads_of(self.qkv.part(x[select.rows], slice(width)), 1, self.num_heads)
             k, v = heads_of(self.qkv.part(x, slice(width, None)), 2, self.num_heads)
-        # Attend to the cache in later passes, else to the batch itself.
+            projected = q, k, v
+        queries = layout if select is None else select.layout
+        mixed: Tensor = self.output(self.mix(*projected, queries, layout, causal, cache, layer))
+        return mixed
+
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        queries: Layout,
+        layout: Layout,
+        causal: bool,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        """Attend to the batch itself, or in later passes to the cache; `[Tq, hidden]`."""
         if cache is not None and cache.stepping:
             mixed = attention_step(q, *cache.append(layer, k, v), cache.visible)
         elif cache is not None and cache.new is not None:
@@ -203,9 +217,9 @@ class SelfAttention(nn.Module):
         else:
             if cache is not None:
                 cache.layers[layer].fill(k, v, layout)
+            dropout = self.dropout if self.training else 0.0
             mixed = attention(q, k, v, queries, layout, causal=causal, dropout_p=dropout)
-        projected: Tensor = self.output(mixed.flatten(1))
-        return projected
+        return mixed.flatten(1)
 
     def maps(self, x: Tensor, layout: Layout, *, causal: bool = False) -> list[Tensor]:
         """The attention weights of each sequence, `[H, length, length]`, without dropout."""
@@ -215,8 +229,8 @@ class SelfAttention(nn.Module):
 
 def heads_of(projected: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """Split `[T, parts * hidden]` into `parts` tensors `[T, H, D]`."""
-    size = projected.shape[1] // (parts * num_heads)
-    return projected.view(len(projected), parts, num_heads, size).unbind(1)
+    rows, width = projected.shape
+    return projected.view(rows, parts, num_heads, width // (parts * num_heads)).unbind(1)
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ first, which overflows with 8 bits on both sides; there weights have 7.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pretune.models import kernels
-from pretune.models.products import INT8, pack, packed_product, saturates, scaled_int8_product
+from pretune.models.products import INT8, multiplier, pack, product, saturates, scaled_int8_product
 
 How = Literal["float32", "int8"]
 #: The kinds of their products.
@@ -75,11 +75,26 @@ class Int8Weight(NamedTuple):
     scale: Tensor
 
 
+class _Prepared(NamedTuple):
+    """A product that is ready to be computed.
+
+    Attributes:
+        state: what it was made from, see `_state`.
+        standing: what its kernel was chosen from.
+        multiply: maps `[T, in]` to `[T, outputs]`.
+    """
+
+    state: tuple[int, ...]
+    standing: object
+    multiply: Callable[[Tensor], Tensor]
+
+
 class PackedWeights:
-    """The prepared forms of one weight and of its parts; copies and pickles are empty."""
+    """The products of one weight and of its parts, prepared; copies and pickles are empty."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[str, int, int], tuple[Any, Any]] = {}
+        self._products: dict[tuple[How, int, int | None, int | None], _Prepared] = {}
+        self._forms: dict[tuple[str, int | None, int | None], tuple[tuple[int, ...], Any]] = {}
 
     def __reduce__(self) -> tuple[type[PackedWeights], tuple[()]]:
         return PackedWeights, ()
@@ -96,35 +111,64 @@ class PackedWeights:
             bias: `[out]` or None.
             rows: the outputs wanted.
         """
-        if not all(t.is_cpu and t.dtype == torch.float32 for t in (x, weight)):
+        # Small matrices, such as a classifier's, stay as they are; and so does what autocast rounds.
+        if not (packable(x) and packable(weight)) or weight.numel() < kernels.SMALLEST:
             return None
-        # Small matrices, such as a classifier's, stay as they are.
-        if weight.numel() < kernels.SMALLEST:
+        if x.dim() != 2 or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return None
-        if x.dim() != 2 or len(x) == 0 or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return None
-        outputs = len(range(*rows.indices(len(weight))))
-        kernel = kernels.choose(_KINDS[how], len(x), x.shape[1], outputs)
-        if how == "float32" and kernel in kernels.FORCED:
-            return None
-        form = self._form(kernel, weight, rows)
-        if outputs < len(weight):
-            weight, bias = weight[rows], None if bias is None else bias[rows]
-        if how == "int8":
-            return int8_product(kernel, x, form, bias)
-        return packed_product(kernel, x, form, weight, bias)
+        return self.prepared(how, x.shape[0], weight, bias, rows)(x) if x.shape[0] else None
 
-    def _form(self, kernel: str, weight: Tensor, rows: slice) -> Any:
-        """The weight as a kernel wants it, made anew where the weight is another one by now."""
-        key = (kernel, rows.start or 0, len(weight) if rows.stop is None else rows.stop)
-        version = 0 if weight.is_inference() else weight._version
-        state = (weight.data_ptr(), weight.shape, version)
+    def prepared(
+        self, how: How, count: int, weight: Tensor, bias: Tensor | None, rows: slice
+    ) -> Callable[[Tensor], Tensor]:
+        """The function that computes such a product of about `count` rows."""
+        # Made anew where the weight, or what chooses the kernel, is another one by now.
+        key = (how, kernels.bucket(count), rows.start, rows.stop)
+        known, state = self._products.get(key), _state(weight, bias)
+        if known is None or known.state != state or known.standing is not kernels.standing():
+            multiply = self._multiplier(how, count, weight, bias, rows)
+            known = self._products[key] = _Prepared(state, kernels.standing(), multiply)
+        return known.multiply
+
+    def _multiplier(
+        self, how: How, count: int, weight: Tensor, bias: Tensor | None, rows: slice
+    ) -> Callable[[Tensor], Tensor]:
+        """The product of a weight's part with about so many rows."""
+        part, own = weight[rows].detach(), None if bias is None else bias[rows].detach()
+        if weight.numel() < kernels.SMALLEST:
+            return partial(product, kernels.PLAIN, weight=part, bias=own)
+        kernel = kernels.choose(_KINDS[how], count, part.shape[1], part.shape[0])
+        form = self._form(kernel, part, _state(weight, None), rows)
+        if how == "int8":
+            return partial(int8_product, kernel, weight=form, bias=own)
+        return multiplier(kernel, form, part, own)
+
+    def _form(self, kernel: str, part: Tensor, state: tuple[int, ...], rows: slice) -> Any:
+        """A part of a weight as a kernel wants it, for any number of rows."""
+        if kernel in kernels.FORCED:
+            return part
+        key = (kernel, rows.start, rows.stop)
         known = self._forms.get(key)
         if known is None or known[0] != state:
-            part = weight[rows].detach().contiguous()
+            part = part.contiguous()
             known = (state, int8_weight(kernel, part) if kernel in INT8 else pack(kernel, part))
             self._forms[key] = known
         return known[1]
+
+
+def packable(x: Tensor) -> bool:
+    """Whether kernels of this module take a tensor."""
+    return x.is_cpu and x.dtype == torch.float32
+
+
+def _state(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """Where a weight and a bias lie, and how often the weight was changed in place."""
+    return weight.data_ptr(), weight.numel(), version_of(weight), 0 if bias is None else bias.data_ptr()
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor was changed in place, as far as that is counted."""
+    return 0 if x.is_inference() else x._version
 
 
 def int8_weight(kernel: str, weight: Tensor) -> Int8Weight:
@@ -138,10 +182,10 @@ def int8_weight(kernel: str, weight: Tensor) -> Int8Weight:
 def int8_product(kernel: str, x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
     """`x @ W.T + bias` with both sides in 8 bits, `[T, out]` float32."""
     integers, scale = int8_rows(x)
-    product = scaled_int8_product(kernel, integers, weight.integers, weight.scale)
+    summed = scaled_int8_product(kernel, integers, weight.integers, weight.scale)
     if bias is None:
-        return product.mul_(scale)
-    return torch.addcmul(bias, product, scale, out=product)
+        return summed.mul_(scale)
+    return torch.addcmul(bias, summed, scale, out=summed)
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pretune.models.large_pages import in_large_pages
 
 #: PyTorch's own product: MKL, where PyTorch was built with it. What is never measured goes here.
 PLAIN = "mkl"
@@ -14,6 +17,8 @@ PLAIN = "mkl"
 ONEDNN = "onednn"
 #: The same with a weight in the layout of the kernel, see `pack`.
 MKL_PACKED, ONEDNN_PACKED = "mkl-packed", "onednn-packed"
+#: PyTorch's own, with the weight as `[in, out]`, which it need not copy to multiply few rows.
+TRANSPOSED = "mkl-transposed"
 #: Products of 8-bit integers: oneDNN's, with a packed weight, and PyTorch's `_int_mm`.
 QLINEAR, INT_MM = "qlinear", "int_mm"
 INT8 = (QLINEAR, INT_MM)
@@ -54,20 +59,33 @@ def pack(kernel: str, weight: Tensor) -> Tensor:
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 64)
     elif kernel == ONEDNN_PACKED:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    elif kernel == TRANSPOSED:
+        packed = in_large_pages(weight.t())
     elif kernel == QLINEAR:
         packed = torch.ops.onednn.qlinear_prepack(weight, None)
     return packed
 
 
-def packed_product(
-    kernel: str, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """`x @ weight.T + bias` by `MKL_PACKED` or `ONEDNN_PACKED`, from what `pack` gave."""
-    if kernel == ONEDNN_PACKED:
-        return product(ONEDNN, x, packed, bias)
-    # The layout does not depend on the rows; the operator wants to hear their number all the same.
-    result: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, bias, len(x))
-    return result
+def multiplier(
+    kernel: str, packed: Tensor, weight: Tensor, bias: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """The function that maps `[rows, in]` to `x @ weight.T + bias`.
+
+    Args:
+        kernel: of float32.
+        packed: what `pack` gave for it.
+        weight: `[out, in]`.
+        bias: `[out]`.
+    """
+    if kernel == TRANSPOSED:
+        if bias is None:
+            return lambda x: torch.mm(x, packed)
+        return lambda x: torch.addmm(bias, x, packed)
+    if kernel == MKL_PACKED:
+        # The layout does not depend on the rows; the operator wants to hear their number.
+        multiply = torch.ops.mkl._mkl_linear.default
+        return lambda x: multiply(x, packed, weight, bias, x.shape[0])
+    return partial(product, PLAIN if kernel == PLAIN else ONEDNN, weight=packed, bias=bias)
 
 
 def scaled_int8_product(kernel: str, x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""Memory in large pages, where the system has them: for weights that are read again and again.
+
+A processor remembers where some thousand pages lie. Weights of a model are on more pages of 4 KiB
+than that, and each miss costs as much as several products; on pages of 2 MiB they are on a few
+dozen.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+#: The size of a large page, and of a block of them that tensors are put into.
+_PAGE, _BLOCK = 1 << 21, 1 << 25
+#: Tensors begin at multiples of this, as the vector units and the caches like it.
+_ALIGNED = 64
+#: What is left of the block in use. A block lives as long as any tensor in it.
+_rest: Tensor = torch.empty(0, dtype=torch.uint8)
+_lock = threading.Lock()
+
+
+def in_large_pages(values: Tensor) -> Tensor:
+    """A contiguous copy of a CPU tensor, in large pages on Linux."""
+    copy = _take(values.numel() * values.element_size()).view(values.dtype).view(values.shape)
+    return copy.copy_(values.detach())
+
+
+def _take(size: int) -> Tensor:
+    """`size` bytes of a block."""
+    global _rest
+    taken = -(-size // _ALIGNED) * _ALIGNED
+    with _lock:
+        # What is too large for what is left begins a new block, which nothing else may fit into.
+        if taken > len(_rest):
+            _rest = _block(max(taken, _BLOCK))
+        part, _rest = _rest[:size], _rest[taken:]
+    return part
+
+
+def _block(size: int) -> Tensor:
+    """Fresh memory that begins with a page and asks for large ones."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    # A page more than asked for, as the system may begin anywhere. Private memory: what processes
+    # could share has large pages only where the system's administrator says so.
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, -(-size // _PAGE) * _PAGE + _PAGE, flags=private)
+    # A system without large pages refuses; small ones hold the same.
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    block = torch.frombuffer(memory, dtype=torch.uint8)
+    return block[-block.data_ptr() % _PAGE :]
