@@ -19,7 +19,7 @@ _PAGE, _BLOCK = 1 << 21, 1 << 25
 #: Tensors begin at multiples of this, as the vector units and the caches like it.
 _ALIGNED = 64
 #: What is left of the block in use. A block lives as long as any tensor in it.
-_rest: Tensor = torch.empty(0, dtype=torch.uint8)
+_rest = [torch.empty(0, dtype=torch.uint8)]
 _lock = threading.Lock()
 
 
@@ -31,13 +31,12 @@ def in_large_pages(values: Tensor) -> Tensor:
 
 def _take(size: int) -> Tensor:
     """`size` bytes of a block."""
-    global _rest
     taken = -(-size // _ALIGNED) * _ALIGNED
     with _lock:
         # What is too large for what is left begins a new block, which nothing else may fit into.
-        if taken > len(_rest):
-            _rest = _block(max(taken, _BLOCK))
-        part, _rest = _rest[:size], _rest[taken:]
+        if taken > len(_rest[0]):
+            _rest[0] = _block(max(taken, _BLOCK))
+        part, _rest[0] = _rest[0][:size], _rest[0][taken:]
     return part
 
 

@@ -111,7 +111,7 @@ class PackedWeights:
             bias: `[out]` or None.
             rows: the outputs wanted.
         """
-        # Small matrices, such as a classifier's, stay as they are; and so does what autocast rounds.
+        # Small matrices stay as they are, and so do operands that autocast rounds.
         if not (packable(x) and packable(weight)) or weight.numel() < kernels.SMALLEST:
             return None
         if x.dim() != 2 or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -163,7 +163,12 @@ def packable(x: Tensor) -> bool:
 
 def _state(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
     """Where a weight and a bias lie, and how often the weight was changed in place."""
-    return weight.data_ptr(), weight.numel(), version_of(weight), 0 if bias is None else bias.data_ptr()
+    return (
+        weight.data_ptr(),
+        weight.numel(),
+        version_of(weight),
+        0 if bias is None else bias.data_ptr(),
+    )
 
 
 def version_of(x: Tensor) -> int:
