@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.data.batch import PackedBatch
 from pretune.errors import DataError
-from pretune.export.vocabulary import (
+from pretune.export.cut_vocabulary import (
     UsedText,
     cut_tokenizer,
     cut_vocabulary,
