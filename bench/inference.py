@@ -250,7 +250,7 @@ ALIKE = ("pipeline, batches of 32",)
 
 def prepare(folder: Path, *, peers: bool) -> dict[str, Answers]:
     """The engines that there are; says which are not."""
-    missing = {}
+    missing: dict[str, str] = {}
     if importlib.util.find_spec("onnxruntime") is None:
         missing |= dict.fromkeys((ORT, ORT_INT8), "pip install onnx onnxruntime")
     made: dict[str, Answers] = {}

@@ -70,9 +70,9 @@ def prune(
     What is removed is gone, not masked. Train the smaller model afterwards to recover.
     """
     from pretune.bundle.bundle import load, save
+    from pretune.export.cut_vocabulary import used_text
     from pretune.export.output_folder import check_output_folder, output_folder
     from pretune.export.pruning import PruningPlan, prune
-    from pretune.export.cut_vocabulary import used_text
     from pretune.render.smaller_views import pruning_view
 
     # Mistakes in the command line are reported before the model is loaded.

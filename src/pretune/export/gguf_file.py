@@ -174,7 +174,7 @@ def _write_vocabulary(writer: Any, bundle: Bundle, parts: dict[str, Any], kinds:
 def _check_written(reader: Any, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
     """Compare what was written with what it should be, bit by bit."""
     read = {tensor.name: tensor.data for tensor in reader.tensors}
-    same = {name for name, array in tensors.items() if np.array_equal(read.get(name), array)}
+    same = {n for n, array in tensors.items() if n in read and np.array_equal(read[n], array)}
     if {*read} != same or {*tensors} != same:
         raise CheckpointError(
             f"the GGUF file was not written as it should be: {sorted({*read, *tensors} - same)}",

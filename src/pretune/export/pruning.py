@@ -13,8 +13,8 @@ from pretune.data.records import Records
 from pretune.errors import RunError, note
 from pretune.evaluation.examine import examine
 from pretune.experiments.costs import FLOAT, count_flops
-from pretune.export.importance import Importance, importance_by_loss, importance_by_weights
 from pretune.export.cut_vocabulary import HeldBackText, UsedText, cut_vocabulary
+from pretune.export.importance import Importance, importance_by_loss, importance_by_weights
 from pretune.models.lora import adapters
 from pretune.models.packed import is_int8
 from pretune.models.pruned import (

@@ -96,8 +96,9 @@ def attention_single(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -
         v: `[Lk, H, D]`.
         causal: query i sees keys up to i; Lq is Lk.
     """
-    sides = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*sides, is_causal=causal).squeeze(0).transpose(0, 1)
+    query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return mixed.squeeze(0).transpose(0, 1)
 
 
 def attention_step(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:

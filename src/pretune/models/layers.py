@@ -188,14 +188,13 @@ class SelfAttention(nn.Module):
         """
         # Queries only for the selected rows, keys and values for all.
         if select is None:
-            projected = heads_of(self.qkv(x), 3, self.num_heads)
+            q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         else:
             width = self.width
             (q,) = heads_of(self.qkv.part(x[select.rows], slice(width)), 1, self.num_heads)
             k, v = heads_of(self.qkv.part(x, slice(width, None)), 2, self.num_heads)
-            projected = q, k, v
         queries = layout if select is None else select.layout
-        mixed: Tensor = self.output(self.mix(*projected, queries, layout, causal, cache, layer))
+        mixed: Tensor = self.output(self.mix(q, k, v, queries, layout, causal, cache, layer))
         return mixed
 
     def mix(

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from pretune.models import kernels
-from pretune.models.products import INT8, multiplier, pack, product, saturates, scaled_int8_product
+from pretune.models.products import (
+    INT8,
+    PLAIN,
+    multiplier,
+    pack,
+    product,
+    saturates,
+    scaled_int8_product,
+)
 
 How = Literal["float32", "int8"]
 #: The kinds of their products.
@@ -136,7 +144,7 @@ class PackedWeights:
         """The product of a weight's part with about so many rows."""
         part, own = weight[rows].detach(), None if bias is None else bias[rows].detach()
         if weight.numel() < kernels.SMALLEST:
-            return partial(product, kernels.PLAIN, weight=part, bias=own)
+            return partial(product, PLAIN, weight=part, bias=own)
         kernel = kernels.choose(_KINDS[how], count, part.shape[1], part.shape[0])
         form = self._form(kernel, part, _state(weight, None), rows)
         if how == "int8":
