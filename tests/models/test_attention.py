@@ -289,6 +289,14 @@ def test_keys_fill_the_vectors_of_the_processor(longest, keys, causal, monkeypat
     agree(*tensors(0, layout.total, (2, 4)), layout, layout, causal=causal)
 
 
+def test_training_draws_as_many_numbers_on_every_processor(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    layout, device = Layout.of([13, 12]), torch.device("cpu")
+    assert [group.key_length for group in _make_plan(layout, layout, device).groups] == [13]
+    with torch.inference_mode():
+        assert [group.key_length for group in _make_plan(layout, layout, device).groups] == [16]
+
+
 def test_one_plan_serves_all_layers():
     layout = Layout.of([3, 5])
     q, k, v = tensors(0, 8, (1, 2))

@@ -277,9 +277,11 @@ def _lanes(device: torch.device) -> int:
     """How many keys a vector of the processor holds, where those left over are slow.
 
     PyTorch's kernel takes a third longer for 26 keys than for 32 with AVX-512; not so with AVX2.
+    In training dropout draws a number for each key, which must not depend on the processor.
     """
-    wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return 16 if wide else 1
+    if device.type != "cpu" or torch.is_grad_enabled():
+        return 1
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 
 
 def _gather(x: Tensor, rows: Tensor | tuple[int, int], size: int) -> Tensor:
