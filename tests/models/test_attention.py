@@ -269,7 +269,7 @@ def test_an_empty_batch_and_empty_sequences():
 def test_sequences_of_like_length_share_a_group():
     layout = Layout.of([100, 7, 101, 7, 102, 7])
     plan = _make_plan(layout, layout, torch.device("cpu"))
-    assert [(group.size, group.key_length) for group in plan.groups] == [(3, 102), (3, 7)]
+    assert [(group.size, group.key_length) for group in plan.groups] == [(3, 7), (3, 102)]
     apart = Layout.of([1, 1 + GROUP_SLACK + 1])
     assert len(_make_plan(apart, apart, torch.device("cpu")).groups) == 2
 
@@ -277,7 +277,19 @@ def test_sequences_of_like_length_share_a_group():
 def test_batches_that_come_longest_first_stay_in_their_order():
     for order, restores in (([30, 30, 9, 8, 8], False), ([8, 30, 9], True)):
         layout = Layout.of(order)
-        assert (_make_plan(layout, layout, torch.device("cpu")).restore is not None) == restores
+        with torch.inference_mode():
+            plan = _make_plan(layout, layout, torch.device("cpu"))
+        assert (plan.restore is not None) == restores
+        assert (plan.groups[0].key_length, plan.groups[-1].key_length) == (
+            30,
+            max(order[3:] or [9]),
+        )
+
+
+def test_training_goes_from_the_shortest_to_the_longest():
+    layout = Layout.of([30, 9, 8])
+    plan = _make_plan(layout, layout, torch.device("cpu"))
+    assert [group.key_length for group in plan.groups] == [9, 30]
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -198,14 +198,20 @@ def _plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
 
 
 def _make_plan(queries: Layout, keys: Layout, device: torch.device) -> _Plan:
-    # Sort sequences by length, and start a new group where one is too short for the last. Longest
-    # first, as batches of texts to answer come: there nothing has to be put back in order.
+    # Sort sequences by length, and start a new group where one is too far from the first. Answers
+    # go longest first, as their batches come: there nothing has to be put back in order. The order
+    # of training is never another: dropout draws its numbers group by group.
     asking = [i for i, length in enumerate(queries.lengths) if length > 0]
-    order = sorted(asking, key=lambda i: (-keys.lengths[i], -queries.lengths[i]))
+    order = sorted(
+        asking,
+        key=lambda i: (keys.lengths[i], queries.lengths[i]),
+        reverse=not torch.is_grad_enabled(),
+    )
     members: list[list[int]] = []
     for i in order:
-        longest = keys.lengths[members[-1][0]] if members else math.inf
-        fits = longest <= keys.lengths[i] * GROUP_RATIO + GROUP_SLACK
+        first = keys.lengths[members[-1][0]] if members else 0
+        shorter, longer = sorted((first, keys.lengths[i]))
+        fits = longer <= shorter * GROUP_RATIO + GROUP_SLACK
         if members and fits:
             members[-1].append(i)
         else:
