@@ -231,6 +231,7 @@ def test_killed_again_and_again_it_is_the_same(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["c"]
 
 
+@pytest.mark.slow
 def test_killed_from_outside_with_workers(
     whole: tuple[Path, Prepared], tmp_path: Path, start: Callable[..., Any]
 ) -> None:

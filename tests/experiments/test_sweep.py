@@ -205,7 +205,9 @@ class TestGoingOn:
         sweep(short, trials=1, say=during)
         assert said
 
-    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+    @pytest.mark.parametrize(
+        "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    )
     def test_after_being_stopped_the_trial_is_repeated(
         self,
         toy_recipe: Make,

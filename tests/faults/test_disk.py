@@ -241,6 +241,7 @@ class TestLogs:
         assert "cannot be written (No space left on device)" in running.said()
         assert "Traceback" not in running.said()
 
+    @pytest.mark.slow
     def test_resuming_on_a_full_disk_says_so_and_costs_nothing(
         self,
         disk: Path,

@@ -20,7 +20,10 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=la
 MOMENTS = pytest.mark.parametrize(
     ("number", "where", "background"),
     [
-        (signal.SIGINT, "pretune.training.checkpoint:write_manifest", False),
+        pytest.param(
+            *(signal.SIGINT, "pretune.training.checkpoint:write_manifest", False),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *(signal.SIGTERM, "pretune.training.checkpoint:write_manifest", True),
             marks=pytest.mark.slow,
@@ -73,7 +76,13 @@ def assert_goes_on(
 
 @pytest.mark.parametrize(
     ("number", "where", "background"),
-    [*MOMENTS.args[1], (signal.SIGHUP, "pretune.training.loop:evaluate_features", False)],
+    [
+        *MOMENTS.args[1],
+        pytest.param(
+            *(signal.SIGHUP, "pretune.training.loop:evaluate_features", False),
+            marks=pytest.mark.slow,
+        ),
+    ],
     ids=[*MOMENTS.kwargs["ids"], "HUP-evaluating"],
 )
 def test_the_first_saves_and_the_run_goes_on(

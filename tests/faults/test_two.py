@@ -59,6 +59,7 @@ def test_the_second_is_refused_and_touches_nothing(
         assert everything(run) == before
 
 
+@pytest.mark.slow
 def test_a_killed_one_is_in_nobodys_way(
     held: Running, start: Start, tmp_path: Path, uninterrupted: Callable[..., Any]
 ) -> None:

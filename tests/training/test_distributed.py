@@ -70,7 +70,9 @@ class TestSameUpdates:
             (2, {"train__parallel": "fsdp", "train__accumulate": 3, "train__ema": 0.9}),
             # 48 examples in batches of 5: the last one, of 3, leaves a process without any.
             (4, {"train__parallel": "ddp", "train__batch_size": 5, "train__workers": 1}),
-            (4, {"train__parallel": "fsdp", "train__batch_size": 5}),
+            pytest.param(
+                *(4, {"train__parallel": "fsdp", "train__batch_size": 5}), marks=pytest.mark.slow
+            ),
             (2, {"train__freeze": "embeddings", "train__layer_decay": 0.9, "train__ema": 0.9}),
             (2, {"train__parallel": "fsdp", "train__freeze": {"layers": 1}}),
         ],
@@ -222,8 +224,8 @@ class TestResume:
                 assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert_alike(outcome(two.output), outcome(one.output))
 
-    @pytest.mark.parametrize("then", [1, 3])
-    @pytest.mark.parametrize("average", [None, 0.9])
+    @pytest.mark.parametrize("then", [1, pytest.param(3, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("average", [pytest.param(None, marks=pytest.mark.slow), 0.9])
     def test_of_shares_by_another_number(
         self, then: int, average: float | None, toy_recipe: Make, tmp_path: Path, together: Together
     ) -> None:

@@ -191,7 +191,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_vocab_folder: Path) -
 class TestMemory:
     """What a view holds is a few numbers a document or pair, whatever is in those."""
 
-    @pytest.mark.parametrize("kind", ["blocks", "pairs"])
+    @pytest.mark.parametrize("kind", ["blocks", pytest.param("pairs", marks=pytest.mark.slow)])
     def test_is_far_below_the_tokens(
         self, kind: str, folders: list[Path], tiny_vocab_folder: Path
     ) -> None:

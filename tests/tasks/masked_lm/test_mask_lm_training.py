@@ -341,7 +341,7 @@ class TestRuns:
         assert_alike(outcome(cut.output), outcome(whole.output))
 
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-    @pytest.mark.parametrize("kind", ["tokens", "words, nsp"])
+    @pytest.mark.parametrize("kind", ["tokens", pytest.param("words, nsp", marks=pytest.mark.slow)])
     def test_in_two_processes_as_in_one(
         self, kind: str, parallel: str, make: Make, tmp_path: Path, together: Together
     ) -> None:
@@ -379,6 +379,7 @@ class TestRuns:
 
 
 class TestModels:
+    @pytest.mark.slow
     def test_the_loss_falls_on_a_loaded_model_without_a_head(
         self, minilm: Path, make: Make, tmp_path: Path
     ) -> None:
