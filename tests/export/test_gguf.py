@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from gguf import MODEL_ARCH, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES, GGUFRead
 from pretune.bundle.bundle import Bundle, load
 from pretune.errors import CheckpointError, RunError
 from pretune.export.gguf_file import export_gguf
+from pretune.export.onnx_files import export_onnx
+from pretune.models.pruned import prune_heads
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
 from pretune.tokenizers.train import train_tokenizer
 
@@ -28,6 +32,17 @@ def gpt2() -> Bundle:
     for parameter in bundle.model.parameters():
         torch.nn.init.normal_(parameter)
     return bundle
+
+
+@pytest.mark.parametrize("export", [export_gguf, export_onnx])
+def test_a_writer_with_fewer_heads_is_refused(
+    gpt2: Bundle, export: Callable[..., object], tmp_path: Path
+) -> None:
+    pruned = deepcopy(gpt2)
+    prune_heads(pruned.backbone, {1: [0]})
+    with pytest.raises(RunError, match="attention heads were removed"):
+        export(pruned, tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_and_vocabulary(gpt2: Bundle, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pretune.bundle.bundle import Bundle, load
 from pretune.checkpoints.atomic_io import atomic_file, make_folder
 from pretune.errors import CheckpointError, RunError, not_writable, with_article
 from pretune.export.onnx_files import exported_model
+from pretune.export.onnx_models import LANGUAGE_MODELS
 from pretune.export.packages import needed
 from pretune.models.layers import ACTIVATIONS
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -91,7 +92,7 @@ def export_gguf(
 def _check_supported(bundle: Bundle) -> None:
     """Refuse what llama.cpp's GPT-2 does not compute."""
     family, config = bundle.family.model_type, bundle.backbone.config
-    writes = bundle.task is not None and bundle.task.head in ("causal_lm", "actor_critic")
+    writes = bundle.task is not None and bundle.task.head in LANGUAGE_MODELS
     if family != "gpt2" or not writes:
         what = "bare" if bundle.task is None else bundle.task.name
         raise CheckpointError(

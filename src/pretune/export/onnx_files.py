@@ -24,7 +24,7 @@ from pretune.export.onnx_check import TOLERANCE, OutputDifference, compare
 from pretune.export.onnx_example import example
 from pretune.export.onnx_gate import Gate, measure_gate
 from pretune.export.onnx_graph import LAST_OPSET, OPSET, GraphWriter
-from pretune.export.onnx_models import MODEL, Exported, Pooling, write_graphs
+from pretune.export.onnx_models import LANGUAGE_MODELS, MODEL, Exported, Pooling, write_graphs
 from pretune.export.onnx_runtime import OnnxFile, OnnxModel
 from pretune.export.packages import needed
 from pretune.export.quality_gate import GateLimits
@@ -188,7 +188,8 @@ def exported_model(bundle: Bundle) -> Exported:
     """Describe a model for `write_graphs`.
 
     Raises:
-        RunError: adapters are not merged into it, or its weights are in 8 bits.
+        RunError: adapters are not merged into it, its weights are in 8 bits, or it writes and its
+            layers have different numbers of attention heads.
     """
     if is_int8(bundle.model):
         raise RunError(
@@ -201,6 +202,13 @@ def exported_model(bundle: Bundle) -> Exported:
             "Save it and export the folder: the weights that are saved have it merged in.",
         )
     head = "backbone" if bundle.task is None else bundle.task.head
+    # Keys and values of earlier tokens have one number of heads, which config.json tells a reader.
+    if head in LANGUAGE_MODELS and bundle.backbone.config.removed_heads:
+        raise RunError(
+            "attention heads were removed from this model, and what other engines keep of earlier "
+            "tokens has the same number of heads in each layer",
+            "Export the model that it was pruned from, or prune layers, neurons or tokens of it.",
+        )
     segments = any(rule.ours == "embeddings.segments.weight" for rule in bundle.family.rules)
     exported = Exported(bundle.model.eval(), head, segments)
     return replace(exported, pooling=_pooling(bundle)) if head == "backbone" else exported
