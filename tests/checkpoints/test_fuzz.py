@@ -105,7 +105,8 @@ def small(folders, tmp_path, request) -> Path:
 
 def test_the_limit_is_one() -> None:
     with pytest.raises((MemoryError, RuntimeError)), little_memory():
-        torch.empty(2 * ROOM, dtype=torch.uint8)
+        # A process that has trained may have free gibibytes in its heap, which count already.
+        torch.empty(6 * ROOM, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("small", SMALL, indirect=True)
