@@ -65,6 +65,8 @@ AllowPickle = Annotated[
     ),
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Show no progress.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Write nothing, show the table.")]
+ReplaceModel = Annotated[bool, Option("--overwrite", help="Replace an earlier model there.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 # How text is generated: `generate` has defaults of its own, `chat` takes those of the model's task.

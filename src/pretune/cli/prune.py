@@ -52,10 +52,8 @@ def prune(
             "and after. Default: none; what has small weights is removed."
         ),
     ] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Write nothing, show the table.")] = False,
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Replace an earlier model there.")
-    ] = False,
+    dry_run: options.DryRun = False,
+    overwrite: options.ReplaceModel = False,
     limit: options.Limit = None,
     columns: options.Columns = None,
     encoding: options.Encoding = "utf-8",

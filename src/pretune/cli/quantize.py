@@ -48,10 +48,8 @@ def quantize(
         bool,
         Option("--force", help="Write the safest setting where none passes; the model says so."),
     ] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Write nothing, show the table.")] = False,
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Replace an earlier model there.")
-    ] = False,
+    dry_run: options.DryRun = False,
+    overwrite: options.ReplaceModel = False,
     limit: options.Limit = None,
     columns: options.Columns = None,
     encoding: options.Encoding = "utf-8",

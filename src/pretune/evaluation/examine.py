@@ -107,6 +107,20 @@ def _as_text(value: Any) -> str:
     return ("" if all(len(text) == 1 for text in texts) else " ").join(texts)
 
 
+def features_to_judge(bundle: Bundle, records: Records, device: torch.device) -> FeatureSet:
+    """Make features of labelled records, with what the task compares its model with.
+
+    Raises:
+        DataError: a record cannot be used, or none has anything to ask the model about.
+    """
+    features = record_features(task_of(bundle), records, bundle.tokenizer, evaluation=True)
+    if not len(features):
+        raise DataError(
+            f"{records.origin}: no record has anything to ask the model about", "Name other data."
+        )
+    return compared(bundle, features, device)
+
+
 def examine(
     bundle: Bundle,
     records: Records,
@@ -122,12 +136,7 @@ def examine(
     a task, or a record that cannot be used, raises a PretuneError.
     """
     task, target = task_of(bundle), choose_device(device)
-    features = record_features(task, records, bundle.tokenizer, evaluation=True)
-    if not len(features):
-        raise DataError(
-            f"{records.origin}: no record has anything to ask the model about", "Name other data."
-        )
-    features = compared(bundle, features, target)
+    features = features_to_judge(bundle, records, target)
     # By feature: its answer, the sum of its losses, the number of their terms.
     model = bundle.model.to(target).eval()
     parts: dict[int, Any] = {}

@@ -23,15 +23,13 @@ from torch import Tensor, nn
 from pretune.bundle.bundle import Bundle
 from pretune.data.batch import Layout
 from pretune.data.records import Records
-from pretune.errors import DataError
+from pretune.evaluation.examine import features_to_judge
 from pretune.inference.predict import task_of
-from pretune.inference.reference import compared
 from pretune.inference.runtime import choose_device, evaluation_mode
 from pretune.inference.strategies import strategy_for
 from pretune.models.layers import TransformerLayer
 from pretune.models.pruned import transformer_layers
 from pretune.tasks.base import drawn
-from pretune.tasks.features import record_features
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,7 @@ def importance_by_loss(
         DataError: a record cannot be used, or none has anything to ask the model about.
     """
     task, target = task_of(bundle), choose_device(device)
-    features = record_features(task, records, bundle.tokenizer, evaluation=True)
-    if not len(features):
-        raise DataError(
-            f"{records.origin}: no record has anything to ask the model about", "Name other data."
-        )
-    features = compared(bundle, features, target)
+    features = features_to_judge(bundle, records, target)
     model = bundle.model.to(target)
     tallies = [_Tally(layer) for layer in transformer_layers(bundle.backbone)]
     strategy, done = strategy_for(task, model, features), 0
