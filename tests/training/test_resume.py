@@ -116,6 +116,20 @@ def test_before_the_first_checkpoint_begins_anew(toy_recipe: Make, tmp_path: Pat
     assert_alike(outcome(killed), outcome(whole.output))
 
 
+def test_what_a_killed_process_left_is_removed(
+    stopped: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also beside the checkpoints: it may die between making a link and giving it its name."""
+    folder = stopped(2, str(tmp_path / "run"))
+    left = folder / ".last.999999999.tmp"
+    left.symlink_to("checkpoints")
+    mine = folder / ".mine.tmp"
+    mine.touch()
+    resume(folder, quiet=True)
+    assert not os.path.lexists(left)
+    assert mine.exists()
+
+
 def test_is_a_seek(
     stopped: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -325,7 +325,9 @@ class _Run:
         if self.world.main:
             if self.recipe.track.mlflow is not None:
                 self.reporter.add(Mlflow(self.recipe, self.recipe.track.mlflow, self._say))
-            if not self.resumed:
+            if self.resumed:
+                self.folder.reopen()
+            else:
                 stack.enter_context(self.folder.locked())
                 self.folder.create(self.recipe)
                 self._say(str(self.bundle.report))

@@ -131,6 +131,13 @@ class RunFolder:
         except OSError as error:
             raise self._not_writable(error) from None
 
+    def reopen(self) -> None:
+        """Remove what killed processes left half-written here; to be called under the lock."""
+        try:
+            sweep(self.path)
+        except OSError as error:
+            raise self._not_writable(error) from None
+
     def _not_writable(self, error: OSError) -> RunError:
         return RunError(
             f"{self.path}: cannot be written ({error.strerror})", "Choose another: output=FOLDER."
