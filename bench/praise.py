@@ -37,6 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import parse
+from trained import placed, run
 
 import pretune
 
@@ -182,30 +183,6 @@ def held_out(output: Path) -> list[str]:
 
 
 # Runs
-
-
-def run(output: Path, name: str, recipe: str, settings: Mapping[str, Any]) -> Path:
-    """Train, go on with what was interrupted, or do nothing; returns the folder."""
-    folder = output / name
-    if (folder / "recipe.yaml").is_file():
-        pretune.resume(folder)
-    else:
-        began = time.perf_counter()
-        settings = {key: placed(value, output) for key, value in settings.items()}
-        pretune.train(recipe, {**settings, "output": str(folder)})
-        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-    return folder
-
-
-def placed(value: Any, output: Path) -> Any:
-    """The same with `{output}` replaced, however deep it lies."""
-    if isinstance(value, str):
-        return value.replace("{output}", str(output))
-    if isinstance(value, list):
-        return [placed(item, output) for item in value]
-    if isinstance(value, dict):
-        return {key: placed(item, output) for key, item in value.items()}
-    return value
 
 
 def train_starts(data: Path, output: Path) -> None:

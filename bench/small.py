@@ -1,0 +1,331 @@
+"""What a model loses and gains by becoming small: distilled, pruned, in 8 bits, as ONNX.
+
+A MiniLM (6 layers) is fine-tuned on `emotion` and on SST-2: the teacher. Then, for each:
+
+    fine-tuned   every other layer of MiniLM, trained on the labels alone
+    distilled    every other layer of the teacher, trained on the labels and the teacher (`distill`)
+    pruned       the teacher without 30 % of its heads and half of its neurons, trained once more
+    int8         what `pretune quantize` makes of the teacher and of the first distilled student
+    ONNX         what `pretune export --to onnx --int8` makes of that student, by onnxruntime
+
+The first two are trained with the same settings, for each of `--seeds` seeds. All models answer the
+validation data in one process, in turns, beside transformers' pipeline with the teacher: accuracy,
+megabytes of weights, texts a second, and the median milliseconds of one text.
+
+    PRETUNE_DATA=FOLDER python bench/small.py [--data emotion sst2] [--output runs/small]
+    PRETUNE_DATA=FOLDER python bench/small.py --pretrain     DistilBERT's and MiniLM's losses
+
+`--pretrain` goes on with masked tokens from every other layer of MiniLM: with its hidden states and
+relations as a teacher, and without one for as many seconds of training.
+
+It takes about an hour of two cores. What is finished is not made again, so it may be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import parse, table
+from trained import run
+
+import pretune
+
+#: The file and the column of texts of each data set.
+DATA = {"emotion": ("validation.tsv", "text"), "sst2": ("dev.tsv", "sentence")}
+#: Of every training on labels.
+TRAIN: dict[str, Any] = {"train.epochs": 3, "train.batch_size": 32, "train.learning_rate": 1e-4}
+#: Of pre-training: 30 books, and other books to measure on.
+PRETRAIN: dict[str, Any] = {
+    "task.max_length": 128,
+    "model.from": "minilm",
+    "model.layers": "every-other",
+    "train.batch_size": 32,
+    "train.learning_rate": 3e-4,
+    "train.warmup": 0.05,
+    "train.save_every": None,
+}
+BATCH, LENGTH = 32, 128
+
+#: Texts in, labels out.
+Labels = Callable[[Sequence[str]], list[str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--output", type=Path, default=Path("runs/small"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--precision", default="float32", help="of training: float32 or bf16")
+    parser.add_argument("--rounds", type=int, default=3, help="0: measure no speed")
+    parser.add_argument("--texts", type=int, default=256, help="of which the speed is measured")
+    parser.add_argument("--pretrain", action="store_true")
+    parser.add_argument("--steps", type=int, default=600, help="of --pretrain, with a teacher")
+    options = parse(parser)
+    TRAIN["train.precision"] = PRETRAIN["train.precision"] = options.precision
+    if options.pretrain:
+        pretrain(options)
+        return
+    for name in options.data:
+        folders = make(name, options)
+        report(name, folders, options)
+
+
+# Models
+
+
+def make(name: str, options: argparse.Namespace) -> dict[str, list[Path]]:
+    """Train, prune, quantize and export; the folders of each kind of model."""
+    output = options.output / name
+    source = Path(os.environ["PRETUNE_DATA"]) / name
+    columns = {} if DATA[name][1] == "text" else {"text": DATA[name][1]}
+    data = {
+        "data.train": str(source / "train.tsv"),
+        "data.validation": str(source / DATA[name][0]),
+        "data.columns": columns,
+    }
+    teacher = run(output, "teacher", name, {**data, **TRAIN, "model.from": "minilm"})
+    alone, taught = [], []
+    for seed in range(options.seeds):
+        student = {**data, **TRAIN, "seed": seed, "model.layers": "every-other"}
+        settings = {**student, "model.from": "minilm"}
+        alone.append(run(output, f"fine-tuned-{seed}", name, settings))
+        settings = {**student, "teacher.from": str(teacher)}
+        taught.append(run(output, f"distilled-{seed}", "distill", settings))
+    # From the teacher without its least important parts, one epoch more.
+    cut = output / "cut"
+    validation = str(source / DATA[name][0])
+    told(cut, "prune", teacher, "--heads", "0.3", "--ffn", "0.5", "--data", data["data.train"])
+    once = {**data, **TRAIN, "train.epochs": 1, "model.from": str(cut)}
+    folders = {
+        "teacher": [teacher],
+        "fine-tuned": alone,
+        "distilled": taught,
+        "pruned": [run(output, "pruned", name, once)],
+    }
+    for kind, whole in (("teacher, int8", teacher), ("distilled, int8", taught[0])):
+        folder = output / kind.replace(", ", "-")
+        told(folder, "quantize", whole, "--data", validation)
+        folders[kind] = [folder]
+    exported = output / "distilled-onnx"
+    told(exported, "export", taught[0], "--to", "onnx", "--int8", "--data", validation)
+    return {**folders, "ONNX": [exported], "ONNX, int8": [exported]}
+
+
+def told(folder: Path, command: str, source: Path, *options: str) -> None:
+    """Let a command write a folder, unless it is there."""
+    if not folder.exists():
+        words = [command, str(source), *options, "--output", str(folder)]
+        done = subprocess.run([sys.executable, "-m", "pretune", *words], check=False)
+        if done.returncode:
+            raise SystemExit(f"pretune {' '.join(words)} failed")
+
+
+# Measuring
+
+
+def report(name: str, folders: dict[str, list[Path]], options: argparse.Namespace) -> None:
+    """Print accuracy and size of all, and how fast one of each kind is."""
+    file, column = DATA[name]
+    path = Path(os.environ["PRETUNE_DATA"]) / name / file
+    with path.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
+    texts = [row[column] for row in rows]
+    right = np.array(pretune.load(folders["teacher"][0]).task.labels)  # type: ignore[union-attr]
+    names = dict(zip(sorted({row["label"] for row in rows}), right.tolist(), strict=True))
+    true = [row["label"] if row["label"] in right else names[row["label"]] for row in rows]
+
+    engines: dict[str, Labels] = {"transformers' pipeline": pipeline(folders["teacher"][0])}
+    print(f"\n{name}: {len(texts)} texts\n")
+    print("| model | accuracy | each seed | MB | minutes of training |\n|---|---|---|---|---|")
+    for kind, each in folders.items():
+        small = "int8" in kind
+        made = [onnx(f, small) if kind.startswith("ONNX") else ours(f) for f in each]
+        engines[kind] = made[0]
+        scores = [
+            sum(a == b for a, b in zip(answer(texts), true, strict=True)) / len(true)
+            for answer in made
+        ]
+        seeds = ", ".join(f"{score:.4f}" for score in scores)
+        cells = [f"{statistics.mean(scores):.4f}", seeds if len(each) > 1 else ""]
+        minutes = [json.loads(result.read_text())["seconds"] / 60 for result in results(each)]
+        cells += [f"{weights(each[0], small):.1f}"]
+        cells += [f"{statistics.median(minutes):.1f}" if minutes else ""]
+        print("| " + " | ".join([kind, *cells]) + " |", flush=True)
+    if options.rounds:
+        speed(name, texts[: options.texts], engines, options.rounds)
+
+
+def results(folders: Sequence[Path]) -> list[Path]:
+    return [folder / "result.json" for folder in folders if (folder / "result.json").is_file()]
+
+
+def weights(folder: Path, small: bool) -> float:
+    """The megabytes of the weights, with the smallest file that an engine needs."""
+    if (folder / "onnx").is_dir():
+        file = folder / "onnx" / f"model{'_quantized' if small else ''}.onnx"
+    else:
+        file = next((folder / "best" if (folder / "best").exists() else folder).glob("*.saf*"))
+    return file.stat().st_size / 1e6
+
+
+def speed(name: str, texts: list[str], engines: dict[str, Labels], rounds: int) -> None:
+    """Texts a second of many, and milliseconds of one."""
+    rates: dict[str, list[float]] = {kind: [] for kind in engines}
+    single: dict[str, list[float]] = {kind: [] for kind in engines}
+    for number in range(rounds + 1):
+        for kind in engines if number % 2 else reversed(list(engines)):
+            start = time.perf_counter()
+            engines[kind](texts)
+            taken = time.perf_counter() - start
+            each = []
+            for text in texts[:: max(1, len(texts) // 24)]:
+                start = time.perf_counter()
+                engines[kind]([text])
+                each.append(1000 * (time.perf_counter() - start))
+            if number:  # the first round meets each length for the first time
+                rates[kind].append(len(texts) / taken)
+                single[kind].append(statistics.median(each))
+    print("\n" + table(f"{name}: {len(texts)} texts", rates, "distilled, int8", "texts/s"))
+    what = f"{name}: one text, p50"
+    print("\n" + table(what, single, "distilled, int8", "ms", lower=True, digits=1), flush=True)
+
+
+# Engines
+
+
+def ours(folder: Path) -> Labels:
+    """Answers of `Predictor`."""
+    from pretune.inference.predict import Predictor
+
+    predictor = Predictor(pretune.load(folder), device="cpu")
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        each: list[Any] = predictor.predict(predictor.records(list(texts)))
+        return [one.label for one in each]
+
+    return answer
+
+
+def pipeline(folder: Path) -> Labels:
+    """Answers of transformers' pipeline."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    place = str(folder / "best")
+    pipe = transformers.pipeline("text-classification", model=place, tokenizer=place, device="cpu")
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        batch = 1 if len(texts) == 1 else BATCH
+        answers = pipe(list(texts), batch_size=batch, truncation=True, max_length=LENGTH)
+        return [each["label"] for each in answers]
+
+    return answer
+
+
+def onnx(folder: Path, small: bool) -> Labels:
+    """Answers of onnxruntime, in padded batches of like lengths."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    file = folder / "onnx" / f"model{'_quantized' if small else ''}.onnx"
+    session = onnxruntime.InferenceSession(str(file), settings, ["CPUExecutionProvider"])
+    wanted = [each.name for each in session.get_inputs()]
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding()
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        labels = [""] * len(texts)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        for start in range(0, len(texts), BATCH):
+            which = order[start : start + BATCH]
+            read = tokenizer.encode_batch([texts[i] for i in which])
+            given = {
+                "input_ids": [line.ids for line in read],
+                "attention_mask": [line.attention_mask for line in read],
+                "token_type_ids": [line.type_ids for line in read],
+            }
+            arrays = {key: np.array(value) for key, value in given.items() if key in wanted}
+            for i, scores in zip(which, session.run(["logits"], arrays)[0], strict=True):
+                labels[i] = names[str(int(scores.argmax()))]
+        return labels
+
+    return answer
+
+
+# Pre-training
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Masked tokens with and without a teacher, for the same seconds of training."""
+    output = options.output / "pretrain"
+    output.mkdir(parents=True, exist_ok=True)
+    data = books(output)
+    lesson = {
+        "teacher.from": "minilm",
+        "teacher.soft": 0,
+        "teacher.labels": 1,
+        "teacher.hidden": 1,
+        "teacher.relations": 1,
+    }
+    steps = {"train.max_steps": options.steps, "train.eval_every": options.steps // 4}
+    settings = {**PRETRAIN, **data, **steps}
+    taught = run(output, "taught", "distill-mlm", {**settings, **lesson})
+    seconds = json.loads((taught / "result.json").read_text())["seconds"]
+    # How long an update without a teacher takes; the first are slower.
+    short = {"train.max_steps": 40, "train.eval_every": 40}
+    pilot = run(output, "pilot", "mlm", {**settings, **short})
+    each = json.loads((pilot / "result.json").read_text())["seconds"] / 40
+    count = round(seconds / each)
+    steps = {"train.max_steps": count, "train.eval_every": count // 4}
+    alone = run(output, "alone", "mlm", {**settings, **steps})
+    print("| student | updates | seconds | perplexity of masked tokens |\n|---|---|---|---|")
+    for name, folder in (("with the teacher", taught), ("without", alone)):
+        result = json.loads((folder / "result.json").read_text())
+        loss = result["metrics"].get("label_loss", result["metrics"]["loss"])
+        perplexity = f"{float(np.exp(loss)):.2f}"
+        print(f"| {name} | {result['steps']} | {result['seconds']:.0f} | {perplexity} |")
+
+
+def books(output: Path) -> dict[str, Any]:
+    """Paragraphs of books to learn from, and of others to measure on."""
+    folder = Path(os.environ["PRETUNE_DATA"]) / "gutenberg-en"
+    paths = sorted(folder.rglob("*.txt"))
+    chosen = {"train": paths[:30], "validation": paths[-4:]}
+    for part, files in chosen.items():
+        target = output / f"{part}.txt"
+        if target.is_file():
+            continue
+        parts = [path.read_text(encoding="utf-8").split("\n\n") for path in files]
+        lines = [" ".join(each.split()) for book in parts for each in book]
+        kept = [line for line in lines if 200 <= len(line) <= 800]
+        kept = kept if part == "train" else kept[:: max(1, len(kept) // 600)]
+        target.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return {f"data.{part}": str(output / f"{part}.txt") for part in chosen}
+
+
+if __name__ == "__main__":
+    main()
