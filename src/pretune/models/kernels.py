@@ -67,9 +67,12 @@ _TIMED_ROWS = {1: 1, 4: 24, 128: 256}
 SMALLEST = 128 * 128
 #: A product is timed with fewer rows where it has more FLOPs.
 _TIMED_FLOPS = 3e8
-#: Weights of several layers are multiplied in turns, as in a model: together about this large, so
-#: that few of them wait in the nearest cache. A whole vocabulary is cut to this size.
-_TIMED_BYTES, _TIMED_COPIES = 8e6, 4
+#: A whole vocabulary is cut to this size.
+_TIMED_BYTES = 8e6
+#: For few rows the weights of several layers are multiplied in turns, as in a model: together about
+#: this large, on more pages than a processor knows the addresses of, and at most so many. With
+#: fewer, kernels look fast that wait for addresses in a whole model.
+_TURNS_BYTES, _TURNS = 32e6, 16
 #: Each candidate is timed until all together took so many seconds, at least and at most so often.
 _SECONDS, _FEWEST, _LARGEST = 0.02, 3, 9
 #: Another kernel than PyTorch's own must be this much faster. For few rows of a packed weight it
@@ -337,8 +340,7 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
         inner, outer = (inner // 2, outer) if inner > outer else (inner, outer // 2)
     while 2 * rows * inner * outer > _TIMED_FLOPS and rows > 64:
         rows //= 2
-    copies = max(1, min(_TIMED_COPIES, round(_TIMED_BYTES / (4 * inner * outer))))
-    copies = 1 if rows > 64 else copies
+    copies = max(1, min(_TURNS, round(_TURNS_BYTES / (4 * inner * outer)))) if rows <= 64 else 1
     # Its own generator: the numbers of a run stay what they are.
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator)
@@ -347,7 +349,8 @@ def _candidates(shape: ShapeClass) -> dict[str, Callable[[], Tensor]]:
     if shape.kind == "weight":
         sides = [(draw(rows, inner).t(), draw(rows, outer).t()) for _ in range(copies)]
     else:
-        weights = [draw(outer, inner) for _ in range(copies)]
+        weights = [draw(outer, inner)]
+        weights += [weights[0].clone() for _ in range(copies - 1)]
         if shape.kind == "input":
             weights = [weight.t().contiguous().t() for weight in weights]
         sides = [(draw(rows, inner), weight) for weight in weights]
@@ -385,7 +388,8 @@ def _int8_candidates(
     # Seven bits, which no kernel overflows with.
     draw = partial(torch.randint, -63, 64, generator=torch.Generator().manual_seed(0))
     x = draw((rows, inner)).to(torch.int8)
-    weights = [draw((outer, inner)).to(torch.int8) for _ in range(copies)]
+    weights = [draw((outer, inner)).to(torch.int8)]
+    weights += [weights[0].clone() for _ in range(copies - 1)]
     scale = torch.ones(outer)
 
     def ready(kernel: str) -> Callable[[], Tensor]:
@@ -433,7 +437,7 @@ def _path(threads: int) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    key = json.dumps([machine(), threads, CANDIDATES], sort_keys=True)
+    key = json.dumps([machine(), threads, CANDIDATES, _TURNS_BYTES], sort_keys=True)
     return folder / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
