@@ -45,10 +45,10 @@ class Job:
 
 JOBS = {
     "gpt": Job("gpt.py", "--shape small --steps 60"),
-    "gpt-wide": Job("gpt.py", "--shape wide --steps 4"),
-    "finetune": Job("finetune.py", "--steps 3", 2),
-    "mlm": Job("mlm.py", "--steps 3"),
-    "inference": Job("inference.py", "--texts 40 --single 12"),
+    "gpt-wide": Job("gpt.py", "--shape wide --steps 4", 2),
+    "finetune": Job("finetune.py", "--steps 4", 1),
+    "mlm": Job("mlm.py", "--steps 3", 2),
+    "inference": Job("inference.py", "--texts 32 --single 8", 2),
     "embed": Job("embed.py", "--sentences 300"),
     "generate": Job("generate.py", "--new-tokens 24 --modes greedy"),
     "translate": Job("translate.py", "--steps 5 --sentences 48"),

@@ -27,7 +27,6 @@ import csv
 import json
 import os
 import sys
-import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
