@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import os
 import statistics
@@ -97,11 +98,8 @@ def make(name: str, options: argparse.Namespace) -> dict[str, list[Path]]:
     output = options.output / name
     source = Path(os.environ["PRETUNE_DATA"]) / name
     columns = {} if DATA[name][1] == "text" else {"text": DATA[name][1]}
-    data = {
-        "data.train": str(source / "train.tsv"),
-        "data.validation": str(source / DATA[name][0]),
-        "data.columns": columns,
-    }
+    training, validation = str(source / "train.tsv"), str(source / DATA[name][0])
+    data = {"data.train": training, "data.validation": validation, "data.columns": columns}
     teacher = run(output, "teacher", name, {**data, **TRAIN, "model.from": "minilm"})
     alone, taught = [], []
     for seed in range(options.seeds):
@@ -112,8 +110,7 @@ def make(name: str, options: argparse.Namespace) -> dict[str, list[Path]]:
         taught.append(run(output, f"distilled-{seed}", "distill", settings))
     # From the teacher without its least important parts, one epoch more.
     cut = output / "cut"
-    validation = str(source / DATA[name][0])
-    told(cut, "prune", teacher, "--heads", "0.3", "--ffn", "0.5", "--data", data["data.train"])
+    told(cut, "prune", teacher, "--heads", "0.3", "--ffn", "0.5", "--data", training)
     once = {**data, **TRAIN, "train.epochs": 1, "model.from": str(cut)}
     folders = {
         "teacher": [teacher],
@@ -244,8 +241,9 @@ def pipeline(folder: Path) -> Labels:
 
 def onnx(folder: Path, small: bool) -> Labels:
     """Answers of onnxruntime, in padded batches of like lengths."""
-    import onnxruntime
     from tokenizers import Tokenizer
+
+    onnxruntime = importlib.import_module("onnxruntime")
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
