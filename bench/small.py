@@ -51,7 +51,7 @@ import pretune
 #: The file and the column of texts of each data set.
 DATA = {"emotion": ("validation.tsv", "text"), "sst2": ("dev.tsv", "sentence")}
 #: Of every training on labels.
-TRAIN: dict[str, Any] = {"train.epochs": 3, "train.batch_size": 32, "train.learning_rate": 1e-4}
+TRAIN: dict[str, Any] = {"train.epochs": 3, "train.batch_size": 64, "train.learning_rate": 1e-4}
 #: Of pre-training: 30 books, and other books to measure on.
 PRETRAIN: dict[str, Any] = {
     "task.max_length": 128,
