@@ -1,0 +1,1 @@
+"""A trained model behind HTTP: the service, its protocols, its page."""
