@@ -36,6 +36,7 @@ ORDER = (
     "export",
     "render",
     "publishing",
+    "serving",
     "api",
     "cli",
     "__main__",
