@@ -7,7 +7,7 @@ from typing import Any
 
 from pretune.errors import describe_value
 from pretune.serving.options import ServeOptions
-from pretune.serving.refusal import Refusal, invalid, over_limit
+from pretune.serving.refusal import invalid, over_limit
 
 
 def check_inputs(inputs: Any, options: ServeOptions, param: str = "inputs") -> list[Any]:
