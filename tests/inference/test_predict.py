@@ -424,3 +424,23 @@ def test_the_public_names_are_there_and_no_more() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = pretune.nothing
     assert issubclass(PretuneError, Exception)
+
+
+@pytest.mark.parametrize("name", ["classify", "multilabel", "regress"])
+def test_logits_are_what_probabilities_are_made_of(
+    tiny_folder: Path, tmp_path: Path, name: str
+) -> None:
+    predictor = Predictor(CASES[name].bundle(tiny_folder, tmp_path), device="cpu")
+    records = predictor.records(["the good film", "bad", ""])
+    rows = torch.tensor(predictor.logits(records))
+    made = {"classify": rows.softmax(-1), "multilabel": rows.sigmoid(), "regress": rows}[name]
+    for answer, row in zip(predictor.predict(records), made.tolist(), strict=True):
+        own = answer.to_dict()
+        scores = [own["score"]] if name == "regress" else [*own["scores"].values()]
+        assert scores == pytest.approx(row, abs=1e-5)
+
+
+def test_other_tasks_have_no_logits_of_labels(tiny_folder: Path, tmp_path: Path) -> None:
+    predictor = Predictor(CASES["tag"].bundle(tiny_folder, tmp_path), device="cpu")
+    with pytest.raises(RunError, match="no scores of labels"):
+        predictor.logits(predictor.records(["the film"]))

@@ -20,6 +20,8 @@ _CJK = (
     "\U00020000-\U0003ffff“”‘’…—"
 )
 _BETWEEN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
+#: Stands for a space in the vocabularies of SentencePiece.
+_SPACE = "\u2581"
 
 
 class Detokenizer:
@@ -34,7 +36,7 @@ class Detokenizer:
         self._bytes = None
         if isinstance(tokenizer.engine.decoder, decoders.ByteLevel):
             self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-            self._added = tokenizer.engine.get_added_tokens_decoder()
+            self._names = TokenBytes(tokenizer)
             return
         self._ids = list(prompt[-WINDOW:])
         self._shown = plain_text(tokenizer, self._ids)
@@ -42,7 +44,8 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Add a token and return the text it completes."""
         if self._bytes is not None:
-            return self._bytes.decode(self._token_bytes(token))
+            special = self._names.is_special(token)
+            return self._bytes.decode(b"" if special else self._names.of(token))
         # Other tokenizers decode a window of tokens; what is new in its text is shown.
         self._ids.append(token)
         text = plain_text(self._tokenizer, self._ids)
@@ -55,15 +58,30 @@ class Detokenizer:
         self._shown = text
         return new
 
-    def _token_bytes(self, token: int) -> bytes:
+
+class TokenBytes:
+    """The bytes that tokens stand for, each by itself; of a special token its name."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._engine = tokenizer.engine
+        self._added = tokenizer.engine.get_added_tokens_decoder()
+        self._byte_level = isinstance(tokenizer.engine.decoder, decoders.ByteLevel)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is no text but a mark, such as an end of text."""
+        added = self._added.get(token)
+        return added is not None and added.special
+
+    def of(self, token: int) -> bytes:
+        """Return the bytes of a token; they may be a part of a character."""
         added = self._added.get(token)
         if added is not None:
-            return b"" if added.special else added.content.encode()
-        name = self._tokenizer.engine.id_to_token(token) or ""
+            return added.content.encode()
+        name = self._engine.id_to_token(token) or ""
         table = _byte_of()
-        if all(character in table for character in name):
+        if self._byte_level and all(character in table for character in name):
             return bytes(table[character] for character in name)
-        return name.encode()
+        return name.replace(_SPACE, " ").encode()
 
 
 def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -34,6 +34,7 @@ from pretune.tasks.base import (
     with_answers,
 )
 from pretune.tasks.features import known_columns, longest_text, read_for, record_features
+from pretune.tasks.sentences import SentenceTask
 from pretune.text.byte_stream import is_file, is_pipe, text_bytes
 from pretune.text.decode import (
     TextDecoder,
@@ -162,6 +163,24 @@ class Predictor:
         """
         task = task or self.task
         return self._run(self._features(task, records), len(records), read, task, progress)
+
+    def logits(self, records: Records) -> list[list[float]]:
+        """Return what a classifier or regressor computes before it becomes probabilities.
+
+        Returns:
+            for each record a number for each label, in the model's order.
+
+        Raises:
+            RunError: the model is neither.
+            DataError: a record cannot be used; names its file, line and column.
+        """
+        if not isinstance(self.task, SentenceTask):
+            raise RunError(
+                f"a model trained for the task {self.task.name} has no scores of labels",
+                "Ask a classifier.",
+            )
+        rows = self.outputs(records, lambda outputs, batch: outputs.float().tolist())
+        return [row for (row,) in rows]
 
     def _features(self, task: AnyTask, records: Records) -> FeatureSet:
         return record_features(task, records, self.bundle.tokenizer, with_targets=False)
