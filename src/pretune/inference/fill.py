@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from pretune.data.batch import PackedBatch
+from pretune.data.masking import NOT_MASKED
 from pretune.errors import DataError, RunError
 from pretune.inference.predict import Predictor
-from pretune.tasks.masked_lm.mask_lm import MASKED, NOT_MASKED, MaskLm
+from pretune.tasks.masked_lm.mask_lm import MASKED, MaskLm
 
 #: A gap's tokens, best first, each with its probability: `(token, score)`.
 _Fitting = list[tuple[int, float]]
