@@ -50,8 +50,9 @@ import pretune
 
 #: The file and the column of texts of each data set.
 DATA = {"emotion": ("validation.tsv", "text"), "sst2": ("dev.tsv", "sentence")}
-#: Of every training on labels.
-TRAIN: dict[str, Any] = {"train.epochs": 3, "train.batch_size": 64, "train.learning_rate": 1e-4}
+#: Of every training on labels, whose epochs are those of the recipes.
+TRAIN: dict[str, Any] = {"train.batch_size": 64, "train.learning_rate": 1e-4}
+EPOCHS = {"emotion": 2, "sst2": 3}
 #: Of pre-training: 30 books, and other books to measure on.
 PRETRAIN: dict[str, Any] = {
     "task.max_length": 128,
@@ -99,7 +100,12 @@ def make(name: str, options: argparse.Namespace) -> dict[str, list[Path]]:
     source = Path(os.environ["PRETUNE_DATA"]) / name
     columns = {} if DATA[name][1] == "text" else {"text": DATA[name][1]}
     training, validation = str(source / "train.tsv"), str(source / DATA[name][0])
-    data = {"data.train": training, "data.validation": validation, "data.columns": columns}
+    data: dict[str, Any] = {
+        "data.train": training,
+        "data.validation": validation,
+        "data.columns": columns,
+        "train.epochs": EPOCHS[name],
+    }
     teacher = run(output, "teacher", name, {**data, **TRAIN, "model.from": "minilm"})
     alone, taught = [], []
     for seed in range(options.seeds):
