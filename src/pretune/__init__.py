@@ -15,7 +15,7 @@ from pretune.version import __version__ as __version__
 if TYPE_CHECKING:
     from pretune.api import embed, evaluate, generate, predict, prompt, resume, train
     from pretune.bundle.bundle import Bundle, load
-    from pretune.decoding.writer import Generation
+    from pretune.decoding.continuations import Generation
     from pretune.errors import PretuneError
     from pretune.evaluation.few_shot.result import FewShotResult
     from pretune.publishing.publish import push
@@ -33,7 +33,7 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "Evaluation": "training.validation",
     "FewShotResult": "evaluation.few_shot.result",
-    "Generation": "decoding.writer",
+    "Generation": "decoding.continuations",
     "Prediction": "tasks.base",
     "PretuneError": "errors",
     "Published": "publishing.upload",

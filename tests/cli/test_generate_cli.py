@@ -79,7 +79,7 @@ def test_interleaved_pieces_are_shown_one_text_after_the_other(
     mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pretune.cli.generate import _show
-    from pretune.decoding.writer import Generation, TextChunk
+    from pretune.decoding.continuations import Generation, TextChunk
 
     def end(number: int) -> Generation:
         return Generation("", number, "", "length", (), ())

@@ -54,7 +54,7 @@ def made(tmp_path: Path) -> Callable[..., Recipe]:
     ("at", "call"),
     [
         # The first evaluation writes replies too.
-        pytest.param("pretune.decoding.writer:_admit", 4, marks=pytest.mark.slow),
+        pytest.param("pretune.decoding.writer:LiveBatch", 4, marks=pytest.mark.slow),
         pytest.param("pretune.inference.rewards:_finite", 5, marks=pytest.mark.slow),
         pytest.param("pretune.training.loop:drawn", 6, marks=pytest.mark.slow),
         ("pretune.training.checkpoint:write_manifest", 3),

@@ -14,7 +14,8 @@ from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.decoding.sampling import Decoding
 from pretune.decoding.sequence_reader import SequenceReader
-from pretune.decoding.writer import Generation, TextChunk, _remaining
+from pretune.decoding.continuations import Generation, TextChunk
+from pretune.decoding.live_batch import _remaining
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.generate import TextGenerator
 from pretune.inference.prompts import stop_tokens_of
@@ -365,3 +366,23 @@ def test_any_model_with_a_start_and_a_step_can_write(bpe: Pair, beams: int) -> N
     for (start,), generation in zip(prompts, found, strict=True):
         last = min(start + 9, 20) if start < 20 else start + 9
         assert generation.tokens == tuple(range(start + 1, last + 1))
+
+
+def test_a_running_batch_takes_prompts_as_texts(bpe: Pair) -> None:
+    """With the model's own stop tokens and checks, as `generate` has them."""
+    decoding = Decoding(max_new_tokens=8, seed=2, samples=2)
+    batch = bpe.writer.live_batch(prompt_tokens=3)
+    assert bpe.writer.ask(batch, PROMPTS[1], decoding, tag=1) == len(ids_of(bpe, PROMPTS[1]))
+    bpe.writer.ask(batch, "", tag=2)
+    for prompt, stops, said in (([900], None, "token 900"), ("a", (5000,), "stop_tokens: 5000")):
+        with pytest.raises(PretuneError, match=said):
+            bpe.writer.ask(batch, prompt, Decoding(stop_tokens=stops))
+    ended: dict[int, list[Generation]] = {1: [], 2: []}
+    while batch:
+        for tag, piece in batch.step():
+            ended[tag] += [] if piece.done is None else [piece.done]
+    key = lambda generation: generation.sample  # noqa: E731
+    alone = {1: bpe.writer.generate([PROMPTS[1]], decoding), 2: bpe.writer.generate([""])}
+    for tag, generations in alone.items():
+        together = sorted(ended[tag], key=key)
+        assert [(g.tokens, g.finish) for g in together] == [(g.tokens, g.finish) for g in generations]

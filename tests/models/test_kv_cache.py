@@ -122,6 +122,39 @@ def test_others_join_a_running_batch(model: CausalLM, lengths: tuple[int, ...]) 
 
 
 @torch.inference_mode()
+def test_who_joins_takes_a_free_place_and_the_others_are_not_copied(model: CausalLM) -> None:
+    torch.manual_seed(5)
+    sequences = [draw(n) for n in (9, 30, 4, 40)]
+    _, state = model.start(sequences)
+    # What was in the place before may be anything.
+    for layer in state.layers:
+        layer.keys[1], layer.values[1] = float("nan"), float("nan")
+    state.select([0, 3, 2])
+    places = [layer.keys.data_ptr() for layer in state.layers]
+    new = draw(3)
+    state.extend(model.start([new])[1])
+    assert [layer.keys.data_ptr() for layer in state.layers] == places
+    sequences = [sequences[0], sequences[3], sequences[2], new]
+    for _ in range(3):
+        logits = feed(model, sequences, state)
+        torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_many_that_join_one_by_one_are_rarely_copied(model: CausalLM) -> None:
+    sequences = [draw(2)]
+    _, state = model.start(sequences)
+    kept = [state.layers[0].keys]
+    for _ in range(39):
+        sequences.append(draw(2))
+        state.extend(model.start(sequences[-1:])[1])
+        kept.append(state.layers[0].keys)
+    assert len({keys.data_ptr() for keys in kept}) <= 10
+    logits = feed(model, sequences, state)
+    torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
 def test_more_sequences_than_the_row_tile(model: CausalLM) -> None:
     sequences = [draw(2) for _ in range(259)]  # above 256 rows a model carries padding rows
     _, state = model.start(sequences)

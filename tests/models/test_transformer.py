@@ -231,6 +231,27 @@ def test_translations_that_are_begun_later_join_those_at_work() -> None:
     torch.testing.assert_close(logits, from_scratch(model, given), atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_sources_stay_in_line_with_their_targets() -> None:
+    """Else each step would copy the keys of every source."""
+    model = model_of()
+    given = [(draw(n), [0]) for n in (4, 7, 2, 7)]
+    _, state = model.start([source for source, _ in given])
+    state.select([0, 3, 2])
+    assert state.source is not None
+    assert state.source.owners == [0, 1, 2]
+    given = [given[0], given[3], given[2]]
+    # Who joins takes a free place.
+    places = [layer.keys.data_ptr() for layer in state.source._layers]
+    given.append((draw(5), [0]))
+    state.extend(model.start([given[3][0]])[1])
+    assert [layer.keys.data_ptr() for layer in state.source._layers] == places
+    tokens = draw(4)
+    given = [(source, [*target, t]) for (source, target), t in zip(given, tokens, strict=True)]
+    logits = model.step(torch.tensor(tokens), state)
+    torch.testing.assert_close(logits, from_scratch(model, given), atol=1e-5, rtol=1e-5)
+
+
 def test_tables_of_their_own_and_larger_vocabularies() -> None:
     model = model_of(share_encoder_decoder_embeddings=False, decoder_vocab_size=29)
     assert model.vocab_size == 29

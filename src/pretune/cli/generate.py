@@ -18,7 +18,7 @@ from pretune.errors import DataError, PretuneError
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
     from pretune.decoding.sampling import Decoding
-    from pretune.decoding.writer import Generation, TextChunk
+    from pretune.decoding.continuations import Generation, TextChunk
     from pretune.inference.generate import TextGenerator
     from pretune.tasks.dialogue.layouts import TemplateLayout
 
@@ -162,7 +162,7 @@ def _pieces(
     writer: TextGenerator, prompts: list[str], blank: list[int], decoding: Decoding
 ) -> Iterator[TextChunk]:
     """Yield the pieces of all continuations; those of `blank` prompts (0-based) are empty."""
-    from pretune.decoding.writer import Generation, TextChunk
+    from pretune.decoding.continuations import Generation, TextChunk
 
     for number in blank:
         for sample in range(decoding.samples):

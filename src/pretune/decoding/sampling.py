@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ class Decoding:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "never", tuple(self.never))
         for name, (kind, low, high, above_low) in _RANGES.items():
             self._check(name, kind, low, high, above_low)
         if not all(self.stop):
@@ -126,6 +128,12 @@ class Decoding:
     def greedy(self) -> bool:
         """Whether the most probable token is always chosen."""
         return self.temperature == 0
+
+    @property
+    def choosing(self) -> Decoding:
+        """What says how a token is chosen: equal for texts whose next tokens one pass can choose."""
+        off: dict[str, Any] = {"length_ratio": 0.0, "stop": (), "stop_tokens": None, "seed": 0}
+        return replace(self, max_new_tokens=1, samples=1, **off)
 
 
 #: For each option: its type, the lower bound, the upper bound, and whether the lower is excluded.

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretune.models.language_model import LanguageModel
+
+
+@dataclass
+class ReadPrompts:
+    """Prompts that no sequence continues yet, and the model's state after what was read of them."""
+
+    prompts: list[Sequence[int]]
+    windows: list[Sequence[int]]  # what the context holds of each
+    lengths: list[int]  # how many tokens of each window were read
+    logits: Tensor  # `[P, V]` float32, of the token after those
+    state: Any
+
+    @property
+    def complete(self) -> bool:
+        """Whether all windows were read to their ends."""
+        return self.lengths == [len(window) for window in self.windows]
+
+    def only(self, place: int) -> ReadPrompts:
+        """A copy of one of the prompts; this one stays as it is."""
+        state = copy.deepcopy(self.state)
+        state.select([place])
+        lists = (self.prompts, self.windows, self.lengths)
+        prompts, windows, lengths = ([every[place]] for every in lists)
+        return ReadPrompts(prompts, windows, lengths, self.logits[[place]], state)
 
 
 class SequenceReader:
@@ -41,6 +68,51 @@ class SequenceReader:
         self._state: Any = None
         self._held: list[int] = []  # tokens of each sequence in the state
 
+    def window(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What is read of a prompt: its end, if it exceeds the context."""
+        size = self._model.context_length
+        return prompt if size is None else prompt[-size:]
+
+    def read(self, prompts: Sequence[Sequence[int]], limit: int = sys.maxsize) -> ReadPrompts:
+        """Read prompts beside the sequences, in one pass; `join` continues them.
+
+        Args:
+            prompts: token ids.
+            limit: the largest number of tokens to read of each now; `read_on` reads the rest. A
+                model that writes another text than it reads takes each prompt as a whole.
+        """
+        limit = limit if self._model.opening is None else sys.maxsize
+        windows = [self.window(prompt) for prompt in prompts]
+        begun = [window[:limit] for window in windows]
+        logits, state = self._start(begun)
+        return ReadPrompts(list(prompts), windows, list(map(len, begun)), logits, state)
+
+    def read_on(self, prompts: ReadPrompts, limit: int) -> None:
+        """Read at most `limit` more tokens of each prompt, none of which is complete."""
+        pairs = list(zip(prompts.windows, prompts.lengths, strict=True))
+        more = [window[length : length + limit] for window, length in pairs]
+        with self._context():
+            prompts.logits = self._model.follow(more, prompts.state).float()
+        prompts.lengths = [length + len(new) for (_, length), new in zip(pairs, more, strict=True)]
+
+    def join(self, prompts: ReadPrompts, copies: Sequence[int]) -> None:
+        """Continue complete prompts, which this uses up, and append them to the sequences.
+
+        Args:
+            prompts: from `read`.
+            copies: the number of sequences that continue each.
+        """
+        rows = [i for i, count in enumerate(copies) for _ in range(count)]
+        prompts.state.select(rows)
+        if self._held:
+            self._state.extend(prompts.state)
+        else:
+            self._state = prompts.state
+        self.logits = torch.cat([self.logits, prompts.logits[rows]])
+        opening = self._model.opening
+        self.histories += [list(prompts.prompts[row] if opening is None else opening) for row in rows]
+        self._held += [prompts.lengths[row] for row in rows]
+
     def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
         """Start sequences and append them to the others.
 
@@ -48,19 +120,7 @@ class SequenceReader:
             prompts: token ids; only the end of a prompt that exceeds the context is read.
             copies: number of sequences that continue each prompt, which is read once.
         """
-        size = self._model.context_length
-        windows = [prompt if size is None else prompt[-size:] for prompt in prompts]
-        logits, state = self._start(windows)
-        rows = [i for i, count in enumerate(copies) for _ in range(count)]
-        state.select(rows)
-        if self._held:
-            self._state.extend(state)
-        else:
-            self._state = state
-        self.logits = torch.cat([self.logits, logits[rows]])
-        begun = prompts if self._model.opening is None else [self._model.opening] * len(prompts)
-        self.histories += [list(begun[row]) for row in rows]
-        self._held += [len(windows[row]) for row in rows]
+        self.join(self.read(prompts), copies)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these sequences, in this order; a sequence that is named twice is forked."""

@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any, Self
 
 from pretune.bundle.bundle import Bundle
+from pretune.decoding.live_batch import LiveBatch
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.writer import Generation, Prompt, TextChunk, Writer
+from pretune.decoding.continuations import Generation, Prompt, TextChunk
+from pretune.decoding.writer import Writer
 from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
 from pretune.inference.runtime import precision_context
 from pretune.models.language_model import LanguageModel
@@ -81,6 +83,36 @@ class TextGenerator(Prompted):
             PretuneError: a prompt or a stop token cannot be used; names it.
         """
         yield from self._writer.stream(*self._checked(prompts, decoding))
+
+    def live_batch(self, **options: Any) -> LiveBatch:
+        """A batch that prompts join while it runs, by `ask`; its `step` writes a token of each.
+
+        Args:
+            options: as for `Writer.live_batch`.
+        """
+        return self._writer.live_batch(**options)
+
+    def ask(
+        self,
+        batch: LiveBatch,
+        prompt: str | Sequence[int],
+        decoding: Decoding | None = None,
+        **options: Any,
+    ) -> int:
+        """Let a batch continue a prompt, and return the number of the prompt's tokens.
+
+        Args:
+            batch: from `live_batch`.
+            prompt: a text, or token ids.
+            decoding: how to continue it; a batch takes no beam searches.
+            options: `tag`, which comes back with each piece, and `top_logprobs`; see `LiveBatch`.
+
+        Raises:
+            PretuneError: the prompt, a stop token or the decoding cannot be used; names it.
+        """
+        (checked,), decoding = self._checked([prompt], decoding)
+        self._writer.ask(batch, checked, decoding, **options)
+        return len(checked.ids)
 
     def _checked(
         self, prompts: Sequence[str | Sequence[int]], decoding: Decoding | None

@@ -36,10 +36,15 @@ class NewTokens:
 
 
 class LayerCache:
-    """Keys and values of one layer: `[B, H, capacity, D]` each, valid up to each row's length."""
+    """Keys and values of one layer: `[B, H, capacity, D]` each, valid up to each row's length.
+
+    They are the first rows of tensors that may have more: places for sequences that join, so that
+    the others need not be copied then.
+    """
 
     keys: Tensor
     values: Tensor
+    _places: tuple[Tensor, Tensor]  # `[R, H, capacity, D]` each, with R at least B
 
     def fill(self, k: Tensor, v: Tensor, layout: Layout, capacity: int | None = None) -> None:
         """Store the packed `[T, H, D]` keys and values of whole sequences.
@@ -49,15 +54,14 @@ class LayerCache:
         capacity = _capacity(layout.max_seqlen) if capacity is None else capacity
         shape = (len(layout.lengths), k.shape[1], capacity, k.shape[2])
         # Zeros, as masked values are multiplied by 0, and 0 times uninitialised memory may be NaN.
-        self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
+        self._show((k.new_zeros(shape), v.new_zeros(shape)), len(layout.lengths))
         for i, (start, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
             self.keys[i, :, :length] = k[start : start + length].transpose(0, 1)
             self.values[i, :, :length] = v[start : start + length].transpose(0, 1)
 
     def append(self, k: Tensor, v: Tensor, lengths: Sequence[int]) -> None:
         """Store one token of each sequence, `[B, H, D]`; `lengths` includes it."""
-        if max(lengths) > self.keys.shape[2]:
-            self.resize(_capacity(max(lengths)))
+        self._make_room(max(lengths))
         # Equal lengths, the usual case, are one slice.
         count, last = len(lengths), lengths[0] - 1
         if min(lengths) == max(lengths):
@@ -70,32 +74,58 @@ class LayerCache:
 
     def write(self, k: Tensor, v: Tensor, new: NewTokens, longest: int) -> None:
         """Store packed new tokens, `[T, H, D]`; the longest sequence then has `longest` tokens."""
-        if longest > self.keys.shape[2]:
-            self.resize(_capacity(longest))
+        self._make_room(longest)
         count = len(new.rows)
         self.keys[new.rows, :, new.columns] = k[:count]
         self.values[new.rows, :, new.columns] = v[:count]
 
-    def resize(self, capacity: int) -> None:
-        """Change the room of each sequence to `capacity` tokens; further tokens are lost."""
-        self.keys, self.values = (_resized(x, capacity) for x in (self.keys, self.values))
-
     def select(self, rows: Tensor, capacity: int) -> None:
-        """Keep these sequences; see `KVCache.select`."""
-        self.keys = self.keys[:, :, :capacity].index_select(0, rows)
-        self.values = self.values[:, :, :capacity].index_select(0, rows)
+        """Keep these sequences, with at most `capacity` tokens each, and no free places."""
+        keys, values = self.keys[:, :, :capacity], self.values[:, :, :capacity]
+        self._show((keys.index_select(0, rows), values.index_select(0, rows)), len(rows))
 
     def move(self, moved: Mapping[int, int], count: int) -> None:
         """Put sequences into the places of others, in place, and keep the first `count`."""
         for place, row in moved.items():
             self.keys[place], self.values[place] = self.keys[row], self.values[row]
-        self.keys, self.values = self.keys[:count], self.values[:count]
+        self._show(self._places, count)
 
     def extend(self, other: LayerCache) -> None:
         """Append the sequences of another cache."""
-        capacity = max(self.keys.shape[2], other.keys.shape[2])
-        self.keys = torch.cat([_resized(x.keys, capacity) for x in (self, other)])
-        self.values = torch.cat([_resized(x.values, capacity) for x in (self, other)])
+        before, count, length = len(self.keys), len(self.keys) + len(other.keys), other.capacity
+        places = len(self._places[0])
+        if count > places:
+            places = max(count, before * 3 // 2)  # half as many again: copies become rare
+        self._resize(places, max(self.capacity, length))
+        self._show(self._places, count)
+        for own, new in ((self.keys, other.keys), (self.values, other.values)):
+            own[before:, :, :length] = new
+            own[before:, :, length:] = 0  # nothing stays of a sequence that was there before
+
+    @property
+    def capacity(self) -> int:
+        """The largest number of tokens of a sequence."""
+        return self.keys.shape[2]
+
+    def _make_room(self, longest: int) -> None:
+        if longest > self.capacity:
+            self._resize(len(self._places[0]), _capacity(longest))
+
+    def _resize(self, places: int, capacity: int) -> None:
+        """Copy the sequences to tensors with more places, or room for more tokens."""
+        count, before = len(self.keys), self.capacity
+        if (places, capacity) == (len(self._places[0]), before):
+            return
+        shape = (places, self.keys.shape[1], capacity, self.keys.shape[3])
+        larger = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        larger[0][:count, :, :before] = self.keys
+        larger[1][:count, :, :before] = self.values
+        self._show(larger, count)
+
+    def _show(self, places: tuple[Tensor, Tensor], count: int) -> None:
+        """Let the first `count` rows of these tensors be the sequences."""
+        self._places = places
+        self.keys, self.values = places[0][:count], places[1][:count]
 
 
 class SourceCache:
@@ -123,17 +153,18 @@ class SourceCache:
         Rows of `q` past the layout `queries` are padding and come back as zeros.
         """
         entry, sources, real = self._layers[layer], len(self._lengths), q[: queries.total]
+        longest, visible = max(self._lengths, default=0), self._visible
+        keys, values = entry.keys[:, :, :longest], entry.values[:, :, :longest]
         each = queries.total // max(sources, 1)
         owner = [o for o, n in zip(self.owners, queries.lengths, strict=True) for _ in range(n)]
         if owner == [source for source in range(sources) for _ in range(each)]:
             # The same number of queries for each source, in order: a batch without copies of keys.
             asking = real.view(sources, each, *q.shape[1:]).transpose(1, 2)
-            keys, values, visible = entry.keys, entry.values, self._visible
         else:
             rows = torch.tensor(owner, dtype=torch.int64, device=q.device)
             asking = real.unsqueeze(2)
-            keys, values = entry.keys[rows], entry.values[rows]
-            visible = None if self._visible is None else self._visible[rows]
+            keys, values = keys[rows], values[rows]
+            visible = None if visible is None else visible[rows]
         mixed = F.scaled_dot_product_attention(asking, keys, values, attn_mask=visible)
         mixed = mixed.transpose(1, 2).reshape(real.shape)
         return F.pad(mixed, (0, 0, 0, 0, 0, len(q) - len(real)))
@@ -141,17 +172,15 @@ class SourceCache:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these sequences, and drop sources that no sequence needs any more."""
         self.owners = [self.owners[row] for row in rows]
-        used = sorted(set(self.owners))
+        used = list(dict.fromkeys(self.owners))
         if len(used) == len(self._lengths):
             return
-        # Number the remaining sources anew.
+        # Number the remaining sources anew, in the order of their sequences.
         place = {source: i for i, source in enumerate(used)}
         self.owners = [place[source] for source in self.owners]
         self._lengths = [self._lengths[source] for source in used]
-        index = torch.tensor(used, dtype=torch.int64, device=self._layers[0].keys.device)
-        for layer in self._layers:
-            layer.select(index, max(self._lengths, default=0))
-        self._visible = _first_of_each(self._lengths, index.device)
+        _keep(self._layers, used, max(self._lengths, default=0))
+        self._visible = _first_of_each(self._lengths, self._layers[0].keys.device)
 
     def extend(self, other: SourceCache) -> None:
         """Append the sequences of another cache."""
@@ -226,24 +255,12 @@ class KVCache:
         return entry.keys[:, :, :longest], entry.values[:, :, :longest]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order; a sequence that is named twice is forked.
-
-        Where most stay in their places, and others come from behind them, only those are copied.
-        """
-        rows, before = list(rows), len(self.lengths)
-        if rows == list(range(before)):
+        """Keep these sequences, in this order; a sequence that is named twice is forked."""
+        rows = list(rows)
+        if rows == list(range(len(self.lengths))):
             return
         self.lengths = [self.lengths[row] for row in rows]
-        moved = {place: row for place, row in enumerate(rows) if row != place}
-        few = 2 * len(moved) <= len(rows) and before <= 2 * len(rows)
-        if few and all(row >= len(rows) for row in moved.values()):
-            for layer in self.layers:
-                layer.move(moved, len(rows))
-        else:
-            capacity = _capacity(max(self.lengths, default=0))
-            index = torch.tensor(rows, dtype=torch.int64, device=self.layers[0].keys.device)
-            for layer in self.layers:
-                layer.select(index, capacity)
+        _keep(self.layers, rows, _capacity(max(self.lengths, default=0)))
         if self.source is not None:
             self.source.select(rows)
 
@@ -256,16 +273,25 @@ class KVCache:
             layer.extend(more)
 
 
+def _keep(layers: Sequence[LayerCache], rows: Sequence[int], capacity: int) -> None:
+    """Keep these sequences of all layers, in this order; one that is named twice is copied.
+
+    Where most stay in their places, and others come from behind them, only those are copied.
+    Otherwise all are, with at most `capacity` tokens each.
+    """
+    count, before = len(rows), len(layers[0].keys)
+    moved = {place: row for place, row in enumerate(rows) if row != place}
+    few = 2 * len(moved) <= count and before <= 2 * count
+    if few and all(row >= count for row in moved.values()):
+        for layer in layers:
+            layer.move(moved, count)
+    else:
+        index = torch.tensor(rows, dtype=torch.int64, device=layers[0].keys.device)
+        for layer in layers:
+            layer.select(index, capacity)
+
+
 def _capacity(length: int) -> int:
     """Room for `length` tokens and at least one more."""
     block = BLOCK if length >= BLOCK else SMALL_BLOCK
     return (length // block + 1) * block
-
-
-def _resized(x: Tensor, capacity: int) -> Tensor:
-    if x.shape[2] == capacity:
-        return x
-    kept = min(capacity, x.shape[2])
-    resized = x.new_zeros((*x.shape[:2], capacity, x.shape[3]))
-    resized[:, :, :kept] = x[:, :, :kept]
-    return resized

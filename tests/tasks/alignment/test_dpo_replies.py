@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pretune.bundle.bundle import save
 from pretune.data.batch import FeatureSet
-from pretune.decoding.writer import Generation
+from pretune.decoding.continuations import Generation
 from pretune.evaluation.examine import examine
 from pretune.inference.reference import reference_scores, with_scores
 from pretune.inference.rewards import reward_function

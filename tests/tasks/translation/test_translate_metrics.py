@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from pretune.bundle.bundle import Bundle
-from pretune.decoding.writer import Generation
+from pretune.decoding.continuations import Generation
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.features import featurize
 from pretune.tasks.translation.translate import (

@@ -21,7 +21,7 @@ from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selec
 from pretune.data.batch_order import batches_by_length
 from pretune.data.readers.conversations import MESSAGES
 from pretune.data.records import Records, is_missing
-from pretune.decoding.writer import Generation
+from pretune.decoding.continuations import Generation
 from pretune.errors import DataError, describe_value, did_you_mean
 from pretune.tasks.alignment.reward_spec import ExactReward, RewardPart, RewardSpec
 from pretune.tasks.base import HasReference

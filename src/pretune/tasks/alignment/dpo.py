@@ -32,7 +32,7 @@ from pretune.data.readers.preferences import (
 )
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.writer import Prompt
+from pretune.decoding.continuations import Prompt
 from pretune.errors import DataError
 from pretune.tasks.alignment.aligned import (
     JUDGED,

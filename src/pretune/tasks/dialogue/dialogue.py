@@ -22,7 +22,8 @@ from pretune.data.batch import Feature, Features, PackedBatch, Selection, Skippe
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.writer import Generation, Prompt, Writer
+from pretune.decoding.continuations import Generation, Prompt
+from pretune.decoding.writer import Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head

@@ -18,7 +18,8 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selection, Skipped
 from pretune.data.records import Records
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.writer import Generation, Prompt, Writer
+from pretune.decoding.continuations import Generation, Prompt
+from pretune.decoding.writer import Writer
 from pretune.errors import RunError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
