@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pretune.bundle.bundle import Bundle, load, save
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Prompt
+from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Writer
 from pretune.models.families import preset
 from pretune.models.layers import sinusoidal_positions

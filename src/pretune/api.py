@@ -22,8 +22,8 @@ from pretune.bundle.bundle import Bundle, load
 from pretune.corpus.store import StoredDocuments, is_corpus
 from pretune.data.readers.files import read
 from pretune.data.records import MAX_CHARS, Records
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Generation
+from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError, PretuneError, did_you_mean, note
 from pretune.evaluation.few_shot.result import FewShotResult
 from pretune.evaluation.few_shot.study import measure, options_from

@@ -49,9 +49,7 @@ HOW = [
 
 def gpt2() -> CausalLM:
     torch.manual_seed(3)
-    config = Gpt2Config(
-        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2
-    )
+    config = Gpt2Config(vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2)
     model = CausalLM(Gpt2Model(config))
     for name, parameter in model.named_parameters():
         norm = "norm" in name and name.endswith("weight")
@@ -131,7 +129,7 @@ def run(batch: LiveBatch, asked: Sequence[Asked]) -> tuple[Ended, list[tuple[int
 
 
 @pytest.mark.parametrize("name", ["gpt2", "rnn", "nnlm", "ngram", "translator"])
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     asked=requests(),
     batch_size=st.integers(1, 5),
@@ -173,8 +171,10 @@ def test_each_gets_what_it_gets_alone(
 
 def test_settings_that_end_in_every_way(tokenizer: Tokenizer) -> None:
     """Else the comparison with asking alone would say little."""
-    asked = [Asked(Prompt((), ids(3, i)), replace(how, max_new_tokens=12), 0, None)
-             for i, how in enumerate(HOW)]
+    asked = [
+        Asked(Prompt((), ids(3, i)), replace(how, max_new_tokens=12), 0, None)
+        for i, how in enumerate(HOW)
+    ]
     ended, _ = run(LiveBatch(model_named("gpt2"), tokenizer, device=CPU), asked)
     finishes = {generation.finish for every in ended.values() for generation in every}
     assert finishes == {"length", "stop_token", "stop_text", "exhausted"}
@@ -277,7 +277,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(watched: Watched, tokenizer: 
     for seed in (1, 2):
         batch.add(Prompt((), ids(20, seed)), ENDLESS, tag=f"long {seed}")
     seen = []
-    for step in range(9):
+    for step in range(8):
         batch.add(Prompt((), [2, 3]), replace(ENDLESS, max_new_tokens=1), tag="short")
         watched.since()
         seen.append(tags(batch))

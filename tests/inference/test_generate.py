@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
-from pretune.decoding.sampling import Decoding
-from pretune.decoding.sequence_reader import SequenceReader
 from pretune.decoding.continuations import Generation, TextChunk
 from pretune.decoding.live_batch import _remaining
+from pretune.decoding.sampling import Decoding
+from pretune.decoding.sequence_reader import SequenceReader
 from pretune.errors import DataError, PretuneError, RunError
 from pretune.inference.generate import TextGenerator
 from pretune.inference.prompts import stop_tokens_of
@@ -385,4 +385,5 @@ def test_a_running_batch_takes_prompts_as_texts(bpe: Pair) -> None:
     alone = {1: bpe.writer.generate([PROMPTS[1]], decoding), 2: bpe.writer.generate([""])}
     for tag, generations in alone.items():
         together = sorted(ended[tag], key=key)
-        assert [(g.tokens, g.finish) for g in together] == [(g.tokens, g.finish) for g in generations]
+        expected = [(g.tokens, g.finish) for g in generations]
+        assert [(g.tokens, g.finish) for g in together] == expected

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from pretune.bundle.bundle import ADAPTER, load
 from pretune.checkpoints.peft import fill_adapter, save_adapter
 from pretune.data.batch import PackedBatch
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Prompt
+from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Writer
 from pretune.errors import CheckpointError, RecipeError, RunError
 from pretune.models.heads.language import ActorCritic

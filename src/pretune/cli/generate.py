@@ -17,8 +17,8 @@ from pretune.errors import DataError, PretuneError
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
-    from pretune.decoding.sampling import Decoding
     from pretune.decoding.continuations import Generation, TextChunk
+    from pretune.decoding.sampling import Decoding
     from pretune.inference.generate import TextGenerator
     from pretune.tasks.dialogue.layouts import TemplateLayout
 

@@ -39,6 +39,10 @@ class _Waiting:
         return self.request.decoding.samples - self.begun
 
 
+#: A request, and how many of its continuations begin.
+_Joining = tuple[_Waiting, int]
+
+
 class LiveBatch:
     """Continuations that are written side by side, a token of each at a time.
 
@@ -157,33 +161,9 @@ class LiveBatch:
         return pieces
 
     def _admit(self) -> None:
-        """Begin what waits, in its order, as far as there is room and prompts can be read."""
-        room = self._batch_size - len(self._live)
-        if self._live:
-            waiting = sum(entry.left for entry in islice(self._waiting, self._join_together))
-            if room < min(self._join_together, waiting):
-                room = 0
-        # Half of the tokens are for the prompt that is read in parts, if there is one.
-        limit, spent = self._prompt_tokens, 0
-        if self._in_parts is not None:
-            limit = limit // 2
-        short, ready = list[tuple[_Waiting, int]](), list[tuple[_Waiting, int]]()
-        for entry in self._waiting:
-            if room < 1:
-                break
-            length = len(self._reader.window(entry.request.prompt.ids))
-            joining = (entry, min(room, entry.left))
-            if entry.read is not None and entry.read.complete:
-                ready.append(joining)
-            elif entry.read is None and spent + length <= limit:
-                short.append(joining)
-                spent += length
-            elif self._in_parts in (None, entry):
-                self._in_parts = entry
-            else:
-                continue  # a prompt that is too long to read beside the one in parts
-            room -= joining[1]
-        # Short prompts are read in one pass, those of some samples that have no room yet are kept.
+        """Begin what waits, as far as there is room and prompts can be read."""
+        short, ready, spent = self._joining()
+        # Short prompts are read in one pass. One whose samples have no room yet is also kept.
         if short:
             read = self._reader.read([entry.request.prompt.ids for entry, _ in short])
             last, copies = short[-1]
@@ -191,11 +171,40 @@ class LiveBatch:
                 last.read = read.only(len(short) - 1)
             self._begin(read, short)
         for entry, copies in ready:
-            assert entry.read is not None  # noqa: S101 - for mypy
-            read = entry.read if copies == entry.left else entry.read.only(0)
-            self._begin(read, [(entry, copies)])
+            self._begin_read(entry, copies)
         if self._in_parts is not None and spent < self._prompt_tokens:
             self._read_part(self._in_parts, self._prompt_tokens - spent)
+
+    def _joining(self) -> tuple[list[_Joining], list[_Joining], int]:
+        """Choose what begins, in the order of asking, and the prompt to read in parts.
+
+        Returns:
+            those whose prompts can be read now, those whose prompts were read, and the number of
+            tokens of the first.
+        """
+        short, ready, spent = list[_Joining](), list[_Joining](), 0
+        room = self._batch_size - len(self._live)
+        waiting = sum(entry.left for entry in islice(self._waiting, self._join_together))
+        if self._live and room < min(self._join_together, waiting):
+            return short, ready, spent
+        # Half of the tokens are for the prompt that is read in parts, if there is one.
+        limit = self._prompt_tokens if self._in_parts is None else self._prompt_tokens // 2
+        for entry in self._waiting:
+            if room < 1:
+                break
+            length = len(self._reader.window(entry.request.prompt.ids))
+            copies = min(room, entry.left)
+            if entry.read is not None and entry.read.complete:
+                ready.append((entry, copies))
+            elif entry.read is None and spent + length <= limit:
+                short.append((entry, copies))
+                spent += length
+            elif self._in_parts in (None, entry):
+                self._in_parts = entry
+            else:
+                continue  # a prompt that is too long to be read beside the one in parts
+            room -= copies
+        return short, ready, spent
 
     def _read_part(self, entry: _Waiting, limit: int) -> None:
         """Read the next tokens of a long prompt; after its last, it joins as far as it can."""
@@ -203,15 +212,17 @@ class LiveBatch:
             entry.read = self._reader.read([entry.request.prompt.ids], limit)
         else:
             self._reader.read_on(entry.read, limit)
-        if not entry.read.complete:
-            return
-        self._in_parts = None
-        copies = min(self._batch_size - len(self._live), entry.left)
-        if copies:
-            read = entry.read if copies == entry.left else entry.read.only(0)
-            self._begin(read, [(entry, copies)])
+        if entry.read.complete:
+            self._in_parts = None
+            self._begin_read(entry, min(self._batch_size - len(self._live), entry.left))
 
-    def _begin(self, read: ReadPrompts, joining: Sequence[tuple[_Waiting, int]]) -> None:
+    def _begin_read(self, entry: _Waiting, copies: int) -> None:
+        """Begin some continuations of a prompt that was read; it is kept for those that wait."""
+        read = entry.read
+        if read is not None and copies:
+            self._begin(read if copies == entry.left else read.only(0), [(entry, copies)])
+
+    def _begin(self, read: ReadPrompts, joining: Sequence[_Joining]) -> None:
         """Begin some continuations of each prompt, which were read together."""
         self._reader.join(read, [copies for _, copies in joining])
         for entry, copies in joining:

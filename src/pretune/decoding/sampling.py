@@ -131,7 +131,7 @@ class Decoding:
 
     @property
     def choosing(self) -> Decoding:
-        """What says how a token is chosen: equal for texts whose next tokens one pass can choose."""
+        """How a token is chosen: the same for texts whose next tokens can be chosen together."""
         off: dict[str, Any] = {"length_ratio": 0.0, "stop": (), "stop_tokens": None, "seed": 0}
         return replace(self, max_new_tokens=1, samples=1, **off)
 

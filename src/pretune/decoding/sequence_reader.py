@@ -110,7 +110,8 @@ class SequenceReader:
             self._state = prompts.state
         self.logits = torch.cat([self.logits, prompts.logits[rows]])
         opening = self._model.opening
-        self.histories += [list(prompts.prompts[row] if opening is None else opening) for row in rows]
+        begun = prompts.prompts if opening is None else [opening] * len(copies)
+        self.histories += [list(begun[row]) for row in rows]
         self._held += [prompts.lengths[row] for row in rows]
 
     def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:

@@ -105,13 +105,11 @@ class Writer:
                     for token, logprob in zip(hypothesis.tokens, hypothesis.logprobs, strict=True):
                         text += mine.take(token, logprob).text
                     mine.finish, mine.texts = hypothesis.stopped, [text]
-                    new: dict[str, Any] = {"tokens": hypothesis.tokens, "logprobs": hypothesis.logprobs}
-                    piece = mine.piece(score=hypothesis.score, **new)
+                    new = {"tokens": hypothesis.tokens, "logprobs": hypothesis.logprobs}
+                    piece = mine.piece("", hypothesis.score, **new)
                     yield replace(piece, text=text + piece.text)
 
-    def _searched(
-        self, requests: Sequence[WritingRequest], decoding: Decoding
-    ) -> list[BeamSearch]:
+    def _searched(self, requests: Sequence[WritingRequest], decoding: Decoding) -> list[BeamSearch]:
         """Run the searches of some requests in one batch."""
         reader = SequenceReader(self.model, self.device, self._context)
         reader.add([request.prompt.ids for request in requests], [1] * len(requests))

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Self
 
 from pretune.bundle.bundle import Bundle
+from pretune.decoding.continuations import Generation, Prompt, TextChunk
 from pretune.decoding.live_batch import LiveBatch
 from pretune.decoding.sampling import Decoding
-from pretune.decoding.continuations import Generation, Prompt, TextChunk
 from pretune.decoding.writer import Writer
 from pretune.inference.prompts import Prompted, check_stop_tokens, stop_tokens_of, template_of
 from pretune.inference.runtime import precision_context

@@ -31,8 +31,8 @@ from pretune.data.readers.preferences import (
     with_preferences,
 )
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Prompt
+from pretune.decoding.sampling import Decoding
 from pretune.errors import DataError
 from pretune.tasks.alignment.aligned import (
     JUDGED,

@@ -25,8 +25,8 @@ from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Skipp
 from pretune.data.readers.conversations import ALPACA, COMPLETION, MESSAGES
 from pretune.data.readers.preferences import check_prompt
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Prompt
+from pretune.decoding.sampling import Decoding
 from pretune.tasks.alignment.aligned import (
     ActionScores,
     Aligned,

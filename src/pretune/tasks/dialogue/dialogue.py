@@ -21,8 +21,8 @@ from typing_extensions import override
 from pretune.data.batch import Feature, Features, PackedBatch, Selection, Skipped
 from pretune.data.readers.conversations import FORMS, MESSAGES, messages_of, with_messages
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Generation, Prompt
+from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Writer
 from pretune.errors import DataError, describe_value
 from pretune.models.backbone import Backbone

@@ -17,8 +17,8 @@ from typing_extensions import override
 from pretune.data.arrays import Array
 from pretune.data.batch import Feature, Features, FeatureSet, PackedBatch, Selection, Skipped
 from pretune.data.records import Records
-from pretune.decoding.sampling import Decoding
 from pretune.decoding.continuations import Generation, Prompt
+from pretune.decoding.sampling import Decoding
 from pretune.decoding.writer import Writer
 from pretune.errors import RunError
 from pretune.models.backbone import Backbone
