@@ -230,3 +230,71 @@ def test_with_a_reference_its_copy_is_counted(tmp_path: Path) -> None:
     assert whole.speed.evaluation_tokens_per_second
     assert whole.process_bytes - alone.process_bytes == 4 * whole.parameters
     assert adapted.process_bytes < whole.process_bytes
+
+
+@pytest.fixture(scope="module")
+def school(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained teacher and its data, half of which have no label."""
+    folder = tmp_path_factory.mktemp("school")
+    rows = [f"{'the ' * (i % 7)}film\t{'ab'[i % 2]}" for i in range(50)]
+    (folder / "a.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    values = {
+        "task": {"name": "classify", "max_length": 16},
+        "model": {"from": str(tiny_folder)},
+        "data": {"train": str(folder / "a.tsv"), "validation": 0.2},
+        "train": {"max_steps": 1, "device": "cpu"},
+        "output": str(folder / "teacher"),
+    }
+    train_recipe(Recipe.of(values), quiet=True)
+    bare = [row.split("\t")[0] for row in rows]
+    (folder / "b.tsv").write_text("\n".join(["text", *bare]) + "\n", encoding="utf-8")
+    return folder
+
+
+class TestATeacher:
+    """It takes time and memory of its own, once or with each batch."""
+
+    def recipe(self, school: Path, **changes: Any) -> Recipe:
+        values = {
+            "teacher": {"from": str(school / "teacher")},
+            "model": {"layers": [0]},
+            "data": {"train": str(school / "a.tsv"), "validation": 0.2},
+            "train": {"epochs": 2, "batch_size": 8, "device": "cpu"},
+            "output": str(school / "student"),
+        }
+        return Recipe.of(values).changed({k.replace("__", "."): v for k, v in changes.items()})
+
+    def test_that_is_asked_once_has_a_time_of_its_own(
+        self, school: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A clock that moves by a second whenever it is read."""
+        seconds = itertools.count()
+        monkeypatch.setattr("time.perf_counter", lambda: float(next(seconds)))
+        plan = plan_run(self.recipe(school))
+        # It is timed on the 40 training examples; it also reads the 10 others.
+        every = plan_run(self.recipe(school, data__validation=None), measure=False)
+        assert plan.teacher_seconds is not None
+        share = every.tokens_per_epoch / plan.tokens_per_epoch
+        assert plan.teacher_seconds / share == pytest.approx(2)  # a second, and a look inside
+        assert plan.hours is not None
+        parts = (plan.reading_seconds, plan.training_seconds, plan.evaluation_seconds)
+        assert 3600 * plan.hours == pytest.approx(
+            plan.teacher_seconds + sum(part or 0 for part in parts)
+        )
+
+    def test_that_reads_each_batch_is_in_the_memory(self, school: Path) -> None:
+        live = self.recipe(school, teacher__keep=False)
+        plan = plan_run(live, measure=False)
+        parameters = sum(p.numel() for p in outline(school / "teacher").model.parameters())
+        assert plan.teacher_bytes > 4 * parameters
+        assert plan.teacher_seconds is None
+        assert plan.process_bytes - plan.teacher_bytes < plan.process_bytes
+        out = io.StringIO()
+        Console(file=out, width=200).print(plan_view(plan))
+        assert "of it for the teacher" in out.getvalue()
+
+    @pytest.mark.parametrize("keep", [None, False])
+    def test_records_without_labels(self, school: Path, keep: bool | None) -> None:
+        bare = {"data__train": str(school / "b.tsv"), "teacher__keep": keep}
+        plan = plan_run(self.recipe(school, **bare))
+        assert plan.hours is not None

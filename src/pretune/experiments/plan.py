@@ -20,9 +20,11 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from pretune.bundle.bundle import Bundle
 from pretune.data.arrays import Array
-from pretune.data.batch import Features
+from pretune.data.batch import Features, FeatureSet
 from pretune.data.batch_order import Cursor
+from pretune.data.records import Records
 from pretune.errors import RunError
 from pretune.experiments.costs import (
     FLOAT,
@@ -33,7 +35,7 @@ from pretune.experiments.costs import (
     count_flops,
     estimate_memory,
 )
-from pretune.inference.reference import with_scores
+from pretune.inference.reference import BATCH_TOKENS, with_scores, with_targets
 from pretune.inference.rewards import reward_function
 from pretune.inference.runtime import choose_device, precision_context
 from pretune.inference.strategies import strategy_for
@@ -47,8 +49,10 @@ from pretune.tasks.base import (
     drawn,
     with_answers,
 )
+from pretune.tasks.distillation.taught import Taught
+from pretune.tasks.distillation.teachable import TeachableRecord
 from pretune.tasks.features import FeatureCache, featurize
-from pretune.training.data import fit, read_data
+from pretune.training.data import Data, fit, read_data
 from pretune.training.freeze import reads_once
 from pretune.training.logging import Reporter, Sink
 from pretune.training.loop import Trainer
@@ -56,7 +60,7 @@ from pretune.training.reference_scores import holds_reference
 from pretune.training.run import starting_model
 from pretune.training.state import seed_everything
 from pretune.training.stop import Stopped
-from pretune.training.teaching import student_task
+from pretune.training.teaching import Lessons, student_task
 
 #: Updates before the timed ones (the first ones allocate memory), timed updates at least, and the
 #: seconds after which no further update begins.
@@ -68,6 +72,8 @@ BASE = 310 * 2**20
 UNEVEN_SLACK = 1.87
 #: Batches on which evaluation is timed at most.
 EVALUATION_BATCHES = 8
+#: Records on which a teacher is timed at most.
+TEACHER_RECORDS = 128
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,18 @@ class RunPlan:
     training_seconds: float | None  # of all updates; None if nothing was measured
     evaluation_seconds: float | None
     reading_seconds: float  # of reading and tokenizing the data
+    # Of running the teacher once, before training; None where it is not timed by itself: one that
+    # reads each batch is part of the training.
+    teacher_seconds: float | None
+    teacher_bytes: int  # the teacher's share of `process_bytes`; 0 without one
 
     @property
     def hours(self) -> float | None:
         """Time from start to end without writing checkpoints; None if nothing was measured."""
         if self.training_seconds is None:
             return None
-        seconds = self.reading_seconds + self.training_seconds + (self.evaluation_seconds or 0)
+        parts = (self.training_seconds, self.evaluation_seconds, self.teacher_seconds)
+        seconds = self.reading_seconds + sum(part or 0 for part in parts)
         return seconds / 3600
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,6 +139,9 @@ class _Start:
     model: nn.Module
     train: Features
     validation: Features | None
+    bundle: Bundle  # of the model
+    records: Data
+    lessons: Lessons | None
 
     def trainer(self, changes: Mapping[str, Any] | None = None, **arguments: Any) -> Trainer:
         """Make a trainer that logs every update, with changed training options."""
@@ -158,18 +172,21 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
     # A frozen backbone is run once, and its outputs are kept for all epochs.
     passes = 1.0 if epochs > 1 and reads_once(run.task, model, train) else epochs
     # Time, by the speed of a few real updates.
-    speed, training, evaluating = None, None, None
+    speed, training, evaluating, teaching = None, None, None, None
     if measure:
         speed = _measure(run, per_token, len(batches))
         training = per_epoch * passes / speed.training_tokens_per_second
         rate = speed.evaluation_tokens_per_second
         evaluated = 0 if run.validation is None else int(run.validation.lengths.sum())
         evaluating = evaluations * evaluated / rate if rate else 0.0
+        teaching = _teacher_seconds(run)
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     parameters = sum(count for count, _ in counts)
     # The memory comes last, as estimating it takes the values of the model away.
     largest = max(batches, key=lambda which: int(train.lengths[which].sum()))
     memory, process = _memory(run, train.sequences(largest))
+    teacher = _teacher_bytes(run, memory, process)
+    process += teacher
     if holds_reference(run.task, recipe, validated=run.validation is not None):
         process += FLOAT * parameters
     return RunPlan(
@@ -192,6 +209,8 @@ def plan_run(recipe: Recipe, *, measure: bool = True) -> RunPlan:
         training_seconds=training,
         evaluation_seconds=evaluating,
         reading_seconds=reading,
+        teacher_seconds=teaching,
+        teacher_bytes=teacher,
     )
 
 
@@ -232,7 +251,10 @@ def _prepare(recipe: Recipe) -> _Start:
     train = _scored(task, model, train)
     if validation is not None:
         validation = _scored(task, model, validation)
-    return _Start(recipe, device, task, model, train, validation)
+    run = _Start(recipe, device, task, model, train, validation, bundle, records, None)
+    if isinstance(task, Taught):
+        _find_teacher(run, task, held_out)
+    return run
 
 
 def _scored(task: AnyTask, model: nn.Module, features: Features) -> Features:
@@ -338,6 +360,76 @@ def _evaluation_rate(run: _Start, features: Features) -> float:
         if seconds > SECONDS / 2:
             break
     return tokens / max(seconds, 1e-9)
+
+
+def _find_teacher(run: _Start, task: Taught, held_out: Data | None) -> None:
+    """Load the teacher of a recipe, and let the updates learn from it as in the run."""
+    run.lessons = Lessons.of(
+        run.recipe, run.task, run.bundle, (run.train, run.validation), run.device
+    )
+    task.teaching = run.lessons.how
+    if isinstance(held_out, Records) and not task.labelled(held_out):
+        task.without_labels()
+    # A teacher that reads each batch takes its time in the updates that are timed.
+    if not run.lessons.kept:
+        task.live = run.lessons.live()
+        return
+    # One that is asked once says the same of all here: what it says takes no other time.
+    assert isinstance(run.records, Records)  # noqa: S101 - else nothing is kept
+    given = run.lessons.outputs(*_few(run, run.records))
+    run.train = _told(run.task, run.train, given)
+    if run.validation is not None:
+        run.validation = _told(run.task, run.validation, given)
+
+
+def _few(run: _Start, records: Records) -> tuple[FeatureSet, Records]:
+    """Return features of some records, and these."""
+    few = records.head(TEACHER_RECORDS)
+    features = featurize(run.task, few, run.bundle.tokenizer)
+    assert isinstance(features, FeatureSet)  # noqa: S101 - of records
+    return features, few
+
+
+def _told(task: AnyTask, features: Features, given: Mapping[str, Array]) -> Features:
+    """Give features, or each of their tokens, the last thing that a teacher says."""
+    assert isinstance(features, FeatureSet)  # noqa: S101 - else nothing is kept
+    count = len(features) if isinstance(task, TeachableRecord) else len(features.tokens)
+    told = {n: np.broadcast_to(v[-1:], (count, *v.shape[1:])) for n, v in given.items()}
+    return with_targets(features, told)
+
+
+def _teacher_seconds(run: _Start) -> float | None:
+    """Time the teacher on a few records, and return what all of them take, once."""
+    lessons, records = run.lessons, run.records
+    if lessons is None or not lessons.kept or not isinstance(records, Records):
+        return None
+    features, few = _few(run, records)
+    start = time.perf_counter()
+    lessons.outputs(features, few)
+    seconds = time.perf_counter() - start
+    sets = [own for own in (run.train, run.validation) if own is not None]
+    tokens = sum(int(own.lengths.sum()) for own in sets)
+    return seconds * tokens / max(1, int(features.lengths.sum()))
+
+
+def _teacher_bytes(run: _Start, memory: Memory, process: int) -> int:
+    """Return what the teacher adds to the peak of the process; its parameters lose their values.
+
+    A teacher that is asked once is gone before the training begins.
+    """
+    if run.lessons is None:
+        return 0
+    weights = forward = 0
+    for bundle in run.lessons.bundles:
+        model = bundle.model.to("meta").requires_grad_()  # an estimate is also of training
+        weights += FLOAT * sum(parameter.numel() for parameter in model.parameters())
+        # Once, it reads large batches; else those of the training.
+        count = BATCH_TOKENS // memory.length if run.lessons.kept else memory.batch
+        own = estimate_memory(model, max(1, count), memory.length).forward
+        forward = max(forward, round(INFERENCE_SLACK * own))
+    if not run.lessons.kept:
+        return weights + forward
+    return max(0, BASE + memory.weights + weights + forward - process)
 
 
 def _memory(run: _Start, lengths: Array) -> tuple[Memory, int]:

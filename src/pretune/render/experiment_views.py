@@ -111,19 +111,30 @@ def plan_view(plan: RunPlan) -> RenderableType:
         "FLOPs a token": f"{plan.flops_per_token:.3g}",
         "FLOPs in all": f"{plan.flops:.3g}",
         "memory of the process (float32, CPU)": f"{plan.process_bytes / 2**20:,.0f} MiB",
+        **_of_teacher(plan),
         "a checkpoint's weights": f"{plan.checkpoint_bytes / 2**20:,.0f} MiB",
     }
     return Group(Grid(("", ""), list(rows.items())).terminal(), *_times(plan))
+
+
+def _of_teacher(plan: RunPlan) -> dict[str, str]:
+    """The row on a teacher's memory, if it adds any."""
+    if not plan.teacher_bytes:
+        return {}
+    return {"... of it for the teacher": f"{plan.teacher_bytes / 2**20:,.0f} MiB"}
 
 
 def _times(plan: RunPlan) -> list[Text]:
     speed = plan.speed
     if speed is None or plan.training_seconds is None or plan.hours is None:
         return [Text("no time was measured")]
+    asked = plan.teacher_seconds
+    teacher = "" if asked is None else f"{short_time(asked)} teacher, "
     line = (
         f"about {short_time(3600 * plan.hours)} on this machine ({speed.device}): "
         f"{short_time(plan.training_seconds)} training, "
         f"{short_time(plan.evaluation_seconds or 0)} evaluation, "
+        f"{teacher}"
         f"{short_time(plan.reading_seconds)} reading data and model"
     )
     how = (
