@@ -18,6 +18,8 @@ from pretune.bundle.bundle import load
 from pretune.data.batch import PackedBatch
 from pretune.errors import PretuneError, RunError
 from pretune.recipe.recipe import Recipe
+from pretune.tasks.base import Loss
+from pretune.tasks.classification.classify import Classify
 from pretune.tasks.distillation.taught import SOFT
 from pretune.training import run, teaching
 from pretune.training.logging import Reporter
@@ -124,6 +126,74 @@ def _stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(run, "StopRequest", lambda say: StopAt(5))
         with pytest.raises(run.Interrupted):
             train_recipe(recipe, quiet=True)
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would: nothing catches it."""
+
+
+@pytest.mark.parametrize("when", ["first batch", "second set", "kept in part"])
+def test_killed_while_the_teacher_is_asked(
+    when: str, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept of a pass that has not ended: it is made again, bit for bit."""
+    train_recipe(of(school, tmp_path / "whole"), quiet=True)
+    passes: list[int] = []
+
+    def ask(*given: Any, **options: Any) -> Any:
+        passes.append(1)
+        if when == "first batch" or (when == "second set" and len(passes) == 2):
+            raise Killed
+        return real(*given, **options)
+
+    def keep(path: Path, key: str, kept: Any) -> None:
+        save_file(dict(list(kept.items())[:1]), path / f".{REFERENCE_FILE}.tmp")
+        raise Killed
+
+    real = teaching.frozen_outputs
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching, "frozen_outputs", ask)
+        if when == "kept in part":
+            patch.setattr(run, "keep_scores", keep)
+        with pytest.raises(Killed):
+            train_recipe(of(school, tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / REFERENCE_FILE).exists()
+    passes.clear()
+    monkeypatch.setattr(teaching, "frozen_outputs", ask)
+    when = "never"
+    resume(tmp_path / "run", quiet=True)
+    assert len(passes) == 2  # training and validation data
+    assert_alike(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.parametrize("keep", [None, False])
+def test_the_guard_watches_a_student(
+    action: str,
+    keep: bool | None,
+    school: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loss that is no number is passed over, also by a run that was stopped around it."""
+    real = Classify.loss
+
+    def loss(self: Classify, outputs: torch.Tensor, batch: PackedBatch) -> Loss:
+        own = real(self, outputs, batch)
+        bad = outputs.requires_grad and bool((batch.index == 3).any())
+        return Loss(own.sum * float("nan"), own.count) if bad else own
+
+    monkeypatch.setattr(Classify, "loss", loss)
+    changes = {"train__guard": {"action": action}, "teacher__keep": keep, "train__save_every": 1}
+    recipe = of(school, tmp_path / "whole", **changes)
+    result = train_recipe(recipe, quiet=True)
+    assert len(result.rescues) >= 2  # in each epoch
+    assert "the loss is nan" in result.rescues[0]
+    assert all(np.isfinite(list(result.metrics.values())))
+    _stopped(of(school, tmp_path / "run", **changes), monkeypatch)
+    resume(tmp_path / "run", quiet=True)
+    both = [outcome(tmp_path / name) for name in ("run", "whole")]
+    assert_alike(*both)
 
 
 def test_another_teacher_than_at_the_start_is_refused(
