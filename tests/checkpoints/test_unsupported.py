@@ -20,6 +20,7 @@ from pretune.bundle.bundle import load, outline
 from pretune.bundle.convert import convert
 from pretune.checkpoints.config import read_config
 from pretune.checkpoints.load import load_into
+from pretune.checkpoints.manifest import write_manifest
 from pretune.checkpoints.open import open_weights
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.unsupported import OTHER_FAMILIES
@@ -200,6 +201,37 @@ class TestFolders:
         assert what in error.message
         assert str(tmp_path) in error.message
         assert way_out in str(error.hint)
+
+    @pytest.mark.parametrize("with_config", [True, False])
+    def test_of_ctranslate2(self, tmp_path: Path, with_config: bool) -> None:
+        for name in ("model.bin", "shared_vocabulary.json"):
+            (tmp_path / name).write_text("{}")
+        if with_config:
+            edit(tmp_path, layer_norm_epsilon=1e-5)
+        error = refused(load, tmp_path)
+        assert "only a model of CTranslate2: model.bin" in error.message
+        assert "CTranslate2 runs it" in str(error.hint)
+
+    @pytest.mark.parametrize("use", [load, outline])
+    def test_of_the_hub_with_onnx_alone(self, bert: Path, use: Callable[[Path], Any]) -> None:
+        (bert / "onnx").mkdir()
+        (bert / "onnx" / "model.onnx").write_text("{}")
+        use(bert)  # beside weights it does not matter
+        (bert / "model.safetensors").unlink()
+        error = refused(use, bert)
+        assert "only an ONNX model, which cannot be trained: onnx/model.onnx" in error.message
+        write_manifest(bert)
+        (bert / "onnx" / "model.onnx").write_text("{")
+        assert "onnx/model.onnx: damaged (1 bytes, written were 2)" in refused(use, bert).message
+
+    @pytest.mark.parametrize(
+        ("name", "what"), [("gpt.gguf", "GGUF weights"), ("model.onnx", "an ONNX model")]
+    )
+    def test_a_file_of_another_engine(self, tmp_path: Path, name: str, what: str) -> None:
+        (tmp_path / name).write_text("{}")
+        error = refused(load, tmp_path / name)
+        assert f"{name}: no model that pretune reads, but only {what}" in error.message
+        assert "model.safetensors" in str(error.hint)
 
     def test_an_adapter_inside_its_model(self, bert: Path) -> None:
         (bert / "adapter").mkdir()

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from pretune.checkpoints.sentence_transformers import SETTINGS, transformer_folder
-from pretune.checkpoints.unsupported import no_model
+from pretune.checkpoints.unsupported import file_given, no_model, refuse_other_engines
 from pretune.errors import CheckpointError, did_you_mean, nearest
 from pretune.tokenizers.load import load_tokenizer
 from pretune.tokenizers.tokenizer import Tokenizer
@@ -60,19 +60,14 @@ def find_source(source: str | Path, *, allow_pickle: bool = False) -> Path:
     if os.path.isdir(path):
         path = transformer_folder(path)
         if (path / "config.json").is_file() or (path / "bert_config.json").is_file():
+            refuse_other_engines(path)
             return path
         for name in ("best", "last"):
             if (path / name / "config.json").is_file():
                 return path / name
         raise no_model(path)
     if os.path.isfile(path):
-        raise CheckpointError(
-            f"{path}: is a file, not a folder: a model is config.json, its weights and its "
-            "tokenizer together",
-            f"Give the folder: {path.parent}."
-            if os.path.isfile(path.parent / "config.json")
-            else "Put all of them into one folder and give that.",
-        )
+        raise file_given(path)
     # A model on the Hub.
     match = HUB_ID.fullmatch(text)
     if match:

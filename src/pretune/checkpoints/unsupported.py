@@ -6,12 +6,14 @@ A similar spelling says nothing about a model: no family is suggested for anothe
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pretune.checkpoints.manifest import MANIFEST, find_damage
 from pretune.errors import CheckpointError, did_you_mean
 from pretune.models.config import brief
 from pretune.models.families import FAMILIES
@@ -130,17 +132,39 @@ OTHER_FAMILIES = {
     "yoso": "YOSO",
 }
 
+#: What other engines run, what it is, and the way out. The first that a folder has counts.
+_ENGINES = (
+    (
+        "*.gguf",
+        "only GGUF weights (llama.cpp)",
+        "llama.cpp and what is built on it run them. For pretune, get the model that they were "
+        "made from, with config.json and model.safetensors.",
+    ),
+    *(
+        (
+            pattern,
+            "only an ONNX model, which cannot be trained",
+            "onnxruntime runs it; pretune export writes an example.py beside it. For pretune, get "
+            "the model that it was exported from, with config.json and model.safetensors.",
+        )
+        for pattern in ("*.onnx", "onnx/*.onnx")
+    ),
+    (
+        "model.bin",
+        "only a model of CTranslate2",
+        "CTranslate2 runs it; pretune export writes an example.py beside it. For pretune, get the "
+        "model that it was made from, with config.json and model.safetensors.",
+    ),
+)
+#: Weights that pretune reads, or knows how to refuse.
+_WEIGHTS = ("*.safetensors*", "pytorch_model*", "*.ckpt*", "tf_model.h5", "flax_model.msgpack")
+
 #: Files of other tools, what they are, and the way out. The first that a folder has counts.
 _OTHER_FILES = (
     (
         "model_index.json",
         "a pipeline of diffusers, which makes pictures",
         "pretune reads language models.",
-    ),
-    (
-        "*.gguf",
-        "only GGUF weights (llama.cpp)",
-        "Get the model that they were made from, with config.json and model.safetensors.",
     ),
     (
         "tf_model.h5",
@@ -155,11 +179,6 @@ _OTHER_FILES = (
         "Write them anew with transformers 4, the last that reads them: "
         "AutoModel.from_pretrained(FOLDER, from_flax=True).save_pretrained(NEW), where AutoModel "
         "is the class that config.json names.",
-    ),
-    (
-        "*.onnx",
-        "only an ONNX model, which cannot be trained",
-        "Get the model that it was exported from, with config.json and model.safetensors.",
     ),
     (
         "*.ckpt",
@@ -279,6 +298,55 @@ def _family_of_class(config: Mapping[str, Any]) -> str | None:
     return plain.get(match[1].lower()) if match else None
 
 
+def refuse_other_engines(folder: Path) -> None:
+    """Refuse a model that only another engine runs, although it has a `config.json`.
+
+    Raises:
+        CheckpointError: the folder's weights are ONNX, GGUF or CTranslate2's; or it is such an
+            export of pretune's, and a file in it is damaged.
+    """
+    if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return
+    if _engine_file(folder) is not None:
+        raise no_model(folder)
+
+
+def _engine_file(folder: Path) -> tuple[Path, str, str] | None:
+    """Find the weights of another engine: the file, what it is, and the way out."""
+    for pattern, what, way_out in _ENGINES:
+        path = next(iter(sorted(folder.glob(pattern))), None)
+        # Other tools write a model.bin too, without the list of tokens that CTranslate2 needs.
+        if path is not None and (path.name != "model.bin" or any(folder.glob("*vocabulary.*"))):
+            return path, what, way_out
+    return None
+
+
+def _of_engine(folder: Path, path: Path, what: str, way_out: str) -> CheckpointError:
+    """The error for a folder with the weights of another engine."""
+    # An export of pretune's has a manifest, which tells of damage.
+    damage = find_damage(folder) if (folder / MANIFEST).is_file() else None
+    if damage is not None:
+        return CheckpointError(damage, "Export the model again.")
+    return CheckpointError(
+        f"{folder}: no model here that pretune reads, but {what}: {path.relative_to(folder)}",
+        way_out,
+    )
+
+
+def file_given(path: Path) -> CheckpointError:
+    """The error for a file in the place of a model's folder: names what it is."""
+    for pattern, what, way_out in _ENGINES:
+        if path.match(pattern):
+            return CheckpointError(f"{path}: no model that pretune reads, but {what}", way_out)
+    return CheckpointError(
+        f"{path}: is a file, not a folder: a model is config.json, its weights and its "
+        "tokenizer together",
+        f"Give the folder: {path.parent}."
+        if os.path.isfile(path.parent / "config.json")
+        else "Put all of them into one folder and give that.",
+    )
+
+
 def no_model(folder: Path) -> CheckpointError:
     """The error for a folder without a `config.json` or without weights: names what is there."""
     # An adapter alone: the model that it was trained on has to be put under it.
@@ -307,6 +375,8 @@ def no_model(folder: Path) -> CheckpointError:
                 f"{folder}: no model here itself (no config.json), but in folders in it",
                 f"Name one of them: {', '.join(names[:3])}{more}.",
             )
+    if (engine := _engine_file(folder)) is not None:
+        return _of_engine(folder, *engine)
     for pattern, what, way_out in _OTHER_FILES:
         path = next(iter(sorted(folder.glob(pattern))), None)
         if path is not None:
