@@ -44,7 +44,7 @@ def test_a_smaller_checkpoint(run: Path, data: Path, tmp_path: Path) -> None:
     # Nothing of the run's state goes along.
     assert {path.name for path in smaller.iterdir()} == {
         *("config.json", "model.safetensors", "pretune.json"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "pruning.json", "manifest.json"),
     }
     layers = load(smaller).backbone.layers
     assert [layer.attention.num_heads for layer in layers] == [2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from typer.testing import CliRunner
 from pretune.api import predict
 from pretune.bundle.bundle import load, save
 from pretune.cli.app import app
+from pretune.data.records import Records
 from pretune.errors import CheckpointError, RunError
+from pretune.evaluation.examine import examine
 from pretune.export import onnx_files
 from pretune.export.onnx_check import compare
 from pretune.export.onnx_files import export_onnx, save_onnx
@@ -31,9 +34,12 @@ from pretune.export.onnx_models import Exported, Pooling, write_graphs
 from pretune.export.onnx_runtime import OnnxFile, OnnxModel
 from pretune.export.quality_gate import GateLimits
 from pretune.inference.embed import POOLINGS, Embedder
+from pretune.inference.predict import column_names
 from pretune.models.families import FAMILIES
 from pretune.tasks.classification.classify import Classify, ClassifyOptions
+from pretune.tasks.features import read_for
 from tests.export.models import HEADS, random_model
+from tests.tasks.every_task import CASES
 
 
 def written(exported: Exported, folder: Path, **options: Any) -> dict[str, OnnxFile]:
@@ -70,6 +76,18 @@ def test_int8_is_near_and_a_third_of_the_size(family: str, head: str, tmp_path: 
     # All that is left in float32 are computed sinusoids, which have no name in the model.
     assert kinds.pop("FLOAT", "constant_1").startswith("constant")
     assert set(kinds) == {"INT8"}
+
+
+@pytest.mark.parametrize("page", ["docs/export.md", "docs/zh-CN/export.md"])
+def test_the_docs_have_a_row_for_every_family_and_head(page: str) -> None:
+    """The table of bench/export_parity.py, with what is allowed as its bounds."""
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| (\S+) \| (\S+) \| (\S+) \|$", text, re.M)
+    assert [(family, head) for family, head, *_ in rows] == HEADS
+    for _, _, plain, int8, cosine in rows:
+        assert float(plain) < 5e-6
+        assert float(int8) < 0.1
+        assert float(cosine) > 0.99
 
 
 @pytest.mark.parametrize("opset", [20, 24])
@@ -302,24 +320,85 @@ def labelled(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def records(run: Path, data: Path) -> Records:
+    bundle = load(run)
+    assert bundle.task is not None
+    return read_for(bundle.task, data, columns=column_names(bundle, None))
+
+
 def test_int8_passes_the_gate(run: Path, labelled: Path, tmp_path: Path) -> None:
-    gate = export_onnx(
-        run, tmp_path / "out", int8=True, data=str(labelled), limits=GateLimits(100, 0)
-    ).gate
+    out, limits = tmp_path / "out", GateLimits(100, 0)
+    gate = export_onnx(run, out, int8=True, data=records(run, labelled), limits=limits).gate
     assert gate is not None
-    assert (gate.metric, gate.before, gate.examples) == ("accuracy", 1.0, 7)
+    (own,) = gate.tried
+    assert (gate.metric, gate.value, gate.examples) == ("accuracy", 1.0, 7)
     # The labels are the model's own answers: what int8 gets right is what it agrees on.
-    assert 100 * gate.after == pytest.approx(gate.agreement)
-    assert gate.lost == pytest.approx(100 - gate.agreement)
+    assert own.metric is not None
+    assert 100 * own.metric == pytest.approx(own.agreement)
+    assert own.lost == pytest.approx(100 - (own.agreement or 0))
+    assert own.megabytes == pytest.approx(
+        (out / "onnx" / "model_quantized.onnx").stat().st_size / 1e6
+    )
+    record = json.loads((out / "onnx" / "int8.json").read_text(encoding="utf-8"))
+    assert (record["metric"], record["forced"]) == ("accuracy", False)
+    assert record["instructions"].startswith("onnxruntime ")
 
 
 def test_a_bad_int8_is_not_kept(run: Path, labelled: Path, tmp_path: Path, monkeypatch: Any):
     real = OnnxModel.forward
     monkeypatch.setattr(OnnxModel, "forward", lambda self, batch, **more: -real(self, batch))
-    monkeypatch.setattr("pretune.export.onnx_files._refuse_different", lambda *_, **__: None)
-    with pytest.raises(RunError, match=r"int8 does not pass: accuracy 1\.0000 -> 0\.0000"):
-        export_onnx(run, tmp_path / "out", int8=True, data=str(labelled))
+    monkeypatch.setattr("pretune.export.onnx_files.refuse_different", lambda *_, **__: None)
+    out = tmp_path / "out"
+    command = ["export", str(run), "--to", "onnx", "--int8", "--data", str(labelled)]
+    result = CliRunner().invoke(app, [*command, "-o", str(out)], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    # The table, and then why.
+    assert "accuracy 100.00 worse, at most 0.5; 0.00 % agree" in result.output
+    assert "no setting is within the limits" in result.output
     assert list(tmp_path.iterdir()) == []
+    result = CliRunner().invoke(app, [*command, "-o", str(out), "--force"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "onnx" / "int8.json").read_text(encoding="utf-8"))["forced"] is True
+
+
+@pytest.mark.parametrize("name", ["multilabel", "regress", "tag", "tag_crf", "choose", "answer"])
+def test_int8_of_every_task_has_a_measure(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    case, limits = CASES[name], GateLimits(100, 0)
+    bundle = case.bundle(tiny_folder, tmp_path)
+    gate = export_onnx(
+        bundle, tmp_path / "out", int8=True, data=case.records(9), limits=limits
+    ).gate
+    assert gate is not None
+    assert gate.tried[0].lost is not None
+
+
+@pytest.mark.parametrize("name", ["causal_lm", "mask_lm_each"])
+def test_of_language_models_the_loss_is_measured(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """In float32 it is the model's own: 0 % are lost."""
+    case = CASES[name]
+    bundle = case.bundle(tiny_folder, tmp_path)
+    exported = onnx_files.exported_model(bundle)
+    form = OnnxModel(written(exported, tmp_path)["model"], exported)
+    ours, theirs = (examine(b, case.records(9)) for b in (bundle, replace(bundle, model=form)))
+    assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-5)
+    np.testing.assert_allclose(theirs.losses, ours.losses, atol=1e-5)
+
+
+def test_vectors_are_measured_by_their_cosine(tiny_folder: Path, tmp_path: Path) -> None:
+    texts = ["the good film", "bad", "un film 中国"]
+    gate = export_onnx(tiny_folder, tmp_path / "out", int8=True, data=texts).gate
+    assert gate is not None
+    assert (gate.tried[0].agreement, gate.tried[0].metric) == (100, None)
+
+
+@pytest.mark.parametrize("name", ["chat", "translate", "mask_lm_pairs"])
+def test_what_has_no_measure_is_said(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    bundle = CASES[name].bundle(tiny_folder, tmp_path)
+    with pytest.raises(RunError, match="cannot be done here for this kind of model"):
+        export_onnx(bundle, tmp_path / "out", int8=True, data=CASES[name].records(3))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_model_by_onnxruntime_answers_as_the_model_does(run: Path, tmp_path: Path) -> None:
@@ -357,7 +436,10 @@ def test_a_missing_package_is_named(run: Path, tmp_path: Path, monkeypatch: Any)
     [
         (["--to", "onyx"], "no format is called 'onyx'"),
         (["--to", "gguf"], "a bert model"),
-        (["--to", "gguf", "--int8"], "are for --to onnx"),
+        (["--to", "gguf", "--int8"], "are for --to onnx and"),
+        (["--to", "gguf", "--force"], "is about --data"),
+        (["--to", "ctranslate2", "--opset", "17"], "--opset is for --to onnx"),
+        (["--to", "onnx", "--int8", "--max-loss", "3"], "--max-loss is about --data"),
         (["--to", "onnx", "--data", "dev.tsv"], "Add --int8"),
         (["--to", "onnx", "--opset", "9"], "has no LayerNormalization"),
     ],

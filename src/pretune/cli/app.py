@@ -99,7 +99,7 @@ _SUMMARIES = {
     },
     "Share": {
         "convert": "Convert a checkpoint to config.json, model.safetensors and tokenizer.json.",
-        "export": "Write a model for other engines: ONNX, or GGUF.",
+        "export": "Write a model for other engines: ONNX, GGUF or CTranslate2.",
         "push": (
             "Publish a trained model on the Hugging Face Hub, with a model card and its recipe."
         ),

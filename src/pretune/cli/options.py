@@ -143,6 +143,23 @@ def records_to_examine(
     return records
 
 
+def examples_to_judge(
+    context: typer.Context, run: str, bundle: Bundle, data: str
+) -> Records | list[str]:
+    """Read what a model is judged on: labelled records; for a model without a task, texts."""
+    from pretune.cli.app import print_notes
+    from pretune.inference.embed import read_texts
+
+    limit = context.params["limit"]
+    if bundle.task is not None:
+        return records_to_examine(context, run, bundle, data).head(limit)
+    encoding, quoting = (context.params[name] for name in ("encoding", "quoting"))
+    column = column_pairs(context.params["columns"]).get("text")
+    records, texts, _ = read_texts(data, column=column, encoding=encoding, quoting=quoting)
+    print_notes(records)
+    return texts[:limit]
+
+
 def only_with_data(context: typer.Context, data: str | None, called: str) -> None:
     """Refuse options that say how to read data where no data are named by the option `called`."""
     for parameter in context.command.params if data is None else ():

@@ -68,10 +68,11 @@ def prune(
     What is removed is gone, not masked. Train the smaller model afterwards to recover.
     """
     from pretune.bundle.bundle import load, save
+    from pretune.checkpoints.manifest import write_manifest
     from pretune.export.cut_vocabulary import used_text
     from pretune.export.output_folder import check_output_folder, output_folder
     from pretune.export.pruning import PruningPlan, prune
-    from pretune.render.smaller_views import pruning_view
+    from pretune.render.smaller_views import pruning_table
 
     # Mistakes in the command line are reported before the model is loaded.
     plan = PruningPlan(layers, heads, ffn, tuple(vocab or ()))
@@ -94,5 +95,9 @@ def prune(
     if target is not None:
         with output_folder(target, overwrite=overwrite) as place:
             save(bundle, place)
+            result.write(place)
+            write_manifest(place)
         last = f"wrote {target}; train it to recover: pretune train RECIPE model.from={target}"
-    print_result(result.to_dict(), pruning_view(result), last, as_json=as_json, saved=True)
+    print_result(
+        result.to_dict(), pruning_table(result).terminal(), last, as_json=as_json, saved=True
+    )

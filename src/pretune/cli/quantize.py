@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Option
 
 from pretune.cli import options
-from pretune.cli.app import USER_MISTAKE, command, fail, print_notes, print_result, progress_bar
-
-if TYPE_CHECKING:
-    from pretune.data.records import Records
+from pretune.cli.app import command, print_result, progress_bar
 
 
 @command(
@@ -66,8 +63,7 @@ def quantize(
     from pretune.bundle.bundle import load, save
     from pretune.checkpoints.manifest import write_manifest
     from pretune.export.output_folder import check_output_folder, output_folder
-    from pretune.export.quality_gate import GateLimits, quantize
-    from pretune.inference.embed import read_texts
+    from pretune.export.quality_gate import GateError, GateLimits, quantize
     from pretune.render.smaller_views import gate_view
 
     # Mistakes in the command line are reported before the model is loaded.
@@ -76,13 +72,7 @@ def quantize(
     if target is not None:
         check_output_folder(target, overwrite=overwrite)
     bundle = load(run, allow_pickle=allow_pickle)
-    examples: Records | list[str]
-    if bundle.task is None:
-        records, texts, _ = read_texts(data, encoding=encoding, quoting=quoting)
-        print_notes(records)
-        examples = texts[:limit]
-    else:
-        examples = options.records_to_examine(context, run, bundle, data).head(limit)
+    examples = options.examples_to_judge(context, run, bundle, data)
     with progress_bar("measuring") as bar:
         result = quantize(bundle, examples, limits, force=force, progress=bar)
     # Without a setting that passes there is nothing to write.
@@ -94,8 +84,4 @@ def quantize(
         last = f"wrote {target}; it answers in 8 bits: pretune predict {target}"
     print_result(result.to_dict(), gate_view(result), last, as_json=as_json, saved=True)
     if result.chosen is None:
-        fail(
-            "error: no setting is within the limits\n  Allow more (--max-loss, --min-agreement), "
-            "or take the safest all the same: --force.",
-            USER_MISTAKE,
-        )
+        raise GateError(result)

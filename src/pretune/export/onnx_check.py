@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,25 @@ def compare(
         files: what was written, opened; by name.
         progress: called with the number of batches done, and of all.
     """
+    return compare_outputs(exported, partial(_outputs, exported, files), progress)
+
+
+def compare_outputs(
+    exported: Exported,
+    outputs: Callable[[PackedBatch], Iterable[tuple[Tensor, Tensor]]],
+    progress: Callable[[int, int], None] | None = None,
+) -> OutputDifference:
+    """Compare outputs of two forms of a model on random texts.
+
+    Args:
+        exported: the model, which says how long texts may be.
+        outputs: runs both on a batch; gives pairs of what should be equal.
+        progress: called with the number of batches done, and of all.
+    """
     largest, cosine, texts = 0.0, 1.0, 0
     batches = list(random_batches(exported))
     for done, batch in enumerate(batches, 1):
-        for ours, theirs in _outputs(exported, files, batch):
+        for ours, theirs in outputs(batch):
             scale = max(1.0, float(ours.abs().max()))
             # NaN is no small difference.
             worst = float((ours - theirs).abs().max()) / scale

@@ -7,6 +7,10 @@ from typing import Any
 
 from pretune.bundle.bundle import Bundle
 from pretune.export.onnx_models import DECODER, ENCODER, MODEL, Exported
+from pretune.inference.prompts import stop_tokens_of
+from pretune.tasks.classification.multilabel import Multilabel
+from pretune.tasks.question_answering.answer import Answerer
+from pretune.tasks.translation.translate import Translate
 from pretune.tokenizers.tokenizer import TARGET_FILE
 
 _BEGIN = '''\
@@ -29,7 +33,7 @@ session = ort.InferenceSession(here / "onnx/$model.onnx")
 tokenizer.enable_truncation($length)
 tokenizer.enable_padding(pad_id=$pad)
 texts = sys.argv[1:] or $texts
-read = tokenizer.encode_batch($read)
+${split}read = tokenizer.encode_batch($read)
 inputs = {
     "input_ids": np.array([line.ids for line in read])$choices,
     "attention_mask": np.array([line.attention_mask for line in read])$choices,
@@ -39,6 +43,11 @@ $segments}
 _VECTORS = """\
 (vectors,) = session.run(["$vectors"], inputs)
 print(vectors @ vectors.T)
+"""
+
+_HIDDEN = """\
+(vectors,) = session.run(["$vectors"], inputs)
+print(vectors.shape)
 """
 
 _LABELS = """\
@@ -54,22 +63,29 @@ print(texts[1 + scores[0].argmax()])
 
 _SPAN = """\
 starts, ends = session.run(["start_logits", "end_logits"], inputs)
-# The best start and end within the second text, of an answer of at most 30 tokens.
+# The best start and end within the second text, of an answer of at most $longest tokens.
 inside = np.array([part == 1 for part in read[0].sequence_ids])
 length = np.arange(len(inside)) - np.arange(len(inside))[:, None]
-allowed = inside[:, None] & inside & (length >= 0) & (length < 30)
+allowed = inside[:, None] & inside & (length >= 0) & (length < $longest)
 scores = np.where(allowed, starts[0][:, None] + ends[0], -np.inf)
 start, end = np.unravel_index(scores.argmax(), scores.shape)
-print(texts[1][read[0].offsets[start][0] : read[0].offsets[end][1]])
+answer = texts[1][read[0].offsets[start][0] : read[0].offsets[end][1]]
+$nothing
+print(answer)
 """
+
+#: Where a passage may hold no answer: the first token stands for that.
+_NOTHING = """\
+if starts[0][0] + ends[0][0] - scores.max() > $threshold:
+    answer = ""  # no answer scores more than the best one"""
 
 _TAGS = """\
 (logits,) = session.run(["logits"], inputs)
-for text, line, scores in zip(texts, read, logits):
+for own, line, scores in zip(words, read, logits):
     first = {word: i for i, word in reversed(list(enumerate(line.word_ids))) if word is not None}
     places = [first[word] for word in sorted(first)]  # a word's label is its first token's
 $path
-    print(*(f"{w}/{config['id2label'][str(k)]}" for w, k in zip(text.split(), labels)))
+    print(*(f"{w}/{config['id2label'][str(k)]}" for w, k in zip(own, labels)))
 """
 
 _BEST_LABELS = "    labels = scores[places].argmax(-1)"
@@ -100,7 +116,10 @@ past = {
 _WRITE = (
     """\
 session = ort.InferenceSession(here / "onnx/$model.onnx")
-ids = tokenizer.encode((sys.argv[1:] or $texts)[0], add_special_tokens=False).ids
+read = tokenizer.encode((sys.argv[1:] or $texts)[0])
+ids = read.ids
+while len(ids) > 1 and ids[-1] in $stops and read.offsets[len(ids) - 1] == (0, 0):
+    ids = ids[:-1]  # the end that the tokenizer adds to every text
 """
     + _PAST
     + """\
@@ -114,7 +133,7 @@ while len(ids) < $length:
     }
     logits, *present = session.run(None, {**inputs, **past})
     past, new = dict(zip(past, present)), [int(logits[0, -1].argmax())]
-    if new[0] == config["eos_token_id"]:
+    if new[0] in $stops:
         break
     ids += new
 print(tokenizer.decode(ids))
@@ -133,54 +152,69 @@ source["encoder_attention_mask"] = inputs["attention_mask"]
 """
     + _PAST
     + """\
-new, written = config["decoder_start_token_id"], []
-while new != config["eos_token_id"] and len(written) < 2 * ids.shape[1] + 10:
+end, written = config["eos_token_id"], []
+new = config["decoder_start_token_id"]
+longest = min($longest, round($ratio * ids.shape[1]) + 10)
+while len(written) < longest and written[-1:] != [end]:
     inputs = {"input_ids": np.array([[new]]), "use_cache_branch": np.array([bool(written)])}
     logits, *present = session.run(None, {**inputs, **source, **past})
+    logits[..., $never] = -np.inf  # what begins a translation is no part of it
     past, new = dict(zip(past, present)), int(logits[0, -1].argmax())
     written.append(new)
-print(Tokenizer.from_file(str(here / "$written")).decode(written))
+print(Tokenizer.from_file(str(here / "$written")).decode(written).strip())
 """
 )
 
 #: What a classifier's outputs stand for, by transformers' `problem_type`.
 _ANSWERS = {
     "single_label_classification": 'config["id2label"][str(scores.argmax())]',
-    "multi_label_classification": '[config["id2label"][str(i)] for i in np.where(scores > 0)[0]]',
-    "regression": "scores",
+    "multi_label_classification": '[config["id2label"][str(i)] for i in np.flatnonzero($chosen)]',
+    "regression": "scores[0]",
 }
+#: The words of a text, as `split_words` finds them: punctuation around a word is cut off, and each
+#: Chinese character is a word; or all characters are.
+_WORDS = r"[㐀-鿿]|[^\W㐀-鿿](?:[^\s㐀-鿿]*[^\W㐀-鿿])?|\S"
+_CHARACTERS = r"\S"
 
 
 def example(bundle: Bundle, exported: Exported) -> str:
     """Write a Python program that opens the export and answers its arguments."""
-    config = bundle.backbone.config
-    if exported.writes:
-        translates = bundle.backbone.reads_pairs
-        return Template(_BEGIN + (_TRANSLATE if translates else _WRITE)).substitute(
-            model=MODEL,
-            encoder=ENCODER,
-            decoder=DECODER,
-            texts=["a text"],
-            length=config.size("max_position_embeddings") if not translates else 0,
-            end=bundle.tokenizer.end_id,
-            written="tokenizer.json" if bundle.tokenizer.target is None else TARGET_FILE,
+    if not exported.writes:
+        return Template(_BEGIN + _READ + _ending(bundle, exported)).substitute(
+            _reading(bundle, exported)
         )
-    return Template(_BEGIN + _READ + _ending(bundle, exported)).substitute(
-        _reading(bundle, exported)
+    if not isinstance(bundle.task, Translate):
+        length = bundle.backbone.config.size("max_position_embeddings")
+        stops = sorted(stop_tokens_of(bundle))
+        return Template(_BEGIN + _WRITE).substitute(
+            model=MODEL, texts=["a text"], length=length, stops=stops
+        )
+    decoding, tokenizer = bundle.task.decoding, bundle.tokenizer
+    return Template(_BEGIN + _TRANSLATE).substitute(
+        encoder=ENCODER,
+        decoder=DECODER,
+        texts=["a text"],
+        end=bundle.task.source_end,
+        longest=decoding.max_new_tokens,
+        ratio=decoding.length_ratio or 1000,
+        never=list(decoding.never),
+        written="tokenizer.json" if tokenizer.target is None else TARGET_FILE,
     )
 
 
 def _reading(bundle: Bundle, exported: Exported) -> dict[str, Any]:
     """What stands in `_READ`: how texts are given to the tokenizer."""
     head, options = exported.head, getattr(bundle.task, "options", None)
-    texts, read, choices = ["a text", "another text"], "texts", ""
+    texts, read, choices, split = ["a text", "another text"], "texts", "", ""
     if head == "multiple_choice":
         texts, choices = ["a text", "one choice", "another choice"], "[None]"
         read = "[(texts[0], choice) for choice in texts[1:]]"
     elif head == "question_answering" or getattr(options, "pair", False):
         read = "[tuple(texts)]"
     elif head.startswith("token_classification"):
-        read = "[text.split() for text in texts], is_pretokenized=True"
+        words = _CHARACTERS if getattr(bundle.task, "characters", False) else _WORDS
+        split = f'import re\n\nwords = [re.findall(r"{words}", text) for text in texts]\n'
+        read = "words, is_pretokenized=True"
     elif head in ("masked_lm", "pretraining"):
         texts = [f"a {bundle.tokenizer.special.get('mask_token')} text"]
     longest = bundle.backbone.config.size("max_position_embeddings")
@@ -190,6 +224,7 @@ def _reading(bundle: Bundle, exported: Exported) -> dict[str, Any]:
     return {
         "model": MODEL,
         "texts": texts,
+        "split": split,
         "read": read,
         "choices": choices,
         "length": min(longest, limit or longest),
@@ -200,18 +235,18 @@ def _reading(bundle: Bundle, exported: Exported) -> dict[str, Any]:
 
 def _ending(bundle: Bundle, exported: Exported) -> str:
     """What is done with the outputs of a model that reads."""
-    head, entries = exported.head, {} if bundle.task is None else bundle.task.config_entries()
+    head, task = exported.head, bundle.task
     if head == "backbone":
         pooled = exported.pooling is not None
         vectors = "sentence_embedding" if pooled else "last_hidden_state"
-        ending = (
-            _VECTORS
-            if pooled
-            else '(vectors,) = session.run(["$vectors"], inputs)\nprint(vectors.shape)\n'
-        )
-        return Template(ending).safe_substitute(vectors=vectors)
-    if head in ("multiple_choice", "question_answering"):
-        return _CHOICE if head == "multiple_choice" else _SPAN
+        return Template(_VECTORS if pooled else _HIDDEN).safe_substitute(vectors=vectors)
+    if head == "multiple_choice":
+        return _CHOICE
+    if isinstance(task, Answerer):
+        threshold = task.threshold if task.options.no_answer else None
+        nothing = "" if threshold is None else Template(_NOTHING).substitute(threshold=threshold)
+        longest = task.options.max_answer_length
+        return Template(_SPAN).substitute(longest=longest, nothing=nothing).replace("\n\n", "\n")
     if head.startswith("token_classification"):
         path = _BEST_PATH if head.endswith("crf") else _BEST_LABELS
         return Template(_TAGS).safe_substitute(path=path)
@@ -219,5 +254,11 @@ def _ending(bundle: Bundle, exported: Exported) -> str:
         logits = "logits" if head == "masked_lm" else "prediction_logits"
         mask = bundle.tokenizer.special_id("mask_token")
         return Template(_MASK).safe_substitute(logits=logits, mask=mask)
+    entries = {} if task is None else task.config_entries()
     answer = _ANSWERS.get(str(entries.get("problem_type")), "scores")
+    if isinstance(task, Multilabel):
+        # Where 0.5 is asked of all, the sign of a logit tells.
+        tuned = any(own != 0.5 for own in task.thresholds)
+        chosen = f"1 / (1 + np.exp(-scores)) >= {task.thresholds}" if tuned else "scores >= 0"
+        answer = Template(answer).substitute(chosen=chosen)
     return Template(_LABELS).safe_substitute(answer=answer)

@@ -4,6 +4,7 @@ onnx/model.onnx             float32; a translator has encoder_model.onnx and
                             decoder_model_merged.onnx
 onnx/model_quantized.onnx   the same in 8 bits, with --int8
 config.json, tokenizer.json, tokenizer_config.json, special_tokens_map.json, ...
+onnx/int8.json              what int8 costs, where that was measured
 onnx/crf.json               of a tagger with a CRF: what the best path is chosen by
 example.py                  twenty lines that run it
 """
@@ -11,7 +12,7 @@ example.py                  twenty lines that run it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,31 +20,45 @@ from typing import Any
 
 from pretune.bundle.bundle import Bundle, load, save_without_weights
 from pretune.checkpoints.atomic_io import atomic_folder
+from pretune.checkpoints.manifest import write_manifest
+from pretune.data.records import Records
 from pretune.errors import CheckpointError, PretuneError, RunError, not_writable, note
 from pretune.export.onnx_check import TOLERANCE, OutputDifference, compare
 from pretune.export.onnx_example import example
-from pretune.export.onnx_gate import Gate, measure_gate
 from pretune.export.onnx_graph import LAST_OPSET, OPSET, GraphWriter
 from pretune.export.onnx_models import LANGUAGE_MODELS, MODEL, Exported, Pooling, write_graphs
-from pretune.export.onnx_runtime import OnnxFile, OnnxModel
+from pretune.export.onnx_runtime import OnnxEmbedder, OnnxFile, OnnxModel
+from pretune.export.output_folder import check_new_folder
 from pretune.export.packages import needed
-from pretune.export.quality_gate import GateLimits
+from pretune.export.quality_gate import (
+    GateError,
+    GateLimits,
+    GateResult,
+    SmallerForm,
+    judge,
+)
 from pretune.inference.embed import Embedder
+from pretune.models.layers import Linear
 from pretune.models.lora import adapters, learned_rows
 from pretune.models.packed import is_int8
+from pretune.tasks.base import WritesAnswers
+from pretune.tasks.tagging.scoring import well_formed
+from pretune.tasks.tagging.tag import Tagger
 from pretune.version import __version__
 
 FOLDER = "onnx"
 EXAMPLE = "example.py"
+#: What the gate found out about the file in 8 bits.
+GATE_FILE = "int8.json"
 #: What rounding to 8 bits may do to an output on random texts, as a share of the largest output;
 #: whether answers stay the same is for labelled data to say.
 INT8_TOLERANCE = 0.5
 #: A protobuf message cannot be larger than 2 GiB; larger weights go to a file of their own.
 LARGEST_FILE = 2**31 - 2**24
-#: Heads whose answers can be compared with labels.
-LABELLED = (
+#: Heads whose answers the gate compares by what an ONNX file gives.
+MEASURED = (
     *("sequence_classification", "multiple_choice", "question_answering"),
-    *("token_classification", "token_classification_crf"),
+    *("token_classification", "token_classification_crf", "masked_lm", "causal_lm"),
 )
 
 
@@ -66,7 +81,7 @@ class OnnxExport:
     files: Mapping[str, int]
     difference: OutputDifference
     int8: OutputDifference | None
-    gate: Gate | None
+    gate: GateResult | None
     example: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,9 +96,9 @@ def export_onnx(
     *,
     opset: int = OPSET,
     int8: bool = False,
-    data: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    data: Records | Sequence[str] | None = None,
     limits: GateLimits | None = None,
+    force: bool = False,
     allow_pickle: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> OnnxExport:
@@ -94,32 +109,27 @@ def export_onnx(
         folder: must not exist yet.
         opset: version of ONNX's operators, from `OPSET` to `LAST_OPSET`.
         int8: also write it in 8 bits.
-        data: labelled data to measure int8 on; None: it is not measured.
-        columns: the task's names of columns -> the data's.
+        data: what int8 is measured on: labelled records of the task, or texts for a model that
+            gives vectors; None: it is not measured.
         limits: what int8 may lose there.
+        force: keep int8 even if it loses more.
         allow_pickle: as for `load`.
-        progress: called with the number of checks done, and of all.
+        progress: called with the number of batches done, and of all, in each check.
 
     Raises:
         CheckpointError: the model cannot be read, cannot be written as ONNX, or what was written
             does not compute the same.
-        RunError: the folder exists, a package is missing, there is no such opset, or int8 does not
-            pass the gate.
+        RunError: the folder exists, a package is missing, or there is no such opset.
+        GateError: int8 loses more than `limits` allow.
     """
     check_opset(opset)
     for package in ("onnx", "onnxruntime"):
         needed(package)
-    if folder.exists():
-        raise RunError(f"{folder}: exists already", "Name another folder: --output FOLDER.")
+    check_new_folder(folder)
     bundle = source if isinstance(source, Bundle) else load(source, allow_pickle=allow_pickle)
     exported = exported_model(bundle)
-    if data is not None and (exported.head not in LABELLED or not int8):
-        raise RunError(
-            "--data is for measuring --int8 on labels, which this model does not give"
-            if int8
-            else "--data measures what --int8 loses",
-            "Leave it out." if int8 else "Add --int8, or leave it out.",
-        )
+    if data is not None:
+        _check_measured(bundle, exported, int8=int8)
     gate = None
     try:
         with atomic_folder(folder) as place:
@@ -129,11 +139,16 @@ def export_onnx(
             for small in (False, True) if int8 else (False,):
                 files = _write_graphs(bundle, exported, place / FOLDER, opset, small)
                 differences[small] = compare(exported, files, progress)
-                _refuse_different(differences[small], small=small)
+                refuse_different(differences[small].largest, small=small)
             if data is not None:
-                form = OnnxModel(files[MODEL], exported)
-                gate = measure_gate(bundle, form, data, limits or GateLimits(), columns=columns)
-                _refuse_worse(gate)
+                form = _int8_form(bundle, exported, files[MODEL])
+                gate = judge(
+                    bundle, form, data, limits or GateLimits(), force=force, progress=progress
+                )
+                if gate.chosen is None:
+                    raise GateError(gate)
+                write_json(place / FOLDER / GATE_FILE, gate.record())
+            write_manifest(place)
             written = sorted((place / FOLDER).glob("*.onnx*"))
             sizes = {path.name: path.stat().st_size for path in written}
     except OSError as error:
@@ -141,6 +156,36 @@ def export_onnx(
     program = example(bundle, exported)
     return OnnxExport(
         folder, opset, sizes, differences[False], differences.get(True), gate, program
+    )
+
+
+def _check_measured(bundle: Bundle, exported: Exported, *, int8: bool) -> None:
+    """Refuse data where there is nothing to measure on them."""
+    if not int8:
+        raise RunError("--data measures what --int8 loses", "Add --int8, or leave it out.")
+    if bundle.task is None:
+        measured = exported.pooling is not None
+    else:
+        measured = exported.head in MEASURED and not isinstance(bundle.task, WritesAnswers)
+    if not measured:
+        raise RunError(
+            "--data is for measuring --int8, which cannot be done here for this kind of model",
+            "Leave it out.",
+        )
+
+
+def _int8_form(bundle: Bundle, exported: Exported, file: OnnxFile) -> SmallerForm:
+    """Describe the int8 file to the gate."""
+    model = OnnxModel(file, exported).eval()
+    bare = exported.head == "backbone"
+    return SmallerForm(
+        name="all matrices, tables",
+        bundle=bundle if bare else replace(bundle, model=model),
+        engine=f"onnxruntime {needed('onnxruntime').__version__}",
+        matrices=sum(isinstance(part, Linear) for part in exported.model.modules()),
+        megabytes=file.path.stat().st_size / 1e6,
+        embedder=OnnxEmbedder(bundle, model, normalize=True) if bare else None,
+        batch_tokens=1024 if exported.head in ("masked_lm", *LANGUAGE_MODELS) else 8192,
     )
 
 
@@ -155,15 +200,6 @@ def _write_graphs(
         paths[name] = folder / f"{name}{'_quantized' if int8 else ''}.onnx"
         save_onnx(onnx, graph.model(metadata, __version__), paths[name])
     return {name: OnnxFile(path) for name, path in paths.items()}
-
-
-def _refuse_worse(gate: Gate) -> None:
-    if not gate.passed:
-        raise RunError(
-            f"int8 does not pass: {gate}; allowed are {gate.limits.max_loss:g} points, and "
-            f"{gate.limits.min_agreement:g} % of the answers at least",
-            "Nothing was written. Leave out --int8, or allow more: --max-loss, --min-agreement.",
-        )
 
 
 def check_opset(opset: int) -> None:
@@ -255,17 +291,20 @@ def save_onnx(onnx: Any, model: Any, path: Path) -> None:
     onnx.save_model(model, str(path), size_threshold=1024, **beside)
 
 
-def _refuse_different(difference: OutputDifference, *, small: bool) -> None:
+def refuse_different(largest: float, *, small: bool) -> None:
     """Refuse to keep an export that computes something else.
 
     In 8 bits outputs differ; what is refused is only what no rounding explains.
+
+    Args:
+        largest: the largest difference of two outputs, as a share of the largest output.
+        small: whether the export is in 8 bits.
     """
-    if difference.largest <= (INT8_TOLERANCE if small else TOLERANCE):  # NaN is not
+    if largest <= (INT8_TOLERANCE if small else TOLERANCE):  # NaN is not
         return
     raise CheckpointError(
         f"the {'int8' if small else 'exported'} model does not compute the same: outputs differ by "
-        f"up to {difference.largest:.1e} of the largest (allowed: "
-        f"{INT8_TOLERANCE if small else TOLERANCE:g})",
+        f"up to {largest:.1e} of the largest (allowed: {INT8_TOLERANCE if small else TOLERANCE:g})",
         "Leave out --int8." if small else "This is a mistake of pretune; please report it.",
     )
 
@@ -273,15 +312,19 @@ def _refuse_different(difference: OutputDifference, *, small: bool) -> None:
 def _write_beside(bundle: Bundle, exported: Exported, place: Path) -> None:
     """Write what a reader needs besides the graphs."""
     save_without_weights(bundle, place)
-    _write_json(place / "special_tokens_map.json", bundle.tokenizer.special)
+    write_json(place / "special_tokens_map.json", bundle.tokenizer.special)
     crf: Any = getattr(exported.model, "crf", None)
-    if crf is not None:
-        # A path's score: start + the emissions of its labels + transitions[from][to] + end.
-        parts = asdict(crf.weights.cpu())
-        _write_json(place / FOLDER / "crf.json", {name: t.tolist() for name, t in parts.items()})
+    if crf is not None and isinstance(bundle.task, Tagger):
+        # A path's score: start + the emissions of its labels + transitions[from][to] + end. What is
+        # not well-formed scores next to nothing, as JSON has no infinity.
+        task = bundle.task
+        field = well_formed(crf.weights.cpu(), task.labels, task.options.scheme)
+        parts = {name: t.clamp(min=-1e9).tolist() for name, t in vars(field).items()}
+        write_json(place / FOLDER / "crf.json", parts)
     (place / EXAMPLE).write_text(example(bundle, exported), encoding="utf-8")
 
 
-def _write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any) -> None:
+    """Write values as a JSON file."""
     text = json.dumps(values, ensure_ascii=False, indent=2)
     path.write_text(text + "\n", encoding="utf-8")

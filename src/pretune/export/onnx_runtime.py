@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from pretune.bundle.bundle import Bundle
 from pretune.data.batch import PackedBatch, Selection
 from pretune.errors import CheckpointError
-from pretune.export.onnx_models import DECODER, ENCODER, MODEL, Exported
+from pretune.export.onnx_models import DECODER, ENCODER, LANGUAGE_MODELS, MODEL, Exported
 from pretune.export.packages import needed
+from pretune.inference.embed import Embedder
 from pretune.models.heads.token import TagScores
+from pretune.models.heads.vocabulary import score_logits
+from pretune.models.layers import ModelOutput
 from pretune.text.terminal import in_line
 
 Arrays = dict[str, NDArray[Any]]
@@ -31,6 +35,7 @@ class OnnxFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         ort = needed("onnxruntime")
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file", "Export the model again.")
@@ -87,7 +92,7 @@ def unpadded(values: NDArray[Any], batch: PackedBatch) -> Tensor:
 
 
 class OnnxModel(nn.Module):
-    """A head of ours that an ONNX file computes, apart from what follows its logits.
+    """A model of ours that an ONNX file computes, apart from what follows its logits.
 
     It answers on packed batches as the model that was exported does, so that tasks can use it.
     """
@@ -99,8 +104,22 @@ class OnnxModel(nn.Module):
         self.crf = getattr(exported.model, "crf", None)
 
     @override
-    def forward(self, batch: PackedBatch, *, select: Selection | None = None, **_: Any) -> Any:
-        """Give logits `[B, labels]`, `[T, labels]`, or `[R, labels]` for the selected tokens."""
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        select: Selection | None = None,
+        labels: Tensor | None = None,
+        **scoring: Any,
+    ) -> Any:
+        """Give what the model's own head gives.
+
+        Logits are `[B, labels]`, `[T, labels]`, or `[R, labels]` for the selected tokens; of a
+        language model with `labels` the scores, of a bare model the hidden states.
+        """
+        if self.head in LANGUAGE_MODELS:
+            rows = run_passes({MODEL: self.file}, batch)
+            return rows_scored(rows, select, labels, **scoring)
         arrays = padded(batch)
         if self.head == "multiple_choice":  # here each choice is a text with one choice
             logits = self.file.run({name: a[:, None] for name, a in arrays.items()})["logits"]
@@ -109,12 +128,44 @@ class OnnxModel(nn.Module):
         if self.head == "question_answering":
             both = [unpadded(outputs[name], batch) for name in ("start_logits", "end_logits")]
             rows = torch.stack(both, -1)
+        elif self.head == "backbone":
+            rows = unpadded(outputs["last_hidden_state"], batch)
+            return ModelOutput(rows if select is None else rows[select.rows])
         elif outputs["logits"].ndim == 2:
             return torch.from_numpy(outputs["logits"])
         else:
             rows = unpadded(outputs["logits"], batch)
+        if self.crf is None:
+            return rows_scored(rows, select, labels, **scoring)
         rows = rows if select is None else rows[select.rows]
-        return rows if self.crf is None else TagScores(rows, None, self.crf.weights.detached())
+        return TagScores(rows, None, self.crf.weights.detached())
+
+
+def rows_scored(
+    rows: Tensor,
+    select: Selection | None = None,
+    labels: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    each: bool = False,
+    temperature: float = 1.0,
+) -> Any:
+    """Make of logits `[T, vocab]` what `LanguageModelHead.forward` gives with these options."""
+    rows = rows if select is None else rows[select.rows]
+    if labels is None:
+        return rows
+    if each:
+        return (rows / temperature).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    return score_logits(rows, labels, smoothing=smoothing, z_loss=z_loss)
+
+
+class OnnxEmbedder(Embedder):
+    """Gives the vectors of texts by an exported bare model; the options are those of `Embedder`."""
+
+    def __init__(self, bundle: Bundle, model: OnnxModel, **options: Any) -> None:
+        super().__init__(bundle, device="cpu", **options)
+        self._model: Any = model
 
 
 def run_passes(

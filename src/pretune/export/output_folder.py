@@ -18,6 +18,16 @@ from pretune.errors import RunError, not_writable
 _CONFIG = "config.json"
 
 
+def check_new_folder(path: Path, what: str = "folder") -> None:
+    """Refuse a name that is taken.
+
+    Raises:
+        RunError: there is something of that name.
+    """
+    if path.exists():
+        raise RunError(f"{path}: exists already", f"Name another {what}: --output {what.upper()}.")
+
+
 def check_output_folder(path: Path, *, overwrite: bool) -> None:
     """Check before the work starts that its results can be written; touches nothing.
 

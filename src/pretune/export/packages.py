@@ -1,4 +1,4 @@
-"""The packages of the extra `export`, imported when they are needed."""
+"""The packages that other formats are written and opened with, imported when they are needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import importlib
 from typing import Any
 
 from pretune.errors import RunError
+
+#: Packages that are not part of the extra `export`.
+_APART = ("ctranslate2",)
 
 
 def needed(name: str) -> Any:
@@ -17,7 +20,7 @@ def needed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
+        what = name if name in _APART else "'pretune[export]'"
         raise RunError(
-            f"the Python package {name} is not installed",
-            "Install it: pip install 'pretune[export]'",
+            f"the Python package {name} is not installed", f"Install it: pip install {what}"
         ) from None

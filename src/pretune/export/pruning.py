@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from pretune.bundle.bundle import Bundle
 from pretune.data.records import Records
@@ -25,6 +28,8 @@ from pretune.models.pruned import (
 )
 from pretune.tasks.base import MakesExperience
 
+#: What was removed, in the folder of the smaller model.
+PRUNING_FILE = "pruning.json"
 #: Tokens of a sequence for which FLOPs are given.
 LENGTH = 128
 
@@ -84,6 +89,19 @@ class PruningResult:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, folder: Path) -> PruningResult | None:
+        """Read what `write` wrote; None where a folder has no such file, or a damaged one."""
+        try:
+            return TypeAdapter(cls).validate_json((folder / PRUNING_FILE).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of the smaller model, for its card."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+        (folder / PRUNING_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def prune(

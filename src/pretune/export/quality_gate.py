@@ -137,12 +137,45 @@ class GateResult:
 
 
 @dataclass(frozen=True)
-class _Answered:
+class Answered:
     """The answers of a model, and the seconds they took."""
 
     seconds: float
     examined: Examined | None = None
-    vectors: Any = None
+    vectors: Any = None  # of texts, where a model has no task
+
+
+@dataclass(frozen=True)
+class SmallerForm:
+    """Another form of a model that the gate judges, such as an export in 8 bits.
+
+    Attributes:
+        name: as the table shows it.
+        bundle: answers as the model does.
+        embedder: gives the vectors of texts, where the model has no task.
+        batch_tokens: read at a time; fewer where it gives the logits of a whole vocabulary.
+        engine: what computes it.
+        matrices: how many matrices are in 8 bits.
+        megabytes: of its files.
+    """
+
+    name: str
+    bundle: Bundle
+    engine: str
+    matrices: int
+    megabytes: float
+    embedder: Embedder | None = None
+    batch_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a setting takes, as the table shows it."""
+
+    name: str
+    matrices: int
+    share: float
+    megabytes: float
 
 
 def quantize(
@@ -182,22 +215,76 @@ def quantize(
     for setting in settings:
         with _restored(bundle.model):
             round_weights(bundle.model, setting)
-            tried.append(_judged(bundle.model, setting, base, answer(), limits))
+            tried.append(_judged(_sizes(bundle.model, setting), base, answer(), limits))
     passing = [number for number, own in enumerate(tried) if own.passes]
     number = passing[-1] if passing else 0 if force else None
     if number is not None:
         round_weights(bundle.model, settings[number])
+    chosen = None if number is None else tried[number]
+    return _result(bundle, base, len(data), limits, instruction_set(), tried, chosen)
+
+
+def judge(
+    bundle: Bundle,
+    form: SmallerForm,
+    data: Records | Sequence[str],
+    limits: GateLimits,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> GateResult:
+    """Compare a smaller form of a model with the model; both answer the same data.
+
+    Args:
+        bundle: the model.
+        form: what is to be judged.
+        data: labelled records of the task; for a model without a task, texts.
+        limits: what may be lost.
+        force: choose the form even if it does not pass.
+        progress: called with the number of sequences done, and of all, in both passes.
+
+    Raises:
+        RunError: the task is measured by what the model writes in training.
+    """
+    check_measurable(bundle)
+    answer = partial(_answer, data=data, progress=progress, batch_tokens=form.batch_tokens)
+    base, own = answer(bundle), answer(form.bundle, embedder=form.embedder)
+    tried = _judged(_Sizes(form.name, form.matrices, 1.0, form.megabytes), base, own, limits)
+    chosen = tried if tried.passes or force else None
+    return _result(bundle, base, len(data), limits, form.engine, [tried], chosen)
+
+
+def _result(
+    bundle: Bundle,
+    base: Answered,
+    examples: int,
+    limits: GateLimits,
+    instructions: str,
+    tried: Sequence[TriedSetting],
+    chosen: TriedSetting | None,
+) -> GateResult:
     return GateResult(
         *_measure(base),
         megabytes=sum(p.numel() for p in bundle.model.parameters()) * FLOAT / 1e6,
         seconds=base.seconds,
-        examples=len(data),
+        examples=examples,
         limits=limits,
-        instructions=instruction_set(),
+        instructions=instructions,
         tried=tuple(tried),
-        chosen=None if number is None else tried[number],
-        forced=not passing and force,
+        chosen=chosen,
+        forced=chosen is not None and not chosen.passes,
     )
+
+
+class GateError(RunError):
+    """No setting is within the limits; `result` tells how far each is from them."""
+
+    def __init__(self, result: GateResult) -> None:
+        super().__init__(
+            "no setting is within the limits",
+            "Allow more (--max-loss, --min-agreement), or take the safest all the same: --force.",
+        )
+        self.result = result
 
 
 def _check(bundle: Bundle) -> None:
@@ -206,15 +293,24 @@ def _check(bundle: Bundle) -> None:
             f"{bundle.folder}: its weights are in 8 bits already",
             "Quantize the model that it was made of.",
         )
-    if isinstance(bundle.task, MakesExperience):
-        raise RunError(
-            f"the task {bundle.task.name} is measured by a reward, which says too little here",
-            "Save the policy as a model of another task first, such as instruct.",
-        )
+    check_measurable(bundle)
     if not candidates(bundle.model):
         raise RunError(
             "the matrices of this model are so small that 8 bits make nothing faster",
             "Use it as it is.",
+        )
+
+
+def check_measurable(bundle: Bundle) -> None:
+    """Refuse a model whose answers say too little about its quality.
+
+    Raises:
+        RunError: its task is measured by what it writes in training.
+    """
+    if isinstance(bundle.task, MakesExperience):
+        raise RunError(
+            f"the task {bundle.task.name} is measured by a reward, which says too little here",
+            "Save the policy as a model of another task first, such as instruct.",
         )
 
 
@@ -306,18 +402,21 @@ def _answer(
     bundle: Bundle,
     data: Records | Sequence[str],
     progress: Callable[[int, int], None] | None,
-) -> _Answered:
+    embedder: Embedder | None = None,
+    batch_tokens: int = 8192,
+) -> Answered:
     begun = time.perf_counter()
     if isinstance(data, Records):
-        examined = examine(bundle, data, device="cpu", precision="float32", progress=progress)
-        return _Answered(time.perf_counter() - begun, examined)
+        how: dict[str, Any] = {"device": "cpu", "precision": "float32"}
+        examined = examine(bundle, data, batch_tokens=batch_tokens, progress=progress, **how)
+        return Answered(time.perf_counter() - begun, examined)
     if not data:
         raise DataError("no texts to compare vectors of", "Name other data.")
-    vectors = Embedder(bundle, device="cpu", normalize=True).embed(data)
-    return _Answered(time.perf_counter() - begun, vectors=vectors)
+    embedder = embedder or Embedder(bundle, device="cpu", normalize=True)
+    return Answered(time.perf_counter() - begun, vectors=embedder.embed(data))
 
 
-def _measure(answered: _Answered) -> tuple[str | None, float | None]:
+def _measure(answered: Answered) -> tuple[str | None, float | None]:
     """The metric that decides, and its value; None for vectors."""
     if answered.examined is None:
         return None, None
@@ -332,9 +431,7 @@ def points_lost(task: str, metric: str, before: float, after: float) -> float:
     return (before - after) * (1 if task in IN_PERCENT else 100)
 
 
-def _judged(
-    model: nn.Module, setting: Int8Setting, base: _Answered, own: _Answered, limits: GateLimits
-) -> TriedSetting:
+def _judged(sizes: _Sizes, base: Answered, own: Answered, limits: GateLimits) -> TriedSetting:
     """Compare the answers of a setting with those of float32."""
     # The metric: what was lost of it, and whether that is more than luck.
     (name, before), (_, after) = _measure(base), _measure(own)
@@ -355,12 +452,11 @@ def _judged(
         reasons.append(f"{name} {lost:.2f} worse, at most {limits.max_loss:g}")
     if agreement is not None and not agreement >= limits.min_agreement:
         reasons.append(f"{agreement:.2f} % agree, at least {limits.min_agreement:g}")
-    share, megabytes = _sizes(model, setting)
     return TriedSetting(
-        name=setting.name,
-        matrices=len(setting.matrices),
-        share=share,
-        megabytes=megabytes,
+        name=sizes.name,
+        matrices=sizes.matrices,
+        share=sizes.share,
+        megabytes=sizes.megabytes,
         seconds=own.seconds,
         metric=after,
         lost=lost,
@@ -371,8 +467,8 @@ def _judged(
     )
 
 
-def _sizes(model: nn.Module, setting: Int8Setting) -> tuple[float, float]:
-    """The share of the matrices' weights that are in 8 bits, and the megabytes of all weights."""
+def _sizes(model: nn.Module, setting: Int8Setting) -> _Sizes:
+    """What a setting takes: `share` of the matrices' weights, and `megabytes` of all weights."""
     parts = dict(model.named_modules())
     every = sum(parameter.numel() for parameter in model.parameters())
     matrices = sum(part.weight.numel() for part in parts.values() if isinstance(part, Linear))
@@ -381,10 +477,11 @@ def _sizes(model: nn.Module, setting: Int8Setting) -> tuple[float, float]:
     small = sum(weight.numel() for weight in (*weights, *tables))
     scales = sum(len(weight) for weight in (*weights, *tables))
     share = sum(weight.numel() for weight in weights) / matrices
-    return share, (small + (every - small + scales) * FLOAT) / 1e6
+    megabytes = (small + (every - small + scales) * FLOAT) / 1e6
+    return _Sizes(setting.name, len(setting.matrices), share, megabytes)
 
 
-def _agreement(base: _Answered, own: _Answered) -> float | None:
+def _agreement(base: Answered, own: Answered) -> float | None:
     """Percent of the answers that are the same; None where that is not asked for."""
     if base.examined is None or own.examined is None:
         # Of vectors of length 1 the sum of the products is the cosine.

@@ -19,7 +19,6 @@ from pretune.text.terminal import for_terminal, in_line
 if TYPE_CHECKING:  # to show one prediction, nothing of training and evaluation is imported
     from pretune.evaluation.compare import Compared, Difference, Interval
     from pretune.evaluation.few_shot.result import Cell, FewShotResult
-    from pretune.export.onnx_files import OnnxExport
     from pretune.training.run_result import RunResult, SeedsResult
     from pretune.training.sample_sheet import SheetReply, SheetRow
     from pretune.training.validation import Evaluation
@@ -343,17 +342,3 @@ def _compared_examples(compared: Compared, number: int, title: str, which: list[
     truth = ["truth"] if with_truth else []
     header = (kind, "text", *truth, compared.names[0], compared.names[number])
     return Grid(header, rows, title, numbers=(0,), ruled=True)
-
-
-def onnx_view(result: OnnxExport) -> RenderableType:
-    """Lay out the files of an export, and how far their outputs are from the model's own."""
-    rows = []
-    for name, size in result.files.items():
-        small = "_quantized" in name
-        difference = result.int8 if small else result.difference
-        assert difference is not None  # noqa: S101 - for the type checker
-        rows.append((name, f"{size / 1e6:.1f}", f"{difference.largest:.1e}"))
-    title = (
-        f"opset {result.opset}; compared with the model on {result.difference.texts} random texts"
-    )
-    return Grid(("file", "MB", "largest difference"), rows, title).terminal()

@@ -9,11 +9,13 @@ from rich.console import RenderableType
 from pretune.render.grid import Grid
 
 if TYPE_CHECKING:
+    from pretune.export.ctranslate2_folder import CTranslate2Export
+    from pretune.export.onnx_files import OnnxExport
     from pretune.export.pruning import PruningResult
     from pretune.export.quality_gate import GateResult
 
 
-def pruning_view(result: PruningResult) -> RenderableType:
+def pruning_table(result: PruningResult) -> Grid:
     """Lay out a model before and after: its parts, what it takes, and how good it is."""
     before, after = result.before, result.after
     sizes = [
@@ -39,7 +41,7 @@ def pruning_view(result: PruningResult) -> RenderableType:
             (f"of {held.words:,} words held back, cut otherwise", "", f"{held.changed:.2%}", "")
         )
         rows.append(("... and unknown", "", f"{held.unknown:.2%}", ""))
-    return Grid(("", "before", "after", ""), rows, "pruned").terminal()
+    return Grid(("", "before", "after", ""), rows, "pruned")
 
 
 def _number(value: float) -> str:
@@ -74,3 +76,19 @@ def gate_view(result: GateResult) -> RenderableType:
         )
     caption = f"{result.examples:,} examples, {result.instructions}"
     return Grid(header, rows, caption, numbers=range(1, 8)).terminal()
+
+
+def export_view(result: OnnxExport | CTranslate2Export) -> RenderableType:
+    """Lay out the files of an export, and how far their outputs are from the model's own."""
+    title = f"compared with the model on {result.difference.texts} random texts"
+    if (opset := getattr(result, "opset", None)) is not None:
+        title = f"opset {opset}; {title}"
+    rows = []
+    for name, size in result.files.items():
+        # An ONNX export has float32, too; that for CTranslate2 has one of both.
+        small = result.int8 if "_quantized" in name or len(result.files) == 1 else None
+        own = small or result.difference
+        form = "float32" if small is None else "int8"
+        rows.append((name, f"{size / 1e6:.1f}", form, f"{own.largest:.1e}", f"{own.cosine:.4f}"))
+    header = ("file", "MB", "form", "largest difference", "smallest cosine")
+    return Grid(header, rows, title, numbers=(1, 3, 4)).terminal()

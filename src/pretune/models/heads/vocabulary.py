@@ -149,6 +149,27 @@ def score_tokens(
     return scores if soft is None else replace(scores, divergence=divergence, agreeing=agreeing)
 
 
+def score_logits(
+    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Scores:
+    """Score tokens as `score_tokens` does where the logits exist already, without gradients.
+
+    Args:
+        logits: `[R, vocab]`.
+        labels: `[R]` int64.
+        smoothing: as for `score_tokens`.
+        z_loss: as for `score_tokens`.
+    """
+    logits = logits.float()
+    log_z = logits.logsumexp(-1)
+    nats = log_z - logits.gather(1, labels[:, None])[:, 0]
+    plain, penalty = nats.sum(), z_loss * log_z.square().sum()
+    spread = (log_z - logits.mean(-1)).sum()
+    right = int((logits.argmax(-1) == labels).sum())
+    total = (1 - smoothing) * plain + smoothing * spread + penalty
+    return Scores(total, len(labels), plain, penalty, right, nats)
+
+
 def token_log_probs(
     hidden: Tensor,
     table: Tensor,

@@ -59,15 +59,19 @@ def decode_tags(
     if field is None:
         best, probabilities = logits.argmax(-1), logits.softmax(-1)
     else:
-        # Which label may follow which, begin a sentence, and end one.
-        steps = torch.tensor([[follows(a, b, scheme) for b in labels] for a in labels])
-        starts = torch.tensor([follows(None, label, scheme) for label in labels])
-        stops = torch.tensor([follows(label, None, scheme) for label in labels])
-        best = viterbi(logits, lengths, field.only(steps, starts, stops))
+        best = viterbi(logits, lengths, well_formed(field, labels, scheme))
         probabilities = marginals(logits, lengths, field)
     ends = np.cumsum(lengths)[:-1]
     parts = np.split(best.numpy(), ends), np.split(probabilities.numpy(), ends)
     return list(zip(*parts, strict=True))
+
+
+def well_formed(field: CrfWeights, labels: Sequence[str], scheme: Scheme) -> CrfWeights:
+    """Set to minus infinity what no sequence of tags has that is well-formed in a scheme."""
+    steps = torch.tensor([[follows(a, b, scheme) for b in labels] for a in labels])
+    starts = torch.tensor([follows(None, label, scheme) for label in labels])
+    stops = torch.tensor([follows(label, None, scheme) for label in labels])
+    return field.only(steps, starts, stops)
 
 
 class TagMetrics:

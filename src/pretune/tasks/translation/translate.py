@@ -201,6 +201,26 @@ class Translate(
         """The number of beams of a search."""
         return self.options.validation_beams if self._training else self.options.beams
 
+    @property
+    def decoding(self) -> Decoding:
+        """The search for translations. At temperature 0 it takes the best, it does not sample."""
+        options = self.options
+        return Decoding(
+            max_new_tokens=options.max_length,
+            length_ratio=options.length_ratio,
+            temperature=0,
+            top_p=1.0,
+            beams=self.beams,
+            length_penalty=options.length_penalty,
+            samples=min(options.candidates, self.beams),
+            never=self._never,
+        )
+
+    @property
+    def source_end(self) -> int:
+        """The token that ends each source."""
+        return self._source_end
+
     @override
     def features(
         self, records: Records, rows: range, tokenizer: Tokenizer, *, with_targets: bool
@@ -308,18 +328,8 @@ class Translate(
             )
         assert self._tokenizer is not None  # noqa: S101 - bound
         sources = batch if batch.choices is None else batch.pairs[0]
-        options, count = self.options, min(self.options.candidates, self.beams)
-        # Temperature 0: the search takes the best hypotheses, it does not sample.
-        decoding = Decoding(
-            max_new_tokens=options.max_length,
-            length_ratio=options.length_ratio,
-            temperature=0,
-            top_p=1.0,
-            beams=self.beams,
-            length_penalty=options.length_penalty,
-            samples=count,
-            never=self._never,
-        )
+        decoding = self.decoding
+        count = decoding.samples
         writer = Writer(
             cast(LanguageModel, model),
             self._tokenizer.written,
