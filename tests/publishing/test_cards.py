@@ -6,16 +6,24 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import pretune
 from pretune.bundle.bundle import load, save
+from pretune.checkpoints.int8_weights import INT8_FILE
+from pretune.cli.app import app
+from pretune.models import kernels
+from pretune.publishing.card import CardFacts, model_card
 from pretune.publishing.publish import stage
 from pretune.tasks.causal_lm.causal_lm import CausalLm, CausalLmOptions
+from pretune.tasks.classification.classify import Classify, ClassifyOptions
 from pretune.tasks.question_answering.answer import AnswerOptions
 from tests.publishing.small_runs import REPO, small_recipe, write_data
 
@@ -136,3 +144,66 @@ def test_a_model_that_finds_answers(
     ours, theirs = run_code(tmp_path / "out", capsys)
     assert "AnswerPrediction(answer=" in ours
     assert "start_logits=tensor" in theirs
+
+
+class TestASmallerModel:
+    """What was removed and what was rounded is said, with what it cost."""
+
+    @pytest.fixture
+    def classifier(self, tiny_folder: Path, tmp_path: Path) -> Path:
+        bundle = load(tiny_folder, task=Classify(ClassifyOptions(max_length=16), ["bad", "good"]))
+        (tmp_path / "model").mkdir()
+        save(bundle, tmp_path / "model")
+        write_data(tmp_path / "d.jsonl", ("bad", "good"))
+        return tmp_path / "model"
+
+    def test_that_was_pruned(self, classifier: Path, tmp_path: Path) -> None:
+        out, data = str(tmp_path / "small"), str(tmp_path / "d.jsonl")
+        command = ["prune", str(classifier), "--ffn", "0.5", "--data", data, "-o", out]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        recipe = small_recipe(tmp_path / "small", tmp_path / "d.jsonl", tmp_path / "run")
+        pretune.train(recipe, {"train.max_steps": 1}, quiet=True)
+        # The smaller model itself, and a run that recovers it.
+        for number, source in enumerate(("small", "run")):
+            stage(tmp_path / source, REPO, tmp_path / f"out{number}")
+            text = (tmp_path / f"out{number}/README.md").read_text(encoding="utf-8")
+            assert "## What was removed" in text
+            assert "| feed-forward neurons a layer | 64 | 32 | 50.0 % |" in text
+            assert "| accuracy | " in text
+        # A damaged file says nothing.
+        (tmp_path / "small" / "manifest.json").unlink()
+        (tmp_path / "small" / "pruning.json").write_text('{"before": {"layers": "<b>"}}')
+        stage(tmp_path / "small", REPO, tmp_path / "out2")
+        text = (tmp_path / "out2/README.md").read_text(encoding="utf-8")
+        assert "## What was removed" not in text
+
+    def test_in_8_bits(
+        self, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.setattr(kernels, "SMALLEST", 512)
+        out, data = str(tmp_path / "small"), str(tmp_path / "d.jsonl")
+        command = ["quantize", str(classifier), "--data", data, "-o", out, "--force"]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        stage(tmp_path / "small", REPO, tmp_path / "out")
+        card = ModelCard.load(tmp_path / "out/README.md")
+        assert card.data.to_dict()["library_name"] == "pretune"
+        assert "saved by pretune; pretune opens it." in card.text
+        assert "## 8 bits" in card.text
+        assert re.search(r"accuracy is [\d.]+ in float32, and [\d.]+ in 8 bits\.", card.text)
+        assert "of the answers are the same." in card.text
+        # It is what was quantized, tensor by tensor.
+        ours, theirs = (load_file(tmp_path / n / INT8_FILE) for n in ("small", "out"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        (answer,) = pretune.predict(pretune.load(tmp_path / "out"), ["the good film"])
+        assert answer.label in ("bad", "good")
+
+    def test_by_force(self, classifier: Path, tmp_path: Path) -> None:
+        record = {"setting": "all | <b>matrices", "forced": True, "float32": "1", "agreement": 9}
+        facts = CardFacts(
+            REPO, load(classifier).task, "BertForSequenceClassification", 9, quantized=record
+        )
+        text = model_card(facts)
+        assert "**That is more than the limits allow: it was written with `--force`.**" in text
+        assert "9.00 % of the answers are the same." in text
+        assert "<b>" not in text

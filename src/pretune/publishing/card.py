@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pretune.checkpoints.config import THRESHOLD
+from pretune.export.pruning import PruningResult
 from pretune.recipe.recipe import Recipe
 from pretune.render.escaping import fenced, for_markdown, one_line
 from pretune.render.grid import Grid
 from pretune.render.result_views import MAX_CONFUSION_CLASSES
+from pretune.render.smaller_views import pruning_table
 from pretune.tasks.base import AnyTask, ReadsWindows
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class CardFacts:
     training: DataSource | None = None
     validation: DataSource | None = None
     result: Mapping[str, Any] = field(default_factory=dict)  # contents of result.json
+    pruned: PruningResult | None = None  # what was removed from it
+    quantized: Mapping[str, Any] | None = None  # how its weights were rounded to 8 bits
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -118,6 +122,7 @@ def model_card(facts: CardFacts) -> str:
         *_purpose(facts),
         *_use(facts),
         *_results(facts),
+        *_smaller(facts),
         *_origin(facts),
         *_limits(facts),
     ]
@@ -247,6 +252,36 @@ def _source(source: DataSource) -> str:
     if source.held_back is None:
         return named
     return f"{source.held_back * 100:g}% of {named}, held back from training"
+
+
+def _smaller(facts: CardFacts) -> Iterator[str]:
+    """Tell what was removed from the model, and what its 8 bits cost."""
+    if facts.pruned is not None:
+        yield "## What was removed"
+        yield (
+            "`pretune prune` made this model out of a larger one. What mattered least was told by "
+            f"{for_markdown(facts.pruned.measured_by)}; metrics are those right after it, before "
+            "any further training."
+        )
+        yield pruning_table(facts.pruned).markdown()
+    record = facts.quantized
+    if record is None:
+        return
+    yield "## 8 bits"
+    named = {name: for_markdown(record.get(name, "")) for name in ("setting", "instructions")}
+    lines = [
+        f"`pretune quantize` rounded its weights to 8 bits: {named['setting']}. It was measured on "
+        f"{named['instructions']}; elsewhere answers may differ."
+    ]
+    before, after, agreement = (record.get(name) for name in ("float32", "int8", "agreement"))
+    if isinstance(before, int | float) and isinstance(after, int | float):
+        metric = for_markdown(facts.metric_title(str(record.get("metric", "metric"))))
+        lines.append(f"{metric} is {before:.4f} in float32, and {after:.4f} in 8 bits.")
+    if isinstance(agreement, int | float):
+        lines.append(f"{agreement:.2f} % of the answers are the same.")
+    if record.get("forced"):
+        lines.append("**That is more than the limits allow: it was written with `--force`.**")
+    yield " ".join(lines)
 
 
 def _origin(facts: CardFacts) -> Iterator[str]:

@@ -14,11 +14,13 @@ from typing import Any
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.bundle.task_file import TASK_FILE
 from pretune.checkpoints.atomic_io import atomic_folder
+from pretune.checkpoints.int8_weights import QUANTIZATION
 from pretune.checkpoints.source import EMBEDDED, HUB_ID
 from pretune.data.readers.files import TABLE_SUFFIXES
 from pretune.data.readers.hub import HUB_DATASET
 from pretune.data.readers.plain_text import parallel_files
 from pretune.errors import RunError
+from pretune.export.pruning import PruningResult
 from pretune.inference.predict import task_of
 from pretune.models.packed import is_int8
 from pretune.publishing.card import CardFacts, DataSource, model_card
@@ -130,27 +132,26 @@ def stage(
         the files that would be sent.
 
     Raises:
-        RunError: there is no run, it is not finished or in 8 bits, or the folder cannot be written.
+        RunError: there is no run, it is not finished, or the folder cannot be written.
         CheckpointError: the model is damaged.
         HubError: the Hub does not accept the name.
     """
     check_name(repo)
     trained = find_trained(run)
     bundle = load(trained.folder, dtype="auto", allow_pickle=allow_pickle)
-    if is_int8(bundle.model):
-        raise RunError(
-            f"{run}: its weights are in 8 bits, which only pretune reads",
-            "Publish the model that it was made of.",
-        )
+    # Only pretune reads weights in 8 bits.
+    rounding = _rounding(bundle)
     task = task_of(bundle)
     facts = CardFacts(
         repo=repo,
         task=task,
         architecture=bundle.family.heads[task.head].architecture,
-        in_transformers=bundle.family.published,
+        in_transformers=bundle.family.published and rounding is None,
         parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         license=license_id,
         languages=tuple(languages),
+        pruned=_pruning(trained),
+        quantized=rounding,
         **_training_facts(trained),
     )
     # The folder appears only when all of it is written.
@@ -164,11 +165,28 @@ def stage(
     return staged_files(Path(folder))
 
 
+def _rounding(bundle: Bundle) -> dict[str, Any] | None:
+    """How the weights were rounded to 8 bits, as `config.json` says; None if they were not."""
+    if not is_int8(bundle.model) or bundle.folder is None:
+        return None
+    entries = json.loads((bundle.folder / "config.json").read_text(encoding="utf-8"))
+    record = entries.get(QUANTIZATION)
+    return dict(record) if isinstance(record, Mapping) else {}
+
+
+def _pruning(trained: Trained) -> PruningResult | None:
+    """What was removed from a model, or from the one that its run started from."""
+    pruned = PruningResult.read(trained.folder)
+    if pruned is None and trained.recipe is not None:
+        pruned = PruningResult.read(trained.start / os.path.expanduser(trained.recipe.model.source))
+    return pruned
+
+
 def _fill(place: Path, bundle: Bundle, facts: CardFacts) -> None:
     """Write all files of a published model anew, so that nothing else comes along."""
     tokenizer = bundle.tokenizer
     tokenizer.settings = {k: v for k, v in tokenizer.settings.items() if not _PLACES.fullmatch(k)}
-    save(bundle, place)
+    save(bundle, place, int8=facts.quantized)
     values = json.loads((place / TASK_FILE).read_text(encoding="utf-8"))
     text = json.dumps(_without_places(values), ensure_ascii=False, indent=2)
     (place / TASK_FILE).write_text(text + "\n", encoding="utf-8")
