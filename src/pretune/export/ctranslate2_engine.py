@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pretune.data.batch import PackedBatch, Selection
-from pretune.decoding.writer import Generation
+from pretune.decoding.continuations import Generation
 from pretune.errors import CheckpointError
 from pretune.export.onnx_runtime import rows_scored, unpadded
 from pretune.export.packages import needed
