@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -244,3 +245,36 @@ class TestFeatureSet:
     def test_token_id_over_32_bits_is_refused(self):
         with pytest.raises(OverflowError):
             FeatureSet.of([Feature([2**31])])
+
+
+class TestPartsAndJoined:
+    def features(self, first: int, count: int, *, choices: bool = False) -> list[Feature]:
+        return [
+            Feature(
+                tokens=[*range(first + i, first + 2 * i + 2)],
+                segments=[i % 2] * (i + 2),
+                targets={"label": i, "each": [*range(i + 2)], "pair": [[i, first]]},
+                record=i // 2,
+                choices=[1, i + 1] if choices else None,
+            )
+            for i in range(count)
+        ]
+
+    @pytest.mark.parametrize("choices", [False, True])
+    def test_sets_that_are_joined_are_one_set(self, choices: bool) -> None:
+        lists = [self.features(first, first, choices=choices) for first in (5, 1, 4)]
+        joined = FeatureSet.joined([FeatureSet.of(features) for features in lists])
+        whole, before = [], 0
+        for features in lists:
+            whole += [replace(own, record=own.record + before) for own in features]
+            before += 1 + max(own.record for own in features)
+        assert joined.fingerprint() == FeatureSet.of(whole).fingerprint()
+        assert joined.records.tolist() == FeatureSet.of(whole).records.tolist()
+
+    @pytest.mark.parametrize("choices", [False, True])
+    def test_a_part_has_the_features_in_between(self, choices: bool) -> None:
+        features = self.features(3, 7, choices=choices)
+        part = FeatureSet.of(features).part(2, 6)
+        assert part.fingerprint() == FeatureSet.of(features[2:6]).fingerprint()
+        assert part.records.tolist() == [own.record for own in features[2:6]]
+        assert len(FeatureSet.of(features).part(3, 3)) == 0

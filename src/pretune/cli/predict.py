@@ -86,8 +86,7 @@ def predict(
     options.check_utf8("--context", [] if context is None else [context])
     from pretune.bundle.bundle import load
     from pretune.data.prefetch import prefetched
-    from pretune.data.records import not_finite
-    from pretune.inference.predict import Predictor, read_inputs
+    from pretune.inference.predict import Predictor, read_inputs, shown_inputs
     from pretune.render.result_views import answer_view
 
     bundle = load(run, options=options.option_pairs(task_options), allow_pickle=allow_pickle)
@@ -117,10 +116,7 @@ def predict(
             answers = predictor.answer(part, progress=bar)
         # Each answer is printed beside what it answers.
         for row, answer in zip(part.records.rows, answers, strict=True):
-            shown_columns = [name for name in predictor.task.shown if name in row]
-            # NaN, which pandas writes for nothing, is no JSON.
-            inputs = {name: None if not_finite(row[name]) else row[name] for name in shown_columns}
-            shown = answer.top(top_k)
+            inputs, shown = shown_inputs(predictor.task, row), answer.top(top_k)
             if as_json:
                 print_json_line({**inputs, **shown.to_dict()})
             else:

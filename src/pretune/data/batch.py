@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -282,6 +283,43 @@ class FeatureSet:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    def part(self, start: int, stop: int) -> FeatureSet:
+        """The features from `start` up to `stop`, which is not among them."""
+        first, last = self.starts[start], self.starts[stop]
+        count, mine, own = len(self), slice(start, stop), slice(first, last)
+        return FeatureSet(
+            tokens=self.tokens[own],
+            starts=self.starts[start : stop + 1] - first,
+            segments=None if self.segments is None else self.segments[own],
+            targets={n: c[mine if len(c) == count else own] for n, c in self.targets.items()},
+            records=self.records[mine],
+            choices=None if self.choices is None else self.choices[mine],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[FeatureSet]) -> FeatureSet:
+        """The features of several sets, which have the same targets, one set after the other.
+
+        Records of different sets stay different: their numbers go on where the set before ended.
+        """
+        before = np.cumsum([0, *(int(part.records.max(initial=-1)) + 1 for part in parts)])
+        sizes = [part.lengths for part in parts]
+        segments = [part.segments for part in parts if part.segments is not None]
+        choices = [part.choices for part in parts if part.choices is not None]
+        return cls(
+            tokens=np.concatenate([part.tokens for part in parts]),
+            starts=np.cumsum(np.concatenate([[0], *sizes]), dtype=np.int64),
+            segments=np.concatenate(segments) if segments else None,
+            targets={
+                name: np.concatenate([part.targets[name] for part in parts])
+                for name in parts[0].targets
+            },
+            records=np.concatenate(
+                [part.records + first for part, first in zip(parts, before, strict=False)]
+            ),
+            choices=tuple(chain.from_iterable(choices)) if choices else None,
+        )
 
     @classmethod
     def of(cls, features: Iterable[Feature]) -> FeatureSet:

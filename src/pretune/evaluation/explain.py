@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.bundle.bundle import Bundle
-from pretune.data.batch import PackedBatch
+from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.evaluation.examine import Examined, batch_of
 from pretune.inference.predict import task_of
+from pretune.tasks.base import HasCertainty
 
 #: Attention maps of more tokens cannot be read.
 MAX_MAP_TOKENS = 64
@@ -43,8 +45,37 @@ def explain(examined: Examined, number: int) -> Explained:
     return Explained(tuple(tokens), tuple(scores.tolist()), _attention(bundle, batch))
 
 
-def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Tensor]:
+def explain_answer(
+    bundle: Bundle, features: FeatureSet, which: int, *, attention: bool = False
+) -> tuple[float, Explained]:
+    """Explain the answer to a sequence, whose right answer need not be known.
+
+    Args:
+        bundle: of a task that `HasCertainty`.
+        features: without targets.
+        which: the number of one of them.
+        attention: whether to return attention maps too.
+
+    Returns:
+        how sure the model is, and the attributions of that: above 0 speaks for the answer.
+    """
+    task, device = task_of(bundle), next(bundle.model.eval().parameters()).device
+    assert isinstance(task, HasCertainty)  # noqa: S101 - the caller checked
+    batch = features.batch(np.array([which])).to(device)
+    certainty, scores = gradient_times_input(bundle, batch, task.certainty)
+    tokens = bundle.tokenizer.tokens(batch.tokens.tolist())
+    maps = _attention(bundle, batch) if attention else None
+    return certainty, Explained(tuple(tokens), tuple(scores.tolist()), maps)
+
+
+def gradient_times_input(
+    bundle: Bundle,
+    batch: PackedBatch,
+    value: Callable[[Any, PackedBatch], Tensor] | None = None,
+) -> tuple[float, Tensor]:
     """Return the loss of one sequence, and embedding · gradient for each token, `[T]` float32.
+
+    With `value`, a function of the outputs and the batch, that takes the place of the loss.
 
     The product is the derivative of the loss by a factor before the token's embedding, at 1
     (Shrikumar et al. 2016, arXiv:1605.01713; Denil et al. 2014). Only the embedding of the
@@ -57,11 +88,12 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
     embeddings = bundle.backbone.embeddings
     tables = [embeddings.tokens, getattr(embeddings, "targets", None)]
     with torch.enable_grad(), plain, _caught(*tables) as caught:
-        loss = task.loss(task.forward(bundle.model, batch), batch)
+        outputs = task.forward(bundle.model, batch)
+        loss = task.loss(outputs, batch).sum if value is None else value(outputs, batch)
         if not caught:  # nothing was read: without a reply a prompt has no loss
-            return float(loss.sum.detach()), torch.zeros(batch.num_tokens)
+            return float(loss.detach()), torch.zeros(batch.num_tokens)
         # For a translation the source, then the target; an unused lookup has no gradient.
-        gradients = torch.autograd.grad(loss.sum, caught, allow_unused=True)
+        gradients = torch.autograd.grad(loss, caught, allow_unused=True)
     parts = [
         (gradient.float() * embedded.detach().float()).sum(-1).cpu()
         for gradient, embedded in zip(gradients, caught, strict=True)
@@ -72,7 +104,7 @@ def gradient_times_input(bundle: Bundle, batch: PackedBatch) -> tuple[float, Ten
         # An NNLM looks up the last n tokens of each position, oldest first: sum a token's n shares.
         each = [F.pad(scores[n:, -1 - n], (0, n)) for n in range(min(scores.shape))]
         scores = torch.stack(each).sum(0)
-    return float(loss.sum.detach()), scores
+    return float(loss.detach()), scores
 
 
 @contextmanager

@@ -127,6 +127,7 @@ class Embedder:
         self.normalize = (own is None or own.normalize) if normalize is None else normalize
         self.max_length = _max_length(bundle, backbone, max_length, own)
         self.prompts = _prompts(own, prompt, prompt_name)
+        self._hidden = hidden
         self.size = min(hidden, own.size or hidden) if own is not None else hidden
         # Vectors get their length before they are cut to size, unless the person asks for length 1.
         self._normalize_last = normalize is True and self.size < hidden
@@ -138,7 +139,7 @@ class Embedder:
         check_precision(precision, self._device)
         self._precision = precision
         usual = usual_batch_tokens(self._device)
-        self._batch_tokens = usual if batch_tokens is None else batch_tokens
+        self.batch_tokens = usual if batch_tokens is None else batch_tokens
         keep_freed_memory()
         self._model = backbone.to(self._device).eval()
 
@@ -221,21 +222,75 @@ class Embedder:
             best = sorted(best, key=lambda item: (-item[0], item[1]))[:top_k]
         return [Neighbour(row, score, texts[row]) for score, row in best]
 
-    @torch.inference_mode()
     def _embed_part(self, features: FeatureSet, left_out: int) -> Vectors:
-        vectors = np.empty((len(features), self.size), dtype=np.float32)
-        for which in batches_by_length(features.lengths, self._batch_tokens):
+        return self.finished(self.pooled(features, left_out))
+
+    @torch.inference_mode()
+    def pooled(self, features: FeatureSet, left_out: int = 0) -> Tensor:
+        """Run the model over features that `tokenize` made.
+
+        Args:
+            features: of any number of texts.
+            left_out: tokens at the beginning of each that are not pooled.
+
+        Returns:
+            `[N, hidden]` float32 on the host, in their order; not yet of length 1, nor cut.
+        """
+        states = torch.empty(len(features), self._hidden)
+        for which in batches_by_length(features.lengths, self.batch_tokens):
             batch = features.batch(which).to(self._device)
             with inference_context(self._device, self._precision):
                 pooled = pool(self._model, batch, self.pooling, left_out)
-            pooled = pooled.float()
-            if self.normalize:
-                pooled = F.normalize(pooled)
+            states[batch.index] = pooled.float().cpu()
+        return states
+
+    def finished(
+        self, pooled: Tensor, *, normalize: bool | None = None, size: int | None = None
+    ) -> Vectors:
+        """Make vectors of what `pooled` gave.
+
+        Args:
+            pooled: `[N, hidden]` float32.
+            normalize: whether vectors have length 1; default: as the embedder says.
+            size: how many of their numbers to keep, and then give them length 1 anew, as for
+                embeddings of the Matryoshka kind; default: as the embedder says.
+        """
+        if size is not None:
+            pooled = pooled[:, :size]
+        unit = self.normalize if normalize is None else normalize
+        if unit:
+            pooled = F.normalize(pooled)
+        if size is None:
             pooled = pooled[:, : self.size]
-            if self._normalize_last:
+            if self._normalize_last or (normalize is True and self.size < self._hidden):
                 pooled = F.normalize(pooled)
-            vectors[batch.index.numpy()] = pooled.cpu().numpy()
+        vectors: Vectors = pooled.numpy()
         return vectors
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        prompt: str | None = None,
+        *,
+        where: Callable[[int], str] = lambda row: f"text {row + 1}",
+    ) -> tuple[FeatureSet, int]:
+        """Make texts ready for `pooled`; any thread may do it.
+
+        Args:
+            texts: at least one.
+            prompt: what to put before each; default: as the embedder says.
+            where: how errors name a row (0-based).
+
+        Returns:
+            the features, and how many tokens at the beginning of each are not pooled.
+
+        Raises:
+            DataError: a text without tokens.
+            RunError: the prompt leaves no room for a text.
+        """
+        before = self.prompts.text if prompt is None else prompt
+        left_out = self._left_out(before)
+        return FeatureSet.of(self._features(texts, before, left_out, where)), left_out
 
     def _features(
         self,

@@ -52,6 +52,13 @@ def keep_freed_memory() -> None:
         _set(libc, _ANSWERING)
 
 
+def return_memory() -> None:
+    """Return the memory that was freed to the system, such as that of a model no longer used."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def reusing_memory(enabled: bool = True) -> Iterator[Callable[[], None]]:
     """Context that lets the process keep freed memory; afterwards most returns to the system.

@@ -15,8 +15,8 @@ from pretune.bundle.bundle import Bundle
 from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.data.readers.conll import WORDS
 from pretune.data.readers.files import kind_of_lines, table_kind
-from pretune.data.records import MAX_CHARS, ColumnNames, Records
-from pretune.errors import DataError, RunError
+from pretune.data.records import MAX_CHARS, ColumnNames, Records, not_finite
+from pretune.errors import DataError, RunError, describe_value
 from pretune.inference.memory import keep_freed_memory
 from pretune.inference.runtime import (
     check_precision,
@@ -76,7 +76,8 @@ class Predictor:
         check_precision(precision, self.device)
         self._precision = precision
         usual = usual_batch_tokens(self.device)
-        self._batch_tokens = usual if batch_tokens is None else batch_tokens
+        #: The most tokens that the model reads at a time, unless one text has more.
+        self.batch_tokens = usual if batch_tokens is None else batch_tokens
         keep_freed_memory()
         self._model = bundle.model.to(self.device).eval()
         #: How many records were cut, and how many were blank, so far.
@@ -124,12 +125,23 @@ class Predictor:
         self, part: TokenizedRecords, *, progress: Callable[[int, int], None] | None = None
     ) -> list[Prediction]:
         """Answer what `tokenize` made of records, as `predict` does."""
+        items: list[Any] = []
+        if part.features is not None:
+            items = self.items(part.features, part.task.predict, task=part.task, progress=progress)
+        return self.assembled(part, items)
+
+    def assembled(self, part: TokenizedRecords, items: Sequence[Any]) -> list[Prediction]:
+        """Make the answers to records of what `items` gave for their features, in their order.
+
+        The features may have been run in any number of parts, and together with others.
+        """
         self.blank += part.blank
         task, rows = part.task, part.records.rows
         empty = self.task.empty_answer()
         if part.features is None:
             return [] if empty is None else [empty] * len(rows)
-        parts = self._run(part.features, len(part.asked), task.predict, task, progress)
+        self.cut += part.features.truncated
+        parts = _by_record(part.features, items, len(part.asked))
         answered = [task.combine(own, rows[i]) for i, own in zip(part.asked, parts, strict=True)]
         if empty is None or len(part.asked) == len(rows):
             return answered
@@ -162,7 +174,10 @@ class Predictor:
             DataError: a record cannot be used; names its file, line and column.
         """
         task = task or self.task
-        return self._run(self._features(task, records), len(records), read, task, progress)
+        features = self._features(task, records)
+        self.cut += features.truncated
+        items = self.items(features, read, task=task, progress=progress)
+        return _by_record(features, items, len(records))
 
     def logits(self, records: Records) -> list[list[float]]:
         """Return what a classifier or regressor computes before it becomes probabilities.
@@ -186,35 +201,53 @@ class Predictor:
         return record_features(task, records, self.bundle.tokenizer, with_targets=False)
 
     @torch.inference_mode()
-    def _run(
+    def items(
         self,
         features: FeatureSet,
-        count: int,  # of records
         read: Callable[[Any, PackedBatch], Sequence[Any]],
-        task: AnyTask,
-        progress: Callable[[int, int], None] | None,
-    ) -> list[list[Any]]:
-        """Run the model over features, as `outputs` does."""
-        self.cut += features.truncated
+        *,
+        task: AnyTask | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Any]:
+        """Run the model over features.
+
+        Args:
+            features: of any number of records.
+            read: takes what it wants from the outputs of a batch: an item for each sequence.
+            task: the task that made the features; default: the model's.
+            progress: called with the number of sequences done, and of all.
+
+        Returns:
+            the item of each feature, in their order.
+        """
         # Run the model on batches of about equally long sequences, in whatever order that gives.
-        parts: dict[int, Any] = {}
+        task, parts = task or self.task, dict[int, Any]()
         strategy = strategy_for(task, self._model, features)
-        (batches,) = strategy.batches(features.lengths, self._batch_tokens)
+        (batches,) = strategy.batches(features.lengths, self.batch_tokens)
         for which in batches:
             batch = features.batch(which).to(self.device)
             with inference_context(self.device, self._precision):
                 outputs = strategy.forward(self._model, batch)
                 strategy.commit()
                 outputs = with_answers(task, self._model, outputs, batch)
-            items = read(outputs, batch)
-            parts.update(zip(batch.index.tolist(), items, strict=True))
+            parts.update(zip(batch.index.tolist(), read(outputs, batch), strict=True))
             if progress is not None:
                 progress(len(parts), len(features))
-        # Put the parts of each record together again.
-        of_record: list[list[Any]] = [[] for _ in range(count)]
-        for index, record in enumerate(features.records.tolist()):
-            of_record[record].append(parts[index])
-        return of_record
+        return [parts[number] for number in range(len(features))]
+
+
+def _by_record(features: FeatureSet, items: Sequence[Any], count: int) -> list[list[Any]]:
+    """Put the items of the features of each of `count` records together."""
+    of_record: list[list[Any]] = [[] for _ in range(count)]
+    for item, record in zip(items, features.records.tolist(), strict=True):
+        of_record[record].append(item)
+    return of_record
+
+
+def shown_inputs(task: AnyTask, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is repeated of a record beside its answer; NaN, which is no JSON, as None."""
+    names = [name for name in task.shown if name in row]
+    return {name: None if not_finite(row[name]) else row[name] for name in names}
 
 
 def task_of(bundle: Bundle) -> AnyTask:
@@ -254,6 +287,11 @@ def records_of(task: Preprocessor, rows: Sequence[Any], origin: str = "input") -
                 )
             records.append({name: row[name] for name in columns})
             continue
+        if not isinstance(row, Iterable):
+            raise DataError(
+                f"{origin}, row {number}: expected a text, found {describe_value(row)}",
+                f"Give {' and '.join(columns)}: a text each.",
+            )
         values = [row] if isinstance(row, str) else list(row)
         if len(values) != len(columns):
             raise DataError(

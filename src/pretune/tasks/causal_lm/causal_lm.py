@@ -23,6 +23,7 @@ from pretune.models.heads.vocabulary import Scores
 from pretune.models.language_model import StatefulLM
 from pretune.tasks.base import (
     CarriesState,
+    HasCertainty,
     Loss,
     Prediction,
     ReadsCorpus,
@@ -98,6 +99,7 @@ class LmPrediction(Prediction):
 class CausalLm(
     Task[CausalLmOptions, LmPrediction],
     CarriesState,
+    HasCertainty,
     ReadsCorpus,
     ReadsStream,
     ReadsWindows,
@@ -251,6 +253,11 @@ class CausalLm(
         layout = self._layout(batch)
         each = zip(layout.lengths, outputs.each(layout), strict=True)
         return [LmPrediction.of(tokens, nats) for tokens, nats in each]
+
+    @override
+    def certainty(self, outputs: Scores, batch: PackedBatch) -> Tensor:
+        """Return the log-probability of the text."""
+        return -outputs.sum
 
     @override
     def combine(self, parts: Sequence[LmPrediction], record: Mapping[str, Any]) -> LmPrediction:

@@ -18,7 +18,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
-from pretune.tasks.base import Loss, Prediction, TaskOptions
+from pretune.tasks.base import HasCertainty, Loss, Prediction, TaskOptions
 from pretune.tasks.classification.counts import class_figures, class_table
 from pretune.tasks.distillation.teachable import Comparison, compare_classes
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
@@ -80,7 +80,7 @@ class ClassPrediction(Prediction):
         return self if count is None else replace(self, scores=dict(self.ranked()[:count]))
 
 
-class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
+class Classify(SentenceTask[ClassifyOptions, ClassPrediction], HasCertainty):
     """A softmax over the classes."""
 
     name: ClassVar[str] = "classify"
@@ -228,6 +228,10 @@ class Classify(SentenceTask[ClassifyOptions, ClassPrediction]):
             best = max(scores, key=scores.__getitem__)
             answers.append(ClassPrediction(best, scores[best], scores))
         return answers
+
+    @override
+    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+        return outputs.float().log_softmax(-1).amax()
 
     # Scorer
 

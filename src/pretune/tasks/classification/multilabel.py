@@ -19,7 +19,7 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.config import brief
-from pretune.tasks.base import Calibrated, Loss, Prediction, TaskOptions
+from pretune.tasks.base import Calibrated, HasCertainty, Loss, Prediction, TaskOptions
 from pretune.tasks.classification.counts import class_table, label_figures
 from pretune.tasks.classification.label_lists import count_flags, flag, is_number, parse_list
 from pretune.tasks.distillation.teachable import Comparison, compare_flags
@@ -96,7 +96,7 @@ class LabelsPrediction(Prediction):
         return self.labels
 
 
-class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
+class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated, HasCertainty):
     """A yes or no for each of K labels."""
 
     name: ClassVar[str] = "multilabel"
@@ -342,6 +342,13 @@ class Multilabel(SentenceTask[MultilabelOptions, LabelsPrediction], Calibrated):
             predicted = [label for label, score, threshold in pairs if score >= threshold]
             answers.append(LabelsPrediction(predicted, dict(zip(self.labels, row, strict=True))))
         return answers
+
+    @override
+    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+        """Return the log-probability of all labels that are given, and of none of the others."""
+        logits = outputs.float()
+        given = logits.sigmoid() >= logits.new_tensor(self.thresholds)
+        return F.logsigmoid(torch.where(given, logits, -logits)).sum()
 
     # Scorer
 

@@ -33,6 +33,7 @@ from pretune.models.heads.language import PreTrainingOutput
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import (
     DrawsAnew,
+    HasCertainty,
     Loss,
     Prediction,
     ReadsCorpus,
@@ -157,7 +158,12 @@ class MaskPrediction(Prediction):
 
 
 class MaskLm(
-    Task[MaskLmOptions, MaskPrediction], DrawsAnew, ReadsCorpus, UsesTokenizer, TeachableTokens
+    Task[MaskLmOptions, MaskPrediction],
+    DrawsAnew,
+    HasCertainty,
+    ReadsCorpus,
+    UsesTokenizer,
+    TeachableTokens,
 ):
     """Fills gaps; trained as BERT was (Devlin et al. 2019, section 3.1).
 
@@ -437,6 +443,12 @@ class MaskLm(
         # Give each sequence its own.
         counts = batch.where(batch.targets[MASKED] != NOT_MASKED).layout.lengths
         return [MaskPrediction(tuple(islice(gaps, count))) for count in counts]
+
+    @override
+    def certainty(self, outputs: MaskLmOutputs, batch: PackedBatch) -> Tensor:
+        """Return the log-probability of the likeliest token of each gap."""
+        assert isinstance(outputs, Tensor)  # noqa: S101 - there are gaps
+        return outputs.float().log_softmax(-1).amax(-1).sum()
 
     @override
     def combine(self, parts: Sequence[MaskPrediction], record: Mapping[str, Any]) -> MaskPrediction:

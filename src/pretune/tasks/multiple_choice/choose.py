@@ -21,6 +21,7 @@ from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
+    HasCertainty,
     Loss,
     Metrics,
     Prediction,
@@ -70,7 +71,7 @@ class ChoicePrediction(Prediction):
         return sorted(choices, key=lambda item: -item[1])
 
 
-class Choose(Task[ChooseOptions, ChoicePrediction]):
+class Choose(Task[ChooseOptions, ChoicePrediction], HasCertainty):
     """One score per choice, and a softmax over an example's choices (Radford et al. 2018, 3.3).
 
     Each choice is a sequence, `[CLS] context [SEP] stem choice [SEP]`; the sequences of an example
@@ -189,6 +190,10 @@ class Choose(Task[ChooseOptions, ChoicePrediction]):
         rows = by_example(outputs, batch).softmax(-1).tolist()
         each = [row[:count] for count, row in zip(batch.choices, rows, strict=True)]
         return [ChoicePrediction(row.index(max(row)), max(row), row) for row in each]
+
+    @override
+    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+        return by_example(outputs, batch).log_softmax(-1).amax()
 
     # Scorer
 

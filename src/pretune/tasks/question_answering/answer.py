@@ -22,6 +22,7 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
     Calibrated,
+    HasCertainty,
     Loss,
     Prediction,
     ReadsWindows,
@@ -156,7 +157,9 @@ class AnswerPrediction(Prediction):
         return replace(self, candidates=() if count in (None, 1) else self.candidates[:count])
 
 
-class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows, Teachable):
+class Answerer(
+    Task[AnswerOptions, AnswerPrediction], Calibrated, HasCertainty, ReadsWindows, Teachable
+):
     """Two logits for each token, of being the first and the last of the answer (BERT, section 4.2).
 
     Only tokens of the passage can be the answer; `[CLS]` stands for no answer. A passage that is
@@ -351,6 +354,12 @@ class Answerer(Task[AnswerOptions, AnswerPrediction], Calibrated, ReadsWindows, 
         return windows.best_spans(
             outputs, batch, longest=options.max_answer_length, count=options.n_best
         )
+
+    @override
+    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+        """Return the logits of the likeliest first and last token, by which windows compete."""
+        passage = windows.allowed(batch) & (batch.positions > 0)
+        return outputs.float()[passage].amax(0).sum()
 
     @override
     def combine(self, parts: Sequence[WindowSpans], record: Mapping[str, Any]) -> AnswerPrediction:

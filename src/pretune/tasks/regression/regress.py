@@ -17,7 +17,7 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tasks.base import Loss, Metrics, Prediction, TaskOptions
+from pretune.tasks.base import HasCertainty, Loss, Metrics, Prediction, TaskOptions
 from pretune.tasks.distillation.teachable import Comparison
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.labels import as_number
@@ -42,7 +42,7 @@ class ScorePrediction(Prediction):
     score: float
 
 
-class Regress(SentenceTask[RegressOptions, ScorePrediction]):
+class Regress(SentenceTask[RegressOptions, ScorePrediction], HasCertainty):
     """The mean squared error of one output.
 
     Scores are learned as they are, not standardised: what is saved is what was trained, so
@@ -138,6 +138,10 @@ class Regress(SentenceTask[RegressOptions, ScorePrediction]):
     @override
     def predict(self, outputs: Tensor, batch: PackedBatch) -> list[ScorePrediction]:
         return [ScorePrediction(score) for score in outputs[:, 0].float().tolist()]
+
+    @override
+    def certainty(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+        return outputs.float().sum()
 
     # Scorer
 

@@ -21,7 +21,15 @@ from pretune.errors import DataError, did_you_mean
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
-from pretune.tasks.base import Loss, Prediction, ReadsWindows, Task, TaskOptions, usual_length
+from pretune.tasks.base import (
+    HasCertainty,
+    Loss,
+    Prediction,
+    ReadsWindows,
+    Task,
+    TaskOptions,
+    usual_length,
+)
 from pretune.tasks.distillation.teachable import Comparison, Teachable, compare_classes
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.labels import (
@@ -143,7 +151,7 @@ class TagPrediction(Prediction):
         return [(f"{e.text}  {e.type}  [{e.start}:{e.end}]", e.score) for e in self.entities]
 
 
-class Tagger(Task[TagOptions, TagPrediction], ReadsWindows, Teachable):
+class Tagger(Task[TagOptions, TagPrediction], HasCertainty, ReadsWindows, Teachable):
     """A label for the first token of each word (BERT, section 5.3); other tokens have none.
     In some data, such as Chinese ones, every character is a word (`characters`).
     """
@@ -391,6 +399,11 @@ class Tagger(Task[TagOptions, TagPrediction], ReadsWindows, Teachable):
     @override
     def predict(self, outputs: TagScores, batch: PackedBatch) -> list[scoring.WindowTags]:
         return scoring.window_tags(outputs, batch)
+
+    @override
+    def certainty(self, outputs: TagScores, batch: PackedBatch) -> Tensor:
+        """Return the log-probability of the likeliest tags, each word's by itself."""
+        return outputs.logits.float().log_softmax(-1).amax(-1).sum()
 
     @property
     def separator(self) -> str:
