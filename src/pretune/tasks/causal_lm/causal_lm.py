@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from pretune.corpus.store import StoredDocuments
