@@ -71,7 +71,9 @@ def within(modules: list[str], packages: tuple[str, ...]) -> list[str]:
     return [name for name in modules if f"{name}.".startswith(tuple(f"{p}." for p in packages))]
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("serve", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("train", "--help"), ("serve", "--help")]
+)
 def test_help(arguments: tuple[str, ...]) -> None:
     modules = imported(*arguments)
     assert not within(modules, ("torch", "numpy", "tokenizers", *NOT_FOR_ANSWERS))

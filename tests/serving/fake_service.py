@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretune.serving.jobs import Served
-
 from pretune.bundle.bundle import Bundle, load
 from pretune.errors import DataError
 from pretune.inference.predict import Predictor
+from pretune.serving.jobs import Served
 from pretune.serving.refusal import Refusal, invalid
 
 

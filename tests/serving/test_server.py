@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pretune.serving.jobs import Served
 from typer.testing import CliRunner
 
 from pretune.cli.app import app as commands
 from pretune.errors import RunError
 from pretune.serving.examples import example_for
+from pretune.serving.jobs import Served
 from pretune.serving.server import check_address, ready_line
 from tests.serving.live_server import some_options
 

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from pretune.serving import health, native
 from pretune.serving.api_keys import ApiKeys
 from pretune.serving.metrics import PrometheusMetrics
-from pretune.serving.middleware import Envelope, Admission, Traffic
+from pretune.serving.middleware import Admission, Envelope, Traffic
 from pretune.serving.options import ServeOptions
 from pretune.serving.refusal import Refusal
 from pretune.serving.service import Service
