@@ -81,7 +81,8 @@ def serve(
 
     Speaks the protocols of OpenAI, Text Embeddings Inference, Hugging Face and KServe, and for
     every task its own: POST /v1/predict gives what `pretune predict --json` prints. Other machines
-    are answered only with keys. Ctrl-C or SIGTERM finishes what is running; a second one ends at once.
+    are answered only with keys. Ctrl-C or SIGTERM finishes what is running; a second one ends
+    at once.
     """
     models = named_models(runs or [], names or [])
     _check_installed()
