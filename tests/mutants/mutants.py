@@ -303,6 +303,28 @@ MUTANTS = (
         "best += [(float(scores[i]), int(i)) for i in nearest]",
         ("inference/test_embed.py",),
     ),
+    # serving
+    Mutant(
+        "short-request-waits-for-a-long-one",
+        "serving/packing.py",
+        "reserved = int(tokens * OLDEST_SHARE) if others else tokens",
+        "reserved = tokens",
+        ("serving/test_packing.py",),
+    ),
+    Mutant(
+        "late-request-is-computed",
+        "serving/worker.py",
+        "gone = self._cancelled | late",
+        "gone = {*self._cancelled}",
+        ("serving/test_worker.py",),
+    ),
+    Mutant(
+        "joined-features-share-records",
+        "data/batch.py",
+        "[part.records + first for part, first in",
+        "[part.records for part, first in",
+        ("data/test_batch.py",),
+    ),
     # recipe
     Mutant(
         "override-changes-the-callers-values",
