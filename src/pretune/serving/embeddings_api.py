@@ -116,7 +116,7 @@ class TokenizeRequest(Body):
 def routes(service: Service, options: ServeOptions) -> list[Route]:
     """Return the routes of the protocol."""
     api = EmbeddingsApi(service, options)
-    posted = [
+    posted: list[tuple[str, type[Body], Callable[..., Any]]] = [
         ("embed", EmbedRequest, api.embed),
         ("predict", PredictRequest, api.predict),
         ("rerank", RerankRequest, api.rerank),
@@ -196,10 +196,10 @@ class EmbeddingsApi:
         labels = served.labels or ("LABEL_0",)
         scores = await self._scores(served, inputs, raw=body.raw_scores, truncate=body.truncate)
         answers = [
-            sorted(
-                ({"score": s, "label": name} for name, s in zip(labels, own, strict=True)),
-                key=lambda entry: -entry["score"],
-            )
+            [
+                {"score": score, "label": label}
+                for label, score in sorted(zip(labels, own, strict=True), key=lambda pair: -pair[1])
+            ]
             for own in scores
         ]
         return answers if batch else answers[0]

@@ -1,9 +1,10 @@
 """The payloads of Hugging Face: `{"inputs": ..., "parameters": {...}}` at `/models/NAME`.
 
-As the pipelines of transformers, the Inference API and Text Generation Inference (TGI) have them,
-so that `huggingface_hub.InferenceClient(model="http://HOST/models/NAME")` works unmodified. `POST /`
-is the first model. What a model is asked follows from its task; `/models/NAME/pipeline/TASK` and
-`candidate_labels` (zero-shot) ask a model for something else that it can do.
+As the pipelines of transformers, the Inference API and Text Generation Inference (TGI) have them:
+`huggingface_hub.InferenceClient(model="http://HOST/models/NAME")` works unmodified. The path `/` is
+that of the first model. What a model is asked follows from its task;
+`/models/NAME/pipeline/TASK` and `candidate_labels` (zero-shot) ask a model for something else that
+it can do.
 
 https://huggingface.co/docs/inference-providers/tasks.
 """
@@ -346,9 +347,9 @@ class HubApi:
         parameters = checked(FillParameters, given, unknown=UNKNOWN, inside="parameters")
         _check_top_k(parameters.top_k, self._options)
         texts = check_texts(inputs, self._options, "inputs")
-        targets = None
+        targets: list[str | int] | None = None
         if parameters.targets is not None:
-            targets = check_texts(parameters.targets, self._options, "parameters.targets")
+            targets = [*check_texts(parameters.targets, self._options, "parameters.targets")]
         filled = await self._service.fill(
             served_for(self._service, served.name, "fill").name,
             texts,
@@ -407,7 +408,7 @@ class HubApi:
         # Labels with equally many tokens fill the same gaps.
         counts = sorted({len(own) for own in tokens})
         texts = [f"{text} {before}{' '.join([MASK] * count)}{after}" for count in counts]
-        wanted = sorted({token for own in tokens for token in own})
+        wanted: list[str | int] = [*{token for own in tokens for token in own}]
         filled = await self._service.fill(served.name, texts, top_k=len(wanted), targets=wanted)
         scores = {
             (count, gap, entry["token"]): math.log(max(entry["score"], 1e-45))

@@ -53,7 +53,7 @@ _OUTPUTS: Mapping[str, tuple[tuple[str, str, bool], ...]] = {
     "translate": (("translation", "BYTES", False), ("score", "FP32", False)),
     "choose": (("choice", "INT64", False), ("score", "FP32", False)),
 }
-_TYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+_TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
 
 
 class RequestedTensor(Body):

@@ -382,8 +382,8 @@ class WrittenChoice:
         ]
         if self._chat:
             content = [
-                {**_token(*own), "top_logprobs": [_token(s, p) for _, s, p in top]}
-                for *own, top in rows
+                {**_token(string, logprob), "top_logprobs": [_token(s, p) for _, s, p in top]}
+                for string, logprob, top in rows
             ]
             return {"content": content, "refusal": None}
         # The older form: a list for each kind of thing.
