@@ -317,7 +317,7 @@ def test_an_error_in_mid_stream_is_the_last_event(ask: Any, models: InProcess) -
 
 def test_a_client_that_hangs_up_ends_its_continuation(ask: Any, models: InProcess) -> None:
     client = ask("lm")
-    next(iter(client.text_generation("x", max_new_tokens=2000, stream=True)))
+    next(iter(client.text_generation("x", max_new_tokens=300, stream=True)))
     client.close()
     wait_until(lambda: models.closed == 1)
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pretune.serving import health, native
+from pretune.serving import (
+    embeddings_api,
+    health,
+    hub_api,
+    kserve_api,
+    native,
+    openai_api,
+    openapi,
+)
 from pretune.serving.api_keys import ApiKeys
 from pretune.serving.metrics import PrometheusMetrics
 from pretune.serving.middleware import Admission, Envelope, Traffic
@@ -24,11 +33,18 @@ from pretune.serving.options import ServeOptions
 from pretune.serving.refusal import Refusal
 from pretune.serving.service import Service
 
-#: The protocols. Each module has `PATHS`, the beginnings of its paths; `routes(service, options)`;
-#: and `errors(refusal)`, the status and the JSON body that its clients read.
-PROTOCOLS: tuple[ModuleType, ...] = (native,)
+#: The protocols. Each module has `PATHS`, the beginnings of its paths, in which * is anything;
+#: `routes(service, options)`; and `errors(refusal)`, the status and the JSON body that its clients
+#: read.
+PROTOCOLS: tuple[ModuleType, ...] = (
+    native,
+    openai_api,
+    embeddings_api,
+    hub_api,
+    kserve_api,
+)
 #: Modules with nothing but routes: what they do has no clients of its own.
-PAGES: tuple[ModuleType, ...] = (health,)
+PAGES: tuple[ModuleType, ...] = (health, openapi)
 
 
 def build_app(
@@ -84,7 +100,7 @@ def _words(path: str, refusal: Refusal) -> tuple[int, dict[str, Any]]:
         (len(start), module.errors)
         for module in PROTOCOLS
         for start in module.PATHS
-        if path.startswith(start)
+        if fnmatchcase(path, start + "*")
     ]
     errors = max(matches, key=lambda match: match[0])[1] if matches else native.errors
     status, body = errors(refusal)
