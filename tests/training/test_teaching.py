@@ -414,3 +414,16 @@ def test_pre_training_resumes_exactly(
     resume(tmp_path / "run", quiet=True)
     for name, values_ in weights(tmp_path / "run").items():
         assert torch.equal(values_, weights(tmp_path / "whole")[name])
+
+
+def test_the_recipe_with_a_name_forgets_its_own_data(school: Path) -> None:
+    """Its validation data and names of columns are of no use for other data."""
+    other = {"teacher.from": str(school / "teacher"), "data.train": "mine.jsonl"}
+    recipe = Recipe.load("distill", other)
+    assert (recipe.data.validation, recipe.data.columns) == (0.1, {})
+    stated = {"data.validation": "dev.jsonl", "data.columns.text": "body"}
+    recipe = Recipe.load("distill", {**other, **stated})
+    assert (recipe.data.validation, recipe.data.columns["text"]) == ("dev.jsonl", "body")
+    recipe = Recipe.load("distill", {"teacher.from": str(school / "teacher")})
+    assert recipe.data.columns == {"text": "sentence"}
+    assert str(recipe.data.validation).startswith("nyu-mll/glue")

@@ -144,7 +144,8 @@ class Recipe(RecipeSection):
         values = _override(values, pairs)
         if str(source) in builtin_recipes() or str(source) in ADDED_RECIPES:
             changed = {key for key, _ in pairs}
-            values = _named_by_teacher(_for_corpus(values, changed), changed)
+            values = _for_other_data(_for_corpus(values, changed), changed)
+            values = _named_by_teacher(values, changed)
         return cls.of(values, origin)
 
     def changed(self, overrides: Overrides) -> Recipe:
@@ -296,6 +297,25 @@ def _for_corpus(values: dict[str, Any], changed: Collection[str]) -> dict[str, A
         held = os.path.join(train, VALIDATION_SPLIT)
         values = _override(values, [("data.validation", held if is_corpus(held) else None)])
     return values
+
+
+def _for_other_data(values: dict[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """Take what a recipe with a teacher says of its own data away from others that are `changed`.
+
+    Its validation data would be of another task, and its columns may be of none that the task has.
+    """
+    data = values.get("data")
+    if "data.train" not in changed or _first_teacher(values) is None or not isinstance(data, dict):
+        return values
+    others = {key for key in ("validation", "columns") if not any(_names(key, c) for c in changed)}
+    if not isinstance(data.get("validation"), str):  # a share is one of any data
+        others -= {"validation"}
+    return {**values, "data": {key: own for key, own in data.items() if key not in others}}
+
+
+def _names(key: str, changed: str) -> bool:
+    """Whether a key that was changed is one of the section `data`, or below it."""
+    return f"{changed}.".startswith(f"data.{key}.")
 
 
 def _named_by_teacher(values: dict[str, Any], changed: Collection[str]) -> dict[str, Any]:
