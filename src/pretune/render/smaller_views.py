@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from pretune.render.grid import Grid
+from pretune.text.terminal import in_line
 
 if TYPE_CHECKING:
     from pretune.export.ctranslate2_folder import CTranslate2Export
@@ -58,9 +60,9 @@ def gate_view(result: GateResult) -> RenderableType:
     ]
     for own in result.tried:
         span = own.interval
-        verdict = "; ".join(own.reasons)
+        verdict = "refused" if own.reasons else "passes"
         if own is result.chosen:
-            verdict = f"taken by --force: {verdict}" if result.forced else "taken"
+            verdict = "taken by --force" if result.forced else "taken"
         rows.append(
             (
                 own.name,
@@ -71,11 +73,14 @@ def gate_view(result: GateResult) -> RenderableType:
                 "" if span is None else f"{span.value:+.4f} [{span.low:+.4f}, {span.high:+.4f}]",
                 "" if own.p is None else f"{own.p:.3f}",
                 "" if own.agreement is None else f"{own.agreement:.2f} %",
-                verdict or "passes",
+                verdict,
             )
         )
     caption = f"{result.examples:,} examples, {result.instructions}"
-    return Grid(header, rows, caption, numbers=range(1, 8)).terminal()
+    table = Grid(header, rows, caption, numbers=range(1, 8)).terminal()
+    # Why not is too long for a column.
+    why = [f"{own.name}: {'; '.join(own.reasons)}" for own in result.tried if own.reasons]
+    return Group(table, *(Text(in_line(line)) for line in why))
 
 
 def export_view(result: OnnxExport | CTranslate2Export) -> RenderableType:
