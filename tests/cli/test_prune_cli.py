@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from pretune.bundle.bundle import load, save
@@ -87,3 +88,17 @@ def test_mistakes(run: Path, more: list[str], message: str) -> None:
     done = pruned(run, *more)
     assert done.exit_code == 2, done.output
     assert message in done.output
+
+
+def test_a_full_disk_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **options: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("pretune.checkpoints.save.save_file", full)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = pruned(run, "--ffn", 0.5, "-o", tmp_path / "smaller")
+    assert done.exit_code == 2
+    assert "smaller: cannot be written (No space left on device)" in done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

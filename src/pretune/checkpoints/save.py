@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -55,12 +57,23 @@ def save_model(
     # To a temporary file first: the model may be mapped from the very file that is replaced.
     aside = folder / ".model.safetensors.tmp"
     try:
-        save_file(tensors, aside, metadata={"format": "pt"})
+        _write_tensors(tensors, aside)
         os.replace(aside, folder / ("model.safetensors" if int8 is None else INT8_FILE))
     finally:
         aside.unlink(missing_ok=True)
     saying = {} if int8 is None else {QUANTIZATION: {"quant_method": METHOD, **int8}}
     save_config(model, folder, family, head, {**(extra or {}), **saying})
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors; a full disk is an OSError, as of any other file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # in the words of Rust
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def save_config(
