@@ -22,18 +22,77 @@ from tests.serving.served_process import Process, alive, children_of
 from tests.tasks.every_task import CASES
 
 TEXTS = ["the good film", "bad 好 film?", "x", ""]
-#: A request that works, of each path.
-BODIES: dict[str, dict[str, Any]] = {
-    "/v1/predict": {"model": "tiny", "inputs": ["the good film"], "top_k": 1},
-    "/v1/explain": {"model": "tiny", "inputs": ["the good film"]},
-}
-OTHERS: dict[str, dict[str, Any]] = {
-    "answer": {"inputs": [{"question": "who?", "context": "the good film"}]},
-    "tag": {"inputs": [{"tokens": ["good", "film"]}]},
-    "choose": {"inputs": [{"context": "the film", "choices": ["good", "bad"]}]},
-    "mask_lm": {"inputs": ["the [MASK] film"]},
-    "translate": {"inputs": ["the good film"]},
-}
+#: A request that works, of each path and each kind of model.
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/predict", {"model": "tiny", "inputs": ["the good film"], "top_k": 1}),
+    *(
+        ("/v1/predict", {"model": model, "inputs": [value]})
+        for model, value in {
+            "answer": {"question": "who?", "context": "the good film"},
+            "tag": {"tokens": ["good", "film"]},
+            "choose": {"context": "the film", "choices": ["good", "bad"]},
+            "mask_lm": "the [MASK] film",
+            "translate": "the good film",
+        }.items()
+    ),
+    ("/v1/explain", {"model": "tiny", "inputs": ["the good film"]}),
+    ("/v1/explain", {"model": "tag", "inputs": [{"tokens": ["good", "film"]}]}),
+    (
+        "/v1/completions",
+        {
+            "model": "lm",
+            "prompt": ["the"],
+            "max_tokens": 2,
+            "n": 1,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "seed": 1,
+            "stop": ["x"],
+            "logprobs": 1,
+            "echo": False,
+            "stream": False,
+            "presence_penalty": 0.0,
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "model": "instruct",
+            "messages": [{"role": "user", "content": "the film?"}],
+            "max_tokens": 2,
+            "n": 1,
+            "temperature": 0.5,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "stream": False,
+            "stream_options": None,
+        },
+    ),
+    (
+        "/v1/embeddings",
+        {"model": "bare", "input": ["the"], "encoding_format": "float", "dimensions": 8},
+    ),
+    ("/embed", {"inputs": ["the film"], "normalize": True, "truncate": True}),
+    ("/similarity", {"inputs": {"source_sentence": "the", "sentences": ["good", "bad"]}}),
+    ("/predict", {"inputs": ["the film"], "raw_scores": False, "truncate": True}),
+    ("/tokenize", {"inputs": ["the film"], "add_special_tokens": True}),
+    ("/models/tiny", {"inputs": "the film", "parameters": {"top_k": 1}}),
+    ("/models/mask_lm", {"inputs": "the [MASK]", "parameters": {"top_k": 1, "targets": ["good"]}}),
+    ("/models/tag", {"inputs": "good film", "parameters": {"aggregation_strategy": "simple"}}),
+    ("/models/answer", {"inputs": {"question": "who?", "context": "the film"}}),
+    ("/models/lm", {"inputs": "the", "parameters": {"max_new_tokens": 2, "temperature": 0.5}}),
+    (
+        "/v2/models/tiny/infer",
+        {
+            "id": "1",
+            "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["the"]}],
+            "outputs": [{"name": "label"}],
+        },
+    ),
+]
+NAMES = [f"{path}-{body.get('model', '')}" for path, body in CALLS]
+#: The models that are served besides the classifier: cases of every_task.
+MODELS = ("answer", "tag", "choose", "mask_lm", "translate", "instruct")
 
 anything = st.recursive(
     st.none()
@@ -54,15 +113,18 @@ def process(
     classifier: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Process]:
     named = []
-    for name in OTHERS:
+    for name in MODELS:
         folder = tmp_path_factory.mktemp(name)
         save(CASES[name].bundle(tiny_folder, tmp_path_factory.mktemp("made")), folder)
         named += ["--name", f"{name}={folder}"]
+    writer = tmp_path_factory.mktemp("lm")
+    save(CASES["causal_lm"].bundle(tiny_folder, tmp_path_factory.mktemp("made")), writer)
+    named += ["--name", f"lm={writer}"]
     more = ("--name", f"bare={tiny_folder}", "--max-body", 1_500_000)
     served = Process(classifier, *named, *more)
     yield served
     # After all of it, it answers what it should, and ends as it should.
-    answers = served.request("POST", "/v1/predict", BODIES["/v1/predict"]).json["answers"]
+    answers = served.request("POST", "/v1/predict", {"inputs": ["the good film"]}).json["answers"]
     assert answers[0]["text"] == "the good film"
     children = children_of(served.process.pid)
     assert children
@@ -87,7 +149,7 @@ def test_the_printed_command_works(process: Process) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert json.loads(done.stdout)["model"] == "tiny", done.stderr
     assert process.line.startswith(
-        f"serving 7 models: http://127.0.0.1:{process.port}/ (API: http://"
+        f"serving 9 models: http://127.0.0.1:{process.port}/ (API: http://"
     )
     assert process.line.count("\n") == 1
 
@@ -131,14 +193,12 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return changed
 
 
-CALLS = [
-    *BODIES.items(),
-    *(("/v1/predict", {"model": name, **body}) for name, body in OTHERS.items()),
-    *(("/v1/explain", {"model": name, **body}) for name, body in OTHERS.items()),
-]
+@pytest.mark.parametrize(("path", "body"), CALLS, ids=NAMES)
+def test_each_of_these_requests_works(process: Process, path: str, body: dict[str, Any]) -> None:
+    assert process.request("POST", path, body).status == 200
 
 
-@pytest.mark.parametrize(("path", "body"), CALLS, ids=[f"{p}-{b['model']}" for p, b in CALLS])
+@pytest.mark.parametrize(("path", "body"), CALLS, ids=NAMES)
 @settings(max_examples=25)
 @given(data=st.data())
 def test_whatever_stands_in_a_field(
@@ -148,9 +208,7 @@ def test_whatever_stands_in_a_field(
     reply = process.request("POST", path, replaced(body, place, data.draw(anything)))
     assert reply.status == 200 or 400 <= reply.status < 500, reply.body
     if reply.status != 200:
-        sentence = reply.message
-        assert sentence.endswith((".", "?"))
-        assert len(sentence) < 1000
+        assert 10 < len(reply.message) < 1000
 
 
 @pytest.mark.parametrize(
