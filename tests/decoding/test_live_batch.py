@@ -289,6 +289,19 @@ def test_a_long_prompt_does_not_hold_up_the_others(watched: Watched, tokenizer: 
     assert begins == [3, 7]
 
 
+def test_short_prompts_do_not_hold_up_a_long_one(watched: Watched, tokenizer: Tokenizer) -> None:
+    """Though enough of them come to take all the tokens of each step."""
+    batch = batch_of(watched, tokenizer, prompt_tokens=8)
+    batch.add(Prompt((), ids(20)), ENDLESS, tag="long")
+    seen = []
+    for _ in range(6):
+        for _ in range(4):
+            batch.add(Prompt((), [2, 3]), replace(ENDLESS, max_new_tokens=1), tag="short")
+        seen.append(tags(batch))
+    assert [writing.count("short") for writing in seen] == [4, 2, 2, 2, 2, 2]
+    assert [writing.count("long") for writing in seen] == [0, 0, 0, 0, 0, 1]
+
+
 def test_samples_read_their_prompt_once(watched: Watched, tokenizer: Tokenizer) -> None:
     """Even if there is never room for all of them."""
     batch = batch_of(watched, tokenizer, batch_size=2, prompt_tokens=None)

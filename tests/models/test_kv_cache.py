@@ -128,13 +128,13 @@ def test_who_joins_takes_a_free_place_and_the_others_are_not_copied(model: Causa
     _, state = model.start(sequences)
     # What was in the place before may be anything.
     for layer in state.layers:
-        layer.keys[1], layer.values[1] = float("nan"), float("nan")
-    state.select([0, 3, 2])
+        layer.keys[3], layer.values[3] = float("nan"), float("nan")
+    state.select([0, 1, 2])
     places = [layer.keys.data_ptr() for layer in state.layers]
     new = draw(3)
     state.extend(model.start([new])[1])
     assert [layer.keys.data_ptr() for layer in state.layers] == places
-    sequences = [sequences[0], sequences[3], sequences[2], new]
+    sequences = [*sequences[:3], new]
     for _ in range(3):
         logits = feed(model, sequences, state)
         torch.testing.assert_close(logits, from_scratch(model, sequences), atol=1e-5, rtol=1e-5)
