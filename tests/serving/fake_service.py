@@ -76,7 +76,9 @@ class FakeService:
             for row, answer in zip(records.rows, answers, strict=True)
         ]
 
-    async def explain(self, model: str | None, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+    async def explain(
+        self, model: str | None, inputs: Sequence[Any], *, attention: bool = False
+    ) -> list[dict[str, Any]]:
         return [{"tokens": ["[CLS]"], "attributions": [float("nan")]} for _ in inputs]
 
     async def _wait(self) -> None:

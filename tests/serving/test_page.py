@@ -234,7 +234,9 @@ def test_pairs_are_scored(visits: Any, service: PageService) -> None:
     visit, pair = visits(), ["good film", NASTY]
     given = dict(zip(("sentence1", "sentence2"), pair, strict=True))
     visit.ask("ranks", **given)
-    assert visit.texts(".figure") == [f"{predicted(service, 'ranks', pair)['score']:.3f}".rstrip("0")]
+    assert visit.texts(".figure") == [
+        f"{predicted(service, 'ranks', pair)['score']:.3f}".rstrip("0")
+    ]
     visit.ask("alike", **given)
     assert bars(visit) == ranked(predicted(service, "alike", pair)["scores"])
 
@@ -292,7 +294,9 @@ def test_gaps_are_filled_with_the_alternative_that_is_chosen(
     assert bars(visit) == [(own["token"], percent(own["score"])) for gap in gaps for own in gap]
     visit.shown(".pick").nth(1).locator("button").nth(2).click()
     first, last = gaps[0][0]["token"], gaps[1][2]["token"]
-    assert visit.texts(".prose") == [f"{first.removeprefix('##')} film <b>{last.removeprefix('##')}"]
+    assert visit.texts(".prose") == [
+        f"{first.removeprefix('##')} film <b>{last.removeprefix('##')}"
+    ]
     pressed = visit.texts(".pick [aria-pressed=true]")
     assert pressed == [first, last]
 
@@ -395,7 +399,10 @@ def test_a_conversation_is_remembered_until_a_new_one(visits: Any, service: Page
     box.fill("for ever")
     box.press("Enter")
     visit.until("document.querySelector('[aria-busy]')?.textContent.length > 200")
-    system, first = {"role": "system", "content": "be good"}, {"role": "user", "content": "the <b>film?"}
+    system, first = (
+        {"role": "system", "content": "be good"},
+        {"role": "user", "content": "the <b>film?"},
+    )
     asked = [system, first, {"role": "assistant", "content": reply}]
     assert service.prompts[-1][0] == [*asked, {"role": "user", "content": "for ever"}]
     visit.press("New chat")
@@ -492,7 +499,7 @@ def test_files_are_read_as_they_are_written(
 def test_each_line_is_a_text_also_with_commas(visits: Any) -> None:
     visit = visits()
     visit.go("labels/batch")
-    visit.fill("rows", "good, bad\n\n\"un\", he said")
+    visit.fill("rows", 'good, bad\n\n"un", he said')
     visit.press("Answer all")
     visit.shown(".rows").wait_for()
     head, *answers = downloaded(visit)
@@ -578,7 +585,9 @@ def test_the_language_is_the_browsers_and_can_be_changed(visits: Any) -> None:
 
 
 def test_every_text_is_there_in_both_languages() -> None:
-    pairs = re.findall(r'^  "?([\w, -]+)"?: \[\s*"(.*?)",\s*"(.*?)"\],', SCRIPTS["texts.js"], re.M | re.S)
+    pairs = re.findall(
+        r'^  "?([\w, -]+)"?: \[\s*"(.*?)",\s*"(.*?)"\],', SCRIPTS["texts.js"], re.M | re.S
+    )
     assert len(pairs) > 100
     for key, english, chinese in pairs:
         names = [set(re.findall(r"\{(\w+)", own)) for own in (english, chinese)]
@@ -586,7 +595,9 @@ def test_every_text_is_there_in_both_languages() -> None:
         assert re.search("[\u4e00-\u9fff]", chinese) or english == chinese or key == "facts", key
     known = {key for key, _, _ in pairs}
     everything = "".join(text for name, text in SCRIPTS.items() if name != "texts.js")
-    pattern = r'(?:\bt\("\w+", |say\(\w+, |heading\(|status\(|job\(|field\(|return \[|text\()"([\w ,-]+)"'
+    pattern = (
+        r'(?:\bt\("\w+", |say\(\w+, |heading\(|status\(|job\(|field\(|return \[|text\()"([\w ,-]+)"'
+    )
     used = set(re.findall(pattern, everything))
     assert len(used) > 50
     assert used - known == set()
@@ -669,7 +680,9 @@ def test_a_key_is_asked_for(visits: Any, service: PageService, tmp_path: Path) -
             box.fill(own)
             with visit.page.expect_response("**/v1/models"):
                 box.press("Enter")
-            visit.until("document.querySelector('.key').hidden === !document.querySelector('.error')")
+            visit.until(
+                "document.querySelector('.key').hidden === !document.querySelector('.error')"
+            )
         visit.page.get_by_role("tab", name="Try it").wait_for()
         stored = visit.page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]")
         assert stored == [{"pretune-key": "the-right-key-of-this-server"}, {}, ""]
@@ -701,7 +714,9 @@ def test_files_are_sent_as_what_they_are(service: PageService) -> None:
         assert script.headers["content-type"] == "text/javascript; charset=utf-8"
         assert script.headers["cache-control"] == "no-cache"
         assert script.body.decode() == SCRIPTS["page.js"]
-        again = live.request("GET", "/page/page.js", headers={"If-None-Match": script.headers["etag"]})
+        again = live.request(
+            "GET", "/page/page.js", headers={"If-None-Match": script.headers["etag"]}
+        )
         assert (again.status, again.body) == (304, b"")
         assert live.request("GET", "/page/page.css").headers["content-type"].startswith("text/css")
         for path in ("/page/site.py", "/page/__init__.py", "/page/..%2Fapp.py", "/page/none.js"):

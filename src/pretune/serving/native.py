@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,17 +21,22 @@ PATHS = ("/v1/predict", "/v1/explain")
 _UNKNOWN = "There is no key '{}' in this request."
 
 
-class ExplainBody(Body):
-    """What `/v1/explain` is asked."""
-
+class _Asked(Body):
     inputs: Any
     model: str | None = None
 
 
-class PredictBody(ExplainBody):
+class ExplainBody(_Asked):
+    """What `/v1/explain` is asked."""
+
+    attention: bool = False
+
+
+class PredictBody(_Asked):
     """What `/v1/predict` is asked."""
 
     top_k: int | None = None
+    candidates: int | None = Field(None, ge=1)  # of a translation
 
 
 def routes(service: Service, options: ServeOptions) -> list[Route]:
@@ -41,14 +47,18 @@ def routes(service: Service, options: ServeOptions) -> list[Route]:
         served = served_for(service, body.model, "predict")
         request.scope["state"]["model"] = served.name
         inputs, top_k = check_inputs(body.inputs, options), _top_k(body, options)
-        answers = await service.predict(served.name, inputs, top_k=top_k)
+        more: dict[str, Any] = {}
+        if body.candidates is not None:
+            more["options"] = {"candidates": body.candidates}
+        answers = await service.predict(served.name, inputs, top_k=top_k, **more)
         return _answer(served.name, served.version, "answers", answers)
 
     async def explain(request: Request) -> Response:
         body = checked(ExplainBody, await json_value(request), unknown=_UNKNOWN)
         served = served_for(service, body.model, "explain")
         request.scope["state"]["model"] = served.name
-        explained = await service.explain(served.name, check_inputs(body.inputs, options))
+        inputs = check_inputs(body.inputs, options)
+        explained = await service.explain(served.name, inputs, attention=body.attention)
         return _answer(served.name, served.version, "explanations", explained)
 
     return [

@@ -17,7 +17,7 @@ export function askView(model) {
   } });
   const after = [say(fill, "example")];
   if (task === "mask_lm") after.push(gapButton(columns[0][1]));
-  const candidates = h("select", {}, [1, 3, 5].map(n => h("option", { value: n }, n)));
+  const candidates = h("select", {}, [1, 2, 4].map(n => h("option", { value: n }, n)));
   const given = () => Object.fromEntries(columns.map(([name, control]) => [name,
     name === "choices" ? control.value.split("\n").filter(line => line.trim()) : control.value]));
 
