@@ -611,10 +611,9 @@ def test_every_control_has_a_name(visits: Any, service: PageService, language: s
         for view in ("chat", "complete", "ask", "nearest", "batch", "card"):
             visit.page.evaluate("place => { location.hash = place; }", f"{served.name}/{view}")
             nameless = visit.page.evaluate(
-                """() => [...document.querySelectorAll("input, select, textarea, button, [role=tabpanel]")]
+                """() => [...document.querySelectorAll("input, select, textarea, button")]
                 .filter(node => !(node.labels?.length && node.labels[0].textContent.trim()
-                  || node.tagName === "BUTTON" && node.textContent.trim()
-                  || document.getElementById(node.getAttribute("aria-labelledby"))))
+                  || node.tagName === "BUTTON" && node.textContent.trim())
                 .map(node => node.outerHTML)"""
             )
             assert nameless == []
