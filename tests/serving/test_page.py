@@ -613,7 +613,7 @@ def test_every_control_has_a_name(visits: Any, service: PageService, language: s
             nameless = visit.page.evaluate(
                 """() => [...document.querySelectorAll("input, select, textarea, button")]
                 .filter(node => !(node.labels?.length && node.labels[0].textContent.trim()
-                  || node.tagName === "BUTTON" && node.textContent.trim())
+                  || node.tagName === "BUTTON" && node.textContent.trim()))
                 .map(node => node.outerHTML)"""
             )
             assert nameless == []
