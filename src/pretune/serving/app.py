@@ -30,6 +30,7 @@ from pretune.serving.api_keys import ApiKeys
 from pretune.serving.metrics import PrometheusMetrics
 from pretune.serving.middleware import Admission, Envelope, Traffic
 from pretune.serving.options import ServeOptions
+from pretune.serving.page import site
 from pretune.serving.refusal import Refusal
 from pretune.serving.service import Service
 
@@ -44,7 +45,7 @@ PROTOCOLS: tuple[ModuleType, ...] = (
     kserve_api,
 )
 #: Modules with nothing but routes: what they do has no clients of its own.
-PAGES: tuple[ModuleType, ...] = (health, openapi)
+PAGES: tuple[ModuleType, ...] = (health, openapi, site)
 
 
 def build_app(

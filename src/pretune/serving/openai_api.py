@@ -514,7 +514,8 @@ def routes(service: Service, options: ServeOptions) -> list[Route]:
         return _json({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
-        return _json(_model(service.model(request.path_params["model"])))
+        served = service.model(request.path_params["model"])
+        return _json(_model(served, card=served.card))
 
     async def completions(request: Request) -> Response:
         body = checked(CompletionRequest, await json_value(request), unknown=UNKNOWN)
@@ -658,12 +659,18 @@ def encoded(vector: np.ndarray[Any, Any], encoding: str | None) -> list[float] |
     return numbers
 
 
-def _model(served: Served) -> dict[str, Any]:
+def _model(served: Served, **more: Any) -> dict[str, Any]:
+    """What is known of a model, but for where it is: that is a path on this machine."""
+    names = ("task", "version", "model_type", "labels", "inputs", "context_length")
+    names += ("embedding_size", "parameters")
+    own = {name: getattr(served, name) for name in names}
     return {
         "id": served.name,
         "object": "model",
         "created": int(served.loaded),
         "owned_by": "pretune",
+        # Beyond OpenAI, for our own page.
+        "pretune": {**own, "abilities": sorted(served.abilities), **more},
     }
 
 
