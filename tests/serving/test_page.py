@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.serving.in_process import InProcess
 from typing_extensions import override
 
 from pretune.bundle.bundle import Bundle
@@ -24,6 +23,7 @@ from pretune.decoding.sampling import Decoding
 from pretune.serving.jobs import Piece, Served
 from pretune.serving.options import ServeOptions
 from tests.render.test_report_in_browser import CHROMIUM, FLAGS
+from tests.serving.in_process import InProcess
 from tests.serving.live_server import LiveServer, wait_until
 from tests.tasks.every_task import NASTY
 

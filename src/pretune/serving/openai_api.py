@@ -659,17 +659,20 @@ def encoded(vector: np.ndarray[Any, Any], encoding: str | None) -> list[float] |
     return numbers
 
 
+#: What is told of a model beyond OpenAI; not its source, which is a path on this machine.
+_TOLD = (
+    *("task", "version", "model_type", "labels", "inputs"),
+    *("context_length", "embedding_size", "parameters"),
+)
+
+
 def _model(served: Served, **more: Any) -> dict[str, Any]:
-    """What is known of a model, but for where it is: that is a path on this machine."""
-    names = ("task", "version", "model_type", "labels", "inputs", "context_length")
-    names += ("embedding_size", "parameters")
-    own = {name: getattr(served, name) for name in names}
+    own = {name: getattr(served, name) for name in _TOLD}
     return {
         "id": served.name,
         "object": "model",
         "created": int(served.loaded),
         "owned_by": "pretune",
-        # Beyond OpenAI, for our own page.
         "pretune": {**own, "abilities": sorted(served.abilities), **more},
     }
 
