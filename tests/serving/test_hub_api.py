@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from starlette.testclient import TestClient
 
 from pretune.bundle.bundle import Bundle
 from pretune.inference.embed import Embedder
+from pretune.serving.app import build_app
+from pretune.serving.metrics import PrometheusMetrics
+from pretune.serving.options import ServeOptions
 from pretune.serving.refusal import Refusal
 from tests.serving.in_process import InProcess
 from tests.serving.live_server import wait_until
@@ -356,3 +361,16 @@ def test_a_gap_in_the_text_is_not_the_label(client: TestClient) -> None:
     gaps = post(client, "fill", inputs="[MASK] un film [MASK].", parameters=targets)
     right = {own["token_str"]: own["score"] for own in gaps[-1]}
     assert scores["good"] / scores["bad"] == pytest.approx(right["good"] / right["bad"], rel=1e-4)
+
+
+def test_the_first_model_needs_a_key_where_the_page_at_its_path_does_not(
+    models: InProcess, limits: ServeOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("a-key-that-is-long-enough\n", encoding="utf-8")
+    keyed = replace(limits, api_key_file=tmp_path / "keys")
+    app = build_app(models, keyed, PrometheusMetrics())  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        assert client.post("/", json={"inputs": TEXT}).status_code == 401
+        known = {"Authorization": "Bearer a-key-that-is-long-enough"}
+        assert client.post("/", json={"inputs": TEXT}, headers=known).status_code == 200
+        assert client.get("/docs").status_code == 200
