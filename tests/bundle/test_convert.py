@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from pretune.bundle.bundle import Bundle, load, save
 from pretune.bundle.convert import convert
-from pretune.errors import CheckpointError
+from pretune.errors import CheckpointError, RunError
 from pretune.inference.predict import Predictor
 from pretune.tasks.classification.multilabel import Multilabel
 from pretune.tokenizers.load import load_tokenizer
@@ -124,3 +125,15 @@ def test_settings_that_contradict_the_tokenizer_give_the_logits_of_transformers(
             theirs = AutoTokenizer.from_pretrained(tmp_path / name)(*texts, return_tensors="pt")
             assert torch.equal(model(**theirs).logits, expected)
         assert torch.allclose(ours, expected, atol=1e-6)
+
+
+def test_a_disk_that_fills_is_told(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **options: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("pretune.checkpoints.save.save_file", full)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
+        convert(tiny_folder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

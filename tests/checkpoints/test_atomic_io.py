@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -87,6 +88,16 @@ class TestFolder:
         with pytest.raises(error):
             fill()
         assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_process_left_goes(self, tmp_path):
+        """That of a live one stays, and so does what belongs to another name."""
+        dead, live = 2**22 + 1, os.getppid()  # above the highest number of a process
+        names = [f".model.{dead}.tmp", f".model.{live}.tmp", f".other.{dead}.tmp"]
+        for name in names:
+            (tmp_path / name).mkdir()
+        with atomic_folder(tmp_path / "model") as place:
+            (place / "file").touch()
+        assert {path.name for path in tmp_path.iterdir()} == {"model", *names[1:]}
 
     def test_taken_name_is_refused(self, tmp_path):
         (tmp_path / "run").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from pretune.checkpoints.save import save_model
 from pretune.checkpoints.sentence_transformers import copy_settings
 from pretune.checkpoints.source import find_source
 from pretune.checkpoints.weights import named_dtype
-from pretune.errors import CheckpointError, with_article
+from pretune.errors import CheckpointError, not_writable, with_article
 from pretune.models.config import brief
 from pretune.models.family import Family
 from pretune.tasks.base import published_architecture
@@ -36,6 +38,7 @@ def convert(
     Raises:
         CheckpointError: nothing there, damaged, of an unknown kind, or without the weights of its
             head; or the target exists.
+        RunError: the target cannot be written.
     """
     if target.exists():
         raise CheckpointError(f"{target}: exists already", "Choose another folder.")
@@ -45,7 +48,7 @@ def convert(
     if (folder / TASK_FILE).is_file():
         bundle = load(folder, dtype=dtype, allow_pickle=allow_pickle)
         assert bundle.report is not None  # noqa: S101 - for the type checker
-        with atomic_folder(target) as place:
+        with _written(target) as place:
             save(bundle, place)
         return bundle.report
     # Of any other, the head is the one that its config.json names.
@@ -62,11 +65,21 @@ def convert(
     refuse_headless(folder, family, head, head_parameters(family, head) & set(report.missing))
     # Nothing is written before everything has been read.
     tokenizer = load_tokenizer(folder)
-    with atomic_folder(target) as place:
+    with _written(target) as place:
         save_model(model, place, family, head, kept)
         save_tokenizer(tokenizer, family, place)
         copy_settings(folder, place)
     return report
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[Path]:
+    """Context that yields a folder, which gets its name once it is complete."""
+    try:
+        with atomic_folder(target) as place:
+            yield place
+    except OSError as error:
+        raise not_writable(target, "folder", error) from None
 
 
 def head_of(config: dict[str, Any], folder: Path) -> tuple[Family, str]:

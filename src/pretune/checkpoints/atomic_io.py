@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +46,16 @@ def sweep(folder: Path) -> None:
         match = _ASIDE.fullmatch(path.name)
         if match is not None and not _is_another(int(match[1])):
             _discard(path)
+
+
+def _discard_left(path: Path) -> None:
+    """Remove what killed processes left of a file or folder that gets this name."""
+    with suppress(OSError):  # a folder that cannot be listed
+        for left in path.parent.iterdir():
+            match = _ASIDE.fullmatch(left.name)
+            named = match is not None and left.name == f".{path.name}.{match[1]}.tmp"
+            if match is not None and named and not _is_another(int(match[1])):
+                _discard(left)
 
 
 def _is_another(process: int) -> bool:
@@ -144,7 +154,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     check_new_name(path)
     make_folder(path.parent)
     aside = _aside(path)
-    _discard(aside)
+    _discard_left(path)
     aside.mkdir()
     try:
         yield aside
