@@ -53,34 +53,37 @@ def _number(value: float) -> str:
 def gate_view(result: GateResult) -> RenderableType:
     """Lay out the settings from safest to fastest beside float32, and which was taken."""
     metric = result.metric or "metric"
-    header = ("setting", "in 8 bits", "MB", "seconds", metric, "change (95 %)", "p", "agree", "")
+    header = ("in 8 bits", "MB", "seconds", metric, "change", "agree", "")
     before = "" if result.value is None else f"{result.value:.4f}"
     rows: list[tuple[object, ...]] = [
-        ("float32", "0 %", f"{result.megabytes:.1f}", f"{result.seconds:.1f}", before, *[""] * 4)
+        ("nothing", f"{result.megabytes:.1f}", f"{result.seconds:.1f}", before, *[""] * 3)
     ]
+    below = []
     for own in result.tried:
         span = own.interval
         verdict = "refused" if own.reasons else "passes"
         if own is result.chosen:
-            verdict = "taken by --force" if result.forced else "taken"
+            verdict = "forced" if result.forced else "taken"
         rows.append(
             (
                 own.name,
-                f"{100 * own.share:.0f} %",
                 f"{own.megabytes:.1f}",
                 f"{own.seconds:.1f}",
                 "" if own.metric is None else f"{own.metric:.4f}",
-                "" if span is None else f"{span.value:+.4f} [{span.low:+.4f}, {span.high:+.4f}]",
-                "" if own.p is None else f"{own.p:.3f}",
+                "" if span is None else f"{span.value:+.4f}",
                 "" if own.agreement is None else f"{own.agreement:.2f} %",
                 verdict,
             )
         )
+        # What is too long for a column: how sure the change is, and why a setting is refused.
+        if span is not None and own.p is not None:
+            between = f"{span.low:+.4f} to {span.high:+.4f}"
+            below.append(f"{own.name}: 95 % interval of the change {between}, p {own.p:.3f}")
+        if own.reasons:
+            below.append(f"{own.name}: {'; '.join(own.reasons)}")
     caption = f"{result.examples:,} examples, {result.instructions}"
-    table = Grid(header, rows, caption, numbers=range(1, 8)).terminal()
-    # Why not is too long for a column.
-    why = [f"{own.name}: {'; '.join(own.reasons)}" for own in result.tried if own.reasons]
-    return Group(table, *(Text(in_line(line)) for line in why))
+    table = Grid(header, rows, caption, numbers=range(1, 6)).terminal()
+    return Group(table, *(Text(in_line(line)) for line in below))
 
 
 def export_view(result: OnnxExport | CTranslate2Export) -> RenderableType:
