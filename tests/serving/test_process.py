@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -172,6 +173,26 @@ def test_a_body_of_100_megabytes_takes_no_memory(process: Process) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
     assert process.request("GET", "/readyz").status == 200
     assert process.peak - before < 16_000
+
+
+def test_who_hangs_up_in_a_stream_frees_the_place(process: Process) -> None:
+    body = {"model": "lm", "prompt": "the", "max_tokens": 4000, "stream": True, "temperature": 0}
+    content = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+        )
+        received = b""
+        while b"data: " not in received:
+            received += connection.recv(1000)
+    wait_until(lambda: "pretune_queue_length 0.0" in metrics(process), 60)
+    (written,) = re.findall(r'generated_tokens_total\{model="lm"\} (\d+)', metrics(process))
+    assert int(written) < 3000
+
+
+def metrics(process: Process) -> str:
+    return process.request("GET", "/metrics").body.decode()
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
