@@ -20,7 +20,7 @@ from pretune.inference.generate import TextGenerator
 from pretune.inference.predict import Predictor, records_of, shown_inputs
 from pretune.serving.held_model import HeldModel
 from pretune.serving.jobs import Ask, BatchRun, Done, Failed, Generate, Part, Piece
-from pretune.serving.worker import Engine, Link
+from pretune.serving.worker import BatchEngine, Link
 from tests.serving.models import model_of, options_for, same, unlabelled
 from tests.tasks.every_task import CASES
 
@@ -35,7 +35,7 @@ class Turns:
         self._link = Link(theirs)
         self.told: list[Any] = []
         self._link.send = self.told.extend  # type: ignore[method-assign]
-        self.engine = Engine(self._link, self.models, options)
+        self.engine = BatchEngine(self._link, self.models, options)
         self._theirs, self._asked = theirs, 0
 
     def ask(self, kind: Any, payload: Any, seconds: float = 60.0, **options: Any) -> int:

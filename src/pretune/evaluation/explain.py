@@ -16,7 +16,7 @@ from pretune.bundle.bundle import Bundle
 from pretune.data.batch import FeatureSet, PackedBatch
 from pretune.evaluation.examine import Examined, batch_of
 from pretune.inference.predict import task_of
-from pretune.tasks.base import HasCertainty
+from pretune.tasks.certainty import HasCertainty
 
 #: Attention maps of more tokens cannot be read.
 MAX_MAP_TOKENS = 64

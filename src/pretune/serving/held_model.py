@@ -54,10 +54,10 @@ from pretune.serving.refusal import Refusal, invalid, over_limit
 from pretune.tasks.base import (
     AnyTask,
     CarriesState,
-    HasCertainty,
     ReadsStream,
     WritesAnswers,
 )
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.dialogue.dialogue import Chat
 from pretune.tasks.dialogue.layouts import ConversationLayout, Ends, TurnLayout
 from pretune.tasks.masked_lm.mask_lm import MaskLm

@@ -3,7 +3,7 @@
 A message is a list of these values, behind its length:
 
     front -> worker   Ask, Cancel, Prepare, TakeOver, Abandon, Stop
-    worker -> front   Loaded | Unloadable, then Part, Done, Failed, BatchRun, Prepared, Unusable
+    worker -> front   Loaded | Unloadable, then Part, Done, Failed, BatchRun, Preloaded, Unusable
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class BatchRun:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preloaded:
     """A newer model is there and can take over."""
 
     model: str

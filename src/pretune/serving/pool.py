@@ -29,8 +29,8 @@ from pretune.serving.jobs import (
     Kind,
     Loaded,
     Part,
+    Preloaded,
     Prepare,
-    Prepared,
     Served,
     Stop,
     TakeOver,
@@ -473,11 +473,11 @@ class Pool:
         if isinstance(message, BatchRun):
             sizes = message.tokens, message.requests, message.seconds
             self._observer.batch_done(message.model, message.kind, *sizes)
-        elif isinstance(message, Prepared | Unusable):
+        elif isinstance(message, Preloaded | Unusable):
             swap = self._swap
             if swap is None or (message.model, message.attempt) != (swap.model, swap.attempt):
                 return  # of a swap that another worker's refusal ended
-            if isinstance(message, Prepared):
+            if isinstance(message, Preloaded):
                 swap.served = message.served
             swap.settle(worker, message.message if isinstance(message, Unusable) else None)
 

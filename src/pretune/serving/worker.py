@@ -44,8 +44,8 @@ from pretune.serving.jobs import (
     Failed,
     Loaded,
     Part,
+    Preloaded,
     Prepare,
-    Prepared,
     Stop,
     TakeOver,
     Unloadable,
@@ -93,7 +93,7 @@ def main(sock: socket.socket, options: ServeOptions, versions: Mapping[str, int]
             link.send([Unloadable(f"{type(error).__name__}: {error}", ours=True)])
             return
         link.send([Loaded(tuple(model.served for model in models.values()), notes)])
-        Engine(link, models, options).run()
+        BatchEngine(link, models, options).run()
 
 
 def _loaded(
@@ -141,7 +141,7 @@ class Link:
         return unpacked(body) if body else [Stop()]
 
 
-class Engine:
+class BatchEngine:
     """Answers the requests of the front.
 
     Args:
@@ -248,7 +248,7 @@ class Engine:
         """Load a newer model beside the one that answers."""
         key = message.model, message.attempt
         source = dict(self._options.models)[message.model]
-        answer: Prepared | Unusable
+        answer: Preloaded | Unusable
         try:
             model = HeldModel(message.model, source, message.version, self._options)
             model.probe()
@@ -259,7 +259,7 @@ class Engine:
         else:
             if key not in self._abandoned:
                 self._beside[key] = model
-            answer = Prepared(*key, model.served)
+            answer = Preloaded(*key, model.served)
         with suppress(OSError):  # the front is gone
             self._link.send([answer])
 

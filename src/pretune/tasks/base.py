@@ -600,17 +600,6 @@ class CarriesState(ABC):
         """
 
 
-class HasCertainty(ABC):
-    """Ability: says how sure the model is of its answer, in a number that has derivatives."""
-
-    @abstractmethod
-    def certainty(self, outputs: Any, batch: PackedBatch) -> Tensor:
-        """Return how sure the model is of its answer to a batch of one sequence, a scalar.
-
-        The log-probability of the answer, or what the answer was chosen by; of a score, itself.
-        """
-
-
 class WritesAnswers(ABC):
     """Ability of a task whose answers are texts that the model writes token by token.
 

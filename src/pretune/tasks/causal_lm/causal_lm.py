@@ -23,7 +23,6 @@ from pretune.models.heads.vocabulary import Scores
 from pretune.models.language_model import StatefulLM
 from pretune.tasks.base import (
     CarriesState,
-    HasCertainty,
     Loss,
     Prediction,
     ReadsCorpus,
@@ -35,6 +34,7 @@ from pretune.tasks.base import (
     usual_length,
 )
 from pretune.tasks.causal_lm.blocks import stored_blocks, stream_blocks, text_stream
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import (

@@ -18,7 +18,8 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError, did_you_mean
-from pretune.tasks.base import HasCertainty, Loss, Prediction, TaskOptions
+from pretune.tasks.base import Loss, Prediction, TaskOptions
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.classification.counts import class_figures, class_table
 from pretune.tasks.distillation.teachable import Comparison, compare_classes
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake

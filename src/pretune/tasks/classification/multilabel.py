@@ -19,7 +19,8 @@ from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
 from pretune.models.config import brief
-from pretune.tasks.base import Calibrated, HasCertainty, Loss, Prediction, TaskOptions
+from pretune.tasks.base import Calibrated, Loss, Prediction, TaskOptions
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.classification.counts import class_table, label_figures
 from pretune.tasks.classification.label_lists import count_flags, flag, is_number, parse_list
 from pretune.tasks.distillation.teachable import Comparison, compare_flags

@@ -33,7 +33,6 @@ from pretune.models.heads.language import PreTrainingOutput
 from pretune.models.heads.vocabulary import Scores
 from pretune.tasks.base import (
     DrawsAnew,
-    HasCertainty,
     Loss,
     Prediction,
     ReadsCorpus,
@@ -43,6 +42,7 @@ from pretune.tasks.base import (
     published_architecture,
     usual_length,
 )
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import TeachableTokens
 from pretune.tasks.grading import EachLoss
 from pretune.tasks.losses import CrossEntropyOptions, perplexity, token_losses, with_perplexity

@@ -21,7 +21,6 @@ from pretune.errors import DataError
 from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
-    HasCertainty,
     Loss,
     Metrics,
     Prediction,
@@ -30,6 +29,7 @@ from pretune.tasks.base import (
     published_architecture,
     usual_length,
 )
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import as_number
 from pretune.tokenizers.tokenizer import Tokenizer

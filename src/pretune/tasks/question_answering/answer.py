@@ -22,7 +22,6 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.tasks.base import (
     Calibrated,
-    HasCertainty,
     Loss,
     Prediction,
     ReadsWindows,
@@ -30,6 +29,7 @@ from pretune.tasks.base import (
     TaskOptions,
     usual_length,
 )
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import Comparison, Teachable
 from pretune.tasks.grading import Decision, EachLoss, Grade, Mistake
 from pretune.tasks.labels import finite

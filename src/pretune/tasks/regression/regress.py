@@ -17,7 +17,8 @@ from pretune.data.arrays import Array
 from pretune.data.batch import Features, PackedBatch
 from pretune.data.records import Records
 from pretune.errors import DataError
-from pretune.tasks.base import HasCertainty, Loss, Metrics, Prediction, TaskOptions
+from pretune.tasks.base import Loss, Metrics, Prediction, TaskOptions
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import Comparison
 from pretune.tasks.grading import EachLoss, Grade
 from pretune.tasks.labels import as_number

@@ -22,7 +22,6 @@ from pretune.models.backbone import Backbone
 from pretune.models.families import build_head
 from pretune.models.heads.token import TagScores
 from pretune.tasks.base import (
-    HasCertainty,
     Loss,
     Prediction,
     ReadsWindows,
@@ -30,6 +29,7 @@ from pretune.tasks.base import (
     TaskOptions,
     usual_length,
 )
+from pretune.tasks.certainty import HasCertainty
 from pretune.tasks.distillation.teachable import Comparison, Teachable, compare_classes
 from pretune.tasks.grading import Decision, EachLoss, Grade
 from pretune.tasks.labels import (
