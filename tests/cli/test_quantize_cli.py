@@ -76,7 +76,7 @@ def test_nothing_passes_nothing_is_written(
     assert not (tmp_path / "small").exists()
     forced = pretune("quantize", run, "--data", data, "-o", tmp_path / "small", "--force")
     assert forced.exit_code == 0, forced.output
-    assert "taken by --force" in forced.output
+    assert "forced" in forced.output
     assert "written with --force" in pretune("predict", tmp_path / "small", "x").output
 
 

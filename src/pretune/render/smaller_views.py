@@ -56,7 +56,7 @@ def gate_view(result: GateResult) -> RenderableType:
     header = ("in 8 bits", "MB", "seconds", metric, "change", "agree", "")
     before = "" if result.value is None else f"{result.value:.4f}"
     rows: list[tuple[object, ...]] = [
-        ("nothing", f"{result.megabytes:.1f}", f"{result.seconds:.1f}", before, *[""] * 3)
+        ("nothing (float32)", f"{result.megabytes:.1f}", f"{result.seconds:.1f}", before, *[""] * 3)
     ]
     below = []
     for own in result.tried:
