@@ -125,7 +125,7 @@ def test_tokenize_tells_ids_texts_and_places(
 
 def test_info_tells_what_is_served(client: TestClient) -> None:
     info = client.get("/models/labels/info").json()
-    assert info["model_id"] == "runs/labels"
+    assert info["model_id"] == "labels"
     assert info["model_type"]["classifier"]["id2label"]["0"] == "good"
     assert info["max_client_batch_size"] == 2048
     assert client.get("/info").json()["model_type"] == {"embedding": {"pooling": "mean"}}

@@ -217,7 +217,7 @@ def test_the_server_itself_is_the_first_model(
 def test_health_and_info_of_an_endpoint(ask: Any, address: str) -> None:
     client = InferenceClient(model=f"{address}/models/labels", provider="hf-inference")
     assert client.health_check()
-    assert client.get_endpoint_info()["model_id"] == "runs/labels"
+    assert client.get_endpoint_info()["model_id"] == "labels"
 
 
 # Batches, which the client does not send.

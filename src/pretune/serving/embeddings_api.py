@@ -244,7 +244,8 @@ class EmbeddingsApi:
         served = self._service.model(named)
         options = self._options
         return {
-            "model_id": served.source,
+            # Not its source, which may be a path on this machine.
+            "model_id": served.name,
             "model_sha": None,
             "model_dtype": "float32" if options.precision == "auto" else options.precision,
             "model_type": _model_type(served),
