@@ -155,7 +155,7 @@ class Visit:
 
     def until(self, holds: str) -> None:
         """Wait for what the page's own rules let no string of JavaScript wait for."""
-        wait_until(lambda: bool(self.page.evaluate(holds)))
+        wait_until(lambda: bool(self.page.evaluate(holds)), 60)
 
     def status(self) -> str:
         return "".join(self.texts("[role=tabpanel] .row > .status"))
@@ -176,7 +176,7 @@ def visits(browser: Any, site: str) -> Iterator[Callable[..., Visit]]:
     def visit(address: str = site, *, refused: bool = False, **settings: Any) -> Visit:
         settings = {"locale": "en-US", **settings}
         own = Visit(browser.new_context(**settings).new_page(), address)
-        own.page.set_default_timeout(10_000)
+        own.page.set_default_timeout(60_000)
         own.page.on("request", lambda request: own.asked.append(request.url))
         own.page.on("pageerror", lambda error: own.errors.append(str(error)))
 
@@ -686,7 +686,7 @@ def test_a_key_is_asked_for(visits: Any, service: PageService, tmp_path: Path) -
             visit.until(
                 "document.querySelector('.key').hidden === !document.querySelector('.error')"
             )
-        visit.page.get_by_role("tab", name="Try it").wait_for()
+        visit.page.get_by_role("tab", name="Nearest texts").wait_for()
         stored = visit.page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]")
         assert stored == [{"pretune-key": "the-right-key-of-this-server"}, {}, ""]
         visit.ask("labels", text="good")

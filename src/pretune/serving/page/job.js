@@ -15,11 +15,11 @@ document.addEventListener("keydown", event => {
  * Make a form.
  *
  * action: the text of ours on its button.
- * parts: what stands above the button; after: what stands beside it; plain: it is not the main one;
- * enter: whether Enter alone starts it in controls with `data-enter`.
+ * parts: what stands above the button; after: what stands beside it; plain: it is not the main one.
+ * Ctrl+Enter starts it from any box, and Enter alone from those with `data-enter`.
  * work(signal, status): does it; `status(key, values)` says how far it is. Returns what to say then.
  */
-export function job(action, parts, work, { after = [], enter = false, plain = false } = {}) {
+export function job(action, parts, work, { after = [], plain = false } = {}) {
   let control = null;
   const button = say(h("button", { class: plain ? null : "primary" }), action);
   const line = h("span", { class: "status", role: "status" });
@@ -64,7 +64,7 @@ export function job(action, parts, work, { after = [], enter = false, plain = fa
       // Enter also chooses a word of an input method: that is no wish to send.
       if (event.key !== "Enter" || event.isComposing || event.shiftKey) return;
       const writing = event.target.tagName === "TEXTAREA";
-      if (writing && (event.ctrlKey || event.metaKey || (enter && event.target.dataset.enter))) {
+      if (writing && (event.ctrlKey || event.metaKey || "enter" in event.target.dataset)) {
         event.preventDefault();
         run();
       }

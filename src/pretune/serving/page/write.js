@@ -104,7 +104,7 @@ export function chatView(model) {
         message.value ||= content;
       }
     }
-  }, { enter: true, after: [say(h("button", { type: "button", onclick() {
+  }, { after: [say(h("button", { type: "button", onclick() {
     form.stop();
     messages = [];
     log.replaceChildren();
