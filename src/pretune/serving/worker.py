@@ -81,19 +81,27 @@ def main(sock: socket.socket, options: ServeOptions, versions: Mapping[str, int]
     sys.setswitchinterval(SWITCH_SECONDS)
     if options.workers > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
-    link = Link(sock)
     with suppress(OSError):  # the front is gone
-        try:
-            models, notes = _loaded(options, versions)
-        except PretuneError as error:
-            link.send([Unloadable(error.message, error.hint)])
-            return
-        except Exception as error:
-            traceback.print_exc()  # no request has come yet
-            link.send([Unloadable(f"{type(error).__name__}: {error}", ours=True)])
-            return
-        link.send([Loaded(tuple(model.served for model in models.values()), notes)])
-        BatchEngine(link, models, options).run()
+        _answer_all(Link(sock), options, versions)
+    # There is nothing to save: taking the interpreter apart takes long, and the front waits.
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
+def _answer_all(link: Link, options: ServeOptions, versions: Mapping[str, int]) -> None:
+    """Load models, or say why not, and answer until the front says stop."""
+    try:
+        models, notes = _loaded(options, versions)
+    except PretuneError as error:
+        link.send([Unloadable(error.message, error.hint)])
+        return
+    except Exception as error:
+        traceback.print_exc()  # no request has come yet
+        link.send([Unloadable(f"{type(error).__name__}: {error}", ours=True)])
+        return
+    link.send([Loaded(tuple(model.served for model in models.values()), notes)])
+    BatchEngine(link, models, options).run()
 
 
 def _loaded(
