@@ -21,7 +21,7 @@ from pretune.inference.predict import Predictor, records_of, shown_inputs
 from pretune.serving.held_model import HeldModel
 from pretune.serving.jobs import Ask, BatchRun, Done, Failed, Generate, Part, Piece
 from pretune.serving.worker import BatchEngine, Link
-from tests.serving.models import model_of, options_for, same, unlabelled
+from tests.serving.models import model_of, options_for, same, saved, unlabelled
 from tests.tasks.every_task import CASES
 
 
@@ -522,3 +522,26 @@ def test_a_model_says_what_it_can_do(
     assert ("chat" in served.abilities) == (writes and task != "causal_lm")
     assert ("fill" in served.abilities) == task.startswith("mask_lm")
     assert served.parameters == sum(p.numel() for p in load(folder(task)).model.parameters())
+
+
+def test_candidates_of_a_translation_are_those_of_the_option(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    bundle = CASES["translate"].bundle(tiny_folder, tmp_path / "made")
+    assert bundle.task is not None
+    bundle.task.options = bundle.task.options.model_copy(update={"beams": 3, "max_length": 12})
+    turns = Turns({"translate": saved(bundle, tmp_path / "model")})
+    plain = turns.ask("predict", ["the good film"])
+    several = turns.ask("predict", ["the good film"], candidates=2)
+    too_many = turns.ask("predict", ["the good film"], candidates=4)
+    turns.turns(plain, several, too_many)
+    assert turns.answer(plain)[0]["candidates"] == []
+    chosen = load(tmp_path / "model", options={"candidates": 2})
+    (expected,) = Predictor(chosen, device="cpu").predict(
+        records_of(Predictor(chosen, device="cpu").task, ["the good film"])
+    )
+    assert same(turns.answer(several)[0]["candidates"], expected.to_dict()["candidates"])
+    assert len(turns.answer(several)[0]["candidates"]) == 2
+    assert (turns.answer(too_many).status, turns.answer(too_many).kind) == (422, "invalid")
+    turns.close()
