@@ -34,9 +34,8 @@ class ReadPrompts:
         """A copy of one of the prompts; this one stays as it is."""
         state = copy.deepcopy(self.state)
         state.select([place])
-        lists = (self.prompts, self.windows, self.lengths)
-        prompts, windows, lengths = ([every[place]] for every in lists)
-        return ReadPrompts(prompts, windows, lengths, self.logits[[place]], state)
+        prompt, window, length = self.prompts[place], self.windows[place], self.lengths[place]
+        return ReadPrompts([prompt], [window], [length], self.logits[[place]], state)
 
 
 class SequenceReader:
