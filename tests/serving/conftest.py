@@ -50,9 +50,6 @@ def server(fake: FakeService) -> Iterator[LiveServer]:
             max_depth=8,
             max_values=500,
             max_top_k=5,
-            header_seconds=0.4,
-            body_seconds=0.4,
-            write_seconds=0.4,
             timeout=20,
         ),
     )

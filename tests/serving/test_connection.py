@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import pytest
@@ -17,12 +18,20 @@ BODY = json.dumps({"inputs": ["the good film"]}).encode()
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
 
+@pytest.fixture(scope="module")
+def hasty(fake: FakeService) -> Iterator[LiveServer]:
+    """A server that waits for nobody."""
+    seconds = {"header_seconds": 0.4, "body_seconds": 0.4}
+    with closing(LiveServer(fake, some_options(max_body=100_000, **seconds))) as live:
+        yield live
+
+
 def asked(body: bytes = BODY, more: bytes = b"") -> bytes:
     return HEAD + more + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
-def test_who_sends_a_head_byte_by_byte_is_cut_off(server: LiveServer) -> None:
-    with server.connect() as connection:
+def test_who_sends_a_head_byte_by_byte_is_cut_off(hasty: LiveServer) -> None:
+    with hasty.connect() as connection:
         connection.settimeout(0.05)
         received = b""
         for byte in GET * 9:  # never a blank line
@@ -38,22 +47,22 @@ def test_who_sends_a_head_byte_by_byte_is_cut_off(server: LiveServer) -> None:
         received += rest_of(connection)
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"within 0.4 seconds" in received
-    assert server.is_well()
+    assert hasty.is_well()
 
 
-def test_who_says_nothing_is_cut_off(server: LiveServer) -> None:
-    assert server.raw(b"").startswith(b"HTTP/1.1 408 ")
+def test_who_says_nothing_is_cut_off(hasty: LiveServer) -> None:
+    assert hasty.raw(b"").startswith(b"HTTP/1.1 408 ")
 
 
-def test_who_sends_a_body_slowly_is_told(server: LiveServer) -> None:
-    received = server.raw(HEAD + b"Content-Length: 100\r\n\r\n{")
+def test_who_sends_a_body_slowly_is_told(hasty: LiveServer) -> None:
+    received = hasty.raw(HEAD + b"Content-Length: 100\r\n\r\n{")
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"body_seconds" in received
-    assert server.app.state.traffic.held == 0
+    assert hasty.app.state.traffic.held == 0
 
 
-def test_who_goes_on_sending_after_an_early_answer_is_cut_off(server: LiveServer) -> None:
-    with server.connect() as connection:
+def test_who_goes_on_sending_after_an_early_answer_is_cut_off(hasty: LiveServer) -> None:
+    with hasty.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: 5000000\r\n\r\n")
         # The server closes, although more was announced.
         assert rest_of(connection).startswith(b"HTTP/1.1 413 ")
