@@ -34,8 +34,13 @@ class ReadPrompts:
         """A copy of one of the prompts; this one stays as it is."""
         state = copy.deepcopy(self.state)
         state.select([place])
-        prompt, window, length = self.prompts[place], self.windows[place], self.lengths[place]
-        return ReadPrompts([prompt], [window], [length], self.logits[[place]], state)
+        return ReadPrompts(
+            [self.prompts[place]],
+            [self.windows[place]],
+            [self.lengths[place]],
+            self.logits[[place]],
+            state,
+        )
 
 
 class SequenceReader:
