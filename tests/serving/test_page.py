@@ -408,9 +408,10 @@ def test_a_conversation_is_remembered_until_a_new_one(visits: Any, service: Page
     )
     asked = [system, first, {"role": "assistant", "content": reply}]
     assert service.prompts[-1][0] == [*asked, {"role": "user", "content": "for ever"}]
+    visit.page.keyboard.press("Escape")
+    visit.until("document.querySelector('[role=tabpanel] .status').textContent === 'Stopped.'")
     visit.press("New chat")
     assert visit.shown(".turn").count() == 0
-    visit.until("document.querySelector('[role=tabpanel] .status').textContent === 'Stopped.'")
     box.fill("bad?")
     box.press("Enter")
     wait_until(lambda: service.prompts[-1][0] == [system, {"role": "user", "content": "bad?"}])
