@@ -488,6 +488,7 @@ def test_files_are_read_as_they_are_written(
         "input[type=file]",
         {"name": "表.csv", "mimeType": "text/csv", "buffer": text.encode(encoding)},
     )
+    visit.shown(".drop bdi").wait_for()
     assert visit.texts(".drop bdi") == ["表.csv"]
     # Its heading names no columns of the model: the person says what they are.
     visit.page.get_by_label("The first row is the heading").check()
