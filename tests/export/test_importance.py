@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,21 @@ def test_the_loss_by_masks_of_each_example(name: str, tiny_folder: Path, tmp_pat
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
     assert all(p.grad is None for p in bundle.model.parameters())
     assert not bundle.backbone.layers[0]._forward_pre_hooks
+
+
+def test_a_batch_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    """Without the collector of cycles, which hardly runs where few objects are made."""
+    bundle, records = CASES["classify"].bundle(tiny_folder, tmp_path), CASES["classify"].records(7)
+    seen: list[weakref.ref[Tensor]] = []
+    down = bundle.backbone.layers[0].feed_forward.down
+    down.register_forward_pre_hook(lambda part, args: seen.append(weakref.ref(args[0])))
+    gc.disable()
+    try:
+        importance_by_loss(bundle, records, device="cpu", batch_tokens=60)
+        assert len(seen) > 1
+        assert [ref() for ref in seen] == [None] * len(seen)
+    finally:
+        gc.enable()
 
 
 def test_without_data_the_weights_count(tiny_folder: Path, tmp_path: Path) -> None:

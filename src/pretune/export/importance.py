@@ -113,9 +113,12 @@ class _Tally:
         (x,), layout = args, self._layout
         assert layout is not None  # noqa: S101 - the layer's own hook came before
 
+        # Not `x` itself: it holds the hook, and the two would keep a whole graph alive.
+        values = x.detach()
+
         def add(grad: Tensor) -> None:
-            moved = (x.detach() * grad)[: layout.total].view(layout.total, units, -1).sum(-1)
-            lengths = torch.tensor(layout.lengths, device=x.device)
+            moved = (values * grad)[: layout.total].view(layout.total, units, -1).sum(-1)
+            lengths = torch.tensor(layout.lengths, device=values.device)
             owner = torch.repeat_interleave(lengths)
             each = moved.new_zeros(len(lengths), units).index_add_(0, owner, moved)
             sums.add_(each.abs().sum(0).cpu())
