@@ -373,7 +373,7 @@ def test_a_stream_is_stopped(visits: Any, service: PageService, how: str) -> Non
         visit.page.get_by_role("tab", name="Model card").click()
         visit.page.keyboard.press("Escape")
         visit.page.get_by_role("tab", name="Complete").click()
-        assert visit.page.get_by_role("button", name="Stop").is_visible()
+        visit.page.get_by_role("button", name="Stop").wait_for()
     visit.press("Stop") if how == "Stop" else visit.page.keyboard.press("Escape")
     visit.until("document.querySelector('[role=tabpanel] .status').textContent === 'Stopped.'")
     wait_until(lambda: service.closed == before + 1)
