@@ -160,7 +160,7 @@ class TestWhoIsGone:
             wait_until(lambda: fake.begun == begun + 1)
         wait_until(lambda: fake.given_up == given_up + 1)
         wait_until(lambda: not server.app.state.traffic.tasks)
-            wait_until(lambda: server.app.state.traffic.held == 0)  # it answers before it forgets
+        wait_until(lambda: server.app.state.traffic.held == 0)  # it answers before it forgets
         assert 'status="499"' in server.request("GET", "/metrics").body.decode()
 
 
@@ -188,7 +188,7 @@ def test_bodies_together_have_a_limit(fake: FakeService) -> None:
         waiting.join()
         assert replies[0].status == 200
         assert server.post({"inputs": ["x" * 300]}).status == 200
-            wait_until(lambda: server.app.state.traffic.held == 0)  # it answers before it forgets
+        wait_until(lambda: server.app.state.traffic.held == 0)  # it answers before it forgets
     fake.release.clear()
 
 
