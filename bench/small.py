@@ -116,7 +116,8 @@ def make(name: str, options: argparse.Namespace) -> dict[str, list[Path]]:
         taught.append(run(output, f"distilled-{seed}", "distill", settings))
     # From the teacher without its least important parts, one epoch more.
     cut = output / "cut"
-    told(cut, "prune", teacher, "--heads", "0.3", "--ffn", "0.5", "--data", training)
+    parts = ("--heads", "0.3", "--ffn", "0.5", "--data", training, "--limit", "2000")
+    told(cut, "prune", teacher, *parts)
     once = {**data, **TRAIN, "train.epochs": 1, "model.from": str(cut)}
     folders = {
         "teacher": [teacher],
