@@ -306,11 +306,11 @@ def pretrain(options: argparse.Namespace) -> None:
     seconds = json.loads((taught / "result.json").read_text())["seconds"]
     # How long an update without a teacher takes; the first are slower.
     short = {"train.max_steps": 40, "train.eval_every": 40}
-    pilot = run(output, "pilot", "mlm", {**settings, **short})
+    pilot = run(output, "pilot", "distill-mlm", {**settings, **short, "teacher": None})
     each = json.loads((pilot / "result.json").read_text())["seconds"] / 40
     count = round(seconds / each)
     steps = {"train.max_steps": count, "train.eval_every": count // 4}
-    alone = run(output, "alone", "mlm", {**settings, **steps})
+    alone = run(output, "alone", "distill-mlm", {**settings, **steps, "teacher": None})
     print("| student | updates | seconds | perplexity of masked tokens |\n|---|---|---|---|")
     for name, folder in (("with the teacher", taught), ("without", alone)):
         result = json.loads((folder / "result.json").read_text())
