@@ -332,7 +332,7 @@ def books(output: Path) -> dict[str, Any]:
         lines = [" ".join(each.split()) for book in parts for each in book]
         kept = [line for line in lines if 200 <= len(line) <= 800]
         kept = kept if part == "train" else kept[:: max(1, len(kept) // 600)]
-        target.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        target.write_text("\n\n".join(kept) + "\n", encoding="utf-8")
     return {f"data.{part}": str(output / f"{part}.txt") for part in chosen}
 
 
