@@ -16,8 +16,7 @@ from pretune.text.terminal import hanging
 
 if TYPE_CHECKING:
     from pretune.bundle.bundle import Bundle
-    from pretune.export.ctranslate2_folder import CTranslate2Export
-    from pretune.export.onnx_files import OnnxExport
+    from pretune.export.onnx_files import EngineExport
 
 #: The formats, and what the name of an export ends in.
 _FORMATS = {"onnx": "-onnx", "gguf": ".gguf", "ctranslate2": "-ctranslate2"}
@@ -154,7 +153,7 @@ def _shown_refusal(*, as_json: bool) -> Iterator[None]:
         raise
 
 
-def _write(to: str, bundle: Bundle, target: Path, **how: Any) -> OnnxExport | CTranslate2Export:
+def _write(to: str, bundle: Bundle, target: Path, **how: Any) -> EngineExport:
     if to == "onnx":
         from pretune.export.onnx_files import export_onnx
 
@@ -164,7 +163,7 @@ def _write(to: str, bundle: Bundle, target: Path, **how: Any) -> OnnxExport | CT
     return export_ctranslate2(bundle, target, **how)
 
 
-def _show(to: str, result: OnnxExport | CTranslate2Export, *, int8: bool, as_json: bool) -> None:
+def _show(to: str, result: EngineExport, *, int8: bool, as_json: bool) -> None:
     """Print what was written, and the program that runs it."""
     from pretune.render.smaller_views import export_view, gate_view
 

@@ -10,8 +10,8 @@ example.py          runs it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pretune.export.onnx_check import OutputDifference, compare_outputs
 from pretune.export.onnx_files import (
     EXAMPLE,
     GATE_FILE,
+    EngineExport,
     exported_model,
     refuse_different,
     write_json,
@@ -38,7 +39,7 @@ from pretune.export.onnx_files import (
 from pretune.export.onnx_models import LANGUAGE_MODELS, Exported
 from pretune.export.output_folder import check_new_folder
 from pretune.export.packages import needed
-from pretune.export.quality_gate import GateError, GateLimits, GateResult, SmallerForm, judge
+from pretune.export.quality_gate import GateError, GateLimits, SmallerForm, judge
 from pretune.models.layers import Linear, sinusoidal_positions
 from pretune.models.transformer import LAYER_NORM_EPS
 from pretune.tasks.dialogue.dialogue import Dialogue
@@ -74,32 +75,6 @@ _ACTIVATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class CTranslate2Export:
-    """What was written.
-
-    Attributes:
-        folder: where.
-        files: the size of the weights in bytes, by the name of their file.
-        difference: float32 and the model itself.
-        int8: int8 and the model itself; None: it was not asked for, and the folder has float32.
-        gate: int8 on labelled data; None: not measured.
-        example: a Python program that runs it.
-    """
-
-    folder: Path
-    files: Mapping[str, int]
-    difference: OutputDifference
-    int8: OutputDifference | None
-    gate: GateResult | None
-    example: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        gate = None if self.gate is None else self.gate.to_dict()
-        return {**asdict(self), "folder": str(self.folder), "gate": gate}
-
-
 def export_ctranslate2(
     source: str | Path | Bundle,
     folder: Path,
@@ -110,7 +85,7 @@ def export_ctranslate2(
     force: bool = False,
     allow_pickle: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> CTranslate2Export:
+) -> EngineExport:
     """Write a model for CTranslate2 into a new folder.
 
     Args:
@@ -163,7 +138,7 @@ def export_ctranslate2(
             files = {WEIGHTS: (place / WEIGHTS).stat().st_size}
     except OSError as error:
         raise not_writable(folder, "--output", error) from None
-    return CTranslate2Export(folder, files, differences[False], differences.get(True), gate, text)
+    return EngineExport(folder, files, differences[False], differences.get(True), gate, text)
 
 
 def _check_supported(bundle: Bundle) -> None:

@@ -63,13 +63,12 @@ MEASURED = (
 
 
 @dataclass(frozen=True)
-class OnnxExport:
-    """What was written.
+class EngineExport:
+    """What was written for another engine.
 
     Attributes:
         folder: where.
-        opset: version of ONNX's operators.
-        files: the size of each ONNX file in bytes, by its name.
+        files: the size of each file of weights in bytes, by its name.
         difference: float32 and the model itself.
         int8: int8 and the model itself; None: not written.
         gate: int8 on labelled data; None: not measured.
@@ -77,7 +76,6 @@ class OnnxExport:
     """
 
     folder: Path
-    opset: int
     files: Mapping[str, int]
     difference: OutputDifference
     int8: OutputDifference | None
@@ -88,6 +86,13 @@ class OnnxExport:
         """JSON-ready values."""
         gate = None if self.gate is None else self.gate.to_dict()
         return {**asdict(self), "folder": str(self.folder), "gate": gate}
+
+
+@dataclass(frozen=True)
+class OnnxExport(EngineExport):
+    """What was written, with the version of ONNX's operators."""
+
+    opset: int
 
 
 def export_onnx(
@@ -155,7 +160,7 @@ def export_onnx(
         raise not_writable(folder, "--output", error) from None
     program = example(bundle, exported)
     return OnnxExport(
-        folder, opset, sizes, differences[False], differences.get(True), gate, program
+        folder, sizes, differences[False], differences.get(True), gate, program, opset
     )
 
 

@@ -11,8 +11,7 @@ from pretune.render.grid import Grid
 from pretune.text.terminal import in_line
 
 if TYPE_CHECKING:
-    from pretune.export.ctranslate2_folder import CTranslate2Export
-    from pretune.export.onnx_files import OnnxExport
+    from pretune.export.onnx_files import EngineExport
     from pretune.export.pruning import PruningResult
     from pretune.export.quality_gate import GateResult
 
@@ -86,7 +85,7 @@ def gate_view(result: GateResult) -> RenderableType:
     return Group(table, *(Text(in_line(line)) for line in below))
 
 
-def export_view(result: OnnxExport | CTranslate2Export) -> RenderableType:
+def export_view(result: EngineExport) -> RenderableType:
     """Lay out the files of an export, and how far their outputs are from the model's own."""
     title = f"compared with the model on {result.difference.texts} random texts"
     if (opset := getattr(result, "opset", None)) is not None:
