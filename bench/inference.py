@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clock import peak_of, say_peak
+from clock import peak_of, say_peak, settle
 from machine import parse, table
 
 OURS = "pretune"
@@ -286,17 +286,6 @@ def measure_many(
             engines[engine](texts)
             rates[engine].append(len(texts) / (time.perf_counter() - start))
     return rates
-
-
-def settle(answers: Answers, texts: Sequence[Text]) -> None:
-    """Let the engine before come to rest, and this one meet each text.
-
-    onnxruntime's threads wait for more work by trying again and again, and for a while take a core
-    from whoever comes next: four times the milliseconds of one text were seen.
-    """
-    time.sleep(0.1)
-    for text in texts:
-        answers([text])
 
 
 def measure_single(

@@ -43,6 +43,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from clock import settle
 from machine import parse, table
 from trained import run
 
@@ -199,8 +200,7 @@ def speed(name: str, texts: list[str], engines: dict[str, Labels], rounds: int) 
     single: dict[str, list[float]] = {kind: [] for kind in engines}
     for number in range(rounds + 1):
         for kind in engines if number % 2 else reversed(list(engines)):
-            time.sleep(0.2)  # the threads of the engine before go on trying for a while
-            engines[kind](texts[:1])
+            settle(engines[kind], texts[:1])
             start = time.perf_counter()
             engines[kind](texts)
             taken = time.perf_counter() - start
