@@ -328,15 +328,21 @@ def test_metrics(fake: FakeService) -> None:
 
 
 class TestDraining:
+    @staticmethod
+    def under_way(live: LiveServer) -> tuple[Traffic, threading.Thread, list[Reply]]:
+        """A request that is not answered before the service lets it."""
+        traffic: Traffic = live.app.state.traffic
+        replies: list[Reply] = []
+        body = {"model": "slow", "inputs": ["x"]}
+        running = threading.Thread(target=lambda: replies.append(live.post(body)))
+        running.start()
+        wait_until(lambda: len(traffic.tasks) == 1)
+        return traffic, running, replies
+
     def test_takes_nothing_more_and_finishes_what_runs(self, fake: FakeService) -> None:
         fake.release.clear()
         with closing(LiveServer(fake, some_options())) as live:
-            traffic: Traffic = live.app.state.traffic
-            replies: list[Reply] = []
-            body = {"model": "slow", "inputs": ["x"]}
-            running = threading.Thread(target=lambda: replies.append(live.post(body)))
-            running.start()
-            wait_until(lambda: len(traffic.tasks) == 1)
+            traffic, running, replies = self.under_way(live)
             assert live.request("GET", "/readyz").status == 200
             traffic.draining = True
             assert live.request("GET", "/readyz").status == 503
@@ -352,12 +358,7 @@ class TestDraining:
     def test_gives_up_what_takes_too_long(self, fake: FakeService) -> None:
         fake.release.clear()
         with closing(LiveServer(fake, some_options())) as live:
-            traffic: Traffic = live.app.state.traffic
-            replies: list[Reply] = []
-            body = {"model": "slow", "inputs": ["x"]}
-            running = threading.Thread(target=lambda: replies.append(live.post(body)))
-            running.start()
-            wait_until(lambda: len(traffic.tasks) == 1)
+            traffic, running, replies = self.under_way(live)
             (task,) = traffic.tasks
             task.get_loop().call_soon_threadsafe(traffic.give_up)
             running.join()
